@@ -1,0 +1,74 @@
+"""The engine's settings: frozen, checked when made, the same words as on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Offloading = Literal["reactive", "proactive"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything the engine needs to know before the first request.
+
+    Raises:
+        ValueError: for a value outside its range; the message names the setting and the range.
+    """
+
+    model: str = "smollm2-135m"
+    """A name from the catalog, or the path of a Hugging Face folder."""
+    dummy_weights: bool = False
+    """Seeded random weights: nothing is downloaded, the speed is real, the text is not."""
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    """auto: the checkpoint's on a GPU; on a CPU bfloat16 where it computes it natively, else float32."""
+    seed: int = 0
+
+    policy: str = "sj-mlfq"
+    """A registered policy's name, or ``package.module:Class``."""
+    starvation_limit: float = 10.0
+    """MLFQ's alpha: seconds a job may wait since it last ran before it is promoted to the first queue."""
+    max_batch_size: int = 16
+    max_tokens_per_batch: int = 2048
+    """New tokens computed in one step. A longer prompt is computed over several steps."""
+    max_model_len: int | None = None
+    """Longest prompt + output; None: what the model was made for."""
+
+    block_size: int = 16
+    """Tokens in a KV block."""
+    num_device_blocks: int | None = None
+    """None: from ``device_memory_utilization``."""
+    device_memory_utilization: float = 0.9
+    """On a GPU the share of its memory for weights, activations and KV; on a CPU, where the operating
+    system's own need comes first, the share of what is available after loading, capped by
+    ``fgengine.kv.sizing.CPU_POOL_LIMIT_BYTES``."""
+    swap_space_bytes: int = 2 * 1024**3
+    """Size of the host pool; 0: an evicted request is recomputed."""
+    offloading: Offloading = "reactive"
+    profile: Path | None = None
+    """A profile written by ``fgengine.profiler``; None: measured when the policy needs one."""
+
+    def __post_init__(self) -> None:
+        def at_least(name: str, low: float) -> None:
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise ValueError(f"{name} must be at least {low}, not {value}")
+
+        at_least("max_batch_size", 1)
+        at_least("max_tokens_per_batch", 1)
+        at_least("max_model_len", 2)
+        at_least("num_device_blocks", 1)
+        at_least("swap_space_bytes", 0)
+        at_least("seed", 0)
+        if self.block_size not in (8, 16, 32, 64, 128):
+            raise ValueError(f"block_size must be 8, 16, 32, 64 or 128, not {self.block_size}")
+        if not 0.0 < self.device_memory_utilization <= 1.0:
+            raise ValueError(
+                f"device_memory_utilization must be above 0 and at most 1, not {self.device_memory_utilization}"
+            )
+        if not self.starvation_limit > 0.0:
+            raise ValueError(f"starvation_limit must be above 0 seconds, not {self.starvation_limit}")
