@@ -1,0 +1,163 @@
+"""The server's own options, declared once: a command takes them all with ``@takes_server_options``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from fgengine.config import Device, Dtype, EngineConfig
+
+GIB = 1024**3
+DEFAULTS = EngineConfig()
+
+
+def _option(panel: str, help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel)
+
+
+_model = functools.partial(_option, "Model")
+_scheduling = functools.partial(_option, "Scheduling")
+_memory = functools.partial(_option, "Memory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """What ``fgbench serve`` takes and ``fgbench run`` passes on; the names are the command line's."""
+
+    model: Annotated[str, _model("A catalog name, or a Hugging Face folder.", "--model")] = DEFAULTS.model
+    tokenizer: Annotated[
+        str | None, _model("Another model's tokenizer: a catalog name or a folder.", "--tokenizer")
+    ] = None
+    device: Annotated[Device, _model("Where the model runs; auto: a GPU if there is one.", "--device")] = (
+        DEFAULTS.device
+    )
+    dtype: Annotated[Dtype, _model("Number format of weights and KV.", "--dtype")] = DEFAULTS.dtype
+    use_dummy_weights: Annotated[
+        bool,
+        _model(
+            "Random weights: no download, real speed, no sense.", "--use-dummy-weights", "--dummy-weights"
+        ),
+    ] = DEFAULTS.dummy_weights
+    max_model_len: Annotated[
+        int | None, _model("Longest prompt + output, tokens; default: the model's.", "--max-model-len")
+    ] = None
+    seed: Annotated[int, _model("Of dummy weights and unseeded sampling.", "--seed")] = DEFAULTS.seed
+
+    policy: Annotated[
+        str, _scheduling("fcfs, mlfq, sj-mlfq, srpt, or package.module:Class.", "--policy", "--sched-policy")
+    ] = DEFAULTS.policy
+    use_skip_join: Annotated[
+        bool, _scheduling("With mlfq: the same as --policy sj-mlfq.", "--use-skip-join")
+    ] = False
+    starvation_limit: Annotated[
+        float, _scheduling("Seconds without a run until MLFQ promotes a job.", "--starvation-limit")
+    ] = DEFAULTS.starvation_limit
+    max_batch_size: Annotated[int, _scheduling("Requests in one step.", "--max-batch-size")] = (
+        DEFAULTS.max_batch_size
+    )
+    max_tokens_per_batch: Annotated[
+        int, _scheduling("New tokens in one step; longer prompts are chunked.", "--max-tokens-per-batch")
+    ] = DEFAULTS.max_tokens_per_batch
+    profile: Annotated[
+        Path | None,
+        _scheduling("Cost model from 'fgbench profile'.", "--profile", "--profiling-file"),
+    ] = None
+
+    block_size: Annotated[int, _memory("Tokens in a KV block.", "--block-size")] = DEFAULTS.block_size
+    gpu_memory_utilization: Annotated[
+        float,
+        _memory("Share of device memory to use.", "--gpu-memory-utilization", "--device-memory-utilization"),
+    ] = DEFAULTS.device_memory_utilization
+    num_device_blocks: Annotated[
+        int | None, _memory("KV blocks on the device, by hand.", "--num-device-blocks")
+    ] = None
+    swap_space: Annotated[
+        float, _memory("Host memory for evicted KV, GiB; 0: recompute.", "--swap-space")
+    ] = DEFAULTS.swap_space_bytes / GIB
+    proactive_offloading: Annotated[
+        bool, _memory("Offload KV before the device is full.", "--proactive-offloading")
+    ] = DEFAULTS.offloading == "proactive"
+
+    @property
+    def effective_policy(self) -> str:
+        """The policy with ``use_skip_join`` applied.
+
+        Raises:
+            ValueError: skip-join asked for with a policy that has no queues to skip.
+        """
+        if not self.use_skip_join or self.policy == "sj-mlfq":
+            return self.policy
+        if self.policy == "mlfq":
+            return "sj-mlfq"
+        raise ValueError(f"--use-skip-join goes with --policy mlfq or sj-mlfq, not {self.policy}")
+
+    def to_engine_config(self) -> EngineConfig:
+        """Raises ValueError for a value out of range, naming it."""
+        if not 0.0 <= self.swap_space < 2**30:
+            raise ValueError(f"--swap-space must be 0 or more GiB, not {self.swap_space}")
+        if self.profile is not None and not self.profile.is_file():
+            raise ValueError(f"--profile: there is no file {self.profile}; 'fgbench profile' writes one")
+        return EngineConfig(
+            model=self.model,
+            dummy_weights=self.use_dummy_weights,
+            device=self.device,
+            dtype=self.dtype,
+            seed=self.seed,
+            policy=self.effective_policy,
+            starvation_limit=self.starvation_limit,
+            max_batch_size=self.max_batch_size,
+            max_tokens_per_batch=self.max_tokens_per_batch,
+            max_model_len=self.max_model_len,
+            block_size=self.block_size,
+            num_device_blocks=self.num_device_blocks,
+            device_memory_utilization=self.gpu_memory_utilization,
+            swap_space_bytes=int(self.swap_space * GIB),
+            offloading="proactive" if self.proactive_offloading else "reactive",
+            profile=self.profile,
+        )
+
+    def to_argv(self) -> list[str]:
+        """The options that differ from their defaults, as ``fgbench serve`` takes them."""
+        argv: list[str] = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            flag = "--" + field.name.replace("_", "-")
+            argv += [flag] if value is True else [flag, str(value)]
+        return argv
+
+
+def takes_server_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one command-line option for each field of its parameter ``server: ServerOptions``.
+
+    typer reads a command's options from its signature: here the parameter ``server`` is replaced in it
+    by the fields of ``ServerOptions``, and put together again when the command is called.
+    """
+    hints = get_type_hints(ServerOptions, include_extras=True)
+    options = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in fields(ServerOptions)
+    ]
+    own_hints = get_type_hints(command, include_extras=True)
+    own = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=own_hints[p.name])
+        for p in inspect.signature(command).parameters.values()
+        if p.name != "server"
+    ]
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        server = ServerOptions(**{option.name: values.pop(option.name) for option in options})
+        command(server=server, **values)
+
+    parameters = [*own, *options]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapper
