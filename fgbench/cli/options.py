@@ -138,18 +138,21 @@ def takes_server_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one command-line option for each field of its parameter ``server: ServerOptions``.
 
     typer reads a command's options from its signature: here the parameter ``server`` is replaced in it
-    by the fields of ``ServerOptions``, and put together again when the command is called.
+    by the fields of ``ServerOptions``, and put together again when the command is called. A field the
+    command has an option of its own for (``run --seed``) is the command's, and stays at its default here.
     """
     hints = get_type_hints(ServerOptions, include_extras=True)
-    options = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-        for f in fields(ServerOptions)
-    ]
     own_hints = get_type_hints(command, include_extras=True)
     own = [
         p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=own_hints[p.name])
         for p in inspect.signature(command).parameters.values()
         if p.name != "server"
+    ]
+    own_names = {p.name for p in own}
+    options = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in fields(ServerOptions)
+        if f.name not in own_names
     ]
 
     @functools.wraps(command)
