@@ -47,3 +47,12 @@ class StepResult:
     tokens: dict[str, int] = field(default_factory=dict)
     logprobs: dict[str, float] = field(default_factory=dict)
     """Only for the requests that asked for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """A request's new token. On its last one ``request.finish_reason`` is set."""
+
+    request: Request
+    token: int
+    logprob: float | None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["length", "stop", "abort", "error"]
+Phase = Literal["queued", "swapped", "prefill", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,41 @@ class Request:
     """Times it was left out of a batch after it had run in the one before."""
     bytes_moved: int = 0
     """KV bytes copied between device and host for it, both ways."""
+    phase: Phase = "queued"
+    phase_since: float = 0.0
+    seconds: dict[Phase, float] = field(
+        default_factory=lambda: {"queued": 0.0, "swapped": 0.0, "prefill": 0.0, "decode": 0.0}
+    )
+    """Seconds spent in each phase that has ended. Once finished they sum to the JCT on the engine's clock."""
 
     @classmethod
     def new(cls, id: str, prompt: list[int], params: SamplingParams, arrival: float) -> Request:
         if not prompt:
             raise ValueError("a prompt needs at least one token")
-        return cls(id=id, prompt_len=len(prompt), params=params, arrival=arrival, tokens=list(prompt))
+        return cls(
+            id=id,
+            prompt_len=len(prompt),
+            params=params,
+            arrival=arrival,
+            tokens=list(prompt),
+            phase_since=arrival,
+        )
+
+    def enter(self, phase: Phase, now: float) -> None:
+        """Charge the time since the last change to the phase that ends here."""
+        if phase != self.phase:
+            self.seconds[self.phase] += now - self.phase_since
+            self.phase = phase
+            self.phase_since = now
+
+    def finish(self, reason: FinishReason, now: float) -> None:
+        self.seconds[self.phase] += now - self.phase_since
+        self.phase_since = now
+        self.finish_reason = reason
+
+    def accounting(self) -> dict[str, float]:
+        """Where its time went: seconds a phase; preemptions; KV bytes moved."""
+        return {**self.seconds, "preemptions": self.preemptions, "bytes_moved": self.bytes_moved}
 
     @property
     def num_known(self) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+Direction = Literal["offload", "upload"]
+
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
@@ -13,7 +15,7 @@ class Transfer:
 
     id: int
     request_id: str
-    direction: Literal["offload", "upload"]
+    direction: Direction
     source: Sequence[int]
     target: Sequence[int]
 

@@ -1,0 +1,156 @@
+"""The engine: a loop over scheduler, runner and copy engine, the same for execution and simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import count
+from typing import Protocol
+
+from fgengine.clock import Clock, WallClock
+from fgengine.config import EngineConfig
+from fgengine.kv.manager import KVManager
+from fgengine.kv.transfer import CopyEngine
+from fgengine.plan import StepPlan, StepResult, TokenEvent
+from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.policy import PolicyContext, make_policy, policy_class
+from fgengine.scheduling.scheduler import Limits, RequestRefused, Scheduler
+
+__all__ = ["Engine", "RequestRefused", "Runner", "TokenEvent"]
+
+
+class Runner(Protocol):
+    def execute(self, plan: StepPlan) -> StepResult: ...
+
+
+class Engine:
+    """Serves requests step by step. Not thread-safe: one thread adds, aborts and steps."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        copies: CopyEngine,
+        clock: Clock,
+        *,
+        model_name: str = "",
+        vocab_size: int = 2**31,
+    ) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.copies = copies
+        self.clock = clock
+        self.model_name = model_name
+        self.vocab_size = vocab_size
+        self._ids = count()
+
+    @classmethod
+    def from_config(cls, config: EngineConfig, report: Callable[[str], None] = lambda line: None) -> Engine:
+        """Load the model, size the pools and, where the policy needs one, find or measure a profile.
+
+        ``report`` is told each slow step in a sentence. Raises ValueError for a model, policy or profile
+        that cannot be used.
+        """
+        from fgengine import profiler
+        from fgengine.execution.runner import TorchRunner
+        from fgengine.model import catalog, store
+
+        policy = policy_class(config.policy)  # a misspelt name should not cost a model load
+        shape = catalog.shape_of(config.model)
+        folder = None if config.dummy_weights else store.folder_of(config.model)
+        if folder is None and not config.dummy_weights:
+            raise ValueError(
+                f"the weights of {config.model} are not here: pull them with `fgbench models pull "
+                f"{config.model}`, or ask for dummy weights"
+            )
+        report(f"loading {config.model}")
+        runner = TorchRunner.create(config, shape, folder)
+        cost = profiler.ensure(config, runner, report).cost if policy.needs_cost else None
+        scheduler = Scheduler(
+            make_policy(config.policy, PolicyContext(cost, config.starvation_limit)),
+            KVManager(runner.num_device_blocks, runner.num_host_blocks, config.block_size),
+            Limits(
+                max_batch_size=config.max_batch_size,
+                max_tokens_per_batch=config.max_tokens_per_batch,
+                max_model_len=runner.max_model_len,
+                eos_token_ids=frozenset(shape.eos_token_ids),
+                block_bytes=runner.block_bytes,
+            ),
+            proactive=config.offloading == "proactive",
+        )
+        return cls(
+            scheduler,
+            runner,
+            runner.copies,
+            WallClock(),
+            model_name=config.model,
+            vocab_size=shape.vocab_size,
+        )
+
+    @property
+    def max_model_len(self) -> int:
+        return self.scheduler.limits.max_model_len
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, id: str, prompt: list[int], params: SamplingParams) -> Request:
+        """Queue a request. Raises RequestRefused, with the reason, for one that could never run."""
+        if not prompt:
+            raise RequestRefused("the prompt is empty; it needs at least one token")
+        if min(prompt) < 0 or max(prompt) >= self.vocab_size:
+            raise RequestRefused(f"the prompt has token ids outside 0 .. {self.vocab_size - 1}")
+        now = self.clock.now()
+        request = Request.new(id, prompt, params, now)
+        self.scheduler.add(request, now)
+        return request
+
+    def abort(self, id: str) -> bool:
+        """Stop a request and free what it holds; False when it is not running (any more)."""
+        return self.scheduler.abort(id, self.clock.now()) is not None
+
+    def step(self) -> list[TokenEvent]:
+        """One iteration: the new tokens, or none after waiting for a copy.
+
+        Any exception means that the engine cannot go on.
+        """
+        self.scheduler.copied(self.copies.done(), self.clock.now())
+        plan = self.scheduler.schedule(self.clock.now())
+        for transfer in (*plan.offloads, *plan.uploads):
+            self.copies.submit(transfer)
+        if plan.items:
+            return self.scheduler.update(self.runner.execute(plan), self.clock.now())
+        if self.scheduler.kv.transfers_in_flight:
+            self.scheduler.copied(self.copies.wait(), self.clock.now())
+        elif self.has_work:
+            raise RuntimeError(
+                "the scheduler is stuck: there is work, yet nothing runs and nothing is copied"
+            )
+        return []
+
+    def generate(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[Request]:
+        """Serve all prompts together; the finished requests, in the prompts' order."""
+        requests = [self.add(f"generate-{next(self._ids)}", prompt, params) for prompt in prompts]
+        while not all(request.finished for request in requests):
+            self.step()
+        return requests
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start, and the state now: requests in each place, free blocks of each pool."""
+        scheduler, kv = self.scheduler, self.scheduler.kv
+        running, swapped = scheduler.num_running, scheduler.num_swapped
+        return {
+            **asdict(scheduler.counters),
+            "running": running,
+            "swapped": swapped,
+            "waiting": len(scheduler.requests) - running - swapped,
+            "free_device_blocks": kv.device.num_free,
+            "num_device_blocks": kv.device.num_blocks,
+            "free_host_blocks": kv.host.num_free,
+            "num_host_blocks": kv.host.num_blocks,
+            "transfers_in_flight": kv.transfers_in_flight,
+        }
+
+    def close(self) -> None:
+        self.copies.close()

@@ -1,0 +1,153 @@
+"""What a scheduling policy is, and how one is found by name.
+
+A policy orders requests. It sees requests, predicted seconds (the cost model) and measured seconds
+(``on_step``); never blocks, tensors or clocks. The scheduler fills the batch in its order and takes
+memory from those at its end.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sortedcontainers import SortedDict
+
+from fgengine.cost import CostModel
+from fgengine.request import Request
+
+Priority = tuple[float, ...]
+"""Compared as a tuple; the smaller runs sooner."""
+
+ENTRY_POINTS = "fgengine.policies"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyContext:
+    """What a policy may know when it is made."""
+
+    cost: CostModel | None = None
+    """Present when the policy's ``needs_cost`` is true, else perhaps not."""
+    starvation_limit: float = 10.0
+    """Seconds."""
+
+
+class Policy(ABC):
+    """An order over the unfinished requests it was given."""
+
+    summary: ClassVar[str] = ""
+    """One line for lists of policies."""
+    needs_cost: ClassVar[bool] = False
+
+    def __init__(self, context: PolicyContext) -> None:
+        self.context = context
+
+    @abstractmethod
+    def add(self, request: Request, now: float) -> None: ...
+
+    @abstractmethod
+    def remove(self, request: Request) -> None:
+        """It has finished or was aborted."""
+
+    @abstractmethod
+    def order(self, now: float) -> Iterator[Request]:
+        """All requests, the next to run first. Lazy: the scheduler takes about a batch of them.
+
+        Nothing is added or removed while the iterator is in use.
+        """
+
+    @abstractmethod
+    def priority(self, request: Request) -> Priority:
+        """The request's place: distinct, and ascending along ``order``."""
+
+    def on_step(self, request: Request, seconds: float, now: float) -> None:
+        """The request was in a batch that took ``seconds``, and goes on. Its progress is already updated."""
+
+
+class SortedPolicy(Policy):
+    """A policy that is a sort key: subclass it and write ``key``. O(log n) a change."""
+
+    def __init__(self, context: PolicyContext) -> None:
+        super().__init__(context)
+        self._queue: Any = SortedDict()
+        self._places: dict[str, Priority] = {}
+        self._serial = 0
+
+    @abstractmethod
+    def key(self, request: Request) -> Priority:
+        """The smaller runs sooner; equal keys run in order of arrival.
+
+        It may depend on the request's progress, which changes only when the request has run.
+        """
+
+    def add(self, request: Request, now: float) -> None:
+        self._serial += 1
+        place = (*self.key(request), float(self._serial))
+        self._places[request.id] = place
+        self._queue[place] = request
+
+    def remove(self, request: Request) -> None:
+        del self._queue[self._places.pop(request.id)]
+
+    def order(self, now: float) -> Iterator[Request]:
+        return iter(self._queue.values())
+
+    def priority(self, request: Request) -> Priority:
+        return self._places[request.id]
+
+    def on_step(self, request: Request, seconds: float, now: float) -> None:
+        old = self._places[request.id]
+        new = (*self.key(request), old[-1])
+        if new != old:
+            del self._queue[old]
+            self._queue[new] = request
+            self._places[request.id] = new
+
+
+_BUILT_IN = {
+    "fcfs": "fgengine.scheduling.fcfs:FCFS",
+    "mlfq": "fgengine.scheduling.mlfq:MLFQ",
+    "sj-mlfq": "fgengine.scheduling.mlfq:SkipJoinMLFQ",
+    "srpt": "fgengine.scheduling.srpt:SRPT",
+}
+
+
+def policy_names() -> list[str]:
+    """Names that ``policy_class`` finds: the built-in ones, then those of installed packages."""
+    installed = {entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    return [*_BUILT_IN, *sorted(installed - set(_BUILT_IN))]
+
+
+def policy_class(name: str) -> type[Policy]:
+    """The class behind a built-in name, an entry point of ``fgengine.policies`` or ``package.module:Class``.
+
+    Raises ValueError, naming the policies there are, when there is none.
+    """
+    target = _BUILT_IN.get(name) or (name if ":" in name else None)
+    if target is None:
+        for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+            if entry.name == name:
+                target = entry.value
+    if target is None:
+        raise ValueError(
+            f"there is no policy {name!r}; there are {', '.join(policy_names())}, or package.module:Class"
+        )
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"policy {name!r} could not be loaded from {target}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Policy)):
+        raise ValueError(f"policy {name!r}: {target} is not a subclass of fgengine.scheduling.policy.Policy")
+    return found
+
+
+def make_policy(name: str, context: PolicyContext) -> Policy:
+    """Raises ValueError when the name is unknown or the policy needs a cost model and there is none."""
+    cls = policy_class(name)
+    if cls.needs_cost and context.cost is None:
+        raise ValueError(f"policy {name!r} needs a profile: run `fgbench profile` or give one with --profile")
+    return cls(context)

@@ -1,0 +1,21 @@
+"""A runner whose steps take what the cost model says, on a virtual clock."""
+
+from __future__ import annotations
+
+from fgengine.clock import VirtualClock
+from fgengine.cost import CostModel, StepShape
+from fgengine.plan import StepPlan, StepResult
+
+
+class SimulatedRunner:
+    """Computes nothing: every token is 0."""
+
+    def __init__(self, cost: CostModel, clock: VirtualClock) -> None:
+        self.cost = cost
+        self.clock = clock
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        seconds = self.cost.step_seconds(StepShape.of_plan(plan))
+        self.clock.advance(seconds)
+        tokens = {item.request.id: 0 for item in plan.items if item.yields_token}
+        return StepResult(plan.step, seconds, tokens)
