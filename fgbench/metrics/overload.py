@@ -1,0 +1,68 @@
+"""Was the load above capacity? Told from the records alone. Pure.
+
+Above capacity a backlog grows for as long as requests arrive, so a mean latency says how many requests
+were sent, not how good the server is. Such runs must be marked.
+
+**Method.** The *shortfall* of a run compares two amounts of output tokens at the moment of the last
+arrival: what the server had delivered, and what it would have delivered had no request waited, each
+streaming from the moment it was scheduled (plus a typical unqueued first-token time: the 10th percentile
+of TTFT) at the run's typical pace (the median over requests of the median gap between pieces, which
+preemption, being rare gaps, does not move). A server that keeps up falls short only by what its bounded
+queue holds, a share that vanishes as the run grows; one that is offered rho times its capacity falls short
+by 1 - 1/rho. A shortfall above ``THRESHOLD`` is overload. Tokens are counted, not requests, because
+work left over does not depend on the order of service: SRPT keeps few requests waiting even when it drowns.
+
+**Limits.** Load within about 10% of capacity is not told apart from capacity. A run much shorter than the
+time it takes to fill the batch cannot show overload and is not marked. Requests that failed or were never
+finished (an interrupted run) are not seen. Answers that were not streamed cannot be judged.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+
+from fgbench.client.record import RequestRecord
+from fgbench.metrics.latency import ttft
+
+THRESHOLD = 0.1
+MIN_REQUESTS = 20
+
+
+def shortfall(records: Sequence[RequestRecord]) -> float | None:
+    """Share of the tokens due by the last arrival that had not been delivered by then, 0 to 1.
+
+    None where it cannot be told: fewer than ``MIN_REQUESTS`` streamed answers, or all scheduled at once.
+    """
+    import numpy as np
+
+    streams = [record for record in records if record.ok and len(record.token_times) > 1]
+    if len(streams) < MIN_REQUESTS:
+        return None
+    first_token_time = float(np.percentile([ttft(record) or 0.0 for record in streams], 10))
+    gap = median(_typical_gap(record.token_times) for record in streams)
+    end = max(record.scheduled for record in records)
+    due = delivered = 0.0
+    for record in streams:
+        pieces = len(record.token_times)
+        ideal = _ideal_pieces(end - record.scheduled - first_token_time, gap, pieces)
+        due += record.output_tokens * ideal / pieces
+        delivered += record.output_tokens * bisect_right(record.token_times, end) / pieces
+    return max(0.0, 1.0 - delivered / due) if due > 0.0 else None
+
+
+def is_overloaded(share: float | None) -> bool:
+    return share is not None and share > THRESHOLD
+
+
+def _ideal_pieces(seconds: float, gap: float, pieces: int) -> float:
+    """How many of ``pieces`` have come ``seconds`` after the first one, one every ``gap`` seconds."""
+    if seconds < 0.0:
+        return 0.0
+    return float(pieces) if seconds >= gap * (pieces - 1) else 1.0 + seconds / gap
+
+
+def _typical_gap(times: Sequence[float]) -> float:
+    return median(later - earlier for earlier, later in pairwise(times))

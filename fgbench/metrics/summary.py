@@ -1,0 +1,162 @@
+"""All the figures of one run, computed from its request records and nothing else. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from fgbench.client.record import RequestRecord
+from fgbench.metrics import latency
+from fgbench.metrics.overload import is_overloaded, shortfall
+from fgbench.metrics.statistics import Distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Seconds, tokens, requests per second. Latencies and throughput are over requests answered in full;
+    failed ones are counted in ``failed`` and ``errors`` and nowhere else."""
+
+    requests: int
+    ok: int
+    failed: int
+    duration_s: float
+    """From the first scheduled departure to the end of the last response."""
+    prompt_tokens: int
+    output_tokens: int
+    request_throughput: float
+    """Requests answered in full per second of ``duration_s``."""
+    output_token_throughput: float
+    total_token_throughput: float
+    """Prompt and output tokens per second."""
+    offered_rate: float | None
+    """Requests per second the workload asks for; infinite where all leave at once."""
+    achieved_rate: float | None
+    """Requests per second that left the client while it was sending."""
+    overloaded: bool
+    """The load was above capacity (``fgbench.metrics.overload`` says how that is told, and when it cannot
+    be), or all was sent at once: means depend on the number of requests."""
+    shortfall: float | None
+    """Share of the tokens due by the last arrival that were not delivered by then; None: cannot be told."""
+    errors: dict[str, int] = field(default_factory=dict)
+    """Failed requests by error class."""
+
+    lag: Distribution | None = None
+    ttft: Distribution | None = None
+    jct: Distribution | None = None
+    normalized_latency: Distribution | None = None
+    tpot: Distribution | None = None
+    itl: Distribution | None = None
+    ttft_from_sent: Distribution | None = None
+    jct_from_sent: Distribution | None = None
+    normalized_latency_from_sent: Distribution | None = None
+
+    server_requests: int = 0
+    """Requests that came with the server's own account; the totals below are over these."""
+    server_totals: dict[str, float] = field(default_factory=dict)
+    """Sums of what the server accounted for: preemptions, bytes_moved, and seconds in each state."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; an infinite rate is the string "inf"."""
+        data = asdict(self)
+        if self.offered_rate is not None and math.isinf(self.offered_rate):
+            data["offered_rate"] = "inf"
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Summary:
+        """Unknown keys are left aside, so that older readers can read newer files.
+
+        Raises:
+            ValueError: a figure is missing.
+        """
+        known = {f.name for f in fields(cls)}
+        kept = {key: value for key, value in data.items() if key in known}
+        for name in DISTRIBUTIONS:
+            if kept.get(name) is not None:
+                kept[name] = Distribution.from_dict(kept[name])
+        if kept.get("offered_rate") is not None:
+            kept["offered_rate"] = float(kept["offered_rate"])
+        try:
+            return cls(**kept)
+        except TypeError as error:
+            raise ValueError(f"not a summary: {error}") from None
+
+
+DISTRIBUTIONS = (
+    "lag",
+    "ttft",
+    "jct",
+    "normalized_latency",
+    "tpot",
+    "itl",
+    "ttft_from_sent",
+    "jct_from_sent",
+    "normalized_latency_from_sent",
+)
+
+
+def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None) -> Summary:
+    """The figures of a run, also of one that was interrupted; no records give zeros."""
+    good = [record for record in records if record.ok]
+    duration = _duration(records)
+    prompt_tokens = sum(record.prompt_tokens for record in good)
+    output_tokens = sum(record.output_tokens for record in good)
+    per_second = 1.0 / duration if duration > 0.0 else 0.0
+    behind = shortfall(records)
+    all_at_once = offered_rate is not None and math.isinf(offered_rate)
+    accounts = [record.server for record in good if record.server]
+    totals: dict[str, float] = {}
+    for account in accounts:
+        for name, value in account.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return Summary(
+        requests=len(records),
+        ok=len(good),
+        failed=len(records) - len(good),
+        duration_s=duration,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        request_throughput=len(good) * per_second,
+        output_token_throughput=output_tokens * per_second,
+        total_token_throughput=(prompt_tokens + output_tokens) * per_second,
+        offered_rate=offered_rate,
+        achieved_rate=_rate([record.sent for record in records]),
+        overloaded=all_at_once or is_overloaded(behind),
+        shortfall=behind,
+        errors=dict(Counter(_error_class(record) for record in records if not record.ok)),
+        lag=Distribution.of(map(latency.lag, records)),
+        ttft=Distribution.of(map(latency.ttft, good)),
+        jct=Distribution.of(map(latency.jct, good)),
+        normalized_latency=Distribution.of(map(latency.normalized_latency, good)),
+        tpot=Distribution.of(map(latency.tpot, good)),
+        itl=Distribution.of(gap for record in good for gap in latency.itl(record)),
+        ttft_from_sent=Distribution.of(latency.ttft(record, "sent") for record in good),
+        jct_from_sent=Distribution.of(latency.jct(record, "sent") for record in good),
+        normalized_latency_from_sent=Distribution.of(
+            latency.normalized_latency(record, "sent") for record in good
+        ),
+        server_requests=len(accounts),
+        server_totals=totals,
+    )
+
+
+def _error_class(record: RequestRecord) -> str:
+    """``http 500`` of ``http 500: the engine stopped``."""
+    return (record.error or "").partition(":")[0].strip()
+
+
+def _duration(records: Sequence[RequestRecord]) -> float:
+    ends = [record.finished for record in records if record.finished is not None]
+    if not ends:
+        return 0.0
+    return max(0.0, max(ends) - min(record.scheduled for record in records))
+
+
+def _rate(moments: Sequence[float]) -> float | None:
+    """Events per second between the first and the last; None where they are at one moment."""
+    if len(moments) < 2 or max(moments) <= min(moments):
+        return None
+    return (len(moments) - 1) / (max(moments) - min(moments))

@@ -1,0 +1,37 @@
+"""Numbers as people read them. Pure."""
+
+from __future__ import annotations
+
+import math
+
+
+def seconds(value: float | None) -> str:
+    """Three significant digits with the unit that suits the size."""
+    if value is None or math.isnan(value):
+        return "-"
+    if abs(value) >= 100.0:
+        return f"{value:.0f} s"
+    if abs(value) >= 1.0:
+        return f"{value:.3g} s"
+    if abs(value) >= 0.1:
+        return f"{value * 1e3:.0f} ms"
+    if abs(value) >= 1e-3:
+        return f"{value * 1e3:.3g} ms"
+    return "0 s" if value == 0.0 else f"{value * 1e6:.3g} µs"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, never in scientific notation for what is large."""
+    if value is None or math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "all at once"
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+
+def size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(num_bytes) < 1024.0:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024.0
+    return f"{num_bytes:.3g} TiB"

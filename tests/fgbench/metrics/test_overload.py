@@ -1,0 +1,74 @@
+"""Overload on traces of an M/G/c queue, whose load relative to capacity is known."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+import pytest
+
+from fgbench.client.record import RequestRecord
+from fgbench.metrics.overload import is_overloaded, shortfall
+
+SERVERS, MEAN_TOKENS, GAP = 16, 100, 0.02
+
+
+def queue_trace(
+    load: float, num_requests: int, seed: int, shortest_first: bool = False
+) -> list[RequestRecord]:
+    """Poisson arrivals at ``load`` times the capacity of 16 slots that stream a token every 20 ms."""
+    rng = np.random.default_rng(seed)
+    tokens = np.maximum(2, rng.exponential(MEAN_TOKENS, num_requests).astype(int))
+    rate = load * SERVERS / (tokens.mean() * GAP)
+    gaps = rng.exponential(1.0, num_requests)
+    arrivals = np.cumsum(gaps / gaps.mean() / rate)  # the load of the trace is exact
+    free, waiting, records, arrived = [0.0] * SERVERS, [], [], 0
+    while len(records) < num_requests:
+        now = heapq.heappop(free)
+        if not waiting and arrived < num_requests:
+            now = max(now, arrivals[arrived])
+        while arrived < num_requests and arrivals[arrived] <= now:
+            heapq.heappush(waiting, (tokens[arrived] if shortest_first else arrived, arrived))
+            arrived += 1
+        index = heapq.heappop(waiting)[1]
+        n = int(tokens[index])
+        times = tuple((now + GAP * np.arange(1, n + 1)).tolist())
+        heapq.heappush(free, times[-1])
+        scheduled = float(arrivals[index])
+        records.append(
+            RequestRecord(
+                index, scheduled, scheduled, 5, n, n, times[0], times[-1], times, finished=times[-1]
+            )
+        )
+    return records
+
+
+@pytest.mark.parametrize("shortest_first", [False, True])
+@pytest.mark.parametrize("load", [0.3, 0.7, 0.9])
+def test_below_capacity_is_not_marked(load: float, shortest_first: bool) -> None:
+    for seed in range(8):
+        assert not is_overloaded(shortfall(queue_trace(load, 300, seed, shortest_first)))
+
+
+@pytest.mark.parametrize("shortest_first", [False, True])
+@pytest.mark.parametrize("load", [1.3, 2.0])
+def test_above_capacity_is_marked_whatever_the_order_of_service(load: float, shortest_first: bool) -> None:
+    for seed in range(8):
+        behind = shortfall(queue_trace(load, 300, seed, shortest_first))
+        assert is_overloaded(behind)
+        assert behind == pytest.approx(1 - 1 / load, abs=0.1)
+
+
+@pytest.mark.parametrize("num_requests", [20, 40, 80])
+def test_short_runs_below_capacity_are_not_marked(num_requests: int) -> None:
+    """The batch fills while such a run lasts; that alone is no overload."""
+    marked = sum(is_overloaded(shortfall(queue_trace(0.7, num_requests, seed))) for seed in range(20))
+    assert marked == 0
+
+
+def test_too_little_to_tell_is_said() -> None:
+    few = queue_trace(2.0, 19, seed=0)
+    assert shortfall(few) is None
+    assert not is_overloaded(None)
+    together = [RequestRecord(i, 0.0, 0.0, 5, 2, 2, 1.0, 2.0, (1.0, 2.0), finished=2.0) for i in range(30)]
+    assert shortfall(together) is None

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from fgbench.client.record import RequestRecord
+from fgbench.metrics.summary import Summary, summarize
+
+
+def answered(index: int, scheduled: float, first: float, last: float, tokens: int = 5) -> RequestRecord:
+    times = tuple(first + (last - first) * k / (tokens - 1) for k in range(tokens))
+    return RequestRecord(
+        index=index,
+        scheduled=scheduled,
+        sent=scheduled + 0.1,
+        prompt_tokens=10,
+        asked_tokens=tokens,
+        output_tokens=tokens,
+        first_token=first,
+        last_token=last,
+        token_times=times,
+        finished=last,
+        server={"queued": 0.5, "preemptions": 2.0},
+    )
+
+
+def failed(index: int, scheduled: float, error: str) -> RequestRecord:
+    return RequestRecord(
+        index=index,
+        scheduled=scheduled,
+        sent=scheduled,
+        prompt_tokens=10,
+        asked_tokens=5,
+        output_tokens=3,
+        first_token=scheduled + 0.01,
+        last_token=scheduled + 0.02,
+        finished=scheduled + 0.02,
+        error=error,
+    )
+
+
+RUN = [
+    answered(0, 1.0, 2.0, 4.0),
+    answered(1, 2.0, 3.0, 6.0),
+    failed(2, 3.0, "http 500: the engine stopped"),
+    failed(3, 5.0, "timeout: no answer within 5 s"),
+]
+
+
+def test_figures_of_a_small_run() -> None:
+    summary = summarize(RUN, offered_rate=0.5)
+    assert (summary.requests, summary.ok, summary.failed) == (4, 2, 2)
+    assert summary.errors == {"http 500": 1, "timeout": 1}
+    assert summary.duration_s == 5.0
+    assert summary.request_throughput == pytest.approx(2 / 5)
+    assert summary.output_token_throughput == pytest.approx(10 / 5)
+    assert summary.total_token_throughput == pytest.approx(30 / 5)
+    assert summary.achieved_rate == pytest.approx(3 / (5.0 - 1.1))
+    assert summary.jct is not None
+    assert summary.jct.mean == pytest.approx(3.5)
+    assert summary.jct_from_sent is not None
+    assert summary.jct_from_sent.mean == pytest.approx(3.4)
+    assert summary.lag is not None
+    assert summary.lag.max == pytest.approx(0.1)
+    assert summary.server_requests == 2
+    assert summary.server_totals == {"queued": 1.0, "preemptions": 4.0}
+    assert not summary.overloaded
+
+
+def test_failures_are_never_throughput_or_latency() -> None:
+    summary = summarize(RUN[2:], offered_rate=0.5)
+    assert summary.output_tokens == 0
+    assert summary.request_throughput == 0.0
+    assert summary.jct is None
+
+
+def test_nothing_recorded_yet() -> None:
+    summary = summarize([], offered_rate=None)
+    assert (summary.requests, summary.duration_s, summary.achieved_rate) == (0, 0.0, None)
+
+
+def test_all_at_once_counts_as_overload() -> None:
+    assert summarize(RUN, offered_rate=math.inf).overloaded
+
+
+@pytest.mark.parametrize("rate", [0.5, math.inf, None])
+def test_json_round_trip_is_exact(rate: float | None) -> None:
+    summary = summarize(RUN, offered_rate=rate)
+    text = json.dumps(summary.to_dict(), allow_nan=False)
+    assert Summary.from_dict(json.loads(text)) == summary
+
+
+def test_newer_files_can_be_read_and_broken_ones_are_named() -> None:
+    data = summarize(RUN, offered_rate=0.5).to_dict()
+    assert Summary.from_dict({**data, "new_figure": 1}).jct is not None
+    del data["ok"]
+    with pytest.raises(ValueError, match=r"not a summary.*ok"):
+        Summary.from_dict(data)
