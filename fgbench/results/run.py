@@ -1,0 +1,87 @@
+"""A run folder as a value, and reading one back, whole or killed midway."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgbench.client.record import RequestRecord
+
+VERSION = 1
+RUN_FILE = "run.json"
+REQUESTS_FILE = "requests.jsonl"
+TABLE_FILE = "requests.parquet"
+LOG_FILE = "server.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    path: Path
+    info: dict[str, Any]
+    """run.json; results/README.md describes it."""
+    records: tuple[RequestRecord, ...]
+    """In the order in which requests ended."""
+
+    @property
+    def status(self) -> str:
+        """``complete``, ``interrupted``, ``failed``, or ``incomplete``: it never got to say how it ended,
+        because it was killed or is still running."""
+        status = str(self.info.get("status", "running"))
+        return "incomplete" if status == "running" else status
+
+    @property
+    def complete(self) -> bool:
+        return self.status == "complete"
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the result; empty where run.json does not hold it."""
+        return str(self.info.get("fingerprint", ""))
+
+
+def read_run(path: str | Path) -> Run:
+    """Reads a run folder whatever state it was left in: a request cut off in the writing is dropped.
+
+    Raises:
+        ValueError: ``path`` is no run folder, its run.json is damaged, or a later version wrote it.
+    """
+    folder = Path(path)
+    info_path = folder / RUN_FILE
+    try:
+        info = json.loads(info_path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ValueError(f"{folder} is not a run folder: it has no readable {RUN_FILE}") from None
+    except ValueError as error:
+        raise ValueError(f"{info_path} is damaged: {error}") from None
+    if not isinstance(info, dict) or not isinstance(info.get("version"), int):
+        raise ValueError(f"{info_path} is not a run description: it has no version")
+    if info["version"] > VERSION:
+        raise ValueError(
+            f"{info_path} was written by a newer fgbench (version {info['version']}, this reads {VERSION})"
+        )
+    return Run(folder, info, tuple(_records(folder / REQUESTS_FILE)))
+
+
+def find_runs(root: str | Path) -> list[Path]:
+    """Run folders right under ``root``, oldest first by the time in their names; none if there is no root."""
+    root = Path(root)
+    return sorted(p.parent for p in root.glob(f"*/{RUN_FILE}")) if root.is_dir() else []
+
+
+def _records(path: Path) -> Iterator[RequestRecord]:
+    """A line that is not whole JSON can only be the last one: each is written in one piece and flushed."""
+    if not path.is_file():
+        return
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield RequestRecord.from_dict(json.loads(line))
+        except (ValueError, TypeError, AttributeError) as error:
+            if number == len(lines):
+                return
+            raise ValueError(f"{path}, line {number} is damaged: {error}") from None

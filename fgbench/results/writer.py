@@ -1,0 +1,133 @@
+"""Writing a run folder so that whatever kills the run, every finished request stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fgbench.client.record import RequestRecord
+from fgbench.results.run import LOG_FILE, REQUESTS_FILE, RUN_FILE, TABLE_FILE, VERSION
+
+
+class RunWriter:
+    """One run folder, from creation to ``finish``. As a context manager it marks a run that raised as failed."""
+
+    def __init__(self, root: Path, info: dict[str, Any]) -> None:
+        """Makes ``root/<time>_<backend>_<dataset>_r<rate>_s<seed>`` and writes run.json, status ``running``.
+
+        ``info`` holds run.json's keys ``backend, model, workload, fingerprint, environment, ...``.
+        """
+        self._begun = time.monotonic()
+        self.info: dict[str, Any] = {
+            "version": VERSION,
+            "status": "running",
+            **info,
+            "started": _now(),
+            "ended": None,
+            "duration_s": None,
+            "summary": None,
+        }
+        self.path = _make_folder(root, info)
+        self._write_info()
+        self._requests = (self.path / REQUESTS_FILE).open("ab", buffering=0)
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / LOG_FILE
+
+    def describe(self, **parts: Any) -> None:
+        """Adds what became known after the start; rewrites run.json."""
+        self.info.update(parts)
+        self._write_info()
+
+    def append(self, record: RequestRecord) -> None:
+        """One write to the file, unbuffered: it outlives this process."""
+        self._requests.write(json.dumps(record.to_dict(), separators=(",", ":")).encode() + b"\n")
+
+    def finish(
+        self, status: str, records: Sequence[RequestRecord], summary: dict[str, Any] | None, **parts: Any
+    ) -> None:
+        """Writes requests.parquet and the last run.json. ``status``: complete, interrupted or failed."""
+        self._requests.close()
+        write_table(self.path / TABLE_FILE, records)
+        self.info |= {
+            "status": status,
+            "ended": _now(),
+            "duration_s": round(time.monotonic() - self._begun, 3),
+            "summary": summary,
+            **parts,
+        }
+        self._write_info()
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._requests.close()
+        if self.info["status"] == "running" and error is not None:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self.describe(status=status, error=str(error) or type(error).__name__, ended=_now())
+
+    def _write_info(self) -> None:
+        """A reader sees the old file or the new one, never half of one."""
+        path = self.path / RUN_FILE
+        partial = path.with_name(f".{RUN_FILE}.{os.getpid()}")
+        partial.write_text(json.dumps(self.info, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+
+def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
+    """requests.parquet: one row a request, the columns of ``RequestRecord``, in the workload's order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            ("index", pa.int64()),
+            ("scheduled", pa.float64()),
+            ("sent", pa.float64()),
+            ("prompt_tokens", pa.int64()),
+            ("asked_tokens", pa.int64()),
+            ("output_tokens", pa.int64()),
+            ("first_token", pa.float64()),
+            ("last_token", pa.float64()),
+            ("token_times", pa.list_(pa.float64())),
+            ("finished", pa.float64()),
+            ("error", pa.string()),
+            ("server", pa.map_(pa.string(), pa.float64())),
+        ]
+    )
+    rows = [asdict(r) | {"server": list(r.server.items()) if r.server else None} for r in records]
+    rows.sort(key=lambda row: row["index"])
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
+    os.replace(partial, path)
+
+
+def _make_folder(root: Path, info: dict[str, Any]) -> Path:
+    workload = info["workload"]
+    parts = [info["backend"]["name"], workload["dataset"], f"r{workload['rate']}", f"s{workload['seed']}"]
+    tail = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", str(part)) for part in parts)
+    stem = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}_{tail}"
+    for attempt in range(1, 1000):
+        path = root / (stem if attempt == 1 else f"{stem}_{attempt}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise ValueError(f"{root} already holds a thousand runs called {stem}")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

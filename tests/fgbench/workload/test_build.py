@@ -1,0 +1,116 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from fgbench.workload.arrivals import poisson_arrivals
+from fgbench.workload.build import WARMUP_OUTPUT_TOKENS, build_workload, token_id_range
+from fgbench.workload.datasets import Lengths, Synthetic
+
+TABLE = Lengths("table", tuple((i, 2 * i) for i in range(4, 104)))
+
+
+def test_the_first_request_arrives_at_zero_and_gaps_are_exponential():
+    times = poisson_arrivals(np.random.default_rng(3), 20_001, 4.0)
+    gaps = np.diff(times)
+    assert times[0] == 0.0
+    assert gaps.mean() == pytest.approx(0.25, rel=0.03)
+    assert gaps.std() == pytest.approx(0.25, rel=0.05)  # an exponential's deviation is its mean
+    assert (gaps > 0.25 * math.log(2)).mean() == pytest.approx(0.5, abs=0.02)  # and this its median
+
+
+def test_infinite_rate_is_all_at_once():
+    assert poisson_arrivals(np.random.default_rng(0), 3, math.inf) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan])
+def test_a_rate_must_be_positive(rate):
+    with pytest.raises(ValueError, match="rate must be above 0"):
+        poisson_arrivals(np.random.default_rng(0), 3, rate)
+
+
+def test_a_rate_only_stretches_the_gaps():
+    slow, fast = (build_workload(TABLE, rate=r, num_prompts=50, seed=7) for r in (0.5, 5.0))
+    assert [r.prompt for r in slow.requests] == [r.prompt for r in fast.requests]
+    assert [r.output_tokens for r in slow.requests] == [r.output_tokens for r in fast.requests]
+    assert [r.scheduled / 10 for r in slow.requests] == pytest.approx(
+        [r.scheduled for r in fast.requests], abs=1e-6
+    )
+    assert slow.prompts_fingerprint == fast.prompts_fingerprint
+    assert slow.fingerprint != fast.fingerprint
+
+
+def test_fewer_prompts_are_the_first_of_more():
+    few, many = (build_workload(TABLE, rate=1.0, num_prompts=n, seed=7) for n in (20, 50))
+    assert many.requests[:20] == few.requests
+
+
+def test_same_seed_same_workload_other_seed_another():
+    one, again, other = (build_workload(TABLE, rate=1.0, num_prompts=20, seed=s) for s in (1, 1, 2))
+    assert one == again
+    assert one.fingerprint == again.fingerprint
+    assert one.prompts_fingerprint != other.prompts_fingerprint
+
+
+def test_fingerprint_does_not_drift():
+    """Published runs are found again by it."""
+    workload = build_workload(TABLE, rate=2.0, num_prompts=5, seed=0)
+    assert workload.fingerprint == "e638526fb13536a543ee7b768d1e5ded066d81821ae11a6553000f2812ecc25a"
+
+
+def test_samples_come_without_replacement_and_warmup_is_apart():
+    workload = build_workload(TABLE, rate=1.0, num_prompts=90, num_warmup=10)
+    measured = {(r.prompt_tokens) for r in workload.requests}
+    warm = {(r.prompt_tokens) for r in workload.warmup}
+    assert len(measured) == 90
+    assert measured | warm == {p for p, _ in TABLE.pairs}
+    assert all(r.output_tokens <= WARMUP_OUTPUT_TOKENS for r in workload.warmup)
+
+
+def test_warmup_leaves_the_measured_requests_alone():
+    without, with_warmup = (build_workload(TABLE, rate=1.0, num_prompts=9, num_warmup=n) for n in (0, 5))
+    assert without.requests == with_warmup.requests
+
+
+def test_more_prompts_than_samples_go_round():
+    workload = build_workload(TABLE, rate=1.0, num_prompts=250)
+    lengths = [r.prompt_tokens for r in workload.requests]
+    assert sorted(lengths[:100]) == sorted(lengths[100:200])
+    assert len(set(lengths[200:])) == 50
+
+
+def test_prompts_are_ids_in_range_and_as_long_as_said():
+    for vocab in (None, 128_256, 512):
+        low, high = token_id_range(vocab)
+        workload = build_workload(Synthetic((3, 9), (1, 2)), rate=1.0, num_prompts=40, vocab_size=vocab)
+        for r in workload.requests:
+            assert len(r.prompt) == r.prompt_tokens
+            assert all(low <= t < high for t in r.prompt)
+    assert token_id_range(512) == (128, 512)
+    assert token_id_range(None) == token_id_range(50_272)
+    with pytest.raises(ValueError, match="too small"):
+        token_id_range(8)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [({"num_prompts": 0}, "number of prompts"), ({"seed": -1}, "seed"), ({"num_warmup": -1}, "warm-up")],
+)
+def test_numbers_out_of_range_are_refused(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        build_workload(TABLE, **{"rate": 1.0, "num_prompts": 3, **kwargs})
+
+
+def test_describe_is_json_even_at_an_infinite_rate():
+    import json
+
+    workload = build_workload(TABLE, rate=math.inf, num_prompts=3)
+    described = json.loads(json.dumps(workload.describe(), allow_nan=False))
+    assert described["rate"] == "inf"
+    assert described["output_tokens"] == sum(r.output_tokens for r in workload.requests)
+
+
+def test_times_never_go_back():
+    workload = build_workload(TABLE, rate=1000.0, num_prompts=5000)
+    assert all(a.scheduled <= b.scheduled for a, b in itertools.pairwise(workload.requests))

@@ -1,0 +1,101 @@
+import gzip
+from itertools import islice
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from fgbench.workload.datasets import Lengths, Synthetic, Texts, parse_range, read_lengths, token_counter
+from fgbench.workload.load import load_dataset
+from fgbench.workload.sharegpt import TextPair
+
+
+def count_words(texts):
+    return [len(t.split()) for t in texts]
+
+
+def test_ranges():
+    assert parse_range("128") == (128, 128)
+    assert parse_range("16-512") == (16, 512)
+    for bad in ("", "x", "5-3", "0", "-4", "1-2-3", "9999999"):
+        with pytest.raises(ValueError, match="length"):
+            parse_range(bad)
+
+
+def test_synthetic_covers_its_range_and_says_it_in_its_name():
+    dataset = Synthetic((2, 4), (7, 7))
+    samples = list(islice(dataset.samples(np.random.default_rng(0)), 100))
+    assert {s.prompt_tokens for s in samples} == {2, 3, 4}
+    assert {s.output_tokens for s in samples} == {7}
+    assert dataset.name == "synthetic-2-4x7"
+
+
+def test_tables_are_read_plain_and_zipped(tmp_path):
+    text = "prompt_tokens,output_tokens\n5,6\n7,8\n"
+    (tmp_path / "a.csv").write_text(text)
+    with gzip.open(tmp_path / "b.csv.gz", "wt") as file:
+        file.write(text)
+    for name in ("a.csv", "b.csv.gz"):
+        assert read_lengths(tmp_path / name, "t") == Lengths("t", ((5, 6), (7, 8)))
+    assert load_dataset("sharegpt-lengths", path=tmp_path / "b.csv.gz").name == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b\n1,2\n", "columns"),
+        ("prompt_tokens,output_tokens\n", "no rows"),
+        ("prompt_tokens,output_tokens\n5,6\n7,x\n", "line 3"),
+        ("prompt_tokens,output_tokens\n5\n", "line 2"),
+        ("prompt_tokens,output_tokens\n0,6\n", "line 2"),
+    ],
+)
+def test_bad_tables_are_named(tmp_path, text, words):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_lengths(path, "t")
+
+
+def test_texts_pass_the_filter_and_keep_their_words():
+    pairs = [
+        TextPair("short", "a b c", "w " * 50),
+        TextPair("fits", "a b c d", "w " * 10),
+        TextPair("long", "w " * 1025, "w " * 10),
+        TextPair("fits too", "e f g h i", "w " * 4),
+    ]
+    samples = list(islice(Texts("t", pairs, count_words).samples(np.random.default_rng(0)), 4))
+    assert {(s.text, s.prompt_tokens, s.output_tokens) for s in samples[:2]} == {
+        ("a b c d", 4, 10),
+        ("e f g h i", 5, 4),
+    }
+    assert sorted(s.prompt_tokens for s in samples[2:]) == [4, 5]  # the second round
+
+
+def test_texts_without_one_that_fits_do_not_go_round_for_ever():
+    dataset = Texts("t", [TextPair("", "a", "b")], count_words)
+    with pytest.raises(ValueError, match="no conversation"):
+        next(dataset.samples(np.random.default_rng(0)))
+
+
+def test_sharegpt_from_a_file_with_a_tokenizer(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"w": 0, "?": 1}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"id": "1", "prompt": "w x y z", "completion": "w w w w w"}\n')
+    dataset = load_dataset("sharegpt", path=data, tokenizer=lambda: tmp_path)
+    sample = next(dataset.samples(np.random.default_rng(0)))
+    assert (sample.text, sample.prompt_tokens, sample.output_tokens) == ("w x y z", 4, 5)
+
+
+def test_what_cannot_be_loaded_says_why(tmp_path):
+    with pytest.raises(ValueError, match="there is no dataset 'nope'"):
+        load_dataset("nope")
+    with pytest.raises(ValueError, match="no file"):
+        load_dataset("sharegpt", path=tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        token_counter(tmp_path)
+    (tmp_path / "x.csv").write_text("")
+    with pytest.raises(ValueError, match="reads no file"):
+        load_dataset("synthetic", path=tmp_path / "x.csv")
