@@ -83,9 +83,7 @@ class MLFQ(Policy):
         job.used += seconds
         self._stamp(job, now)
         if job.used >= self.quanta[job.level]:
-            # Its next iteration must fit where it lands (section 4.1), else it would be cut off there again.
-            following = self.cost.iteration_seconds(request.num_computed, max(request.num_pending, 1))
-            self._join(job, max(job.level + 1, self.level_that_fits(following)))
+            self._join(job, max(job.level + 1, self._level_for_next(request)))
 
     def level_of(self, request: Request) -> int:
         return self._jobs[request.id].level
@@ -97,14 +95,19 @@ class MLFQ(Policy):
             lengths.pop()
         return lengths
 
+    def _level_for_next(self, request: Request) -> int:
+        """Where its next iteration fits, else it would be cut off there again (section 4.1)."""
+        return self.level_that_fits(self.cost.iteration_seconds(request.num_computed, request.num_pending))
+
     def _promote_starved(self, now: float) -> None:
         while self._jobs:
             job = next(iter(self._jobs.values()))
             if now - job.waiting_since < self.context.starvation_limit:
                 return
             self._stamp(job, now)
-            if job.level > 0:
-                self._join(job, 0)
+            level = self._level_for_next(job.request)
+            if job.level > level:
+                self._join(job, level)
 
     def _join(self, job: _Job, level: int) -> None:
         """To the back of queue ``level``, with a fresh quantum."""

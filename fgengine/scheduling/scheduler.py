@@ -279,9 +279,19 @@ class Scheduler:
         victims = draft.victims
         place = self.policy.priority(request)
         spare = kv.device.num_free + kv.incoming - draft.claimed
-        reachable = sum(
-            kv.num_blocks(v.id) for v in victims if v.id in self._resident and self.policy.priority(v) > place
-        )
+        # Work is thrown away only to keep computed work going or for the first in line, else a full host pool
+        # would have every job recomputed at each turn of the queues.
+        may_drop = request.num_computed > 0 or not (draft.items or draft.uploads or draft.claimed)
+        reachable, host_free = 0, kv.host.num_free
+        for victim in reversed(victims):
+            if self.policy.priority(victim) <= place:
+                break
+            blocks = kv.num_blocks(victim.id)
+            if blocks <= host_free:
+                host_free -= blocks
+            elif not may_drop:
+                break
+            reachable += blocks
         if need > spare + reachable:
             draft.claimed = kv.device.num_free + kv.incoming
             return "never"
