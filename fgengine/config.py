@@ -30,7 +30,7 @@ class EngineConfig:
 
     policy: str = "sj-mlfq"
     """A registered policy's name, or ``package.module:Class``."""
-    starvation_limit: float = 10.0
+    starvation_limit: float = 30.0
     """MLFQ's alpha: seconds a job may wait since it last ran before it is promoted to the first queue."""
     max_batch_size: int = 16
     max_tokens_per_batch: int = 2048
@@ -68,7 +68,8 @@ class EngineConfig:
             raise ValueError(f"block_size must be 8, 16, 32, 64 or 128, not {self.block_size}")
         if not 0.0 < self.device_memory_utilization <= 1.0:
             raise ValueError(
-                f"device_memory_utilization must be above 0 and at most 1, not {self.device_memory_utilization}"
+                "device_memory_utilization must be above 0 and at most 1, "
+                f"not {self.device_memory_utilization}"
             )
         if not self.starvation_limit > 0.0:
             raise ValueError(f"starvation_limit must be above 0 seconds, not {self.starvation_limit}")

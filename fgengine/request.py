@@ -109,7 +109,8 @@ class Request:
 
     def accounting(self) -> dict[str, float]:
         """Where its time went: seconds a phase; preemptions; KV bytes moved."""
-        return {**self.seconds, "preemptions": self.preemptions, "bytes_moved": self.bytes_moved}
+        counts = {"preemptions": float(self.preemptions), "bytes_moved": float(self.bytes_moved)}
+        return {**{str(phase): spent for phase, spent in self.seconds.items()}, **counts}
 
     @property
     def num_known(self) -> int:

@@ -3,7 +3,8 @@
 Queue k (from 0) has the quantum q1 * 2^k, q1 being the shortest iteration. A job that has used its
 quantum goes to the back of a lower queue; inside a queue jobs run in order of arrival there. A job that
 has waited ``starvation_limit`` seconds (the paper's alpha) since it last ran goes back to the first queue
-with a fresh quantum.
+with a fresh quantum; where its KV was thrown away, to the queue that holds its recomputation, since in the
+first one it would be cut off after a token and recomputed again at its next turn.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which KV leaves the device before it has to, and which returns before it is needed (section 5 of the paper)."""
+"""How much of the device is kept free for arrivals, so that they need not wait for a copy (section 5)."""
 
 from __future__ import annotations
 

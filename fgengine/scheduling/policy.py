@@ -31,7 +31,7 @@ class PolicyContext:
 
     cost: CostModel | None = None
     """Present when the policy's ``needs_cost`` is true, else perhaps not."""
-    starvation_limit: float = 10.0
+    starvation_limit: float = 30.0
     """Seconds."""
 
 
@@ -63,8 +63,8 @@ class Policy(ABC):
     def priority(self, request: Request) -> Priority:
         """The request's place: distinct, and ascending along ``order``."""
 
-    def on_step(self, request: Request, seconds: float, now: float) -> None:
-        """The request was in a batch that took ``seconds``, and goes on. Its progress is already updated."""
+    def on_step(self, request: Request, seconds: float, now: float) -> None:  # noqa: B027 (may do nothing)
+        """It was in a batch that took ``seconds``, and goes on. Its progress is already updated."""
 
 
 class SortedPolicy(Policy):

@@ -324,7 +324,7 @@ class Scheduler:
         self.counters.uploaded_blocks += blocks
 
     def _keep_reserve(self, reserve: int, draft: _Draft, now: float) -> None:
-        """Proactive swapping: keep ``reserve`` blocks free for arrivals, else use the room for early uploads."""
+        """Proactive swapping: keep ``reserve`` blocks free for arrivals; upload early into what is over."""
         kv = self.kv
         batch = {item.request.id for item in draft.items}
         idle = [r for r in self._resident.values() if r.id not in batch]
