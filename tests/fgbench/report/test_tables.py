@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import io
+import math
+
+from rich.console import Console
+
+from fgbench.client.record import RequestRecord
+from fgbench.metrics.summary import summarize
+from fgbench.report.tables import summary_table
+from fgbench.report.units import number, seconds, size
+
+
+def test_units_read_as_people_write_them() -> None:
+    assert [seconds(v) for v in (None, 0.0, 12e-6, 0.0123, 0.5, 1.234, 431.7)] == [
+        "-",
+        "0 s",
+        "12 µs",
+        "12.3 ms",
+        "500 ms",
+        "1.23 s",
+        "432 s",
+    ]
+    assert [number(v) for v in (None, 2.5, 123.4, 12345.6, math.inf)] == [
+        "-",
+        "2.5",
+        "123",
+        "12,346",
+        "all at once",
+    ]
+    assert [size(v) for v in (10, 2048, 3 * 1024**3)] == ["10 B", "2 KiB", "3 GiB"]
+
+
+def test_the_table_of_a_run_shows_what_was_measured_and_what_failed() -> None:
+    good = RequestRecord(
+        0,
+        0.0,
+        0.0,
+        8,
+        3,
+        3,
+        1.0,
+        2.0,
+        (1.0, 1.5, 2.0),
+        finished=2.0,
+        server={"preemptions": 3.0, "bytes_moved": 2048.0, "queued": 0.25},
+    )
+    bad = RequestRecord(1, 1.0, 1.0, 8, 3, error="http 500: the engine stopped")
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(summary_table("fastgen at 1/s", summarize([good, bad], offered_rate=1.0)))
+    text = console.export_text()
+    for expected in ("fastgen at 1/s", "667 ms", "1 of 2 answered", "1 x http 500", "3 preemptions", "2 KiB"):
+        assert expected in text
+    assert "above capacity" not in text
