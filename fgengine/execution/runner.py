@@ -1,0 +1,134 @@
+"""Executes a StepPlan: tokens in, logits, sampled tokens out."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from fgengine.config import EngineConfig
+from fgengine.execution.copying import copy_engine
+from fgengine.execution.device import device_name, pick_device, pick_dtype
+from fgengine.execution.sampler import logprobs_of, sample
+from fgengine.kv import sizing
+from fgengine.model.loader import Model, load, pack_linears
+from fgengine.model.shape import ModelShape
+from fgengine.ops.batch import RaggedBatch
+from fgengine.ops.select import ops_for
+from fgengine.plan import StepPlan, StepResult
+
+
+class TorchRunner:
+    """A model, its two KV pools, and the copy engine between them."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        block_size: int,
+        num_device_blocks: int,
+        num_host_blocks: int,
+        max_model_len: int,
+        seed: int = 0,
+    ) -> None:
+        """``model``'s embedding says the device and dtype; sizes in blocks and tokens."""
+        self.model = model
+        self.shape = shape = model.shape
+        self.device, self.dtype = model.embedding.device, model.embedding.dtype
+        self.block_size = block_size
+        self.num_device_blocks, self.num_host_blocks = num_device_blocks, num_host_blocks
+        self.max_model_len = max_model_len
+        self.seed = seed
+        self.block_bytes = sizing.block_bytes(shape, block_size, self.dtype.itemsize)
+        self.device_name = device_name(self.device)
+        self.dtype_name = str(self.dtype).removeprefix("torch.")
+        block = (shape.num_layers, 2, shape.num_kv_heads, block_size, shape.head_dim)
+        self.pool = torch.empty(num_device_blocks, *block, dtype=self.dtype, device=self.device)
+        self.host_pool = torch.empty(
+            num_host_blocks, *block, dtype=self.dtype, pin_memory=self.device.type == "cuda"
+        )
+        self.copies = copy_engine(self.pool, self.host_pool)
+
+    @classmethod
+    def create(cls, config: EngineConfig, shape: ModelShape, folder: Path | None) -> TorchRunner:
+        """Picks device and dtype, loads the model (None: dummy weights) and sizes the pools.
+
+        Raises:
+            ValueError: no such device, a folder that is not this model's, a longer ``max_model_len`` than the
+                model was made for, or no memory for a single KV block.
+        """
+        max_model_len = config.max_model_len or shape.max_position
+        if max_model_len > shape.max_position:
+            raise ValueError(
+                f"max_model_len {max_model_len} is more than the {shape.max_position} tokens this model "
+                "was made for"
+            )
+        device = pick_device(config.device)
+        dtype = pick_dtype(config.dtype, device, shape.family)
+        model = load(shape, folder, device, dtype, config.seed)
+        model.ops = ops_for(device, dtype)
+        per_block = sizing.block_bytes(shape, config.block_size, dtype.itemsize)
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            activations = sizing.activation_bytes(shape, config, dtype.itemsize)
+            blocks = sizing.device_blocks_on_gpu(config, per_block, free, total, activations)
+        else:
+            pack_linears(model)
+            blocks = sizing.device_blocks_on_cpu(config, per_block, psutil.virtual_memory().available)
+        return cls(
+            model,
+            block_size=config.block_size,
+            num_device_blocks=blocks,
+            num_host_blocks=sizing.host_blocks(config, per_block),
+            max_model_len=max_model_len,
+            seed=config.seed,
+        )
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Computes the plan's items in one pass; seconds include reading the tokens back."""
+        began = time.perf_counter()
+        yielding = [item.request for item in plan.items if item.yields_token]
+        tokens: list[int] = []
+        logprobs: dict[str, float] = {}
+        if plan.items:
+            logits = self.logits(plan)
+            if yielding:
+                chosen = sample(logits, yielding, self.seed)
+                asked = [row for row, request in enumerate(yielding) if request.params.logprobs]
+                if asked:
+                    values = logprobs_of(logits[asked], chosen[asked]).tolist()
+                    logprobs = {yielding[row].id: value for row, value in zip(asked, values, strict=True)}
+                tokens = chosen.tolist()
+            elif self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        ids = [request.id for request in yielding]
+        return StepResult(
+            plan.step, time.perf_counter() - began, dict(zip(ids, tokens, strict=True)), logprobs
+        )
+
+    @torch.inference_mode()
+    def logits(self, plan: StepPlan, everywhere: bool = False) -> Tensor:
+        """[R, vocab_size]: a row for each item that yields a token, or for each new token ``everywhere``."""
+        items = plan.items
+        batch = RaggedBatch.build(
+            [(item.start, item.num_tokens, item.blocks) for item in items], self.block_size, self.device
+        )
+        known = itertools.chain.from_iterable(
+            item.request.tokens[item.start : item.start + item.num_tokens] for item in items
+        )
+        tokens = torch.tensor(list(known), device=self.device)
+        rows: Tensor | None = None
+        if not everywhere:
+            ends = itertools.accumulate(item.num_tokens for item in items)
+            last = [end - 1 for end, item in zip(ends, items, strict=True) if item.yields_token]
+            rows = torch.tensor(last, dtype=torch.int64, device=self.device)
+        logits: Tensor = self.model(tokens, batch, self.pool, rows)
+        return logits
+
+    def close(self) -> None:
+        self.copies.close()

@@ -1,0 +1,121 @@
+"""OPT over a paged KV pool; opt-350m has its norms behind the sums and projects its embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fgengine.model.layers import Linear, parameter
+from fgengine.model.shape import ModelShape
+from fgengine.ops.batch import RaggedBatch
+from fgengine.ops.reference import TorchOps
+
+POSITION_OFFSET = 2
+"""OPT's position table starts with two rows that no token uses."""
+
+
+class LayerNorm(nn.Module):
+    def __init__(self, size: int, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = parameter(size, device=device, dtype=dtype)
+        self.bias = parameter(size, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+
+
+class OptLayer(nn.Module):
+    def __init__(self, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        hidden = shape.hidden_size
+        self.attention_norm = LayerNorm(hidden, device, dtype)
+        self.qkv = Linear(hidden, 3 * hidden, True, device, dtype)
+        self.out = Linear(hidden, hidden, True, device, dtype)
+        self.mlp_norm = LayerNorm(hidden, device, dtype)
+        self.up = Linear(hidden, shape.intermediate_size, True, device, dtype)
+        self.down = Linear(shape.intermediate_size, hidden, True, device, dtype)
+
+
+class Opt(nn.Module):
+    def __init__(self, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.shape = shape
+        self.ops = TorchOps()
+        hidden, embed = shape.hidden_size, shape.embed_dim or shape.hidden_size
+        positions = shape.max_position + POSITION_OFFSET
+        self.embedding = parameter(shape.vocab_size, embed, device=device, dtype=dtype)
+        self.positions = parameter(positions, hidden, device=device, dtype=dtype)
+        projected = embed != hidden
+        self.project_in = Linear(embed, hidden, False, device, dtype) if projected else None
+        self.layers = nn.ModuleList(OptLayer(shape, device, dtype) for _ in range(shape.num_layers))
+        self.final_norm = LayerNorm(hidden, device, dtype) if shape.pre_norm else None
+        self.project_out = Linear(hidden, embed, False, device, dtype) if projected else None
+        self.head = Linear(embed, shape.vocab_size, False, device, dtype)
+        if shape.tied_embeddings:
+            self.head.weight = self.embedding
+
+    def forward(self, tokens: Tensor, batch: RaggedBatch, pool: Tensor, rows: Tensor | None = None) -> Tensor:
+        """As ``Llama.forward``."""
+        shape = self.shape
+        x = F.embedding(tokens, self.embedding)
+        if self.project_in is not None:
+            x = self.project_in(x)
+        x = x + F.embedding(batch.positions + POSITION_OFFSET, self.positions)
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, OptLayer)
+            if shape.pre_norm:
+                x = x + self._attend(layer, layer.attention_norm(x), pool[:, index], batch)
+                x = x + layer.down(layer.up(layer.mlp_norm(x)).relu_())
+            else:
+                x = layer.attention_norm(x + self._attend(layer, x, pool[:, index], batch))
+                x = layer.mlp_norm(x + layer.down(layer.up(x).relu_()))
+        if rows is not None:
+            x = x[rows]
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        if self.project_out is not None:
+            x = self.project_out(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+    def _attend(self, layer: OptLayer, x: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
+        shape = self.shape
+        qkv = layer.qkv(x)
+        self.ops.write_kv(qkv, kv, batch)
+        q = qkv[:, : shape.hidden_size].unflatten(1, (shape.num_heads, shape.head_dim))
+        out: Tensor = layer.out(self.ops.attention(q, kv, batch))
+        return out
+
+    def places(self) -> dict[str, Tensor]:
+        """As ``Llama.places``."""
+        hidden = self.shape.hidden_size
+        at = "model.decoder."
+        places = {
+            at + "embed_tokens.weight": self.embedding.data,
+            at + "embed_positions.weight": self.positions.data,
+        }
+        if not self.shape.tied_embeddings:
+            places["lm_head.weight"] = self.head.weight.data
+        if self.project_in is not None and self.project_out is not None:
+            places[at + "project_in.weight"] = self.project_in.weight.data
+            places[at + "project_out.weight"] = self.project_out.weight.data
+        parts: list[tuple[str, nn.Module]] = []
+        if self.final_norm is not None:
+            parts.append((at + "final_layer_norm", self.final_norm))
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, OptLayer)
+            here = f"{at}layers.{index}."
+            parts += [
+                (here + "self_attn_layer_norm", layer.attention_norm),
+                (here + "self_attn.out_proj", layer.out),
+                (here + "final_layer_norm", layer.mlp_norm),
+                (here + "fc1", layer.up),
+                (here + "fc2", layer.down),
+            ]
+            for kind, fused in layer.qkv.named_parameters():
+                for name, part in zip("qkv", torch.split(fused.data, hidden), strict=True):
+                    places[f"{here}self_attn.{name}_proj.{kind}"] = part
+        for name, module in parts:
+            places |= {f"{name}.{kind}": value.data for kind, value in module.named_parameters()}
+        return places

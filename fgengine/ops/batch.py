@@ -1,0 +1,73 @@
+"""A step's items laid out end to end: what the operations know besides the tensors they compute on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedBatch:
+    """B requests with T new tokens in all; request b's are rows ``query_starts[b] .. query_starts[b + 1]``.
+
+    The first two stand on the device in int64, as torch indexes with; the next three in int32. The last
+    two repeat what the host knows anyway, so that code that goes over the requests need not ask a GPU.
+    """
+
+    positions: Tensor
+    """[T]: each token's place in its sequence."""
+    slots: Tensor
+    """[T]: where its keys and values go, block * block_size + place in the block."""
+    block_tables: Tensor
+    """[B, most blocks]; unused entries are 0."""
+    query_starts: Tensor
+    """[B + 1]."""
+    context_lens: Tensor
+    """[B]: tokens attended to by the last new token, itself included."""
+    query_lens: tuple[int, ...]
+    contexts: tuple[int, ...]
+
+    @classmethod
+    def build(
+        cls, items: Sequence[tuple[int, int, Sequence[int]]], block_size: int, device: torch.device
+    ) -> RaggedBatch:
+        """From (start, num_tokens, block table) of each item; num_tokens >= 1.
+
+        Raises:
+            ValueError: a block table is too short for its tokens.
+        """
+        starts = np.fromiter((item[0] for item in items), np.int64, len(items))
+        lens = np.fromiter((item[1] for item in items), np.int64, len(items))
+        contexts = starts + lens
+        needed = -(-contexts // block_size)
+        tables = np.zeros((len(items), int(needed.max(initial=0))), np.int32)
+        for row, (_, _, blocks) in enumerate(items):
+            count = int(needed[row])
+            if len(blocks) < count:
+                raise ValueError(f"a block table of {len(blocks)} is too short for {contexts[row]} tokens")
+            tables[row, :count] = blocks[:count]
+        query_starts = np.zeros(len(items) + 1, np.int64)
+        np.cumsum(lens, out=query_starts[1:])
+        request = np.repeat(np.arange(len(items)), lens)
+        positions = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - starts, lens)
+        slots = (
+            tables[request, positions // block_size].astype(np.int64) * block_size + positions % block_size
+        )
+
+        def place(array: np.ndarray[Any, Any]) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return cls(
+            positions=place(positions),
+            slots=place(slots),
+            block_tables=place(tables),
+            query_starts=place(query_starts.astype(np.int32)),
+            context_lens=place(contexts.astype(np.int32)),
+            query_lens=tuple(lens.tolist()),
+            contexts=tuple(contexts.tolist()),
+        )
