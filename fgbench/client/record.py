@@ -10,8 +10,8 @@ from typing import Any
 class RequestRecord:
     """Times are seconds on the client's monotonic clock, counted from the start of the load.
 
-    ``token_times`` holds the arrival of each streamed piece with text or tokens; pieces are not tokens, so counts come
-    from ``output_tokens``, the server's own usage.
+    ``token_times`` holds the arrival of each streamed piece with text or tokens; pieces are not tokens,
+    so counts come from ``output_tokens``, the server's own usage.
     """
 
     index: int

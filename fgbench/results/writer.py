@@ -18,7 +18,7 @@ from fgbench.results.run import LOG_FILE, REQUESTS_FILE, RUN_FILE, TABLE_FILE, V
 
 
 class RunWriter:
-    """One run folder, from creation to ``finish``. As a context manager it marks a run that raised as failed."""
+    """One run folder, from creation to ``finish``. As a context it marks a run that raised as failed."""
 
     def __init__(self, root: Path, info: dict[str, Any]) -> None:
         """Makes ``root/<time>_<backend>_<dataset>_r<rate>_s<seed>`` and writes run.json, status ``running``.

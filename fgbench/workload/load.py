@@ -22,7 +22,7 @@ DATASETS = {
     "sharegpt": "ShareGPT's own texts, pulled once or given by --dataset-path",
     "synthetic": "lengths by --input-len and --output-len, with random tokens as prompts",
 }
-LENGTHS_FILE = "sharegpt-lengths.csv.gz"
+LENGTHS_FILE = "sharegpt-lengths.csv"
 
 
 def load_dataset(
@@ -52,7 +52,7 @@ def load_dataset(
             from fgbench.workload.sharegpt_store import pull_sharegpt
 
             report("fetching ShareGPT (once)")
-            path = pull_sharegpt()
+            path = pull_sharegpt(report)
         report(f"reading {path.name}")
         pairs = list(read_records(path))
         if not pairs:

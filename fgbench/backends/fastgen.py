@@ -1,0 +1,85 @@
+"""This suite's own server, started for one run and stopped after it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fgbench.backends.backend import BackendError, Report, Served
+from fgbench.backends.probe import ask_served, wait_until_ready
+from fgbench.backends.process import ServerProcess, free_port
+
+if TYPE_CHECKING:
+    from fgbench.cli.options import ServerOptions
+
+PREFIX = "fastgen"
+DEFAULT_POLICY = "sj-mlfq"
+READY_SECONDS = 1800.0
+"""Loading a large model and measuring a profile take minutes; a server that died is noticed at once."""
+
+
+class FastGen:
+    """``python -m fgbench serve`` with the given options, on a free port of 127.0.0.1 unless told one."""
+
+    def __init__(self, options: ServerOptions, *, port: int | None = None) -> None:
+        """Raises ValueError for options that no server would start with."""
+        options.to_engine_config()
+        self.policy = options.effective_policy
+        self.model = options.model
+        self.name = PREFIX if self.policy == DEFAULT_POLICY else f"{PREFIX}-{self.policy}"
+        self._options = options
+        self._port = port
+        self._process: ServerProcess | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The server's options by their names on the command line, skip-join resolved into the policy."""
+        values = dataclasses.asdict(self._options) | {"policy": self.policy}
+        values.pop("use_skip_join")
+        return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+
+    def start(self, log: Path, report: Report) -> Served:
+        port = free_port() if self._port is None else self._port
+        serve = [sys.executable, "-m", "fgbench", "serve", "--host", "127.0.0.1", "--port", str(port)]
+        report(f"starting {self.name} with {self.model}")
+        self._process = ServerProcess([*serve, *self._options.to_argv()], log)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            wait_until_ready(url, timeout=READY_SECONDS, report=report, alive=self._process.alive)
+            return ask_served(url)
+        except BackendError as error:
+            words = self.last_words()
+            self.stop()
+            raise BackendError(f"{error}; its log ends:\n{words}" if words else str(error)) from None
+        except BaseException:
+            self.stop()
+            raise
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.alive()
+
+    def last_words(self) -> str:
+        return self._process.tail() if self._process else ""
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop()
+
+
+def policy_of(backend: str) -> str | None:
+    """The policy in a backend's name: ``fcfs`` of ``fastgen-fcfs``; None of ``fastgen``, which has none.
+
+    Raises ValueError for a name that is no FastGen.
+    """
+    if backend == PREFIX:
+        return None
+    prefix, dash, policy = backend.partition("-")
+    if prefix != PREFIX or not dash or not policy:
+        raise ValueError(
+            f"there is no backend {backend!r}; there are fastgen, fastgen-fcfs, fastgen-mlfq, fastgen-srpt "
+            "(fastgen-POLICY), and any server by --url"
+        )
+    return policy

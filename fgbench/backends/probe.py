@@ -1,0 +1,116 @@
+"""Asking a server whether it is ready and what it serves, over plain HTTP."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from fgbench.backends.backend import BackendError, Report, Served
+
+POLL_SECONDS = 0.1
+ANSWER_SECONDS = 5.0
+ANSWER_BYTES = 1024**2
+
+
+def base_url(text: str) -> str:
+    """``http://host:port`` of what a user gives, with or without the scheme, ``/v1`` or a slash behind.
+
+    Raises ValueError for anything else.
+    """
+    url = text if "://" in text else f"http://{text}"
+    try:
+        parts = urlsplit(url)
+        usable = (
+            parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        )
+    except ValueError:
+        usable = False
+    if not usable or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"--url must look like http://127.0.0.1:10000, not {text!r}")
+    path = parts.path.rstrip("/").removesuffix("/v1")
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def wait_until_ready(
+    url: str, *, timeout: float, report: Report, alive: Callable[[], bool] = lambda: True
+) -> None:
+    """Polls /health until it says 200, passing on what the server says it is doing meanwhile.
+
+    A server without /health is ready when it answers at all. Raises BackendError when the process behind
+    it ends, or after ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    said = ""
+    while True:
+        if not alive():
+            raise BackendError("the server ended before it was ready")
+        status, body = _get(f"{url}/health")
+        if status is not None and (status == 200 or status in (404, 405)):
+            return
+        if status is not None and (doing := _doing(body)) != said:
+            said = doing
+            report(doing)
+        if time.monotonic() > deadline:
+            what = f"answers {status}: {said}" if status else "does not answer"
+            raise BackendError(f"the server at {url} is not ready after {timeout:g} s: it {what}")
+        time.sleep(POLL_SECONDS)
+
+
+def ask_served(url: str, wanted: str | None = None) -> Served:
+    """What /v1/models says of the model ``wanted``, or of the first one.
+
+    A server without such a list (the old /generate servers) serves a model of no name. Raises
+    BackendError when it has models but not the wanted one.
+    """
+    status, body = _get(f"{url}/v1/models")
+    models = body.get("data") if status == 200 and isinstance(body, dict) else None
+    known = [m for m in models if isinstance(m, dict) and "id" in m] if isinstance(models, list) else []
+    if not known:
+        return Served(url, wanted or "")
+    names = [str(m["id"]) for m in known]
+    if wanted is not None and wanted not in names:
+        raise BackendError(f"the server at {url} serves {', '.join(names)}, not {wanted}")
+    model = known[names.index(wanted) if wanted else 0]
+    return Served(url, str(model["id"]), _count(model.get("vocab_size")), _count(model.get("max_model_len")))
+
+
+def _get(url: str) -> tuple[int | None, Any]:
+    """Status and JSON (or text) of the answer; None where there is no server."""
+    # An empty ProxyHandler: a proxy set in the environment must not stand between client and server.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=ANSWER_SECONDS) as response:
+            return response.status, _parse(response.read(ANSWER_BYTES))
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, _parse(error.read(ANSWER_BYTES))
+    except (OSError, ValueError):  # refused, reset, timed out, no HTTP
+        return None, None
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace")
+
+
+def _doing(body: Any) -> str:
+    """The sentence in a 503 of /health, whatever its key."""
+    if isinstance(body, dict):
+        error = body.get("error")
+        if isinstance(error, dict):
+            body = error
+        for key in ("message", "detail", "doing", "status"):
+            if isinstance(body.get(key), str):
+                return str(body[key])
+    return " ".join(str(body).split())[:200]
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None

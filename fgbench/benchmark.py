@@ -1,0 +1,183 @@
+"""One benchmark run from beginning to end: start, warm up, load, summarize, keep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgbench.backends.backend import Backend, BackendError, Served
+from fgbench.client.display import Display, Quiet
+from fgbench.client.endpoints import endpoint_called
+from fgbench.client.load import Outcome, Target, run_async, run_load
+from fgbench.client.record import RequestRecord
+from fgbench.client.state import LoadState
+from fgbench.metrics.summary import Summary, summarize
+from fgbench.results.environment import environment
+from fgbench.results.fingerprint import fingerprint
+from fgbench.results.run import Run, read_run
+from fgbench.results.writer import RunWriter
+from fgbench.workload.build import build_workload
+from fgbench.workload.datasets import Dataset
+from fgbench.workload.spec import RequestSpec, Workload
+
+LAG_SECONDS = 0.05
+LAG_SHARE = 0.05
+_STATUS: dict[Outcome, str] = {"complete": "complete", "interrupted": "interrupted", "server died": "failed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How a backend is loaded; the defaults are the command line's."""
+
+    rate: float = 2.5
+    """Requests per second; ``inf``: all at once."""
+    num_prompts: int = 100
+    seed: int = 0
+    num_warmup: int = 4
+    endpoint: str = "completions"
+    request_timeout: float = 3600.0
+    """Seconds."""
+
+    def __post_init__(self) -> None:
+        endpoint_called(self.endpoint)
+        if not self.rate > 0:
+            raise ValueError(f"the rate must be above 0 requests per second (or inf), not {self.rate}")
+        if not 0 < self.request_timeout < math.inf:
+            raise ValueError(f"the request timeout must be above 0 seconds, not {self.request_timeout}")
+
+
+def run_benchmark(
+    backend: Backend, dataset: Dataset, load: Load, *, results: Path, display: Display | None = None
+) -> Run:
+    """Start ``backend``, load it, stop it, and return the run as it lies under ``results``.
+
+    An interrupted load (SIGINT, SIGTERM) and a server that dies under it give a run too, of status
+    ``interrupted`` or ``failed``, with all requests that had ended.
+
+    Raises:
+        ValueError: the workload cannot be made.
+        BackendError: the server did not get ready, or answered no warm-up request.
+        KeyboardInterrupt: before the load began; the run folder says so.
+    """
+    display = display or Quiet()
+    build_workload(dataset, rate=load.rate, num_prompts=1, seed=load.seed)  # refuse before a model is loaded
+    with RunWriter(results, _first_info(backend, dataset, load)) as writer:
+        try:
+            served = backend.start(writer.log_path, display.report)
+            workload = build_workload(
+                dataset,
+                rate=load.rate,
+                num_prompts=load.num_prompts,
+                seed=load.seed,
+                num_warmup=load.num_warmup,
+                vocab_size=served.vocab_size,
+            )
+            writer.describe(**_full_info(backend, served, workload, load))
+            target = Target(served.url, served.model, endpoint_called(load.endpoint), load.request_timeout)
+            if workload.warmup:
+                _warm_up(workload.warmup, target, backend, display)
+            outcome, records = _measure(workload.requests, target, backend, writer, display)
+            died = {"error": f"the server died: {backend.last_words()}"} if outcome == "server died" else {}
+            summary = summarize(records, offered_rate=load.rate)
+            writer.finish(_STATUS[outcome], records, summary.to_dict(), **died)
+        finally:
+            backend.stop()
+    return read_run(writer.path)
+
+
+def client_was_the_limit(summary: Summary) -> str | None:
+    """A sentence when the requests left so late that the figures are the client's, else None.
+
+    Late is a p99 lag above 50 ms that is also more than 5 % of the mean TTFT: below the first the
+    scheduling of the operating system decides, below the second the figures are not touched.
+    """
+    if summary.lag is None or summary.ttft is None:
+        return None
+    lag, ttft = summary.lag.p99, summary.ttft.mean
+    if lag <= LAG_SECONDS or lag <= LAG_SHARE * ttft:
+        return None
+    return (
+        f"The client, not the server, was the limit: 1 % of the requests left {lag * 1000:.0f} ms "
+        f"or more after their time (mean TTFT {ttft * 1000:.0f} ms). "
+        "Give the client its own cores, or lower the rate."
+    )
+
+
+def too_many_errors(summary: Summary, allowed: float) -> str | None:
+    """A sentence when more than the share ``allowed`` (0 to 1) of the requests failed, else None."""
+    if summary.failed <= allowed * summary.requests:
+        return None
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in summary.errors.items())
+    return f"{summary.failed} of {summary.requests} requests failed ({kinds}); {allowed:.1%} are allowed."
+
+
+def _warm_up(requests: tuple[RequestSpec, ...], target: Target, backend: Backend, display: Display) -> None:
+    display.report(f"warming up with {len(requests)} requests")
+    records: list[RequestRecord] = []
+    outcome = run_async(run_load(requests, target, records.append, alive=backend.alive))
+    if outcome == "interrupted":
+        raise KeyboardInterrupt
+    if outcome == "server died":
+        raise BackendError(f"the server died while warming up; its log ends:\n{backend.last_words()}")
+    if not any(r.ok for r in records):
+        raise BackendError(f"no warm-up request was answered; the first failed with {records[0].error}")
+
+
+def _measure(
+    requests: tuple[RequestSpec, ...], target: Target, backend: Backend, writer: RunWriter, display: Display
+) -> tuple[Outcome, list[RequestRecord]]:
+    records: list[RequestRecord] = []
+
+    def keep(record: RequestRecord) -> None:
+        records.append(record)
+        writer.append(record)
+
+    state = LoadState.of(requests)
+    with display.load(backend.name, state):
+        outcome = run_async(run_load(requests, target, keep, state=state, alive=backend.alive))
+    return outcome, records
+
+
+def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any]:
+    """run.json as far as it is known before the server runs: the folder is named by it."""
+    return {
+        "backend": {
+            "name": backend.name,
+            "policy": backend.policy,
+            "url": None,
+            "endpoint": load.endpoint,
+            "settings": backend.settings,
+        },
+        "model": backend.model,
+        "workload": {
+            "dataset": dataset.name,
+            "num_prompts": load.num_prompts,
+            "rate": load.rate if math.isfinite(load.rate) else "inf",
+            "seed": load.seed,
+            "arrivals": "poisson",
+            "fingerprint": None,
+        },
+        "fingerprint": None,
+        "environment": environment(),
+    }
+
+
+def _full_info(backend: Backend, served: Served, workload: Workload, load: Load) -> dict[str, Any]:
+    described = workload.describe()
+    model = served.model or backend.model
+    first = {
+        "name": backend.name,
+        "policy": backend.policy,
+        "endpoint": load.endpoint,
+        "settings": backend.settings,
+    }
+    return {
+        "backend": {**first, "url": served.url},
+        "model": model,
+        "workload": described,
+        "warmup": len(workload.warmup),
+        "request_timeout_s": load.request_timeout,
+        "fingerprint": fingerprint(backend=first, model=model, workload=described["fingerprint"]),
+    }

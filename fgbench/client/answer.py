@@ -1,0 +1,85 @@
+"""One answer as it comes in, and whether it is what was asked for. Pure."""
+
+from __future__ import annotations
+
+from fgbench.client.endpoints import Endpoint, Piece
+from fgbench.client.record import RequestRecord
+from fgbench.workload.spec import RequestSpec
+
+
+class Answer:
+    """Collects a request's pieces; ``record`` judges the whole. Times: seconds since the load's start."""
+
+    def __init__(self, spec: RequestSpec, endpoint: Endpoint, sent: float) -> None:
+        self._spec = spec
+        self._endpoint = endpoint
+        self._splitter = endpoint.splitter()
+        self._sent = sent
+        self._times: list[float] = []
+        self._ended = False
+        self._prompt_tokens: int | None = None
+        self._output_tokens: int | None = None
+        self._server: dict[str, float] | None = None
+        self._error: str | None = None
+
+    def feed(self, chunk: bytes, now: float) -> None:
+        """Raises StreamError for bytes that are not this endpoint's protocol."""
+        for message in self._splitter.feed(chunk):
+            self._take(self._endpoint.read(message), now)
+
+    def close(self, now: float) -> None:
+        """The stream has ended well, as far as HTTP goes."""
+        for message in self._splitter.close():
+            self._take(self._endpoint.read(message), now)
+        self._ended = self._ended or not self._endpoint.ends_with_marker
+
+    def record(self, now: float, error: str | None = None) -> RequestRecord:
+        """``error``: what went wrong around the answer; None leaves the verdict to what was answered.
+        Times are kept to the microsecond."""
+        ended_well = error is None and self._error is None and self._ended
+        output_tokens = self._output_tokens
+        if output_tokens is None:
+            # No usage. Only an endpoint that knows none, on a stream that ended well, is taken at its word.
+            taken = ended_well and self._times and not self._endpoint.ends_with_marker
+            output_tokens = self._spec.output_tokens if taken else 0
+        return RequestRecord(
+            index=self._spec.index,
+            scheduled=self._spec.scheduled,
+            sent=round(self._sent, 6),
+            prompt_tokens=self._spec.prompt_tokens if self._prompt_tokens is None else self._prompt_tokens,
+            asked_tokens=self._spec.output_tokens,
+            output_tokens=output_tokens,
+            first_token=round(self._times[0], 6) if self._times else None,
+            last_token=round(self._times[-1], 6) if self._times else None,
+            token_times=tuple(round(t, 6) for t in self._times),
+            finished=round(now, 6),
+            error=error or self._verdict(),
+            server=self._server,
+        )
+
+    def _take(self, piece: Piece, now: float) -> None:
+        if piece.content:
+            self._times.append(now)
+        self._ended = self._ended or piece.last
+        if piece.prompt_tokens is not None:
+            self._prompt_tokens = piece.prompt_tokens
+        if piece.output_tokens is not None:
+            self._output_tokens = piece.output_tokens
+        if piece.server is not None:
+            self._server = piece.server
+        if piece.error is not None:
+            self._error = piece.error
+
+    def _verdict(self) -> str | None:
+        if self._error is not None:
+            return f"server: {self._error}"
+        if not self._ended:
+            return "protocol: the stream ended before its closing marker"
+        if not self._times:
+            return "protocol: the answer holds no output"
+        if self._output_tokens is None:
+            if self._endpoint.ends_with_marker:
+                return "protocol: the answer holds no usage, so its tokens cannot be counted"
+        elif self._output_tokens != self._spec.output_tokens:
+            return f"short: asked for {self._spec.output_tokens} tokens, got {self._output_tokens}"
+        return None

@@ -1,0 +1,227 @@
+"""The open-loop load generator: requests leave when the schedule says, whatever became of those before."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from fgbench.client.answer import Answer
+from fgbench.client.endpoints import Endpoint, error_message
+from fgbench.client.record import RequestRecord
+from fgbench.client.state import LoadState
+from fgbench.client.streams import StreamError
+from fgbench.workload.spec import RequestSpec
+
+if TYPE_CHECKING:
+    import aiohttp
+
+Outcome = Literal["complete", "interrupted", "server died"]
+T = TypeVar("T")
+
+READ_BUFFER_BYTES = 1024**2
+ERROR_BODY_BYTES = 64 * 1024
+LIVENESS_SECONDS = 0.5
+TICK_SECONDS = 0.1
+"""How often ``LoadState.elapsed`` moves on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a load goes and how it is spoken to."""
+
+    url: str
+    """``http://host:port``, without the endpoint's path."""
+    model: str
+    endpoint: Endpoint
+    request_timeout: float = 3600.0
+    """Seconds until an unfinished answer counts as an error. Long: above capacity, waiting is the result."""
+
+
+async def run_load(
+    requests: Sequence[RequestSpec],
+    target: Target,
+    on_record: Callable[[RequestRecord], None],
+    *,
+    state: LoadState | None = None,
+    alive: Callable[[], bool] = lambda: True,
+) -> Outcome:
+    """Send every request at ``start + scheduled`` and hand each record over as its response ends.
+
+    SIGINT or SIGTERM stops the sending and drops what is in flight: such requests leave no record. So does a
+    server for which ``alive`` turns False. A request's own failure never stops the load.
+    """
+    state = state or LoadState.of(requests)
+    bodies = [target.endpoint.body(spec, target.model) for spec in requests]  # no encoding while timing
+    async with _session() as session:
+        start = time.perf_counter()
+
+        async def send(spec: RequestSpec, body: bytes) -> None:
+            state.sent += 1
+            record = await _exchange(session, target, spec, body, start)
+            state.take(record)
+            on_record(record)
+
+        async def dispatch() -> None:
+            async with _Tasks() as tasks:
+                for spec, body in zip(requests, bodies, strict=True):
+                    while (wait := start + spec.scheduled - time.perf_counter()) > 0:
+                        await asyncio.sleep(wait)
+                    tasks.add(send(spec, body))
+                await tasks.all_done()
+
+        async def watch() -> None:
+            checked = start
+            while True:
+                await asyncio.sleep(TICK_SECONDS)
+                now = time.perf_counter()
+                state.elapsed = now - start
+                if now - checked >= LIVENESS_SECONDS:
+                    checked = now
+                    if not alive():
+                        return
+
+        with _stop_signal() as stop, _quiet_gc():
+            jobs = [asyncio.create_task(job) for job in (dispatch(), stop.wait(), watch())]
+            done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+        state.elapsed = time.perf_counter() - start
+        for job in done:
+            job.result()  # a mistake of ours is not an outcome
+        if jobs[0] in done:
+            return "complete"
+        return "interrupted" if jobs[1] in done else "server died"
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """On uvloop where it is installed: its per-event cost is about half of asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    result: T = uvloop.run(main)
+    return result
+
+
+async def _exchange(
+    session: aiohttp.ClientSession, target: Target, spec: RequestSpec, body: bytes, start: float
+) -> RequestRecord:
+    """Send one request and read its answer to the end. Every failure is in the record's ``error``."""
+    import aiohttp
+
+    def now() -> float:
+        return time.perf_counter() - start
+
+    answer = Answer(spec, target.endpoint, now())
+    answering = False
+    try:
+        async with session.post(
+            target.url + target.endpoint.path,
+            data=body,
+            headers={"Content-Type": "application/json"},
+            timeout=aiohttp.ClientTimeout(total=target.request_timeout),
+            allow_redirects=False,
+        ) as response:
+            answering = True
+            if response.status != 200:
+                message = error_message(await response.content.read(ERROR_BODY_BYTES))
+                return answer.record(now(), f"http {response.status}: {message or response.reason}")
+            async for chunk in response.content.iter_any():
+                answer.feed(chunk, now())
+        answer.close(now())
+        return answer.record(now())
+    except asyncio.TimeoutError:
+        return answer.record(now(), f"timeout: no complete answer within {target.request_timeout:g} s")
+    except StreamError as error:
+        return answer.record(now(), f"protocol: {error}")
+    except (aiohttp.ClientError, OSError) as error:
+        if answering:
+            return answer.record(now(), "protocol: the connection broke before the answer ended")
+        return answer.record(now(), f"connect: {error or type(error).__name__}")
+
+
+def _session() -> aiohttp.ClientSession:
+    """No limit on connections, for a limit would be a queue in the client. A connection a request: each
+    is a user of its own, and none can be closed by the server just as it is used again."""
+    import aiohttp
+
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
+        timeout=aiohttp.ClientTimeout(total=None),
+        read_bufsize=READ_BUFFER_BYTES,
+        trust_env=False,
+    )
+
+
+class _Tasks:
+    """Tasks that end with the block they are in."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
+
+    def add(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            self._error = self._error or task.exception()
+
+    async def all_done(self) -> None:
+        """Raises what the first to fail raised."""
+        if self._running:
+            await asyncio.wait(self._running)
+        if self._error is not None:
+            raise self._error
+
+    async def __aenter__(self) -> _Tasks:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        left = list(self._running)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[asyncio.Event]:
+    """An event set by SIGINT and SIGTERM; elsewhere than in the main thread signals are the caller's."""
+    stop = asyncio.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+    for number in signals:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+            signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def _quiet_gc() -> Iterator[None]:
+    """Keeps full collections, which take tens of milliseconds, out of the measured times. What the load
+    itself allocates is freed by reference counting; young cycles go on being collected."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
