@@ -1,0 +1,150 @@
+import asyncio
+import os
+import signal
+import socket
+
+import pytest
+
+from fgbench.client.endpoints import ENDPOINTS
+from fgbench.client.load import Target, run_load
+from fgbench.client.state import LoadState
+from fgbench.workload.spec import RequestSpec
+
+IDS = (1, 2, 3)
+
+
+def target_of(server, endpoint="completions", timeout=10.0):
+    return Target(server.url, "fake", ENDPOINTS[endpoint], timeout)
+
+
+def specs(*lengths, every=0.0):
+    return [RequestSpec(i, i * every, IDS, 3, n) for i, n in enumerate(lengths)]
+
+
+async def load(server, requests, **kwargs):
+    records = []
+    outcome = await run_load(requests, target_of(server, **kwargs), records.append)
+    return outcome, sorted(records, key=lambda r: r.index)
+
+
+async def test_every_request_is_answered_and_timed(fake_server):
+    fake_server.gap = 0.02
+    outcome, records = await load(fake_server, specs(4, 6, every=0.05))
+    assert outcome == "complete"
+    for r in records:
+        assert r.error is None
+        assert r.output_tokens == r.asked_tokens == len(r.token_times)
+        assert r.scheduled <= r.sent <= r.first_token < r.last_token <= r.finished
+        assert r.last_token - r.first_token >= 0.9 * 0.02 * (r.output_tokens - 1)
+        assert r.prompt_tokens == 3
+        assert r.server == {"queued": 0.5}
+    assert fake_server.bodies[0]["model"] == "fake"
+
+
+async def test_the_schedule_is_absolute(fake_server):
+    """Slow answers delay nothing: 40 requests 10 ms apart, each answered after 300 ms."""
+    fake_server.gap = 0.3
+    _, records = await load(fake_server, specs(*[2] * 40, every=0.01))
+    assert [r.scheduled for r in records] == [i * 0.01 for i in range(40)]
+    assert all(r.sent >= r.scheduled for r in records)
+    lags = sorted(r.sent - r.scheduled for r in records)
+    assert lags[20] < 0.02
+    assert records[-1].sent < 0.39 + 0.25  # one after another they would take 12 s
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("refuse", "http 400: too long"),
+        ("crash", "http 500: Internal Server Error"),
+        ("cut", "protocol: the connection broke"),
+        ("error midway", "server: the engine broke"),
+        ("garbage", "protocol: not JSON"),
+        ("no usage", "protocol: the answer holds no usage"),
+        ("no marker", "protocol: the stream ended before"),
+        ("short", "short: asked for 5 tokens, got 4"),
+    ],
+)
+async def test_failures_are_told_apart_and_spoil_nothing_else(fake_server, fault, error):
+    fake_server.misbehave = {5: fault}
+    outcome, (good, bad, after) = await load(fake_server, specs(4, 5, 6))
+    assert outcome == "complete"
+    assert bad.error.startswith(error)
+    assert good.ok
+    assert after.ok
+
+
+async def test_a_slow_answer_times_out(fake_server):
+    fake_server.misbehave = {5: "hang"}
+    _, (record,) = await load(fake_server, specs(5), timeout=0.2)
+    assert record.error == "timeout: no complete answer within 0.2 s"
+    assert 0.2 <= record.finished < 2.0
+
+
+async def test_nobody_there_is_a_connect_error():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        records = []
+        await run_load(specs(4), Target(url, "", ENDPOINTS["completions"]), records.append)
+    assert records[0].error.startswith("connect: ")
+    assert records[0].output_tokens == 0
+
+
+async def test_generate_has_no_usage_and_is_taken_at_its_word(fake_server):
+    _, (record,) = await load(fake_server, specs(7), endpoint="generate")
+    assert record.ok
+    assert record.output_tokens == 7
+    assert record.first_token is not None
+
+
+async def test_sigint_keeps_what_ended_and_drops_the_rest(fake_server):
+    fake_server.misbehave = {5: "hang"}
+    records = []
+    asyncio.get_running_loop().call_later(0.3, os.kill, os.getpid(), signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
+    requests = [*specs(4, 5), RequestSpec(2, 30.0, IDS, 3, 4)]
+    state = LoadState.of(requests)
+    outcome = await run_load(requests, target_of(fake_server), records.append, state=state)
+    assert outcome == "interrupted"
+    assert [r.index for r in records] == [0]
+    assert (state.sent, state.ok, state.in_flight) == (2, 1, 1)
+    assert signal.getsignal(signal.SIGINT) is before
+    for _ in range(50):
+        if fake_server.dropped:
+            break
+        await asyncio.sleep(0.02)
+    assert fake_server.dropped == 1
+
+
+async def test_a_dead_server_ends_the_load(fake_server):
+    fake_server.misbehave = {5: "hang"}
+    records = []
+    target = target_of(fake_server)
+    outcome = await run_load(specs(4, 5), target, records.append, alive=lambda: not records)
+    assert outcome == "server died"
+    assert len(records) == 1
+
+
+async def test_a_failure_to_keep_a_record_is_no_outcome(fake_server):
+    def full_disk(record):
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        await run_load(specs(4), target_of(fake_server), full_disk)
+
+
+async def test_state_follows_the_load(fake_server):
+    fake_server.misbehave = {5: "crash"}
+    requests = specs(4, 5, 4, every=0.05)
+    state = LoadState.of(requests)
+    assert state.remaining is None
+    records = []
+    await run_load(requests, target_of(fake_server), records.append, state=state)
+    assert (state.planned, state.sent, state.ok, state.failed, state.in_flight) == (3, 3, 2, 1, 0)
+    assert state.last_error.startswith("http 500")
+    good = [r for r in records if r.ok]
+    assert state.mean_latency == pytest.approx(sum(r.last_token - r.scheduled for r in good) / 2)
+    assert state.mean_normalized_latency == pytest.approx(state.mean_latency / 4)
+    assert state.remaining == pytest.approx(0.0, abs=1e-6)
+    assert state.achieved_rate == pytest.approx(20, rel=0.01)
