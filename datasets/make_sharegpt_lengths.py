@@ -1,0 +1,63 @@
+"""Makes sharegpt-lengths.csv.gz: the (prompt, output) token counts of ShareGPT, no texts.
+
+python datasets/make_sharegpt_lengths.py [--source FILE] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from fgbench.workload.sharegpt import TextPair, length_ok, read_records
+from fgbench.workload.sharegpt_store import pull_sharegpt
+from fgengine.model.store import pull
+
+MODEL = "smollm2-135m"
+BATCH = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--source", type=Path, help="a ShareGPT file; without it, the published one is pulled"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("sharegpt-lengths.csv.gz"))
+    args = parser.parse_args()
+
+    records = read_records(args.source or pull_sharegpt(print))
+    tokenizer = pull(MODEL, print) / "tokenizer.json"
+    lengths = list(token_lengths(iter(records), tokenizer))
+    kept = [pair for pair in lengths if length_ok(*pair)]
+    rows = "".join(f"{prompt},{output}\n" for prompt, output in kept)
+    args.out.write_bytes(gzip.compress(f"prompt_tokens,output_tokens\n{rows}".encode(), mtime=0))
+
+    print(f"records: {records.whole} whole, {records.broken} cut off, {records.unpaired} without a pair")
+    print(f"pairs {len(lengths)}, kept by the length filter {len(kept)}, left out {len(lengths) - len(kept)}")
+    for name, column in zip(("prompt", "output"), zip(*kept, strict=True), strict=True):
+        print(f"{name} tokens: {describe(sorted(column))}")
+
+
+def token_lengths(pairs: Iterator[TextPair], tokenizer_file: Path) -> Iterator[tuple[int, int]]:
+    """(prompt tokens, output tokens) of each pair, in order, without special tokens."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    while batch := list(islice(pairs, BATCH)):
+        texts = [text for pair in batch for text in (pair.prompt, pair.completion)]
+        counts = [len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        yield from zip(counts[::2], counts[1::2], strict=True)
+
+
+def describe(values: list[int]) -> str:
+    at = {f"p{q}": values[min(len(values) - 1, len(values) * q // 100)] for q in (5, 25, 50, 75, 90, 95, 99)}
+    shown = ", ".join(f"{name} {value}" for name, value in at.items())
+    return f"mean {sum(values) / len(values):.1f}, min {values[0]}, {shown}, max {values[-1]}"
+
+
+if __name__ == "__main__":
+    main()
