@@ -83,7 +83,7 @@ VARIANTS: dict[str, tuple[type, Any]] = {
 @pytest.fixture(params=sorted(VARIANTS), scope="module")
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(transformers' model, our runner over the folder it wrote)."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     kind, config = VARIANTS[request.param]
     theirs = kind(config).eval()
@@ -156,12 +156,6 @@ def test_logits_everywhere_in_random_ragged_steps(models: Any, ops: str) -> None
 def test_greedy_decoding_in_a_changing_batch(models: Any) -> None:
     theirs, runner = models
     made = scrambled_requests(runner, [3, 20, 8, 33], seed=5)
-    alone = []
-    for request, _ in made:
-        tokens = list(request.tokens)
-        for _ in range(20):
-            tokens.append(int(expected(theirs, tokens)[-1].argmax()))
-        alone.append(tokens)
     rng = random.Random(1)
     while unfinished := [pair for pair in made if pair[0].num_generated < 20]:
         batch = rng.sample(unfinished, rng.randint(1, len(unfinished)))
@@ -174,7 +168,10 @@ def test_greedy_decoding_in_a_changing_batch(models: Any) -> None:
             i.request.num_computed += i.num_tokens
             if i.yields_token:
                 i.request.tokens.append(result.tokens[i.request.id])
-    assert [request.tokens for request, _ in made] == alone
+    for request, _ in made:
+        # One pass over the whole sequence: each token must be the one transformers would have chosen there.
+        chosen = expected(theirs, request.tokens).argmax(-1).tolist()
+        assert request.tokens[request.prompt_len :] == chosen[request.prompt_len - 1 : -1]
 
 
 def test_only_the_yielding_rows_have_logits(models: Any) -> None:
