@@ -18,7 +18,7 @@ from fgbench.results.environment import environment
 from fgbench.results.fingerprint import fingerprint
 from fgbench.results.run import Run, read_run
 from fgbench.results.writer import RunWriter
-from fgbench.workload.build import build_workload
+from fgbench.workload.build import build_workload, check_counts
 from fgbench.workload.datasets import Dataset
 from fgbench.workload.spec import RequestSpec, Workload
 
@@ -42,6 +42,7 @@ class Load:
 
     def __post_init__(self) -> None:
         endpoint_called(self.endpoint)
+        check_counts(num_prompts=self.num_prompts, num_warmup=self.num_warmup, seed=self.seed)
         if not self.rate > 0:
             raise ValueError(f"the rate must be above 0 requests per second (or inf), not {self.rate}")
         if not 0 < self.request_timeout < math.inf:
@@ -62,7 +63,7 @@ def run_benchmark(
         KeyboardInterrupt: before the load began; the run folder says so.
     """
     display = display or Quiet()
-    build_workload(dataset, rate=load.rate, num_prompts=1, seed=load.seed)  # refuse before a model is loaded
+    build_workload(dataset, rate=load.rate, num_prompts=1)  # a useless dataset costs no model load
     with RunWriter(results, _first_info(backend, dataset, load)) as writer:
         try:
             served = backend.start(writer.log_path, display.report)

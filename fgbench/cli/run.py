@@ -143,9 +143,8 @@ def _conclude(done: Run, console: Console, max_error_rate: float) -> None:
 
     summary = Summary.from_dict(done.info["summary"])
     workload = done.info["workload"]
-    title = (
-        f"{done.info['backend']['name']}, {done.info['model']}, {workload['dataset']}, {workload['rate']}/s"
-    )
+    system = f"{done.info['backend']['name']}, {done.info['model']}"
+    title = f"{system}, {workload['dataset']}, {float(workload['rate']):g}/s"
     console.print(summary_table(title, summary))
     console.print(f"run folder: {done.path}", soft_wrap=True, highlight=False)
     if done.status == "interrupted":

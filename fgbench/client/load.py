@@ -8,7 +8,7 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -28,6 +28,8 @@ T = TypeVar("T")
 READ_BUFFER_BYTES = 1024**2
 ERROR_BODY_BYTES = 64 * 1024
 LIVENESS_SECONDS = 0.5
+LEAD_SECONDS = 0.05
+"""From now to the start of the load: for everything to be in place when the first request leaves."""
 TICK_SECONDS = 0.1
 """How often ``LoadState.elapsed`` moves on."""
 
@@ -59,46 +61,61 @@ async def run_load(
     """
     state = state or LoadState.of(requests)
     bodies = [target.endpoint.body(spec, target.model) for spec in requests]  # no encoding while timing
-    async with _session() as session:
-        start = time.perf_counter()
+    with _quiet_gc(), _stop_signal() as stop:
+        async with _session() as session:
+            start = time.perf_counter() + LEAD_SECONDS
 
-        async def send(spec: RequestSpec, body: bytes) -> None:
-            state.sent += 1
-            record = await _exchange(session, target, spec, body, start)
-            state.take(record)
-            on_record(record)
+            async def send(spec: RequestSpec, body: bytes) -> None:
+                state.sent += 1
+                record = await _exchange(session, target, spec, body, start)
+                state.take(record)
+                on_record(record)
 
-        async def dispatch() -> None:
-            async with _Tasks() as tasks:
-                for spec, body in zip(requests, bodies, strict=True):
-                    while (wait := start + spec.scheduled - time.perf_counter()) > 0:
-                        await asyncio.sleep(wait)
-                    tasks.add(send(spec, body))
-                await tasks.all_done()
-
-        async def watch() -> None:
-            checked = start
-            while True:
-                await asyncio.sleep(TICK_SECONDS)
-                now = time.perf_counter()
-                state.elapsed = now - start
-                if now - checked >= LIVENESS_SECONDS:
-                    checked = now
-                    if not alive():
-                        return
-
-        with _stop_signal() as stop, _quiet_gc():
-            jobs = [asyncio.create_task(job) for job in (dispatch(), stop.wait(), watch())]
+            jobs = [
+                asyncio.create_task(job)
+                for job in (
+                    _dispatch(zip(requests, bodies, strict=True), send, start),
+                    stop.wait(),
+                    _watch(state, alive, start),
+                )
+            ]
             done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+            state.elapsed = time.perf_counter() - start
             for job in jobs:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
-        state.elapsed = time.perf_counter() - start
-        for job in done:
-            job.result()  # a mistake of ours is not an outcome
-        if jobs[0] in done:
-            return "complete"
-        return "interrupted" if jobs[1] in done else "server died"
+    for job in done:
+        job.result()  # a mistake of ours is not an outcome
+    if jobs[0] in done:
+        return "complete"
+    return "interrupted" if jobs[1] in done else "server died"
+
+
+async def _dispatch(
+    requests: Iterable[tuple[RequestSpec, bytes]],
+    send: Callable[[RequestSpec, bytes], Coroutine[Any, Any, None]],
+    start: float,
+) -> None:
+    """Begins each request at its time, waiting for none; returns when all have ended."""
+    async with _Tasks() as tasks:
+        for spec, body in requests:
+            while (wait := start + spec.scheduled - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            tasks.add(send(spec, body))
+        await tasks.all_done()
+
+
+async def _watch(state: LoadState, alive: Callable[[], bool], start: float) -> None:
+    """Moves ``state.elapsed`` on; returns when the server is dead."""
+    checked = start
+    while True:
+        now = time.perf_counter()
+        state.elapsed = max(0.0, now - start)
+        if now - checked >= LIVENESS_SECONDS:
+            checked = now
+            if not alive():
+                return
+        await asyncio.sleep(TICK_SECONDS)
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:

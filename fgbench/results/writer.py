@@ -116,7 +116,12 @@ def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
 
 def _make_folder(root: Path, info: dict[str, Any]) -> Path:
     workload = info["workload"]
-    parts = [info["backend"]["name"], workload["dataset"], f"r{workload['rate']}", f"s{workload['seed']}"]
+    parts = [
+        info["backend"]["name"],
+        workload["dataset"],
+        f"r{float(workload['rate']):g}",
+        f"s{workload['seed']}",
+    ]
     tail = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", str(part)) for part in parts)
     stem = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}_{tail}"
     for attempt in range(1, 1000):

@@ -32,6 +32,16 @@ def token_id_range(vocab_size: int | None) -> tuple[int, int]:
     return vocab_size // 4, vocab_size
 
 
+def check_counts(*, num_prompts: int, num_warmup: int, seed: int) -> None:
+    """Raises ValueError, naming the number, for one that no workload can have."""
+    if not 1 <= num_prompts <= MAX_PROMPTS:
+        raise ValueError(f"the number of prompts must be between 1 and {MAX_PROMPTS}, not {num_prompts}")
+    if not 0 <= num_warmup <= MAX_PROMPTS:
+        raise ValueError(f"warm-up prompts must number between 0 and {MAX_PROMPTS}, not {num_warmup}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"the seed must be between 0 and 2^63 - 1, not {seed}")
+
+
 def build_workload(
     dataset: Dataset,
     *,
@@ -51,12 +61,7 @@ def build_workload(
     """
     import numpy as np
 
-    if not 1 <= num_prompts <= MAX_PROMPTS:
-        raise ValueError(f"the number of prompts must be between 1 and {MAX_PROMPTS}, not {num_prompts}")
-    if not 0 <= num_warmup <= MAX_PROMPTS:
-        raise ValueError(f"warm-up prompts must number between 0 and {MAX_PROMPTS}, not {num_warmup}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"the seed must be between 0 and 2^63 - 1, not {seed}")
+    check_counts(num_prompts=num_prompts, num_warmup=num_warmup, seed=seed)
     streams = np.random.SeedSequence(seed).spawn(4)
     gaps, choice, ids, warmup_ids = (np.random.Generator(np.random.PCG64(s)) for s in streams)
 

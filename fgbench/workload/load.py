@@ -22,7 +22,7 @@ DATASETS = {
     "sharegpt": "ShareGPT's own texts, pulled once or given by --dataset-path",
     "synthetic": "lengths by --input-len and --output-len, with random tokens as prompts",
 }
-LENGTHS_FILE = "sharegpt-lengths.csv"
+LENGTHS_FILE = "sharegpt-lengths.csv.gz"
 
 
 def load_dataset(

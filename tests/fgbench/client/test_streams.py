@@ -55,9 +55,9 @@ def test_nul_separated(seed):
 
 @pytest.mark.parametrize("parser", [ServerSentEvents(), NulSeparated()])
 def test_an_endless_message_is_refused(parser):
+    assert parser.feed(b"x" * MAX_MESSAGE_BYTES) == []
     with pytest.raises(StreamError, match="longer than"):
-        for _ in range(20):
-            parser.feed(b"x" * (MAX_MESSAGE_BYTES // 10))
+        parser.feed(b"x")
 
 
 def test_bodies_force_the_output_length():

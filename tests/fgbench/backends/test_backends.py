@@ -1,0 +1,98 @@
+import threading
+import time
+
+import pytest
+
+from fgbench.backends.attached import Attached
+from fgbench.backends.backend import BackendError
+from fgbench.backends.fastgen import FastGen, policy_of
+from fgbench.backends.probe import ask_served, base_url, wait_until_ready
+from fgbench.backends.process import free_port
+from fgbench.cli.options import ServerOptions
+
+
+@pytest.mark.parametrize(
+    "given", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", "h:1", "h:1/v1"]
+)
+def test_urls_as_users_give_them(given):
+    assert base_url(given) == "http://h:1"
+
+
+def test_a_path_before_v1_is_kept():
+    assert base_url("https://host/api/v1") == "https://host/api"
+
+
+@pytest.mark.parametrize("given", ["", "ftp://h", "http://", "http://h:x", "http://h?q=1", "http://u:p@h"])
+def test_what_is_no_url_is_refused(given):
+    with pytest.raises(ValueError, match="--url must look like"):
+        base_url(given)
+
+
+def test_attached_waits_and_says_what_the_server_is_doing(fake_server, tmp_path):
+    fake_server.loading = 2
+    said = []
+    served = Attached(fake_server.url + "/v1").start(tmp_path / "log", said.append)
+    assert said == ["loading the model"]
+    assert (served.url, served.model, served.vocab_size, served.max_model_len) == (
+        fake_server.url,
+        "fake",
+        512,
+        2048,
+    )
+
+
+def test_models_are_chosen_by_name(fake_server):
+    fake_server.models = [{"id": "a"}, {"id": "b", "max_model_len": 9}]
+    assert ask_served(fake_server.url).model == "a"
+    assert ask_served(fake_server.url, "b").max_model_len == 9
+    with pytest.raises(BackendError, match="serves a, b, not c"):
+        ask_served(fake_server.url, "c")
+    fake_server.models = []
+    assert ask_served(fake_server.url).model == ""
+
+
+def test_a_server_that_never_gets_ready(fake_server):
+    fake_server.loading = 10**9
+    with pytest.raises(BackendError, match="answers 503: loading the model"):
+        wait_until_ready(fake_server.url, timeout=0.3, report=lambda line: None)
+
+
+def test_nobody_there_and_early_death():
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(BackendError, match="does not answer"):
+        wait_until_ready(url, timeout=0.2, report=lambda line: None)
+    dead = threading.Event()
+    threading.Timer(0.2, dead.set).start()
+    begun = time.monotonic()
+    with pytest.raises(BackendError, match="ended before it was ready"):
+        wait_until_ready(url, timeout=60, report=lambda line: None, alive=lambda: not dead.is_set())
+    assert time.monotonic() - begun < 10
+
+
+def test_names_and_policies():
+    assert FastGen(ServerOptions()).name == "fastgen"
+    assert FastGen(ServerOptions(policy="mlfq", use_skip_join=True)).name == "fastgen"
+    assert FastGen(ServerOptions(policy="fcfs")).name == "fastgen-fcfs"
+    assert policy_of("fastgen") is None
+    assert policy_of("fastgen-sj-mlfq") == "sj-mlfq"
+    assert policy_of("fastgen-pkg.mod:Class") == "pkg.mod:Class"
+    for bad in ("fastgen-", "vllm", "fastgenfcfs"):
+        with pytest.raises(ValueError, match="there is no backend"):
+            policy_of(bad)
+    with pytest.raises(ValueError, match="max_batch_size"):
+        FastGen(ServerOptions(max_batch_size=0))
+
+
+def test_settings_are_what_decides(tmp_path):
+    plain, skip = FastGen(ServerOptions()), FastGen(ServerOptions(policy="mlfq", use_skip_join=True))
+    assert plain.settings == skip.settings
+    assert FastGen(ServerOptions(max_batch_size=8)).settings["max_batch_size"] == 8
+
+
+def test_a_server_that_cannot_start_shows_its_log(tmp_path):
+    backend = FastGen(
+        ServerOptions(model=str(tmp_path / "no-such-model"), use_dummy_weights=True, policy="fcfs")
+    )
+    with pytest.raises(BackendError, match="no-such-model"):
+        backend.start(tmp_path / "log", lambda line: None)
+    assert not backend.alive()

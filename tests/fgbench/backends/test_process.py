@@ -1,0 +1,109 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from fgbench.backends.process import STOP_STEPS, ServerProcess, free_port
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print("child", child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+POLITE = """
+import time
+try:
+    print("up", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("asked to stop")
+"""
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def wait_for(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def gone(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_it_is_asked_first(tmp_path):
+    process = ServerProcess(python(POLITE), tmp_path / "log")
+    wait_for(lambda: "up" in process.tail())
+    assert process.alive()
+    process.stop()
+    assert process.exit_status == 0
+    assert process.tail().endswith("asked to stop")
+    process.stop()  # harmless
+
+
+def test_the_stubborn_are_killed_with_their_children(tmp_path, monkeypatch):
+    monkeypatch.setattr("fgbench.backends.process.STOP_STEPS", [(number, 0.3) for number, _ in STOP_STEPS])
+    process = ServerProcess(python(STUBBORN), tmp_path / "log")
+    wait_for(lambda: "child" in process.tail())
+    child = int(process.tail().split()[1])
+    process.stop()
+    assert process.exit_status == -signal.SIGKILL
+    wait_for(lambda: gone(child))
+
+
+def test_a_child_that_outlives_its_server_is_killed_too(tmp_path):
+    without_waiting = STUBBORN.rsplit("time.sleep(60)", 1)[0]
+    process = ServerProcess(python(without_waiting), tmp_path / "log")
+    wait_for(lambda: not process.alive())
+    child = int(process.tail().split()[1])
+    assert not gone(child)
+    process.stop()
+    wait_for(lambda: gone(child))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_when_whoever_started_it_is_killed(tmp_path, number):
+    starter = (
+        "import sys, time; from pathlib import Path; from fgbench.backends.process import ServerProcess\n"
+        "sleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        f"p = ServerProcess(sleep, Path({str(tmp_path / 'log')!r}))\n"
+        "print(p.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(python(starter), stdout=subprocess.PIPE, text=True)
+    server = int(parent.stdout.readline())
+    wait_for(lambda: "tether" not in " ".join(psutil.Process(server).cmdline()))
+    os.kill(parent.pid, number)
+    parent.wait(10)
+    parent.stdout.close()
+    wait_for(lambda: gone(server))
+
+
+def test_the_log_keeps_its_last_lines(tmp_path):
+    process = ServerProcess(
+        python("for i in range(1000): print('line', i)\nraise SystemExit(3)"), tmp_path / "log"
+    )
+    wait_for(lambda: not process.alive())
+    process.stop()
+    assert process.exit_status == 3
+    assert process.tail().splitlines()[-1] == "line 999"
+    assert len(process.tail().splitlines()) < 50
+
+
+def test_free_ports_are_free():
+    assert 1024 <= free_port() < 65536

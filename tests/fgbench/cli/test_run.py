@@ -1,0 +1,288 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from fgbench.backends.attached import Attached
+from fgbench.benchmark import Load, client_was_the_limit, run_benchmark, too_many_errors
+from fgbench.cli.main import app
+from fgbench.cli.options import ServerOptions
+from fgbench.cli.run import _dataset, _system
+from fgbench.client.display import Plain, progress_line
+from fgbench.client.record import RequestRecord
+from fgbench.client.state import LoadState
+from fgbench.metrics.summary import summarize
+from fgbench.results.run import find_runs, read_run
+from fgbench.workload.datasets import Lengths, Synthetic
+
+SYNTHETIC = ["--dataset", "synthetic", "--input-len", "4", "--output-len", "3"]
+
+
+@pytest.fixture
+def _lag_is_no_matter(monkeypatch):
+    """Client and fake server share a process and the machine with other tests."""
+    monkeypatch.setattr("fgbench.benchmark.LAG_SECONDS", 60.0)
+
+
+def fgbench(*argv):
+    return CliRunner().invoke(app, ["run", *map(str, argv)])
+
+
+def only_run(root):
+    (path,) = find_runs(root)
+    return read_run(path)
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_a_run_against_a_url(fake_server, tmp_path):
+    result = fgbench(
+        "--url", fake_server.url, *SYNTHETIC, "--rate", 50, "--num-prompts", 10, "--results", tmp_path
+    )
+    assert result.exit_code == 0, result.output
+    run = only_run(tmp_path)
+    assert run.complete
+    assert len(run.records) == 10
+    assert run.info["model"] == "fake"
+    assert run.info["backend"]["name"] == "openai"
+    assert run.info["backend"]["url"] == fake_server.url
+    assert run.info["workload"]["rate"] == 50
+    assert run.info["summary"]["ok"] == 10
+    assert len(fake_server.bodies) == 14  # with 4 of warm-up
+    assert all(128 <= t < 512 for body in fake_server.bodies for t in body["prompt"])  # as /v1/models says
+    assert (run.path / "requests.parquet").is_file()
+    assert "JCT" in result.output
+    assert str(run.path) in result.output.replace("\n", "")
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_the_same_seed_sends_the_same_to_everybody(fake_server, tmp_path):
+    bodies = []
+    for rate in (100, 200):
+        argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", rate, "--num-prompts", 5, "--warmup", 0]
+        assert fgbench(*argv, "--seed", 3, "--results", tmp_path).exit_code == 0
+        bodies.append(sorted(json.dumps(b) for b in fake_server.bodies))
+        fake_server.bodies.clear()
+    assert bodies[0] == bodies[1]
+    runs = [read_run(p) for p in find_runs(tmp_path)]
+    assert runs[0].fingerprint != runs[1].fingerprint
+    prompts = {r.info["workload"]["prompts_fingerprint"] for r in runs}
+    assert len(prompts) == 1
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_too_many_errors_exit_3_and_are_no_throughput(fake_server, tmp_path):
+    fake_server.misbehave = {9: "crash"}
+    table = tmp_path / "t.csv"
+    table.write_text("prompt_tokens,output_tokens\n4,5\n4,9\n")
+    argv = ["--url", fake_server.url, "--dataset", table, "--rate", "inf", "--num-prompts", 4, "--warmup", 2]
+    result = fgbench(*argv, "--results", tmp_path / "runs")
+    assert result.exit_code == 3
+    assert "2 of 4 requests failed (2 x http 500)" in result.output.replace("\n", " ")
+    run = only_run(tmp_path / "runs")
+    assert run.complete
+    assert run.info["summary"]["output_tokens"] == 10
+    assert run.info["workload"]["rate"] == "inf"
+    assert fgbench(*argv, "--max-error-rate", 0.5, "--results", tmp_path / "more").exit_code == 0
+
+
+def test_a_server_that_refuses_every_warmup_is_not_measured(fake_server, tmp_path):
+    fake_server.misbehave = {3: "refuse"}
+    result = fgbench("--url", fake_server.url, *SYNTHETIC, "--results", tmp_path)
+    assert result.exit_code == 1
+    assert "no warm-up request was answered; the first failed with http 400: too long" in result.output
+    assert only_run(tmp_path).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--rate", "0"], "the rate must be above 0"),
+        (["--rate", "nan"], "the rate must be above 0"),
+        (["--num-prompts", "0"], "number of prompts"),
+        (["--warmup", "-1"], "warm-up prompts"),
+        (["--seed", "-1"], "seed must be"),
+        (["--dataset", "nope"], "there is no dataset 'nope'"),
+        (["--backend", "nope"], "there is no backend 'nope'"),
+        (["--endpoint", "chat"], "there is no endpoint 'chat'"),
+        (["--process-name", "gamma"], "arrivals are poisson"),
+        (["--max-error-rate", "2"], "--max-error-rate"),
+        (["--request-timeout", "-1"], "request timeout"),
+        (["--url", "http://h:1", "--max-batch-size", "8"], "--max-batch-size is the server's"),
+        (["--url", "http://h:1", "--port", "8"], "--port is for a server to be started"),
+        (["--url", "::"], "--url must look like"),
+        (["--backend", "fastgen-fcfs", "--policy", "srpt"], "contradict"),
+        (["--backend", "fastserve"], "say where"),
+        (["--dataset", "synthetic", "--dataset-name", "sharegpt"], "contradict"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_starts(tmp_path, argv, words, capfd):
+    weights = [] if "--url" in argv else ["--use-dummy-weights"]  # which --url would refuse
+    result = fgbench(*weights, *argv, "--results", tmp_path)
+    assert result.exit_code == 2
+    assert words in result.output + capfd.readouterr().err
+    assert find_runs(tmp_path) == []
+
+
+def test_which_system_is_measured():
+    def system(backend="fastgen", url=None, port=None, **options):
+        return _system(ServerOptions(**options), backend, url, port)
+
+    assert system()[0].name == "fastgen"
+    assert system("fastgen-fcfs")[0].settings["policy"] == "fcfs"
+    assert system(policy="srpt")[0].name == "fastgen-srpt"
+    assert system("fastgen-srpt", policy="srpt")[0].name == "fastgen-srpt"
+    attached, endpoint = system("fastserve", port=10000)  # the published client's way
+    assert (attached.name, attached.url, endpoint) == ("fastserve", "http://127.0.0.1:10000", "generate")
+    attached, endpoint = system("vllm", url="h:1")
+    assert (attached.name, attached.model, endpoint) == ("vllm", None, "completions")
+    assert system(url="h:1", model="opt-125m")[0].model == "opt-125m"
+
+
+def test_which_dataset_is_meant(tmp_path):
+    texts, table = tmp_path / "d.json", tmp_path / "t.csv.gz"
+    texts.touch()
+    table.touch()
+    assert _dataset(None, None, None) == ("sharegpt-lengths", None)
+    assert _dataset("sharegpt", None, texts) == ("sharegpt", texts)
+    assert _dataset(str(texts), "sharegpt", None) == ("sharegpt", texts)  # the published client's way
+    assert _dataset(str(texts), None, None) == ("sharegpt", texts)
+    assert _dataset(str(table), None, None) == ("sharegpt-lengths", table)
+    assert _dataset(None, "synthetic", None) == ("synthetic", None)
+
+
+def start(fake_server, tmp_path, *argv):
+    command = [sys.executable, "-m", "fgbench", "run", "--url", fake_server.url, "--warmup", "0"]
+    process = subprocess.Popen(
+        [*command, *map(str, argv), "--results", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while len(fake_server.bodies) < 20:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    return process
+
+
+def test_kill_9_keeps_every_finished_request(fake_server, tmp_path):
+    process = start(fake_server, tmp_path, *SYNTHETIC, "--rate", 50, "--num-prompts", 1000)
+    process.kill()
+    process.communicate(timeout=10)
+    run = only_run(tmp_path)
+    assert run.status == "incomplete"
+    assert 19 <= len(run.records) + 1 <= len(fake_server.bodies) + 1
+    assert all(r.ok for r in run.records)
+    assert summarize(run.records, offered_rate=50).ok == len(run.records)
+
+
+def test_ctrl_c_exits_130_with_figures(fake_server, tmp_path):
+    process = start(fake_server, tmp_path, *SYNTHETIC, "--rate", 50, "--num-prompts", 1000)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130, output
+    run = only_run(tmp_path)
+    assert run.status == "interrupted"
+    assert len(run.records) >= 15
+    assert run.info["summary"]["requests"] == len(run.records)
+    assert f"Interrupted: {len(run.records)} of 1000 requests had ended and are kept" in output
+
+
+def test_a_server_that_dies_under_the_load_fails_the_run(fake_server, tmp_path):
+    fake_server.misbehave = {3: "hang"}
+
+    class Mortal(Attached):
+        stopped = 0
+
+        def alive(self):
+            return len(fake_server.bodies) < 3
+
+        def last_words(self):
+            return "out of memory"
+
+        def stop(self):
+            self.stopped += 1
+
+    backend = Mortal(fake_server.url)
+    load = Load(rate=math.inf, num_prompts=3, num_warmup=0)
+    run = run_benchmark(backend, Synthetic((4, 4), (3, 3)), load, results=tmp_path)
+    assert run.status == "failed"
+    assert run.info["error"] == "the server died: out of memory"
+    assert backend.stopped == 1
+
+
+def test_the_server_is_stopped_when_anything_goes_wrong(fake_server, tmp_path):
+    class Broken(Attached):
+        stopped = 0
+
+        def start(self, log, report):
+            raise ZeroDivisionError
+
+        def stop(self):
+            self.stopped += 1
+
+    backend = Broken(fake_server.url)
+    with pytest.raises(ZeroDivisionError):
+        run_benchmark(backend, Lengths("t", ((4, 4),)), Load(), results=tmp_path)
+    assert backend.stopped == 1
+    assert only_run(tmp_path).status == "failed"
+
+
+def late(lag, ttft, count=100):
+    return [
+        RequestRecord(i, float(i), i + lag, 4, 2, 2, i + ttft, i + ttft + 0.1, (), i + ttft + 0.1)
+        for i in range(count)
+    ]
+
+
+def test_who_was_the_limit():
+    def verdict(lag, ttft):
+        return client_was_the_limit(summarize(late(lag, ttft), offered_rate=1.0))
+
+    assert "100 ms or more after their time (mean TTFT 500 ms)" in verdict(0.1, 0.5)
+    assert verdict(0.04, 0.05) is None  # below 50 ms the operating system decides
+    assert verdict(0.1, 5.0) is None  # 2 % of what is measured
+    assert client_was_the_limit(summarize([], offered_rate=1.0)) is None
+
+
+def test_how_many_errors_are_too_many():
+    bad = RequestRecord(99, 99.0, 99.0, 4, 2, finished=100.0, error="timeout: x")
+    records = [*late(0.0, 0.5, 99), bad]
+    summary = summarize(records, offered_rate=1.0)
+    assert too_many_errors(summary, 0.01) is None
+    assert "1 of 100 requests failed (1 x timeout)" in too_many_errors(summary, 0.0)
+
+
+def test_plain_progress_says_where_the_load_is():
+    lines = []
+    state = LoadState(planned=4, last_arrival=3.0, elapsed=2.0, sent=3)
+    state.take(late(0.0, 0.5, 1)[0])
+    state.take(RequestRecord(1, 0.0, 0.0, 4, 2, error="http 500: no"))
+    with Plain(lines.append, every=0.01).load("fastgen", state):
+        time.sleep(0.1)
+    assert len(lines) > 2
+    assert lines[-1] == f"fastgen: {progress_line(state)}"
+    for words in ("sent 3/4", "done 1", "in flight 1", "errors 1", "1.00/s sent", "mean latency 0.60 s"):
+        assert words in lines[-1]
+    assert "300.0 ms/token" in lines[-1]
+    assert "0:02 to go; last error: http 500: no" in lines[-1]
+
+
+def test_help_is_light():
+    code = (
+        "import sys; from fgbench.cli.main import app\n"
+        "try: app(['run', '--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'pyarrow', 'aiohttp', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    env = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "--num-prompts" in done.stdout

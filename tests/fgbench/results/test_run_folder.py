@@ -1,0 +1,113 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from fgbench.client.record import RequestRecord
+from fgbench.results.fingerprint import fingerprint
+from fgbench.results.run import VERSION, find_runs, read_run
+from fgbench.results.writer import RunWriter
+
+INFO = {
+    "backend": {"name": "fastgen-my.module:Policy", "policy": "x", "url": None, "settings": {}},
+    "model": "m",
+    "workload": {"dataset": "synthetic-4x8", "num_prompts": 3, "rate": 2.5, "seed": 7},
+    "fingerprint": "f",
+    "environment": {},
+}
+
+
+def record(index, **kwargs):
+    base = {"scheduled": 0.5, "sent": 0.5001, "prompt_tokens": 4, "asked_tokens": 8}
+    return RequestRecord(index=index, **{**base, **kwargs})
+
+
+GOOD = record(1, output_tokens=8, first_token=0.6, last_token=0.9, token_times=(0.6, 0.9), finished=0.9)
+BAD = record(0, error="http 500: no", finished=1.0, server={"queued": 0.25})
+
+
+def test_a_run_reads_back_as_it_was_written(tmp_path):
+    with RunWriter(tmp_path, INFO) as writer:
+        assert read_run(writer.path).status == "incomplete"
+        writer.append(GOOD)
+        writer.append(BAD)
+        writer.finish("complete", [GOOD, BAD], {"ok": 1})
+    run = read_run(writer.path)
+    assert run.complete
+    assert run.records == (GOOD, BAD)
+    assert run.info["summary"] == {"ok": 1}
+    assert run.info["version"] == VERSION
+    assert run.info["duration_s"] >= 0
+    assert run.info["started"] <= run.info["ended"]
+    assert run.fingerprint == "f"
+    assert writer.path.name.endswith("_fastgen-my.module-Policy_synthetic-4x8_r2.5_s7")
+    assert not list(writer.path.glob(".*"))  # no half-written file stays
+
+
+def test_the_parquet_table_holds_the_same(tmp_path):
+    with RunWriter(tmp_path, INFO) as writer:
+        writer.finish("complete", [GOOD, BAD], None)
+    rows = pq.read_table(writer.path / "requests.parquet").to_pylist()
+    assert [row["index"] for row in rows] == [0, 1]
+    assert rows[0]["error"] == "http 500: no"
+    assert dict(rows[0]["server"]) == {"queued": 0.25}
+    assert RequestRecord.from_dict(rows[1] | {"server": None}) == GOOD
+
+
+def test_a_run_killed_in_the_middle_of_a_line_keeps_the_others(tmp_path):
+    writer = RunWriter(tmp_path, INFO)
+    writer.append(GOOD)
+    whole = json.dumps(BAD.to_dict()).encode()
+    for cut in range(1, len(whole)):
+        with (writer.path / "requests.jsonl").open("wb") as file:
+            file.write(json.dumps(GOOD.to_dict()).encode() + b"\n" + whole[:cut])
+        run = read_run(writer.path)
+        assert run.records == (GOOD,)
+        assert run.status == "incomplete"
+
+
+def test_damage_elsewhere_is_said(tmp_path):
+    writer = RunWriter(tmp_path, INFO)
+    (writer.path / "requests.jsonl").write_text('{"index": \n' + json.dumps(GOOD.to_dict()) + "\n")
+    with pytest.raises(ValueError, match="line 1 is damaged"):
+        read_run(writer.path)
+    (writer.path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        read_run(writer.path)
+    (writer.path / "run.json").write_text(json.dumps({"version": VERSION + 1}))
+    with pytest.raises(ValueError, match="newer fgbench"):
+        read_run(writer.path)
+    with pytest.raises(ValueError, match="not a run folder"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError("no luck"), "failed"), (KeyboardInterrupt(), "interrupted")]
+)
+def test_a_run_that_raises_says_so(tmp_path, error, status):
+    writer = RunWriter(tmp_path, INFO)
+
+    def break_off():
+        with writer:
+            writer.append(GOOD)
+            raise error
+
+    with pytest.raises(type(error)):
+        break_off()
+    run = read_run(writer.path)
+    assert run.status == status
+    assert run.records == (GOOD,)
+    assert run.info["error"] == (str(error) or "KeyboardInterrupt")
+
+
+def test_two_runs_of_one_second_have_two_folders(tmp_path):
+    paths = [RunWriter(tmp_path, INFO).path for _ in range(3)]
+    assert len(set(paths)) == 3
+    (tmp_path / "not a run").mkdir()
+    assert set(find_runs(tmp_path)) == set(paths)
+    assert find_runs(tmp_path / "absent") == []
+
+
+def test_fingerprint_is_of_values_not_of_order():
+    assert fingerprint(a=1, b={"x": 1, "y": 2}) == fingerprint(b={"y": 2, "x": 1}, a=1)
+    assert fingerprint(a=1, b={"x": 1}) != fingerprint(a=1, b={"x": 2})
