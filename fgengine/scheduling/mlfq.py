@@ -106,7 +106,8 @@ class MLFQ(Policy):
             if now - job.waiting_since < self.context.starvation_limit:
                 return
             self._stamp(job, now)
-            level = self._level_for_next(job.request)
+            thrown_away = job.request.num_generated > 0 and job.request.num_pending > 1
+            level = self._level_for_next(job.request) if thrown_away else 0
             if job.level > level:
                 self._join(job, level)
 

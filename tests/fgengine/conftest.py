@@ -1,0 +1,126 @@
+"""A machine made of symbols: memory that remembers whose token lies where, and copies that come late."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from fgengine.clock import VirtualClock
+from fgengine.cost import CostModel, StepShape
+from fgengine.engine import Engine
+from fgengine.kv.manager import KVManager
+from fgengine.kv.transfer import Transfer
+from fgengine.plan import StepPlan, StepResult
+from fgengine.scheduling.policy import Policy, PolicyContext, make_policy
+from fgengine.scheduling.scheduler import Limits, Scheduler
+
+Slot = tuple[str, int, int]
+
+
+class SymbolicMachine:
+    """Runner and copy engine over memory whose slots hold (request, position, token).
+
+    A step fails unless every token it attends to lies where the block table says. A copy happens when it
+    ends, not when it is submitted, in random order; what it leaves behind is poisoned.
+    """
+
+    def __init__(self, clock: VirtualClock, cost: CostModel, block_size: int, seed: int, eager: bool) -> None:
+        self.clock, self.cost, self.block_size, self.eager = clock, cost, block_size, eager
+        self.random = random.Random(seed)
+        self.device: dict[tuple[int, int], Slot] = {}
+        self.host: dict[tuple[int, int], Slot] = {}
+        self.flying: list[Transfer] = []
+        self.plans: list[StepPlan] = []
+
+    @staticmethod
+    def next_token(tokens: list[int]) -> int:
+        """Depends on every token before it, as a language model's does."""
+        value = 17
+        for token in tokens:
+            value = (value * 31 + token + 7) % 1009
+        return value
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self.plans.append(plan)
+        results = {}
+        for item in plan.items:
+            request, table = item.request, item.blocks
+            assert item.start == request.num_computed
+            for position in range(item.start):
+                slot = (table[position // self.block_size], position % self.block_size)
+                assert self.device.get(slot) == (request.id, position, request.tokens[position])
+            for position in range(item.start, item.start + item.num_tokens):
+                slot = (table[position // self.block_size], position % self.block_size)
+                self.device[slot] = (request.id, position, request.tokens[position])
+            assert item.yields_token == (item.start + item.num_tokens == request.num_known)
+            if item.yields_token:
+                results[request.id] = self.next_token(request.tokens)
+        seconds = self.cost.step_seconds(StepShape.of_plan(plan))
+        self.clock.advance(seconds)
+        return StepResult(plan.step, seconds, results)
+
+    def submit(self, transfer: Transfer) -> None:
+        self.flying.append(transfer)
+
+    def done(self) -> list[Transfer]:
+        if self.eager:
+            return self._finish(list(self.flying))
+        return self._finish([t for t in self.flying if self.random.random() < 0.3])
+
+    def wait(self) -> list[Transfer]:
+        self.clock.advance(0.001)
+        return self._finish([self.random.choice(self.flying)] if self.flying else [])
+
+    def close(self) -> None:
+        self.flying.clear()
+
+    def _finish(self, chosen: list[Transfer]) -> list[Transfer]:
+        self.random.shuffle(chosen)
+        for transfer in chosen:
+            self.flying.remove(transfer)
+            offload = transfer.direction == "offload"
+            source, target = (self.device, self.host) if offload else (self.host, self.device)
+            for old, new in zip(transfer.source, transfer.target, strict=True):
+                for i in range(self.block_size):
+                    target.pop((new, i), None)
+                    if (old, i) in source:
+                        target[new, i] = source.pop((old, i))
+        return chosen
+
+
+COST = CostModel(
+    step=0.01, prefill_request=0.001, prefill_token=0.0005, decode_request=0.0005, decode_context=1e-6
+)
+
+
+@pytest.fixture
+def symbolic_engine() -> Callable[..., Engine]:
+    def build(
+        policy: str | type[Policy] = "fcfs",
+        *,
+        device_blocks: int = 64,
+        host_blocks: int = 64,
+        block_size: int = 4,
+        max_batch_size: int = 4,
+        max_tokens_per_batch: int = 64,
+        max_model_len: int = 256,
+        eos: frozenset[int] = frozenset(),
+        proactive: bool = False,
+        eager_copies: bool = False,
+        starvation_limit: float = 30.0,
+        seed: int = 0,
+    ) -> Engine:
+        clock = VirtualClock()
+        machine = SymbolicMachine(clock, COST, block_size, seed, eager_copies)
+        context = PolicyContext(COST, starvation_limit)
+        scheduler = Scheduler(
+            make_policy(policy, context) if isinstance(policy, str) else policy(context),
+            KVManager(device_blocks, host_blocks, block_size),
+            Limits(max_batch_size, max_tokens_per_batch, max_model_len, eos, block_bytes=1000),
+            proactive=proactive,
+        )
+        return Engine(scheduler, machine, machine, clock, vocab_size=2000)
+
+    return build

@@ -1,0 +1,223 @@
+"""Batches, budgets and memory pressure on hand-made cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fgengine.engine import Engine, RequestRefused
+from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.policy import Policy, PolicyContext, Priority
+
+Build = Callable[..., Engine]
+
+
+def params(max_tokens: int = 8) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+
+
+def batch(engine: Engine) -> list[tuple[str, int, int]]:
+    """The last step's items as (id, start, tokens)."""
+    return [(i.request.id, i.start, i.num_tokens) for i in engine.runner.plans[-1].items]  # type: ignore[attr-defined]
+
+
+class Chosen(Policy):
+    """Runs what the test puts first."""
+
+    def __init__(self, context: PolicyContext) -> None:
+        super().__init__(context)
+        self.requests: list[Request] = []
+
+    def add(self, request: Request, now: float) -> None:
+        self.requests.append(request)
+
+    def remove(self, request: Request) -> None:
+        self.requests.remove(request)
+
+    def order(self, now: float) -> Iterator[Request]:
+        return iter(self.requests)
+
+    def priority(self, request: Request) -> Priority:
+        return (self.requests.index(request),)
+
+    def put_first(self, id: str) -> None:
+        self.requests.sort(key=lambda request: request.id != id)
+
+
+def test_prefills_and_decodes_share_a_step(symbolic_engine: Build) -> None:
+    engine = symbolic_engine()
+    engine.add("a", [1] * 5, params())
+    engine.step()
+    engine.add("b", [2] * 7, params())
+    engine.step()
+    assert batch(engine) == [("a", 5, 1), ("b", 0, 7)]
+
+
+def test_a_batch_holds_at_most_its_size(symbolic_engine: Build) -> None:
+    engine = symbolic_engine(max_batch_size=2)
+    for id in "abc":
+        engine.add(id, [1, 2], params())
+    engine.step()
+    assert [id for id, _, _ in batch(engine)] == ["a", "b"]
+
+
+def test_a_prompt_that_does_not_fit_beside_another_waits_and_is_not_overtaken(symbolic_engine: Build) -> None:
+    engine = symbolic_engine(max_tokens_per_batch=10)
+    engine.add("a", [1] * 8, params())
+    engine.add("b", [1] * 8, params())
+    engine.add("c", [1] * 2, params())
+    engine.step()
+    assert batch(engine) == [("a", 0, 8)]
+    engine.step()
+    assert batch(engine) == [("a", 8, 1), ("b", 0, 8)]
+    engine.step()
+    assert batch(engine) == [("a", 9, 1), ("b", 8, 1), ("c", 0, 2)]
+
+
+def test_a_prompt_longer_than_a_batch_is_computed_in_pieces(symbolic_engine: Build) -> None:
+    engine = symbolic_engine(max_tokens_per_batch=10)
+    request = engine.add("a", [1] * 25, params(2))
+    seen = []
+    while engine.has_work:
+        engine.step()
+        seen += batch(engine)
+    assert seen == [("a", 0, 10), ("a", 10, 10), ("a", 20, 5), ("a", 25, 1)]
+    assert request.num_generated == 2
+
+
+def test_what_can_never_fit_is_refused_with_the_reason(symbolic_engine: Build) -> None:
+    engine = symbolic_engine(device_blocks=4, block_size=4, max_model_len=100)
+    with pytest.raises(RequestRefused, match=r"make 101; the limit is 100 \(max_model_len\)"):
+        engine.add("a", [1] * 93, params())
+    with pytest.raises(RequestRefused, match="need 5 KV blocks; the device pool has 4"):
+        engine.add("a", [1] * 10, params())
+    with pytest.raises(RequestRefused, match="outside 0"):
+        engine.add("a", [2000], params())
+    with pytest.raises(RequestRefused, match="at least one token"):
+        engine.add("a", [], params())
+    engine.add("a", [1] * 9, params())  # 16 tokens, the last of which needs no room
+    with pytest.raises(RequestRefused, match="running already"):
+        engine.add("a", [1], params())
+
+
+def test_the_pool_that_holds_one_request_serves_them_all(symbolic_engine: Build) -> None:
+    for host in (0, 1, 50):
+        engine = symbolic_engine(device_blocks=4, host_blocks=host, block_size=4)
+        done = engine.generate([[i] * 9 for i in range(5)], params())
+        assert [request.finish_reason for request in done] == ["length"] * 5
+        assert engine.stats()["free_device_blocks"] == 4
+
+
+def test_room_is_taken_from_the_last_in_the_policys_order(symbolic_engine: Build) -> None:
+    engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=1, eager_copies=True)
+    policy = engine.scheduler.policy
+    assert isinstance(policy, Chosen)
+    a, _, c = (engine.add(id, [1] * 7, params()) for id in "abc")
+    for id in "abc":  # two blocks each: the pool is full
+        policy.put_first(id)
+        engine.step()
+    engine.add("d", [1] * 4, params())
+    policy.requests.sort(key=lambda request: "dbca".index(request.id))
+    engine.step()
+    assert (a.phase, c.phase) == ("swapped", "queued")
+    assert batch(engine) == [("b", 7, 1)]  # has room, and runs while d's room is made
+    engine.step()
+    assert batch(engine) == [("d", 0, 4)]
+
+
+def test_whoever_waits_for_room_keeps_its_claim(symbolic_engine: Build) -> None:
+    """Copies are slow here; meanwhile a smaller request behind must not take the blocks as they come."""
+    engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=2, seed=3)
+    policy = engine.scheduler.policy
+    assert isinstance(policy, Chosen)
+    engine.add("a", [1] * 20, params(2))
+    engine.step()
+    engine.add("big", [1] * 18, params(2))
+    engine.add("small", [1] * 2, params(2))
+    policy.requests.sort(key=lambda request: ["big", "small", "a"].index(request.id))
+    while not engine.runner.plans or batch(engine)[0][0] == "a":  # type: ignore[attr-defined]
+        engine.step()
+    assert [id for id, _, _ in batch(engine)] == ["big", "small"] or batch(engine) == [("small", 0, 2)]
+    free_for_small = engine.scheduler.kv.device.num_blocks - 5
+    assert free_for_small == 1
+
+
+def test_decodes_that_need_no_room_run_on_while_the_first_in_line_waits(symbolic_engine: Build) -> None:
+    engine = symbolic_engine(device_blocks=6, host_blocks=0, block_size=4)
+    engine.add("a", [1] * 8, params(8))
+    engine.step()
+    engine.add("b", [1] * 20, params(2))  # 5 blocks, of which 3 are free
+    engine.step()
+    assert batch(engine) == [("a", 8, 1)]
+
+
+def test_work_is_thrown_away_when_the_host_is_full_and_computed_again(symbolic_engine: Build) -> None:
+    engine = symbolic_engine(Chosen, device_blocks=4, host_blocks=1, max_batch_size=1)
+    policy = engine.scheduler.policy
+    assert isinstance(policy, Chosen)
+    a = engine.add("a", [1] * 7, params())
+    engine.step()
+    engine.step()
+    engine.add("b", [1] * 9, params(2))
+    policy.put_first("b")
+    engine.step()
+    assert batch(engine) == [("b", 0, 9)]
+    assert (a.num_computed, a.num_known) == (0, 9)
+    assert engine.stats()["recomputed_tokens"] == 8
+    while engine.has_work:
+        engine.step()
+    assert ("a", 0, 9) in [
+        (i.request.id, i.start, i.num_tokens)
+        for plan in engine.runner.plans  # type: ignore[attr-defined]
+        for i in plan.items
+    ]
+
+
+def test_abort_frees_from_every_state(symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=1)
+    policy = engine.scheduler.policy
+    assert isinstance(policy, Chosen)
+    for id in "abc":
+        engine.add(id, [1] * 15, params())
+    engine.step()  # a has run
+    policy.put_first("b")
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.copies, "wait", list)
+        engine.step()  # a begins to leave for b's sake
+    assert engine.stats()["transfers_in_flight"] == 1
+    for id in "abc":
+        assert engine.abort(id)
+        assert not engine.abort(id)
+    engine.scheduler.kv.check()
+    while engine.scheduler.kv.transfers_in_flight:
+        engine.step()
+    stats = engine.stats()
+    assert (stats["free_device_blocks"], stats["free_host_blocks"], stats["aborted"]) == (6, 64, 3)
+
+
+def test_eos_and_stop_tokens_end_a_request(symbolic_engine: Build) -> None:
+    engine = symbolic_engine(eos=frozenset(range(1009)))
+    (request,) = engine.generate([[1, 2]], SamplingParams(max_tokens=5, temperature=0.0))
+    assert (request.finish_reason, request.num_generated) == ("stop", 1)
+    (request,) = engine.generate([[1, 2]], params(5))
+    assert (request.finish_reason, request.num_generated) == ("length", 5)
+    third = request.tokens[4]
+    (request,) = engine.generate(
+        [[1, 2]], SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True, stop_token_ids=(third,))
+    )
+    assert request.finish_reason == "stop"
+    assert request.tokens[-1] == third
+
+
+def test_a_requests_seconds_sum_to_its_time_in_the_engine(symbolic_engine: Build) -> None:
+    engine = symbolic_engine("mlfq", device_blocks=12, host_blocks=10, starvation_limit=0.3)
+    requests = [engine.add(str(i), [i] * (5 + i), params(12)) for i in range(8)]
+    while engine.has_work:
+        engine.step()
+    for request in requests:
+        assert request.last_ran_at is not None
+        total = sum(request.seconds.values())
+        assert total == pytest.approx(request.last_ran_at - request.arrival)
+        assert request.seconds["decode"] > 0
+    assert sum(request.preemptions for request in requests) == engine.stats()["preemptions"] > 0

@@ -1,0 +1,135 @@
+"""Anything may happen in any order: tokens stay the same, blocks are never lost, nobody waits for ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fgengine.engine import Engine
+from fgengine.request import SamplingParams
+
+Build = Callable[..., Engine]
+POLICIES = ["fcfs", "mlfq", "sj-mlfq", "srpt"]
+EXAMPLES = int(os.environ.get("FGBENCH_EXAMPLES", "40"))
+
+lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 20)), min_size=1, max_size=12)
+
+
+def params(max_tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_tokens_do_not_depend_on_company_memory_or_copies(
+    policy: str, symbolic_engine: Build, data: st.DataObject
+) -> None:
+    """Adds, aborts and steps in any order, with copies that end late and out of order."""
+    draw = data.draw
+    work = draw(lengths)
+    engine = symbolic_engine(
+        policy,
+        device_blocks=draw(st.integers(15, 40)),  # the longest request needs 15
+        host_blocks=draw(st.sampled_from([0, 3, 15, 100])),
+        block_size=4,
+        max_batch_size=draw(st.integers(1, 6)),
+        max_tokens_per_batch=draw(st.sampled_from([3, 16, 64])),
+        proactive=draw(st.booleans()),
+        starvation_limit=draw(st.sampled_from([0.02, 0.2, 30.0])),
+        seed=draw(st.integers(0, 1000)),
+    )
+    waiting = [(str(i), [(i * 7 + k) % 90 for k in range(p)], n) for i, (p, n) in enumerate(work)]
+    requests = []
+    for _ in range(5000):
+        if not waiting and not engine.has_work:
+            break
+        action = draw(st.sampled_from(["add", "step", "step", "step", "abort"])) if waiting else "step"
+        if action == "add":
+            id, prompt, n = waiting.pop()
+            requests.append(engine.add(id, prompt, params(n)))
+        elif action == "abort" and requests:
+            engine.abort(draw(st.sampled_from(requests)).id)
+        else:
+            engine.step()
+        engine.scheduler.kv.check()
+    else:
+        pytest.fail("5,000 steps did not finish a dozen small requests")
+    while engine.scheduler.kv.transfers_in_flight:
+        engine.step()
+    stats = engine.stats()
+    assert stats["free_device_blocks"] == stats["num_device_blocks"]
+    assert stats["free_host_blocks"] == stats["num_host_blocks"]
+    for request in requests:
+        expected = list(request.tokens[: request.prompt_len])
+        while len(expected) < len(request.tokens):
+            expected.append(engine.runner.next_token(expected))  # type: ignore[attr-defined]
+        assert request.tokens == expected
+        if request.finish_reason != "abort":
+            assert request.num_generated == request.params.max_tokens
+
+
+@pytest.mark.parametrize("policy", ["mlfq", "sj-mlfq"])
+def test_nobody_waits_longer_than_the_limit_and_a_round_of_the_first_queue(
+    policy: str, symbolic_engine: Build
+) -> None:
+    """A stream of short jobs would starve the long one for ever without promotion."""
+    engine = symbolic_engine(policy, device_blocks=200, max_batch_size=1, starvation_limit=0.5)
+    long = engine.add("long", [1] * 20, params(40))
+    longest, last, i = 0.0, 0.0, 0
+    while not long.finished:
+        if len(engine.scheduler.requests) < 4:
+            i += 1
+            engine.add(f"short{i}", [2] * 3, params(1))
+        before = long.num_computed
+        engine.step()
+        now = engine.clock.now()
+        if long.num_computed != before or long.finished:
+            longest, last = max(longest, now - last), now
+    # After the limit it stands behind at most the jobs already in the first queue, one iteration each.
+    assert longest <= 0.5 + 5 * 0.0135 + 0.03
+    assert longest > 0.5  # it did wait: the promotion is what saved it
+
+
+def test_a_recorded_run_repeats_to_the_same_decisions(symbolic_engine: Build) -> None:
+    def plans() -> list[list[tuple[str, int, int]]]:
+        engine = symbolic_engine("sj-mlfq", device_blocks=30, host_blocks=20, seed=5)
+        engine.generate([[i] * (3 + 5 * i) for i in range(9)], params(15))
+        return [
+            [(i.request.id, i.start, i.num_tokens) for i in p.items]
+            for p in engine.runner.plans  # type: ignore[attr-defined]
+        ]
+
+    first, second = plans(), plans()
+    assert first == second
+    assert len(first) > 15
+
+
+def test_a_step_that_fails_is_not_swallowed(symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = symbolic_engine()
+    engine.add("a", [1], params(3))
+    monkeypatch.setattr(engine.runner, "execute", lambda plan: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+
+
+def test_the_pure_rooms_import_no_torch_and_no_io() -> None:
+    modules = (
+        "fgengine, fgengine.config, fgengine.cost, fgengine.engine, fgengine.plan, fgengine.request, "
+        "fgengine.scheduling.scheduler, fgengine.scheduling.mlfq, fgengine.scheduling.srpt, "
+        "fgengine.scheduling.fcfs, fgengine.kv.manager, fgengine.simulation.runner, "
+        "fgengine.simulation.copying"
+    )
+    code = (
+        f"import sys, {modules}\n"
+        "bad = {'torch', 'transformers', 'numpy', 'aiohttp', 'fgbench'} & set(sys.modules)\n"
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
