@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 from typing import Literal
 
 import torch
+
+from fgengine.ops.cpu.processor import cpu_flags, cpuinfo
 
 Family = Literal["opt", "llama"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,21 +35,4 @@ def device_name(device: torch.device) -> str:
     """The processor's own name, as a person would say it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def cpu_flags() -> set[str]:
-    """The CPU's instruction sets as Linux names them; none where it does not say."""
-    return set(_cpuinfo("flags").split())
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return ""
+    return cpuinfo("model name") or platform.processor() or platform.machine()

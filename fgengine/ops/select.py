@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from fgengine.ops.cpu.build import kernels
+from fgengine.ops.cpu.ops import CpuOps
 from fgengine.ops.reference import TorchOps
 
 
 def ops_for(device: torch.device, dtype: torch.dtype) -> TorchOps:
     """The fastest that work here."""
+    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+        library = kernels(dtype is torch.bfloat16)
+        if library is not None:
+            return CpuOps(library)
     return TorchOps()
