@@ -1,0 +1,82 @@
+"""The program ``fgbench``: its verbs, loaded only when used, and what it says and returns when they fail.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many request errors, 4 the client (not the server) was
+the limit, 130 interrupted. Verbs end with another code than 0 by raising ``typer.Exit``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+VERBS = {
+    "demo": "See it work: a model, a server, a load, two policies side by side.",
+    "serve": "Serve a model over HTTP with the scheduling policy of your choice.",
+    "run": "Measure a server under a load of requests arriving at a given rate.",
+    "compare": "Put runs side by side: a table, and a plot over the rate.",
+    "profile": "Measure how long this machine's steps take, for policies that predict.",
+    "models": "List the models there are and pull their weights.",
+}
+"""Each verb's function of the same name is in the module ``fgbench.cli.VERB``; ``models`` has an ``app``."""
+
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+
+
+class Verbs(TyperGroup):
+    """Lists the verbs from ``VERBS`` and imports a verb's module only when it is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_verb(name) if name in VERBS else command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; a user's mistake becomes a sentence."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise typer.Exit(INTERRUPTED) from error
+        except (ValueError, OSError) as error:
+            raise typer.Exit(tell(error)) from error
+
+
+def load_verb(name: str) -> Any:
+    """The verb's command, ready to be called."""
+    module = importlib.import_module(f"fgbench.cli.{name}")
+    if isinstance(getattr(module, "app", None), typer.Typer):
+        return typer.main.get_command(module.app)
+    verb = typer.Typer(add_completion=False)
+    verb.command(name)(getattr(module, name))
+    return typer.main.get_command(verb)
+
+
+def tell(error: Exception) -> int:
+    """Print an error as one sentence, with its traceback where FGBENCH_DEBUG=1; returns the exit code."""
+    if os.environ.get("FGBENCH_DEBUG") == "1":
+        traceback.print_exception(error)
+    print(f"fgbench: {error}", file=sys.stderr)
+    return WRONG_USAGE if isinstance(error, ValueError) else FAILED
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Benchmark LLM serving from the terminal, with an engine that preempts at every iteration.",
+    epilog="Start with: fgbench demo",
+)
+
+
+def _listed() -> None:
+    """What ``--help`` shows of a verb until it is loaded."""
+
+
+for _name, _help in VERBS.items():
+    app.command(_name, help=_help)(_listed)

@@ -1,0 +1,45 @@
+"""``fgbench serve``: fgengine's HTTP server."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fgbench.cli.options import ServerOptions, takes_server_options
+
+
+@takes_server_options
+def serve(
+    server: ServerOptions,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all, unprotected.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 10000,
+) -> None:
+    """Serve a model over HTTP with the scheduling policy of your choice.
+
+    Speaks OpenAI's /v1/completions, /v1/chat/completions and /v1/models, the /generate of FastServe and
+    of vLLM's old api_server, and has /health (503 until ready) and /stats.
+
+    An example, in two terminals:
+
+        fgbench serve --policy sj-mlfq --max-batch-size 16
+
+        curl localhost:10000/v1/completions -d '{"prompt": "Once upon a time", "max_tokens": 30}'
+
+    Ends within 5 seconds of Ctrl-C (exit code 130) or SIGTERM (0); a second signal ends it at once.
+    """
+    config = server.to_engine_config()
+    from fgengine.model.store import tokenizer_folder
+    from fgengine.server.app import run
+
+    def report(sentence: str) -> None:
+        print(f"fgbench serve: {sentence}", flush=True)
+
+    code = run(
+        config,
+        lambda: tokenizer_folder(server.tokenizer or server.model, server.use_dummy_weights),
+        host=host,
+        port=port,
+        report=report,
+    )
+    raise typer.Exit(code)

@@ -1,0 +1,163 @@
+"""The server: routes, start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from aiohttp import web
+
+from fgengine.config import EngineConfig
+from fgengine.server import legacy, openai
+from fgengine.server.answers import SERVICE, answer_errors, count_requests
+from fgengine.server.generation import Service
+from fgengine.server.process import WORKER, EngineProcess
+from fgengine.server.schemas import MAX_BODY_BYTES
+from fgengine.text import TextCodec
+
+HANDLER_SECONDS = 1.0
+"""How long responses may take to end once the server stops: their requests have been aborted by then."""
+LINGER_SECONDS = 1.0
+"""How long a broken server goes on saying why, for whoever asks /health."""
+
+
+def make_app(service: Service) -> web.Application:
+    """The routes over one engine; run with ``handler_cancellation=True``, so that who leaves is noticed."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[count_requests, answer_errors])
+    app[SERVICE] = service
+    app.router.add_get("/health", health)
+    app.router.add_get("/stats", stats)
+    app.router.add_get("/v1/models", openai.models)
+    app.router.add_post("/v1/completions", openai.completions)
+    app.router.add_post("/v1/chat/completions", openai.chat_completions)
+    app.router.add_post("/generate", legacy.generate)
+    return app
+
+
+async def health(request: web.Request) -> web.Response:
+    """GET /health: 200 when requests are served, else 503; ``message`` says what it is doing, or why not."""
+    engine = request.app[SERVICE].engine
+    return web.json_response(
+        {"status": engine.state, "message": engine.message}, status=200 if engine.state == "ready" else 503
+    )
+
+
+async def stats(request: web.Request) -> web.Response:
+    """GET /stats: the engine's counters, taken between two steps, and the server's."""
+    return web.json_response(await request.app[SERVICE].stats())
+
+
+def run(
+    config: EngineConfig,
+    find_tokenizer: Callable[[], Path],
+    *,
+    host: str,
+    port: int,
+    report: Callable[[str], None],
+    worker: Sequence[str] = WORKER,
+) -> int:
+    """Serve until a signal or a broken engine ends it; the process's exit status.
+
+    0 after SIGTERM, 130 after SIGINT, 1 when the engine could not start or broke down, or the address
+    could not be listened on. A second signal ends it at once. ``find_tokenizer`` gives the folder with
+    ``tokenizer.json``; it may take its time. ``report`` is told, in sentences, what is going on.
+    """
+    try:
+        listener = _listen(host, port)
+    except OSError as error:
+        report(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another --port")
+        return 1
+    engine = EngineProcess(report, command=worker)
+    server = _Server(engine, report)
+    main = server.serve(config, find_tokenizer, listener)
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return int(uvloop.run(main))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket, before anything slow begins. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)
+
+
+class _Server:
+    def __init__(self, engine: EngineProcess, report: Callable[[str], None]) -> None:
+        self._engine = engine
+        self._report = report
+        self._signals: list[signal.Signals] = []
+        self._ending = asyncio.Event()
+
+    async def serve(
+        self, config: EngineConfig, find_tokenizer: Callable[[], Path], listener: socket.socket
+    ) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+        engine, service = self._engine, Service(self._engine)
+        runner = web.AppRunner(
+            make_app(service),
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=HANDLER_SECONDS,
+        )
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        life = asyncio.create_task(self._live(config, find_tokenizer, service, listener))
+        ending = asyncio.create_task(self._ending.wait())
+        try:
+            await asyncio.wait([life, ending], return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done():
+                self._report(life.result())
+                await self._linger()
+        finally:
+            life.cancel()
+            ending.cancel()
+            listener.close()
+            await engine.close()  # open requests are answered now, and handlers come to their ends
+            await runner.cleanup()
+            await engine.stop()
+        if not self._signals:
+            return 1
+        return 130 if self._signals[0] == signal.SIGINT else 0
+
+    async def _live(
+        self,
+        config: EngineConfig,
+        find_tokenizer: Callable[[], Path],
+        service: Service,
+        listener: socket.socket,
+    ) -> str:
+        """Start, then serve until the engine breaks down; returns the reason, in a sentence."""
+        try:
+            folder = await asyncio.to_thread(find_tokenizer)
+            service.codec = await asyncio.to_thread(TextCodec.load, folder)
+        except (ValueError, OSError) as error:
+            return f"the tokenizer cannot be loaded: {error}"
+        await self._engine.start(config)
+        await self._engine.settled.wait()
+        if self._engine.model is not None:
+            host, port = listener.getsockname()[:2]
+            self._report(f"ready: http://{host}:{port} serves {self._engine.model.model_name}")
+        await self._engine.broken.wait()
+        return f"the engine is broken: {self._engine.message}"
+
+    async def _linger(self) -> None:
+        """Let everybody read why, unless told to stop meanwhile."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._ending.wait(), LINGER_SECONDS)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._signals:
+            self._engine.kill()
+            os._exit(128 + number)
+        self._signals.append(number)
+        self._report("stopping")
+        self._ending.set()

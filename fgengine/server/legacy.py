@@ -1,0 +1,51 @@
+"""POST /generate as FastServe's and vLLM's old api_server speak it: each message has all the text so far."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from fgengine.server.answers import SERVICE, Stream, prompt_ids, usage
+from fgengine.server.client import EngineError
+from fgengine.server.generation import Generation
+from fgengine.server.schemas import GenerateBody, read_body
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    """Answers ``{"text": [prompt + output]}``; streamed, one such object a token, each ended by NUL.
+
+    The last one also has ``usage`` and ``fgengine``, which old clients do not look at.
+    """
+    service = request.app[SERVICE]
+    service.engine.check_ready()
+    body = read_body(await request.read(), GenerateBody)
+    given = body.one_prompt()
+    prompt = await prompt_ids(given, service.codec)
+    text = given if isinstance(given, str) else service.codec.decode(given)
+    stream = Stream(request, "application/json", lambda json: json + b"\0")
+    try:
+        async with service.generate(prompt, body.params(max_tokens=16), body.stops()) as generation:
+            if body.stream:
+                await stream.open()
+            async for batch in generation.pieces():
+                bodies: list[bytes] = []
+                for piece in batch:
+                    text += piece.text
+                    if body.stream and piece.finish_reason is None:
+                        bodies.append(msgspec.json.encode({"text": [text]}))
+                if body.stream and bodies:
+                    await stream.write(bodies)
+            last = msgspec.json.encode(_last(text, len(prompt), generation))
+            if body.stream:
+                await stream.write([last])
+        if body.stream:
+            return await stream.close()
+        return web.Response(body=last, content_type="application/json")
+    except EngineError as error:
+        return await stream.fail(error)
+
+
+def _last(text: str, prompt_tokens: int, generation: Generation) -> dict[str, Any]:
+    return {"text": [text], "usage": usage(prompt_tokens, generation), "fgengine": generation.accounting}

@@ -1,0 +1,132 @@
+"""What the server and the engine's process say to each other: msgpack frames over a socket pair.
+
+A frame is a 4-byte big-endian length and a msgpack-encoded tagged struct. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fgengine.config import EngineConfig
+from fgengine.request import FinishReason, SamplingParams
+
+LENGTH_BYTES = 4
+
+
+class Start(msgspec.Struct, tag=True, frozen=True):
+    """The first command: load this."""
+
+    config: EngineConfig
+
+
+class Add(msgspec.Struct, tag=True, frozen=True):
+    """Answered by Accepted or Refused, then by tokens in Stepped until one has a finish reason."""
+
+    id: str
+    prompt: list[int]
+    params: SamplingParams
+
+
+class Abort(msgspec.Struct, tag=True, frozen=True):
+    """Answered by Aborted, unless the request is unknown or has ended by itself."""
+
+    id: str
+
+
+class AskStats(msgspec.Struct, tag=True, frozen=True):
+    """Answered by Stats, in the order of asking."""
+
+
+class Progress(msgspec.Struct, tag=True, frozen=True):
+    """What the engine is doing while it starts, in a sentence."""
+
+    text: str
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    model_name: str
+    max_model_len: int
+    """Tokens."""
+    vocab_size: int
+
+
+class Accepted(msgspec.Struct, tag=True, frozen=True):
+    id: str
+
+
+class Refused(msgspec.Struct, tag=True, frozen=True):
+    id: str
+    reason: str
+
+
+class NewToken(msgspec.Struct, frozen=True, array_like=True):
+    """One generated token; the request's last one says why it ended and where its time went."""
+
+    id: str
+    token: int
+    logprob: float | None = None
+    finish_reason: FinishReason | None = None
+    accounting: dict[str, float] | None = None
+
+
+class Stepped(msgspec.Struct, tag=True, frozen=True):
+    """All tokens of one step."""
+
+    tokens: list[NewToken]
+
+
+class Aborted(msgspec.Struct, tag=True, frozen=True):
+    id: str
+    accounting: dict[str, float]
+
+
+class Stats(msgspec.Struct, tag=True, frozen=True):
+    values: dict[str, float | int | str]
+
+
+class Broken(msgspec.Struct, tag=True, frozen=True):
+    """The engine cannot go on, or could not start; its process ends after this."""
+
+    reason: str
+
+
+Command = Start | Add | Abort | AskStats
+Event = Progress | Ready | Accepted | Refused | Stepped | Aborted | Stats | Broken
+
+
+def _encode_path(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} has no place in a message")
+
+
+def _decode_path(kind: type, value: Any) -> Any:
+    if kind is Path:
+        return Path(value)
+    raise NotImplementedError(f"{kind.__name__} has no place in a message")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_path)
+_commands = msgspec.msgpack.Decoder(Command, dec_hook=_decode_path)
+_events = msgspec.msgpack.Decoder(Event)
+
+
+def frame(message: Command | Event) -> bytes:
+    """The message as it goes over the wire, its length in front."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def read_command(body: bytes) -> Command:
+    """Raises msgspec.DecodeError for anything that is not a command."""
+    command: Command = _commands.decode(body)
+    return command
+
+
+def read_event(body: bytes) -> Event:
+    """Raises msgspec.DecodeError for anything that is not an event."""
+    event: Event = _events.decode(body)
+    return event

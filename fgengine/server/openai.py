@@ -1,0 +1,177 @@
+"""The OpenAI-compatible routes: completions, chat completions, models.
+
+One model is served, so the request's ``model`` is not looked at. Beside OpenAI's fields the last message
+of an answer has ``fgengine``: where the request's time went.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from fgengine.server.answers import SERVICE, Stream, prompt_ids, usage
+from fgengine.server.client import EngineError
+from fgengine.server.generation import Generation, Piece
+from fgengine.server.schemas import ChatBody, CompletionBody, SamplingBody, read_body
+from fgengine.text import TextCodec
+
+
+class Form(Protocol):
+    """How completions and chat completions write the same things differently."""
+
+    object: str
+    chunk_object: str
+    default_max_tokens: int | None
+    """None: as many as fit."""
+
+    def whole(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]: ...
+    def part(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]: ...
+
+
+class CompletionForm:
+    object = chunk_object = "text_completion"
+    default_max_tokens: int | None = 16
+
+    def whole(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
+        return {"text": text, "logprobs": codec and self._logprobs(pieces, codec)}
+
+    def part(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]:
+        return {"text": piece.text, "logprobs": codec and self._logprobs([piece], codec)}
+
+    @staticmethod
+    def _logprobs(pieces: Sequence[Piece], codec: TextCodec) -> dict[str, Any]:
+        tokens = [codec.token_text(piece.token) for piece in pieces]
+        values = [piece.logprob for piece in pieces]
+        top = [{token: value} for token, value in zip(tokens, values, strict=True)]
+        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": top}
+
+
+class ChatForm:
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+    default_max_tokens: int | None = None
+
+    def whole(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text}
+        return {"message": message, "logprobs": codec and self._logprobs(pieces, codec)}
+
+    def part(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": piece.text} if first else {"content": piece.text}
+        return {"delta": delta, "logprobs": codec and self._logprobs([piece], codec)}
+
+    @staticmethod
+    def _logprobs(pieces: Sequence[Piece], codec: TextCodec) -> dict[str, Any]:
+        return {
+            "content": [
+                {"token": codec.token_text(piece.token), "logprob": piece.logprob, "top_logprobs": []}
+                for piece in pieces
+            ]
+        }
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """POST /v1/completions."""
+    service = request.app[SERVICE]
+    service.engine.check_ready()
+    body = read_body(await request.read(), CompletionBody)
+    logprobs = body.wants_logprobs()
+    prompt = await prompt_ids(body.one_prompt(), service.codec)
+    return await _answer(request, CompletionForm(), body, prompt, logprobs)
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions."""
+    service = request.app[SERVICE]
+    service.engine.check_ready()
+    body = read_body(await request.read(), ChatBody)
+    if body.max_completion_tokens is not None:
+        body.max_tokens = body.max_completion_tokens
+    prompt = service.codec.encode_chat(body.plain_messages())
+    return await _answer(request, ChatForm(), body, prompt, bool(body.logprobs))
+
+
+async def models(request: web.Request) -> web.Response:
+    """GET /v1/models: the one model, with the sizes a client needs to make prompts that fit."""
+    engine = request.app[SERVICE].engine
+    engine.check_ready()
+    assert engine.model is not None
+    model = {
+        "id": engine.model.model_name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "fgengine",
+        "max_model_len": engine.model.max_model_len,
+        "vocab_size": engine.model.vocab_size,
+    }
+    return web.json_response({"object": "list", "data": [model]})
+
+
+async def _answer(
+    request: web.Request, form: Form, body: SamplingBody, prompt: list[int], logprobs: bool
+) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    assert service.engine.model is not None
+    room = max(1, service.engine.model.max_model_len - len(prompt))
+    params = body.params(max_tokens=form.default_max_tokens or room, logprobs=logprobs)
+    stops = body.stops()
+    codec = service.codec if logprobs else None
+    head = {"created": int(time.time()), "model": service.engine.model.model_name}
+    stream = Stream(request, "text/event-stream", lambda json: b"data: " + json + b"\n\n")
+    try:
+        async with service.generate(prompt, params, stops) as generation:
+            head["id"] = generation.id
+            if not body.stream:
+                return await _answer_whole(form, head, prompt, generation, codec)
+            await stream.open()
+            asks_usage = body.stream_options is not None and body.stream_options.include_usage
+            await _answer_parts(stream, form, head, prompt, generation, codec, asks_usage)
+        return await stream.close(b"data: [DONE]\n\n")
+    except EngineError as error:
+        return await stream.fail(error)
+
+
+async def _answer_whole(
+    form: Form, head: dict[str, Any], prompt: list[int], generation: Generation, codec: TextCodec | None
+) -> web.Response:
+    pieces = [piece async for batch in generation.pieces() for piece in batch]
+    text = "".join(piece.text for piece in pieces)
+    choice = {"index": 0, **form.whole(text, pieces, codec), "finish_reason": generation.finish_reason}
+    answer = {
+        **head,
+        "object": form.object,
+        "choices": [choice],
+        "usage": usage(len(prompt), generation),
+        "fgengine": generation.accounting,
+    }
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+
+async def _answer_parts(
+    stream: Stream,
+    form: Form,
+    head: dict[str, Any],
+    prompt: list[int],
+    generation: Generation,
+    codec: TextCodec | None,
+    asks_usage: bool,
+) -> None:
+    encode = msgspec.json.Encoder().encode
+    head = {**head, "object": form.chunk_object}
+    first = True
+    async for batch in generation.pieces():
+        bodies: list[bytes] = []
+        for piece in batch:
+            part = form.part(piece, first, codec)
+            chunk = {**head, "choices": [{"index": 0, **part, "finish_reason": piece.finish_reason}]}
+            first = False
+            if piece.finish_reason is not None and not asks_usage:
+                chunk["fgengine"] = generation.accounting
+            bodies.append(encode(chunk))
+        if generation.finish_reason is not None and asks_usage:
+            counts = usage(len(prompt), generation)
+            bodies.append(encode({**head, "choices": [], "usage": counts, "fgengine": generation.accounting}))
+        await stream.write(bodies)

@@ -1,0 +1,173 @@
+"""The engine's own process: reads commands, steps the engine, reports tokens.
+
+Started by ``fgengine.server.process`` as ``python -m fgengine.server.worker FD``, FD being its end of the
+channel. Commands are read in a thread and carried out between steps; without work it blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from fgengine.config import EngineConfig
+from fgengine.plan import TokenEvent
+from fgengine.request import Request, SamplingParams
+from fgengine.server import messages
+
+GRACE_SECONDS = 3.0
+"""How long a step may go on after the server has gone, before the process ends all the same."""
+
+
+class Steps(Protocol):
+    """What the worker needs of ``fgengine.engine.Engine``."""
+
+    model_name: str
+    vocab_size: int
+
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def has_work(self) -> bool: ...
+    def add(self, id: str, prompt: list[int], params: SamplingParams) -> Request: ...
+    def abort(self, id: str) -> bool: ...
+    def step(self) -> Sequence[TokenEvent]: ...
+    def stats(self) -> Mapping[str, float | int | str]: ...
+    def close(self) -> None: ...
+
+
+MakeEngine = Callable[[EngineConfig, Callable[[str], None]], Steps]
+Send = Callable[[messages.Event], None]
+Inbox = queue.SimpleQueue["messages.Command | None"]
+"""Commands in order; None once the server has closed the channel."""
+
+
+def run(channel: socket.socket, make_engine: MakeEngine, on_close: Callable[[], None] = lambda: None) -> int:
+    """Serve one engine over ``channel`` until the server closes it; the process's exit status.
+
+    ``on_close`` is called, in the reading thread, as soon as the server has gone.
+    """
+    inbox: Inbox = queue.SimpleQueue()
+    threading.Thread(target=_read_commands, args=(channel, inbox, on_close), daemon=True).start()
+
+    def send(event: messages.Event) -> None:
+        channel.sendall(messages.frame(event))
+
+    start = inbox.get()
+    if not isinstance(start, messages.Start):
+        return 0
+    engine: Steps | None = None
+    try:
+        engine = make_engine(start.config, lambda text: send(messages.Progress(text)))
+        send(messages.Ready(engine.model_name, engine.max_model_len, engine.vocab_size))
+        _Loop(engine, inbox, send).run()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # nobody is left to serve
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        if engine is None and isinstance(error, (ValueError, OSError)):
+            reason = str(error)  # a setting that cannot be, said in a sentence
+        else:
+            traceback.print_exc()
+        with contextlib.suppress(OSError):
+            send(messages.Broken(reason))
+        return 1
+    finally:
+        if engine is not None:
+            engine.close()
+    return 0
+
+
+class _Loop:
+    def __init__(self, engine: Steps, inbox: Inbox, send: Send) -> None:
+        self._engine = engine
+        self._inbox = inbox
+        self._send = send
+        self._open: dict[str, Request] = {}
+
+    def run(self) -> None:
+        """Until the channel closes. Any exception out of a step means that the engine is broken."""
+        while True:
+            while not (self._engine.has_work and self._inbox.empty()):
+                command = self._inbox.get()
+                if command is None:
+                    return
+                self._obey(command)
+            if events := self._engine.step():
+                self._send(messages.Stepped([self._new_token(event) for event in events]))
+
+    def _obey(self, command: messages.Command) -> None:
+        if isinstance(command, messages.Add):
+            try:
+                self._open[command.id] = self._engine.add(command.id, command.prompt, command.params)
+            except ValueError as error:
+                self._send(messages.Refused(command.id, str(error)))
+            else:
+                self._send(messages.Accepted(command.id))
+        elif isinstance(command, messages.Abort):
+            request = self._open.pop(command.id, None)
+            if request is not None:
+                self._engine.abort(command.id)
+                self._send(messages.Aborted(command.id, request.accounting()))
+        elif isinstance(command, messages.AskStats):
+            self._send(messages.Stats(dict(self._engine.stats())))
+
+    def _new_token(self, event: TokenEvent) -> messages.NewToken:
+        request = event.request
+        if request.finish_reason is None:
+            return messages.NewToken(request.id, event.token, event.logprob)
+        self._open.pop(request.id, None)
+        return messages.NewToken(
+            request.id, event.token, event.logprob, request.finish_reason, request.accounting()
+        )
+
+
+def _read_commands(channel: socket.socket, inbox: Inbox, on_close: Callable[[], None]) -> None:
+    try:
+        with channel.makefile("rb") as stream:
+            while header := stream.read(messages.LENGTH_BYTES):
+                inbox.put(messages.read_command(stream.read(int.from_bytes(header, "big"))))
+    except ConnectionResetError:
+        pass
+    finally:
+        inbox.put(None)
+        on_close()
+
+
+def _die_with_parent() -> None:
+    """Have Linux end this process when the server's goes, even by SIGKILL and in the middle of a step."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _exit_after_grace() -> None:
+    time.sleep(GRACE_SECONDS)
+    os._exit(1)
+
+
+def _load_engine(config: EngineConfig, report: Callable[[str], None]) -> Steps:
+    report("importing torch")
+    from fgengine.engine import Engine
+
+    return Engine.from_config(config, report)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the server decides what follows
+    _die_with_parent()
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    sys.exit(run(channel, _load_engine, on_close=_exit_after_grace))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Between text and tokens: encoding, chat templates, incremental detokenizing, stop strings.
+
+Only the ``tokenizers`` library is needed, not transformers: the server process stays light.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+from jinja2 import Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+
+class TextError(ValueError):
+    """A tokenizer that cannot be used, or a chat its template refuses; the message is one sentence."""
+
+
+class TextCodec:
+    """One model's tokenizer and chat template."""
+
+    def __init__(self, tokenizer: Tokenizer, chat_template: ChatTemplate | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+        self._token_bytes = token_bytes(tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path) -> TextCodec:
+        """From ``tokenizer.json`` and, for chat, ``tokenizer_config.json`` and ``chat_template.jinja``.
+
+        Raises:
+            TextError: there is no ``tokenizer.json``, or it cannot be read.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise TextError(f"there is no tokenizer.json in {folder}")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise TextError(f"{path} cannot be read: {error}") from error
+        return cls(tokenizer, ChatTemplate.load(folder))
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Token ids; with the model's own beginning-of-sequence tokens unless told otherwise."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special_tokens).ids
+        return ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The chat as the model was trained to see it, up to where the assistant's answer begins.
+
+        Raises:
+            TextError: the model has no chat template, or the template refuses these messages.
+        """
+        if self._chat_template is None:
+            raise TextError("this model has no chat template; use /v1/completions")
+        return self.encode(self._chat_template.render(messages), special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of all tokens, special ones left out."""
+        text = self.detokenizer()
+        return "".join([*(text.add(token) for token in ids), text.finish()])
+
+    def token_text(self, token: int) -> str:
+        """One token by itself, for log-probability lists; parts of characters show as U+FFFD."""
+        return self._token_bytes[token].decode(errors="replace") if token < len(self._token_bytes) else ""
+
+    def detokenizer(self) -> IncrementalDetokenizer:
+        return IncrementalDetokenizer(self._token_bytes)
+
+
+class IncrementalDetokenizer:
+    """Turns tokens into text one at a time, emitting only whole characters; O(1) per token.
+
+    Bytes rather than text are what tokens stand for, so the bytes of each token are looked up and fed
+    to an incremental UTF-8 decoder, which keeps an unfinished character until its last byte has come.
+    The leading space of the first word is kept: the text goes on where the prompt ended.
+    """
+
+    def __init__(self, token_bytes: Sequence[bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def add(self, token: int) -> str:
+        """The text this token completes, perhaps none. Ids beyond the tokenizer's (padding) have none."""
+        return self._decode(self._token_bytes[token]) if token < len(self._token_bytes) else ""
+
+    def finish(self) -> str:
+        """What is left: U+FFFD for an unfinished character."""
+        return self._decode(b"", True)
+
+
+class StopStrings:
+    """Watches text for the first stop string and holds back what may be the beginning of one.
+
+    The string that is complete first wins (the longer one where two are), so the outcome does not
+    depend on how the text was cut into pieces.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if not all(stops):
+            raise ValueError("a stop string must not be empty")
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def add(self, text: str) -> str:
+        """The text that is safe to show; once ``stopped``, all there is before the stop string."""
+        text = self._held + text
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)[1]]
+        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was held back for nothing."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """Length of the longest end of ``text`` that is a beginning of ``stop``."""
+        longest = min(len(stop) - 1, len(text))
+        return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+class ChatTemplate:
+    """A model's chat template, rendered in Jinja's sandbox: it comes with the weights, from strangers."""
+
+    def __init__(self, template: Template, special_tokens: Mapping[str, str]) -> None:
+        self._template = template
+        self._special_tokens = special_tokens
+
+    @classmethod
+    def load(cls, folder: Path) -> ChatTemplate | None:
+        """Raises TextError for a template or configuration that cannot be read; None: there is none."""
+        path = folder / "tokenizer_config.json"
+        try:
+            config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+            file = folder / "chat_template.jinja"
+            source = file.read_text("utf-8") if file.is_file() else config.get("chat_template")
+            if isinstance(source, list):  # several templates by name, an older layout
+                source = next((t["template"] for t in source if t.get("name") == "default"), None)
+            template = _jinja().from_string(source) if source else None
+        except (ValueError, KeyError, OSError, TemplateError) as error:
+            raise TextError(f"the chat template in {folder} cannot be read: {error}") from error
+        names = ("bos_token", "eos_token", "unk_token", "pad_token")
+        tokens = {name: _content(config[name]) for name in names if config.get(name)}
+        return cls(template, tokens) if template else None
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Raises TextError with the template's own reason."""
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=True, **self._special_tokens
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise TextError(f"the model's chat template refuses these messages: {error}") from error
+
+
+def _jinja() -> ImmutableSandboxedEnvironment:
+    """What chat templates may use, as transformers gives it to them."""
+
+    def refuse(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _content(token: str | Mapping[str, str]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+    """The bytes each token id stands for; none for special tokens and for ids without a token.
+
+    Follows the two decoders our model families come with: GPT-2's byte alphabet (OPT, Llama 3, Qwen,
+    SmolLM2) and SentencePiece's word marks with byte fallback (Llama 2, TinyLlama).
+
+    Raises:
+        TextError: the tokenizer decodes in another way.
+    """
+    spec = json.loads(tokenizer.to_str())
+    decoder = spec.get("decoder") or {}
+    steps = {step["type"]: step for step in decoder.get("decoders", [decoder]) if "type" in step}
+    to_bytes: Callable[[str], bytes]
+    if "ByteLevel" in steps:
+        to_bytes = _byte_level
+    elif "ByteFallback" in steps or "Metaspace" in steps:
+        to_bytes = _sentencepiece
+    else:
+        raise TextError(
+            f"tokenizer.json has decoder {'+'.join(steps) or 'none'}; known are ByteLevel and ByteFallback"
+        )
+    special: set[int] = {token["id"] for token in spec.get("added_tokens", []) if token["special"]}
+    vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    table = [b""] * (max(vocab.values(), default=-1) + 1)
+    for text, token in vocab.items():
+        if token not in special:
+            table[token] = to_bytes(text)
+    return table
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes: themselves where printable, else from U+0100 on, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _byte_level(text: str) -> bytes:
+    try:
+        return bytes([_BYTE_OF[char] for char in text])
+    except KeyError:  # an added token, written as it is
+        return text.encode()
+
+
+def _sentencepiece(text: str) -> bytes:
+    if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+        return bytes([int(text[3:5], 16)])
+    return text.replace("\u2581", " ").encode()

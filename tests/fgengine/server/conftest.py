@@ -1,0 +1,131 @@
+"""A server around the fake engine: in one process for most tests, with its real worker process for some."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from fgengine.config import EngineConfig
+from fgengine.server import worker
+from fgengine.server.app import make_app
+from fgengine.server.client import EngineClient
+from fgengine.server.generation import Service
+from fgengine.text import ChatTemplate, TextCodec
+
+FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
+
+
+@pytest.fixture(scope="session")
+def fake_engine_file() -> Path:
+    return FAKE_ENGINE
+
+
+@pytest.fixture(scope="session")
+def fake() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("server_fake_engine", FAKE_ENGINE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, ids 0 to 255 in byte order: any cut through a character is a cut between tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    order = sorted(alphabet, key=_byte_of)
+    tokenizer = Tokenizer(BPE(vocab={char: i for i, char in enumerate(order)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _byte_of(char: str) -> int:
+    code = ord(char)
+    if code < 0x100:
+        return code
+    others = [b for b in range(256) if not (0x21 <= b < 0x7F or 0xA1 <= b < 0xAD or b >= 0xAE)]
+    return others[code - 0x100]
+
+
+@pytest.fixture
+def codec(byte_tokenizer: Tokenizer, tmp_path: Path) -> TextCodec:
+    source = "{% for m in messages %}{% if m.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
+    source += "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    (tmp_path / "chat_template.jinja").write_text(source)
+    byte_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    template = ChatTemplate.load(tmp_path)
+    assert template is not None
+    return TextCodec.load(tmp_path)
+
+
+@dataclass
+class Served:
+    url: str
+    session: aiohttp.ClientSession
+    engine: Any
+    """The fake engine; stepped by another thread."""
+    service: Service
+
+    async def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        async with self.session.post(self.url + path, json=body) as response:
+            return response.status, await response.json()
+
+    async def stream(self, path: str, body: dict[str, Any], end: bytes) -> list[bytes]:
+        """The messages of a streamed answer."""
+        async with self.session.post(self.url + path, json={**body, "stream": True}) as response:
+            assert response.status == 200, await response.text()
+            raw = await response.read()
+        assert raw.endswith(end)
+        return raw.split(end)[:-1]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for the engine's thread to come to it; the test's time limit ends a wait in vain."""
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def served(fake: ModuleType, codec: TextCodec) -> AsyncIterator[Served]:
+    made: list[Any] = []
+
+    def make(config: EngineConfig, report: Any) -> Any:
+        made.append(fake.make_fake(config, report))
+        return made[0]
+
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    thread = threading.Thread(target=worker.run, args=(theirs, make), daemon=True)
+    thread.start()
+    client = EngineClient()
+    await client.connect(ours, EngineConfig())
+    await client.settled.wait()
+    service = Service(client)
+    service.codec = codec
+    runner = web.AppRunner(make_app(service), handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with aiohttp.ClientSession() as session:
+        yield Served(url, session, made[0], service)
+    await client.close()
+    await runner.cleanup()
+    await asyncio.to_thread(thread.join, 5)
+    assert not thread.is_alive()

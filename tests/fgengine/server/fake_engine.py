@@ -1,0 +1,92 @@
+"""An engine that says what it is told: for the server's tests, in a thread or as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from fgengine.config import EngineConfig
+from fgengine.plan import TokenEvent
+from fgengine.request import Request, SamplingParams
+
+VOCAB_SIZE = 260
+MAX_MODEL_LEN = 4096
+BREAK, CRASH, EOS, WAIT = 256, 257, 258, 259
+"""Prompt tokens that break the engine in its first step, end its process, end the answer after the
+prompt has been repeated once, and stop time until the request is aborted."""
+
+
+class FakeEngine:
+    """Answers with the prompt's own tokens, over and over."""
+
+    model_name = "fake"
+    vocab_size = VOCAB_SIZE
+    max_model_len = MAX_MODEL_LEN
+
+    def __init__(self, step_seconds: float = 0.001) -> None:
+        self.step_seconds = step_seconds
+        self.requests: dict[str, Request] = {}
+        self.aborted: list[str] = []
+        self.closed = False
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.requests)
+
+    def add(self, id: str, prompt: list[int], params: SamplingParams) -> Request:
+        request = Request.new(id, prompt, params, time.monotonic())
+        if request.max_len > self.max_model_len:
+            raise ValueError(f"prompt + max_tokens is {request.max_len}, more than {self.max_model_len}")
+        self.requests[id] = request
+        return request
+
+    def abort(self, id: str) -> bool:
+        request = self.requests.pop(id, None)
+        if request is None:
+            return False
+        request.finish("abort", time.monotonic())
+        self.aborted.append(id)
+        return True
+
+    def step(self) -> list[TokenEvent]:
+        time.sleep(self.step_seconds)
+        events = []
+        for request in list(self.requests.values()):
+            prompt = request.tokens[: request.prompt_len]
+            if BREAK in prompt:
+                raise RuntimeError("the fake broke")
+            if CRASH in prompt:
+                os._exit(9)
+            if WAIT in prompt and request.num_generated:
+                continue
+            token = prompt[request.num_generated % request.prompt_len]
+            request.tokens.append(token)
+            if request.num_generated == request.params.max_tokens:
+                request.finish("length", time.monotonic())
+            if token == EOS or token in request.params.stop_token_ids:
+                request.finish("stop", time.monotonic())
+            if request.finished:
+                del self.requests[request.id]
+            events.append(TokenEvent(request, token, -0.5 if request.params.logprobs else None))
+        return events
+
+    def stats(self) -> dict[str, float | int | str]:
+        return {"free_device_blocks": 100 - len(self.requests), "num_device_blocks": 100}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def make_fake(config: EngineConfig, report: Callable[[str], None]) -> FakeEngine:
+    report("pretending to load")
+    if config.model == "refused":
+        raise ValueError("there is no such model")
+    return FakeEngine(step_seconds=config.starvation_limit / 1e4)
+
+
+if __name__ == "__main__":
+    from fgengine.server import worker
+
+    worker._load_engine = make_fake
+    worker.main()

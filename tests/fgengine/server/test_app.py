@@ -1,0 +1,176 @@
+"""The server as a process with the engine's process under it: start, signals, breakdowns, no orphans."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tokenizers import Tokenizer
+
+SERVE = """
+import sys
+from pathlib import Path
+from fgengine.config import EngineConfig
+from fgengine.server.app import run
+folder, port, fake, model, slow = sys.argv[1:]
+config = EngineConfig(model=model, starvation_limit=float(slow))
+def report(text): print(text, flush=True)
+sys.exit(run(config, lambda: Path(folder), host="127.0.0.1", port=int(port), report=report,
+             worker=[sys.executable, fake]))
+"""
+
+
+class Server:
+    def __init__(self, folder: Path, fake: Path, *, model: str = "fake", slow: float = 10.0) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.log = folder / "server.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVE, str(folder), str(self.port), str(fake), model, str(slow)],
+                stdout=log,
+                stderr=log,
+            )
+        self.children: list[psutil.Process] = []
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        with contextlib.closing(connection):
+            connection.request(method, path, json.dumps(body) if body is not None else None)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+
+    def ready(self) -> Server:
+        while True:
+            assert self.process.poll() is None, self.log.read_text()
+            with contextlib.suppress(OSError):
+                if self.ask("GET", "/health")[0] == 200:
+                    break
+            time.sleep(0.02)
+        self.children = psutil.Process(self.process.pid).children(recursive=True)
+        assert self.children
+        return self
+
+    def exit_code(self, within: float = 5.0) -> int:
+        return self.process.wait(timeout=within)
+
+    def no_orphans(self) -> bool:
+        _, alive = psutil.wait_procs(self.children, timeout=3)
+        return not alive
+
+
+@pytest.fixture
+def folder(byte_tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    byte_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+@pytest.fixture
+def server(folder: Path, fake_engine_file: Path) -> Iterator[Server]:
+    server = Server(folder, fake_engine_file).ready()
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+def _stream(server: Server, body: dict[str, Any]) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True}))
+    response = connection.getresponse()
+    assert response.status == 200
+    return response
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_signal_ends_open_streams_and_both_processes(server: Server, number: int, code: int) -> None:
+    response = _stream(server, {"prompt": [97, 259], "max_tokens": 4000})
+    assert response.readline().startswith(b"data: ")
+    server.process.send_signal(number)
+    assert b"shutting down" in response.read()
+    assert server.exit_code() == code
+    assert server.no_orphans()
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_ctrl_c_in_a_terminal_reaches_both_and_the_server_decides(server: Server) -> None:
+    for process in (server.process, *server.children):
+        process.send_signal(signal.SIGINT)
+    assert server.exit_code() == 130
+    assert server.no_orphans()
+
+
+def test_second_signal_ends_a_stuck_server_at_once(folder: Path, fake_engine_file: Path) -> None:
+    server = Server(folder, fake_engine_file, slow=600_000.0).ready()  # steps of a minute
+    response = _stream(server, {"prompt": "a", "max_tokens": 2})
+    server.process.send_signal(signal.SIGTERM)
+    while "stopping" not in server.log.read_text():
+        time.sleep(0.01)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.exit_code(1.0) == 128 + signal.SIGTERM
+    assert server.no_orphans()
+    response.close()
+
+
+def test_stuck_step_does_not_keep_the_server(folder: Path, fake_engine_file: Path) -> None:
+    server = Server(folder, fake_engine_file, slow=600_000.0).ready()
+    response = _stream(server, {"prompt": "a", "max_tokens": 2})
+    server.process.send_signal(signal.SIGINT)
+    assert server.exit_code() == 130
+    assert server.no_orphans()
+    response.close()
+
+
+def test_killed_server_takes_the_engine_with_it(server: Server) -> None:
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait()
+    assert server.no_orphans()
+
+
+@pytest.mark.parametrize(("poison", "says"), [(256, "the fake broke"), (257, "ended unexpectedly")])
+def test_broken_engine_answers_and_ends_the_server(server: Server, poison: int, says: str) -> None:
+    status, answer = server.ask("POST", "/v1/completions", {"prompt": [poison]})
+    assert status == 503
+    assert says in answer["error"]["message"]
+    status, health = server.ask("GET", "/health")
+    assert (status, health["status"]) == (503, "broken")
+    assert says in health["message"]
+    assert server.exit_code() == 1
+    assert server.no_orphans()
+
+
+def test_engine_that_cannot_start(folder: Path, fake_engine_file: Path) -> None:
+    server = Server(folder, fake_engine_file, model="refused")
+    assert server.exit_code(20.0) == 1
+    assert "there is no such model" in server.log.read_text()
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_tokenizer_that_is_not_there(tmp_path: Path, fake_engine_file: Path) -> None:
+    server = Server(tmp_path, fake_engine_file)
+    assert server.exit_code(20.0) == 1
+    assert "no tokenizer.json" in server.log.read_text()
+
+
+def test_port_in_use(folder: Path, fake_engine_file: Path, server: Server) -> None:
+    second = subprocess.run(
+        [sys.executable, "-c", SERVE, folder, str(server.port), fake_engine_file, "fake", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert second.stdout.count("\n") == 1
+    assert f"127.0.0.1:{server.port}" in second.stdout
+    assert "Traceback" not in second.stderr

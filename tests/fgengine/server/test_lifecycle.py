@@ -1,0 +1,113 @@
+"""Who leaves, what breaks, what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+
+LONG = {"prompt": "abc", "max_tokens": 4000}
+
+
+async def _stats(served: Any) -> dict[str, Any]:
+    async with served.session.get(served.url + "/stats") as response:
+        assert response.status == 200
+        return dict(await response.json())
+
+
+async def _health(served: Any) -> tuple[int, dict[str, str]]:
+    async with served.session.get(served.url + "/health") as response:
+        return response.status, await response.json()
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/generate"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_client_that_leaves_aborts_its_request(served: Any, path: str, stream: bool) -> None:
+    served.engine.step_seconds = 0.02
+    async with aiohttp.ClientSession() as session:
+
+        async def ask() -> None:
+            async with session.post(served.url + path, json={**LONG, "stream": stream}) as response:
+                await response.read()
+
+        task = asyncio.create_task(ask())
+        await served.until(lambda: any(r.num_generated > 3 for r in served.engine.requests.values()))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await served.until(lambda: served.engine.aborted == ["cmpl-0"])
+    await served.until(lambda: served.service.counters.requests_in_flight == 0)
+    stats = await _stats(served)
+    assert stats["free_device_blocks"] == stats["num_device_blocks"]
+    assert stats["requests_aborted"] == 1
+    assert stats["requests_finished"] == 0
+
+
+async def test_client_that_leaves_before_its_request_is_taken(served: Any) -> None:
+    served.engine.step_seconds = 0.3
+    first = asyncio.create_task(served.post("/v1/completions", {"prompt": "a", "max_tokens": 2}))
+    await served.until(lambda: served.engine.has_work)
+    second = asyncio.create_task(served.post("/v1/completions", LONG))  # waits for the step's end
+    await served.until(lambda: served.service.counters.requests_in_flight == 2)
+    await asyncio.sleep(0.02)
+    second.cancel()
+    assert (await first)[0] == 200
+    await served.until(lambda: served.engine.aborted == ["cmpl-1"])
+    assert served.engine.requests == {}
+
+
+async def test_client_that_leaves_does_not_disturb_others(served: Any) -> None:
+    served.engine.step_seconds = 0.005
+    stays = asyncio.create_task(served.post("/v1/completions", {"prompt": "xyz", "max_tokens": 30}))
+    leaves = asyncio.create_task(served.post("/v1/completions", LONG))
+    await served.until(lambda: len(served.engine.requests) == 2)
+    leaves.cancel()
+    assert (await stays)[1]["choices"][0]["text"] == "xyz" * 10
+
+
+async def test_counters(served: Any) -> None:
+    await asyncio.gather(*(served.post("/v1/completions", {"prompt": "a"}) for _ in range(3)))
+    await served.post("/v1/completions", {"prompt": "a", "n": 5})
+    stats = await _stats(served)
+    assert {key: value for key, value in stats.items() if key.startswith("requests_")} == {
+        "requests_received": 4,
+        "requests_finished": 3,
+        "requests_refused": 1,
+        "requests_aborted": 0,
+        "requests_failed": 0,
+        "requests_in_flight": 0,
+    }
+
+
+async def test_broken_engine_answers_everybody_at_once(served: Any, fake: Any) -> None:
+    def ask(stream: bool) -> asyncio.Task[Any]:
+        prompt = [*b"abc", fake.WAIT]
+        body = {"prompt": prompt, "max_tokens": 99, "stream": stream}
+        return asyncio.create_task(_text(served, body))
+
+    whole, streamed = ask(False), ask(True)
+    await served.until(lambda: sum(r.num_generated for r in served.engine.requests.values()) == 2)
+    culprit = await _text(served, {"prompt": [fake.BREAK], "max_tokens": 1})
+    for status, text in (await whole, culprit):
+        assert status == 503
+        assert "the fake broke" in json.loads(text)["error"]["message"]
+    status, text = await streamed
+    assert status == 200
+    last = text.strip().split("\n\n")[-1]
+    assert "the fake broke" in json.loads(last.removeprefix("data: "))["error"]["message"]
+    assert await _health(served) == (503, {"status": "broken", "message": "RuntimeError: the fake broke"})
+    status, answer = await served.post("/v1/completions", {"prompt": "a"})
+    assert (status, answer["error"]["type"]) == (503, "service_unavailable")
+    assert served.service.counters.requests_failed == 4
+    assert served.service.counters.requests_in_flight == 0
+
+
+async def _text(served: Any, body: dict[str, Any]) -> tuple[int, str]:
+    async with served.session.post(served.url + "/v1/completions", json=body) as response:
+        return response.status, await response.text()
+
+
+async def test_health_when_ready(served: Any) -> None:
+    assert await _health(served) == (200, {"status": "ready", "message": "ready"})

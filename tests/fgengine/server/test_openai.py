@@ -1,0 +1,211 @@
+"""The OpenAI routes, over a fake engine that repeats the prompt."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+SSE = b"\n\n"
+
+
+def _ids(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def _chunks(messages: list[bytes]) -> list[dict[str, Any]]:
+    assert all(message.startswith(b"data: ") for message in messages)
+    assert messages[-1] == b"data: [DONE]"
+    return [json.loads(message[6:]) for message in messages[:-1]]
+
+
+async def test_completion_of_text(served: Any) -> None:
+    status, answer = await served.post("/v1/completions", {"prompt": "abc", "max_tokens": 5})
+    assert status == 200
+    assert answer["object"] == "text_completion"
+    assert answer["model"] == "fake"
+    assert answer["choices"] == [{"index": 0, "text": "abcab", "logprobs": None, "finish_reason": "length"}]
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    assert set(answer["fgengine"]) == {"queued", "swapped", "prefill", "decode", "preemptions", "bytes_moved"}
+
+
+@pytest.mark.parametrize("prompt", [_ids("abc"), [_ids("abc")], ["abc"]])
+async def test_other_forms_of_one_prompt(served: Any, prompt: Any) -> None:
+    status, answer = await served.post("/v1/completions", {"prompt": prompt, "max_tokens": 3})
+    assert (status, answer["choices"][0]["text"]) == (200, "abc")
+
+
+async def test_default_is_16_tokens(served: Any) -> None:
+    _, answer = await served.post("/v1/completions", {"prompt": "a"})
+    assert answer["choices"][0]["text"] == "a" * 16
+
+
+async def test_stream_has_a_chunk_a_token_and_ends_with_the_account(served: Any) -> None:
+    chunks = _chunks(await served.stream("/v1/completions", {"prompt": "abc", "max_tokens": 4}, SSE))
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["a", "b", "c", "a"]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, None, "length"]
+    assert ["fgengine" in chunk for chunk in chunks] == [False, False, False, True]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+async def test_stream_with_usage(served: Any) -> None:
+    body = {"prompt": "abc", "max_tokens": 2, "stream_options": {"include_usage": True}}
+    chunks = _chunks(await served.stream("/v1/completions", body, SSE))
+    assert [len(chunk["choices"]) for chunk in chunks] == [1, 1, 0]
+    assert chunks[-1]["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert chunks[-1]["fgengine"]["preemptions"] == 0
+    assert "fgengine" not in chunks[-2]
+
+
+async def test_characters_are_whole_and_tokens_are_counted(served: Any) -> None:
+    text = "né 🦙!"
+    body = {"prompt": text, "max_tokens": len(text.encode()), "stream_options": {"include_usage": True}}
+    chunks = _chunks(await served.stream("/v1/completions", body, SSE))
+    pieces = [chunk["choices"][0]["text"] for chunk in chunks[:-1]]
+    assert pieces == ["n", "", "é", " ", "", "", "", "🦙", "!"]
+    assert chunks[-1]["usage"]["completion_tokens"] == len(text.encode())
+
+
+async def test_unfinished_character_shows_when_the_answer_ends(served: Any) -> None:
+    _, answer = await served.post("/v1/completions", {"prompt": "aé", "max_tokens": 2})
+    assert answer["choices"][0]["text"] == "a\ufffd"
+
+
+async def test_stop_string_across_tokens_cuts_the_text_and_frees_the_request(served: Any) -> None:
+    body = {"prompt": "one END two ", "max_tokens": 4000, "stop": ["END", "never"]}
+    chunks = _chunks(await served.stream("/v1/completions", body, SSE))
+    texts = [chunk["choices"][0]["text"] for chunk in chunks]
+    assert texts == ["o", "", "", "ne ", "", "", ""]  # "n" could have begun "never"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert "fgengine" in chunks[-1]
+    assert served.engine.requests == {}
+
+
+async def test_beginning_of_a_stop_string_is_not_lost(served: Any) -> None:
+    _, answer = await served.post("/v1/completions", {"prompt": "abc", "max_tokens": 3, "stop": "cx"})
+    assert answer["choices"][0]["text"] == "abc"
+
+
+async def test_eos_ends_the_answer_and_is_not_in_the_text(served: Any, fake: Any) -> None:
+    prompt = [*_ids("ab"), fake.EOS]
+    _, answer = await served.post("/v1/completions", {"prompt": prompt, "max_tokens": 50})
+    assert answer["choices"][0]["text"] == "ab"
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] == 3
+
+
+async def test_stop_token_id(served: Any) -> None:
+    body = {"prompt": "abc", "max_tokens": 50, "stop_token_ids": [ord("c")]}
+    _, answer = await served.post("/v1/completions", body)
+    assert answer["choices"][0]["text"] == "ab"
+
+
+async def test_logprobs_of_the_chosen_tokens(served: Any) -> None:
+    _, answer = await served.post("/v1/completions", {"prompt": "ab", "max_tokens": 2, "logprobs": 1})
+    assert answer["choices"][0]["logprobs"] == {
+        "tokens": ["a", "b"],
+        "token_logprobs": [-0.5, -0.5],
+        "top_logprobs": [{"a": -0.5}, {"b": -0.5}],
+    }
+
+
+async def test_chat(served: Any) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 19, "logprobs": True}
+    _, answer = await served.post("/v1/chat/completions", body)
+    choice = answer["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": "<user>hi<assistant>"}
+    assert choice["logprobs"]["content"][0] == {"token": "<", "logprob": -0.5, "top_logprobs": []}
+    assert answer["object"] == "chat.completion"
+
+
+async def test_chat_stream(served: Any) -> None:
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    body = {"messages": [{"role": "user", "content": parts}], "max_completion_tokens": 2}
+    chunks = _chunks(await served.stream("/v1/chat/completions", body, SSE))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas == [{"role": "assistant", "content": "<"}, {"content": "u"}]
+
+
+async def test_chat_without_a_limit_fills_the_context(served: Any, fake: Any) -> None:
+    body = {"messages": [{"role": "user", "content": "x" * (fake.MAX_MODEL_LEN - 60)}]}
+    _, answer = await served.post("/v1/chat/completions", body)
+    assert answer["usage"]["total_tokens"] == fake.MAX_MODEL_LEN
+
+
+async def test_models(served: Any, fake: Any) -> None:
+    async with served.session.get(served.url + "/v1/models") as response:
+        [model] = (await response.json())["data"]
+    assert model["id"] == "fake"
+    assert (model["max_model_len"], model["vocab_size"]) == (fake.MAX_MODEL_LEN, fake.VOCAB_SIZE)
+
+
+CHAT = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "says"),
+    [
+        ("completions", {}, None, "prompt"),
+        ("completions", {"prompt": ["a", "b"]}, "prompt", "one prompt"),
+        ("completions", {"prompt": "a", "n": 2}, "n", "not supported"),
+        ("completions", {"prompt": "a", "best_of": 3}, "best_of", "not supported"),
+        ("completions", {"prompt": "a", "echo": True}, "echo", "not supported"),
+        ("completions", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "not supported"),
+        ("completions", {"prompt": "a", "max_tokens": "5"}, "max_tokens", "`int"),
+        ("completions", {"prompt": "a", "max_tokens": 0}, "max_tokens", "at least 1"),
+        ("completions", {"prompt": "a", "temperature": -1}, "temperature", "between"),
+        ("completions", {"prompt": "a", "top_p": 0}, "top_p", "above 0"),
+        ("completions", {"prompt": "a", "top_k": -2}, "top_k", "0 (off)"),
+        ("completions", {"prompt": "a", "stop": ["x"] * 17}, "stop", "at most 16"),
+        ("completions", {"prompt": "a", "stop": ""}, "stop", "1 to 256"),
+        ("completions", {"prompt": "a", "stop": "x" * 257}, "stop", "1 to 256"),
+        ("completions", {"prompt": "a", "stop_token_ids": [1] * 257}, "stop_token_ids", "at most"),
+        ("completions", {"prompt": "a", "logprobs": 5}, "logprobs", "0 or 1"),
+        ("completions", {"prompt": "", "max_tokens": 5}, None, "at least one token"),
+        ("completions", {"prompt": "a", "max_tokens": 5000}, None, "more than 4096"),
+        ("chat/completions", {"messages": []}, "messages", "1 to"),
+        ("chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, None, "no robots"),
+        ("chat/completions", {"messages": CHAT, "tools": [{}]}, "tools", "not supported"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": 3}]},
+            "messages[0].content",
+            "got `int`",
+        ),
+    ],
+)
+async def test_bad_requests_are_told_why(served: Any, path: str, body: Any, field: str, says: str) -> None:
+    for stream in (False, True):
+        status, answer = await served.post(f"/v1/{path}", {**body, "stream": stream})
+        assert status == 400
+        assert answer["error"]["type"] == "invalid_request_error"
+        assert answer["error"]["param"] == field
+        assert says in answer["error"]["message"]
+    assert served.service.counters.requests_refused == 2
+    assert served.service.counters.requests_finished == 0
+
+
+async def test_neutral_and_unknown_fields_are_fine(served: Any) -> None:
+    body = {"prompt": "a", "max_tokens": 1, "n": 1, "best_of": 1, "logit_bias": {}, "user": "me", "top_k": -1}
+    status, _ = await served.post("/v1/completions", {**body, "suffix": None, "presence_penalty": 0.0})
+    assert status == 200
+
+
+@pytest.mark.parametrize("raw", [b"{", b"[]", b"\xff", b"null"])
+async def test_bodies_that_are_no_json_object(served: Any, raw: bytes) -> None:
+    async with served.session.post(served.url + "/v1/completions", data=raw) as response:
+        assert response.status == 400
+        assert "error" in await response.json()
+
+
+async def test_large_body(served: Any) -> None:
+    async with served.session.post(served.url + "/v1/completions", data=b" " * (8 * 2**20 + 1)) as response:
+        assert response.status == 413
+        assert "8388608" in (await response.json())["error"]["message"]
+
+
+async def test_unknown_route(served: Any) -> None:
+    status, answer = await served.post("/v1/embeddings", {})
+    assert status == 404
+    assert "/v1/embeddings" in answer["error"]["message"]

@@ -1,0 +1,222 @@
+"""Text in pieces is the text as a whole, however it is cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers.models import BPE, WordPiece
+
+from fgengine.text import ChatTemplate, StopStrings, TextCodec, TextError, token_bytes
+
+CORPUS = [
+    "the quick brown fox",
+    "été où ça naïve",
+    "🦙🦙 🇫🇷 👩‍👩‍👧",
+    "日本語のテキスト",
+    "  code:\n\tx = 1\n",
+] * 3
+EOS = "<|end|>"
+PLAIN = "<tool>"
+
+
+def _byte_level() -> Tokenizer:
+    """As GPT-2's: OPT, Llama 3, Qwen, SmolLM2."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer.add_special_tokens([AddedToken(EOS, special=True)])
+    tokenizer.add_tokens([AddedToken(PLAIN, special=False, normalized=False)])
+    return tokenizer
+
+
+def _sentencepiece() -> Tokenizer:
+    """As Llama 2's: word marks, and bytes for what has no token."""
+    vocab = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
+    for piece in ("\u2581", "t", "h", "e", "th", "the", "\u2581the", "é", "日"):
+        vocab[piece] = len(vocab)
+    merges = [("t", "h"), ("th", "e"), ("\u2581", "the")]
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    steps = [
+        decoders.Replace("\u2581", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return tokenizer
+
+
+BYTE_LEVEL, SENTENCEPIECE = _byte_level(), _sentencepiece()
+BYTES = token_bytes(BYTE_LEVEL)
+CODEC, SENTENCEPIECE_CODEC = TextCodec(BYTE_LEVEL), TextCodec(SENTENCEPIECE)
+WORDS = st.lists(st.sampled_from([*CORPUS, "é", "🦙", " ", "the"]), max_size=8)
+TEXTS = st.text(max_size=60) | WORDS.map("".join)
+
+
+@given(TEXTS)
+def test_increments_are_the_full_decode(text: str) -> None:
+    ids = CODEC.encode(text)
+    pieces = _pieces(CODEC, ids)
+    assert "".join(pieces) == BYTE_LEVEL.decode(ids) == text
+    assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
+
+
+@given(st.lists(st.integers(0, BYTE_LEVEL.get_vocab_size() - 1), max_size=80))
+def test_random_tokens_too(ids: list[int]) -> None:
+    """What a model with random weights says: invalid UTF-8, special and added tokens."""
+    assert "".join(_pieces(CODEC, ids)) == BYTE_LEVEL.decode(ids)
+
+
+@given(TEXTS.filter(lambda text: "\u2581" not in text))
+def test_sentencepiece_with_byte_fallback(text: str) -> None:
+    ids = SENTENCEPIECE_CODEC.encode(text)
+    assert "".join(_pieces(SENTENCEPIECE_CODEC, ids)).removeprefix(" ") == SENTENCEPIECE.decode(ids)
+
+
+@given(TEXTS)
+def test_nothing_is_held_longer_than_a_character(text: str) -> None:
+    shown, detokenizer, fed = "", CODEC.detokenizer(), b""
+    for token in CODEC.encode(text):
+        fed += BYTES[token]
+        shown += detokenizer.add(token)
+        assert len(fed) - len(shown.encode()) <= 3
+
+
+def test_special_tokens_are_left_out_and_added_ones_shown() -> None:
+    ids = CODEC.encode(f"a{EOS}b{PLAIN}c")
+    assert CODEC.decode(ids) == f"ab{PLAIN}c"
+
+
+def test_ids_beyond_the_tokenizer_have_no_text() -> None:
+    beyond = BYTE_LEVEL.get_vocab_size() + 5
+    assert CODEC.decode([*CODEC.encode("é"), beyond]) == "é"
+    assert CODEC.token_text(beyond) == ""
+
+
+def test_other_decoders_are_refused() -> None:
+    tokenizer = Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece()
+    with pytest.raises(TextError, match="WordPiece"):
+        TextCodec(tokenizer)
+
+
+def _pieces(codec: TextCodec, ids: list[int]) -> list[str]:
+    text = codec.detokenizer()
+    return [*(text.add(token) for token in ids), text.finish()]
+
+
+# stop strings
+
+
+def _watch(stops: list[str], chunks: list[str]) -> tuple[str, bool]:
+    watcher = StopStrings(stops)
+    shown = ""
+    for chunk in chunks:
+        shown += watcher.add(chunk)
+        if watcher.stopped:
+            return shown, True
+    return shown + watcher.finish(), False
+
+
+def _naive(stops: list[str], text: str) -> tuple[str, bool]:
+    """Grow the text a character at a time until it ends with a stop string."""
+    for end in range(1, len(text) + 1):
+        ending = [stop for stop in stops if text[:end].endswith(stop)]
+        if ending:
+            return text[: end - max(map(len, ending))], True
+    return text, False
+
+
+SMALL = st.text("ab🦙", min_size=1, max_size=4)
+
+
+@settings(max_examples=300)
+@given(st.lists(SMALL, min_size=1, max_size=4), st.lists(st.text("ab🦙", max_size=5), max_size=12))
+def test_stops_do_not_depend_on_the_chunks(stops: list[str], chunks: list[str]) -> None:
+    text = "".join(chunks)
+    assert _watch(stops, chunks) == _watch(stops, list(text)) == _naive(stops, text)
+
+
+def test_what_cannot_be_a_stop_is_shown_at_once() -> None:
+    watcher = StopStrings(["\n\nUser:"])
+    assert [watcher.add(piece) for piece in ["a\n", "\n", "Us", "b", "\n"]] == ["a", "", "", "\n\nUsb", ""]
+    assert watcher.finish() == "\n"
+
+
+def test_empty_stop_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        StopStrings([""])
+
+
+# files
+
+
+def test_load(tmp_path: Path) -> None:
+    BYTE_LEVEL.save(str(tmp_path / "tokenizer.json"))
+    config = {
+        "bos_token": {"content": "<s>", "lstrip": False},
+        "chat_template": "{{ bos_token }}{% for m in messages %}\n"
+        "  {% if true %}\n{{ m['content'] | tojson }}\n  {% endif %}\n{% endfor %}",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    codec = TextCodec.load(tmp_path)
+    assert codec.decode(codec.encode_chat([{"role": "user", "content": "é"}])) == '<s>"é"\n'
+
+
+def test_template_file_goes_before_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "old"}')
+    (tmp_path / "chat_template.jinja").write_text("new")
+    template = ChatTemplate.load(tmp_path)
+    assert template is not None
+    assert template.render([]) == "new"
+
+
+def test_no_template(tmp_path: Path) -> None:
+    BYTE_LEVEL.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TextError, match="no chat template"):
+        TextCodec.load(tmp_path).encode_chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ raise_exception('no') }}",
+        "{{ 1 + 'a' }}",
+    ],
+)
+def test_templates_are_kept_in_the_sandbox(tmp_path: Path, source: str) -> None:
+    (tmp_path / "chat_template.jinja").write_text(source)
+    template = ChatTemplate.load(tmp_path)
+    assert template is not None
+    with pytest.raises(TextError, match="refuses"):
+        template.render([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("tokenizer.json", "{"), ("tokenizer_config.json", "{"), ("chat_template.jinja", "{% if %}")],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: str) -> None:
+    BYTE_LEVEL.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(TextError, match="cannot be read"):
+        TextCodec.load(tmp_path)
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(TextError, match=r"no tokenizer\.json"):
+        TextCodec.load(tmp_path)
