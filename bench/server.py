@@ -1,0 +1,141 @@
+"""How many streamed tokens a second the server's process carries, with an engine that costs nothing.
+
+    python bench/server.py [--requests 64] [--tokens 500] [--endpoint completions|generate]
+
+The engine's process steps as fast as it can; the client only counts bytes. Prints JSON: tokens a second of
+wall time, and of the server process's own CPU time, which is what it could carry on a core of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import psutil
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from fgengine.config import EngineConfig
+from fgengine.plan import TokenEvent
+from fgengine.request import Request, SamplingParams
+
+SERVE = """
+import sys
+from pathlib import Path
+from fgengine.config import EngineConfig
+from fgengine.server.app import run
+run(EngineConfig(), lambda: Path(sys.argv[1]), host="127.0.0.1", port=0,
+    report=lambda text: print(text, flush=True), worker=[sys.executable, sys.argv[2], "--worker"])
+"""
+
+
+class NullEngine:
+    """A token for every request in every step, at no cost."""
+
+    model_name, vocab_size, max_model_len = "null", 256, 1 << 20
+
+    def __init__(self) -> None:
+        self.requests: dict[str, Request] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.requests)
+
+    def add(self, id: str, prompt: list[int], params: SamplingParams) -> Request:
+        self.requests[id] = Request.new(id, prompt, params, time.monotonic())
+        return self.requests[id]
+
+    def abort(self, id: str) -> bool:
+        return self.requests.pop(id, None) is not None
+
+    def step(self) -> list[TokenEvent]:
+        time.sleep(0.002)  # otherwise 64 requests would all be in the channel before one was read
+        events = []
+        for request in list(self.requests.values()):
+            request.tokens.append(97)
+            if request.num_generated == request.params.max_tokens:
+                request.finish("length", time.monotonic())
+                del self.requests[request.id]
+            events.append(TokenEvent(request, 97, None))
+        return events
+
+    def stats(self) -> dict[str, float | int | str]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def work() -> None:
+    from fgengine.server import worker
+
+    def make(config: EngineConfig, report: Callable[[str], None]) -> NullEngine:
+        return NullEngine()
+
+    sys.argv.remove("--worker")
+    worker._load_engine = make
+    worker.main()
+
+
+async def measure(url: str, pid: int, requests: int, tokens: int, endpoint: str) -> dict[str, float]:
+    body = {"prompt": [97], "max_tokens": tokens, "stream": True, "ignore_eos": True}
+    path, end = ("/generate", b"\0") if endpoint == "generate" else ("/v1/completions", b"\n\n")
+    server = psutil.Process(pid)
+
+    async def ask(session: aiohttp.ClientSession) -> int:
+        async with session.post(url + path, json=body) as response:
+            return sum([chunk.count(end) async for chunk in response.content.iter_any()])
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        await ask(session)
+        start, cpu = time.perf_counter(), sum(server.cpu_times()[:2])
+        pieces = await asyncio.gather(*(ask(session) for _ in range(requests)))
+        seconds, cpu = time.perf_counter() - start, sum(server.cpu_times()[:2]) - cpu
+    marker = 0 if endpoint == "generate" else 1
+    if any(count != tokens + marker for count in pieces):
+        raise SystemExit(f"some streams did not have {tokens} pieces: {sorted(set(pieces))}")
+    total = requests * tokens
+    return {
+        "tokens": total,
+        "tokens_per_second": round(total / seconds),
+        "tokens_per_server_cpu_second": round(total / cpu),
+        "server_cpu_us_per_token": round(cpu / total * 1e6, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=500)
+    parser.add_argument("--endpoint", choices=["completions", "generate"], default="completions")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        alphabet = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        tokenizer = Tokenizer(BPE(vocab=alphabet, merges=[]))
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.save(str(Path(folder) / "tokenizer.json"))
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVE, folder, __file__], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert server.stdout is not None
+            ready = next(line for line in server.stdout if line.startswith("ready: "))
+            figures = asyncio.run(
+                measure(ready.split()[1], server.pid, args.requests, args.tokens, args.endpoint)
+            )
+            print(json.dumps(figures, indent=2))
+        finally:
+            server.terminate()
+            server.wait()
+
+
+if __name__ == "__main__":
+    work() if "--worker" in sys.argv else main()
