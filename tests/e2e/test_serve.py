@@ -1,0 +1,149 @@
+"""``fgbench serve`` as a user starts it, on a tiny model with random weights."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "float32",
+}
+
+
+class Serving:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process, self.port, self.log = process, port, log
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        with contextlib.closing(self.request(method, path, body)) as connection:
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+
+    def request(self, method: str, path: str, body: Any = None) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request(method, path, json.dumps(body) if body is not None else None)
+        return connection
+
+    def complete(self, **body: Any) -> dict[str, Any]:
+        status, answer = self.ask("POST", "/v1/completions", body)
+        assert status == 200, answer
+        return dict(answer)
+
+    def stats(self) -> dict[str, Any]:
+        return dict(self.ask("GET", "/stats")[1])
+
+    def wait_until_ready(self) -> None:
+        while True:
+            assert self.process.poll() is None, self.log.read_text()
+            with contextlib.suppress(OSError):
+                status, health = self.ask("GET", "/health")
+                if status == 200:
+                    return
+                assert health["status"] == "starting", health
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    log = folder / "server.log"
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    argv = ["--model", str(folder), "--use-dummy-weights", "--policy", "fcfs", "--port", str(port)]
+    argv += ["--num-device-blocks", "64", "--swap-space", "0.001", "--device", "cpu", "--dtype", "float32"]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fgbench", "serve", *argv], stdout=out, stderr=subprocess.STDOUT
+        )
+    serving = Serving(process, port, log)
+    try:
+        serving.wait_until_ready()
+        yield serving
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_models(serving: Serving) -> None:
+    _, answer = serving.ask("GET", "/v1/models")
+    [model] = answer["data"]
+    assert (model["max_model_len"], model["vocab_size"]) == (1024, 512)
+
+
+def test_greedy_is_the_same_whole_and_streamed(serving: Serving) -> None:
+    body = {"prompt": "Hello, world", "max_tokens": 20, "temperature": 0, "ignore_eos": True}
+    whole = serving.complete(**body)
+    assert whole["usage"]["completion_tokens"] == 20
+    with contextlib.closing(serving.request("POST", "/v1/completions", {**body, "stream": True})) as stream:
+        events = stream.getresponse().read().decode().split("\n\n")[:-1]
+    assert events[-1] == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    assert len(chunks) == 20
+    assert "".join(c["choices"][0]["text"] for c in chunks) == whole["choices"][0]["text"]
+    assert chunks[-1]["fgengine"]["decode"] > 0
+
+
+def test_what_can_never_fit_is_refused(serving: Serving) -> None:
+    status, answer = serving.ask("POST", "/v1/completions", {"prompt": [5] * 20, "max_tokens": 5000})
+    assert status == 400
+    assert "5020" in answer["error"]["message"] or "1024" in answer["error"]["message"]
+
+
+def test_clients_that_leave_midway_leak_no_blocks(serving: Serving) -> None:
+    body = {"prompt": [5] * 100, "max_tokens": 900, "ignore_eos": True, "stream": True}
+    streams = [serving.request("POST", "/v1/completions", body) for _ in range(4)]
+    responses = [stream.getresponse() for stream in streams]
+    assert responses[0].readline().startswith(b"data: ")
+    assert serving.stats()["free_device_blocks"] < 64
+    for response, stream in zip(responses, streams, strict=True):
+        response.close()
+        stream.close()
+    deadline = time.monotonic() + 20
+    while (stats := serving.stats())["requests_in_flight"] or stats["free_device_blocks"] != 64:
+        assert time.monotonic() < deadline, stats
+        time.sleep(0.05)
+    assert stats["free_host_blocks"] == stats["num_host_blocks"]
+    assert stats["requests_aborted"] == 4
+    assert serving.complete(prompt=[5] * 10, max_tokens=3, ignore_eos=True)["usage"]["completion_tokens"] == 3
+
+
+def test_sigint_in_the_middle_of_work(serving: Serving) -> None:
+    """The last: it ends the server."""
+    children = psutil.Process(serving.process.pid).children(recursive=True)
+    assert children
+    body = {"prompt": [5] * 10, "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with contextlib.closing(serving.request("POST", "/v1/completions", body)) as stream:
+        response = stream.getresponse()
+        assert response.readline().startswith(b"data: ")
+        serving.process.send_signal(signal.SIGINT)
+        assert b"shutting down" in response.read()
+    assert serving.process.wait(timeout=5) == 130
+    assert psutil.wait_procs(children, timeout=1)[1] == []
+    assert "Traceback" not in serving.log.read_text()
