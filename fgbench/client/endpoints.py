@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from fgbench.client.streams import NulSeparated, ServerSentEvents, StreamError
 from fgbench.workload.spec import RequestSpec
@@ -149,13 +150,13 @@ def error_message(body: bytes) -> str:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return msgspec.json.encode(value)
 
 
 def _object(message: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(message)
-    except ValueError:
+        data = msgspec.json.decode(message)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise StreamError(f"not JSON: {message[:80]!r}") from None
     if not isinstance(data, dict):
         raise StreamError(f"not a JSON object: {message[:80]!r}")
