@@ -1,0 +1,152 @@
+"""``fgbench profile``: measure a model's step times on this machine, for the policies that need them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fgengine.config import Device, Dtype, EngineConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fgengine.execution.runner import TorchRunner
+    from fgengine.profile import Point, Profile
+    from fgengine.profiler import Grid
+
+DEFAULTS = EngineConfig()
+POOR_FIT = 0.15
+"""Median error on held-out points from which the fit is said to be poor."""
+
+
+def profile(
+    model: Annotated[str, typer.Option(help="A catalog name, or a Hugging Face folder.")] = DEFAULTS.model,
+    device: Annotated[Device, typer.Option(help="Where the model runs.")] = DEFAULTS.device,
+    dtype: Annotated[Dtype, typer.Option(help="Number format of weights and KV.")] = DEFAULTS.dtype,
+    block_size: Annotated[int, typer.Option(help="Tokens in a KV block.")] = DEFAULTS.block_size,
+    use_dummy_weights: Annotated[
+        bool, typer.Option("--use-dummy-weights", "--dummy-weights", help="Random weights: the same speed.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: where 'fgbench serve' looks for it.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer points: seconds, not minutes.")] = False,
+) -> None:
+    """Measure step times over prefill length x decode batch x context, and fit the cost model.
+
+    A third of the points is kept from the fit to judge it by. What beats the machine's own memory
+    bandwidth and arithmetic is refused.
+
+    Example: a profile of the default model, then a server that schedules by it:
+
+        fgbench profile --out smollm2.json
+        fgbench serve --policy sj-mlfq --profile smollm2.json
+    """
+    from rich.console import Console
+
+    from fgengine import profiler
+
+    console = Console()
+    config = EngineConfig(
+        model=model, device=device, dtype=dtype, block_size=block_size, dummy_weights=use_dummy_weights
+    )
+    with console.status(f"loading {model}"):
+        runner = _create_runner(config, console)
+    grid = profiler.QUICK if quick else profiler.FULL
+    try:
+        measured = _measure(model, runner, grid, console)
+        path = out or profiler.default_path(model, runner)
+        measured.save(path)
+    finally:
+        runner.close()
+    console.print(held_out_table(measured))
+    _print_verdict(measured, runner, console)
+    console.print(f"written: {path}", soft_wrap=True, highlight=False)
+
+
+def _create_runner(config: EngineConfig, console: Console) -> TorchRunner:
+    """Weights that are not here are made up: a step takes as long with them."""
+    from fgengine.execution.runner import TorchRunner
+    from fgengine.model import catalog, store
+
+    shape = catalog.shape_of(config.model)
+    folder = None if config.dummy_weights else store.folder_of(config.model)
+    if folder is None and not config.dummy_weights:
+        console.print(
+            f"the weights of {config.model} are not here: measuring with random ones, at the same speed"
+        )
+    return TorchRunner.create(config, shape, folder)
+
+
+def _measure(model: str, runner: TorchRunner, grid: Grid, console: Console) -> Profile:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from fgengine import profiler
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task("what the machine can do at best", total=None)
+
+        def show(done: int, total: int, point: Point) -> None:
+            text = f"{describe(point)}: {point.seconds * 1e3:.3g} ms"
+            bars.update(task, completed=done, total=total, description=text)
+
+        return profiler.make_profile(model, runner, grid, show)
+
+
+def describe(point: Point) -> str:
+    parts = []
+    if point.prefill_tokens:
+        behind = f" behind {point.prefill_start}" if point.prefill_start else ""
+        parts.append(f"prefill {point.prefill_tokens}{behind}")
+    if point.decode_requests:
+        parts.append(f"decode {point.decode_requests} x {point.context_tokens}")
+    return " + ".join(parts)
+
+
+def held_out_table(profile: Profile) -> Table:
+    from rich.table import Table
+
+    from fgbench.report.units import seconds
+
+    table = Table(title="points kept from the fit", title_justify="left")
+    table.add_column("step")
+    for name in ("measured", "fitted", "error", "repeats"):
+        table.add_column(name, justify="right")
+    for point in profile.points:
+        if point.held_out:
+            fitted = profile.cost.step_seconds(point.shape)
+            error = fitted / point.seconds - 1.0
+            table.add_row(
+                describe(point), seconds(point.seconds), seconds(fitted), f"{error:+.0%}", str(point.repeats)
+            )
+    return table
+
+
+def _print_verdict(profile: Profile, runner: TorchRunner, console: Console) -> None:
+    from fgbench.report.units import seconds, size
+    from fgengine.physics import floor_of
+    from fgengine.profile import ELEMENT_BYTES
+
+    def over_floor(point: Point) -> float:
+        floor = floor_of(point.items, runner.shape, ELEMENT_BYTES[profile.dtype], profile.ceilings)
+        return point.seconds / floor.seconds
+
+    closest = min(profile.points, key=over_floor)
+    cost = profile.cost
+    console.print(f"{profile.model} on {profile.device}, {profile.dtype}", soft_wrap=True, highlight=False)
+    poor = " (poor: take its predictions as rough)" if profile.median_error > POOR_FIT else ""
+    console.print(f"median error on held-out points: {profile.median_error:.0%}{poor}")
+    console.print(
+        f"shortest iteration {seconds(cost.min_iteration_seconds)}; prompts of 64, 256, 1024 tokens: "
+        + ", ".join(seconds(cost.prefill_seconds(n)) for n in (64, 256, 1024))
+        + f"; KV copies {size(cost.copy_bytes_per_second)}/s"
+    )
+    console.print(
+        f"physics: nothing beats {size(profile.ceilings.bytes_per_second)}/s read and "
+        f"{profile.ceilings.flops_per_second / 1e12:.3g} TFLOP/s, as measured here; the closest, "
+        f"{describe(closest)}, takes {over_floor(closest):.2g} x its floor"
+    )

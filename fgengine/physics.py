@@ -1,0 +1,92 @@
+"""What a step cannot beat: the bytes it must read and the arithmetic it must do. Pure.
+
+A profile that says a step is faster than this is wrong, whatever it was measured with. The published
+artifact shipped such a profile (no prefill above 2.5 ms), which silently disabled its skip-join.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fgengine.model.shape import ModelShape
+
+TOLERANCE = 0.7
+"""A step may take this share of its floor: measured ceilings are themselves low when the machine was busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """The best the device was seen to do, measured beside the steps."""
+
+    bytes_per_second: float
+    """Reading a buffer as large as the weights."""
+    flops_per_second: float
+    """Multiplying matrices in the model's dtype; a multiply-add counts as two."""
+
+    def __post_init__(self) -> None:
+        if not (self.bytes_per_second > 0.0 and self.flops_per_second > 0.0):
+            raise ValueError("ceilings must be above 0 bytes/s and 0 FLOP/s")
+
+    def or_better(self, other: Ceilings) -> Ceilings:
+        """The higher of each: whatever else the machine does can only lower what is measured."""
+        return Ceilings(
+            max(self.bytes_per_second, other.bytes_per_second),
+            max(self.flops_per_second, other.flops_per_second),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Seconds a step takes at least: for its bytes and, at the same time, for its arithmetic."""
+
+    reading: float
+    computing: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.reading, self.computing)
+
+
+def floor_of(
+    items: Sequence[tuple[int, int]], shape: ModelShape, element_bytes: int, ceilings: Ceilings
+) -> Floor:
+    """The floor of a step over ``items``, (start, num_tokens) each, every one of which yields a token."""
+    tokens = sum(n for _, n in items)
+    attended = sum(start + n for start, n in items)
+    pairs = sum(n * start + n * (n + 1) // 2 for start, n in items)
+    weights = layer_parameters(shape) + shape.vocab_size * (shape.embed_dim or shape.hidden_size)
+    num_bytes = weights * element_bytes + attended * shape.kv_bytes_per_token(element_bytes)
+    flops = 2.0 * layer_parameters(shape) * tokens
+    flops += 2.0 * shape.vocab_size * (shape.embed_dim or shape.hidden_size) * len(items)
+    flops += 4.0 * shape.num_layers * shape.num_heads * shape.head_dim * pairs
+    return Floor(num_bytes / ceilings.bytes_per_second, flops / ceilings.flops_per_second)
+
+
+def layer_parameters(shape: ModelShape) -> int:
+    """Parameters every token passes through: all but the embedding tables and the output layer."""
+    tables = shape.vocab_size * (shape.embed_dim or shape.hidden_size) * (1 if shape.tied_embeddings else 2)
+    if shape.family == "opt":
+        tables += (shape.max_position + 2) * shape.hidden_size
+    return shape.num_parameters - tables
+
+
+def impossible(
+    steps: Iterable[tuple[Sequence[tuple[int, int]], float]],
+    shape: ModelShape,
+    element_bytes: int,
+    ceilings: Ceilings,
+    tolerance: float = TOLERANCE,
+) -> list[str]:
+    """A sentence for each (items, seconds) that beats physics by more than the tolerance allows."""
+    found = []
+    for items, seconds in steps:
+        floor = floor_of(items, shape, element_bytes, ceilings)
+        if seconds < tolerance * floor.seconds:
+            tokens = sum(n for _, n in items)
+            what = "reading weights and KV" if floor.reading >= floor.computing else "the arithmetic"
+            found.append(
+                f"a step of {tokens} tokens in {len(items)} requests is said to take {seconds * 1e3:.3g} ms, "
+                f"but {what} alone takes {floor.seconds * 1e3:.3g} ms on this device"
+            )
+    return found

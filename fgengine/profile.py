@@ -1,0 +1,158 @@
+"""The profile file: measured step times of one model on one device, and the cost model fitted to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from fgengine.cost import CostModel, StepShape
+from fgengine.model.shape import ModelShape
+from fgengine.physics import Ceilings, impossible
+
+VERSION = 1
+MOST_POINTS = 10_000
+MOST_FILE_BYTES = 16 * 1024**2
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FIT_TOLERANCE = 0.5
+"""The fitted model may fall to this share of a step's floor: a straight line through curved data does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One kind of step, measured: a prompt (or a chunk behind ``prefill_start`` tokens) beside decodes."""
+
+    prefill_tokens: int
+    decode_requests: int
+    context_tokens: int
+    """Tokens each of the decodes attends to, its new one included."""
+    seconds: float = math.nan
+    """Median over ``repeats``; NaN: to be measured."""
+    repeats: int = 0
+    prefill_start: int = 0
+    held_out: bool = False
+    """Kept from the fit, to judge it by."""
+
+    @property
+    def items(self) -> list[tuple[int, int]]:
+        """(start, num_tokens) of each request in the step."""
+        prefill = [(self.prefill_start, self.prefill_tokens)] if self.prefill_tokens else []
+        return prefill + [(self.context_tokens - 1, 1)] * self.decode_requests
+
+    @property
+    def shape(self) -> StepShape:
+        return StepShape.of(self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """All there is to know about how long steps take."""
+
+    model: str
+    shape: str
+    """``shape_key`` of the model: a name can mean another model tomorrow."""
+    device: str
+    dtype: str
+    cost: CostModel
+    ceilings: Ceilings
+    points: tuple[Point, ...]
+    versions: dict[str, str]
+    measured: str
+    """When, ISO 8601."""
+
+    def held_out_errors(self) -> list[float]:
+        """|fitted / measured - 1| of each held-out point."""
+        return [
+            abs(self.cost.step_seconds(point.shape) / point.seconds - 1.0)
+            for point in self.points
+            if point.held_out
+        ]
+
+    @property
+    def median_error(self) -> float:
+        """Median of ``held_out_errors``; NaN where nothing was held out."""
+        errors = self.held_out_errors()
+        return median(errors) if errors else math.nan
+
+    def implausible(self, shape: ModelShape) -> list[str]:
+        """What of the points and of the fit beats physics, a sentence each; empty: nothing."""
+        element_bytes = ELEMENT_BYTES[self.dtype]
+        measured = [(point.items, point.seconds) for point in self.points]
+        fitted = [(items, self.cost.step_seconds(StepShape.of(items))) for items, _ in measured]
+        return impossible(measured, shape, element_bytes, self.ceilings) + impossible(
+            fitted, shape, element_bytes, self.ceilings, FIT_TOLERANCE
+        )
+
+    def require(self, *, shape: ModelShape, device: str, dtype: str) -> None:
+        """Raises ValueError unless the profile is of this model, device and dtype, and is plausible."""
+        if self.shape != shape_key(shape):
+            raise ValueError(f"the profile is of another model ({self.model}); {REMEASURE}")
+        for what, mine, wanted in (("device", self.device, device), ("dtype", self.dtype, dtype)):
+            if mine != wanted:
+                raise ValueError(f"the profile is of {what} {mine}, not {wanted}; {REMEASURE}")
+        if problems := self.implausible(shape):
+            raise ValueError(f"the profile cannot be true: {problems[0]}; {REMEASURE}")
+
+    def save(self, path: Path) -> None:
+        """Writes the file whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        data = {"version": VERSION, **asdict(self), "median_error": self.median_error}
+        if math.isnan(self.median_error):
+            data["median_error"] = None
+        partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Profile:
+        """Raises ValueError, naming the file, for what is not a whole profile of a version we know."""
+        try:
+            if path.stat().st_size > MOST_FILE_BYTES:
+                raise ValueError(f"larger than {MOST_FILE_BYTES} bytes")
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls._from_dict(data)
+        except OSError as error:
+            raise ValueError(f"cannot read the profile {path}: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path} is not a usable profile: {reason}; {REMEASURE}") from None
+
+    @classmethod
+    def _from_dict(cls, data: Any) -> Profile:
+        if not isinstance(data, dict) or data.get("version") != VERSION:
+            raise ValueError(f"it is not a profile of version {VERSION}")
+        if data["dtype"] not in ELEMENT_BYTES:
+            raise ValueError(f"dtype {data['dtype']} is unknown")
+        if not 0 < len(data["points"]) <= MOST_POINTS:
+            raise ValueError(f"it must hold 1 to {MOST_POINTS} points")
+        points = tuple(Point(**point) for point in data["points"])
+        if not all(0.0 < point.seconds < math.inf for point in points):
+            raise ValueError("a point's seconds must be above 0 and finite")
+        parts = {f.name: data[f.name] for f in fields(cls)}
+        parts |= {
+            "cost": CostModel.from_dict(data["cost"]),
+            "ceilings": Ceilings(**data["ceilings"]),
+            "points": points,
+        }
+        return cls(**parts)
+
+
+REMEASURE = "measure one with `fgbench profile`"
+
+
+def shape_key(shape: ModelShape) -> str:
+    """The same for models of the same architecture and sizes, which take the same time."""
+    return hashlib.sha256(json.dumps(asdict(shape), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_name(model: str, device: str, dtype: str) -> str:
+    """``<model>-<device>-<dtype>.json``; of a path the last part."""
+    parts: Sequence[str] = (Path(model).name, device, dtype)
+    return "-".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts) + ".json"

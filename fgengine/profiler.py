@@ -1,0 +1,327 @@
+"""Measures how long a runner's steps take and fits the cost model to them.
+
+Steps are made by hand: made-up tokens, a block of its own for everything, no scheduler. A third of the
+points, none at a corner of the grid, is kept from the fit and says how far it can be trusted.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from itertools import count, product
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fgengine.config import EngineConfig
+from fgengine.cost import CostModel, StepShape
+from fgengine.kv.transfer import CopyEngine, Transfer
+from fgengine.model.shape import ModelShape
+from fgengine.physics import Ceilings
+from fgengine.plan import PlanItem, StepPlan, StepResult
+from fgengine.profile import ELEMENT_BYTES, Point, Profile, file_name, shape_key
+from fgengine.request import Request, SamplingParams
+
+if TYPE_CHECKING:
+    import torch
+
+LEAST_STEP_SECONDS = 1e-6
+COPY_BLOCKS = 64
+COPY_REPEATS = 5
+CEILING_ATTEMPTS = 3
+
+
+class ProfiledRunner(Protocol):
+    """What of a runner the profiler needs; ``fgengine.execution.runner.TorchRunner`` is one."""
+
+    shape: ModelShape
+    device: torch.device
+    dtype: torch.dtype
+    device_name: str
+    dtype_name: str
+    block_size: int
+    block_bytes: int
+    num_device_blocks: int
+    num_host_blocks: int
+    max_model_len: int
+    copies: CopyEngine
+    pool: Any
+    """The device pool, its first axis counting blocks."""
+
+    def execute(self, plan: StepPlan) -> StepResult: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Which steps are measured: every prompt length alone, every chunk behind ``behind`` tokens, every decode
+    batch at every context, and every length of ``mixed`` beside every one of those."""
+
+    prefill: tuple[int, ...]
+    behind: tuple[int, ...]
+    decode: tuple[int, ...]
+    context: tuple[int, ...]
+    mixed: tuple[int, ...]
+    repeats: int
+    seconds_per_point: float
+    """After which a point is repeated no more; it is measured once at least, after a run to warm up."""
+
+    def points(self) -> list[Point]:
+        alone = [Point(n, 0, 0) for n in self.prefill]
+        chunks = [Point(n, 0, 0, prefill_start=start) for start in self.behind for n in self.prefill[:-1]]
+        decodes = [Point(0, b, c) for b, c in product(self.decode, self.context)]
+        mixes = [Point(n, b, c) for n, b, c in product(self.mixed, self.decode, self.context)]
+        return [point for family in (alone, chunks, decodes, mixes) for point in _hold_out(family)]
+
+
+FULL = Grid(
+    prefill=(16, 64, 128, 256, 512, 1024, 1536),
+    behind=(256, 1024),
+    decode=(1, 2, 4, 8, 16, 32),
+    context=(32, 128, 512, 1024),
+    mixed=(64, 256),
+    repeats=7,
+    seconds_per_point=1.0,
+)
+QUICK = Grid(
+    prefill=(16, 64, 256, 512),
+    behind=(512,),
+    decode=(1, 4, 16),
+    context=(32, 256, 512),
+    mixed=(),
+    repeats=3,
+    seconds_per_point=0.3,
+)
+
+
+def _hold_out(family: Sequence[Point]) -> list[Point]:
+    """Marks every other inner point of a family, up to a third of it: those with a coordinate that is
+    neither the family's least nor its largest."""
+    coordinates = [(p.prefill_tokens, p.decode_requests, p.context_tokens) for p in family]
+    axes = list(zip(*coordinates, strict=True))
+    least, largest = [min(a) for a in axes], [max(a) for a in axes]
+    inner = [
+        index
+        for index, here in enumerate(coordinates)
+        if any(low < value < high for low, value, high in zip(least, here, largest, strict=True))
+    ]
+    chosen = set(inner[1::2][: len(family) // 3])
+    return [replace(point, held_out=index in chosen) for index, point in enumerate(family)]
+
+
+Progress = Callable[[int, int, Point], None]
+"""Told, after each point: how many are done, of how many, and the point just measured."""
+
+
+def measure(
+    runner: ProfiledRunner,
+    grid: Grid,
+    progress: Progress = lambda done, total, point: None,
+) -> list[Point]:
+    """Medians of the seconds of every point of the grid that fits the runner's pool and lengths.
+
+    Raises:
+        ValueError: the pool is too small for any of them.
+    """
+    points = [point for point in grid.points() if _fits(point, runner)]
+    if not any(point.prefill_tokens for point in points) or not any(
+        point.decode_requests for point in points
+    ):
+        raise ValueError(
+            f"a device pool of {runner.num_device_blocks} blocks is too small to measure a profile in; "
+            "raise num_device_blocks, or give a profile measured before"
+        )
+    _fill_pool(runner, max(_blocks_of(point, runner.block_size) for point in points))
+    steps = count()
+    measured = []
+    for done, point in enumerate(points, 1):
+        measured.append(_measure_point(runner, point, grid, steps))
+        progress(done, len(points), measured[-1])
+    return measured
+
+
+def _measure_point(runner: ProfiledRunner, point: Point, grid: Grid, steps: count[int]) -> Point:
+    items = _plan_items(point, runner)
+    runner.execute(StepPlan(next(steps), items))  # the first of a shape also compiles and allocates
+    samples: list[float] = []
+    while not samples or (len(samples) < grid.repeats and sum(samples) < grid.seconds_per_point):
+        samples.append(runner.execute(StepPlan(next(steps), items)).seconds)
+    return replace(point, seconds=median(samples), repeats=len(samples))
+
+
+def _plan_items(point: Point, runner: ProfiledRunner) -> list[PlanItem]:
+    items = []
+    first_block = 0
+    params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    for index, (start, n) in enumerate(point.items):
+        tokens = [(7 + 31 * index + 13 * k) % runner.shape.vocab_size for k in range(start + n)]
+        request = Request.new(f"profile-{index}", tokens, params, 0.0)
+        request.num_computed = start
+        num_blocks = -(-(start + n) // runner.block_size)
+        blocks = range(first_block, first_block + num_blocks)
+        first_block += num_blocks
+        items.append(PlanItem(request, start, n, blocks, True))
+    return items
+
+
+def _fits(point: Point, runner: ProfiledRunner) -> bool:
+    return (
+        all(start + n <= runner.max_model_len for start, n in point.items)
+        and _blocks_of(point, runner.block_size) <= runner.num_device_blocks
+    )
+
+
+def _blocks_of(point: Point, block_size: int) -> int:
+    return sum(-(-(start + n) // block_size) for start, n in point.items)
+
+
+def _fill_pool(runner: ProfiledRunner, num_blocks: int) -> None:
+    """Memory that was never written is not there: the system maps one page of zeros, which sits in the
+    cache, and decodes would seem too fast. What was left in it might be denormals, which are slow."""
+    runner.pool[:num_blocks] = 0.01
+
+
+def measure_copies(runner: ProfiledRunner) -> float | None:
+    """Bytes per second between the pools, the slower of the two directions; None without a host pool."""
+    n = min(COPY_BLOCKS, runner.num_device_blocks, runner.num_host_blocks)
+    if n == 0:
+        return None
+    blocks = range(n)
+    seconds = []
+    for direction in ("offload", "upload"):
+        samples = []
+        for index in range(COPY_REPEATS + 1):
+            began = time.perf_counter()
+            runner.copies.submit(Transfer(index, "profile", direction, blocks, blocks))
+            while not runner.copies.wait():
+                pass
+            samples.append(time.perf_counter() - began)
+        seconds.append(median(samples[1:]))
+    return n * runner.block_bytes / max(seconds)
+
+
+def fit(points: Sequence[Point], copy_bytes_per_second: float) -> CostModel:
+    """The cost model with the least sum of squared relative errors over the points that are not held out,
+    every coefficient >= 0."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    kept = [point for point in points if not point.held_out]
+    rows = np.array([_features(point.shape) for point in kept]) / np.array([[p.seconds] for p in kept])
+    scale = np.linalg.norm(rows, axis=0)
+    scale[scale == 0.0] = 1.0
+    solution, _ = nnls(rows / scale, np.ones(len(kept)))
+    step, request, token, pair, decode, context = (solution / scale).tolist()
+    return CostModel(
+        max(step, LEAST_STEP_SECONDS), request, token, pair, decode, context, copy_bytes_per_second
+    )
+
+
+def _features(shape: StepShape) -> list[float]:
+    """In the order of CostModel's coefficients."""
+    return [
+        1.0,
+        shape.prefill_requests,
+        shape.prefill_tokens,
+        shape.prefill_pairs,
+        shape.decode_requests,
+        shape.decode_context,
+    ]
+
+
+def make_profile(
+    model: str,
+    runner: ProfiledRunner,
+    grid: Grid,
+    progress: Progress = lambda done, total, point: None,
+) -> Profile:
+    """Measure, fit, and hold against physics.
+
+    Raises:
+        ValueError: the pool is too small, or what was measured cannot be true.
+    """
+    import torch
+
+    from fgengine.ceilings import measure_ceilings
+
+    def ceilings() -> Ceilings:
+        weight_bytes = runner.shape.num_parameters * ELEMENT_BYTES[runner.dtype_name]
+        return measure_ceilings(runner.device, runner.dtype, weight_bytes)
+
+    best = ceilings()
+    points = measure(runner, grid, progress)
+    copies = measure_copies(runner)
+    profile = Profile(
+        model=model,
+        shape=shape_key(runner.shape),
+        device=describe_device(runner),
+        dtype=runner.dtype_name,
+        cost=fit(points, copies or best.bytes_per_second),
+        ceilings=best,
+        points=tuple(points),
+        versions={"python": platform.python_version(), "torch": torch.__version__},
+        measured=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    problems = profile.implausible(runner.shape)
+    for _ in range(CEILING_ATTEMPTS):
+        if not problems:
+            return profile
+        # A machine busy with something else gives low ceilings: look again before calling a step impossible.
+        profile = replace(profile, ceilings=profile.ceilings.or_better(ceilings()))
+        problems = profile.implausible(runner.shape)
+    if problems:
+        raise ValueError(f"what was measured cannot be true, so no profile is made of it: {problems[0]}")
+    return profile
+
+
+def ensure(config: EngineConfig, runner: ProfiledRunner, report: Callable[[str], None]) -> Profile:
+    """The profile the engine runs by: the one asked for, else the cached one, else a quick new one.
+
+    Raises:
+        ValueError: the profile asked for is of another model, device or dtype, or beats physics; or none
+            can be measured.
+    """
+
+    def usable(path: Path) -> Profile:
+        profile = Profile.load(path)
+        profile.require(shape=runner.shape, device=describe_device(runner), dtype=runner.dtype_name)
+        return profile
+
+    if config.profile is not None:
+        return usable(config.profile)
+    path = default_path(config.model, runner)
+    if path.exists():
+        try:
+            return usable(path)
+        except ValueError as error:
+            report(f"the cached profile is not used: {error}")
+    report("no profile of this model on this device yet: measuring a quick one, some seconds")
+    profile = make_profile(config.model, runner, QUICK)
+    if is_whole(profile, runner, QUICK):
+        profile.save(path)
+        report(f"profile kept in {path}; `fgbench profile` measures a thorough one")
+    return profile
+
+
+def is_whole(profile: Profile, runner: ProfiledRunner, grid: Grid) -> bool:
+    """Whether nothing was left out for want of a pool, so that engines with a larger one may use it too."""
+    lengths = [point for point in grid.points() if all(s + n <= runner.max_model_len for s, n in point.items)]
+    return runner.num_host_blocks > 0 and len(profile.points) == len(lengths)
+
+
+def default_path(model: str, runner: ProfiledRunner) -> Path:
+    from fgengine.model.fetch import cache_folder
+
+    return cache_folder() / "profiles" / file_name(model, describe_device(runner), runner.dtype_name)
+
+
+def describe_device(runner: ProfiledRunner) -> str:
+    """A CPU with its threads: half the threads is another device."""
+    if runner.device.type != "cpu":
+        return runner.device_name
+    import torch
+
+    return f"{runner.device_name}, {torch.get_num_threads()} threads of {os.cpu_count()}"

@@ -1,0 +1,260 @@
+"""Measuring and fitting, on a runner whose costs are known and on a small real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fgengine import profiler
+from fgengine.config import EngineConfig
+from fgengine.cost import CostModel, StepShape
+from fgengine.kv.transfer import Transfer
+from fgengine.model.catalog import shape_of
+from fgengine.physics import Ceilings
+from fgengine.plan import StepPlan, StepResult
+from fgengine.profile import Point, Profile
+
+COST = CostModel(
+    step=0.02,
+    prefill_request=1e-3,
+    prefill_token=3e-4,
+    prefill_pair=2e-7,
+    decode_request=5e-4,
+    decode_context=4e-6,
+    copy_bytes_per_second=1e9,
+)
+SMALL = profiler.Grid((16, 64, 256), (64,), (1, 4, 8), (32, 128, 256), (), repeats=3, seconds_per_point=60.0)
+
+
+class InstantCopies:
+    def __init__(self) -> None:
+        self.finished: list[Transfer] = []
+
+    def submit(self, transfer: Transfer) -> None:
+        self.finished.append(transfer)
+
+    def done(self) -> list[Transfer]:
+        finished, self.finished = self.finished, []
+        return finished
+
+    wait = done
+
+    def close(self) -> None:
+        pass
+
+
+class KnownRunner:
+    """Takes what ``COST`` says, and remembers every plan."""
+
+    def __init__(self, speedup: float = 1.0, num_device_blocks: int = 400) -> None:
+        self.shape = shape_of("smollm2-135m")
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.device_name, self.dtype_name = "abacus", "float32"
+        self.block_size, self.block_bytes = 16, 16 * self.shape.kv_bytes_per_token(4)
+        self.num_device_blocks, self.num_host_blocks = num_device_blocks, 8
+        self.max_model_len = 2048
+        self.copies = InstantCopies()
+        self.pool: Any = np.zeros((num_device_blocks, 1))
+        self.speedup = speedup
+        self.plans: list[StepPlan] = []
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self.plans.append(plan)
+        return StepResult(plan.step, COST.step_seconds(StepShape.of_plan(plan)) / self.speedup)
+
+
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> list[Ceilings]:
+    """Ceilings to be measured, in this order; the last again and again."""
+    found = [Ceilings(40e9, 1e12)]
+    monkeypatch.setattr(
+        "fgengine.ceilings.measure_ceilings", lambda *_: found.pop(0) if len(found) > 1 else found[0]
+    )
+    return found
+
+
+@pytest.mark.parametrize("grid", [profiler.QUICK, profiler.FULL, SMALL])
+def test_held_out_points_are_within_the_grid_and_at_most_a_third(grid: profiler.Grid) -> None:
+    points = grid.points()
+    held_out = [point for point in points if point.held_out]
+    assert 2 <= len(held_out) <= len(points) / 3
+    for point in held_out:
+        inside = [
+            min(axis) < value < max(axis)
+            for value, axis in (
+                (point.prefill_tokens, grid.prefill),
+                (point.decode_requests, grid.decode),
+                (point.context_tokens, grid.context),
+            )
+            if value
+        ]
+        assert any(inside), point
+
+
+def test_the_known_costs_are_found_again() -> None:
+    points = profiler.measure(KnownRunner(), profiler.FULL)
+    cost = profiler.fit(points, 1e9)
+    for name, value in COST.to_dict().items():
+        assert getattr(cost, name) == pytest.approx(value, rel=1e-6), name
+
+
+def test_the_fit_never_has_negative_or_falling_costs() -> None:
+    """Data that gets faster with more work: plain least squares would take a negative coefficient."""
+    points = [Point(n, 0, 0, seconds, 1) for n, seconds in ((16, 0.3), (64, 0.2), (256, 0.1))]
+    points += [Point(0, b, 64, 0.1 / b, 1) for b in (1, 2, 4)]
+    cost = profiler.fit(points, 1e9)
+    assert all(value >= 0 for value in cost.to_dict().values())
+    seconds = [cost.prefill_seconds(n) for n in (2, 16, 64, 256)]
+    assert all(earlier <= later for earlier, later in pairwise(seconds))
+
+
+def test_the_fit_weighs_relative_errors() -> None:
+    """One long step must not drown what it says about the short ones."""
+    points = [Point(0, 1, 32, 0.010, 1), Point(0, 1, 64, 0.010, 1), Point(1000, 0, 0, 9.0, 1)]
+    points += [Point(1500, 0, 0, 15.0, 1)]
+    assert profiler.fit(points, 1e9).min_iteration_seconds == pytest.approx(0.010, rel=0.1)
+
+
+def test_every_request_of_a_step_has_blocks_of_its_own_and_kv_behind_it() -> None:
+    runner = KnownRunner()
+    profiler.measure(runner, SMALL)
+    for plan in runner.plans:
+        used = [block for item in plan.items for block in item.blocks]
+        assert len(used) == len(set(used))
+        assert max(used) < runner.num_device_blocks
+        for item in plan.items:
+            assert item.yields_token
+            assert item.start == item.request.num_computed
+            assert item.start + item.num_tokens == item.request.num_known <= len(item.blocks) * 16
+    touched = max(block for plan in runner.plans for item in plan.items for block in item.blocks)
+    assert (runner.pool[: touched + 1] != 0).all()  # memory that was never written would seem fast
+
+
+def test_a_point_is_the_median_of_its_repeats_without_the_first() -> None:
+    runner = KnownRunner()
+    seconds = iter([9.0, 0.3, 0.1, 0.2] * 100)
+    runner.execute = lambda plan: StepResult(plan.step, next(seconds))  # type: ignore[method-assign]
+    points = profiler.measure(runner, SMALL)
+    assert {(point.seconds, point.repeats) for point in points} == {(0.2, 3)}
+
+
+def test_slow_points_are_repeated_less() -> None:
+    runner = KnownRunner(speedup=1e-3)
+    points = profiler.measure(runner, replace(SMALL, seconds_per_point=1.0))
+    assert {point.repeats for point in points} == {1}
+
+
+def test_what_does_not_fit_the_pool_is_left_out_and_a_tiny_pool_refused() -> None:
+    small = profiler.measure(KnownRunner(num_device_blocks=16), SMALL)
+    assert {p.prefill_tokens for p in small} == {0, 16, 64, 256}
+    assert max(p.decode_requests * p.context_tokens for p in small) <= 16 * 16
+    with pytest.raises(ValueError, match="pool of 1 blocks is too small"):
+        profiler.measure(KnownRunner(num_device_blocks=1), SMALL)
+
+
+def test_progress_is_told_point_by_point() -> None:
+    told: list[tuple[int, int]] = []
+    points = profiler.measure(KnownRunner(), SMALL, lambda done, total, _: told.append((done, total)))
+    assert told == [(i + 1, len(points)) for i in range(len(points))]
+
+
+def test_ceilings_measured_on_a_busy_machine_get_another_look(slow_machine: list[Ceilings]) -> None:
+    honest = Ceilings(40e9, 1e12)
+    slow_machine[:] = [Ceilings(1e9, 1e10), honest]  # by the first, every step would be impossible
+    assert profiler.make_profile("smollm2-135m", KnownRunner(), SMALL).ceilings == honest
+
+
+def test_steps_that_beat_physics_give_no_profile(slow_machine: list[Ceilings]) -> None:
+    with pytest.raises(ValueError, match="cannot be true, so no profile is made of it: a step of"):
+        profiler.make_profile("smollm2-135m", KnownRunner(speedup=10.0), SMALL)
+
+
+def test_the_asked_for_profile_is_loaded_and_checked(slow_machine: list[Ceilings], tmp_path: Path) -> None:
+    runner = KnownRunner()
+    path = tmp_path / "mine.json"
+    profile = profiler.make_profile("smollm2-135m", runner, SMALL)
+    profile.save(path)
+    said: list[str] = []
+    config = EngineConfig(profile=path)
+    runner.plans.clear()
+    assert profiler.ensure(config, runner, said.append) == profile
+    assert not runner.plans
+    assert not said
+    runner.device_name = "another"
+    with pytest.raises(ValueError, match=r"device abacus.*, not another"):
+        profiler.ensure(config, runner, said.append)
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_without_a_profile_a_quick_one_is_measured_aloud_and_kept(
+    slow_machine: list[Ceilings], cache: Path
+) -> None:
+    runner, said = KnownRunner(num_device_blocks=1000), []
+    first = profiler.ensure(EngineConfig(), runner, said.append)
+    (kept,) = (cache / "profiles").glob("smollm2-135m-abacus*.json")
+    assert Profile.load(kept) == first
+    assert any("measuring a quick one" in line for line in said)
+    runner.plans.clear()
+    assert profiler.ensure(EngineConfig(), runner, said.append) == first
+    assert not runner.plans
+
+
+def test_a_cached_profile_that_cannot_be_used_is_replaced(slow_machine: list[Ceilings], cache: Path) -> None:
+    runner = KnownRunner(num_device_blocks=1000)
+    said: list[str] = []
+    path = profiler.default_path("smollm2-135m", runner)
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    profile = profiler.ensure(EngineConfig(), runner, said.append)
+    assert any("the cached profile is not used" in line for line in said)
+    assert Profile.load(path) == profile
+
+
+def test_a_pool_too_small_for_the_whole_grid_leaves_no_cached_profile(
+    slow_machine: list[Ceilings], cache: Path
+) -> None:
+    profiler.ensure(EngineConfig(), KnownRunner(num_device_blocks=40), lambda line: None)
+    assert not (cache / "profiles").exists()
+
+
+def test_copies_are_timed_both_ways_and_absent_without_a_host_pool() -> None:
+    runner = KnownRunner()
+    submitted: list[str] = []
+    submit: Callable[[Transfer], None] = runner.copies.submit
+    runner.copies.submit = lambda t: (submitted.append(t.direction), submit(t))[1]  # type: ignore[method-assign]
+    assert (profiler.measure_copies(runner) or 0.0) > 0.0
+    assert set(submitted) == {"offload", "upload"}
+    runner.num_host_blocks = 0
+    assert profiler.measure_copies(runner) is None
+
+
+def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings]) -> None:
+    from fgengine.execution.runner import TorchRunner
+
+    shape = replace(
+        shape_of("smollm2-135m"), hidden_size=64, intermediate_size=128, num_layers=2, vocab_size=512
+    )
+    shape = replace(shape, num_heads=4, num_kv_heads=2, head_dim=16, max_position=512)
+    config = EngineConfig(
+        dummy_weights=True, device="cpu", dtype="float32", num_device_blocks=128, swap_space_bytes=2**20
+    )
+    runner = TorchRunner.create(config, shape, None)
+    try:
+        profile = profiler.make_profile("tiny", runner, SMALL)
+    finally:
+        runner.close()
+    assert len(profile.points) == len(SMALL.points())
+    assert profile.cost.prefill_seconds(256) > profile.cost.min_iteration_seconds > 0.0
+    profile.require(shape=shape, device=profiler.describe_device(runner), dtype="float32")
