@@ -41,6 +41,8 @@ class Verbs(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise typer.Exit(INTERRUPTED) from error
+        except BrokenPipeError:
+            raise  # `fgbench compare | head`: typer ends it quietly
         except (ValueError, OSError) as error:
             raise typer.Exit(tell(error)) from error
 

@@ -70,7 +70,8 @@ def run(
     try:
         listener = _listen(host, port)
     except OSError as error:
-        report(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another --port")
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        report(f"cannot listen on {host}:{port}: {reason}; give another --host or --port")
         return 1
     engine = EngineProcess(report, command=worker)
     server = _Server(engine, report)
@@ -140,12 +141,13 @@ class _Server:
             folder = await asyncio.to_thread(find_tokenizer)
             service.codec = await asyncio.to_thread(TextCodec.load, folder)
         except (ValueError, OSError) as error:
-            return f"the tokenizer cannot be loaded: {error}"
+            return str(error)
         await self._engine.start(config)
         await self._engine.settled.wait()
-        if self._engine.model is not None:
-            host, port = listener.getsockname()[:2]
-            self._report(f"ready: http://{host}:{port} serves {self._engine.model.model_name}")
+        if self._engine.model is None:
+            return f"the engine could not start: {self._engine.message}"
+        host, port = listener.getsockname()[:2]
+        self._report(f"ready: http://{host}:{port} serves {self._engine.model.model_name}")
         await self._engine.broken.wait()
         return f"the engine is broken: {self._engine.message}"
 

@@ -153,7 +153,7 @@ def test_broken_engine_answers_and_ends_the_server(server: Server, poison: int, 
 def test_engine_that_cannot_start(folder: Path, fake_engine_file: Path) -> None:
     server = Server(folder, fake_engine_file, model="refused")
     assert server.exit_code(20.0) == 1
-    assert "there is no such model" in server.log.read_text()
+    assert "the engine could not start: there is no such model" in server.log.read_text()
     assert "Traceback" not in server.log.read_text()
 
 
