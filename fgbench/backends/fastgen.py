@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.backends.backend import BackendError, Report, Served
 from fgbench.backends.probe import ask_served, wait_until_ready
-from fgbench.backends.process import ServerProcess, free_port
+from fgbench.backends.process import ServerProcess, free_port, port_is_free
 
 if TYPE_CHECKING:
     from fgbench.cli.options import ServerOptions
@@ -42,6 +42,10 @@ class FastGen:
 
     def start(self, log: Path, report: Report) -> Served:
         port = free_port() if self._port is None else self._port
+        if not port_is_free(port):  # else whoever is there would be measured
+            raise BackendError(
+                f"port {port} is taken; choose another --port, or measure what is there by --url"
+            )
         serve = [sys.executable, "-m", "fgbench", "serve", "--host", "127.0.0.1", "--port", str(port)]
         report(f"starting {self.name} with {self.model}")
         self._process = ServerProcess([*serve, *self._options.to_argv()], log)

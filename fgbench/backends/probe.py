@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -89,7 +90,7 @@ def _get(url: str) -> tuple[int | None, Any]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, _parse(error.read(ANSWER_BYTES))
-    except (OSError, ValueError):  # refused, reset, timed out, no HTTP
+    except (OSError, ValueError, http.client.HTTPException):  # refused, reset, timed out, no HTTP
         return None, None
 
 

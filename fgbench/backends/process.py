@@ -73,6 +73,13 @@ class ServerProcess:
             self._process.wait(10.0)
 
 
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on this port of 127.0.0.1 right now."""
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listens on right now."""
     with socket.socket() as probe:

@@ -89,6 +89,12 @@ def test_settings_are_what_decides(tmp_path):
     assert FastGen(ServerOptions(max_batch_size=8)).settings["max_batch_size"] == 8
 
 
+def test_a_taken_port_is_not_mistaken_for_ours(fake_server, tmp_path):
+    port = int(fake_server.url.rpartition(":")[2])
+    with pytest.raises(BackendError, match=f"port {port} is taken"):
+        FastGen(ServerOptions(), port=port).start(tmp_path / "log", lambda line: None)
+
+
 def test_a_server_that_cannot_start_shows_its_log(tmp_path):
     backend = FastGen(
         ServerOptions(model=str(tmp_path / "no-such-model"), use_dummy_weights=True, policy="fcfs")

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fgbench.backends.attached import Attached
@@ -14,7 +16,7 @@ from fgbench.benchmark import Load, client_was_the_limit, run_benchmark, too_man
 from fgbench.cli.main import app
 from fgbench.cli.options import ServerOptions
 from fgbench.cli.run import _dataset, _system
-from fgbench.client.display import Plain, progress_line
+from fgbench.client.display import Live, Plain, display_for, progress_line
 from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
 from fgbench.metrics.summary import summarize
@@ -273,6 +275,21 @@ def test_plain_progress_says_where_the_load_is():
         assert words in lines[-1]
     assert "300.0 ms/token" in lines[-1]
     assert "0:02 to go; last error: http 500: no" in lines[-1]
+
+
+def test_a_terminal_shows_a_bar_and_the_figures():
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120)
+    display = display_for(console)
+    assert isinstance(display, Live)
+    state = LoadState(planned=4, last_arrival=3.0, elapsed=62.0, sent=4)
+    with display.load("fastgen-fcfs", state):
+        for record in late(0.0, 0.5, 3):
+            state.take(record)
+    last_frame = out.getvalue().rpartition("fastgen-fcfs")[2]
+    assert "3/4  1:02" in last_frame
+    assert progress_line(state) in last_frame
+    assert isinstance(display_for(Console(file=io.StringIO())), Plain)
 
 
 def test_help_is_light():
