@@ -113,7 +113,7 @@ def _hold_out(family: Sequence[Point]) -> list[Point]:
 
 
 Progress = Callable[[int, int, Point], None]
-"""Told, after each point: how many are done, of how many, and the point just measured."""
+"""Told, after each repeat: how many are done, of how many, and the point as measured so far."""
 
 
 def measure(
@@ -136,20 +136,20 @@ def measure(
         )
     _fill_pool(runner, max(_blocks_of(point, runner.block_size) for point in points))
     steps = count()
-    measured = []
-    for done, point in enumerate(points, 1):
-        measured.append(_measure_point(runner, point, grid, steps))
-        progress(done, len(points), measured[-1])
+    items = [_plan_items(point, runner) for point in points]
+    for of_point in items:
+        runner.execute(StepPlan(next(steps), of_point))  # the first of a shape also compiles and allocates
+    # In rounds over all points, so that what else the machine does for a while spoils one repeat of each
+    # point and not all repeats of one.
+    samples: list[list[float]] = [[] for _ in points]
+    measured = list(points)
+    for turn in range(grid.repeats):
+        for index, point in enumerate(points):
+            if turn == 0 or sum(samples[index]) < grid.seconds_per_point:
+                samples[index].append(runner.execute(StepPlan(next(steps), items[index])).seconds)
+            measured[index] = replace(point, seconds=median(samples[index]), repeats=len(samples[index]))
+            progress(turn * len(points) + index + 1, grid.repeats * len(points), measured[index])
     return measured
-
-
-def _measure_point(runner: ProfiledRunner, point: Point, grid: Grid, steps: count[int]) -> Point:
-    items = _plan_items(point, runner)
-    runner.execute(StepPlan(next(steps), items))  # the first of a shape also compiles and allocates
-    samples: list[float] = []
-    while not samples or (len(samples) < grid.repeats and sum(samples) < grid.seconds_per_point):
-        samples.append(runner.execute(StepPlan(next(steps), items)).seconds)
-    return replace(point, seconds=median(samples), repeats=len(samples))
 
 
 def _plan_items(point: Point, runner: ProfiledRunner) -> list[PlanItem]:
