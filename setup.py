@@ -1,9 +1,10 @@
-"""What pyproject.toml cannot say: the top-level folder ``datasets`` is installed as ``fgbench/datasets``."""
+"""What pyproject.toml cannot say: the top-level folder ``datasets`` is installed as ``fgbench/datasets``.
+Files that are not Python go with their package: the tables, and the source of the CPU kernels."""
 
 from setuptools import find_packages, setup
 
 setup(
     packages=[*find_packages(include=["fgbench", "fgbench.*", "fgengine", "fgengine.*"]), "fgbench.datasets"],
     package_dir={"fgbench.datasets": "datasets"},
-    package_data={"fgbench.datasets": ["*.csv.gz", "README.md"]},
+    package_data={"fgbench.datasets": ["*.csv.gz", "README.md"], "fgengine.ops.cpu": ["*.c", "*.h"]},
 )
