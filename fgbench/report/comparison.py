@@ -14,7 +14,7 @@ from fgbench.metrics.summary import Summary, summarize
 from fgbench.results.run import Run
 
 METRICS = (
-    ("normalized_latency", "JCT / output token"),
+    ("normalized_latency", "JCT / token"),
     ("jct", "JCT"),
     ("ttft", "TTFT"),
     ("tpot", "TPOT"),
@@ -52,8 +52,9 @@ class Workload:
         )
 
     def describe(self) -> str:
+        model = Path(self.model).name if Path(self.model).is_absolute() else self.model
         return (
-            f"{self.model} on {self.dataset}, {self.num_prompts} prompts, seed {self.seed}, "
+            f"{model} on {self.dataset}, {self.num_prompts} prompts, seed {self.seed}, "
             f"{self.arrivals} arrivals"
         )
 
@@ -69,7 +70,7 @@ class Entry:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return dict((self.run.info.get("backend") or {}).get("settings") or {})
+        return settings_of(self.run.info)
 
     @classmethod
     def of(cls, run: Run) -> Entry:
@@ -110,6 +111,12 @@ class Comparison:
                 theirs = figure(other.summary, metric, statistic)
                 return mine / theirs if mine is not None and theirs else None
         return None
+
+
+def settings_of(info: dict[str, Any]) -> dict[str, Any]:
+    """A backend's settings; all that is known of one attached to is its URL."""
+    backend = info.get("backend") or {}
+    return dict(backend.get("settings") or {"url": backend.get("url")})
 
 
 def figure(summary: Summary, metric: str, statistic: str | None = None) -> float | None:
@@ -174,7 +181,8 @@ def newest_comparable(runs: Sequence[Run]) -> list[Run]:
     for run in with_records:
         if Workload.of(run.info) != workload:
             continue
-        key = f"{run.info.get('backend')} {(run.info.get('workload') or {}).get('rate')}"
+        # The fingerprint is of the backend, its settings, and the workload with its rate.
+        key = f"{run.fingerprint or run.path} {settings_of(run.info).get('url')}"
         if key not in kept or run.complete or not kept[key].complete:
             kept[key] = run
     return list(kept.values())

@@ -23,6 +23,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LOG_ABOVE = 8.0
 """Ratio of the largest to the smallest value from which a panel is drawn with a logarithmic y axis."""
+MOST_RATE_TICKS = 6
+"""Up to so many, the rates themselves are the ticks of the x axis."""
 STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -109,8 +111,10 @@ def _draw_panel(axes: Axes, comparison: Comparison, metric: str) -> None:
     if drawn and min(drawn) > 0.0 and max(drawn) / min(drawn) > LOG_ABOVE:
         _logarithmic(axes, min(drawn), max(drawn))
     else:
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, 1.08 * max(drawn, default=1.0))
     axes.margins(x=0.06)
+    if len(comparison.rates) <= MOST_RATE_TICKS:
+        axes.set_xticks(comparison.rates, [f"{rate:g}" for rate in comparison.rates])
 
 
 def _logarithmic(axes: Axes, low: float, high: float) -> None:

@@ -24,7 +24,7 @@ LATENCIES = (
     ("tpot", "TPOT"),
     ("itl", "ITL"),
     ("jct", "JCT"),
-    ("normalized_latency", "JCT / output token"),
+    ("normalized_latency", "JCT / token"),
 )
 COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from fgbench.report.compare_table import comparison_json, comparison_tables
 from fgbench.report.comparison import compare, differences, newest_comparable
 from fgbench.report.plots import plot_latency_over_rate
 from fgbench.results.run import Run
+
+PORTS = count(40000)
+"""Every run's server listens elsewhere; runs that repeat each other are told by their fingerprint."""
 
 
 def record(index: int, latency: float) -> RequestRecord:
@@ -34,8 +38,13 @@ def fake_run(
 ) -> Run:
     info = {
         "status": status,
+        "fingerprint": f"{backend} {settings} {rate} {seed} {num_prompts}",
         "model": "smollm2-135m",
-        "backend": {"name": backend, "settings": settings or {}},
+        "backend": {
+            "name": backend,
+            "url": f"http://127.0.0.1:{next(PORTS)}",
+            "settings": {"seed": 0} if settings is None else settings,
+        },
         "workload": {
             "dataset": "synthetic",
             "num_prompts": num_prompts,
@@ -107,6 +116,17 @@ def test_without_arguments_the_newest_workload_is_taken_and_repeats_are_dropped(
     assert newest_comparable([old_seed, first, second, killed, other_rate, nothing]) == [second, other_rate]
     assert newest_comparable([killed]) == [killed]
     assert newest_comparable([nothing]) == []
+
+
+def test_servers_attached_to_are_told_apart_by_their_urls() -> None:
+    """Started ones too listen at ever new URLs, which is no difference to speak of."""
+    attached = [fake_run("openai", settings={}), fake_run("openai", settings={})]
+    urls = [run.info["backend"]["url"] for run in attached]
+    assert newest_comparable(attached) == attached
+    assert [entry.label for entry in compare(attached)[0].entries] == [f"openai (url {url})" for url in urls]
+    started = [fake_run("fastgen"), fake_run("fastgen")]
+    assert newest_comparable(started) == started[1:]
+    assert [entry.label for entry in compare(started)[0].entries] == ["fastgen", "fastgen #2"]
 
 
 def test_the_table_shows_figures_ratios_marks_and_says_what_they_mean() -> None:
