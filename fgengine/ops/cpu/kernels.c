@@ -8,6 +8,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h> /* where GCC makes too much of the portable form */
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -18,6 +21,7 @@
 #endif
 #define MAX_HEAD_DIM 256
 #define MAX_ROWS 64
+#define ALIGNED __attribute__((aligned(64))) /* a load across two cache lines costs two */
 /* Below this many elements a second thread costs more than it brings. */
 #define WORTH_SHARING 32768
 
@@ -30,7 +34,11 @@ typedef uint16_t element;
 typedef uint16_t hvec __attribute__((vector_size(LANES * 2), aligned(2)));
 
 static inline vec load(const element *p) {
+#ifdef __AVX512F__
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16);
+#else
     return (vec)(__builtin_convertvector(*(const hvec *)p, uvec) << 16);
+#endif
 }
 static inline void store(element *p, vec x) { /* to nearest, ties to even; NaN stays NaN */
     uvec bits = (uvec)x;
@@ -58,10 +66,16 @@ static inline void store1(element *p, float x) { *p = x; }
 #endif
 
 static inline vec broadcast(float x) { return x - (vec){0}; }
-static inline vec select(ivec mask, vec yes, vec no) {
+static inline vec pick(ivec mask, vec yes, vec no) {
     return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
 }
-static inline vec larger(vec a, vec b) { return select(a > b, a, b); }
+static inline vec larger(vec a, vec b) {
+#ifdef __AVX512F__
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return pick(a > b, a, b);
+#endif
+}
 
 #if LANES == 16
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
@@ -98,15 +112,19 @@ static inline float sum(vec v) {
     return v[0];
 }
 static inline float largest(vec v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps((__m512)v);
+#else
 #pragma GCC unroll 4
     for (int n = LANES; n > 1; n /= 2) v = larger(EVENS(v, v), ODDS(v, v));
     return v[0];
+#endif
 }
 
 /* e^x: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf coefficients); below -87 it is 0. */
 static inline vec exponential(vec x) {
     ivec none = x < -87.0f;
-    x = select(x > 88.0f, broadcast(88.0f), select(none, broadcast(-87.0f), x));
+    x = -larger(-larger(x, broadcast(-87.0f)), broadcast(-88.0f));
     vec n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f; /* to the nearest whole number */
     vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
     vec y = 1.9875691500e-4f * r + 1.3981999507e-3f;
@@ -194,7 +212,7 @@ static inline __attribute__((always_inline)) void attend(const struct sequence *
     float top[MAX_ROWS];
     vec total[MAX_ROWS];
 #ifdef BFLOAT16
-    float keys[LANES * MAX_HEAD_DIM], values[LANES * MAX_HEAD_DIM];
+    float keys[LANES * MAX_HEAD_DIM] ALIGNED, values[LANES * MAX_HEAD_DIM] ALIGNED;
 #endif
     for (int r = 0; r < rows; r++) top[r] = -INFINITY, total[r] = (vec){0};
     memset(acc, 0, sizeof(float) * rows * dim);
@@ -233,7 +251,7 @@ static inline __attribute__((always_inline)) void attend(const struct sequence *
                         dots[j] += *(const vec *)(query + d * LANES) * *(const vec *)(keys + j * dim + d * LANES);
                 }
             }
-            vec scores = select((ivec){COUNT} < seen, sums(dots), broadcast(-INFINITY));
+            vec scores = pick((ivec){COUNT} < seen, sums(dots), broadcast(-INFINITY));
             float best = largest(scores);
             if (best > top[r]) {
                 float shrink = expf(top[r] - best);
@@ -291,7 +309,7 @@ void attention(element *out, const element *q, const element *kv, const int32_t 
         for (int64_t piece = 0; piece < tiles * kv_heads; piece++) {
             int64_t head = piece % kv_heads, from = piece / kv_heads * tile;
             int64_t to = from + tile < new_tokens ? from + tile : new_tokens;
-            float queries[MAX_ROWS * MAX_HEAD_DIM], acc[MAX_ROWS * MAX_HEAD_DIM];
+            float queries[MAX_ROWS * MAX_HEAD_DIM] ALIGNED, acc[MAX_ROWS * MAX_HEAD_DIM] ALIGNED;
             int64_t ends[MAX_ROWS];
             int rows = 0;
             for (int64_t t = from; t < to; t++)
