@@ -1,0 +1,104 @@
+"""What the runner is made of: dtype, pools, limits; and logprobs through it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fgengine.config import EngineConfig
+from fgengine.execution.runner import TorchRunner
+from fgengine.kv import sizing
+from fgengine.model.loader import Model, load
+from fgengine.model.shape import ModelShape
+from fgengine.plan import PlanItem, StepPlan
+from fgengine.request import Request, SamplingParams
+
+CPU = torch.device("cpu")
+SHAPE = ModelShape("llama", 96, 64, 96, 2, 4, 2, 16, 128, tied_embeddings=True)
+CONFIG = EngineConfig(device="cpu", dtype="float32", num_device_blocks=10, swap_space_bytes=100_000)
+
+
+def test_sizes_and_names() -> None:
+    runner = TorchRunner.create(CONFIG, SHAPE, None)
+    assert runner.block_bytes == 16 * 2 * 2 * 2 * 16 * 4
+    assert (runner.num_device_blocks, runner.num_host_blocks) == (10, 100_000 // runner.block_bytes)
+    assert runner.pool.shape == (10, 2, 2, 2, 16, 16)
+    assert (runner.dtype_name, runner.max_model_len) == ("float32", 128)
+    assert runner.device_name
+    runner.close()
+
+
+def test_logprobs_only_for_who_asked() -> None:
+    runner = TorchRunner.create(CONFIG, SHAPE, None)
+    params = SamplingParams(temperature=0.0)
+    asking = SamplingParams(temperature=0.0, logprobs=True)
+    requests = [Request.new("a", [1, 2, 3], params, 0.0), Request.new("b", [1, 2, 3], asking, 0.0)]
+    plan = StepPlan(4, [PlanItem(r, 0, 3, [n], True) for n, r in enumerate(requests)])
+    result = runner.execute(plan)
+    want = runner.logits(plan)[1].log_softmax(-1).max()
+    assert result.tokens["a"] == result.tokens["b"]
+    assert set(result.logprobs) == {"b"}
+    assert result.logprobs["b"] == pytest.approx(float(want), abs=1e-5)
+    runner.close()
+
+
+def test_a_longer_context_than_the_model_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="129 is more than the 128"):
+        TorchRunner.create(EngineConfig(device="cpu", max_model_len=129), SHAPE, None)
+
+
+def test_pool_sizing() -> None:
+    config = EngineConfig(device_memory_utilization=0.5, swap_space_bytes=1000)
+    assert sizing.device_blocks_on_cpu(config, 100, 10_000) == 50
+    assert sizing.device_blocks_on_cpu(config, 2**20, 2**50) == sizing.CPU_POOL_LIMIT_BYTES // 2**20
+    assert sizing.device_blocks_on_gpu(config, 100, free=9_000, total=10_000, activations=1_500) == 25
+    assert sizing.host_blocks(config, 300) == 3
+    with pytest.raises(ValueError, match="no memory is left for the KV pool"):
+        sizing.device_blocks_on_gpu(config, 100, free=4_000, total=10_000, activations=0)
+
+
+def same(a: Model, b: Model) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_dummy_weights_are_seeded() -> None:
+    first, again, other = (load(SHAPE, None, CPU, torch.bfloat16, seed) for seed in (1, 1, 2))
+    assert same(first, again)
+    assert not same(first, other)
+    assert first.embedding.float().std() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = load(SHAPE, None, CPU, torch.float32, 0)
+    tensors = {name: place.clone() for name, place in model.places().items()}
+    names = sorted(tensors)
+    for shard in (0, 1):
+        save_file({name: tensors[name] for name in names[shard::2]}, tmp_path / f"part{shard}.safetensors")
+    return tmp_path
+
+
+def test_sharded_files_fill_every_place(folder: Path) -> None:
+    assert same(load(SHAPE, folder, CPU, torch.float32, 0), load(SHAPE, None, CPU, torch.float32, 0))
+
+
+def test_missing_unexpected_and_misshapen_tensors(folder: Path) -> None:
+    part = folder / "part0.safetensors"
+    tensors = load_file(part)
+    save_file(tensors | {"model.extra.weight": torch.zeros(1)}, part)
+    with pytest.raises(ValueError, match=r"1 tensors are not this model's: model\.extra\.weight"):
+        load(SHAPE, folder, CPU, torch.float32, 0)
+    name = sorted(tensors)[0]
+    save_file(tensors | {name: torch.zeros(3, 3)}, part)
+    with pytest.raises(ValueError, match=r"is \[3, 3\], but the model's shape asks for"):
+        load(SHAPE, folder, CPU, torch.float32, 0)
+    part.unlink()
+    with pytest.raises(ValueError, match="tensors are missing"):
+        load(SHAPE, folder, CPU, torch.float32, 0)
+    (folder / "part1.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load(SHAPE, folder, CPU, torch.float32, 0)
+    (folder / "part1.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no safetensors"):
+        load(SHAPE, folder, CPU, torch.float32, 0)
