@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -15,7 +14,7 @@ from typing import Any
 
 from fgengine.cost import CostModel, StepShape
 from fgengine.model.shape import ModelShape
-from fgengine.physics import Ceilings, impossible
+from fgengine.physics import Ceilings, floor_of, impossible
 
 VERSION = 1
 MOST_POINTS = 10_000
@@ -80,6 +79,16 @@ class Profile:
         """Median of ``held_out_errors``; NaN where nothing was held out."""
         errors = self.held_out_errors()
         return median(errors) if errors else math.nan
+
+    def closest_to_floor(self, shape: ModelShape) -> tuple[Point, float]:
+        """The point that comes closest to beating physics, and how many times its floor it takes."""
+
+        def times_floor(point: Point) -> float:
+            floor = floor_of(point.items, shape, ELEMENT_BYTES[self.dtype], self.ceilings)
+            return point.seconds / floor.seconds
+
+        closest = min(self.points, key=times_floor)
+        return closest, times_floor(closest)
 
     def implausible(self, shape: ModelShape) -> list[str]:
         """What of the points and of the fit beats physics, a sentence each; empty: nothing."""
@@ -154,5 +163,21 @@ def shape_key(shape: ModelShape) -> str:
 
 def file_name(model: str, device: str, dtype: str) -> str:
     """``<model>-<device>-<dtype>.json``; of a path the last part."""
-    parts: Sequence[str] = (Path(model).name, device, dtype)
-    return "-".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts) + ".json"
+    return "-".join(_slug(part) for part in (Path(model).name, device, dtype)) + ".json"
+
+
+def profiles_in(folder: Path, model: str) -> list[Path]:
+    """The usable profiles of ``model`` in ``folder``: one for each device and dtype it was measured on."""
+    return [path for path in sorted(folder.glob(f"{_slug(Path(model).name)}-*.json")) if _is_of(path, model)]
+
+
+def _is_of(path: Path, model: str) -> bool:
+    """False also for a damaged file: whoever wants to use it will say what is wrong with it."""
+    try:
+        return Profile.load(path).model == model
+    except ValueError:
+        return False
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

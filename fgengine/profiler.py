@@ -23,7 +23,7 @@ from fgengine.kv.transfer import CopyEngine, Transfer
 from fgengine.model.shape import ModelShape
 from fgengine.physics import Ceilings
 from fgengine.plan import PlanItem, StepPlan, StepResult
-from fgengine.profile import ELEMENT_BYTES, Point, Profile, file_name, shape_key
+from fgengine.profile import ELEMENT_BYTES, Point, Profile, file_name, profiles_in, shape_key
 from fgengine.request import Request, SamplingParams
 
 if TYPE_CHECKING:
@@ -265,14 +265,12 @@ def make_profile(
         versions={"python": platform.python_version(), "torch": torch.__version__},
         measured=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    problems = profile.implausible(runner.shape)
     for _ in range(CEILING_ATTEMPTS):
-        if not problems:
-            return profile
-        # A machine busy with something else gives low ceilings: look again before calling a step impossible.
+        if profile.closest_to_floor(runner.shape)[1] >= 1.0:
+            break
+        # A machine busy with something else gives low ceilings: look again before calling a step too fast.
         profile = replace(profile, ceilings=profile.ceilings.or_better(ceilings()))
-        problems = profile.implausible(runner.shape)
-    if problems:
+    if problems := profile.implausible(runner.shape):
         raise ValueError(f"what was measured cannot be true, so no profile is made of it: {problems[0]}")
     return profile
 
@@ -312,10 +310,19 @@ def is_whole(profile: Profile, runner: ProfiledRunner, grid: Grid) -> bool:
     return runner.num_host_blocks > 0 and len(profile.points) == len(lengths)
 
 
-def default_path(model: str, runner: ProfiledRunner) -> Path:
+def profiles_of(model: str) -> list[Path]:
+    """The cached profiles of a model, for any device."""
+    return profiles_in(_cache(), model)
+
+
+def _cache() -> Path:
     from fgengine.model.fetch import cache_folder
 
-    return cache_folder() / "profiles" / file_name(model, describe_device(runner), runner.dtype_name)
+    return cache_folder() / "profiles"
+
+
+def default_path(model: str, runner: ProfiledRunner) -> Path:
+    return _cache() / file_name(model, describe_device(runner), runner.dtype_name)
 
 
 def describe_device(runner: ProfiledRunner) -> str:

@@ -79,6 +79,12 @@ def test_a_fit_that_beats_physics_is_refused_even_where_its_points_do_not() -> N
     assert not TRUE.implausible(OPT_13B)
 
 
+def test_the_step_closest_to_its_floor_is_named() -> None:
+    point, times = TRUE.closest_to_floor(OPT_13B)
+    assert point == TRUE.points[3]  # one decode: 16 ms of reading, said to take 20
+    assert times == pytest.approx(0.020 / 0.0160, rel=0.02)
+
+
 def test_the_tolerance_is_where_it_is_said_to_be() -> None:
     floor = floor_of([(0, 512)], OPT_13B, 2, A100).seconds
     assert not impossible([([(0, 512)], 0.71 * floor)], OPT_13B, 2, A100)

@@ -209,6 +209,8 @@ def test_without_a_profile_a_quick_one_is_measured_aloud_and_kept(
     (kept,) = (cache / "profiles").glob("smollm2-135m-abacus*.json")
     assert Profile.load(kept) == first
     assert any("measuring a quick one" in line for line in said)
+    assert profiler.profiles_of("smollm2-135m") == [kept]
+    assert profiler.profiles_of("smollm2") == []
     runner.plans.clear()
     assert profiler.ensure(EngineConfig(), runner, said.append) == first
     assert not runner.plans
@@ -220,6 +222,7 @@ def test_a_cached_profile_that_cannot_be_used_is_replaced(slow_machine: list[Cei
     path = profiler.default_path("smollm2-135m", runner)
     path.parent.mkdir(parents=True)
     path.write_text("{")
+    assert profiler.profiles_of("smollm2-135m") == []
     profile = profiler.ensure(EngineConfig(), runner, said.append)
     assert any("the cached profile is not used" in line for line in said)
     assert Profile.load(path) == profile

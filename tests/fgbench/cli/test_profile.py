@@ -39,7 +39,7 @@ def test_a_profile_is_measured_judged_and_written_where_serve_looks(tiny_model: 
     arguments = ["--model", str(tiny_model), "--use-dummy-weights", "--quick", "--device", "cpu"]
     result = CliRunner().invoke(app, [*arguments, "--dtype", "float32"], env={"COLUMNS": "120"})
     assert result.exit_code == 0, result.output
-    for expected in ("points kept from the fit", "median error on held-out points", "physics: nothing beats"):
+    for expected in ("points kept from the fit", "median error on held-out points", "no step beats them"):
         assert expected in result.output
     (written,) = (tiny_model.parent / "cache" / "profiles").glob("tiny-*-float32.json")
     loaded = Profile.load(written)
