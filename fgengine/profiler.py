@@ -33,6 +33,8 @@ LEAST_STEP_SECONDS = 1e-6
 COPY_BLOCKS = 64
 COPY_REPEATS = 5
 CEILING_ATTEMPTS = 3
+WORTH_KEEPING = 0.25
+"""Median held-out error up to which a quick profile is kept for the next engines."""
 
 
 class ProfiledRunner(Protocol):
@@ -298,9 +300,12 @@ def ensure(config: EngineConfig, runner: ProfiledRunner, report: Callable[[str],
             report(f"the cached profile is not used: {error}")
     report("no profile of this model on this device yet: measuring a quick one, some seconds")
     profile = make_profile(config.model, runner, QUICK)
-    if is_whole(profile, runner, QUICK):
+    trust = f"median error {profile.median_error:.0%} on points kept from the fit"
+    if profile.median_error > WORTH_KEEPING:
+        report(f"the profile is rough ({trust}), as on a busy machine: used now, measured anew next time")
+    elif is_whole(profile, runner, QUICK):
         profile.save(path)
-        report(f"profile kept in {path}; `fgbench profile` measures a thorough one")
+        report(f"profile kept in {path} ({trust}); `fgbench profile` measures a thorough one")
     return profile
 
 

@@ -235,6 +235,22 @@ def test_a_pool_too_small_for_the_whole_grid_leaves_no_cached_profile(
     assert not (cache / "profiles").exists()
 
 
+def test_a_profile_measured_on_a_busy_machine_is_used_but_not_kept(
+    slow_machine: list[Ceilings], cache: Path
+) -> None:
+    runner, said = KnownRunner(num_device_blocks=1000), []
+    execute, noise = runner.execute, np.random.default_rng(0)
+
+    def disturbed(plan: StepPlan) -> StepResult:
+        return replace(execute(plan), seconds=execute(plan).seconds * 20.0 ** noise.uniform())
+
+    runner.execute = disturbed  # type: ignore[method-assign]
+    profile = profiler.ensure(EngineConfig(), runner, said.append)
+    assert profile.median_error > profiler.WORTH_KEEPING
+    assert any("rough (median error" in line for line in said)
+    assert not (cache / "profiles").exists()
+
+
 def test_copies_are_timed_both_ways_and_absent_without_a_host_pool() -> None:
     runner = KnownRunner()
     submitted: list[str] = []
