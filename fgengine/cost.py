@@ -102,6 +102,11 @@ class CostModel:
             + self.decode_context * context
         )
 
+    def share_seconds(self, prompt_tokens: int, output_tokens: int, batch_size: int) -> float:
+        """The machine's time that a request takes when every batch is full: 1 / its mean is the capacity."""
+        alone = self.alone_seconds(prompt_tokens, output_tokens)
+        return alone - self.step * output_tokens * (1.0 - 1.0 / batch_size)
+
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
 

@@ -93,7 +93,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        """Whether ``step`` has something to do: a request, or a copy whose blocks are still to be freed."""
+        return self.scheduler.has_work or self.scheduler.kv.transfers_in_flight > 0
 
     def add(self, id: str, prompt: list[int], params: SamplingParams) -> Request:
         """Queue a request. Raises RequestRefused, with the reason, for one that could never run."""
@@ -123,7 +124,7 @@ class Engine:
             return self.scheduler.update(self.runner.execute(plan), self.clock.now())
         if self.scheduler.kv.transfers_in_flight:
             self.scheduler.copied(self.copies.wait(), self.clock.now())
-        elif self.has_work:
+        elif self.scheduler.has_work:
             raise RuntimeError(
                 "the scheduler is stuck: there is work, yet nothing runs and nothing is copied"
             )

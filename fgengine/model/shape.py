@@ -1,4 +1,4 @@
-"""A model's architecture as numbers, the one description the loader, the KV pools and the cost floors share."""
+"""A model's architecture as numbers: what the loader, the KV pools and the cost floors go by."""
 
 from __future__ import annotations
 

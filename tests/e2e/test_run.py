@@ -18,29 +18,12 @@ import pytest
 
 from fgbench.results.run import Run, find_runs, read_run
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 512,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 DONE, CLIENT_LIMIT = 0, 4  # on a machine busy with other tests both are a good end
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-model")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return folder
+def model(tiny_model: Path) -> Path:
+    return tiny_model
 
 
 def fgbench(verb: str, *argv: object) -> subprocess.Popen[str]:

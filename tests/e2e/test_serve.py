@@ -17,24 +17,6 @@ from typing import Any
 import psutil
 import pytest
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 512,
-    "max_position_embeddings": 1024,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "torch_dtype": "float32",
-}
-
 
 class Serving:
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -70,13 +52,11 @@ class Serving:
 
 
 @pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    log = folder / "server.log"
+def serving(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    log = tmp_path_factory.mktemp("serving") / "server.log"
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    argv = ["--model", str(folder), "--use-dummy-weights", "--policy", "fcfs", "--port", str(port)]
+    argv = ["--model", str(tiny_model), "--use-dummy-weights", "--policy", "fcfs", "--port", str(port)]
     argv += ["--num-device-blocks", "64", "--swap-space", "0.001", "--device", "cpu", "--dtype", "float32"]
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -94,7 +74,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 def test_models(serving: Serving) -> None:
     _, answer = serving.ask("GET", "/v1/models")
     [model] = answer["data"]
-    assert (model["max_model_len"], model["vocab_size"]) == (1024, 512)
+    assert (model["max_model_len"], model["vocab_size"]) == (2048, 512)
 
 
 def test_greedy_is_the_same_whole_and_streamed(serving: Serving) -> None:
@@ -113,7 +93,7 @@ def test_greedy_is_the_same_whole_and_streamed(serving: Serving) -> None:
 def test_what_can_never_fit_is_refused(serving: Serving) -> None:
     status, answer = serving.ask("POST", "/v1/completions", {"prompt": [5] * 20, "max_tokens": 5000})
     assert status == 400
-    assert "5020" in answer["error"]["message"] or "1024" in answer["error"]["message"]
+    assert "5020" in answer["error"]["message"] or "2048" in answer["error"]["message"]
 
 
 def test_clients_that_leave_midway_leak_no_blocks(serving: Serving) -> None:

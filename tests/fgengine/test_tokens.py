@@ -148,7 +148,7 @@ def test_greedy_tokens_are_those_of_each_request_alone(
     engine = build(family, policy, **settings)  # type: ignore[arg-type]
     done = engine.generate(prompts(), params())
     assert [request.tokens for request in done] == alone(family)
-    while engine.scheduler.kv.transfers_in_flight:
+    while engine.has_work:
         engine.step()
     engine.scheduler.kv.check()
     stats = engine.stats()

@@ -1,0 +1,162 @@
+"""``fgbench demo``: the whole suite once, on this machine, on a real model, in minutes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from fgbench.workload.datasets import Dataset
+    from fgengine.cost import CostModel
+
+BATCH_SIZE = 16
+POLICIES = ("fcfs", "sj-mlfq")
+LOADS = (0.7, 1.3)
+"""Shares of the capacity that the profile predicts: one rate below it, one above."""
+SAMPLED = 400
+"""Lengths that the capacity is predicted from."""
+FEWEST, MOST = 30, 400
+"""Prompts a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    capacity: float
+    """Requests per second with full batches, as the profile predicts."""
+    rates: tuple[float, ...]
+    num_prompts: int
+
+
+def make_plan(cost: CostModel, lengths: Sequence[tuple[int, int]], seconds: float) -> Plan:
+    """Rates around the predicted capacity, and as many prompts as ``seconds`` of load allow in all.
+
+    A run takes about as long as its requests need to arrive, or to be served, whichever is longer.
+    """
+    shares = [cost.share_seconds(prompt, output, BATCH_SIZE) for prompt, output in lengths]
+    capacity = len(shares) / sum(shares)
+    seconds_per_prompt = len(POLICIES) * sum(1.0 / (capacity * min(load, 1.0)) for load in LOADS)
+    num_prompts = min(MOST, max(FEWEST, int(seconds / seconds_per_prompt)))
+    return Plan(capacity, tuple(round(capacity * load, 2) for load in LOADS), num_prompts)
+
+
+def demo(
+    model: Annotated[str, typer.Option(help="A catalog name, or a Hugging Face folder.")] = "smollm2-135m",
+    use_dummy_weights: Annotated[
+        bool, typer.Option("--use-dummy-weights", "--dummy-weights", help="Random weights: the same speed.")
+    ] = False,
+    minutes: Annotated[float, typer.Option(help="About how long the loads may take in all.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Same seed: same prompts, lengths and arrivals.")] = 0,
+    results: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("results"),
+) -> None:
+    """See it work: pull a model, profile it, then measure FastGen's sj-mlfq against FCFS.
+
+    Both serve the same requests (lengths of real ShareGPT conversations) at two rates, one below this
+    machine's capacity and one above. Everything it does can be done by hand:
+
+        fgbench models pull smollm2-135m
+        fgbench profile --quick
+        fgbench run --backend fastgen-fcfs --rate 2
+        fgbench run --backend fastgen --rate 2
+        fgbench compare
+    """
+    from rich.console import Console
+
+    from fgbench.backends.backend import BackendError
+    from fgbench.workload.load import load_dataset
+
+    if not minutes > 0:
+        raise ValueError(f"--minutes must be above 0, not {minutes}")
+    console = Console()
+    weights = ["--use-dummy-weights"] if use_dummy_weights else []
+    _headline(console, f"1. {model}")
+    if use_dummy_weights:
+        console.print("random weights: nothing to pull")
+    else:
+        _verb("models", "pull", model)
+    _headline(console, "2. How fast is it here? A quick profile")
+    _verb("profile", "--quick", "--model", model, *weights)
+    dataset = load_dataset("sharegpt-lengths")
+    plan = make_plan(_cost_of(model), _lengths(dataset, seed), minutes * 60.0)
+    console.print(
+        f"With batches of {BATCH_SIZE} this machine should serve about {plan.capacity:.2f} requests/s: "
+        f"{plan.num_prompts} requests are sent at {plan.rates[0]:g}/s and at {plan.rates[1]:g}/s.",
+        highlight=False,
+    )
+    _headline(console, f"3. The load: {len(LOADS) * len(POLICIES)} runs, about {minutes:g} minutes")
+    try:
+        runs = _measure(model, use_dummy_weights, plan, dataset, seed, results, console)
+    except BackendError as error:
+        console.print(str(error), style="bold red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+    _headline(console, "4. Side by side")
+    _verb("compare", *map(str, runs), "--baseline", f"fastgen-{POLICIES[0]}", "--results", str(results))
+
+
+def _measure(
+    model: str,
+    dummy_weights: bool,
+    plan: Plan,
+    dataset: Dataset,
+    seed: int,
+    results: Path,
+    console: Console,
+) -> list[Path]:
+    """Run folders, one for each rate and policy. Ends the program when a run does not succeed."""
+    from fgbench.backends.fastgen import FastGen
+    from fgbench.benchmark import Load, run_benchmark
+    from fgbench.cli.options import ServerOptions
+    from fgbench.client.display import display_for
+
+    folders = []
+    for rate in plan.rates:
+        for policy in POLICIES:
+            options = ServerOptions(
+                model=model, use_dummy_weights=dummy_weights, policy=policy, max_batch_size=BATCH_SIZE
+            )
+            load = Load(rate=rate, num_prompts=plan.num_prompts, seed=seed)
+            run = run_benchmark(
+                FastGen(options), dataset, load, results=results, display=display_for(console)
+            )
+            if run.status != "complete":
+                console.print(f"The run in {run.path} is {run.status}; it is kept.", style="bold red")
+                raise typer.Exit(130 if run.status == "interrupted" else 1)
+            folders.append(run.path)
+    return folders
+
+
+def _lengths(dataset: Dataset, seed: int) -> list[tuple[int, int]]:
+    from itertools import islice
+
+    from numpy.random import default_rng
+
+    samples = islice(dataset.samples(default_rng(seed)), SAMPLED)
+    return [(sample.prompt_tokens, sample.output_tokens) for sample in samples]
+
+
+def _cost_of(model: str) -> CostModel:
+    """The newest profile of the model: the one made a moment ago."""
+    from fgengine.profile import Profile
+    from fgengine.profiler import profiles_of
+
+    return Profile.load(max(profiles_of(model), key=lambda path: path.stat().st_mtime)).cost
+
+
+def _verb(*arguments: str) -> None:
+    """Another verb in a process of its own, so that no model stays in this one's memory."""
+    code = subprocess.run([sys.executable, "-m", "fgbench", *arguments], check=False).returncode
+    if code != 0:
+        raise typer.Exit(code)
+
+
+def _headline(console: Console, text: str) -> None:
+    console.print()
+    console.rule(f"[bold]{text}", align="left")
