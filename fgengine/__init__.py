@@ -8,8 +8,8 @@ import os
 # longer. Read when torch is first imported, which is why it stands here.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
-from fgengine.config import EngineConfig  # noqa: E402
-from fgengine.engine import Engine, RequestRefused  # noqa: E402
-from fgengine.request import SamplingParams  # noqa: E402
+from fgengine.config import EngineConfig
+from fgengine.engine import Engine, RequestRefused
+from fgengine.request import SamplingParams
 
 __all__ = ["Engine", "EngineConfig", "RequestRefused", "SamplingParams"]
