@@ -59,7 +59,7 @@ def test_answers_stay_the_same_under_pressure(folder: Path) -> None:
     params = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
     alone = [ample.generate([prompt], params)[0] for prompt in prompts]
     ample.close()
-    tight = Engine.from_config(config(num_device_blocks=7, max_batch_size=3))
+    tight = Engine.from_config(config(num_device_blocks=10, max_batch_size=3))
     crowd = tight.generate([*prompts, *reversed(prompts)], params)
     assert tight.stats()["offloaded_blocks"] + tight.stats()["recomputed_tokens"] > 0
     tight.close()
