@@ -6,7 +6,7 @@ unless it asks for nothing: silently ignoring it would give answers nobody asked
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -36,6 +36,10 @@ NOTHING_ASKED: dict[str, Any] = {
 """The fields we know and do not support, with the value that asks for nothing."""
 
 
+Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""JSON knows no limit; the channel to the engine does."""
+
+
 class BadRequestError(ValueError):
     """The client's mistake, in a sentence; ``field`` is where, if it is one field's."""
 
@@ -52,14 +56,14 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     """The fields all our routes share; None: the default of ``SamplingParams``."""
 
     model: str | None = None
-    max_tokens: int | None = None
+    max_tokens: Int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Int | None = None
     """0 and vLLM's -1: the whole vocabulary."""
-    seed: int | None = None
+    seed: Int | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Int] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -95,8 +99,8 @@ class SamplingBody(msgspec.Struct, kw_only=True):
 
 
 class CompletionBody(SamplingBody, kw_only=True):
-    prompt: str | list[int | str | list[int]]
-    logprobs: int | None = None
+    prompt: str | list[Int | str | list[Int]]
+    logprobs: Int | None = None
 
     def one_prompt(self) -> str | list[int]:
         """Raises BadRequestError for several prompts."""
@@ -133,7 +137,7 @@ class Message(msgspec.Struct):
 
 class ChatBody(SamplingBody, kw_only=True):
     messages: list[Message]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Int | None = None
     """OpenAI's newer name of max_tokens."""
     logprobs: bool | None = None
 
@@ -147,8 +151,8 @@ class ChatBody(SamplingBody, kw_only=True):
 class GenerateBody(SamplingBody, kw_only=True):
     """As FastServe's and vLLM's old api_server take it; the prompt as text or as token ids."""
 
-    prompt: str | list[int] | None = None
-    prompt_token_ids: list[int] | None = None
+    prompt: str | list[Int] | None = None
+    prompt_token_ids: list[Int] | None = None
 
     def one_prompt(self) -> str | list[int]:
         """Raises BadRequestError unless there is exactly one."""
@@ -171,6 +175,8 @@ def read_body(raw: bytes, kind: type[Body]) -> Body:
         fields = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequestError(f"the body is not JSON: {error}") from error
+    except RecursionError:
+        raise BadRequestError("the body is nested too deeply") from None
     if not isinstance(fields, dict):
         raise BadRequestError("the body must be a JSON object")
     for name, nothing in NOTHING_ASKED.items():

@@ -164,6 +164,9 @@ CHAT = [{"role": "user", "content": "hi"}]
         ("completions", {"prompt": "a", "logprobs": 5}, "logprobs", "0 or 1"),
         ("completions", {"prompt": "", "max_tokens": 5}, None, "at least one token"),
         ("completions", {"prompt": "a", "max_tokens": 5000}, None, "more than 4096"),
+        ("completions", {"prompt": "a", "max_tokens": 10**30}, "max_tokens", "<="),
+        ("completions", {"prompt": [1, 10**30]}, "prompt[1]", "<="),
+        ("completions", {"prompt": "a", "stop_token_ids": [-(10**30)]}, "stop_token_ids[0]", ">="),
         ("chat/completions", {"messages": []}, "messages", "1 to"),
         ("chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, None, "no robots"),
         ("chat/completions", {"messages": CHAT, "tools": [{}]}, "tools", "not supported"),
@@ -192,7 +195,7 @@ async def test_neutral_and_unknown_fields_are_fine(served: Any) -> None:
     assert status == 200
 
 
-@pytest.mark.parametrize("raw", [b"{", b"[]", b"\xff", b"null"])
+@pytest.mark.parametrize("raw", [b"{", b"[]", b"\xff", b"null", b'{"a":' + b"[" * 100_000])
 async def test_bodies_that_are_no_json_object(served: Any, raw: bytes) -> None:
     async with served.session.post(served.url + "/v1/completions", data=raw) as response:
         assert response.status == 400
