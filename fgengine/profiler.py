@@ -321,7 +321,7 @@ def profiles_of(model: str) -> list[Path]:
 
 
 def _cache() -> Path:
-    from fgengine.model.fetch import cache_folder
+    from fgengine.cache import cache_folder
 
     return cache_folder() / "profiles"
 

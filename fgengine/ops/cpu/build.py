@@ -12,8 +12,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-import platformdirs
-
+from fgengine.cache import cache_folder
 from fgengine.ops.cpu.processor import cpu_flags
 
 log = logging.getLogger(__name__)
@@ -28,6 +27,7 @@ SIGNATURES = {
     "silu_mul": (P, P, N, N),
     "write_kv": (P, P, P, P, P, N, N, N, N, N, N),
     "attention": (P, P, P, P, P, P, N, N, N, N, N, N, N, N),
+    "linear": (P, P, P, P, N, N, N, N),
 }
 
 
@@ -49,8 +49,9 @@ def kernels(bfloat16: bool) -> ctypes.CDLL | None:
             log.info("CPU kernels with %s: %s", " ".join(flags), reason)
             continue
         for name, arguments in SIGNATURES.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, None
+            if hasattr(library, name):  # some are only for some processors
+                function = getattr(library, name)
+                function.argtypes, function.restype = arguments, None
         return library
     log.warning(
         "the CPU kernels could not be compiled (%s): plain torch computes instead, more slowly", reason
@@ -60,10 +61,10 @@ def kernels(bfloat16: bool) -> ctypes.CDLL | None:
 
 def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     """The compiled library's path; the name says all that decides its content."""
-    source = SOURCE.read_bytes()
-    what = (source, *(text.encode() for text in (os.path.realpath(compiler), *flags, *sorted(cpu_flags()))))
+    sources = [file.read_bytes() for file in sorted(SOURCE.parent.glob("*.[ch]"))]
+    what = (*sources, *(text.encode() for text in (os.path.realpath(compiler), *flags, *sorted(cpu_flags()))))
     name = hashlib.sha256(b"\0".join(what)).hexdigest()[:24]
-    folder = platformdirs.user_cache_path("fgbench") / "kernels"
+    folder = cache_folder() / "kernels"
     path = folder / f"{name}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -335,4 +335,8 @@ void attention(element *out, const element *q, const element *kv, const int32_t 
     }
 }
 
+#if defined(BFLOAT16) && defined(__AVX512BF16__)
+#include "linear.h"
+#endif
+
 int lanes(void) { return LANES; }

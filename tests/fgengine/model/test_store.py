@@ -16,7 +16,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from fgengine.model import catalog, fetch, store
+from fgengine.cache import cache_folder
+from fgengine.model import catalog, store
 from fgengine.model.catalog import CatalogEntry, ModelError, shape_of
 from fgengine.model.dummy_tokenizer import write_byte_tokenizer
 from fgengine.model.fetch import FetchError, WheelFile, build_once, sha256_of
@@ -411,9 +412,9 @@ def test_a_folder_brings_its_own_tokenizer_even_with_dummy_weights(
 
 
 def test_the_cache_is_where_the_environment_says(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fetch.cache_folder() == own_cache
+    assert cache_folder() == own_cache
     monkeypatch.delenv("FGBENCH_CACHE")
-    assert fetch.cache_folder().name == "fgbench"
+    assert cache_folder().name == "fgbench"
 
 
 def test_sha256(tmp_path: Path) -> None:
