@@ -270,7 +270,8 @@ class Scheduler:
         "later": they are on their way and kept for it; "never": not in this step, whoever leaves.
         """
         kv = self.kv
-        if need <= 0 or need <= kv.device.num_free - draft.claimed:
+        spare = kv.device.num_free + kv.incoming - draft.claimed
+        if need <= 0 or need <= min(kv.device.num_free, spare):
             return "now"
         if not evict:
             return "never"
@@ -278,7 +279,6 @@ class Scheduler:
             draft.victims = sorted(self._resident.values(), key=self.policy.priority)
         victims = draft.victims
         place = self.policy.priority(request)
-        spare = kv.device.num_free + kv.incoming - draft.claimed
         # Work is thrown away only to keep computed work going or for the first in line, else a full host pool
         # would have every job recomputed at each turn of the queues.
         may_drop = request.num_computed > 0 or not (draft.items or draft.uploads or draft.claimed)
@@ -297,8 +297,8 @@ class Scheduler:
             return "never"
         while need > kv.device.num_free + kv.incoming - draft.claimed:
             self._evict(victims.pop(), draft, now)
-        if need <= kv.device.num_free - draft.claimed:
-            return "now"
+        if need <= kv.device.num_free:
+            return "now"  # work was thrown away, not copied: its blocks are free at once
         draft.claimed += need
         return "later"
 

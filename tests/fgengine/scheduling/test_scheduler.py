@@ -126,21 +126,42 @@ def test_room_is_taken_from_the_last_in_the_policys_order(symbolic_engine: Build
     assert batch(engine) == [("d", 0, 4)]
 
 
-def test_whoever_waits_for_room_keeps_its_claim(symbolic_engine: Build) -> None:
-    """Copies are slow here; meanwhile a smaller request behind must not take the blocks as they come."""
-    engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=2, seed=3)
+def test_blocks_on_their_way_are_kept_for_whom_they_are_meant(
+    symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=3)
     policy = engine.scheduler.policy
     assert isinstance(policy, Chosen)
-    engine.add("a", [1] * 20, params(2))
+    monkeypatch.setattr(engine.copies, "wait", list)
+    monkeypatch.setattr(engine.copies, "done", list)
+    engine.add("a", [1] * 15, params(2))
+    engine.step()  # 4 blocks; 2 are free
+    engine.add("big", [1] * 18, params(2))  # 5 blocks: a must leave, and its copy takes a while
+    engine.add("small", [1] * 5, params(2))  # 2 blocks
+    engine.add("tiny", [1] * 2, params(2))  # 1 block: all that is over
+    policy.requests.sort(key=lambda request: ["big", "small", "tiny", "a"].index(request.id))
+    plans = len(engine.runner.plans)  # type: ignore[attr-defined]
     engine.step()
-    engine.add("big", [1] * 18, params(2))
-    engine.add("small", [1] * 2, params(2))
-    policy.requests.sort(key=lambda request: ["big", "small", "a"].index(request.id))
-    while not engine.runner.plans or batch(engine)[0][0] == "a":  # type: ignore[attr-defined]
+    assert len(engine.runner.plans) == plans, "small took what big waits for"  # type: ignore[attr-defined]
+    policy.requests.sort(key=lambda request: ["big", "tiny", "small", "a"].index(request.id))
+    engine.step()
+    assert batch(engine) == [("tiny", 0, 2)]
+    monkeypatch.undo()
+    while ("big", 0, 18) not in batch(engine):
         engine.step()
-    assert [id for id, _, _ in batch(engine)] == ["big", "small"] or batch(engine) == [("small", 0, 2)]
-    free_for_small = engine.scheduler.kv.device.num_blocks - 5
-    assert free_for_small == 1
+
+
+def test_free_blocks_are_kept_for_the_first_who_could_not_get_enough(symbolic_engine: Build) -> None:
+    engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=3)
+    policy = engine.scheduler.policy
+    assert isinstance(policy, Chosen)
+    engine.add("first", [1] * 9, params(3))  # 3 blocks, and needs no more
+    engine.add("low", [1] * 8, params(3))  # 2 blocks, full: its next token needs a third
+    engine.step()
+    engine.add("next", [1] * 14, params(2))  # 4 blocks: even without low there are only 3
+    policy.requests.sort(key=lambda request: ["first", "next", "low"].index(request.id))
+    engine.step()
+    assert batch(engine) == [("first", 9, 1)]
 
 
 def test_decodes_that_need_no_room_run_on_while_the_first_in_line_waits(symbolic_engine: Build) -> None:
