@@ -242,3 +242,20 @@ def test_a_requests_seconds_sum_to_its_time_in_the_engine(symbolic_engine: Build
         assert total == pytest.approx(request.last_ran_at - request.arrival)
         assert request.seconds["decode"] > 0
     assert sum(request.preemptions for request in requests) == engine.stats()["preemptions"] > 0
+
+
+def test_only_the_first_in_line_has_work_thrown_away_for_it(symbolic_engine: Build) -> None:
+    engine = symbolic_engine(Chosen, device_blocks=6, host_blocks=0, max_batch_size=3)
+    policy = engine.scheduler.policy
+    assert isinstance(policy, Chosen)
+    engine.add("first", [1] * 9, params(3))
+    low = engine.add("low", [1] * 9, params(3))
+    engine.step()
+    engine.add("new", [1] * 9, params(3))  # 3 blocks, which only low could give, and the host has no room
+    policy.requests.sort(key=lambda request: ["first", "new", "low"].index(request.id))
+    engine.step()
+    assert batch(engine) == [("first", 9, 1), ("low", 9, 1)]
+    policy.put_first("new")
+    engine.step()
+    assert batch(engine) == [("new", 0, 9), ("first", 10, 1)]
+    assert low.num_computed == 0
