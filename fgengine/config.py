@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,17 +54,19 @@ class EngineConfig:
     """A profile written by ``fgengine.profiler``; None: measured when the policy needs one."""
 
     def __post_init__(self) -> None:
-        def at_least(name: str, low: float) -> None:
+        def between(name: str, low: int, high: int) -> None:
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise ValueError(f"{name} must be at least {low}, not {value}")
+            if value is not None and value > high:
+                raise ValueError(f"{name} must be at most {high}, not {value}")
 
-        at_least("max_batch_size", 1)
-        at_least("max_tokens_per_batch", 1)
-        at_least("max_model_len", 2)
-        at_least("num_device_blocks", 1)
-        at_least("swap_space_bytes", 0)
-        at_least("seed", 0)
+        between("max_batch_size", 1, 2**16)
+        between("max_tokens_per_batch", 1, 2**24)
+        between("max_model_len", 2, 2**24)
+        between("num_device_blocks", 1, 2**31)
+        between("swap_space_bytes", 0, 2**60)
+        between("seed", 0, 2**63 - 1)
         if self.block_size not in (8, 16, 32, 64, 128):
             raise ValueError(f"block_size must be 8, 16, 32, 64 or 128, not {self.block_size}")
         if not 0.0 < self.device_memory_utilization <= 1.0:
@@ -71,5 +74,7 @@ class EngineConfig:
                 "device_memory_utilization must be above 0 and at most 1, "
                 f"not {self.device_memory_utilization}"
             )
-        if not self.starvation_limit > 0.0:
-            raise ValueError(f"starvation_limit must be above 0 seconds, not {self.starvation_limit}")
+        if not 0.0 < self.starvation_limit < math.inf:
+            raise ValueError(
+                f"starvation_limit must be above 0 seconds and finite, not {self.starvation_limit}"
+            )

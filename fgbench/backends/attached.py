@@ -27,6 +27,7 @@ class Attached:
         return {}
 
     def start(self, log: Path, report: Report) -> Served:
+        report(f"asking {self.url}")
         wait_until_ready(self.url, timeout=READY_SECONDS, report=report)
         return ask_served(self.url, self.model)
 

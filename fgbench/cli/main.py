@@ -61,7 +61,10 @@ def tell(error: Exception) -> int:
     """Print an error as one sentence, with its traceback where FGBENCH_DEBUG=1; returns the exit code."""
     if os.environ.get("FGBENCH_DEBUG") == "1":
         traceback.print_exception(error)
-    print(f"fgbench: {error}", file=sys.stderr)
+    sentence = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        sentence = f"{error.filename}: {error.strerror}"  # without the number
+    print(f"fgbench: {sentence}", file=sys.stderr)
     return WRONG_USAGE if isinstance(error, ValueError) else FAILED
 
 

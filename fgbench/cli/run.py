@@ -42,7 +42,13 @@ def run(
         str | None, _backend_option("Measure a running OpenAI-compatible server instead.", "--url")
     ] = None,
     port: Annotated[
-        int | None, _backend_option("Start the server here; default: a free port.", "--port")
+        int | None,
+        typer.Option(
+            help="Start the server here; default: a free port.",
+            min=1,
+            max=65535,
+            rich_help_panel="Backend",
+        ),
     ] = None,
     endpoint: Annotated[
         str | None,
@@ -226,5 +232,5 @@ def _tokenizer_folder(server: ServerOptions) -> Path:
 
 
 def _stop(console: Console, sentence: str, code: int) -> NoReturn:
-    console.print(sentence, style="bold red", markup=False, highlight=False)
+    console.print(sentence, style="bold red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)

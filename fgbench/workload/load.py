@@ -62,7 +62,7 @@ def load_dataset(
         if path is not None:
             raise ValueError("the dataset synthetic reads no file; --input-len and --output-len make it")
         return Synthetic(parse_range(input_len), parse_range(output_len))
-    raise ValueError(f"there is no dataset {name!r}; there are {', '.join(DATASETS)}")
+    raise ValueError(f"there is no dataset or file {name!r}; the datasets are {', '.join(DATASETS)}")
 
 
 def sharegpt_lengths() -> Lengths:

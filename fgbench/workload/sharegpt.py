@@ -147,9 +147,12 @@ def _is_damage(error: json.JSONDecodeError, end: int) -> bool:
 def _pieces(path: Path) -> Iterator[str]:
     """The file's text; ends early, without an error, where a gzip stream or a character is cut off."""
     decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-    with _open(path) as file:
-        while data := _read(file):
-            yield decode(data)
+    try:
+        with _open(path) as file:
+            while data := _read(file):
+                yield decode(data)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8") from None
 
 
 def _open(path: Path) -> gzip.GzipFile | BufferedReader:

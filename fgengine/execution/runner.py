@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -35,7 +37,10 @@ class TorchRunner:
         max_model_len: int,
         seed: int = 0,
     ) -> None:
-        """``model``'s embedding says the device and dtype; sizes in blocks and tokens."""
+        """``model``'s embedding says the device and dtype; sizes in blocks and tokens.
+
+        Raises ValueError where there is no memory for a pool.
+        """
         self.model = model
         self.shape = shape = model.shape
         self.device, self.dtype = model.embedding.device, model.embedding.dtype
@@ -47,9 +52,10 @@ class TorchRunner:
         self.device_name = device_name(self.device)
         self.dtype_name = str(self.dtype).removeprefix("torch.")
         block = (shape.num_layers, 2, shape.num_kv_heads, block_size, shape.head_dim)
-        self.pool = torch.empty(num_device_blocks, *block, dtype=self.dtype, device=self.device)
-        self.host_pool = torch.empty(
-            num_host_blocks, *block, dtype=self.dtype, pin_memory=self.device.type == "cuda"
+        kind = {"dtype": self.dtype}
+        self.pool = _pool("num_device_blocks", (num_device_blocks, *block), device=self.device, **kind)
+        self.host_pool = _pool(
+            "swap_space_bytes", (num_host_blocks, *block), pin_memory=self.device.type == "cuda", **kind
         )
         self.copies = copy_engine(self.pool, self.host_pool)
 
@@ -132,3 +138,12 @@ class TorchRunner:
 
     def close(self) -> None:
         self.copies.close()
+
+
+def _pool(setting: str, sizes: tuple[int, ...], **kind: Any) -> Tensor:
+    """Not filled: on a CPU a block takes memory only once it is written."""
+    try:
+        return torch.empty(sizes, **kind)
+    except RuntimeError as error:
+        gib = math.prod(sizes) * kind["dtype"].itemsize / 1024**3
+        raise ValueError(f"there is no memory for a KV pool of {gib:.1f} GiB; lower {setting}") from error

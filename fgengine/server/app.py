@@ -70,7 +70,7 @@ def run(
     try:
         listener = _listen(host, port)
     except OSError as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # the rest repeats the address
         report(f"cannot listen on {host}:{port}: {reason}; give another --host or --port")
         return 1
     engine = EngineProcess(report, command=worker)

@@ -32,7 +32,7 @@ def test_attached_waits_and_says_what_the_server_is_doing(fake_server, tmp_path)
     fake_server.loading = 2
     said = []
     served = Attached(fake_server.url + "/v1").start(tmp_path / "log", said.append)
-    assert said == ["loading the model"]
+    assert said == [f"asking {fake_server.url}", "loading the model"]
     assert (served.url, served.model, served.vocab_size, served.max_model_len) == (
         fake_server.url,
         "fake",
@@ -81,6 +81,9 @@ def test_names_and_policies():
             policy_of(bad)
     with pytest.raises(ValueError, match="max_batch_size"):
         FastGen(ServerOptions(max_batch_size=0))
+    with pytest.raises(ValueError, match="no policy 'lifo'; there are fcfs"):
+        FastGen(ServerOptions(policy="lifo"))
+    assert FastGen(ServerOptions(policy="my.own:Policy")).policy == "my.own:Policy"
 
 
 def test_settings_are_what_decides(tmp_path):
@@ -97,7 +100,7 @@ def test_a_taken_port_is_not_mistaken_for_ours(fake_server, tmp_path):
 
 def test_a_server_that_cannot_start_shows_its_log(tmp_path):
     backend = FastGen(
-        ServerOptions(model=str(tmp_path / "no-such-model"), use_dummy_weights=True, policy="fcfs")
+        ServerOptions(tokenizer=str(tmp_path / "no-such-model"), use_dummy_weights=True, policy="fcfs")
     )
     with pytest.raises(BackendError, match="no-such-model"):
         backend.start(tmp_path / "log", lambda line: None)

@@ -90,7 +90,7 @@ def test_sharegpt_from_a_file_with_a_tokenizer(tmp_path):
 
 
 def test_what_cannot_be_loaded_says_why(tmp_path):
-    with pytest.raises(ValueError, match="there is no dataset 'nope'"):
+    with pytest.raises(ValueError, match="there is no dataset or file 'nope'"):
         load_dataset("nope")
     with pytest.raises(ValueError, match="no file"):
         load_dataset("sharegpt", path=tmp_path / "absent")

@@ -123,6 +123,13 @@ def test_another_kind_of_file_is_refused(tmp_path: Path, text: str) -> None:
         list(read_records(path))
 
 
+def test_what_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "picture.json"
+    path.write_bytes(b"[\xff\xfe")
+    with pytest.raises(ValueError, match=r"picture\.json is not text in UTF-8"):
+        list(read_records(path))
+
+
 def test_an_endless_record_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharegpt, "MAX_RECORD_CHARS", 1000)
     monkeypatch.setattr(sharegpt, "_PIECE_BYTES", 100)

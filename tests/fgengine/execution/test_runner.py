@@ -1,5 +1,6 @@
 """What the runner is made of: dtype, pools, limits; and logprobs through it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def test_logprobs_only_for_who_asked() -> None:
 def test_a_longer_context_than_the_model_has_is_refused() -> None:
     with pytest.raises(ValueError, match="129 is more than the 128"):
         TorchRunner.create(EngineConfig(device="cpu", max_model_len=129), SHAPE, None)
+
+
+@pytest.mark.parametrize("setting", ["num_device_blocks", "swap_space_bytes"])
+def test_a_pool_beyond_all_memory_is_refused_in_a_sentence(setting: str) -> None:
+    beyond = {"num_device_blocks": 2**31, "swap_space_bytes": 2**55}
+    with pytest.raises(ValueError, match=f"no memory for a KV pool of .* GiB; lower {setting}"):
+        TorchRunner.create(replace(CONFIG, **{setting: beyond[setting]}), SHAPE, None)
 
 
 def test_pool_sizing() -> None:

@@ -19,6 +19,9 @@ import psutil
 import pytest
 from tokenizers import Tokenizer
 
+from fgengine.config import EngineConfig
+from fgengine.server.app import run
+
 SERVE = """
 import sys
 from pathlib import Path
@@ -174,3 +177,9 @@ def test_port_in_use(folder: Path, fake_engine_file: Path, server: Server) -> No
     assert second.stdout.count("\n") == 1
     assert f"127.0.0.1:{server.port}" in second.stdout
     assert "Traceback" not in second.stderr
+
+
+def test_host_that_does_not_exist() -> None:
+    said: list[str] = []
+    assert run(EngineConfig(), Path, host="300.1.1.1", port=0, report=said.append) == 1
+    assert said == ["cannot listen on 300.1.1.1:0: Name or service not known; give another --host or --port"]
