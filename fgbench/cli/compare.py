@@ -46,11 +46,12 @@ def compare(
 
     from fgbench.report.comparison import compare as compare_runs
     from fgbench.report.comparison import differences
+    from fgbench.results.run import read_run
 
-    chosen = _read(runs or [], results)
+    console = Console(stderr=as_json)
+    chosen = [read_run(path) for path in dict.fromkeys(runs)] if runs else _newest(results, console)
     empty = [run.path for run in chosen if not run.records]
     comparisons = compare_runs([run for run in chosen if run.records], baseline)
-    console = Console(stderr=as_json)
     for path in empty:
         console.print(f"{path} holds no finished request: left out.", soft_wrap=True)
     if len(comparisons) > 1:
@@ -74,21 +75,39 @@ def compare(
         raise typer.Exit(2)
 
 
-def _read(paths: list[Path], results: Path) -> list[Run]:
-    """The runs named, or the newest comparable ones.
+def _newest(results: Path, console: Console) -> list[Run]:
+    """The newest comparable runs; the console is told what is left out.
 
     Raises:
-        ValueError: a path is no run folder, or there are none.
+        ValueError: there are none.
     """
-    from fgbench.report.comparison import newest_comparable
-    from fgbench.results.run import find_runs, read_run
+    from fgbench.report.comparison import Workload, newest_comparable
+    from fgbench.results.run import find_runs
 
-    if paths:
-        return [read_run(path) for path in dict.fromkeys(paths)]
-    found = newest_comparable([read_run(path) for path in find_runs(results)[-MOST_FOLDERS:]])
+    read = [_read_or_tell(path, console) for path in find_runs(results)[-MOST_FOLDERS:]]
+    usable = [run for run in read if run is not None and run.records]
+    found = newest_comparable(usable)
     if not found:
         raise ValueError(f"{results} holds no run with finished requests; 'fgbench run' makes one")
+    others = sum(Workload.of(run.info) != Workload.of(found[0].info) for run in usable)
+    if others:
+        console.print(
+            f"Left out: {others} older runs on other workloads; name folders to choose.",
+            style="dim",
+            soft_wrap=True,
+        )
     return found
+
+
+def _read_or_tell(path: Path, console: Console) -> Run | None:
+    """None: it is damaged, which must not keep the others from being compared."""
+    from fgbench.results.run import read_run
+
+    try:
+        return read_run(path)
+    except ValueError as error:
+        console.print(f"Left out: {error}", style="yellow", soft_wrap=True, markup=False)
+        return None
 
 
 def _show(comparison: Comparison, stem: Path, console: Console, as_json: bool) -> dict[str, object]:

@@ -36,10 +36,10 @@ def comparison_tables(comparison: Comparison) -> Group:
         table = Table(
             title=_rate(rate), title_justify="left", title_style="bold", show_edge=False, pad_edge=False
         )
-        table.add_column("")
-        table.add_column("")
-        for entry in entries:
-            table.add_column(f"{entry.label}{marks(entry)}", justify="right")
+        table.add_column("", overflow="fold")
+        table.add_column("", overflow="fold")
+        for entry in entries:  # folded where it is narrow: a digit cut off would be another number
+            table.add_column(f"{entry.label}{marks(entry)}", justify="right", overflow="fold")
         for metric, name in METRICS:
             for statistic in STATISTICS:
                 table.add_row(

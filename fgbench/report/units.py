@@ -32,6 +32,6 @@ def number(value: float | None, digits: int = 3) -> str:
 def size(num_bytes: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(num_bytes) < 1024.0:
-            return f"{num_bytes:.3g} {unit}"
+            return f"{number(num_bytes)} {unit}"
         num_bytes /= 1024.0
-    return f"{num_bytes:.3g} TiB"
+    return f"{number(num_bytes)} TiB"

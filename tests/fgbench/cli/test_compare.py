@@ -60,10 +60,21 @@ def test_newest_runs_are_compared_and_plotted(tmp_path: Path) -> None:
     result = runner.invoke(app, ["--results", str(tmp_path)], env={"COLUMNS": "120"})
     assert result.exit_code == 0, result.output
     assert "0.50x" in result.output
+    assert "Left out: 1 older runs on other workloads" in result.output
     plots = sorted((tmp_path / "compare").iterdir())
     assert [plot.suffix for plot in plots] == [".pdf", ".png"]
     for plot in plots:
         assert str(plot) in result.output
+
+
+def test_a_damaged_folder_does_not_hide_the_others(tmp_path: Path) -> None:
+    write_run(tmp_path, "1", "fastgen-fcfs", latency=2.0)
+    write_run(tmp_path, "2", "fastgen", latency=1.0)
+    (write_run(tmp_path, "3", "fastgen", latency=1.0) / "run.json").write_text("{")
+    result = runner.invoke(app, ["--results", str(tmp_path)], env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    assert "0.50x" in result.output
+    assert f"Left out: {tmp_path / '3' / 'run.json'} is damaged" in result.output
 
 
 def test_other_workloads_are_shown_apart_with_a_reason(tmp_path: Path) -> None:

@@ -148,6 +148,15 @@ def test_the_table_shows_figures_ratios_marks_and_says_what_they_mean() -> None:
     assert not data["runs"][0]["complete"]
 
 
+def test_narrow_tables_fold_and_lose_no_digit() -> None:
+    from rich.console import Console
+
+    runs = [fake_run(f"backend-{n}", latency=1.2345 + n) for n in range(6)]
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(comparison_tables(compare(runs)[0]))
+    assert "…" not in console.export_text()
+
+
 def test_plots_are_written_for_finite_rates_of_complete_runs(tmp_path: Path) -> None:
     (comparison,) = compare([fake_run("a", 1.0), fake_run("a", 2.0, 20.0), fake_run("b", 1.0)])
     png, pdf = plot_latency_over_rate(comparison, tmp_path / "new" / "plot_r0.5")

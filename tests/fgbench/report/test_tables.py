@@ -28,7 +28,7 @@ def test_units_read_as_people_write_them() -> None:
         "12,346",
         "all at once",
     ]
-    assert [size(v) for v in (10, 2048, 3 * 1024**3)] == ["10 B", "2 KiB", "3 GiB"]
+    assert [size(v) for v in (10, 2048, 1020 * 1024, 3 * 1024**3)] == ["10 B", "2 KiB", "1,020 KiB", "3 GiB"]
 
 
 def test_the_table_of_a_run_shows_what_was_measured_and_what_failed() -> None:
