@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fgengine.engine import Engine
+from fgengine.engine import Engine, RequestRefused
 from fgengine.request import SamplingParams
 
 Build = Callable[..., Engine]
@@ -131,3 +131,17 @@ def test_the_pure_rooms_import_no_torch_and_no_io() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("device_blocks", "longest"), [(5, 21), (64, 256)])
+def test_the_longest_request_is_what_the_engine_says(
+    symbolic_engine: Build, device_blocks: int, longest: int
+) -> None:
+    engine = symbolic_engine("fcfs", device_blocks=device_blocks, block_size=4, max_model_len=256)
+    assert engine.max_model_len == longest
+    with pytest.raises(RequestRefused):
+        engine.add("too long", [1] * 10, params(longest - 9))
+    engine.add("fits", [1] * 10, params(longest - 10))
+    while engine.has_work:
+        engine.step()
+    assert engine.stats()["finished"] == 1
