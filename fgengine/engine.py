@@ -89,7 +89,7 @@ class Engine:
 
     @property
     def max_model_len(self) -> int:
-        """Most tokens, prompt and output, that a request can ever have: by the limit, and by the device pool."""
+        """Most tokens, prompt and output, that a request can have: by the limit, and by the device pool."""
         kv = self.scheduler.kv
         pool = kv.device.num_blocks * kv.block_size + 1  # the last token needs no KV
         return min(self.scheduler.limits.max_model_len, pool)
