@@ -147,6 +147,7 @@ class _Server:
         if self._engine.model is None:
             return f"the engine could not start: {self._engine.message}"
         host, port = listener.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
         self._report(f"ready: http://{host}:{port} serves {self._engine.model.model_name}")
         await self._engine.broken.wait()
         return f"the engine is broken: {self._engine.message}"
