@@ -20,7 +20,6 @@
 #define LANES 4
 #endif
 #define MAX_HEAD_DIM 256
-#define MAX_ROWS 64
 #define ALIGNED __attribute__((aligned(64))) /* a load across two cache lines costs two */
 /* Below this many elements a second thread costs more than it brings. */
 #define WORTH_SHARING 32768
@@ -204,93 +203,13 @@ struct sequence { /* one request's place in the pool, for one key head */
     int64_t block_size, block_stride, values; /* values: from a block's keys to its values */
 };
 
-/* Rows of queries that share a key head, against keys 0 .. ends[row]: an online softmax over pieces of at
- * most LANES keys. q and acc are [rows, dim] floats; q is scaled already; acc leaves divided. */
-static inline __attribute__((always_inline)) void attend(const struct sequence *at, const float *q, float *acc,
-                                                         const int64_t *ends, int rows, const int dim) {
-    const int wide = dim / LANES;
-    float top[MAX_ROWS];
-    vec total[MAX_ROWS];
-#ifdef BFLOAT16
-    float keys[LANES * MAX_HEAD_DIM] ALIGNED, values[LANES * MAX_HEAD_DIM] ALIGNED;
-#endif
-    for (int r = 0; r < rows; r++) top[r] = -INFINITY, total[r] = (vec){0};
-    memset(acc, 0, sizeof(float) * rows * dim);
-    for (int64_t first = 0; first < ends[rows - 1];) {
-        int64_t place = first % at->block_size;
-        const element *k = at->kv + at->table[first / at->block_size] * at->block_stride + place * dim;
-        const element *v = k + at->values;
-        int64_t many = at->block_size - place, left = ends[rows - 1] - first;
-        int count = (int)(many < left ? many : left);
-        if (count > LANES) count = LANES;
-#ifdef BFLOAT16
-        for (int i = 0; i < count * dim; i += LANES) {
-            *(vec *)(keys + i) = load(k + i);
-            *(vec *)(values + i) = load(v + i);
-        }
+#define MAX_ROWS 64
+#if defined(BFLOAT16) && defined(__AVX512BF16__)
+#include "attend_bf16.h"
+#include "linear.h"
 #else
-        const float *keys = k, *values = v;
+#include "attend.h"
 #endif
-        for (int r = 0; r < rows; r++) {
-            if (ends[r] <= first) continue;
-            int seen = (int)(ends[r] - first < count ? ends[r] - first : count);
-            const float *query = q + r * dim;
-            float *out = acc + r * dim;
-            vec dots[LANES];
-            if (seen == LANES) {
-#pragma GCC unroll 16
-                for (int j = 0; j < LANES; j++) {
-                    dots[j] = *(const vec *)query * *(const vec *)(keys + j * dim);
-                    for (int d = 1; d < wide; d++)
-                        dots[j] += *(const vec *)(query + d * LANES) * *(const vec *)(keys + j * dim + d * LANES);
-                }
-            } else {
-                for (int j = 0; j < LANES; j++) {
-                    dots[j] = (vec){0};
-                    for (int d = 0; j < seen && d < wide; d++)
-                        dots[j] += *(const vec *)(query + d * LANES) * *(const vec *)(keys + j * dim + d * LANES);
-                }
-            }
-            vec scores = pick((ivec){COUNT} < seen, sums(dots), broadcast(-INFINITY));
-            float best = largest(scores);
-            if (best > top[r]) {
-                float shrink = expf(top[r] - best);
-                total[r] *= shrink;
-                for (int d = 0; d < dim; d += LANES) *(vec *)(out + d) *= shrink;
-                top[r] = best;
-            }
-            vec mass = exponential(scores - top[r]);
-            total[r] += mass;
-            float weights[LANES];
-            *(vec *)weights = mass;
-            for (int d = 0; d < dim; d += 4 * LANES) {
-                if (d + 4 * LANES <= dim) { /* four vectors of the output stay in registers */
-                    vec a = *(vec *)(out + d), b = *(vec *)(out + d + LANES);
-                    vec c = *(vec *)(out + d + 2 * LANES), e = *(vec *)(out + d + 3 * LANES);
-                    for (int j = 0; j < seen; j++) {
-                        const float *value = values + j * dim + d;
-                        float w = weights[j];
-                        a += w * *(const vec *)value;
-                        b += w * *(const vec *)(value + LANES);
-                        c += w * *(const vec *)(value + 2 * LANES);
-                        e += w * *(const vec *)(value + 3 * LANES);
-                    }
-                    *(vec *)(out + d) = a, *(vec *)(out + d + LANES) = b;
-                    *(vec *)(out + d + 2 * LANES) = c, *(vec *)(out + d + 3 * LANES) = e;
-                } else {
-                    for (int i = d; i < dim; i += LANES)
-                        for (int j = 0; j < seen; j++)
-                            *(vec *)(out + i) += weights[j] * *(const vec *)(values + j * dim + i);
-                }
-            }
-        }
-        first += count;
-    }
-    for (int r = 0; r < rows; r++) {
-        float scale = 1.0f / sum(total[r]);
-        for (int d = 0; d < dim; d += LANES) *(vec *)(acc + r * dim + d) *= scale;
-    }
-}
 
 /* q [tokens, heads, dim] with its own stride between tokens -> out [tokens, heads * dim], contiguous.
  * The work is shared out by request, key head and tile of queries. heads / kv_heads <= MAX_ROWS,
@@ -309,22 +228,21 @@ void attention(element *out, const element *q, const element *kv, const int32_t 
         for (int64_t piece = 0; piece < tiles * kv_heads; piece++) {
             int64_t head = piece % kv_heads, from = piece / kv_heads * tile;
             int64_t to = from + tile < new_tokens ? from + tile : new_tokens;
-            float queries[MAX_ROWS * MAX_HEAD_DIM] ALIGNED, acc[MAX_ROWS * MAX_HEAD_DIM] ALIGNED;
+            query_element queries[MAX_ROWS * MAX_HEAD_DIM] ALIGNED;
+            float acc[MAX_ROWS * MAX_HEAD_DIM] ALIGNED;
             int64_t ends[MAX_ROWS];
             int rows = 0;
             for (int64_t t = from; t < to; t++)
                 for (int64_t h = head * group; h < (head + 1) * group; h++, rows++) {
-                    const element *query = q + (begin + t) * q_stride + h * dim;
-                    for (int64_t d = 0; d < dim; d += LANES)
-                        *(vec *)(queries + rows * dim + d) = load(query + d) * scale;
+                    take_query(queries + rows * dim, q + (begin + t) * q_stride + h * dim, dim);
                     ends[rows] = context_lens[b] - new_tokens + t + 1;
                 }
             struct sequence at = {kv + head * block_size * dim, tables + b * table_width, block_size,
                                   block_stride, kv_heads * block_size * dim};
             switch (dim) { /* the usual sizes as constants, so that the loops over a head unroll */
-            case 64: attend(&at, queries, acc, ends, rows, 64); break;
-            case 128: attend(&at, queries, acc, ends, rows, 128); break;
-            default: attend(&at, queries, acc, ends, rows, (int)dim);
+            case 64: attend(&at, queries, scale, acc, ends, rows, 64); break;
+            case 128: attend(&at, queries, scale, acc, ends, rows, 128); break;
+            default: attend(&at, queries, scale, acc, ends, rows, (int)dim);
             }
             rows = 0;
             for (int64_t t = from; t < to; t++)
@@ -334,9 +252,5 @@ void attention(element *out, const element *q, const element *kv, const int32_t 
         }
     }
 }
-
-#if defined(BFLOAT16) && defined(__AVX512BF16__)
-#include "linear.h"
-#endif
 
 int lanes(void) { return LANES; }

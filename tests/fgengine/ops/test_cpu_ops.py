@@ -9,6 +9,7 @@ import torch
 from fgengine.ops.batch import RaggedBatch
 from fgengine.ops.cpu import build
 from fgengine.ops.cpu.ops import CpuOps
+from fgengine.ops.cpu.processor import cpu_flags
 from fgengine.ops.reference import TorchOps
 from fgengine.ops.select import ops_for
 
@@ -29,6 +30,18 @@ def fast(dtype: torch.dtype) -> CpuOps:
     ops = ops_for(CPU, dtype)
     assert isinstance(ops, CpuOps), "these tests need a C compiler"
     return ops
+
+
+@pytest.fixture(scope="module")
+def plain_flags() -> CpuOps:
+    """The bfloat16 kernels as a processor without AVX512-BF16 gets them."""
+    without = ("-mno-avx512bf16",) if "avx512_bf16" in cpu_flags() else ()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "FLAGS", (*build.FLAGS, *without))
+        library = build.kernels.__wrapped__(True)
+    assert library is not None
+    assert not hasattr(library, "linear")
+    return CpuOps(library)
 
 
 def scattered_batch(items: list[tuple[int, int]], block_size: int, num_blocks: int) -> RaggedBatch:
@@ -65,6 +78,27 @@ def test_attention(
     assert got.isfinite().all()
     want = TorchOps().attention(q, pool[:, 1], batch)
     torch.testing.assert_close(got, want, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+def test_attention_without_avx512_bf16(plain_flags: CpuOps) -> None:
+    torch.manual_seed(0)
+    batch = scattered_batch([(0, 1), (0, 37), (130, 1), (5, 60)], 16, 80)
+    for heads, kv_heads, dim in [(9, 3, 64), (4, 4, 80), (8, 1, 128)]:
+        kv = used_pool(batch, torch.empty(80, 2, kv_heads, 16, dim, dtype=torch.bfloat16), 16)
+        q = torch.randn(99, heads, dim).bfloat16()
+        got, want = plain_flags.attention(q, kv, batch), TorchOps().attention(q, kv, batch)
+        torch.testing.assert_close(got, want, atol=4e-2, rtol=4e-2)
+
+
+def test_a_token_attends_alike_alone_and_in_a_prefill(fast: CpuOps, dtype: torch.dtype) -> None:
+    """To the bit: recomputing a request after a preemption must not change what it says."""
+    prefill = scattered_batch([(0, 75)], 16, 10)
+    kv = used_pool(prefill, torch.empty(10, 2, 3, 16, 64, dtype=dtype), 16)
+    q = torch.randn(75, 9, 64).to(dtype)
+    together = fast.attention(q, kv, prefill)
+    for t in range(75):
+        alone = RaggedBatch.build([(t, 1, prefill.block_tables[0].tolist())], 16, CPU)
+        assert torch.equal(fast.attention(q[t : t + 1], kv, alone)[0], together[t])
 
 
 def test_attention_of_scores_far_apart(fast: CpuOps, dtype: torch.dtype) -> None:
