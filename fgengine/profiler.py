@@ -10,6 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import count, product
@@ -53,6 +54,10 @@ class ProfiledRunner(Protocol):
     copies: CopyEngine
     pool: Any
     """The device pool, its first axis counting blocks."""
+
+    def larger_pool(self, num_blocks: int) -> AbstractContextManager[None]:
+        """Meanwhile ``pool`` has at least so many blocks."""
+        ...
 
     def execute(self, plan: StepPlan) -> StepResult: ...
 
@@ -123,20 +128,30 @@ def measure(
     grid: Grid,
     progress: Progress = lambda done, total, point: None,
 ) -> list[Point]:
-    """Medians of the seconds of every point of the grid that fits the runner's pool and lengths.
+    """Medians of the seconds of every point of the grid that is no longer than the runner's longest request.
+
+    They do not depend on the size of the engine's own pool: where it is too small, a larger one serves.
 
     Raises:
-        ValueError: the pool is too small for any of them.
+        ValueError: requests may not be long enough for any of the prefills or decodes.
     """
-    points = [point for point in grid.points() if _fits(point, runner)]
+    points = [point for point in grid.points() if _longest(point) <= runner.max_model_len]
     if not any(point.prefill_tokens for point in points) or not any(
         point.decode_requests for point in points
     ):
         raise ValueError(
-            f"a device pool of {runner.num_device_blocks} blocks is too small to measure a profile in; "
-            "raise num_device_blocks, or give a profile measured before"
+            f"a max_model_len of {runner.max_model_len} tokens is too short to measure a profile with; "
+            "raise it, or give a profile measured before"
         )
-    _fill_pool(runner, max(_blocks_of(point, runner.block_size) for point in points))
+    num_blocks = max(_blocks_of(point, runner.block_size) for point in points)
+    with runner.larger_pool(num_blocks):
+        _fill_pool(runner, num_blocks)
+        return _measure_points(runner, points, grid, progress)
+
+
+def _measure_points(
+    runner: ProfiledRunner, points: list[Point], grid: Grid, progress: Progress
+) -> list[Point]:
     steps = count()
     items = [_plan_items(point, runner) for point in points]
     for of_point in items:
@@ -169,11 +184,8 @@ def _plan_items(point: Point, runner: ProfiledRunner) -> list[PlanItem]:
     return items
 
 
-def _fits(point: Point, runner: ProfiledRunner) -> bool:
-    return (
-        all(start + n <= runner.max_model_len for start, n in point.items)
-        and _blocks_of(point, runner.block_size) <= runner.num_device_blocks
-    )
+def _longest(point: Point) -> int:
+    return max(start + n for start, n in point.items)
 
 
 def _blocks_of(point: Point, block_size: int) -> int:
@@ -310,9 +322,9 @@ def ensure(config: EngineConfig, runner: ProfiledRunner, report: Callable[[str],
 
 
 def is_whole(profile: Profile, runner: ProfiledRunner, grid: Grid) -> bool:
-    """Whether nothing was left out for want of a pool, so that engines with a larger one may use it too."""
-    lengths = [point for point in grid.points() if all(s + n <= runner.max_model_len for s, n in point.items)]
-    return runner.num_host_blocks > 0 and len(profile.points) == len(lengths)
+    """Whether nothing was left out that an engine with other settings would need: copies, longer requests."""
+    possible = [point for point in grid.points() if _longest(point) <= runner.shape.max_position]
+    return runner.num_host_blocks > 0 and len(profile.points) == len(possible)
 
 
 def profiles_of(model: str) -> list[Path]:

@@ -26,6 +26,7 @@ SAMPLED = 400
 """Lengths that the capacity is predicted from."""
 FEWEST, MOST = 30, 400
 """Prompts a run."""
+MOST_MINUTES = 24 * 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ def demo(
     from fgbench.backends.backend import BackendError
     from fgbench.workload.load import load_dataset
 
-    if not minutes > 0:
-        raise ValueError(f"--minutes must be above 0, not {minutes}")
+    if not 0 < minutes <= MOST_MINUTES:
+        raise ValueError(f"--minutes must be above 0 and at most {MOST_MINUTES}, not {minutes}")
     console = Console()
     weights = ["--use-dummy-weights"] if use_dummy_weights else []
     _headline(console, f"1. {model}")

@@ -50,8 +50,13 @@ class ServerOptions:
     seed: Annotated[int, _model("Of dummy weights and unseeded sampling.", "--seed")] = DEFAULTS.seed
 
     policy: Annotated[
-        str, _scheduling("fcfs, mlfq, sj-mlfq, srpt, or package.module:Class.", "--policy", "--sched-policy")
-    ] = DEFAULTS.policy
+        str | None,
+        _scheduling(
+            f"fcfs, mlfq, sj-mlfq, srpt, or package.module:Class; default: {DEFAULTS.policy}.",
+            "--policy",
+            "--sched-policy",
+        ),
+    ] = None
     use_skip_join: Annotated[
         bool, _scheduling("With mlfq: the same as --policy sj-mlfq.", "--use-skip-join")
     ] = False
@@ -91,11 +96,12 @@ class ServerOptions:
         Raises:
             ValueError: skip-join asked for with a policy that has no queues to skip.
         """
-        if not self.use_skip_join or self.policy == "sj-mlfq":
-            return self.policy
-        if self.policy == "mlfq":
+        policy = self.policy or DEFAULTS.policy
+        if not self.use_skip_join or policy == "sj-mlfq":
+            return policy
+        if policy == "mlfq":
             return "sj-mlfq"
-        raise ValueError(f"--use-skip-join goes with --policy mlfq or sj-mlfq, not {self.policy}")
+        raise ValueError(f"--use-skip-join goes with --policy mlfq or sj-mlfq, not {policy}")
 
     def to_engine_config(self) -> EngineConfig:
         """Raises ValueError for a value out of range, naming it, and for what would take a start to fail."""

@@ -192,7 +192,7 @@ def _system(server: ServerOptions, backend: str, url: str | None, port: int | No
         return Attached(url, name="openai" if backend == "fastgen" else backend, model=model), "completions"
     named = policy_of(backend)
     if named is not None:
-        if server.effective_policy not in (named, ServerOptions().policy):
+        if server.policy is not None and server.effective_policy != named:
             raise ValueError(f"--backend {backend} and --policy {server.policy} contradict each other")
         server = dataclasses.replace(server, policy=named)
     return FastGen(server, port=port), "completions"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,18 @@ class TorchRunner:
             rows = torch.tensor(last, dtype=torch.int64, device=self.device)
         logits: Tensor = self.model(tokens, batch, self.pool, rows)
         return logits
+
+    @contextmanager
+    def larger_pool(self, num_blocks: int) -> Iterator[None]:
+        """Meanwhile computes in a pool of at least so many blocks; what is in its own is kept."""
+        own = self.pool, self.num_device_blocks
+        if num_blocks > self.num_device_blocks:
+            self.pool = self.pool.new_empty(num_blocks, *self.pool.shape[1:])
+            self.num_device_blocks = num_blocks
+        try:
+            yield
+        finally:
+            self.pool, self.num_device_blocks = own
 
     def close(self) -> None:
         self.copies.close()
