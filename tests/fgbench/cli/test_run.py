@@ -124,6 +124,7 @@ def test_a_server_that_refuses_every_warmup_is_not_measured(fake_server, tmp_pat
         (["--url", "http://h:1", "--port", "8"], "--port is for a server to be started"),
         (["--url", "::"], "--url must look like"),
         (["--backend", "fastgen-fcfs", "--policy", "srpt"], "contradict"),
+        (["--backend", "fastgen-fcfs", "--policy", "sj-mlfq"], "contradict"),  # the default, but said aloud
         (["--backend", "fastserve"], "say where"),
         (["--dataset", "synthetic", "--dataset-name", "sharegpt"], "contradict"),
     ],
