@@ -101,11 +101,15 @@ async def test_generate_has_no_usage_and_is_taken_at_its_word(fake_server):
 async def test_sigint_keeps_what_ended_and_drops_the_rest(fake_server):
     fake_server.misbehave = {5: "hang"}
     records = []
-    asyncio.get_running_loop().call_later(0.3, os.kill, os.getpid(), signal.SIGINT)
+
+    def keep(record):
+        records.append(record)
+        asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), signal.SIGINT)
+
     before = signal.getsignal(signal.SIGINT)
     requests = [*specs(4, 5), RequestSpec(2, 30.0, IDS, 3, 4)]
     state = LoadState.of(requests)
-    outcome = await run_load(requests, target_of(fake_server), records.append, state=state)
+    outcome = await run_load(requests, target_of(fake_server), keep, state=state)
     assert outcome == "interrupted"
     assert [r.index for r in records] == [0]
     assert (state.sent, state.ok, state.in_flight) == (2, 1, 1)
