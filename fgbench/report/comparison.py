@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from fgbench.metrics.statistics import Distribution
@@ -32,6 +32,7 @@ class Workload:
     """What two runs must share, besides the rate, for their figures to be comparable."""
 
     model: str
+    """The last part of its name: servers of other makes call a model by the path of its folder."""
     dataset: str
     num_prompts: int
     seed: int
@@ -43,7 +44,7 @@ class Workload:
     def of(cls, info: dict[str, Any]) -> Workload:
         work = info.get("workload") or {}
         return cls(
-            model=str(info.get("model", "unknown")),
+            model=PurePath(str(info.get("model", "unknown"))).name,
             dataset=str(work.get("dataset", "unknown")),
             num_prompts=int(work.get("num_prompts") or 0),
             seed=int(work.get("seed") or 0),
@@ -52,9 +53,8 @@ class Workload:
         )
 
     def describe(self) -> str:
-        model = Path(self.model).name if Path(self.model).is_absolute() else self.model
         return (
-            f"{model} on {self.dataset}, {self.num_prompts} prompts, seed {self.seed}, "
+            f"{self.model} on {self.dataset}, {self.num_prompts} prompts, seed {self.seed}, "
             f"{self.arrivals} arrivals"
         )
 

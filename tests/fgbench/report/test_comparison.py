@@ -84,6 +84,15 @@ def test_different_workloads_are_kept_apart_and_the_difference_is_said() -> None
     assert said == "number of prompts (4, 5) and seed (0, 1)"
 
 
+def test_a_model_is_the_same_by_its_name_and_by_the_path_of_its_folder() -> None:
+    ours, theirs, other = (fake_run(name, 1.0) for name in ("fastgen", "vllm", "vllm"))
+    theirs.info["model"] = "/models/smollm2-135m"
+    other.info["model"] = "/models/smollm2-360m"
+    (comparison,) = compare([ours, theirs])
+    assert comparison.labels == ["fastgen", "vllm"]
+    assert len(compare([ours, theirs, other])) == 2
+
+
 def test_one_backend_with_other_settings_is_labelled_by_what_differs() -> None:
     runs = [
         fake_run("fastgen", settings={"max_batch_size": 8, "block_size": 16}),
