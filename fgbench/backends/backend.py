@@ -23,7 +23,6 @@ class Served:
     model: str
     """The name to ask for; empty where the server has no list of models."""
     vocab_size: int | None = None
-    max_model_len: int | None = None
 
 
 class Backend(Protocol):

@@ -77,7 +77,7 @@ def ask_served(url: str, wanted: str | None = None) -> Served:
     if wanted is not None and wanted not in names:
         raise BackendError(f"the server at {url} serves {', '.join(names)}, not {wanted}")
     model = known[names.index(wanted) if wanted else 0]
-    return Served(url, str(model["id"]), _count(model.get("vocab_size")), _count(model.get("max_model_len")))
+    return Served(url, str(model["id"]), _count(model.get("vocab_size")))
 
 
 def _get(url: str) -> tuple[int | None, Any]:

@@ -22,7 +22,6 @@ class ModelError(ValueError):
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
     name: str
-    description: str
     shape: ModelShape
     hub_id: str
     """On the Hugging Face hub."""
@@ -54,7 +53,7 @@ def _opt(size: str, layers: int, hidden: int, heads: int, embed: int | None = No
         pre_norm=embed is None,
         activation="relu",
     )
-    return CatalogEntry(f"opt-{size}", f"OPT {size.upper()}", shape, f"facebook/opt-{size}")
+    return CatalogEntry(f"opt-{size}", shape, f"facebook/opt-{size}")
 
 
 def _llama(
@@ -95,7 +94,6 @@ def _llama(
 _ENTRIES = (
     CatalogEntry(
         "smollm2-135m",
-        "SmolLM2 135M Instruct: the default, small enough for any machine",
         _llama(
             vocab=49152,
             hidden=576,
@@ -127,7 +125,6 @@ _ENTRIES = (
     _opt("66b", layers=64, hidden=9216, heads=72),
     CatalogEntry(
         "llama-2-7b",
-        "Llama 2 7B",
         _llama(
             vocab=32000, hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, max_position=4096
         ),
@@ -135,7 +132,6 @@ _ENTRIES = (
     ),
     CatalogEntry(
         "llama-2-13b",
-        "Llama 2 13B",
         _llama(
             vocab=32000, hidden=5120, intermediate=13824, layers=40, heads=40, kv_heads=40, max_position=4096
         ),
@@ -143,7 +139,6 @@ _ENTRIES = (
     ),
     CatalogEntry(
         "llama-3-8b",
-        "Llama 3 8B (grouped-query attention)",
         _llama(
             vocab=128256,
             hidden=4096,
@@ -160,7 +155,6 @@ _ENTRIES = (
     ),
     CatalogEntry(
         "tinyllama-1.1b",
-        "TinyLlama 1.1B Chat",
         _llama(
             vocab=32000, hidden=2048, intermediate=5632, layers=22, heads=32, kv_heads=4, max_position=2048
         ),
@@ -168,7 +162,6 @@ _ENTRIES = (
     ),
     CatalogEntry(
         "qwen2.5-0.5b",
-        "Qwen2.5 0.5B (bias on queries, keys and values)",
         _llama(
             vocab=151936,
             hidden=896,

@@ -146,10 +146,6 @@ class EngineClient:
         if self.state != "ready":
             raise EngineError(f"the engine is {self.state}: {self.message}")
 
-    @property
-    def num_open(self) -> int:
-        return len(self._streams)
-
     def _send(self, command: messages.Command) -> None:
         assert self._writer is not None
         self._writer.write(messages.frame(command))

@@ -13,6 +13,7 @@ from fgengine import Engine, EngineConfig, SamplingParams
 from fgengine.execution.runner import TorchRunner
 from fgengine.model.catalog import shape_of
 from fgengine.model.store import pull
+from fgengine.ops.cpu.linear import OwnLinear, pack_linear
 from fgengine.plan import PlanItem, StepPlan
 from fgengine.request import Request
 from fgengine.text import TextCodec
@@ -48,19 +49,35 @@ def test_logits_equal_transformers_at_every_position(folder: Path) -> None:
     runner.close()
 
 
-def test_answers_stay_the_same_under_pressure(folder: Path) -> None:
+def exact_dtypes() -> list[str]:
+    """Float32, and bfloat16 where the kernels are our own: they sum in an order that no batch changes."""
+    packed = pack_linear(torch.ones(32, 32, dtype=torch.bfloat16), None)
+    return ["float32", "bfloat16"] if isinstance(packed, OwnLinear) else ["float32"]
+
+
+def test_a_chat_is_answered_and_ends(folder: Path) -> None:
+    codec = TextCodec.load(folder)
+    engine = Engine.from_config(config(num_device_blocks=60))
+    prompt = codec.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
+    (answer,) = engine.generate([prompt], SamplingParams(max_tokens=24, temperature=0.0))
+    engine.close()
+    assert answer.finish_reason == "stop"
+    assert "Paris" in codec.decode(answer.tokens[answer.prompt_len :])
+
+
+@pytest.mark.parametrize("dtype", exact_dtypes())
+def test_answers_stay_the_same_under_pressure(folder: Path, dtype: str) -> None:
     codec = TextCodec.load(folder)
     questions = ["What is the capital of France?", "What is the capital of Italy?", "Name three colors."]
     prompts = [codec.encode_chat([{"role": "user", "content": question}]) for question in questions]
-    ample = Engine.from_config(config(num_device_blocks=60))
-    (answer,) = ample.generate(prompts[:1], SamplingParams(max_tokens=24, temperature=0.0))
-    assert answer.finish_reason == "stop"
-    assert "Paris" in codec.decode(answer.tokens[answer.prompt_len :])
     params = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+    ample = Engine.from_config(config(dtype=dtype, num_device_blocks=60))
     alone = [ample.generate([prompt], params)[0] for prompt in prompts]
     ample.close()
-    tight = Engine.from_config(config(num_device_blocks=10, max_batch_size=3))
-    crowd = tight.generate([*prompts, *reversed(prompts)], params)
-    assert tight.stats()["offloaded_blocks"] + tight.stats()["recomputed_tokens"] > 0
-    tight.close()
-    assert [r.tokens for r in crowd] == [r.tokens for r in [*alone, *reversed(alone)]]
+    for swap_space in (2**28, 0):
+        settings = {"dtype": dtype, "num_device_blocks": 10, "max_batch_size": 3}
+        tight = Engine.from_config(config(swap_space_bytes=swap_space, **settings))
+        crowd = tight.generate([*prompts, *reversed(prompts)], params)
+        assert tight.stats()["offloaded_blocks" if swap_space else "recomputed_tokens"] > 0
+        tight.close()
+        assert [r.tokens for r in crowd] == [r.tokens for r in [*alone, *reversed(alone)]]

@@ -33,18 +33,13 @@ def test_attached_waits_and_says_what_the_server_is_doing(fake_server, tmp_path)
     said = []
     served = Attached(fake_server.url + "/v1").start(tmp_path / "log", said.append)
     assert said == [f"asking {fake_server.url}", "loading the model"]
-    assert (served.url, served.model, served.vocab_size, served.max_model_len) == (
-        fake_server.url,
-        "fake",
-        512,
-        2048,
-    )
+    assert (served.url, served.model, served.vocab_size) == (fake_server.url, "fake", 512)
 
 
 def test_models_are_chosen_by_name(fake_server):
-    fake_server.models = [{"id": "a"}, {"id": "b", "max_model_len": 9}]
+    fake_server.models = [{"id": "a"}, {"id": "b", "vocab_size": 9}]
     assert ask_served(fake_server.url).model == "a"
-    assert ask_served(fake_server.url, "b").max_model_len == 9
+    assert ask_served(fake_server.url, "b").vocab_size == 9
     with pytest.raises(BackendError, match="serves a, b, not c"):
         ask_served(fake_server.url, "c")
     fake_server.models = []

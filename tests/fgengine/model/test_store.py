@@ -168,7 +168,7 @@ def tiny_shape(gguf_file: Path, tmp_path: Path) -> ModelShape:
 
 @pytest.fixture
 def tiny(tiny_wheel: WheelFile, tiny_shape: ModelShape, monkeypatch: pytest.MonkeyPatch) -> CatalogEntry:
-    entry = CatalogEntry("tiny", "", tiny_shape, "someone/tiny", weights=tiny_wheel)
+    entry = CatalogEntry("tiny", tiny_shape, "someone/tiny", weights=tiny_wheel)
     monkeypatch.setitem(catalog.CATALOG, "tiny", entry)
     return entry
 
