@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from fgbench.report.comparison import Comparison, Workload
     from fgbench.results.run import Run
 
+T = TypeVar("T")
 MOST_FOLDERS = 500
 """Newest run folders looked at when none are named."""
 
@@ -82,32 +85,30 @@ def _newest(results: Path, console: Console) -> list[Run]:
         ValueError: there are none.
     """
     from fgbench.report.comparison import Workload, newest_comparable
-    from fgbench.results.run import find_runs
+    from fgbench.results.run import find_runs, has_requests, read_info, read_run
 
-    read = [_read_or_tell(path, console) for path in find_runs(results)[-MOST_FOLDERS:]]
-    usable = [run for run in read if run is not None and run.records]
-    found = newest_comparable(usable)
+    def told(read: Callable[[Path], T], path: Path) -> T | None:
+        """None: it is damaged, which must not keep the others from being compared."""
+        try:
+            return read(path)
+        except ValueError as error:
+            console.print(f"Left out: {error}", style="yellow", soft_wrap=True, markup=False)
+            return None
+
+    paths = [path for path in find_runs(results)[-MOST_FOLDERS:] if has_requests(path)]
+    infos = [(path, info) for path in paths if (info := told(read_info, path)) is not None]
+    workloads = [Workload.of(info) for _, info in infos]
+    same = [path for (path, _), work in zip(infos, workloads, strict=True) if work == workloads[-1]]
+    found = newest_comparable([run for path in same if (run := told(read_run, path)) is not None])
     if not found:
         raise ValueError(f"{results} holds no run with finished requests; 'fgbench run' makes one")
-    others = sum(Workload.of(run.info) != Workload.of(found[0].info) for run in usable)
-    if others:
+    if others := len(infos) - len(same):
         console.print(
             f"Left out: {others} older runs on other workloads; name folders to choose.",
             style="dim",
             soft_wrap=True,
         )
     return found
-
-
-def _read_or_tell(path: Path, console: Console) -> Run | None:
-    """None: it is damaged, which must not keep the others from being compared."""
-    from fgbench.results.run import read_run
-
-    try:
-        return read_run(path)
-    except ValueError as error:
-        console.print(f"Left out: {error}", style="yellow", soft_wrap=True, markup=False)
-        return None
 
 
 def _show(comparison: Comparison, stem: Path, console: Console, as_json: bool) -> dict[str, object]:

@@ -49,6 +49,20 @@ def read_run(path: str | Path) -> Run:
         ValueError: ``path`` is no run folder, its run.json is damaged, or a later version wrote it.
     """
     folder = Path(path)
+    return Run(folder, read_info(folder), tuple(_records(folder / REQUESTS_FILE)))
+
+
+def has_requests(folder: Path) -> bool:
+    """Whether a request had ended and is whole on disk, told from the first one alone."""
+    requests = folder / REQUESTS_FILE
+    if not requests.is_file():
+        return False
+    with requests.open("rb") as lines:
+        return lines.readline().endswith(b"\n")
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """run.json alone: a fraction of a folder's bytes. Raises ValueError as ``read_run`` does."""
     info_path = folder / RUN_FILE
     try:
         info = json.loads(info_path.read_text(encoding="utf-8"))
@@ -62,7 +76,7 @@ def read_run(path: str | Path) -> Run:
         raise ValueError(
             f"{info_path} was written by a newer fgbench (version {info['version']}, this reads {VERSION})"
         )
-    return Run(folder, info, tuple(_records(folder / REQUESTS_FILE)))
+    return info
 
 
 def find_runs(root: str | Path) -> list[Path]:

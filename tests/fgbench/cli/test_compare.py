@@ -116,3 +116,26 @@ def test_what_is_not_there_is_named(tmp_path: Path, arguments: list[str]) -> Non
     result = runner.invoke(app, [argument.format(run=run) for argument in arguments])
     assert isinstance(result.exception, ValueError)
     assert "nowhere" in str(result.exception) or "no run is called x" in str(result.exception)
+
+
+def test_only_the_runs_on_the_newest_workload_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hundreds of folders, megabytes each, the requests of a few matter."""
+    from fgbench.results import run as folders
+
+    for name, seed in (("1_old", 1), ("2_a", 0), ("3_b", 0), ("4_cut-off", 2)):
+        (tmp_path / name).mkdir()
+        workload = {"dataset": "d", "num_prompts": 1, "seed": seed, "rate": 1.0, "arrivals": "poisson"}
+        info = {"version": 1, "status": "complete", "model": "m", "fingerprint": name, "workload": workload}
+        (tmp_path / name / "run.json").write_text(json.dumps(info | {"backend": {"name": name}}))
+        line = '{"index": 0, "scheduled": 0, "sent": 0, "prompt_tokens": 1, "asked_tokens": 1'
+        line += ', "output_tokens": 1, "first_token": 1.0, "last_token": 1.0, "finished": 1.0}\n'
+        (tmp_path / name / "requests.jsonl").write_text(line[:20] if "cut" in name else line)
+    read: list[str] = []
+    whole = folders.read_run
+    monkeypatch.setattr(folders, "read_run", lambda path: (read.append(path.name), whole(path))[1])
+    result = runner.invoke(app, ["--results", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert read == ["2_a", "3_b"]
+    assert "1 older runs on other workloads" in result.output
