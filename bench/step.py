@@ -11,17 +11,17 @@ import argparse
 import json
 import random
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from fgengine.ceilings import measure_ceilings
 from fgengine.config import EngineConfig
 from fgengine.execution.runner import TorchRunner
 from fgengine.model.catalog import shape_of
+from fgengine.physics import Ceilings, floor_of
 from fgengine.plan import PlanItem, StepPlan
 from fgengine.request import Request, SamplingParams
 
@@ -44,9 +44,11 @@ def main() -> None:
         model=options.model, device=options.device, num_device_blocks=1024, swap_space_bytes=0, block_size=16
     )
     runner = TorchRunner.create(config, shape_of(options.model), None)
-    bandwidth, rate = read_bandwidth(runner), matmul_rate(runner)
-    rows = [measure(runner, "decode", b, c, options.repeats, bandwidth, rate) for b, c in DECODES]
-    rows += [measure(runner, "prefill", 1, n, options.repeats, bandwidth, rate) for n in PREFILLS]
+    ceilings = measure_ceilings(
+        runner.device, runner.dtype, runner.shape.num_parameters * runner.dtype.itemsize
+    )
+    rows = [measure(runner, "decode", b, c, options.repeats, ceilings) for b, c in DECODES]
+    rows += [measure(runner, "prefill", 1, n, options.repeats, ceilings) for n in PREFILLS]
     about = {
         "model": options.model,
         "device": runner.device_name,
@@ -54,12 +56,13 @@ def main() -> None:
         "ops": runner.model.ops.name,
         "threads": options.threads,
         "torch": torch.__version__,
-        "read_bytes_per_second": bandwidth,
-        "matmul_flops_per_second": rate,
+        "read_bytes_per_second": ceilings.bytes_per_second,
+        "matmul_flops_per_second": ceilings.flops_per_second,
     }
     title = (
         f"{options.model} {runner.dtype_name} on {runner.device_name}, {runner.model.ops.name}; "
-        f"reads {bandwidth / 1e9:.1f} GB/s, multiplies {rate / 1e9:.0f} GFLOP/s"
+        f"reads {ceilings.bytes_per_second / 1e9:.1f} GB/s, "
+        f"multiplies {ceilings.flops_per_second / 1e9:.0f} GFLOP/s"
     )
     table = Table(
         "step", "requests", "context", "median ms", "best ms", "floor ms", "median / floor", title=title
@@ -72,19 +75,12 @@ def main() -> None:
 
 
 def measure(
-    runner: TorchRunner, step: str, requests: int, context: int, repeats: int, bandwidth: float, rate: float
+    runner: TorchRunner, step: str, requests: int, context: int, repeats: int, ceilings: Ceilings
 ) -> dict[str, Any]:
     """One kind of step; the floor is what its bytes or its arithmetic take at the measured rates."""
-    shape, width = runner.shape, runner.dtype.itemsize
-    new = context if step == "prefill" else 1
-    tokens, attended = requests * new, requests * (context if new == 1 else context * (context + 1) // 2)
-    head = shape.vocab_size * (shape.embed_dim or shape.hidden_size)
-    # The embedding is looked up, not multiplied; a tied one is multiplied as the head.
-    layers = shape.num_parameters - head * (1 if shape.tied_embeddings else 2)
-    read = (layers + head) * width + requests * context * shape.kv_bytes_per_token(width)
-    scores = 4 * attended * shape.num_heads * shape.head_dim * shape.num_layers
-    floor = max(read / bandwidth, (2 * layers * tokens + 2 * head * requests + scores) / rate)
-    plan = plan_of(runner, requests, context, new)
+    plan = plan_of(runner, requests, context, context if step == "prefill" else 1)
+    items = [(item.start, item.num_tokens) for item in plan.items]
+    floor = floor_of(items, runner.shape, runner.dtype.itemsize, ceilings).seconds
     runner.execute(plan)
     seconds = [runner.execute(plan).seconds for _ in range(repeats)]
     median = statistics.median(seconds)
@@ -111,30 +107,6 @@ def plan_of(runner: TorchRunner, requests: int, context: int, new: int) -> StepP
         request = Request.new(str(n), tokens, PARAMS, 0.0)
         items.append(PlanItem(request, context - new, new, free[n * need : (n + 1) * need], True))
     return StepPlan(0, items)
-
-
-def read_bandwidth(runner: TorchRunner) -> float:
-    """Bytes per second, from adding up more than any cache holds."""
-    data = torch.ones(2**27, dtype=torch.float32, device=runner.device)
-    return data.nbytes / best_of(runner, data.sum)
-
-
-def matmul_rate(runner: TorchRunner) -> float:
-    """Floating-point operations per second of a large multiplication in the model's dtype."""
-    size = 8192 if runner.device.type == "cuda" else 1024
-    a = torch.randn(size, size, dtype=runner.dtype, device=runner.device)
-    return 2.0 * size**3 / best_of(runner, lambda: a @ a)
-
-
-def best_of(runner: TorchRunner, work: Callable[[], object], repeats: int = 10) -> float:
-    seconds = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        work()
-        if runner.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])
 
 
 if __name__ == "__main__":
