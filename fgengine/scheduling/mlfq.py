@@ -89,13 +89,6 @@ class MLFQ(Policy):
     def level_of(self, request: Request) -> int:
         return self._jobs[request.id].level
 
-    def queue_lengths(self) -> list[int]:
-        """Jobs in each queue, down to the last one in use."""
-        lengths = [len(level) for level in self._levels]
-        while lengths and lengths[-1] == 0:
-            lengths.pop()
-        return lengths
-
     def _level_for_next(self, request: Request) -> int:
         """Where its next iteration fits, else it would be cut off there again (section 4.1)."""
         return self.level_that_fits(self.cost.iteration_seconds(request.num_computed, request.num_pending))

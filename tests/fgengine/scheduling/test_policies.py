@@ -69,7 +69,7 @@ def test_mlfq_demotes_whoever_used_its_quantum_to_the_back() -> None:
     assert order(policy) == "ab"
     ran(policy, a, 0.1, 4.1)
     assert (order(policy), policy.level_of(a)) == ("ba", 2)
-    assert policy.queue_lengths() == [0, 1, 1]
+    assert policy.level_of(b) == 1
 
 
 def test_a_new_job_overtakes_those_that_have_sunk() -> None:
