@@ -9,7 +9,7 @@ from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Offloading = Literal["reactive", "proactive"]
+Offloading = Literal["none", "reactive", "proactive", "recompute", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,15 @@ class EngineConfig:
     policy: str = "sj-mlfq"
     """A registered policy's name, or ``package.module:Class``."""
     starvation_limit: float = 30.0
-    """MLFQ's alpha: seconds a job may wait since it last ran before it is promoted to the first queue."""
+    """MLFQ's alpha: seconds a job may wait since it last ran before it is promoted to the first queue.
+    Under sjf: a request is never overtaken by one that arrived more than this later."""
+    predictor: str = "learned"
+    """Where sjf and sprpt take output lengths from: ``oracle``, ``noisy:SIGMA`` or ``learned``."""
     max_batch_size: int = 16
     max_tokens_per_batch: int = 2048
     """New tokens computed in one step. A longer prompt is computed over several steps."""
+    chunked_prefill: bool = False
+    """Cut every prompt so that it fills the tokens that a step's decodes leave over."""
     max_model_len: int | None = None
     """Longest prompt + output; None: what the model was made for."""
 
@@ -50,6 +55,10 @@ class EngineConfig:
     swap_space_bytes: int = 2 * 1024**3
     """Size of the host pool; 0: an evicted request is recomputed."""
     offloading: Offloading = "reactive"
+    """What becomes of a preempted request's KV when others need the room. ``none``: nothing, a request is
+    admitted only with room for its longest; ``reactive``: swapped to the host; ``proactive``: swapped ahead
+    of need (the paper's); ``recompute``: thrown away; ``auto``: swapped or thrown away, whichever the cost
+    model says is sooner undone. A full host pool always means thrown away."""
     profile: Path | None = None
     """A profile written by ``fgengine.profiler``; None: measured when the policy needs one."""
 

@@ -14,6 +14,7 @@ from fgengine.kv.transfer import CopyEngine
 from fgengine.plan import StepPlan, StepResult, TokenEvent
 from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_class
+from fgengine.scheduling.predictor import Predictor
 from fgengine.scheduling.scheduler import Limits, RequestRefused, Scheduler
 
 __all__ = ["Engine", "RequestRefused", "Runner", "TokenEvent"]
@@ -35,6 +36,7 @@ class Engine:
         *,
         model_name: str = "",
         vocab_size: int = 2**31,
+        predictor: Predictor | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -42,6 +44,7 @@ class Engine:
         self.clock = clock
         self.model_name = model_name
         self.vocab_size = vocab_size
+        self.predictor = predictor
         self._ids = count()
 
     @classmethod
@@ -54,6 +57,7 @@ class Engine:
         from fgengine import profiler
         from fgengine.execution.runner import TorchRunner
         from fgengine.model import catalog, store
+        from fgengine.scheduling.predictor import make_predictor
 
         policy = policy_class(config.policy)  # a misspelt name should not cost a model load
         shape = catalog.shape_of(config.model)
@@ -65,18 +69,23 @@ class Engine:
             )
         report(f"loading {config.model}")
         runner = TorchRunner.create(config, shape, folder)
-        cost = profiler.ensure(config, runner, report).cost if policy.needs_cost else None
+        needs_cost = policy.needs_cost or config.offloading == "auto"
+        cost = profiler.ensure(config, runner, report).cost if needs_cost else None
+        predictor = make_predictor(config.predictor, config.model) if policy.needs_predictor else None
+        context = PolicyContext(cost, config.starvation_limit, config.max_batch_size, predictor)
         scheduler = Scheduler(
-            make_policy(config.policy, PolicyContext(cost, config.starvation_limit)),
+            make_policy(config.policy, context),
             KVManager(runner.num_device_blocks, runner.num_host_blocks, config.block_size),
             Limits(
                 max_batch_size=config.max_batch_size,
                 max_tokens_per_batch=config.max_tokens_per_batch,
+                chunked_prefill=config.chunked_prefill,
                 max_model_len=runner.max_model_len,
                 eos_token_ids=frozenset(shape.eos_token_ids),
                 block_bytes=runner.block_bytes,
             ),
-            proactive=config.offloading == "proactive",
+            offloading=config.offloading,
+            cost=cost,
         )
         return cls(
             scheduler,
@@ -85,6 +94,7 @@ class Engine:
             WallClock(),
             model_name=config.model,
             vocab_size=shape.vocab_size,
+            predictor=predictor,
         )
 
     @property
@@ -99,14 +109,25 @@ class Engine:
         """Whether ``step`` has something to do: a request, or a copy whose blocks are still to be freed."""
         return self.scheduler.has_work or self.scheduler.kv.transfers_in_flight > 0
 
-    def add(self, id: str, prompt: list[int], params: SamplingParams) -> Request:
-        """Queue a request. Raises RequestRefused, with the reason, for one that could never run."""
+    def add(
+        self,
+        id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        user: str = "",
+        arrival: float | None = None,
+    ) -> Request:
+        """Queue a request that came at ``arrival`` (seconds on the engine's clock; None: now).
+
+        Raises RequestRefused, with the reason, for one that could never run.
+        """
         if not prompt:
             raise RequestRefused("the prompt is empty; it needs at least one token")
         if min(prompt) < 0 or max(prompt) >= self.vocab_size:
             raise RequestRefused(f"the prompt has token ids outside 0 .. {self.vocab_size - 1}")
         now = self.clock.now()
-        request = Request.new(id, prompt, params, now)
+        request = Request.new(id, prompt, params, now if arrival is None else min(arrival, now), user)
         self.scheduler.add(request, now)
         return request
 
@@ -158,3 +179,5 @@ class Engine:
 
     def close(self) -> None:
         self.copies.close()
+        if self.predictor is not None:
+            self.predictor.close()

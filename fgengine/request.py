@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,8 +64,10 @@ class Request:
     params: SamplingParams
     arrival: float
     """Seconds on the engine's clock."""
-    tokens: list[int]
+    tokens: MutableSequence[int]
     """Prompt, then generated tokens: all that is known."""
+    user: str = ""
+    """On whose behalf; fair policies share the machine among users."""
     num_computed: int = 0
     """Leading tokens whose keys and values exist (on the device, on the host or on the way)."""
     logprobs: list[float] = field(default_factory=list)
@@ -83,7 +86,9 @@ class Request:
     """Seconds spent in each phase that has ended. Once finished they sum to the JCT on the engine's clock."""
 
     @classmethod
-    def new(cls, id: str, prompt: list[int], params: SamplingParams, arrival: float) -> Request:
+    def new(
+        cls, id: str, prompt: list[int], params: SamplingParams, arrival: float, user: str = ""
+    ) -> Request:
         if not prompt:
             raise ValueError("a prompt needs at least one token")
         return cls(
@@ -92,6 +97,7 @@ class Request:
             params=params,
             arrival=arrival,
             tokens=list(prompt),
+            user=user,
             phase_since=arrival,
         )
 

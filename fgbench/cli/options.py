@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from fgengine.config import Device, Dtype, EngineConfig
+from fgengine.config import Device, Dtype, EngineConfig, Offloading
 
 GIB = 1024**3
 DEFAULTS = EngineConfig()
@@ -52,7 +52,7 @@ class ServerOptions:
     policy: Annotated[
         str | None,
         _scheduling(
-            f"fcfs, mlfq, sj-mlfq, srpt, or package.module:Class; default: {DEFAULTS.policy}.",
+            f"One of 'fgbench policies', or package.module:Class; default: {DEFAULTS.policy}.",
             "--policy",
             "--sched-policy",
         ),
@@ -61,14 +61,27 @@ class ServerOptions:
         bool, _scheduling("With mlfq: the same as --policy sj-mlfq.", "--use-skip-join")
     ] = False
     starvation_limit: Annotated[
-        float, _scheduling("Seconds without a run until MLFQ promotes a job.", "--starvation-limit")
+        float,
+        _scheduling("Seconds of waiting after which MLFQ promotes; the aging of sjf.", "--starvation-limit"),
     ] = DEFAULTS.starvation_limit
+    predictor: Annotated[
+        str,
+        _scheduling("Output lengths for sjf and sprpt: oracle, noisy:SIGMA or learned.", "--predictor"),
+    ] = DEFAULTS.predictor
     max_batch_size: Annotated[int, _scheduling("Requests in one step.", "--max-batch-size")] = (
         DEFAULTS.max_batch_size
     )
     max_tokens_per_batch: Annotated[
         int, _scheduling("New tokens in one step; longer prompts are chunked.", "--max-tokens-per-batch")
     ] = DEFAULTS.max_tokens_per_batch
+    chunked_prefill: Annotated[
+        bool,
+        _scheduling(
+            "Cut prompts to fill what decodes leave of --max-tokens-per-batch.",
+            "--chunked-prefill",
+            "--enable-chunked-prefill",
+        ),
+    ] = DEFAULTS.chunked_prefill
     profile: Annotated[
         Path | None,
         _scheduling("Cost model from 'fgbench profile'.", "--profile", "--profiling-file"),
@@ -85,9 +98,12 @@ class ServerOptions:
     swap_space: Annotated[
         float, _memory("Host memory for evicted KV, GiB; 0: recompute.", "--swap-space")
     ] = DEFAULTS.swap_space_bytes / GIB
+    offloading: Annotated[
+        Offloading, _memory("What becomes of preempted KV when room is needed.", "--offloading")
+    ] = DEFAULTS.offloading
     proactive_offloading: Annotated[
-        bool, _memory("Offload KV before the device is full.", "--proactive-offloading")
-    ] = DEFAULTS.offloading == "proactive"
+        bool, _memory("The same as --offloading proactive.", "--proactive-offloading")
+    ] = False
 
     @property
     def effective_policy(self) -> str:
@@ -133,7 +149,9 @@ class ServerOptions:
             num_device_blocks=self.num_device_blocks,
             device_memory_utilization=self.gpu_memory_utilization,
             swap_space_bytes=int(self.swap_space * GIB),
-            offloading="proactive" if self.proactive_offloading else "reactive",
+            offloading="proactive" if self.proactive_offloading else self.offloading,
+            predictor=self.predictor,
+            chunked_prefill=self.chunked_prefill,
             profile=self.profile,
         )
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sortedcontainers import SortedDict
 
 from fgengine.cost import CostModel
 from fgengine.request import Request
+
+if TYPE_CHECKING:
+    from fgengine.scheduling.predictor import Predictor
 
 Priority = tuple[float, ...]
 """Compared as a tuple; the smaller runs sooner."""
@@ -33,6 +36,10 @@ class PolicyContext:
     """Present when the policy's ``needs_cost`` is true, else perhaps not."""
     starvation_limit: float = 30.0
     """Seconds."""
+    max_batch_size: int = 16
+    """Requests in one step, at most."""
+    predictor: Predictor | None = None
+    """Present when the policy's ``needs_predictor`` is true, else perhaps not."""
 
 
 class Policy(ABC):
@@ -40,7 +47,10 @@ class Policy(ABC):
 
     summary: ClassVar[str] = ""
     """One line for lists of policies."""
+    paper: ClassVar[str] = ""
+    """Where it comes from: ``FastServe, NSDI'26``."""
     needs_cost: ClassVar[bool] = False
+    needs_predictor: ClassVar[bool] = False
 
     def __init__(self, context: PolicyContext) -> None:
         self.context = context
@@ -54,9 +64,10 @@ class Policy(ABC):
 
     @abstractmethod
     def order(self, now: float) -> Iterator[Request]:
-        """All requests, the next to run first. Lazy: the scheduler takes about a batch of them.
+        """The requests that may run, the next one first. Lazy: the scheduler takes about a batch of them.
 
-        Nothing is added or removed while the iterator is in use.
+        Nothing is added or removed while the iterator is in use. A request may be left out only as long as
+        another one is given.
         """
 
     @abstractmethod
@@ -64,7 +75,25 @@ class Policy(ABC):
         """The request's place: distinct, and ascending along ``order``."""
 
     def on_step(self, request: Request, seconds: float, now: float) -> None:  # noqa: B027 (may do nothing)
-        """It was in a batch that took ``seconds``, and goes on. Its progress is already updated."""
+        """It was in a batch that took ``seconds``, and goes on. Its progress is already updated.
+
+        A simulation may report several steps of the same batch as one, as far as ``steady_seconds`` allows.
+        """
+
+    def expected_wait(self, request: Request, now: float) -> float:
+        """Seconds until an idle request is expected to run again: the paper's ENST (section 5).
+
+        Of the requests behind the one that needs room, the one with the longest wait leaves the device first,
+        and of those outside the one with the shortest wait comes back first; equal waits go by ``priority``.
+        """
+        return 0.0
+
+    def steady_seconds(self, running: Sequence[Request], now: float) -> float:
+        """For how long steps of this very batch are sure to leave it at the head of the order.
+
+        If nothing arrives, ends or is aborted meanwhile. 0: not known; a simulation then takes every step.
+        """
+        return 0.0
 
 
 class SortedPolicy(Policy):

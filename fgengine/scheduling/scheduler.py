@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
+from fgengine.config import Offloading
+from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager, Where
 from fgengine.kv.transfer import Transfer
 from fgengine.plan import PlanItem, StepPlan, StepResult, TokenEvent
@@ -29,6 +31,7 @@ class Limits:
     max_batch_size: int
     max_tokens_per_batch: int
     max_model_len: int
+    chunked_prefill: bool = False
     eos_token_ids: frozenset[int] = frozenset()
     block_bytes: int = 0
     """KV bytes in a block, for the accounts."""
@@ -66,7 +69,15 @@ class _Draft:
 
 
 class Scheduler:
-    def __init__(self, policy: Policy, kv: KVManager, limits: Limits, *, proactive: bool = False) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        kv: KVManager,
+        limits: Limits,
+        *,
+        offloading: Offloading = "reactive",
+        cost: CostModel | None = None,
+    ) -> None:
         self.policy = policy
         self.kv = kv
         self.limits = limits
@@ -80,7 +91,7 @@ class Scheduler:
         self._running: dict[str, Request] = {}
         """The last batch."""
         self._plan: StepPlan | None = None
-        self._reserve = ArrivalReserve(kv.device.num_blocks) if proactive else None
+        self._reserve = ArrivalReserve(kv.device.num_blocks) if offloading == "proactive" else None
 
     @property
     def has_work(self) -> bool:

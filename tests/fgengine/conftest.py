@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from fgengine.clock import VirtualClock
+from fgengine.config import Offloading
 from fgengine.cost import CostModel, StepShape
 from fgengine.engine import Engine
 from fgengine.kv.manager import KVManager
@@ -107,19 +108,23 @@ def symbolic_engine() -> Callable[..., Engine]:
         max_tokens_per_batch: int = 64,
         max_model_len: int = 256,
         eos: frozenset[int] = frozenset(),
-        proactive: bool = False,
+        offloading: Offloading = "reactive",
+        chunked_prefill: bool = False,
         eager_copies: bool = False,
         starvation_limit: float = 30.0,
         seed: int = 0,
     ) -> Engine:
         clock = VirtualClock()
         machine = SymbolicMachine(clock, COST, block_size, seed, eager_copies)
-        context = PolicyContext(COST, starvation_limit)
+        context = PolicyContext(COST, starvation_limit, max_batch_size)
         scheduler = Scheduler(
             make_policy(policy, context) if isinstance(policy, str) else policy(context),
             KVManager(device_blocks, host_blocks, block_size),
-            Limits(max_batch_size, max_tokens_per_batch, max_model_len, eos, block_bytes=1000),
-            proactive=proactive,
+            Limits(
+                max_batch_size, max_tokens_per_batch, max_model_len, chunked_prefill, eos, block_bytes=1000
+            ),
+            offloading=offloading,
+            cost=COST,
         )
         return Engine(scheduler, machine, machine, clock, vocab_size=2000)
 

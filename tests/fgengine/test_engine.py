@@ -41,7 +41,7 @@ def test_tokens_do_not_depend_on_company_memory_or_copies(
         block_size=4,
         max_batch_size=draw(st.integers(1, 6)),
         max_tokens_per_batch=draw(st.sampled_from([3, 16, 64])),
-        proactive=draw(st.booleans()),
+        offloading=draw(st.sampled_from(["reactive", "proactive"])),
         starvation_limit=draw(st.sampled_from([0.02, 0.2, 30.0])),
         seed=draw(st.integers(0, 1000)),
     )

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fgengine.clock import WallClock
+from fgengine.config import Offloading
 from fgengine.cost import CostModel
 from fgengine.engine import Engine
 from fgengine.execution.runner import TorchRunner
@@ -79,7 +80,7 @@ def build(
     host_blocks: int = 60,
     max_batch_size: int = 4,
     max_tokens_per_batch: int = 256,
-    proactive: bool = False,
+    offloading: Offloading = "reactive",
 ) -> Engine:
     shape = SHAPES[family]
     model = load(shape, None, torch.device("cpu"), torch.float32, 11)
@@ -101,7 +102,8 @@ def build(
         make_policy(policy, context) if isinstance(policy, str) else policy(context),
         runner.kv,
         Limits(max_batch_size, max_tokens_per_batch, shape.max_position, block_bytes=runner.block_bytes),
-        proactive=proactive,
+        offloading=offloading,
+        cost=COST,
     )
     return Engine(scheduler, runner, runner.copies, WallClock(), vocab_size=shape.vocab_size)
 
@@ -136,7 +138,7 @@ def test_the_reference_itself_is_not_trivial(family: str) -> None:
     [
         ("ample", {}),
         ("swap", {"device_blocks": 12}),
-        ("swap ahead of need", {"device_blocks": 16, "proactive": True}),
+        ("swap ahead of need", {"device_blocks": 16, "offloading": "proactive"}),
         ("recompute", {"device_blocks": 12, "host_blocks": 0}),
         ("both", {"device_blocks": 10, "host_blocks": 9}),
         ("pieces", {"device_blocks": 12, "host_blocks": 6, "max_tokens_per_batch": 10}),
