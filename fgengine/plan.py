@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fgengine.kv.transfer import Transfer
 from fgengine.request import Request
 
 
-@dataclass(frozen=True, slots=True)
-class PlanItem:
+class PlanItem(NamedTuple):
     """Compute ``num_tokens`` tokens of ``request`` from position ``start`` on.
 
-    ``blocks`` is the request's device block table, long enough for ``start + num_tokens`` tokens.
+    ``blocks`` is the request's device block table, long enough for ``start + num_tokens`` tokens; it may be
+    longer, and grow as later steps need it to.
     The step yields a new token for the request exactly when ``yields_token``: then the last known
     token has been computed.
     """
@@ -49,8 +50,7 @@ class StepResult:
     """Only for the requests that asked for them."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """A request's new token. On its last one ``request.finish_reason`` is set."""
 
     request: Request

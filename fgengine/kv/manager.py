@@ -59,6 +59,17 @@ class KVManager:
         """The device blocks of a request that is on the device, in token order."""
         return self._holdings[request_id].device
 
+    def table_with_room(self, request_id: str, num_tokens: int) -> list[int] | None:
+        """The request's device blocks if its KV rests there and ``num_tokens`` tokens fit; else None."""
+        holding = self._holdings.get(request_id)
+        if (
+            holding is None
+            or holding.transfer is not None
+            or len(holding.device) * self.block_size < num_tokens
+        ):
+            return None
+        return holding.device
+
     def num_blocks(self, request_id: str) -> int:
         """Blocks the request's KV fills, at whichever tier it is."""
         holding = self._holdings.get(request_id)

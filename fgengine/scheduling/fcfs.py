@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+
 from fgengine.request import Request
 from fgengine.scheduling.policy import Priority, SortedPolicy
 
@@ -13,3 +16,9 @@ class FCFS(SortedPolicy):
 
     def key(self, request: Request) -> Priority:
         return (request.arrival,)
+
+    def on_step(self, request: Request, seconds: float, now: float) -> None:
+        """No progress changes its place."""
+
+    def steady_seconds(self, running: Collection[Request], now: float) -> float:
+        return math.inf

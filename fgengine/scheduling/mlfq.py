@@ -9,9 +9,11 @@ first one it would be cut off after a token and recomputed again at its next tur
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 from fgengine.cost import CostModel
 from fgengine.request import Request
@@ -20,6 +22,8 @@ from fgengine.scheduling.policy import Policy, PolicyContext, Priority
 QUANTUM_RATIO = 2.0
 MAX_LEVELS = 24
 """q1 * 2^23 is a day at a q1 of 10 ms: deeper queues could not be told apart."""
+SPENT = 1.0 - 1e-9
+"""The share of its quantum at which a job has used it: sums of seconds are only nearly equal to quanta."""
 
 
 @dataclass(slots=True)
@@ -27,7 +31,7 @@ class _Job:
     request: Request
     level: int
     serial: int
-    """When it joined its queue, as a running number: FIFO inside the queue."""
+    """When it joined its queue, counted within the queue: FIFO inside the queue."""
     used: float
     """Seconds of its quantum."""
     waiting_since: float
@@ -45,10 +49,13 @@ class MLFQ(Policy):
             raise ValueError("a multi-level feedback queue takes its first quantum from a cost model")
         self.cost: CostModel = context.cost
         self.quanta = [self.cost.min_iteration_seconds * QUANTUM_RATIO**k for k in range(MAX_LEVELS)]
-        self._levels: list[dict[str, _Job]] = [{} for _ in self.quanta]
+        self._before = [0.0, *accumulate(self.quanta)]
+        """Sum of the quanta above queue k."""
+        # Linked lists, not dicts: jobs leave at the front, and a dict would step over the gaps they leave.
+        self._levels: list[OrderedDict[str, _Job]] = [OrderedDict() for _ in self.quanta]
+        self._joined = [0] * MAX_LEVELS
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
         """By ``waiting_since``, the longest wait first: it only ever grows at the end."""
-        self._serial = 0
 
     def entry_level(self, request: Request) -> int:
         return 0
@@ -82,9 +89,39 @@ class MLFQ(Policy):
     def on_step(self, request: Request, seconds: float, now: float) -> None:
         job = self._jobs[request.id]
         job.used += seconds
-        self._stamp(job, now)
-        if job.used >= self.quanta[job.level]:
+        job.waiting_since = now
+        self._jobs.move_to_end(request.id)
+        if job.used >= self.quanta[job.level] * SPENT:
             self._join(job, max(job.level + 1, self._level_for_next(request)))
+
+    def expected_wait(self, request: Request, now: float) -> float:
+        """min(T_promote, T_execute) of section 5.
+
+        T_execute: every job in a queue above may use that queue's quantum and those on its way down to this
+        one; every job ahead in this queue, of which there are at most as many as have joined it since the
+        first, its quantum; a batch uses them side by side.
+        """
+        job = self._jobs[request.id]
+        level = self._levels[job.level]
+        quantum, before = self.quanta[job.level], self._before
+        first = next(iter(level.values()))
+        ahead = min(len(level) - 1, job.serial - first.serial)
+        seconds = ahead * quantum
+        for k in range(job.level):
+            seconds += len(self._levels[k]) * (before[job.level] - before[k])
+        execute = seconds / self.context.max_batch_size
+        promote = self.context.starvation_limit - (now - job.waiting_since)
+        return min(execute, promote) if job.level > 0 else execute
+
+    def steady_seconds(self, running: Collection[Request], now: float) -> float:
+        """Until one of the batch has used its quantum, or somebody may have waited long enough."""
+        left = math.inf
+        for request in running:
+            job = self._jobs[request.id]
+            left = min(left, self.quanta[job.level] * SPENT - job.used)
+        longest = next(iter(self._jobs.values()))
+        promotion = longest.waiting_since + self.context.starvation_limit - now
+        return max(0.0, min(left, promotion) * SPENT)
 
     def level_of(self, request: Request) -> int:
         return self._jobs[request.id].level
@@ -94,11 +131,14 @@ class MLFQ(Policy):
         return self.level_that_fits(self.cost.iteration_seconds(request.num_computed, request.num_pending))
 
     def _promote_starved(self, now: float) -> None:
-        while self._jobs:
-            job = next(iter(self._jobs.values()))
-            if now - job.waiting_since < self.context.starvation_limit:
+        """Those who have waited longest first, in one step no more than it could look at: where many have
+        waited long enough at the same time, the others follow in the next steps."""
+        for _ in range(2 * self.context.max_batch_size):
+            job = next(iter(self._jobs.values()), None)
+            if job is None or now - job.waiting_since < self.context.starvation_limit:
                 return
-            self._stamp(job, now)
+            job.waiting_since = now
+            self._jobs.move_to_end(job.request.id)
             thrown_away = job.request.num_generated > 0 and job.request.num_pending > 1
             level = self._level_for_next(job.request) if thrown_away else 0
             if job.level > level:
@@ -107,15 +147,11 @@ class MLFQ(Policy):
     def _join(self, job: _Job, level: int) -> None:
         """To the back of queue ``level``, with a fresh quantum."""
         self._levels[job.level].pop(job.request.id, None)
-        self._serial += 1
-        job.level = min(level, len(self._levels) - 1)
-        job.serial = self._serial
+        job.level = min(level, MAX_LEVELS - 1)
+        self._joined[job.level] += 1
+        job.serial = self._joined[job.level]
         job.used = 0.0
         self._levels[job.level][job.request.id] = job
-
-    def _stamp(self, job: _Job, now: float) -> None:
-        job.waiting_since = now
-        self._jobs.move_to_end(job.request.id)
 
 
 class SkipJoinMLFQ(MLFQ):

@@ -1,8 +1,11 @@
-"""How much of the device is kept free for arrivals, so that they need not wait for a copy (section 5)."""
+"""Which KV leaves the device, and when: the choices that are not the policy's (section 5)."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
+
+from fgengine.cost import CostModel
 
 RESERVE_WINDOW = 1.0
 """Seconds of arrival history that the reserve is taken from."""
@@ -26,3 +29,16 @@ class ArrivalReserve:
         while self._arrivals and self._arrivals[0][0] < now - RESERVE_WINDOW:
             self._sum -= self._arrivals.popleft()[1]
         return min(self._sum, self._cap)
+
+    def shrinks_at(self) -> float:
+        """When the oldest arrival is forgotten; infinite: there is none."""
+        return self._arrivals[0][0] + RESERVE_WINDOW if self._arrivals else math.inf
+
+
+def swap_is_sooner(cost: CostModel, kv_bytes: int, num_tokens: int) -> bool:
+    """Whether copying ``kv_bytes`` out and back takes less time than computing ``num_tokens`` again.
+
+    Recomputation rides along with a step, so a step's constant share is not charged to it.
+    """
+    recompute = cost.iteration_seconds(0, num_tokens) - cost.step
+    return 2 * kv_bytes / cost.copy_bytes_per_second <= recompute

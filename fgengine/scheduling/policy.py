@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedList
 
 from fgengine.cost import CostModel
 from fgengine.request import Request
@@ -88,10 +88,11 @@ class Policy(ABC):
         """
         return 0.0
 
-    def steady_seconds(self, running: Sequence[Request], now: float) -> float:
-        """For how long steps of this very batch are sure to leave it at the head of the order.
+    def steady_seconds(self, running: Collection[Request], now: float) -> float:
+        """For how long steps of this very batch may be reported to ``on_step`` as one, and the batch is sure
+        to stay at the head of the order, if nothing arrives, ends or is aborted meanwhile.
 
-        If nothing arrives, ends or is aborted meanwhile. 0: not known; a simulation then takes every step.
+        0: not known; a simulation then takes every step.
         """
         return 0.0
 
@@ -101,7 +102,8 @@ class SortedPolicy(Policy):
 
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)
-        self._queue: Any = SortedDict()
+        self._queue: Any = SortedList()
+        """(place, request), ascending."""
         self._places: dict[str, Priority] = {}
         self._serial = 0
 
@@ -116,13 +118,13 @@ class SortedPolicy(Policy):
         self._serial += 1
         place = (*self.key(request), float(self._serial))
         self._places[request.id] = place
-        self._queue[place] = request
+        self._queue.add((place, request))
 
     def remove(self, request: Request) -> None:
-        del self._queue[self._places.pop(request.id)]
+        self._queue.remove((self._places.pop(request.id), request))
 
     def order(self, now: float) -> Iterator[Request]:
-        return iter(self._queue.values())
+        return (request for _, request in self._queue)
 
     def priority(self, request: Request) -> Priority:
         return self._places[request.id]
@@ -131,8 +133,8 @@ class SortedPolicy(Policy):
         old = self._places[request.id]
         new = (*self.key(request), old[-1])
         if new != old:
-            del self._queue[old]
-            self._queue[new] = request
+            self._queue.remove((old, request))
+            self._queue.add((new, request))
             self._places[request.id] = new
 
 

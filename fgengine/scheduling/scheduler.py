@@ -6,6 +6,8 @@ at its head does not run. What it held stays on the device until somebody before
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -16,8 +18,8 @@ from fgengine.kv.manager import KVManager, Where
 from fgengine.kv.transfer import Transfer
 from fgengine.plan import PlanItem, StepPlan, StepResult, TokenEvent
 from fgengine.request import Request
-from fgengine.scheduling.offload import ArrivalReserve
-from fgengine.scheduling.policy import Policy
+from fgengine.scheduling.offload import ArrivalReserve, swap_is_sooner
+from fgengine.scheduling.policy import Policy, Priority
 
 Room = Literal["now", "later", "never"]
 
@@ -48,15 +50,26 @@ class Counters:
     offloaded_blocks: int = 0
     uploaded_blocks: int = 0
     recomputed_tokens: int = 0
-    """Computed tokens thrown away because the host pool had no room for them."""
+    """Computed tokens thrown away, for want of room in the host pool or because that was cheaper."""
     prompt_tokens: int = 0
     generated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """How long a plan stays the right one, if nothing arrives, is aborted or ends being copied."""
+
+    steps: int
+    """It may be executed so many times in a row."""
+    until: float
+    """No repetition begins at or after this moment, on the engine's clock."""
 
 
 @dataclass(slots=True)
 class _Draft:
     """A step in the making."""
 
+    now: float
     tokens_left: int
     items: list[PlanItem] = field(default_factory=list)
     offloads: list[Transfer] = field(default_factory=list)
@@ -64,8 +77,12 @@ class _Draft:
     claimed: int = 0
     """Device blocks, free or on their way, kept for requests that wait for more of them."""
     has_prefill: bool = False
-    victims: list[Request] | None = None
-    """Requests on the device, the last to run at the end; made when memory first runs short."""
+    short: bool = False
+    """Somebody did not find the room it needs among the free blocks."""
+    dropped: bool = False
+    """Computed work was thrown away."""
+    victims: list[tuple[float, Priority, Request]] | None = None
+    """Requests on the device, the first to leave at the end; made when memory first runs short."""
 
 
 class Scheduler:
@@ -78,12 +95,17 @@ class Scheduler:
         offloading: Offloading = "reactive",
         cost: CostModel | None = None,
     ) -> None:
+        """``offloading="auto"`` takes a cost model. Raises ValueError when there is none."""
+        if offloading == "auto" and cost is None:
+            raise ValueError("offloading auto needs a profile, to know what copies and recomputation take")
         self.policy = policy
         self.kv = kv
         self.limits = limits
         self.counters = Counters()
         self.requests: dict[str, Request] = {}
         """All unfinished requests by id."""
+        self._offloading = offloading
+        self._cost = cost
         self._resident: dict[str, Request] = {}
         """Those whose KV is on the device and at rest."""
         self._swapped: dict[str, Request] = {}
@@ -91,6 +113,8 @@ class Scheduler:
         self._running: dict[str, Request] = {}
         """The last batch."""
         self._plan: StepPlan | None = None
+        self._draft = _Draft(0.0, 0)
+        """Of the last plan: how it came about says for how long it holds."""
         self._reserve = ArrivalReserve(kv.device.num_blocks) if offloading == "proactive" else None
 
     @property
@@ -114,8 +138,7 @@ class Scheduler:
                 f"the prompt's {request.prompt_len} tokens and max_tokens {request.params.max_tokens} make "
                 f"{request.max_len}; the limit is {self.limits.max_model_len} (max_model_len)"
             )
-        # The last token is reported, never computed: it needs no KV.
-        blocks = self.kv.blocks_for(request.max_len - 1)
+        blocks = self._most_blocks(request)
         if blocks > self.kv.device.num_blocks:
             raise RequestRefused(
                 f"the prompt's {request.prompt_len} tokens and max_tokens {request.params.max_tokens} need "
@@ -137,21 +160,22 @@ class Scheduler:
 
     def schedule(self, now: float) -> StepPlan:
         """The next step. Every transfer in it is submitted and every item executed by the caller."""
-        draft = _Draft(tokens_left=self.limits.max_tokens_per_batch)
-        self._walk(draft, now)
+        draft = self._draft = _Draft(now, self.limits.max_tokens_per_batch)
+        self._walk(draft)
         if self._reserve is not None:
-            self._keep_reserve(self._reserve.blocks(now), draft, now)
+            self._keep_reserve(self._reserve.blocks(now), draft)
         batch = {item.request.id: item.request for item in draft.items}
-        for request in self._running.values():
-            if request.id not in batch and not request.finished:
+        for id, request in self._running.items():
+            if id not in batch and not request.finished:
                 request.preemptions += 1
                 self.counters.preemptions += 1
                 if request.phase != "swapped":
                     request.enter("queued", now)
         self._running = batch
         for item in draft.items:
-            decode = item.num_tokens == 1 and item.request.num_generated > 0
-            item.request.enter("decode" if decode else "prefill", now)
+            request = item.request
+            decode = item.num_tokens == 1 and len(request.tokens) > request.prompt_len
+            request.enter("decode" if decode else "prefill", now)
         self._plan = StepPlan(self.counters.steps, draft.items, draft.offloads, draft.uploads)
         return self._plan
 
@@ -167,17 +191,13 @@ class Scheduler:
         events = []
         for item in plan.items:
             request = item.request
-            if request.finished:
+            if request.finish_reason is not None:
                 continue
             request.num_computed += item.num_tokens
             request.last_ran_at = now
             if item.yields_token:
                 events.append(self._append(request, result, now))
-            if request.finished:
-                self.counters.finished += 1
-                self._forget(request)
-            else:
-                self.policy.on_step(request, result.seconds, now)
+            self._ran(request, result.seconds, now)
         return events
 
     def copied(self, transfers: list[Transfer], now: float) -> None:
@@ -196,21 +216,28 @@ class Scheduler:
 
     def _append(self, request: Request, result: StepResult, now: float) -> TokenEvent:
         token = result.tokens[request.id]
-        logprob = result.logprobs.get(request.id)
-        if request.num_generated == 0:
+        logprob = result.logprobs.get(request.id) if result.logprobs else None
+        request.tokens.append(token)
+        generated = len(request.tokens) - request.prompt_len
+        if generated == 1:
             request.first_token_at = now
             self.counters.prompt_tokens += request.prompt_len
-        request.tokens.append(token)
         if logprob is not None:
             request.logprobs.append(logprob)
         self.counters.generated_tokens += 1
         params = request.params
-        stops = token in params.stop_token_ids
-        if stops or (not params.ignore_eos and token in self.limits.eos_token_ids):
+        if token in params.stop_token_ids or (token in self.limits.eos_token_ids and not params.ignore_eos):
             request.finish("stop", now)
-        elif request.num_generated >= params.max_tokens:
+        elif generated >= params.max_tokens:
             request.finish("length", now)
         return TokenEvent(request, token, logprob)
+
+    def _ran(self, request: Request, seconds: float, now: float) -> None:
+        if request.finish_reason is None:
+            self.policy.on_step(request, seconds, now)
+        else:
+            self.counters.finished += 1
+            self._forget(request)
 
     def _forget(self, request: Request) -> None:
         self.policy.remove(request)
@@ -218,64 +245,168 @@ class Scheduler:
         for group in (self.requests, self._resident, self._swapped, self._running):
             group.pop(request.id, None)
 
+    # -- many steps as one: for simulations ------------------------------------------------------------
+
+    def horizon(self, now: float) -> Horizon:
+        """How often the plan just made for ``now`` would be made again, were it made at every step.
+
+        Conservative: 1 wherever it cannot be told. A plan of decodes holds until one of them ends or the
+        policy's order changes, as long as the free blocks last; where memory is short, until one of them
+        needs a block.
+        """
+        draft, kv = self._draft, self.kv
+        once = Horizon(1, math.inf)
+        if draft.has_prefill or draft.offloads or draft.uploads or draft.dropped or self.limits.eos_token_ids:
+            return once
+        steps = min(self._steps_to_the_end(item) for item in draft.items)
+        if steps <= 1:
+            return once
+        spare = 0 if draft.short else kv.device.num_free
+        until = math.inf
+        if self._reserve is not None:
+            spare = max(0, spare - self._reserve.blocks(now))
+            if self._swapped:  # as arrivals are forgotten the reserve shrinks, and something may come back
+                until = self._reserve.shrinks_at()
+        steps = self._steps_within(spare, draft.items, steps)
+        if steps <= 1:
+            return once
+        steady = self.policy.steady_seconds(self._running.values(), now)
+        return Horizon(steps, min(until, now + steady))
+
+    def leap(self, steps: int, seconds: float, now: float) -> list[Request]:
+        """Take in ``steps`` executions of the last plan that took ``seconds`` together and ended at ``now``.
+
+        Every token is 0. More steps than one only as ``horizon`` allows. Returns the requests that ended.
+        """
+        plan, self._plan = self._plan, None
+        if plan is None:
+            raise RuntimeError("no step is planned")
+        self.counters.steps += steps
+        zeros = bytes(steps)
+        finished = []
+        for item in plan.items:
+            request = item.request
+            if steps > 1:
+                self.kv.grow(request.id, request.num_computed + steps)
+            request.num_computed += item.num_tokens + steps - 1
+            request.last_ran_at = now
+            if item.yields_token:
+                if len(request.tokens) == request.prompt_len:
+                    request.first_token_at = now
+                    self.counters.prompt_tokens += request.prompt_len
+                request.tokens.extend(zeros)
+                self.counters.generated_tokens += steps
+                if len(request.tokens) - request.prompt_len >= request.params.max_tokens:
+                    request.finish("length", now)
+                    finished.append(request)
+            self._ran(request, seconds, now)
+        return finished
+
+    def _steps_to_the_end(self, item: PlanItem) -> int:
+        """Steps that the item's request has left; 1 for whatever is not plain decoding."""
+        request = item.request
+        generated = len(request.tokens) - request.prompt_len
+        if generated == 0 or not item.yields_token or request.params.stop_token_ids:
+            return 1
+        return request.params.max_tokens - generated
+
+    def _steps_within(self, spare: int, items: Collection[PlanItem], steps: int) -> int:
+        """The most steps, up to ``steps``, for which the items need no more than ``spare`` new blocks."""
+
+        def needed(steps: int) -> int:
+            size = self.kv.block_size
+            return sum(max(0, -(-(item.start + steps) // size) - len(item.blocks)) for item in items)
+
+        if needed(steps) <= spare:
+            return steps
+        low, high = 1, steps  # the plan itself has its blocks
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if needed(middle) <= spare else (low, middle)
+        return low
+
     # -- filling a batch -----------------------------------------------------------------------------
 
-    def _walk(self, draft: _Draft, now: float) -> None:
+    def _walk(self, draft: _Draft) -> None:
         """In policy order until the batch is full, the tokens are spent or the memory is.
 
         A request that waits for a copy takes no place in the batch; as many again as the batch holds are
         looked at for those, so that a step never depends on the number of waiting requests.
         """
+        most, items = self.limits.max_batch_size, draft.items
         seen: set[str] = set()
-        for request in islice(self.policy.order(now), 2 * self.limits.max_batch_size):
-            if self._full(draft):
+        for request in islice(self.policy.order(draft.now), 2 * most):
+            if len(items) >= most or draft.tokens_left == 0:
                 return
             seen.add(request.id)
-            if not self._try(request, draft, now):
+            if not self._try(request, draft):
                 break
         else:
             return
         # Nothing more can be admitted; whoever is on the device and needs no room can still decode.
         rest = [r for r in self._resident.values() if r.id not in seen and r.num_pending == 1]
         for request in sorted(rest, key=self.policy.priority):
-            if self._full(draft):
+            if len(items) >= most or draft.tokens_left == 0:
                 return
-            self._try(request, draft, now, evict=False)
+            self._try(request, draft, evict=False)
 
-    def _full(self, draft: _Draft) -> bool:
-        return len(draft.items) >= self.limits.max_batch_size or draft.tokens_left == 0
-
-    def _try(self, request: Request, draft: _Draft, now: float, *, evict: bool = True) -> bool:
+    def _try(self, request: Request, draft: _Draft, *, evict: bool = True) -> bool:
         """Put the request into the batch, or start what it waits for. False: let no later one be admitted."""
-        where = self.kv.where(request.id)
-        if where in (Where.OFFLOADING, Where.UPLOADING):
+        kv, start = self.kv, request.num_computed
+        pending = len(request.tokens) - start
+        if pending == 1:
+            table = kv.table_with_room(request.id, start + 1)
+            if table is not None:  # by far the most frequent case
+                draft.items.append(PlanItem(request, start, 1, table, True))
+                draft.tokens_left -= 1
+                return True
+        where = kv.where(request.id)
+        if where is Where.OFFLOADING or where is Where.UPLOADING:
             return True
         if where is Where.HOST:
-            room = self._make_room(self.kv.num_blocks(request.id), request, draft, now, evict)
+            room = self._make_room(kv.num_blocks(request.id), request, draft, evict)
             if room == "now":
                 self._upload(request, draft)
             return room != "never"
-        count = request.num_pending
-        if count > draft.tokens_left:
-            # Prompts are computed whole; one that no batch could hold beside the decodes goes in pieces.
-            if draft.has_prefill:
-                return False
-            count = draft.tokens_left
-        reached = request.num_computed + count
-        room = self._make_room(self.kv.missing(request.id, reached), request, draft, now, evict)
+        count = self._tokens_now(pending, draft)
+        if count == 0:
+            return self.limits.chunked_prefill  # a decode may find its token where a prompt found none
+        reached = start + count
+        to_hold = reached if self._offloading != "none" else request.max_len - 1
+        room = self._make_room(kv.missing(request.id, to_hold), request, draft, evict)
         if room == "now":
-            self.kv.grow(request.id, reached)
+            kv.grow(request.id, to_hold)
             self._resident[request.id] = request
-            yields = reached == request.num_known
-            blocks = tuple(self.kv.table(request.id))
-            draft.items.append(PlanItem(request, request.num_computed, count, blocks, yields))
+            yields = reached == len(request.tokens)
+            draft.items.append(PlanItem(request, start, count, kv.table(request.id), yields))
             draft.tokens_left -= count
             draft.has_prefill |= count > 1
         return room != "never"
 
+    def _tokens_now(self, pending: int, draft: _Draft) -> int:
+        """How many of a request's pending tokens this step computes; 0: it must wait.
+
+        Prompts are computed whole, and one that no batch could hold beside the decodes in pieces. Chunked,
+        they take what is left once every other place in the batch has its token, so that decodes never
+        wait for them (Sarathi-Serve, OSDI'24).
+        """
+        if pending == 1:
+            return 1
+        if self.limits.chunked_prefill:
+            others = self.limits.max_batch_size - len(draft.items) - 1
+            least = 0 if draft.items else 1
+            return min(pending, max(least, draft.tokens_left - others))
+        if pending <= draft.tokens_left:
+            return pending
+        return 0 if draft.has_prefill else draft.tokens_left
+
     # -- memory ----------------------------------------------------------------------------------------
 
-    def _make_room(self, need: int, request: Request, draft: _Draft, now: float, evict: bool) -> Room:
+    def _most_blocks(self, request: Request) -> int:
+        """Blocks of its longest; the last token is reported, never computed, and needs no KV."""
+        return self.kv.blocks_for(request.max_len - 1)
+
+    def _make_room(self, need: int, request: Request, draft: _Draft, evict: bool) -> Room:
         """Find ``need`` device blocks for the request at the cost of those that run after it.
 
         "later": they are on their way and kept for it; "never": not in this step, whoever leaves.
@@ -284,48 +415,78 @@ class Scheduler:
         spare = kv.device.num_free + kv.incoming - draft.claimed
         if need <= 0 or need <= min(kv.device.num_free, spare):
             return "now"
+        draft.short = True
         if not evict:
             return "never"
-        if draft.victims is None:
-            draft.victims = sorted(self._resident.values(), key=self.policy.priority)
-        victims = draft.victims
-        place = self.policy.priority(request)
         # Work is thrown away only to keep computed work going or for the first in line, else a full host pool
         # would have every job recomputed at each turn of the queues.
         may_drop = request.num_computed > 0 or not (draft.items or draft.uploads or draft.claimed)
-        reachable, host_free = 0, kv.host.num_free
-        for victim in reversed(victims):
-            if self.policy.priority(victim) <= place:
-                break
-            blocks = kv.num_blocks(victim.id)
-            if blocks <= host_free:
-                host_free -= blocks
-            elif not may_drop:
-                break
-            reachable += blocks
-        if need > spare + reachable:
+        leaving = self._leaving(need - spare, request, draft, may_drop)
+        if leaving is None:
             draft.claimed = kv.device.num_free + kv.incoming
             return "never"
-        while need > kv.device.num_free + kv.incoming - draft.claimed:
-            self._evict(victims.pop(), draft, now)
-        if need <= kv.device.num_free:
+        for victim in leaving:
+            self._evict(victim, draft)
+        if need <= kv.device.num_free and need <= kv.device.num_free + kv.incoming - draft.claimed:
             return "now"  # work was thrown away, not copied: its blocks are free at once
         draft.claimed += need
         return "later"
 
-    def _evict(self, victim: Request, draft: _Draft, now: float) -> None:
-        """To the host where it has room, else thrown away, to be computed again."""
+    def _leaving(self, need: int, request: Request, draft: _Draft, may_drop: bool) -> list[Request] | None:
+        """Who leaves for ``need`` more blocks, all of them behind ``request``; None: there are not enough."""
+        if self._offloading == "none":
+            return None if need > 0 else []
+        if draft.victims is None:
+            draft.victims = self._by_wait(self._resident.values(), draft.now)
+        place = self.policy.priority(request)
+        leaving: list[Request] = []
+        host_free = self.kv.host.num_free
+        for _, priority, victim in reversed(draft.victims):
+            if need <= 0:
+                break
+            if priority <= place:
+                continue
+            blocks = self.kv.num_blocks(victim.id)
+            if self._swaps(victim, blocks, host_free):
+                host_free -= blocks
+            elif not may_drop and self._offloading != "auto":
+                break
+            leaving.append(victim)
+            need -= blocks
+        if need > 0:
+            return None
+        gone = {victim.id for victim in leaving}
+        draft.victims = [entry for entry in draft.victims if entry[2].id not in gone]
+        return leaving
+
+    def _by_wait(self, requests: Collection[Request], now: float) -> list[tuple[float, Priority, Request]]:
+        """The last to run again at the end: by the policy's order, or by ENST where swapping is proactive."""
+        policy, ahead = self.policy, self._reserve is not None
+        entries = [(policy.expected_wait(r, now) if ahead else 0.0, policy.priority(r), r) for r in requests]
+        entries.sort(key=lambda entry: entry[:2])
+        return entries
+
+    def _swaps(self, victim: Request, blocks: int, host_free: int) -> bool:
+        """Whether its KV goes to the host; else it is thrown away, to be computed again."""
+        if self._offloading == "recompute" or blocks > host_free:
+            return False
+        if self._offloading != "auto" or self._cost is None:
+            return True
+        return swap_is_sooner(self._cost, blocks * self.limits.block_bytes, victim.num_computed)
+
+    def _evict(self, victim: Request, draft: _Draft) -> None:
         blocks = self.kv.num_blocks(victim.id)
         del self._resident[victim.id]
-        if blocks <= self.kv.host.num_free:
+        if self._swaps(victim, blocks, self.kv.host.num_free):
             draft.offloads.append(self.kv.begin_offload(victim.id))
-            victim.enter("swapped", now)
+            victim.enter("swapped", draft.now)
             victim.bytes_moved += blocks * self.limits.block_bytes
             self.counters.offloaded_blocks += blocks
         else:
             self.kv.release(victim.id)
             self.counters.recomputed_tokens += victim.num_computed
             victim.num_computed = 0
+            draft.dropped = True
 
     def _upload(self, request: Request, draft: _Draft) -> None:
         blocks = self.kv.num_blocks(request.id)
@@ -334,19 +495,22 @@ class Scheduler:
         request.bytes_moved += blocks * self.limits.block_bytes
         self.counters.uploaded_blocks += blocks
 
-    def _keep_reserve(self, reserve: int, draft: _Draft, now: float) -> None:
+    def _keep_reserve(self, reserve: int, draft: _Draft) -> None:
         """Proactive swapping: keep ``reserve`` blocks free for arrivals; upload early into what is over."""
         kv = self.kv
-        batch = {item.request.id for item in draft.items}
-        idle = [r for r in self._resident.values() if r.id not in batch]
-        idle.sort(key=self.policy.priority)
-        while idle and kv.device.num_free + kv.incoming - draft.claimed < reserve:
-            if kv.num_blocks(idle[-1].id) > kv.host.num_free:
-                return  # proactively throwing work away would gain nothing
-            self._evict(idle.pop(), draft, now)
+        if kv.device.num_free + kv.incoming - draft.claimed < reserve:
+            batch = {item.request.id for item in draft.items}
+            idle = self._by_wait([r for r in self._resident.values() if r.id not in batch], draft.now)
+            while idle and kv.device.num_free + kv.incoming - draft.claimed < reserve:
+                victim = idle.pop()[2]
+                if kv.num_blocks(victim.id) > kv.host.num_free:
+                    return  # proactively throwing work away would gain nothing
+                self._evict(victim, draft)
         # A block a batch member for the growth of the coming steps.
         margin = reserve + self.limits.max_batch_size + draft.claimed
-        for request in sorted(self._swapped.values(), key=self.policy.priority):
+        if not self._swapped or kv.device.num_free <= margin:
+            return
+        for _, _, request in self._by_wait(self._swapped.values(), draft.now):
             if kv.device.num_free - kv.num_blocks(request.id) < margin:
                 return
             self._upload(request, draft)

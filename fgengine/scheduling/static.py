@@ -1,0 +1,51 @@
+"""Static batches: a batch runs until its last request has ended, then the next one is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from fgengine.request import Request
+from fgengine.scheduling.policy import Policy, PolicyContext, Priority
+
+
+class Static(Policy):
+    """The earliest requests, as many as a batch holds, to completion. Nobody joins a batch that runs.
+
+    FasterTransformer's row in FastServe's evaluation. A place whose request has ended stays empty; each
+    answer still goes out when it ends, not with its batch.
+    """
+
+    summary = "static batches, each run to completion before the next is made"
+    paper = "FasterTransformer, as in FastServe's evaluation"
+
+    def __init__(self, context: PolicyContext) -> None:
+        super().__init__(context)
+        self._batch: dict[str, Request] = {}
+        self._waiting: dict[str, Request] = {}
+        self._serials: dict[str, int] = {}
+        """By arrival."""
+        self._arrived = 0
+
+    def add(self, request: Request, now: float) -> None:
+        self._arrived += 1
+        self._serials[request.id] = self._arrived
+        self._waiting[request.id] = request
+
+    def remove(self, request: Request) -> None:
+        del self._serials[request.id]
+        if self._batch.pop(request.id, None) is None:
+            del self._waiting[request.id]
+
+    def order(self, now: float) -> Iterator[Request]:
+        if not self._batch:
+            for id in list(islice(self._waiting, self.context.max_batch_size)):
+                self._batch[id] = self._waiting.pop(id)
+        return iter(self._batch.values())
+
+    def priority(self, request: Request) -> Priority:
+        return (request.id not in self._batch, self._serials[request.id])
+
+    def steady_seconds(self, running: Sequence[Request], now: float) -> float:
+        return math.inf
