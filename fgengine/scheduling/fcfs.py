@@ -13,6 +13,7 @@ class FCFS(SortedPolicy):
     """In order of arrival, run to completion: only memory pressure stops a request, the newest first."""
 
     summary = "first come, first served; what Orca and vLLM do"
+    paper = "Orca, OSDI'22; vLLM, SOSP'23"
 
     def key(self, request: Request) -> Priority:
         return (request.arrival,)

@@ -41,6 +41,7 @@ class MLFQ(Policy):
     """Every job starts in the first queue."""
 
     summary = "multi-level feedback queue; every job starts in the first queue"
+    paper = "CTSS, AFIPS'62; the baseline of FastServe"
     needs_cost = True
 
     def __init__(self, context: PolicyContext) -> None:
@@ -162,6 +163,7 @@ class SkipJoinMLFQ(MLFQ):
     """
 
     summary = "FastServe's skip-join multi-level feedback queue (NSDI'26)"
+    paper = "FastServe, NSDI'26"
 
     def entry_level(self, request: Request) -> int:
         return self.level_that_fits(self.cost.prefill_seconds(request.prompt_len))

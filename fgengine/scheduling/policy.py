@@ -139,10 +139,12 @@ class SortedPolicy(Policy):
 
 
 _BUILT_IN = {
+    "static": "fgengine.scheduling.static:Static",
     "fcfs": "fgengine.scheduling.fcfs:FCFS",
     "mlfq": "fgengine.scheduling.mlfq:MLFQ",
     "sj-mlfq": "fgengine.scheduling.mlfq:SkipJoinMLFQ",
     "srpt": "fgengine.scheduling.srpt:SRPT",
+    "vtc": "fgengine.scheduling.vtc:VTC",
 }
 
 
@@ -169,8 +171,9 @@ def policy_class(name: str) -> type[Policy]:
     module, _, attribute = target.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"policy {name!r} could not be loaded from {target}: {error}") from error
+    except Exception as error:  # the module is somebody else's: whatever it does wrong
+        reason = str(error) if isinstance(error, (ImportError, AttributeError)) else repr(error)
+        raise ValueError(f"policy {name!r} could not be loaded from {target}: {reason}") from error
     if not (isinstance(found, type) and issubclass(found, Policy)):
         raise ValueError(f"policy {name!r}: {target} is not a subclass of fgengine.scheduling.policy.Policy")
     return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
 from itertools import islice
 
 from fgengine.request import Request
@@ -23,7 +24,7 @@ class Static(Policy):
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)
         self._batch: dict[str, Request] = {}
-        self._waiting: dict[str, Request] = {}
+        self._waiting: OrderedDict[str, Request] = OrderedDict()
         self._serials: dict[str, int] = {}
         """By arrival."""
         self._arrived = 0
@@ -47,5 +48,5 @@ class Static(Policy):
     def priority(self, request: Request) -> Priority:
         return (request.id not in self._batch, self._serials[request.id])
 
-    def steady_seconds(self, running: Sequence[Request], now: float) -> float:
+    def steady_seconds(self, running: Collection[Request], now: float) -> float:
         return math.inf

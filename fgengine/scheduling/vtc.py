@@ -10,7 +10,8 @@ more than a constant of service over the other, however many requests it sends.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
 from typing import Any
@@ -32,8 +33,8 @@ class _User:
     rank: int
     """Distinct: decides between equal counters."""
     counter: int
-    waiting: dict[str, _Job] = field(default_factory=dict)
-    """By request id, in order of arrival."""
+    waiting: OrderedDict[str, _Job] = field(default_factory=OrderedDict)
+    """By request id, in order of arrival. A linked list: its front is left and a dict would keep the gap."""
     num_requests: int = 0
 
 
@@ -68,7 +69,7 @@ class VTC(Policy):
         self._started: dict[str, _Job] = {}
         self._users: dict[str, _User] = {}
         """Those with a request."""
-        self._gone: dict[str, int] = {}
+        self._gone: OrderedDict[str, int] = OrderedDict()
         """Counters of users without one, the longest gone first."""
         self._waiting: Any = SortedDict()
         """Users with a waiting request by (counter, rank)."""
@@ -101,7 +102,7 @@ class VTC(Policy):
             del self._users[user.name]
             self._gone[user.name] = user.counter
             if len(self._gone) > REMEMBERED_USERS:
-                del self._gone[next(iter(self._gone))]
+                self._gone.popitem(last=False)
 
     def order(self, now: float) -> Iterator[Request]:
         for job in self._started.values():
@@ -121,7 +122,7 @@ class VTC(Policy):
             self._start(job)
         self._charge_output(job)
 
-    def steady_seconds(self, running: Sequence[Request], now: float) -> float:
+    def steady_seconds(self, running: Collection[Request], now: float) -> float:
         return math.inf
 
     def counter_of(self, user: str) -> int:
@@ -158,7 +159,8 @@ class VTC(Policy):
     def _level(self) -> int:
         """The least that anybody who comes to wait has: the smallest waiting counter, or the last one's."""
         if self._waiting:
-            return int(self._waiting.peekitem(0)[1].counter)
+            counter, _ = self._waiting.peekitem(0)[0]
+            return int(counter)
         return self._last_waiting.counter if self._last_waiting else 0
 
     def _start(self, job: _Job) -> None:

@@ -76,7 +76,7 @@ def test_names_and_policies():
             policy_of(bad)
     with pytest.raises(ValueError, match="max_batch_size"):
         FastGen(ServerOptions(max_batch_size=0))
-    with pytest.raises(ValueError, match="no policy 'lifo'; there are fcfs"):
+    with pytest.raises(ValueError, match="no policy 'lifo'; there are static, fcfs"):
         FastGen(ServerOptions(policy="lifo"))
     assert FastGen(ServerOptions(policy="my.own:Policy")).policy == "my.own:Policy"
 

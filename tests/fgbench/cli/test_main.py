@@ -67,7 +67,7 @@ def test_unknown_verb_and_option() -> None:
         (["--policy", "fcfs", "--use-skip-join"], "--use-skip-join goes with"),
         (["--swap-space", "-1"], "--swap-space must be"),
         (["--profile", "/no/such/file"], "there is no file"),
-        (["--policy", "lifo"], "there is no policy 'lifo'; there are fcfs"),
+        (["--policy", "lifo"], "there is no policy 'lifo'; there are static, fcfs"),
         (["--model", "gpt-9"], 'model "gpt-9" is neither in the catalog'),
         (["--seed", str(2**64)], "seed must be at most"),
         (["--num-device-blocks", str(2**64)], "num_device_blocks must be at most"),

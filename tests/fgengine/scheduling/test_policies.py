@@ -138,8 +138,8 @@ def test_a_job_that_never_ran_has_waited_since_it_arrived() -> None:
 def test_a_policy_is_found_by_name_or_by_path_or_not_at_all() -> None:
     assert policy_class("sj-mlfq") is SkipJoinMLFQ
     assert policy_class("fgengine.scheduling.mlfq:MLFQ") is MLFQ
-    assert policy_names()[:4] == ["fcfs", "mlfq", "sj-mlfq", "srpt"]
-    with pytest.raises(ValueError, match="there are fcfs, mlfq, sj-mlfq, srpt"):
+    assert policy_names()[:4] == ["static", "fcfs", "mlfq", "sj-mlfq"]
+    with pytest.raises(ValueError, match="there are static, fcfs, mlfq, sj-mlfq"):
         policy_class("lifo")
     with pytest.raises(ValueError, match="not a subclass"):
         policy_class("fgengine.request:Request")
