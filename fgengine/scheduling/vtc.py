@@ -22,7 +22,7 @@ from fgengine.request import Request
 from fgengine.scheduling.policy import Policy, PolicyContext, Priority
 
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2
-"""The paper's, after what tokens cost at commercial services (section 3.2)."""
+"""The paper's, after what tokens cost at commercial services."""
 REMEMBERED_USERS = 10_000
 """Counters kept of users without a request; the user gone longest is forgotten first."""
 
