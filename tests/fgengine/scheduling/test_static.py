@@ -37,11 +37,11 @@ def test_nobody_joins_a_batch_and_the_next_is_made_of_the_earliest() -> None:
 
 def test_who_waits_stands_behind_the_batch() -> None:
     policy = make_policy("static", PolicyContext(max_batch_size=2))
-    requests = [make(id) for id in "abcd"]
+    a, b, c, d = requests = [make(id) for id in "abcd"]
     for request in requests:
         policy.add(request, 0.0)
     assert order(policy) == "ab"
-    assert sorted(requests[::-1], key=policy.priority) == requests
+    assert sorted({d, c, b, a}, key=policy.priority) == requests
     assert policy.steady_seconds(requests[:2], 0.0) == math.inf
 
 
