@@ -30,3 +30,9 @@ class VirtualClock:
         if seconds < 0:
             raise ValueError(f"time cannot go back by {-seconds} s")
         self._now += seconds
+
+    def advance_to(self, moment: float) -> None:
+        """Exactly to ``moment``, which the sum of a difference need not hit."""
+        if moment < self._now:
+            raise ValueError(f"time cannot go back by {self._now - moment} s")
+        self._now = moment

@@ -66,6 +66,11 @@ class Profile:
     measured: str
     """When, ISO 8601."""
 
+    @property
+    def on_cpu(self) -> bool:
+        """Told by the device's name: a processor's is given with its threads."""
+        return " threads of " in self.device
+
     def held_out_errors(self) -> list[float]:
         """|fitted / measured - 1| of each held-out point."""
         return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from fgengine.clock import VirtualClock
@@ -17,6 +18,11 @@ class SimulatedCopyEngine:
         self._queue: deque[tuple[float, Transfer]] = deque()
         self._busy_until = 0.0
 
+    @property
+    def next_end(self) -> float:
+        """When the next of the copies in flight is done; infinite where there is none."""
+        return self._queue[0][0] if self._queue else math.inf
+
     def submit(self, transfer: Transfer) -> None:
         start = max(self.clock.now(), self._busy_until)
         self._busy_until = start + len(transfer.source) * self.seconds_per_block
@@ -24,13 +30,13 @@ class SimulatedCopyEngine:
 
     def done(self) -> list[Transfer]:
         finished = []
-        while self._queue and self._queue[0][0] <= self.clock.now():
+        while self.next_end <= self.clock.now():
             finished.append(self._queue.popleft()[1])
         return finished
 
     def wait(self) -> list[Transfer]:
         if self._queue:
-            self.clock.advance(max(0.0, self._queue[0][0] - self.clock.now()))
+            self.clock.advance_to(max(self.clock.now(), self.next_end))
         return self.done()
 
     def close(self) -> None:

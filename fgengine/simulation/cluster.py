@@ -1,0 +1,44 @@
+"""Replicas behind a router, driven by events: an arrival touches one replica and no other. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappop, heappush
+
+from fgengine.request import Request
+from fgengine.simulation.replica import Ending, Replica
+from fgengine.simulation.routing import Router
+
+
+class Cluster:
+    def __init__(self, replicas: Sequence[Replica], router: Router) -> None:
+        self.replicas = replicas
+        self.router = router
+        self._events: list[tuple[float, int]] = []
+        """A heap of (when a replica has something to do, its index); those that no longer hold stay in it."""
+
+    def serve(self, requests: Iterable[Request]) -> Iterator[Ending]:
+        """Every request as it ends. ``requests`` come in order of arrival and are asked for as they arrive."""
+        for request in requests:
+            # At one moment arrivals come first, so that a step that begins then can already hold them.
+            yield from self._advance(request.arrival)
+            index = self.router(self.replicas)
+            replica = self.replicas[index]
+            before = replica.next_at
+            replica.receive(request)
+            if replica.next_at != before:
+                heappush(self._events, (replica.next_at, index))
+        yield from self._advance(math.inf)
+
+    def _advance(self, until: float) -> Iterator[Ending]:
+        """All that happens before ``until``."""
+        events = self._events
+        while events and events[0][0] < until:
+            at, index = heappop(events)
+            replica = self.replicas[index]
+            if at != replica.next_at:
+                continue  # its leap was cut short since
+            yield from replica.advance()
+            if replica.next_at < math.inf:
+                heappush(events, (replica.next_at, index))
