@@ -81,7 +81,10 @@ class CostModel:
 
     def iteration_seconds(self, start: int, num_tokens: int) -> float:
         """One request's next iteration, alone: ``num_tokens`` new tokens behind ``start`` computed ones."""
-        return self.step_seconds(StepShape.of([(start, num_tokens)]))
+        if num_tokens == 1:
+            return self.step + self.decode_request + self.decode_context * (start + 1)
+        pairs = num_tokens * start + num_tokens * (num_tokens + 1) // 2
+        return self.step + self.prefill_request + self.prefill_token * num_tokens + self.prefill_pair * pairs
 
     def prefill_seconds(self, prompt_tokens: int) -> float:
         """Time to the first token of a prompt, alone on the machine."""

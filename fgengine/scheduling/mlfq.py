@@ -132,9 +132,9 @@ class MLFQ(Policy):
         return self.level_that_fits(self.cost.iteration_seconds(request.num_computed, request.num_pending))
 
     def _promote_starved(self, now: float) -> None:
-        """Those who have waited longest first, in one step no more than it could look at: where many have
+        """Those who have waited longest first, in one step no more than could run in it: where many have
         waited long enough at the same time, the others follow in the next steps."""
-        for _ in range(2 * self.context.max_batch_size):
+        for _ in range(self.context.max_batch_size):
             job = next(iter(self._jobs.values()), None)
             if job is None or now - job.waiting_since < self.context.starvation_limit:
                 return

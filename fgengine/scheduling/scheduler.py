@@ -334,21 +334,32 @@ class Scheduler:
         looked at for those, so that a step never depends on the number of waiting requests.
         """
         most, items = self.limits.max_batch_size, draft.items
+        admitting = True
         seen: set[str] = set()
         for request in islice(self.policy.order(draft.now), 2 * most):
             if len(items) >= most or draft.tokens_left == 0:
                 return
-            seen.add(request.id)
-            if not self._try(request, draft):
-                break
-        else:
+            if admitting:
+                seen.add(request.id)
+                admitting = self._try(request, draft)
+            elif self._decodes_in_place(request):
+                seen.add(request.id)
+                self._try(request, draft, evict=False)
+        if admitting:
             return
-        # Nothing more can be admitted; whoever is on the device and needs no room can still decode.
-        rest = [r for r in self._resident.values() if r.id not in seen and r.num_pending == 1]
-        for request in sorted(rest, key=self.policy.priority):
-            if len(items) >= most or draft.tokens_left == 0:
+        # Nobody can be admitted; who ran last and needs no room runs on, however far back in the order. Where
+        # that is nobody, nothing is on its way and a step is to be had at all, it is one of the others.
+        for group in (self._running, self._resident):
+            rest = [r for r in group.values() if r.id not in seen and self._decodes_in_place(r)]
+            for request in sorted(rest, key=self.policy.priority):
+                if len(items) >= most or draft.tokens_left == 0:
+                    return
+                self._try(request, draft, evict=False)
+            if items or self.kv.transfers_in_flight:
                 return
-            self._try(request, draft, evict=False)
+
+    def _decodes_in_place(self, request: Request) -> bool:
+        return request.num_pending == 1 and request.id in self._resident
 
     def _try(self, request: Request, draft: _Draft, *, evict: bool = True) -> bool:
         """Put the request into the batch, or start what it waits for. False: let no later one be admitted."""
