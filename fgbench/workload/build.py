@@ -50,11 +50,13 @@ def build_workload(
     seed: int = 0,
     num_warmup: int = 0,
     vocab_size: int | None = None,
+    with_prompts: bool = True,
 ) -> Workload:
     """The same seed gives the same prompts and lengths in the same order at every rate and for every server.
 
     A smaller ``num_prompts`` gives the first of a larger one's requests. Warm-up takes the samples after
-    the measured ones, so the two differ while the dataset has that many.
+    the measured ones, so the two differ while the dataset has that many. Without prompts lengths and arrivals
+    are the same, but not the fingerprints, which are of what is sent.
 
     Raises:
         ValueError: for a number out of range, or a dataset that yields nothing usable.
@@ -67,6 +69,7 @@ def build_workload(
 
     times = poisson_arrivals(gaps, num_prompts, rate)
     low, high = token_id_range(vocab_size)
+    prompt = _prompt if with_prompts else _no_prompt
     samples = list(islice(dataset.samples(choice), num_prompts + num_warmup))
     measured, warm = samples[:num_prompts], samples[num_prompts:]
     return Workload(
@@ -74,14 +77,14 @@ def build_workload(
         rate=rate,
         seed=seed,
         requests=tuple(
-            RequestSpec(i, at, _prompt(s, ids, low, high), s.prompt_tokens, s.output_tokens)
+            RequestSpec(i, at, prompt(s, ids, low, high), s.prompt_tokens, s.output_tokens)
             for i, (at, s) in enumerate(zip(times, measured, strict=True))
         ),
         warmup=tuple(
             RequestSpec(
                 i,
                 0.0,
-                _prompt(s, warmup_ids, low, high),
+                prompt(s, warmup_ids, low, high),
                 s.prompt_tokens,
                 min(s.output_tokens, WARMUP_OUTPUT_TOKENS),
             )
@@ -95,3 +98,7 @@ def _prompt(sample: Sample, rng: Generator, low: int, high: int) -> Prompt:
         return sample.text
     ids: list[int] = rng.integers(low, high, sample.prompt_tokens).tolist()
     return tuple(ids)
+
+
+def _no_prompt(sample: Sample, rng: Generator, low: int, high: int) -> Prompt:
+    return ()

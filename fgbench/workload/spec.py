@@ -16,7 +16,7 @@ class RequestSpec:
     scheduled: float
     """Seconds after the start of the load."""
     prompt: Prompt
-    """Text, or token ids."""
+    """Text, or token ids; no ids at all: not made, for a simulation that needs only lengths."""
     prompt_tokens: int
     output_tokens: int
     """Asked for with ignore_eos, so that every server does the same work."""
@@ -65,7 +65,10 @@ class Workload:
 
 def _request_key(request: RequestSpec) -> str:
     prompt = request.prompt
-    shown = f"text {prompt}" if isinstance(prompt, str) else "ids " + ",".join(map(str, prompt))
+    if isinstance(prompt, str):
+        shown = f"text {prompt}"
+    else:
+        shown = "ids " + ",".join(map(str, prompt)) if prompt else f"length {request.prompt_tokens}"
     return f"{request.output_tokens}|{shown}"
 
 

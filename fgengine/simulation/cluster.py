@@ -19,7 +19,7 @@ class Cluster:
         """A heap of (when a replica has something to do, its index); those that no longer hold stay in it."""
 
     def serve(self, requests: Iterable[Request]) -> Iterator[Ending]:
-        """Every request as it ends. ``requests`` come in order of arrival and are asked for as they arrive."""
+        """Every request as it ends. ``requests`` are in order of arrival and taken as their time comes."""
         for request in requests:
             # At one moment arrivals come first, so that a step that begins then can already hold them.
             yield from self._advance(request.arrival)

@@ -80,18 +80,21 @@ class Replica:
         now = self.next_at
         self.clock.advance_to(now)
         endings = self._end_leap(now) if self._steps else []
-        for request in self._inbox:
-            try:
-                self.scheduler.add(request, now)
-            except RequestRefused as refusal:
-                request.finish("error", now)
-                endings.append(Ending(request, (), str(refusal)))
+        endings += [refused for request in self._inbox if (refused := self._take_in(request, now))]
         self._inbox.clear()
         self.scheduler.copied(self.copies.done(), now)
         for ending in endings:
             self.outstanding_seconds -= self._share(ending.request)
         self._plan(now)
         return endings
+
+    def _take_in(self, request: Request, now: float) -> Ending | None:
+        try:
+            self.scheduler.add(request, now)
+        except RequestRefused as refusal:
+            request.finish("error", now)
+            return Ending(request, (), str(refusal))
+        return None
 
     def _plan(self, now: float) -> None:
         self._steps, self.next_at = 0, math.inf

@@ -53,6 +53,18 @@ def test_same_seed_same_workload_other_seed_another():
     assert one.prompts_fingerprint != other.prompts_fingerprint
 
 
+def test_without_prompts_lengths_and_arrivals_are_the_same_and_the_fingerprint_is_another():
+    whole, bare = (
+        build_workload(TABLE, rate=2.0, num_prompts=50, seed=7, with_prompts=with_prompts)
+        for with_prompts in (True, False)
+    )
+    assert [(r.scheduled, r.prompt_tokens, r.output_tokens) for r in whole.requests] == [
+        (r.scheduled, r.prompt_tokens, r.output_tokens) for r in bare.requests
+    ]
+    other = build_workload(TABLE, rate=2.0, num_prompts=50, seed=8, with_prompts=False)
+    assert len({w.prompts_fingerprint for w in (whole, bare, other)}) == 3
+
+
 def test_fingerprint_does_not_drift():
     """Published runs are found again by it."""
     workload = build_workload(TABLE, rate=2.0, num_prompts=5, seed=0)
