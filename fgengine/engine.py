@@ -140,14 +140,14 @@ class Engine:
 
         Any exception means that the engine cannot go on.
         """
-        self.scheduler.copied(self.copies.done(), self.clock.now())
+        self.scheduler.copied(self.copies.done())
         plan = self.scheduler.schedule(self.clock.now())
         for transfer in (*plan.offloads, *plan.uploads):
             self.copies.submit(transfer)
         if plan.items:
             return self.scheduler.update(self.runner.execute(plan), self.clock.now())
         if self.scheduler.kv.transfers_in_flight:
-            self.scheduler.copied(self.copies.wait(), self.clock.now())
+            self.scheduler.copied(self.copies.wait())
         elif self.scheduler.has_work:
             raise RuntimeError(
                 "the scheduler is stuck: there is work, yet nothing runs and nothing is copied"

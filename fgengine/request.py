@@ -8,6 +8,8 @@ from typing import Literal
 
 FinishReason = Literal["length", "stop", "abort", "error"]
 Phase = Literal["queued", "swapped", "prefill", "decode"]
+"""swapped: its turn has come, but its KV is on the host or on its way. One that waits for its turn is queued,
+wherever its KV is, and in prefill or decode while it is in a batch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ class _Draft:
     uploads: list[Transfer] = field(default_factory=list)
     claimed: int = 0
     """Device blocks, free or on their way, kept for requests that wait for more of them."""
+    delayed: dict[str, Request] = field(default_factory=dict)
+    """Whose turn it is, but whose KV is on the host or on its way."""
     has_prefill: bool = False
     short: bool = False
     """Somebody did not find the room it needs among the free blocks."""
@@ -112,6 +114,8 @@ class Scheduler:
         """Those whose KV is on the host and at rest."""
         self._running: dict[str, Request] = {}
         """The last batch."""
+        self._delayed: dict[str, Request] = {}
+        """Those that would have been in the last batch, had their KV been on the device."""
         self._plan: StepPlan | None = None
         self._draft = _Draft(0.0, 0)
         """Of the last plan: how it came about says for how long it holds."""
@@ -169,9 +173,13 @@ class Scheduler:
             if id not in batch and not request.finished:
                 request.preemptions += 1
                 self.counters.preemptions += 1
-                if request.phase != "swapped":
-                    request.enter("queued", now)
-        self._running = batch
+                request.enter("queued", now)
+        for id, request in self._delayed.items():
+            if id not in draft.delayed and not request.finished:
+                request.enter("queued", now)
+        for request in draft.delayed.values():
+            request.enter("swapped", now)
+        self._running, self._delayed = batch, draft.delayed
         for item in draft.items:
             request = item.request
             decode = item.num_tokens == 1 and len(request.tokens) > request.prompt_len
@@ -200,7 +208,7 @@ class Scheduler:
             self._ran(request, result.seconds, now)
         return events
 
-    def copied(self, transfers: list[Transfer], now: float) -> None:
+    def copied(self, transfers: list[Transfer]) -> None:
         """These copies are done."""
         for transfer in transfers:
             self.kv.finish(transfer)
@@ -210,7 +218,6 @@ class Scheduler:
             where = self.kv.where(request.id)
             if where is Where.DEVICE:
                 self._resident[request.id] = request
-                request.enter("queued", now)
             elif where is Where.HOST:
                 self._swapped[request.id] = request
 
@@ -242,7 +249,7 @@ class Scheduler:
     def _forget(self, request: Request) -> None:
         self.policy.remove(request)
         self.kv.release(request.id)
-        for group in (self.requests, self._resident, self._swapped, self._running):
+        for group in (self.requests, self._resident, self._swapped, self._running, self._delayed):
             group.pop(request.id, None)
 
     # -- many steps as one: for simulations ------------------------------------------------------------
@@ -373,8 +380,10 @@ class Scheduler:
                 return True
         where = kv.where(request.id)
         if where is Where.OFFLOADING or where is Where.UPLOADING:
+            draft.delayed[request.id] = request
             return True
         if where is Where.HOST:
+            draft.delayed[request.id] = request
             room = self._make_room(kv.num_blocks(request.id), request, draft, evict)
             if room == "now":
                 self._upload(request, draft)
@@ -490,7 +499,6 @@ class Scheduler:
         del self._resident[victim.id]
         if self._swaps(victim, blocks, self.kv.host.num_free):
             draft.offloads.append(self.kv.begin_offload(victim.id))
-            victim.enter("swapped", draft.now)
             victim.bytes_moved += blocks * self.limits.block_bytes
             self.counters.offloaded_blocks += blocks
         else:

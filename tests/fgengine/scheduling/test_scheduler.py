@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fgengine.engine import Engine, RequestRefused
+from fgengine.kv.manager import Where
 from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.policy import Policy, PolicyContext, Priority
 
@@ -120,7 +121,9 @@ def test_room_is_taken_from_the_last_in_the_policys_order(symbolic_engine: Build
     engine.add("d", [1] * 4, params())
     policy.requests.sort(key=lambda request: "dbca".index(request.id))
     engine.step()
-    assert (a.phase, c.phase) == ("swapped", "queued")
+    kv = engine.scheduler.kv
+    assert (kv.where(a.id), kv.where(c.id)) == (Where.OFFLOADING, Where.DEVICE)
+    assert (a.phase, c.phase) == ("queued", "queued")
     assert batch(engine) == [("b", 7, 1)]  # has room, and runs while d's room is made
     engine.step()
     assert batch(engine) == [("d", 0, 4)]
