@@ -49,8 +49,10 @@ class NullEngine:
     def has_work(self) -> bool:
         return bool(self.requests)
 
-    def add(self, id: str, prompt: list[int], params: SamplingParams) -> Request:
-        self.requests[id] = Request.new(id, prompt, params, time.monotonic())
+    def add(
+        self, id: str, prompt: list[int], params: SamplingParams, *, user: str, arrival: float
+    ) -> Request:
+        self.requests[id] = Request.new(id, prompt, params, arrival, user)
         return self.requests[id]
 
     def abort(self, id: str) -> bool:

@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from aiohttp import web
 
+from fgengine.clock import WallClock
 from fgengine.scheduling.scheduler import RequestRefused
 from fgengine.server.client import EngineError
 from fgengine.server.generation import Generation, Service
-from fgengine.server.schemas import MAX_BODY_BYTES, BadRequestError
+from fgengine.server.schemas import MAX_BODY_BYTES, BadRequestError, Body, read_body
 from fgengine.text import TextCodec, TextError
 
 SERVICE = web.AppKey("service", Service)
@@ -82,6 +83,13 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
         return error_response(500, "the server made a mistake; its log says more", "internal_error")
+
+
+async def read_posted(request: web.Request, kind: type[Body]) -> tuple[Body, float]:
+    """The body, checked, and when it had been read, on the engine's clock. Raises BadRequestError."""
+    raw = await request.read()
+    arrival = WallClock().now()
+    return read_body(raw, kind), arrival
 
 
 async def prompt_ids(prompt: str | list[int], codec: TextCodec) -> list[int]:

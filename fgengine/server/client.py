@@ -12,7 +12,7 @@ from fgengine.config import EngineConfig
 from fgengine.request import SamplingParams
 from fgengine.scheduling.scheduler import RequestRefused
 from fgengine.server import messages
-from fgengine.server.messages import NewToken
+from fgengine.server.messages import Account, NewToken
 
 State = Literal["starting", "ready", "broken", "stopping"]
 
@@ -28,7 +28,7 @@ class TokenStream:
         self.id = id
         self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tokens: list[NewToken] = []
-        self._ended: asyncio.Future[dict[str, float]] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[Account] = asyncio.get_running_loop().create_future()
         self._news = asyncio.Event()
         for future in (self._accepted, self._ended):  # a failure nobody waits for is no news
             future.add_done_callback(lambda f: f.cancelled() or f.exception())
@@ -47,7 +47,7 @@ class TokenStream:
             self._news.clear()
         return tokens
 
-    async def accounting(self) -> dict[str, float]:
+    async def account(self) -> Account:
         """Where the request's time went, once it has ended. Raises EngineError."""
         return await asyncio.shield(self._ended)
 
@@ -61,13 +61,13 @@ class TokenStream:
 
     def put(self, token: NewToken) -> None:
         self._tokens.append(token)
-        if token.finish_reason is not None:
-            self.end(token.accounting or {})
+        if token.account is not None:
+            self.end(token.account)
         self._news.set()
 
-    def end(self, accounting: dict[str, float]) -> None:
+    def end(self, account: Account) -> None:
         if not self._ended.done():
-            self._ended.set_result(accounting)
+            self._ended.set_result(account)
         self._news.set()
 
     def fail(self, error: Exception) -> None:
@@ -111,8 +111,10 @@ class EngineClient:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
 
-    async def add(self, id: str, prompt: list[int], params: SamplingParams) -> TokenStream:
-        """Hand a request to the engine; returns when it has taken it.
+    async def add(
+        self, id: str, prompt: list[int], params: SamplingParams, *, arrival: float, user: str = ""
+    ) -> TokenStream:
+        """Hand a request that came at ``arrival`` to the engine; returns when it has taken it.
 
         Raises:
             RequestRefused: it could never run.
@@ -120,7 +122,7 @@ class EngineClient:
         """
         self.check_ready()
         stream = self._streams[id] = TokenStream(id)
-        self._send(messages.Add(id, prompt, params))
+        self._send(messages.Add(id, prompt, params, arrival, user))
         try:
             await stream.accepted()
         except asyncio.CancelledError:  # the client left while the request was on its way
@@ -175,7 +177,7 @@ class EngineClient:
         elif isinstance(event, messages.Refused):
             self._streams.pop(event.id).fail(RequestRefused(event.reason))
         elif isinstance(event, messages.Aborted):
-            self._streams.pop(event.id).end(event.accounting)
+            self._streams.pop(event.id).end(event.account)
         elif isinstance(event, messages.Stats):
             answer = self._stats.popleft()
             if not answer.done():

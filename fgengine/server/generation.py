@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 
+from fgengine.clock import WallClock
 from fgengine.request import FinishReason, SamplingParams
 from fgengine.server.client import EngineClient, EngineError, TokenStream
-from fgengine.server.messages import NewToken
+from fgengine.server.messages import Account, NewToken
 from fgengine.text import StopStrings, TextCodec
 
 
@@ -66,7 +67,7 @@ class Generation:
             for token in await self._stream.next():
                 batch.append(self._piece(token))
                 if self.finish_reason is not None:
-                    self.accounting = await self._stream.accounting()
+                    self.accounting = _until_now(await self._stream.account())
                     break
             yield batch
 
@@ -86,6 +87,12 @@ class Generation:
                 text += self._stops.finish()
         self.finish_reason = reason
         return Piece(text, token.token, token.logprob, reason)
+
+
+def _until_now(account: Account) -> dict[str, float]:
+    """The last token's way from the engine to its answer is decode too: all the waiting is in the account."""
+    late = WallClock().now() - account.closed
+    return {**account.values, "decode": account.values["decode"] + late}
 
 
 class Service:
@@ -110,15 +117,25 @@ class Service:
 
     @asynccontextmanager
     async def generate(
-        self, prompt: list[int], params: SamplingParams, stops: Sequence[str]
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        stops: Sequence[str],
+        *,
+        arrival: float,
+        user: str = "",
     ) -> AsyncIterator[Generation]:
         """Have the engine take a request; leaving the block before its end aborts it.
+
+        ``arrival``: when it had been read, on the engine's clock, so that what it waits for the engine's step
+        to end is in its account.
 
         Raises:
             RequestRefused: it could never run; the message says why.
             EngineError: the engine is not ready, breaks down or stops.
         """
-        stream = await self.engine.add(f"cmpl-{next(self._ids)}", prompt, params)
+        id = f"cmpl-{next(self._ids)}"
+        stream = await self.engine.add(id, prompt, params, arrival=arrival, user=user)
         generation = Generation(stream, self.engine, self.codec, stops)
         try:
             yield generation

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from fgengine.server.answers import SERVICE, Stream, prompt_ids, usage
+from fgengine.server.answers import SERVICE, Stream, prompt_ids, read_posted, usage
 from fgengine.server.client import EngineError
 from fgengine.server.generation import Generation
-from fgengine.server.schemas import GenerateBody, read_body
+from fgengine.server.schemas import GenerateBody
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
@@ -20,13 +20,15 @@ async def generate(request: web.Request) -> web.StreamResponse:
     """
     service = request.app[SERVICE]
     service.engine.check_ready()
-    body = read_body(await request.read(), GenerateBody)
+    body, arrival = await read_posted(request, GenerateBody)
     given = body.one_prompt()
     prompt = await prompt_ids(given, service.codec)
     text = given if isinstance(given, str) else service.codec.decode(given)
     stream = Stream(request, "application/json", lambda json: json + b"\0")
     try:
-        async with service.generate(prompt, body.params(max_tokens=16), body.stops()) as generation:
+        async with service.generate(
+            prompt, body.params(max_tokens=16), body.stops(), arrival=arrival, user=body.user or ""
+        ) as generation:
             if body.stream:
                 await stream.open()
             async for batch in generation.pieces():

@@ -28,6 +28,9 @@ class Add(msgspec.Struct, tag=True, frozen=True):
     id: str
     prompt: list[int]
     params: SamplingParams
+    arrival: float
+    """When the server had read it: seconds on the clock that all processes of a machine share."""
+    user: str = ""
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
@@ -62,14 +65,23 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
     reason: str
 
 
+class Account(msgspec.Struct, frozen=True, array_like=True):
+    """Where the time of a request went that has ended."""
+
+    closed: float
+    """When, on the clock of ``Add.arrival``."""
+    values: dict[str, float]
+    """``Request.accounting``."""
+
+
 class NewToken(msgspec.Struct, frozen=True, array_like=True):
-    """One generated token; the request's last one says why it ended and where its time went."""
+    """One generated token; the request's last one says why it ended and has its account."""
 
     id: str
     token: int
     logprob: float | None = None
     finish_reason: FinishReason | None = None
-    accounting: dict[str, float] | None = None
+    account: Account | None = None
 
 
 class Stepped(msgspec.Struct, tag=True, frozen=True):
@@ -80,7 +92,7 @@ class Stepped(msgspec.Struct, tag=True, frozen=True):
 
 class Aborted(msgspec.Struct, tag=True, frozen=True):
     id: str
-    accounting: dict[str, float]
+    account: Account
 
 
 class Stats(msgspec.Struct, tag=True, frozen=True):

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
-from fgengine.server.answers import SERVICE, Stream, prompt_ids, usage
+from fgengine.server.answers import SERVICE, Stream, prompt_ids, read_posted, usage
 from fgengine.server.client import EngineError
 from fgengine.server.generation import Generation, Piece
-from fgengine.server.schemas import ChatBody, CompletionBody, SamplingBody, read_body
+from fgengine.server.schemas import ChatBody, CompletionBody, SamplingBody
 from fgengine.text import TextCodec
 
 
@@ -77,21 +77,21 @@ async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
     service = request.app[SERVICE]
     service.engine.check_ready()
-    body = read_body(await request.read(), CompletionBody)
+    body, arrival = await read_posted(request, CompletionBody)
     logprobs = body.wants_logprobs()
     prompt = await prompt_ids(body.one_prompt(), service.codec)
-    return await _answer(request, CompletionForm(), body, prompt, logprobs)
+    return await _answer(request, CompletionForm(), body, prompt, logprobs, arrival)
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
     service = request.app[SERVICE]
     service.engine.check_ready()
-    body = read_body(await request.read(), ChatBody)
+    body, arrival = await read_posted(request, ChatBody)
     if body.max_completion_tokens is not None:
         body.max_tokens = body.max_completion_tokens
     prompt = service.codec.encode_chat(body.plain_messages())
-    return await _answer(request, ChatForm(), body, prompt, bool(body.logprobs))
+    return await _answer(request, ChatForm(), body, prompt, bool(body.logprobs), arrival)
 
 
 async def models(request: web.Request) -> web.Response:
@@ -111,7 +111,7 @@ async def models(request: web.Request) -> web.Response:
 
 
 async def _answer(
-    request: web.Request, form: Form, body: SamplingBody, prompt: list[int], logprobs: bool
+    request: web.Request, form: Form, body: SamplingBody, prompt: list[int], logprobs: bool, arrival: float
 ) -> web.StreamResponse:
     service = request.app[SERVICE]
     assert service.engine.model is not None
@@ -122,7 +122,9 @@ async def _answer(
     head = {"created": int(time.time()), "model": service.engine.model.model_name}
     stream = Stream(request, "text/event-stream", lambda json: b"data: " + json + b"\n\n")
     try:
-        async with service.generate(prompt, params, stops) as generation:
+        async with service.generate(
+            prompt, params, stops, arrival=arrival, user=body.user or ""
+        ) as generation:
             head["id"] = generation.id
             if not body.stream:
                 return await _answer_whole(form, head, prompt, generation, codec)

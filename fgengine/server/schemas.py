@@ -17,6 +17,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKENS = 256
 MAX_MESSAGES = 4096
+MAX_USER_CHARACTERS = 256
 
 NOTHING_ASKED: dict[str, Any] = {
     "n": 1,
@@ -67,6 +68,8 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    user: Annotated[str, msgspec.Meta(max_length=MAX_USER_CHARACTERS)] | None = None
+    """OpenAI's: on whose behalf. Fair policies share the machine among users."""
 
     def stops(self) -> list[str]:
         """Raises BadRequestError for too many, too long or empty ones."""

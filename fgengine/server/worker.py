@@ -38,7 +38,9 @@ class Steps(Protocol):
     def max_model_len(self) -> int: ...
     @property
     def has_work(self) -> bool: ...
-    def add(self, id: str, prompt: list[int], params: SamplingParams) -> Request: ...
+    def add(
+        self, id: str, prompt: list[int], params: SamplingParams, *, user: str, arrival: float
+    ) -> Request: ...
     def abort(self, id: str) -> bool: ...
     def step(self) -> Sequence[TokenEvent]: ...
     def stats(self) -> Mapping[str, float | int | str]: ...
@@ -108,7 +110,9 @@ class _Loop:
     def _obey(self, command: messages.Command) -> None:
         if isinstance(command, messages.Add):
             try:
-                self._open[command.id] = self._engine.add(command.id, command.prompt, command.params)
+                self._open[command.id] = self._engine.add(
+                    command.id, command.prompt, command.params, user=command.user, arrival=command.arrival
+                )
             except ValueError as error:
                 self._send(messages.Refused(command.id, str(error)))
             else:
@@ -117,7 +121,7 @@ class _Loop:
             request = self._open.pop(command.id, None)
             if request is not None:
                 self._engine.abort(command.id)
-                self._send(messages.Aborted(command.id, request.accounting()))
+                self._send(messages.Aborted(command.id, _account(request)))
         elif isinstance(command, messages.AskStats):
             self._send(messages.Stats(dict(self._engine.stats())))
 
@@ -127,8 +131,12 @@ class _Loop:
             return messages.NewToken(request.id, event.token, event.logprob)
         self._open.pop(request.id, None)
         return messages.NewToken(
-            request.id, event.token, event.logprob, request.finish_reason, request.accounting()
+            request.id, event.token, event.logprob, request.finish_reason, _account(request)
         )
+
+
+def _account(request: Request) -> messages.Account:
+    return messages.Account(request.phase_since, request.accounting())
 
 
 def _read_commands(channel: socket.socket, inbox: Inbox, on_close: Callable[[], None]) -> None:

@@ -27,6 +27,8 @@ class FakeEngine:
     def __init__(self, step_seconds: float = 0.001) -> None:
         self.step_seconds = step_seconds
         self.requests: dict[str, Request] = {}
+        self.users: list[str] = []
+        """Of every request, in order."""
         self.aborted: list[str] = []
         self.closed = False
 
@@ -34,11 +36,14 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self.requests)
 
-    def add(self, id: str, prompt: list[int], params: SamplingParams) -> Request:
-        request = Request.new(id, prompt, params, time.monotonic())
+    def add(
+        self, id: str, prompt: list[int], params: SamplingParams, *, user: str, arrival: float
+    ) -> Request:
+        request = Request.new(id, prompt, params, arrival, user)
         if request.max_len > self.max_model_len:
             raise ValueError(f"prompt + max_tokens is {request.max_len}, more than {self.max_model_len}")
         self.requests[id] = request
+        self.users.append(user)
         return request
 
     def abort(self, id: str) -> bool:

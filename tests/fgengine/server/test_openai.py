@@ -153,6 +153,8 @@ CHAT = [{"role": "user", "content": "hi"}]
         ("completions", {"prompt": "a", "echo": True}, "echo", "not supported"),
         ("completions", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ("completions", {"prompt": "a", "max_tokens": "5"}, "max_tokens", "`int"),
+        ("completions", {"prompt": "a", "user": "x" * 257}, "user", "<= 256"),
+        ("completions", {"prompt": "a", "user": 7}, "user", "`str | null`"),
         ("completions", {"prompt": "a", "max_tokens": 0}, "max_tokens", "at least 1"),
         ("completions", {"prompt": "a", "temperature": -1}, "temperature", "between"),
         ("completions", {"prompt": "a", "top_p": 0}, "top_p", "above 0"),
@@ -187,6 +189,15 @@ async def test_bad_requests_are_told_why(served: Any, path: str, body: Any, fiel
         assert says in answer["error"]["message"]
     assert served.service.counters.requests_refused == 2
     assert served.service.counters.requests_finished == 0
+
+
+async def test_the_user_reaches_the_engine(served: Any) -> None:
+    body = {"max_tokens": 1, "prompt": "a"}
+    await served.post("/v1/completions", {**body, "user": "ann"})
+    await served.post("/v1/chat/completions", {**body, "messages": CHAT, "user": "ben"})
+    await served.post("/generate", {**body, "user": "eve"})
+    await served.post("/v1/completions", {**body, "user": None})
+    assert served.engine.users == ["ann", "ben", "eve", ""]
 
 
 async def test_neutral_and_unknown_fields_are_fine(served: Any) -> None:
