@@ -39,10 +39,14 @@ class Load:
     endpoint: str = "completions"
     request_timeout: float = 3600.0
     """Seconds."""
+    users: int = 1
+    """Between whom the requests are shared out, the first sending most; 1: no user is sent."""
 
     def __post_init__(self) -> None:
         endpoint_called(self.endpoint)
-        check_counts(num_prompts=self.num_prompts, num_warmup=self.num_warmup, seed=self.seed)
+        check_counts(
+            num_prompts=self.num_prompts, num_warmup=self.num_warmup, seed=self.seed, users=self.users
+        )
         if not self.rate > 0:
             raise ValueError(f"the rate must be above 0 requests per second (or inf), not {self.rate}")
         if not 0 < self.request_timeout < math.inf:
@@ -74,6 +78,7 @@ def run_benchmark(
                 seed=load.seed,
                 num_warmup=load.num_warmup,
                 vocab_size=served.vocab_size,
+                users=load.users,
             )
             writer.describe(**_full_info(backend, served, workload, load))
             target = Target(served.url, served.model, endpoint_called(load.endpoint), load.request_timeout)

@@ -55,6 +55,7 @@ class Answer:
             finished=round(now, 6),
             error=error or self._verdict(),
             server=self._server,
+            user=self._spec.user,
         )
 
     def _take(self, piece: Piece, now: float) -> None:

@@ -67,6 +67,7 @@ class Completions:
                 "temperature": 0.0,
                 "stream": True,
                 "stream_options": {"include_usage": True},
+                **_user(spec),
             }
         )
 
@@ -111,6 +112,7 @@ class Generate:
                 "max_tokens": spec.output_tokens,
                 "ignore_eos": True,
                 "stream": True,
+                **_user(spec),
             }
         )
 
@@ -147,6 +149,11 @@ def error_message(body: bytes) -> str:
         message = None
     text = message or body.decode("utf-8", "replace")
     return " ".join(text.split())[:300]
+
+
+def _user(spec: RequestSpec) -> dict[str, str]:
+    """Left out where there is none: not every server knows the field."""
+    return {"user": spec.user} if spec.user else {}
 
 
 def _json(value: Any) -> bytes:

@@ -34,6 +34,8 @@ class RequestRecord:
     server: dict[str, float] | None = None
     """fgengine's own account of the request where it gave one: seconds queued, swapped, prefill,
     decode; preemptions; bytes_moved."""
+    user: str = ""
+    """On whose behalf it was sent; empty: none was said."""
 
     @property
     def ok(self) -> bool:

@@ -109,6 +109,7 @@ def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
             ("finished", pa.float64()),
             ("error", pa.string()),
             ("server", pa.map_(pa.string(), pa.float64())),
+            ("user", pa.string()),
         ]
     )
     rows = sorted(records, key=lambda record: record.index)

@@ -20,6 +20,8 @@ class RequestSpec:
     prompt_tokens: int
     output_tokens: int
     """Asked for with ignore_eos, so that every server does the same work."""
+    user: str = ""
+    """On whose behalf; empty: nobody's in particular, and none is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Workload:
     requests: tuple[RequestSpec, ...]
     warmup: tuple[RequestSpec, ...] = ()
     arrivals: str = "poisson"
+    users: int = 1
+    """Between whom the requests are shared out; 1: nobody in particular."""
 
     @property
     def num_prompts(self) -> int:
@@ -40,7 +44,7 @@ class Workload:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over every prompt, length and arrival (to the microsecond): of what is sent."""
+        """SHA-256 over every prompt, length, user and arrival (to the microsecond): of what is sent."""
         return _digest(f"{round(r.scheduled * 1e6)}|{_request_key(r)}" for r in self.requests)
 
     @property
@@ -56,6 +60,7 @@ class Workload:
             "rate": self.rate if self.rate != float("inf") else "inf",
             "seed": self.seed,
             "arrivals": self.arrivals,
+            "users": self.users,
             "fingerprint": self.fingerprint,
             "prompts_fingerprint": self.prompts_fingerprint,
             "prompt_tokens": sum(r.prompt_tokens for r in self.requests),
@@ -69,7 +74,8 @@ def _request_key(request: RequestSpec) -> str:
         shown = f"text {prompt}"
     else:
         shown = "ids " + ",".join(map(str, prompt)) if prompt else f"length {request.prompt_tokens}"
-    return f"{request.output_tokens}|{shown}"
+    user = f"user {request.user}|" if request.user else ""
+    return f"{request.output_tokens}|{user}{shown}"
 
 
 def _digest(parts: Iterable[str]) -> str:

@@ -1,5 +1,7 @@
+import dataclasses
 import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -126,3 +128,25 @@ def test_describe_is_json_even_at_an_infinite_rate():
 def test_times_never_go_back():
     workload = build_workload(TABLE, rate=1000.0, num_prompts=5000)
     assert all(a.scheduled <= b.scheduled for a, b in itertools.pairwise(workload.requests))
+
+
+def test_users_are_drawn_with_weights_one_over_their_rank():
+    workload = build_workload(TABLE, rate=1.0, num_prompts=11_000, users=3)
+    counts = Counter(r.user for r in workload.requests)
+    assert counts.keys() == {"user-1", "user-2", "user-3"}
+    assert counts["user-1"] == pytest.approx(6000, rel=0.05)  # of 6 + 3 + 2
+    assert counts["user-3"] == pytest.approx(2000, rel=0.05)
+    assert workload.describe()["users"] == 3
+
+
+def test_users_change_nothing_else_of_the_workload():
+    one, three = (build_workload(TABLE, rate=1.0, num_prompts=50, num_warmup=3, users=n) for n in (1, 3))
+    assert {r.user for r in one.requests} == {""}
+    assert tuple(dataclasses.replace(r, user="") for r in three.requests) == one.requests
+    assert three.warmup == one.warmup
+    assert three.fingerprint != one.fingerprint  # another thing is sent
+    assert three.prompts_fingerprint != one.prompts_fingerprint
+    few = build_workload(TABLE, rate=1.0, num_prompts=20, users=3)
+    assert three.requests[:20] == few.requests
+    with pytest.raises(ValueError, match="number of users must be between 1 and"):
+        build_workload(TABLE, rate=1.0, num_prompts=3, users=0)
