@@ -12,8 +12,8 @@ from fgengine.scheduling.policy import Priority, SortedPolicy
 class FCFS(SortedPolicy):
     """In order of arrival, run to completion: only memory pressure stops a request, the newest first."""
 
-    summary = "first come, first served; what Orca and vLLM do"
-    paper = "Orca, OSDI'22; vLLM, SOSP'23"
+    summary = "first come, first served; vLLM's too"
+    paper = "Orca, OSDI'22"
 
     def key(self, request: Request) -> Priority:
         return (request.arrival,)

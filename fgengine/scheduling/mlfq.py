@@ -40,8 +40,8 @@ class _Job:
 class MLFQ(Policy):
     """Every job starts in the first queue."""
 
-    summary = "multi-level feedback queue; every job starts in the first queue"
-    paper = "CTSS, AFIPS'62; the baseline of FastServe"
+    summary = "feedback queues; all start in the first"
+    paper = "CTSS, AFIPS'62"
     needs_cost = True
 
     def __init__(self, context: PolicyContext) -> None:
@@ -162,7 +162,7 @@ class SkipJoinMLFQ(MLFQ):
     first queue nor is cut off in every queue on its way down.
     """
 
-    summary = "FastServe's skip-join multi-level feedback queue (NSDI'26)"
+    summary = "feedback queues; joins where its prompt fits"
     paper = "FastServe, NSDI'26"
 
     def entry_level(self, request: Request) -> int:

@@ -18,8 +18,8 @@ class Static(Policy):
     answer still goes out when it ends, not with its batch.
     """
 
-    summary = "static batches, each run to completion before the next is made"
-    paper = "FasterTransformer, as in FastServe's evaluation"
+    summary = "batches run to completion, one after another"
+    paper = "FasterTransformer"
 
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)

@@ -60,7 +60,7 @@ class VTC(Policy):
     As in the paper nobody is preempted for fairness: a started request stops only for memory.
     """
 
-    summary = "virtual token counter: fair among users, whatever each one sends"
+    summary = "fair among users by tokens served"
     paper = "VTC, OSDI'24"
 
     def __init__(self, context: PolicyContext) -> None:
