@@ -122,14 +122,10 @@ class ServerOptions:
     def to_engine_config(self) -> EngineConfig:
         """Raises ValueError for a value out of range, naming it, and for what would take a start to fail."""
         from fgengine.model.catalog import shape_of
-        from fgengine.scheduling.policy import policy_names
+        from fgengine.scheduling.policy import policy_class
 
         shape_of(self.model)
-        if ":" not in self.effective_policy and self.effective_policy not in policy_names():
-            raise ValueError(
-                f"there is no policy {self.policy!r}; there are {', '.join(policy_names())}, "
-                "or package.module:Class"
-            )
+        policy_class(self.effective_policy)
         if not 0.0 <= self.swap_space < 2**30:
             raise ValueError(f"--swap-space must be 0 or more GiB, not {self.swap_space}")
         if self.profile is not None and not self.profile.is_file():
