@@ -19,9 +19,11 @@ VERBS = {
     "demo": "See it work: a model, a server, a load, two policies side by side.",
     "serve": "Serve a model over HTTP with the scheduling policy of your choice.",
     "run": "Measure a server under a load of requests arriving at a given rate.",
+    "simulate": "Run the scheduler on virtual clocks: many copies, many requests, no machine.",
     "compare": "Put runs side by side: a table, and a plot over the rate.",
     "profile": "Measure how long this machine's steps take, for policies that predict.",
     "models": "List the models there are and pull their weights.",
+    "policies": "List the scheduling policies there are.",
 }
 """Each verb's function of the same name is in the module ``fgbench.cli.VERB``; ``models`` has an ``app``."""
 
@@ -37,6 +39,7 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; a user's mistake becomes a sentence."""
+        look_in_working_directory()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -55,6 +58,15 @@ def load_verb(name: str) -> Any:
     verb = typer.Typer(add_completion=False)
     verb.command(name)(getattr(module, name))
     return typer.main.get_command(verb)
+
+
+def look_in_working_directory() -> None:
+    """Let ``--policy my_policies:Mine`` name a file that lies here, as ``python -m fgbench`` does.
+
+    Last in the path, so that nothing here hides what is installed; not where Python was told to be careful.
+    """
+    if not getattr(sys.flags, "safe_path", False) and not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
 
 
 def tell(error: Exception) -> int:

@@ -1,0 +1,92 @@
+"""``fgbench policies``: the scheduling policies there are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    name: str
+    summary: str = ""
+    paper: str = ""
+    needs: tuple[str, ...] = ()
+    """Of ``profile`` and ``predictor``."""
+    package: str | None = None
+    """Which installed distribution brings it; None: built in."""
+    error: str | None = None
+    """Why it cannot be used."""
+
+
+def policies(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for scripts.")] = False,
+) -> None:
+    """List the scheduling policies: what each does, the paper it comes from, and what it needs.
+
+    Built-in ones first, then those that installed packages bring (entry-point group fgengine.policies).
+    Any other one goes by --policy package.module:Class; docs/writing-a-policy.md shows how to write one.
+
+    Example: fgbench policies --json
+    """
+    found = list_policies()
+    if as_json:
+        print(json.dumps([asdict(policy) for policy in found], indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(_table(found))
+    console.print(
+        "profile: measured when the server first needs one, or by `fgbench profile`. predictor: of output "
+        "lengths, chosen with --predictor."
+    )
+
+
+def list_policies() -> list[Listed]:
+    """Every policy that has a name; one that cannot be loaded says why."""
+    from fgengine.scheduling.policy import ENTRY_POINTS, policy_names
+
+    installed = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    return [_listed(name, installed.get(name)) for name in policy_names()]
+
+
+def _listed(name: str, entry: EntryPoint | None) -> Listed:
+    from fgengine.scheduling.policy import policy_class
+
+    package = f"{entry.dist.name} {entry.dist.version}" if entry is not None and entry.dist else None
+    try:
+        policy = policy_class(name)
+    except ValueError as error:
+        return Listed(name, package=package, error=str(error))
+    needs = {"profile": policy.needs_cost, "predictor": policy.needs_predictor}
+    return Listed(
+        name, policy.summary, policy.paper, tuple(need for need, needed in needs.items() if needed), package
+    )
+
+
+def _table(found: list[Listed]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it does")
+    table.add_column("paper")
+    table.add_column("needs", no_wrap=True)
+    for policy in found:
+        what = Text(policy.summary)
+        if policy.error is not None:
+            what = Text(policy.error, style="red")
+        if policy.package is not None:
+            what.append(f" (from {policy.package})", style="dim")
+        table.add_row(policy.name, what, policy.paper, "\n".join(policy.needs))
+    return table
