@@ -78,7 +78,10 @@ def test_names_and_policies():
         FastGen(ServerOptions(max_batch_size=0))
     with pytest.raises(ValueError, match="no policy 'lifo'; there are static, fcfs"):
         FastGen(ServerOptions(policy="lifo"))
-    assert FastGen(ServerOptions(policy="my.own:Policy")).policy == "my.own:Policy"
+    assert (
+        FastGen(ServerOptions(policy="fgengine.scheduling.srpt:SRPT")).policy
+        == "fgengine.scheduling.srpt:SRPT"
+    )
 
 
 def test_settings_are_what_decides(tmp_path):
