@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fgbench.cli.options import ServerOptions
 
 PREFIX = "fastgen"
+SIMULATED = "simulated"
 DEFAULT_POLICY = "sj-mlfq"
 READY_SECONDS = 1800.0
 """Loading a large model and measuring a profile take minutes; a server that died is noticed at once."""
@@ -35,10 +36,7 @@ class FastGen:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The server's options by their names on the command line, skip-join resolved into the policy."""
-        values = dataclasses.asdict(self._options) | {"policy": self.policy}
-        values.pop("use_skip_join")
-        return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+        return settings_of(self._options)
 
     def start(self, log: Path, report: Report) -> Served:
         port = free_port() if self._port is None else self._port
@@ -73,17 +71,24 @@ class FastGen:
             process.stop()
 
 
+def settings_of(options: ServerOptions) -> dict[str, Any]:
+    """The server's options by their names on the command line, skip-join resolved into the policy."""
+    values = dataclasses.asdict(options) | {"policy": options.effective_policy}
+    values.pop("use_skip_join")
+    return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+
+
 def policy_of(backend: str) -> str | None:
     """The policy in a backend's name: ``fcfs`` of ``fastgen-fcfs``; None of ``fastgen``, which has none.
 
-    Raises ValueError for a name that is no FastGen.
+    Raises ValueError for a name that is neither FastGen's nor a simulation's.
     """
-    if backend == PREFIX:
+    if backend in (PREFIX, SIMULATED):
         return None
     prefix, dash, policy = backend.partition("-")
-    if prefix != PREFIX or not dash or not policy:
+    if prefix not in (PREFIX, SIMULATED) or not dash or not policy:
         raise ValueError(
             f"there is no backend {backend!r}; there are fastgen, fastgen-fcfs, fastgen-mlfq, fastgen-srpt "
-            "(fastgen-POLICY), and any server by --url"
+            "(fastgen-POLICY), simulated (simulated-POLICY), and any server by --url"
         )
     return policy

@@ -6,6 +6,7 @@ import dataclasses
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from fgbench.backends.backend import Backend
     from fgbench.results.run import Run
+    from fgbench.workload.datasets import Dataset
 
 FAILED, TOO_MANY_ERRORS, CLIENT_LIMIT, INTERRUPTED = 1, 3, 4, 130
 CLIENT_SIDE_OPTIONS = ("--model", "--tokenizer")
@@ -28,7 +30,7 @@ def _backend_option(help: str, *names: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel="Backend")
 
 
-def _load_option(help: str, *names: str) -> Any:
+def load_option(help: str, *names: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel="Load")
 
 
@@ -36,7 +38,11 @@ def _load_option(help: str, *names: str) -> Any:
 def run(
     server: ServerOptions,
     backend: Annotated[
-        str, _backend_option("fastgen (sj-mlfq), fastgen-fcfs or fastgen-POLICY.", "--backend")
+        str,
+        _backend_option(
+            "fastgen (sj-mlfq), fastgen-POLICY; simulated (no machine but a profile), simulated-POLICY.",
+            "--backend",
+        ),
     ] = "fastgen",
     url: Annotated[
         str | None, _backend_option("Measure a running OpenAI-compatible server instead.", "--url")
@@ -57,35 +63,35 @@ def run(
         ),
     ] = None,
     rate: Annotated[
-        float, _load_option("Requests per second; inf: all at once.", "--rate", "--request-rate")
+        float, load_option("Requests per second; inf: all at once.", "--rate", "--request-rate")
     ] = 2.5,
-    num_prompts: Annotated[int, _load_option("Requests to measure.", "--num-prompts")] = 100,
+    num_prompts: Annotated[int, load_option("Requests to measure.", "--num-prompts")] = 100,
     dataset: Annotated[
         str | None,
-        _load_option("sharegpt-lengths (default), sharegpt, synthetic; or a file.", "--dataset"),
+        load_option("sharegpt-lengths (default), sharegpt, synthetic; or a file.", "--dataset"),
     ] = None,
     dataset_name: Annotated[
-        str | None, _load_option("What a file given by --dataset holds.", "--dataset-name")
+        str | None, load_option("What a file given by --dataset holds.", "--dataset-name")
     ] = None,
     dataset_path: Annotated[
-        Path | None, _load_option("Read the dataset from this file.", "--dataset-path")
+        Path | None, load_option("Read the dataset from this file.", "--dataset-path")
     ] = None,
     input_len: Annotated[
-        str, _load_option("Prompt tokens of synthetic: 512, or 16-512.", "--input-len")
+        str, load_option("Prompt tokens of synthetic: 512, or 16-512.", "--input-len")
     ] = "512",
-    output_len: Annotated[str, _load_option("Output tokens of synthetic.", "--output-len")] = "128",
-    process_name: Annotated[str, _load_option("Arrivals: poisson.", "--process-name")] = "poisson",
+    output_len: Annotated[str, load_option("Output tokens of synthetic.", "--output-len")] = "128",
+    process_name: Annotated[str, load_option("Arrivals: poisson.", "--process-name")] = "poisson",
     seed: Annotated[
-        int, _load_option("Same seed: same prompts, lengths and arrivals for every backend.", "--seed")
+        int, load_option("Same seed: same prompts, lengths and arrivals for every backend.", "--seed")
     ] = 0,
-    warmup: Annotated[int, _load_option("Unmeasured requests sent before.", "--warmup")] = 4,
+    warmup: Annotated[int, load_option("Unmeasured requests sent before.", "--warmup")] = 4,
     request_timeout: Annotated[
-        float, _load_option("Seconds until an unfinished answer is an error.", "--request-timeout")
+        float, load_option("Seconds until an unfinished answer is an error.", "--request-timeout")
     ] = 3600.0,
     max_error_rate: Annotated[
-        float, _load_option("Share of failed requests above which the exit code is 3.", "--max-error-rate")
+        float, load_option("Share of failed requests above which the exit code is 3.", "--max-error-rate")
     ] = 0.01,
-    results: Annotated[Path, _load_option("Where run folders go.", "--results")] = Path("results"),
+    results: Annotated[Path, load_option("Where run folders go.", "--results")] = Path("results"),
 ) -> None:
     """Benchmark one backend: start it (or attach to --url), send a Poisson load, print the figures.
 
@@ -101,15 +107,29 @@ def run(
     from rich.console import Console
 
     from fgbench.backends.backend import BackendError
+    from fgbench.backends.fastgen import SIMULATED
     from fgbench.benchmark import Load, run_benchmark
     from fgbench.client.display import display_for
-    from fgbench.workload.load import load_dataset
 
     if process_name not in ("poisson", "possion"):  # the second is how the published scripts spell it
         raise ValueError(f"--process-name: arrivals are poisson, not {process_name!r}")
     if not 0.0 <= max_error_rate <= 1.0:
         raise ValueError(f"--max-error-rate is a share between 0 and 1, not {max_error_rate}")
-    name, path = _dataset(dataset, dataset_name, dataset_path)
+    name, path = dataset_of(dataset, dataset_name, dataset_path)
+    console = Console()
+    display = display_for(console)
+
+    def samples() -> Dataset:
+        return samples_of(server, name, path, input_len, output_len, display.report)
+
+    if backend.partition("-")[0] == SIMULATED:
+        from fgbench.cli.simulate import simulate_load
+
+        if url is not None or port is not None or endpoint is not None:
+            raise ValueError("--url, --port and --endpoint are a server's; a simulation has none")
+        load = Load(rate=rate, num_prompts=num_prompts, seed=seed)
+        simulate_load(with_policy(server, backend), samples, load, results, max_error_rate, console)
+        return
     system, default_endpoint = _system(server, backend, url, port)
     load = Load(
         rate=rate,
@@ -119,29 +139,19 @@ def run(
         endpoint=endpoint or default_endpoint,
         request_timeout=request_timeout,
     )
-    console = Console()
-    display = display_for(console)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: nothing is left running
     try:
         if system.policy is not None:
             _ensure_weights(server, console)
-        samples = load_dataset(
-            name,
-            path=path,
-            tokenizer=lambda: _tokenizer_folder(server),
-            input_len=input_len,
-            output_len=output_len,
-            report=display.report,
-        )
-        done = run_benchmark(system, samples, load, results=results, display=display)
+        done = run_benchmark(system, samples(), load, results=results, display=display)
     except BackendError as error:
         _stop(console, str(error), FAILED)
     except KeyboardInterrupt:
         _stop(console, "Interrupted before the load began.", INTERRUPTED)
-    _conclude(done, console, max_error_rate)
+    conclude(done, console, max_error_rate)
 
 
-def _conclude(done: Run, console: Console, max_error_rate: float) -> None:
+def conclude(done: Run, console: Console, max_error_rate: float) -> None:
     """Prints the figures and ends with the exit code they deserve."""
     from fgbench.benchmark import client_was_the_limit, too_many_errors
     from fgbench.metrics.summary import Summary
@@ -174,7 +184,7 @@ def _system(server: ServerOptions, backend: str, url: str | None, port: int | No
     ``--backend fastserve --port N`` is the published client's way of naming a server that runs already.
     """
     from fgbench.backends.attached import Attached
-    from fgbench.backends.fastgen import FastGen, policy_of
+    from fgbench.backends.fastgen import FastGen
 
     if backend == "fastserve" and url is None:
         if port is None:
@@ -190,15 +200,22 @@ def _system(server: ServerOptions, backend: str, url: str | None, port: int | No
         if backend == "fastserve":
             return Attached(url, name=backend, model=model), "generate"
         return Attached(url, name="openai" if backend == "fastgen" else backend, model=model), "completions"
+    return FastGen(with_policy(server, backend), port=port), "completions"
+
+
+def with_policy(server: ServerOptions, backend: str) -> ServerOptions:
+    """The policy in the backend's name, where it has one. Raises ValueError where --policy is another."""
+    from fgbench.backends.fastgen import policy_of
+
     named = policy_of(backend)
-    if named is not None:
-        if server.policy is not None and server.effective_policy != named:
-            raise ValueError(f"--backend {backend} and --policy {server.policy} contradict each other")
-        server = dataclasses.replace(server, policy=named)
-    return FastGen(server, port=port), "completions"
+    if named is None:
+        return server
+    if server.policy is not None and server.effective_policy != named:
+        raise ValueError(f"--backend {backend} and --policy {server.policy} contradict each other")
+    return dataclasses.replace(server, policy=named)
 
 
-def _dataset(dataset: str | None, dataset_name: str | None, path: Path | None) -> tuple[str, Path | None]:
+def dataset_of(dataset: str | None, dataset_name: str | None, path: Path | None) -> tuple[str, Path | None]:
     """Name and file. ``--dataset FILE --dataset-name NAME`` is the published client's spelling."""
     if dataset is not None and Path(dataset).is_file():
         if path is not None:
@@ -209,6 +226,27 @@ def _dataset(dataset: str | None, dataset_name: str | None, path: Path | None) -
     if dataset is not None and dataset_name is not None and dataset != dataset_name:
         raise ValueError(f"--dataset {dataset} and --dataset-name {dataset_name} contradict each other")
     return dataset or dataset_name or "sharegpt-lengths", path
+
+
+def samples_of(
+    server: ServerOptions,
+    name: str,
+    path: Path | None,
+    input_len: str,
+    output_len: str,
+    report: Callable[[str], None],
+) -> Dataset:
+    """The dataset, its tokens counted by the model's tokenizer where it is texts."""
+    from fgbench.workload.load import load_dataset
+
+    return load_dataset(
+        name,
+        path=path,
+        tokenizer=lambda: _tokenizer_folder(server),
+        input_len=input_len,
+        output_len=output_len,
+        report=report,
+    )
 
 
 def _ensure_weights(server: ServerOptions, console: Console) -> None:

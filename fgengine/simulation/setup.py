@@ -10,27 +10,43 @@ from fgengine.profile import ELEMENT_BYTES, Profile
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_class
 from fgengine.scheduling.predictor import make_predictor
 from fgengine.scheduling.scheduler import Limits, Scheduler
+from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.replica import Replica
+from fgengine.simulation.routing import make_router
+
+
+def make_cluster(
+    config: EngineConfig,
+    shape: ModelShape,
+    profile: Profile,
+    *,
+    replicas: int = 1,
+    router: str = "round-robin",
+    seed: int = 0,
+    keep_token_times: bool = False,
+) -> Cluster:
+    """``replicas`` times what ``Engine.from_config`` would start on the profile's device, behind a router.
+
+    Raises:
+        ValueError: there is no such router, the profile is of another model or dtype, or an engine would not
+            start with these settings.
+    """
+    check_profile(config, shape, profile)
+    copies = [make_replica(config, shape, profile, keep_token_times) for _ in range(replicas)]
+    return Cluster(copies, make_router(router, seed))
 
 
 def make_replica(
-    config: EngineConfig, shape: ModelShape, profile: Profile, *, keep_token_times: bool = False
+    config: EngineConfig, shape: ModelShape, profile: Profile, keep_token_times: bool
 ) -> Replica:
-    """What ``Engine.from_config`` would start on the profile's device, on a clock of its own.
-
-    Raises:
-        ValueError: the profile is of another model or dtype, or the settings would start no engine.
-    """
-    check_profile(config, shape, profile)
     per_block = block_bytes(shape, config.block_size, ELEMENT_BYTES[profile.dtype])
+    num_blocks = device_blocks(config, profile, per_block)
     wants_prediction = policy_class(config.policy).needs_predictor
     predictor = make_predictor(config.predictor, config.model) if wants_prediction else None
     context = PolicyContext(profile.cost, config.starvation_limit, config.max_batch_size, predictor)
     scheduler = Scheduler(
         make_policy(config.policy, context),
-        KVManager(
-            device_blocks(config, profile, per_block), host_blocks(config, per_block), config.block_size
-        ),
+        KVManager(num_blocks, host_blocks(config, per_block), config.block_size),
         Limits(
             max_batch_size=config.max_batch_size,
             max_tokens_per_batch=config.max_tokens_per_batch,

@@ -1,0 +1,203 @@
+"""``fgbench simulate``: a load on virtual clocks, or a real run replayed on one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fgbench.cli.options import ServerOptions, takes_server_options
+from fgbench.cli.run import conclude, dataset_of, load_option, samples_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fgbench.benchmark import Load
+    from fgbench.simulated import Progress
+    from fgbench.workload.datasets import Dataset
+
+PROGRESS_EVERY = 100
+"""Requests between two looks at the bar."""
+GO_WITH_LIKE = {"like", "profile", "as_json"}
+
+
+def _cluster_option(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Simulation")
+
+
+@takes_server_options
+def simulate(
+    server: ServerOptions,
+    context: typer.Context,
+    replicas: Annotated[int, _cluster_option("Copies of the engine.", "--replicas")] = 1,
+    router: Annotated[
+        str,
+        _cluster_option("round-robin, least-loaded, shortest-queue or power-of-two.", "--router"),
+    ] = "round-robin",
+    like: Annotated[
+        Path | None,
+        _cluster_option("Replay this run's arrivals and lengths, and compare with it.", "--like"),
+    ] = None,
+    as_json: Annotated[bool, _cluster_option("With --like: print JSON.", "--json")] = False,
+    rate: Annotated[
+        float,
+        load_option("Requests per second, over all replicas; inf: all at once.", "--rate", "--request-rate"),
+    ] = 2.5,
+    num_prompts: Annotated[int, load_option("Requests to simulate.", "--num-prompts")] = 100,
+    dataset: Annotated[
+        str | None,
+        load_option("sharegpt-lengths (default), sharegpt, synthetic; or a file.", "--dataset"),
+    ] = None,
+    dataset_name: Annotated[
+        str | None, load_option("What a file given by --dataset holds.", "--dataset-name")
+    ] = None,
+    dataset_path: Annotated[
+        Path | None, load_option("Read the dataset from this file.", "--dataset-path")
+    ] = None,
+    input_len: Annotated[
+        str, load_option("Prompt tokens of synthetic: 512, or 16-512.", "--input-len")
+    ] = "512",
+    output_len: Annotated[str, load_option("Output tokens of synthetic.", "--output-len")] = "128",
+    seed: Annotated[int, load_option("Same seed: same lengths and arrivals as in a real run.", "--seed")] = 0,
+    max_error_rate: Annotated[
+        float, load_option("Share of refused requests above which the exit code is 3.", "--max-error-rate")
+    ] = 0.01,
+    results: Annotated[Path, load_option("Where run folders go.", "--results")] = Path("results"),
+) -> None:
+    """Simulate the engine: its own scheduler and KV accounts, with step times from a profile.
+
+    The run folder is like that of a real run, so compare works on it. Nothing is generated: no weights are
+    needed, and the predictor "learned" sees prompts of zeros.
+
+    Example: what eight copies would do, then how true a simulation is to a real run:
+
+        fgbench simulate --replicas 8 --rate 16 --num-prompts 100000 --router shortest-queue
+        fgbench simulate --like results/20261123-081303_fastgen_sharegpt-lengths_r1.93_s0
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many requests refused, 130 interrupted.
+    """
+    from rich.console import Console
+
+    from fgbench.benchmark import Load
+    from fgbench.client.display import display_for
+
+    console = Console()
+    if like is not None:
+        _nothing_else_given(context)
+        _replay(like, server, as_json, console)
+        return
+    if as_json:
+        raise ValueError(
+            "--json goes with --like; the figures of a simulated run are in its folder's run.json"
+        )
+    name, path = dataset_of(dataset, dataset_name, dataset_path)
+
+    def samples() -> Dataset:
+        return samples_of(server, name, path, input_len, output_len, display_for(console).report)
+
+    load = Load(rate=rate, num_prompts=num_prompts, seed=seed)
+    simulate_load(server, samples, load, results, max_error_rate, console, replicas, router)
+
+
+def simulate_load(
+    server: ServerOptions,
+    samples: Callable[[], Dataset],
+    load: Load,
+    results: Path,
+    max_error_rate: float,
+    console: Console,
+    replicas: int = 1,
+    router: str = "round-robin",
+) -> None:
+    """Simulates, prints the figures and ends with the exit code they deserve."""
+    from fgbench.simulated import MOST_WITH_PROMPTS, Simulation, find_profile, run_simulation
+
+    if not 0.0 <= max_error_rate <= 1.0:
+        raise ValueError(f"--max-error-rate is a share between 0 and 1, not {max_error_rate}")
+    simulation = Simulation(server, find_profile(server), replicas=replicas, router=router)
+    console.print(f"step times of {simulation.profile.device}, {simulation.profile.dtype}", highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
+    with _bar(simulation.name, load.num_prompts, console) as progress:
+        done = run_simulation(simulation, samples(), load, results=results, progress=progress)
+    if load.num_prompts > MOST_WITH_PROMPTS:
+        console.print(
+            f"above {MOST_WITH_PROMPTS:,} requests the times of single tokens are not kept: no ITL, and "
+            "overload is not told",
+            style="dim",
+            highlight=False,
+        )
+    conclude(done, console, max_error_rate)
+
+
+@contextmanager
+def _bar(title: str, total: int, console: Console) -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[simulated]} simulated"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with RichProgress(*columns, console=console) as bars:
+        task = bars.add_task(title, total=total, simulated=_clock(0.0))
+
+        def show(ended: int, seconds: float) -> None:
+            if ended % PROGRESS_EVERY == 0 or ended == total:
+                bars.update(task, completed=ended, simulated=_clock(seconds))
+
+        yield show
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _nothing_else_given(context: typer.Context) -> None:
+    """Raises ValueError for an option that --like would leave without effect."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in GO_WITH_LIKE:
+            raise ValueError(
+                f"--{name.replace('_', '-')} does not go with --like, which takes everything but the profile "
+                "from the run"
+            )
+
+
+def _replay(folder: Path, given: ServerOptions, as_json: bool, console: Console) -> None:
+    from fgbench.report.fidelity import fidelity, fidelity_json, fidelity_table, requests_of
+    from fgbench.results.run import read_run
+    from fgbench.simulated import Simulation, find_profile
+
+    run = read_run(folder)
+    options = dataclasses.replace(_options_of(run.info, folder), profile=given.profile)
+    simulation = Simulation(options, find_profile(options))
+    records = list(simulation.serve(requests_of(run.records)))
+    rows = fidelity(run.records, records)
+    if as_json:
+        print(json.dumps(fidelity_json(run, rows), indent=2, allow_nan=False))
+        return
+    console.print(fidelity_table(f"{run.path.name}, {len(records)} requests", rows))
+    console.print(f"step times of {simulation.profile.device}, {simulation.profile.dtype}", highlight=False)
+    if not run.complete:
+        console.print("The run is not complete: what had not ended is missing on both sides.", style="yellow")
+
+
+def _options_of(info: dict[str, Any], folder: Path) -> ServerOptions:
+    """The options its server ran with; those it does not know of are at their defaults."""
+    settings = (info.get("backend") or {}).get("settings") or {}
+    if "policy" not in settings or "max_batch_size" not in settings:
+        raise ValueError(f"{folder} does not say how its server was set: --like needs a run of fastgen")
+    known = {field.name for field in dataclasses.fields(ServerOptions)}
+    return ServerOptions(**{key: value for key, value in settings.items() if key in known})

@@ -1,0 +1,102 @@
+"""How true a simulation is to the run it replays: figures measured, simulated, and their ratio. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fgbench.client.record import RequestRecord
+from fgbench.metrics.statistics import Distribution
+from fgbench.metrics.summary import Summary, summarize
+from fgbench.report.units import number, seconds
+from fgbench.workload.spec import RequestSpec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fgbench.results.run import Run
+
+NOTABLE = 0.1
+"""A ratio farther from 1 than this is marked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    name: str
+    measured: float | None
+    simulated: float | None
+    is_latency: bool = True
+
+    @property
+    def ratio(self) -> float | None:
+        """Simulated over measured."""
+        if self.simulated is None or not self.measured:
+            return None
+        return self.simulated / self.measured
+
+
+def requests_of(records: Sequence[RequestRecord]) -> list[RequestSpec]:
+    """What a run's server was asked for, and when it really came, in order of arrival."""
+    asked = [
+        RequestSpec(r.index, r.sent, (), r.prompt_tokens, r.output_tokens or r.asked_tokens) for r in records
+    ]
+    return sorted(asked, key=lambda spec: (spec.scheduled, spec.index))
+
+
+def fidelity(measured: Sequence[RequestRecord], simulated: Sequence[RequestRecord]) -> list[Row]:
+    """Of the requests that were answered in full; latencies from the moment each was sent."""
+    answered = {record.index for record in measured if record.ok}
+    real = summarize(measured, offered_rate=None)
+    ours = summarize([record for record in simulated if record.index in answered], offered_rate=None)
+
+    def row(name: str, attribute: str, statistic: str = "mean") -> Row:
+        return Row(name, _statistic(real, attribute, statistic), _statistic(ours, attribute, statistic))
+
+    def preemptions(summary: Summary) -> float | None:
+        return summary.server_totals.get("preemptions")
+
+    return [
+        row("mean JCT", "jct_from_sent"),
+        row("p95 JCT", "jct_from_sent", "p95"),
+        row("mean JCT / token", "normalized_latency_from_sent"),
+        row("mean TTFT", "ttft_from_sent"),
+        Row("preemptions", preemptions(real), preemptions(ours), is_latency=False),
+        Row(
+            "output tokens / s", real.output_token_throughput, ours.output_token_throughput, is_latency=False
+        ),
+    ]
+
+
+def fidelity_table(title: str, rows: Sequence[Row]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in ("measured", "simulated", "ratio"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        shown = seconds if row.is_latency else number
+        ratio = Text("-")
+        if row.ratio is not None:
+            far = abs(row.ratio - 1.0) > NOTABLE
+            ratio = Text(f"{row.ratio:.3f}", style="yellow" if far else "")
+        table.add_row(row.name, shown(row.measured), shown(row.simulated), ratio)
+    return table
+
+
+def fidelity_json(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
+    """Seconds; a ratio is simulated over measured."""
+    return {
+        "run": str(run.path),
+        "complete": run.complete,
+        "figures": [
+            {"name": r.name, "measured": r.measured, "simulated": r.simulated, "ratio": r.ratio} for r in rows
+        ],
+    }
+
+
+def _statistic(summary: Summary, attribute: str, statistic: str) -> float | None:
+    value: Distribution | None = getattr(summary, attribute)
+    return None if value is None else float(getattr(value, statistic))

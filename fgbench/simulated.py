@@ -1,0 +1,195 @@
+"""A benchmark run without a machine: copies of the engine on virtual clocks, into the same run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fgbench.backends.fastgen import DEFAULT_POLICY, SIMULATED, settings_of
+from fgbench.benchmark import Load
+from fgbench.client.record import RequestRecord
+from fgbench.metrics.summary import summarize
+from fgbench.results.environment import environment
+from fgbench.results.fingerprint import fingerprint
+from fgbench.results.run import Run
+from fgbench.results.writer import RunWriter
+from fgbench.workload.build import build_workload
+from fgbench.workload.datasets import Dataset
+from fgbench.workload.spec import RequestSpec, Workload
+from fgengine.model.catalog import shape_of
+from fgengine.profile import Profile
+from fgengine.request import Request, SamplingParams
+from fgengine.simulation.cluster import Cluster
+from fgengine.simulation.replica import Ending
+from fgengine.simulation.setup import make_cluster
+
+if TYPE_CHECKING:
+    from fgbench.cli.options import ServerOptions
+
+MOST_REPLICAS = 4096
+MOST_WITH_PROMPTS = 20_000
+"""Requests up to which prompts are made, so that a simulation and a real run of one workload are known to be
+comparable, and the time of each token is kept. Beyond, both would take more memory than the simulation."""
+
+Progress = Callable[[int, float], None]
+"""Told how many requests have ended, and the simulated seconds."""
+
+
+class Simulation:
+    """What a backend is to a real run: a name, settings, and something that serves requests."""
+
+    def __init__(
+        self, options: ServerOptions, profile: Profile, *, replicas: int = 1, router: str = "round-robin"
+    ) -> None:
+        """Raises ValueError for options that no server on the profile's device would start with."""
+        if not 1 <= replicas <= MOST_REPLICAS:
+            raise ValueError(f"--replicas must be between 1 and {MOST_REPLICAS}, not {replicas}")
+        self.config = options.to_engine_config()
+        self.shape = shape_of(options.model)
+        self.profile = profile
+        self.replicas = replicas
+        self.router = router
+        self.model = options.model
+        self.policy = options.effective_policy
+        self.name = SIMULATED if self.policy == DEFAULT_POLICY else f"{SIMULATED}-{self.policy}"
+        self._options = options
+        self._cluster(seed=0, keep_token_times=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the engine, and whose step times and how many copies of it behind which router."""
+        profile = f"{self.profile.device}, {self.profile.dtype}, {self.profile.measured}"
+        cluster = {"profile": profile, "replicas": self.replicas, "router": self.router}
+        return settings_of(self._options) | cluster
+
+    def serve(
+        self, requests: Iterable[RequestSpec], *, seed: int = 0, keep_token_times: bool = True
+    ) -> Iterator[RequestRecord]:
+        """The record of each request as it ends; a refused one is an error. ``seed``: of a random router."""
+        cluster = self._cluster(seed, keep_token_times)
+        return map(_record, cluster.serve(map(_request, requests)))
+
+    def _cluster(self, seed: int, keep_token_times: bool) -> Cluster:
+        return make_cluster(
+            self.config,
+            self.shape,
+            self.profile,
+            replicas=self.replicas,
+            router=self.router,
+            seed=seed,
+            keep_token_times=keep_token_times,
+        )
+
+
+def find_profile(options: ServerOptions) -> Profile:
+    """The one asked for, else the newest in the cache.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from fgengine.profiler import profiles_of
+
+    if options.profile is not None:
+        return Profile.load(options.profile)
+    profiles = [Profile.load(path) for path in profiles_of(options.model)]
+    if not profiles:
+        raise ValueError(
+            f"a simulation takes step times from a profile, and there is none of {options.model} here: "
+            "measure one with 'fgbench profile', or give one with --profile"
+        )
+    return max(profiles, key=lambda profile: profile.measured)
+
+
+def run_simulation(
+    simulation: Simulation,
+    dataset: Dataset,
+    load: Load,
+    *,
+    results: Path,
+    progress: Progress = lambda ended, seconds: None,
+) -> Run:
+    """Serve the load on virtual clocks; the run as it lies under ``results``.
+
+    Interrupted (SIGINT) it gives a run too, of status ``interrupted``, with all requests that had ended.
+
+    Raises:
+        ValueError: the workload cannot be made.
+    """
+    whole = load.num_prompts <= MOST_WITH_PROMPTS
+    workload = build_workload(
+        dataset,
+        rate=load.rate,
+        num_prompts=load.num_prompts,
+        seed=load.seed,
+        vocab_size=simulation.shape.vocab_size,
+        with_prompts=whole,
+    )
+    records: list[RequestRecord] = []
+    status = "complete"
+    with RunWriter(results, _info(simulation, workload, token_times=whole)) as writer:
+        try:
+            for record in simulation.serve(workload.requests, seed=load.seed, keep_token_times=whole):
+                records.append(record)
+                writer.append(record)
+                progress(len(records), record.finished or 0.0)
+        except KeyboardInterrupt:
+            status = "interrupted"
+        summary = summarize(records, offered_rate=load.rate)
+        writer.finish(status, records, summary.to_dict())
+    return Run(writer.path, writer.info, tuple(records))
+
+
+def _info(simulation: Simulation, workload: Workload, token_times: bool) -> dict[str, Any]:
+    described = workload.describe()
+    backend = {"name": simulation.name, "policy": simulation.policy, "settings": simulation.settings}
+    return {
+        "backend": {**backend, "url": None, "endpoint": None},
+        "model": simulation.model,
+        "workload": described,
+        "warmup": 0,
+        "token_times": token_times,
+        "fingerprint": fingerprint(
+            backend=backend, model=simulation.model, workload=described["fingerprint"]
+        ),
+        "environment": environment(),
+    }
+
+
+@cache
+def _params(output_tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=output_tokens, temperature=0.0, ignore_eos=True)
+
+
+def _request(spec: RequestSpec) -> Request:
+    """Its tokens are zeros, a byte each: a million may wait."""
+    return Request(
+        id=str(spec.index),
+        prompt_len=spec.prompt_tokens,
+        params=_params(spec.output_tokens),
+        arrival=spec.scheduled,
+        tokens=bytearray(spec.prompt_tokens),
+        phase_since=spec.scheduled,
+    )
+
+
+def _record(ending: Ending) -> RequestRecord:
+    """Times to the microsecond, as a client rounds them."""
+    request = ending.request
+    finished = round(request.phase_since, 6)
+    first = request.first_token_at
+    return RequestRecord(
+        index=int(request.id),
+        scheduled=request.arrival,
+        sent=request.arrival,
+        prompt_tokens=request.prompt_len,
+        asked_tokens=request.params.max_tokens,
+        output_tokens=request.num_generated,
+        first_token=None if first is None else round(first, 6),
+        last_token=None if first is None else finished,
+        token_times=tuple(round(at, 6) for at in ending.token_times),
+        finished=finished,
+        error=None if ending.refusal is None else f"refused: {ending.refusal}",
+        server=request.accounting(),
+    )
