@@ -119,6 +119,19 @@ class ServerOptions:
             return "sj-mlfq"
         raise ValueError(f"--use-skip-join goes with --policy mlfq or sj-mlfq, not {policy}")
 
+    @property
+    def effective_offloading(self) -> Offloading:
+        """The mode with ``proactive_offloading`` applied.
+
+        Raises:
+            ValueError: it is asked for together with another mode.
+        """
+        if not self.proactive_offloading or self.offloading == "proactive":
+            return self.offloading
+        if self.offloading == DEFAULTS.offloading:
+            return "proactive"
+        raise ValueError(f"--proactive-offloading and --offloading {self.offloading} contradict each other")
+
     def to_engine_config(self) -> EngineConfig:
         """Raises ValueError for a value out of range, naming it, and for what would take a start to fail."""
         from fgengine.model.catalog import shape_of
@@ -145,7 +158,7 @@ class ServerOptions:
             num_device_blocks=self.num_device_blocks,
             device_memory_utilization=self.gpu_memory_utilization,
             swap_space_bytes=int(self.swap_space * GIB),
-            offloading="proactive" if self.proactive_offloading else self.offloading,
+            offloading=self.effective_offloading,
             predictor=self.predictor,
             chunked_prefill=self.chunked_prefill,
             profile=self.profile,

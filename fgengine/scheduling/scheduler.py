@@ -349,7 +349,7 @@ class Scheduler:
             if admitting:
                 seen.add(request.id)
                 admitting = self._try(request, draft)
-            elif self._decodes_in_place(request):
+            elif self._runs_in_place(request):
                 seen.add(request.id)
                 self._try(request, draft, evict=False)
         if admitting:
@@ -357,7 +357,7 @@ class Scheduler:
         # Nobody can be admitted; who ran last and needs no room runs on, however far back in the order. Where
         # that is nobody, nothing is on its way and a step is to be had at all, it is one of the others.
         for group in (self._running, self._resident):
-            rest = [r for r in group.values() if r.id not in seen and self._decodes_in_place(r)]
+            rest = [r for r in group.values() if r.id not in seen and self._runs_in_place(r)]
             for request in sorted(rest, key=self.policy.priority):
                 if len(items) >= most or draft.tokens_left == 0:
                     return
@@ -365,8 +365,9 @@ class Scheduler:
             if items or self.kv.transfers_in_flight:
                 return
 
-    def _decodes_in_place(self, request: Request) -> bool:
-        return request.num_pending == 1 and request.id in self._resident
+    def _runs_in_place(self, request: Request) -> bool:
+        """Whether it may run without being admitted: a decode, or one that has room for its longest."""
+        return request.id in self._resident and (request.num_pending == 1 or self._offloading == "none")
 
     def _try(self, request: Request, draft: _Draft, *, evict: bool = True) -> bool:
         """Put the request into the batch, or start what it waits for. False: let no later one be admitted."""

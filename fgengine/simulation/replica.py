@@ -82,7 +82,7 @@ class Replica:
         endings = self._end_leap(now) if self._steps else []
         endings += [refused for request in self._inbox if (refused := self._take_in(request, now))]
         self._inbox.clear()
-        self.scheduler.copied(self.copies.done(), now)
+        self.scheduler.copied(self.copies.done())
         for ending in endings:
             self.outstanding_seconds -= self._share(ending.request)
         self._plan(now)
