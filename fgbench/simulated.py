@@ -124,6 +124,7 @@ def run_simulation(
         num_prompts=load.num_prompts,
         seed=load.seed,
         vocab_size=simulation.shape.vocab_size,
+        users=load.users,
         with_prompts=whole,
     )
     records: list[RequestRecord] = []
@@ -170,6 +171,7 @@ def _request(spec: RequestSpec) -> Request:
         params=_params(spec.output_tokens),
         arrival=spec.scheduled,
         tokens=bytearray(spec.prompt_tokens),
+        user=spec.user,
         phase_since=spec.scheduled,
     )
 
@@ -192,4 +194,5 @@ def _record(ending: Ending) -> RequestRecord:
         finished=finished,
         error=None if ending.refusal is None else f"refused: {ending.refusal}",
         server=request.accounting(),
+        user=request.user,
     )

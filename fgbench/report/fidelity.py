@@ -39,7 +39,8 @@ class Row:
 def requests_of(records: Sequence[RequestRecord]) -> list[RequestSpec]:
     """What a run's server was asked for, and when it really came, in order of arrival."""
     asked = [
-        RequestSpec(r.index, r.sent, (), r.prompt_tokens, r.output_tokens or r.asked_tokens) for r in records
+        RequestSpec(r.index, r.sent, (), r.prompt_tokens, r.output_tokens or r.asked_tokens, r.user)
+        for r in records
     ]
     return sorted(asked, key=lambda spec: (spec.scheduled, spec.index))
 

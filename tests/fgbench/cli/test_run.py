@@ -15,7 +15,7 @@ from fgbench.backends.attached import Attached
 from fgbench.benchmark import Load, client_was_the_limit, run_benchmark, too_many_errors
 from fgbench.cli.main import app
 from fgbench.cli.options import ServerOptions
-from fgbench.cli.run import _dataset, _system
+from fgbench.cli.run import _system, dataset_of
 from fgbench.client.display import Live, Plain, display_for, progress_line
 from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
@@ -156,12 +156,12 @@ def test_which_dataset_is_meant(tmp_path):
     texts, table = tmp_path / "d.json", tmp_path / "t.csv.gz"
     texts.touch()
     table.touch()
-    assert _dataset(None, None, None) == ("sharegpt-lengths", None)
-    assert _dataset("sharegpt", None, texts) == ("sharegpt", texts)
-    assert _dataset(str(texts), "sharegpt", None) == ("sharegpt", texts)  # the published client's way
-    assert _dataset(str(texts), None, None) == ("sharegpt", texts)
-    assert _dataset(str(table), None, None) == ("sharegpt-lengths", table)
-    assert _dataset(None, "synthetic", None) == ("synthetic", None)
+    assert dataset_of(None, None, None) == ("sharegpt-lengths", None)
+    assert dataset_of("sharegpt", None, texts) == ("sharegpt", texts)
+    assert dataset_of(str(texts), "sharegpt", None) == ("sharegpt", texts)  # the published client's way
+    assert dataset_of(str(texts), None, None) == ("sharegpt", texts)
+    assert dataset_of(str(table), None, None) == ("sharegpt-lengths", table)
+    assert dataset_of(None, "synthetic", None) == ("synthetic", None)
 
 
 def start(fake_server, tmp_path, *argv):

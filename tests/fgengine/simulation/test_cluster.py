@@ -1,0 +1,159 @@
+"""A replica that leaps decides as an engine that takes every step; a router sees what is there when asked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from fgengine.clock import VirtualClock
+from fgengine.config import Offloading
+from fgengine.cost import CostModel
+from fgengine.engine import Engine
+from fgengine.kv.manager import KVManager
+from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.policy import PolicyContext, make_policy
+from fgengine.scheduling.scheduler import Limits, Scheduler
+from fgengine.simulation.cluster import Cluster
+from fgengine.simulation.copying import SimulatedCopyEngine
+from fgengine.simulation.replica import Ending, Replica
+from fgengine.simulation.routing import ROUTERS, make_router
+from fgengine.simulation.runner import SimulatedRunner
+
+COST = CostModel(
+    step=0.010259,
+    prefill_token=0.00057948,
+    prefill_pair=3.1353e-7,
+    decode_request=0.0006993,
+    decode_context=1.3785e-6,
+    copy_bytes_per_second=9e8,
+)
+BLOCK_BYTES = 368_640
+Work = Sequence[tuple[float, int, int]]
+
+
+def scheduler(
+    policy: str, device_blocks: int = 4000, host_blocks: int = 100, offloading: Offloading = "reactive"
+) -> Scheduler:
+    return Scheduler(
+        make_policy(policy, PolicyContext(COST, starvation_limit=3.0, max_batch_size=8)),
+        KVManager(device_blocks, host_blocks, 16),
+        Limits(8, 2048, 2048, block_bytes=BLOCK_BYTES),
+        offloading=offloading,
+        cost=COST,
+    )
+
+
+def some_work(count: int, rate: float, seed: int) -> Work:
+    """(arrival, prompt tokens, output tokens)."""
+    source, when, work = random.Random(seed), 0.0, []
+    for _ in range(count):
+        work.append((when, source.choice([5, 40, 400]), source.choice([1, 30, 300])))
+        when += source.expovariate(rate)
+    return work
+
+
+def request(index: int, arrival: float, prompt: int, output: int) -> Request:
+    params = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
+    return Request(str(index), prompt, params, arrival, bytearray(prompt), phase_since=arrival)
+
+
+def step_by_step(scheduler: Scheduler, work: Work) -> list[Ending]:
+    clock = VirtualClock()
+    copies = SimulatedCopyEngine(clock, BLOCK_BYTES, COST.copy_bytes_per_second)
+    engine = Engine(scheduler, SimulatedRunner(COST, clock), copies, clock)
+    requests: list[Request] = []
+    times: dict[str, list[float]] = {}
+    while len(requests) < len(work) or engine.has_work:
+        if not engine.has_work:
+            clock.advance_to(max(clock.now(), work[len(requests)][0]))
+        while len(requests) < len(work) and work[len(requests)][0] <= clock.now():
+            requests.append(request(len(requests), *work[len(requests)]))
+            scheduler.add(requests[-1], clock.now())
+        for event in engine.step():
+            times.setdefault(event.request.id, []).append(clock.now())
+    return [Ending(r, times[r.id]) for r in requests]
+
+
+def leaping(replicas: Sequence[Replica], work: Work, router: str = "round-robin") -> list[Ending]:
+    requests = (request(i, *one) for i, one in enumerate(work))
+    endings = Cluster(replicas, make_router(router)).serve(requests)
+    return sorted(endings, key=lambda ending: int(ending.request.id))
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "mlfq", "sj-mlfq", "srpt"])
+@pytest.mark.parametrize(
+    ("device_blocks", "host_blocks", "offloading"),
+    [
+        (4000, 100, "reactive"),
+        (90, 100, "reactive"),
+        (90, 0, "reactive"),
+        (90, 100, "recompute"),
+        (90, 100, "auto"),
+        (90, 100, "none"),
+    ],
+)
+@pytest.mark.parametrize("rate", [1.0, 5.0])
+def test_leaps_decide_as_single_steps_do(
+    policy: str, device_blocks: int, host_blocks: int, offloading: Offloading, rate: float
+) -> None:
+    work = some_work(40, rate, seed=int(10 * rate) + device_blocks)
+    single = scheduler(policy, device_blocks, host_blocks, offloading)
+    expected = step_by_step(single, work)
+    replica = Replica(scheduler(policy, device_blocks, host_blocks, offloading), COST, keep_token_times=True)
+    got = leaping([replica], work)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert mine.token_times == theirs.token_times
+        assert mine.request.phase_since == theirs.request.phase_since
+        assert mine.request.accounting() == pytest.approx(theirs.request.accounting(), abs=1e-9)
+    assert replica.scheduler.counters == single.counters
+    replica.scheduler.kv.check()
+    assert replica.scheduler.kv.device.num_free == device_blocks
+
+
+def test_a_decode_that_nothing_disturbs_is_one_leap(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = Replica(scheduler("fcfs"), COST)
+    plans = []
+    schedule = replica.scheduler.schedule
+    monkeypatch.setattr(replica.scheduler, "schedule", lambda now: plans.append(now) or schedule(now))
+    (ending,) = leaping([replica], [(0.0, 100, 300)])
+    assert len(plans) <= 3
+    assert ending.request.num_generated == 300
+    assert ending.request.phase_since == pytest.approx(COST.alone_seconds(100, 300), rel=1e-9)
+
+
+@pytest.mark.parametrize("router", list(ROUTERS))
+def test_every_router_serves_all_and_uses_every_replica(router: str) -> None:
+    replicas = [Replica(scheduler("fcfs"), COST) for _ in range(4)]
+    endings = leaping(replicas, some_work(80, 20.0, seed=1), router)
+    assert all(e.request.num_generated == e.request.params.max_tokens for e in endings)
+    assert all(replica.scheduler.counters.finished > 0 for replica in replicas)
+    assert sum(replica.scheduler.counters.finished for replica in replicas) == 80
+    assert all(replica.outstanding_seconds == 0.0 for replica in replicas)
+
+
+class _Seen:
+    def __init__(self, num_unfinished: int, outstanding_seconds: float) -> None:
+        self.num_unfinished, self.outstanding_seconds = num_unfinished, outstanding_seconds
+
+
+def test_what_routers_choose_by() -> None:
+    replicas = [_Seen(5, 1.0), _Seen(2, 9.0), _Seen(3, 4.0)]
+    assert make_router("least-loaded")(replicas) == 0
+    assert make_router("shortest-queue")(replicas) == 1
+    turns = make_router("round-robin")
+    assert [turns(replicas) for _ in range(4)] == [0, 1, 2, 0]
+    draws = [make_router("power-of-two", seed)(replicas) for seed in range(50)]
+    assert set(draws) == {1, 2}  # the longest of three never is the shorter of two
+    with pytest.raises(ValueError, match="there is no router 'random'"):
+        make_router("random")
+
+
+def test_what_can_never_run_is_refused_and_hurts_nobody() -> None:
+    replica = Replica(scheduler("fcfs", device_blocks=20), COST)
+    refused, served = leaping([replica], [(0.0, 400, 10), (0.1, 40, 10)])
+    assert "device pool has 20" in str(refused.refusal)
+    assert refused.request.num_generated == 0
+    assert served.refusal is None
+    assert served.request.num_generated == 10
