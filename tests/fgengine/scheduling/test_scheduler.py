@@ -262,3 +262,23 @@ def test_only_the_first_in_line_has_work_thrown_away_for_it(symbolic_engine: Bui
     engine.step()
     assert batch(engine) == [("new", 0, 9), ("first", 10, 1)]
     assert low.num_computed == 0
+
+
+def test_a_prompt_half_computed_runs_on_in_its_own_room_while_the_first_in_line_waits_for_room(
+    symbolic_engine: Build,
+) -> None:
+    """Without offloading it would wait for blocks that only the half computed one can give back."""
+    engine = symbolic_engine(
+        Chosen, device_blocks=6, max_batch_size=1, max_tokens_per_batch=4, offloading="none"
+    )
+    policy = engine.scheduler.policy
+    assert isinstance(policy, Chosen)
+    engine.add("half", [1] * 12, params(4))  # 4 blocks at its longest, all of them from the start
+    engine.step()
+    engine.add("first", [1] * 12, params(4))
+    policy.put_first("first")
+    engine.step()
+    assert batch(engine) == [("half", 4, 4)]
+    while engine.has_work:
+        engine.step()
+    assert engine.stats()["finished"] == 2
