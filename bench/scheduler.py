@@ -22,6 +22,7 @@ from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager
 from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_names
+from fgengine.scheduling.predictor import Noisy
 from fgengine.scheduling.scheduler import Limits, Scheduler
 from fgengine.simulation.runner import SimulatedRunner
 
@@ -34,9 +35,8 @@ def microseconds(policy: str, batch: int, waiting: int, steps: int) -> float:
     """Median over ``steps`` steps, after as many to warm up."""
     clock, source = VirtualClock(), random.Random(0)
     limits = Limits(max_batch_size=batch, max_tokens_per_batch=8192, max_model_len=2048)
-    scheduler = Scheduler(
-        make_policy(policy, PolicyContext(COST)), KVManager(128 * max(WAITING), 0, 16), limits
-    )
+    context = PolicyContext(COST, max_batch_size=batch, predictor=Noisy(1.0))
+    scheduler = Scheduler(make_policy(policy, context), KVManager(128 * max(WAITING), 0, 16), limits)
     for i in range(waiting + batch):
         params = SamplingParams(max_tokens=source.randint(4, 1000), temperature=0.0, ignore_eos=True)
         scheduler.add(Request.new(str(i), [0] * source.randint(4, 200), params, 0.0), 0.0)

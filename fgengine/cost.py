@@ -110,6 +110,16 @@ class CostModel:
         alone = self.alone_seconds(prompt_tokens, output_tokens)
         return alone - self.step * output_tokens * (1.0 - 1.0 / batch_size)
 
+    def remaining_share_seconds(
+        self, start: int, pending: int, output_tokens: float, batch_size: int
+    ) -> float:
+        """As ``share_seconds``, for what is left: ``pending`` tokens behind ``start`` computed ones, and
+        ``output_tokens`` to come."""
+        prefill = self.iteration_seconds(start, pending) - self.step if pending > 1 else 0.0
+        context = start + pending + output_tokens / 2
+        per_token = self.step / batch_size + self.decode_request + self.decode_context * context
+        return prefill + output_tokens * per_token
+
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
 

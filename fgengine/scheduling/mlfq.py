@@ -3,8 +3,9 @@
 Queue k (from 0) has the quantum q1 * 2^k, q1 being the shortest iteration. A job that has used its
 quantum goes to the back of a lower queue; inside a queue jobs run in order of arrival there. A job that
 has waited ``starvation_limit`` seconds (the paper's alpha) since it last ran goes back to the first queue
-with a fresh quantum; where its KV was thrown away, to the queue that holds its recomputation, since in the
-first one it would be cut off after a token and recomputed again at its next turn.
+with a fresh quantum. Where its KV was thrown away, or its prompt is half computed, it gets the quantum of
+the queue that holds its next iteration and is not demoted before its next token: else it would be cut off,
+thrown away and computed again at every turn.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ class _Job:
     level: int
     serial: int
     """When it joined its queue, counted within the queue: FIFO inside the queue."""
+    allowance: int
+    """The queue whose quantum it has: its own, or after promotion a lower one's."""
     used: float
     """Seconds of its quantum."""
     waiting_since: float
+    owed_a_token: bool = False
+    """Promoted in the middle of computing its known tokens."""
 
 
 class MLFQ(Policy):
@@ -69,7 +74,7 @@ class MLFQ(Policy):
         return len(self.quanta) - 1
 
     def add(self, request: Request, now: float) -> None:
-        job = _Job(request, level=0, serial=0, used=0.0, waiting_since=now)
+        job = _Job(request, level=0, serial=0, allowance=0, used=0.0, waiting_since=now)
         self._jobs[request.id] = job
         self._join(job, self.entry_level(request))
 
@@ -92,8 +97,9 @@ class MLFQ(Policy):
         job.used += seconds
         job.waiting_since = now
         self._jobs.move_to_end(request.id)
-        if job.used >= self.quanta[job.level] * SPENT:
-            self._join(job, max(job.level + 1, self._level_for_next(request)))
+        job.owed_a_token = job.owed_a_token and request.num_pending > 1
+        if job.used >= self.quanta[job.allowance] * SPENT and not job.owed_a_token:
+            self._join(job, max(job.allowance + 1, self._level_for_next(request)))
 
     def expected_wait(self, request: Request, now: float) -> float:
         """min(T_promote, T_execute) of section 5.
@@ -119,7 +125,7 @@ class MLFQ(Policy):
         left = math.inf
         for request in running:
             job = self._jobs[request.id]
-            left = min(left, self.quanta[job.level] * SPENT - job.used)
+            left = min(left, self.quanta[job.allowance] * SPENT - job.used)
         longest = next(iter(self._jobs.values()))
         promotion = longest.waiting_since + self.context.starvation_limit - now
         return max(0.0, min(left, promotion) * SPENT)
@@ -140,15 +146,21 @@ class MLFQ(Policy):
                 return
             job.waiting_since = now
             self._jobs.move_to_end(job.request.id)
-            thrown_away = job.request.num_generated > 0 and job.request.num_pending > 1
-            level = self._level_for_next(job.request) if thrown_away else 0
-            if job.level > level:
-                self._join(job, level)
+            if job.level > 0:
+                midway = self._is_midway(job.request)
+                self._join(job, 0)
+                job.owed_a_token = midway
+                job.allowance = self._level_for_next(job.request) if midway else 0
+
+    @staticmethod
+    def _is_midway(request: Request) -> bool:
+        """Whether more than its newest token has to be computed, and some of it had been before."""
+        return request.num_pending > 1 and (request.num_generated > 0 or request.num_computed > 0)
 
     def _join(self, job: _Job, level: int) -> None:
         """To the back of queue ``level``, with a fresh quantum."""
         self._levels[job.level].pop(job.request.id, None)
-        job.level = min(level, MAX_LEVELS - 1)
+        job.level = job.allowance = min(level, MAX_LEVELS - 1)
         self._joined[job.level] += 1
         job.serial = self._joined[job.level]
         job.used = 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 
 from fgengine.cost import CostModel
@@ -29,10 +28,6 @@ class ArrivalReserve:
         while self._arrivals and self._arrivals[0][0] < now - RESERVE_WINDOW:
             self._sum -= self._arrivals.popleft()[1]
         return min(self._sum, self._cap)
-
-    def shrinks_at(self) -> float:
-        """When the oldest arrival is forgotten; infinite: there is none."""
-        return self._arrivals[0][0] + RESERVE_WINDOW if self._arrivals else math.inf
 
 
 def swap_is_sooner(cost: CostModel, kv_bytes: int, num_tokens: int) -> bool:

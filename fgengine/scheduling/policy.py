@@ -144,6 +144,8 @@ _BUILT_IN = {
     "mlfq": "fgengine.scheduling.mlfq:MLFQ",
     "sj-mlfq": "fgengine.scheduling.mlfq:SkipJoinMLFQ",
     "srpt": "fgengine.scheduling.srpt:SRPT",
+    "sjf": "fgengine.scheduling.sjf:SJF",
+    "sprpt": "fgengine.scheduling.sprpt:SPRPT",
     "vtc": "fgengine.scheduling.vtc:VTC",
 }
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import random
 from typing import NamedTuple, Protocol
 
 from fgengine.request import Request
+
+MOST_SIGMA = 10.0
 
 
 class Prediction(NamedTuple):
@@ -14,6 +18,24 @@ class Prediction(NamedTuple):
     """Tokens."""
     sigma: float
     """Standard deviation of the natural log; 0: it is known."""
+
+    def remaining(self, generated: int) -> float:
+        """Tokens still to be expected after ``generated`` ones: E[X - g | X > g], at least 1.
+
+        It corrects a wrong prediction as the answer grows: one that has outlived its prediction is not
+        about to end, it was longer all along, and the more so the less the prediction can be trusted.
+        """
+        if self.sigma == 0.0:
+            return max(1.0, self.median - generated)
+        mu, sigma = math.log(self.median), self.sigma
+        mean = math.exp(mu + sigma * sigma / 2)
+        if generated <= 0:
+            return max(1.0, mean)
+        z = (math.log(generated) - mu) / sigma
+        if z > 25.0:  # both tails underflow; their ratio by Mills' expansion
+            return max(1.0, generated * sigma / (z - sigma)) if z > sigma else mean
+        survivors = math.erfc(z / math.sqrt(2))
+        return max(1.0, mean * math.erfc((z - sigma) / math.sqrt(2)) / survivors - generated)
 
 
 class Predictor(Protocol):
@@ -30,6 +52,50 @@ class Predictor(Protocol):
         ...
 
 
+class Oracle:
+    """The truth, where EOS is ignored as in benchmarks with forced lengths; elsewhere an upper bound."""
+
+    def predict(self, request: Request) -> Prediction:
+        return Prediction(float(request.params.max_tokens), 0.0)
+
+    def learn(self, request: Request) -> None:
+        """There is nothing to learn."""
+
+    def close(self) -> None:
+        """There is nothing to keep."""
+
+
+class Noisy(Oracle):
+    """The truth times a lognormal error, the same for the same request id whatever the policy."""
+
+    def __init__(self, sigma: float) -> None:
+        """Raises ValueError for a sigma that is not between 0 and ``MOST_SIGMA``."""
+        if not 0.0 <= sigma <= MOST_SIGMA:
+            raise ValueError(f"noisy:SIGMA takes a sigma between 0 and {MOST_SIGMA:g}, not {sigma}")
+        self.sigma = sigma
+
+    def predict(self, request: Request) -> Prediction:
+        error = random.Random(request.id).gauss(0.0, self.sigma)
+        return Prediction(max(1.0, request.params.max_tokens * math.exp(error)), self.sigma)
+
+
 def make_predictor(name: str, model: str) -> Predictor:
-    """Raises ValueError for a name that is no predictor."""
-    raise ValueError(f"there is no predictor {name!r}")
+    """``oracle``, ``noisy:SIGMA``, or ``learned``, which goes on from what is kept for ``model``.
+
+    Raises:
+        ValueError: there is no such predictor, or what is kept is damaged.
+    """
+    kind, colon, value = name.partition(":")
+    if name == "oracle":
+        return Oracle()
+    if name == "learned":
+        from fgengine.scheduling.learned import open_predictor
+
+        return open_predictor(model)
+    if kind == "noisy" and colon:
+        try:
+            sigma = float(value)
+        except ValueError:
+            raise ValueError(f"noisy:SIGMA takes a number, such as noisy:0.5, not {value!r}") from None
+        return Noisy(sigma)
+    raise ValueError(f"there is no predictor {name!r}; there are oracle, noisy:SIGMA and learned")

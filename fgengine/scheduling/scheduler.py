@@ -266,19 +266,16 @@ class Scheduler:
         if draft.has_prefill or draft.offloads or draft.uploads or draft.dropped or self.limits.eos_token_ids:
             return once
         steps = min(self._steps_to_the_end(item) for item in draft.items)
-        if steps <= 1:
-            return once
         spare = 0 if draft.short else kv.device.num_free
-        until = math.inf
         if self._reserve is not None:
-            spare = max(0, spare - self._reserve.blocks(now))
-            if self._swapped:  # as arrivals are forgotten the reserve shrinks, and something may come back
-                until = self._reserve.shrinks_at()
-        steps = self._steps_within(spare, draft.items, steps)
+            # Who comes back and who leaves ahead of need hangs on waits that change with every step.
+            if self._swapped or kv.transfers_in_flight or spare < self._reserve.blocks(now):
+                return once
+            spare -= self._reserve.blocks(now)
+        steps = self._steps_within(spare, draft.items, steps) if steps > 1 else 1
         if steps <= 1:
             return once
-        steady = self.policy.steady_seconds(self._running.values(), now)
-        return Horizon(steps, min(until, now + steady))
+        return Horizon(steps, now + self.policy.steady_seconds(self._running.values(), now))
 
     def leap(self, steps: int, seconds: float, now: float) -> list[Request]:
         """Take in ``steps`` executions of the last plan that took ``seconds`` together and ended at ``now``.
@@ -293,8 +290,8 @@ class Scheduler:
         finished = []
         for item in plan.items:
             request = item.request
-            if steps > 1:
-                self.kv.grow(request.id, request.num_computed + steps)
+            if len(item.blocks) * self.kv.block_size < item.start + steps:
+                self.kv.grow(request.id, item.start + steps)
             request.num_computed += item.num_tokens + steps - 1
             request.last_ran_at = now
             if item.yields_token:
@@ -408,13 +405,13 @@ class Scheduler:
         """How many of a request's pending tokens this step computes; 0: it must wait.
 
         Prompts are computed whole, and one that no batch could hold beside the decodes in pieces. Chunked,
-        they take what is left once every other place in the batch has its token, so that decodes never
+        they take what is left once everybody else in the batch has a token, so that decodes never
         wait for them (Sarathi-Serve, OSDI'24).
         """
         if pending == 1:
             return 1
         if self.limits.chunked_prefill:
-            others = self.limits.max_batch_size - len(draft.items) - 1
+            others = min(self.limits.max_batch_size, len(self.requests)) - len(draft.items) - 1
             least = 0 if draft.items else 1
             return min(pending, max(least, draft.tokens_left - others))
         if pending <= draft.tokens_left:
@@ -470,7 +467,7 @@ class Scheduler:
             blocks = self.kv.num_blocks(victim.id)
             if self._swaps(victim, blocks, host_free):
                 host_free -= blocks
-            elif not may_drop and self._offloading != "auto":
+            elif not may_drop and not self._recompute_is_sooner(victim, blocks):
                 break
             leaving.append(victim)
             need -= blocks
@@ -491,9 +488,13 @@ class Scheduler:
         """Whether its KV goes to the host; else it is thrown away, to be computed again."""
         if self._offloading == "recompute" or blocks > host_free:
             return False
+        return not self._recompute_is_sooner(victim, blocks)
+
+    def _recompute_is_sooner(self, victim: Request, blocks: int) -> bool:
+        """Asked by mode ``auto`` only; the others have their answer."""
         if self._offloading != "auto" or self._cost is None:
-            return True
-        return swap_is_sooner(self._cost, blocks * self.limits.block_bytes, victim.num_computed)
+            return False
+        return not swap_is_sooner(self._cost, blocks * self.limits.block_bytes, victim.num_computed)
 
     def _evict(self, victim: Request, draft: _Draft) -> None:
         blocks = self.kv.num_blocks(victim.id)

@@ -1,0 +1,34 @@
+"""Shortest job first by predicted length, with aging; who has begun runs to its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from fgengine.request import Request
+from fgengine.scheduling.policy import Priority
+from fgengine.scheduling.predicting import PredictingPolicy
+
+LONG_TOKENS = 1024.0
+"""Predicted lengths from here on count alike."""
+
+
+class SJF(PredictingPolicy):
+    """Those that wait go by a deadline: their arrival plus ``starvation_limit`` times their predicted length,
+    as a share of ``LONG_TOKENS``. So nobody is overtaken by a request that came more than
+    ``starvation_limit`` seconds later."""
+
+    summary = "shortest predicted job first, not preemptive, with aging"
+    paper = "SSJF (Qiu et al., AIOps'24)"
+
+    def key(self, request: Request) -> Priority:
+        begun = request.num_computed > 0 or request.num_generated > 0
+        share = min(1.0, self.predictions[request.id].median / LONG_TOKENS)
+        return (0.0 if begun else 1.0, request.arrival + self.context.starvation_limit * share)
+
+    def on_step(self, request: Request, seconds: float, now: float) -> None:
+        if self.priority(request)[0] != 0.0:  # its first step; later ones change nothing
+            super().on_step(request, seconds, now)
+
+    def steady_seconds(self, running: Collection[Request], now: float) -> float:
+        return math.inf

@@ -1,0 +1,47 @@
+"""Shortest predicted remaining processing time with limited preemption, after TRAIL (ICLR'25).
+
+The prediction is a distribution, so what remains is its mean residual life given the tokens that have come
+(``Prediction.remaining``): TRAIL refines its prediction from the model's own activations, we from the
+answer's length so far.
+"""
+
+from __future__ import annotations
+
+from fgengine.request import Request
+from fgengine.scheduling.policy import PolicyContext, Priority
+from fgengine.scheduling.predicting import PredictingPolicy
+from fgengine.scheduling.srpt import on_grid
+
+PREEMPTIBLE_SHARE = 0.8
+"""TRAIL's c: a request that has come this far of its predicted length is not preempted any more."""
+
+
+class SPRPT(PredictingPolicy):
+    """Least predicted machine time left first; those near their end before all others."""
+
+    summary = "shortest predicted remaining time first, those near their end not preempted"
+    paper = "TRAIL (Shahout et al., ICLR'25)"
+
+    def __init__(self, context: PolicyContext) -> None:
+        super().__init__(context)
+        self._seen: dict[str, int] = {}
+        """Generated tokens, on the grid, that each one's place was made from."""
+
+    def key(self, request: Request) -> Priority:
+        generated = self._seen.get(request.id, 0)
+        left = self.predictions[request.id].remaining(generated)
+        nearly_done = generated > 0 and generated >= PREEMPTIBLE_SHARE * (generated + left)
+        pending = request.num_pending
+        computed = request.num_computed if pending > 1 else request.prompt_len + generated
+        seconds = self.cost.remaining_share_seconds(computed, pending, left, self.context.max_batch_size)
+        return (0.0 if nearly_done else 1.0, seconds)
+
+    def remove(self, request: Request) -> None:
+        super().remove(request)
+        self._seen.pop(request.id, None)
+
+    def on_step(self, request: Request, seconds: float, now: float) -> None:
+        generated = on_grid(request.num_generated)
+        if generated != self._seen.get(request.id, 0):
+            self._seen[request.id] = generated
+            super().on_step(request, seconds, now)
