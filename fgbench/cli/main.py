@@ -22,6 +22,7 @@ VERBS = {
     "simulate": "Run the scheduler on virtual clocks: many copies, many requests, no machine.",
     "compare": "Put runs side by side: a table, and a plot over the rate.",
     "profile": "Measure how long this machine's steps take, for policies that predict.",
+    "predictor": "Teach and judge the predictor of output lengths.",
     "models": "List the models there are and pull their weights.",
     "policies": "List the scheduling policies there are.",
 }

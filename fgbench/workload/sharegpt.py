@@ -59,8 +59,10 @@ class Records:
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, every_turn: bool = False) -> None:
         self.path = path
+        self.every_turn = every_turn
+        """Every question that is answered, not only a conversation's first."""
         self.whole = 0
         """Records read in full."""
         self.unpaired = 0
@@ -72,11 +74,10 @@ class Records:
         self.whole = self.unpaired = self.broken = 0
         for record in self._objects():
             self.whole += 1
-            pair = text_pair(record)
-            if pair is None:
-                self.unpaired += 1
-            else:
-                yield pair
+            pairs = text_pairs(record) if self.every_turn else [text_pair(record)]
+            found = [pair for pair in pairs if pair is not None]
+            self.unpaired += not found
+            yield from found
 
     def _objects(self) -> Iterator[Any]:
         decoder = json.JSONDecoder(strict=False)
@@ -100,9 +101,9 @@ class Records:
             self.broken = 1
 
 
-def read_records(path: str | Path) -> Records:
+def read_records(path: str | Path, *, every_turn: bool = False) -> Records:
     """The (prompt, completion) pairs of a ShareGPT file: iterate, then read the counts."""
-    return Records(Path(path))
+    return Records(Path(path), every_turn=every_turn)
 
 
 def text_pair(record: Any) -> TextPair | None:
@@ -110,6 +111,29 @@ def text_pair(record: Any) -> TextPair | None:
 
     Raises ValueError for a record of neither form.
     """
+    turns, pairs = _turns(record), text_pairs(record)
+    first = next((turn for turn, _ in turns if turn["from"] == "human"), None)
+    return pairs[0] if pairs and (first is None or first["value"] == pairs[0].prompt) else None
+
+
+def text_pairs(record: Any) -> list[TextPair]:
+    """Every human turn with a gpt turn right after it.
+
+    Raises ValueError for a record of neither form.
+    """
+    turns = _turns(record)
+    name = str(record.get("id", ""))
+    if "conversations" not in record:
+        return [TextPair(name, str(record["prompt"]), str(record["completion"]))]
+    return [
+        TextPair(name, str(turn["value"]), str(answer["value"]))
+        for turn, answer in turns
+        if turn["from"] == "human" and answer["from"] == "gpt"
+    ]
+
+
+def _turns(record: Any) -> list[tuple[Any, Any]]:
+    """Neighbouring turns of a conversation, checked; none of a plain record."""
     if not isinstance(record, dict) or not (
         "conversations" in record or {"prompt", "completion"} <= set(record)
     ):
@@ -117,20 +141,16 @@ def text_pair(record: Any) -> TextPair | None:
             'a record must hold "conversations" (ShareGPT) or "prompt" and "completion"; '
             f"this one is {str(record)[:80]!r}"
         )
-    name = str(record.get("id", ""))
     if "conversations" not in record:
-        return TextPair(name, str(record["prompt"]), str(record["completion"]))
+        return []
     try:
-        for turn, answer in pairwise(record["conversations"]):
-            if turn["from"] == "human":
-                return (
-                    TextPair(name, str(turn["value"]), str(answer["value"]))
-                    if answer["from"] == "gpt"
-                    else None
-                )
+        turns = list(record["conversations"])
+        for turn in turns:
+            turn["from"], turn["value"]
     except (TypeError, KeyError):
+        name = str(record.get("id", ""))
         raise ValueError(f'record {name!r}: every turn must hold "from" and "value"') from None
-    return None
+    return list(pairwise(turns))
 
 
 def _skip(text: str, at: int) -> int:
