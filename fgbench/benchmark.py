@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fgbench.backends.backend import Backend, BackendError, Served
+from fgbench.backends.probe import ask_stats
 from fgbench.client.display import Display, Quiet
 from fgbench.client.endpoints import endpoint_called
 from fgbench.client.load import Outcome, Target, run_async, run_load
@@ -84,7 +85,10 @@ def run_benchmark(
             target = Target(served.url, served.model, endpoint_called(load.endpoint), load.request_timeout)
             if workload.warmup:
                 _warm_up(workload.warmup, target, backend, display)
+            before = ask_stats(served.url)
             outcome, records = _measure(workload.requests, target, backend, writer, display)
+            if before is not None and (after := ask_stats(served.url)) is not None:
+                writer.describe(server_stats={"before": before, "after": after})
             died = {"error": f"the server died: {backend.last_words()}"} if outcome == "server died" else {}
             summary = summarize(records, offered_rate=load.rate)
             writer.finish(_STATUS[outcome], records, summary.to_dict(), **died)

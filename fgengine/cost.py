@@ -120,6 +120,11 @@ class CostModel:
         per_token = self.step / batch_size + self.decode_request + self.decode_context * context
         return prefill + output_tokens * per_token
 
+    def slowed(self, factor: float) -> CostModel:
+        """Of a machine on which every step takes ``factor`` times as long; copies take as long as before."""
+        steps = {f.name: getattr(self, f.name) * factor for f in fields(self)}
+        return CostModel(**{**steps, "copy_bytes_per_second": self.copy_bytes_per_second})
+
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
 

@@ -16,6 +16,7 @@ from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_class
 from fgengine.scheduling.predictor import Predictor
 from fgengine.scheduling.scheduler import Limits, RequestRefused, Scheduler
+from fgengine.work import Work
 
 __all__ = ["Engine", "RequestRefused", "Runner", "TokenEvent"]
 
@@ -45,6 +46,9 @@ class Engine:
         self.model_name = model_name
         self.vocab_size = vocab_size
         self.predictor = predictor
+        self.work = Work()
+        self._left_at: float | None = None
+        """When the last step ended, if there was more to do."""
         self._ids = count()
 
     @classmethod
@@ -140,12 +144,21 @@ class Engine:
 
         Any exception means that the engine cannot go on.
         """
+        began = self.clock.now()
+        if self._left_at is not None:
+            self.work.between_seconds += began - self._left_at
+        self._left_at = None
         self.scheduler.copied(self.copies.done())
         plan = self.scheduler.schedule(self.clock.now())
         for transfer in (*plan.offloads, *plan.uploads):
             self.copies.submit(transfer)
         if plan.items:
-            return self.scheduler.update(self.runner.execute(plan), self.clock.now())
+            result = self.runner.execute(plan)
+            events = self.scheduler.update(result, self.clock.now())
+            ended = self.clock.now()
+            self.work.add(plan, result.seconds, ended - began)
+            self._left_at = ended if self.scheduler.has_work else None
+            return events
         if self.scheduler.kv.transfers_in_flight:
             self.scheduler.copied(self.copies.wait())
         elif self.scheduler.has_work:
@@ -161,12 +174,13 @@ class Engine:
             self.step()
         return requests
 
-    def stats(self) -> dict[str, int]:
-        """Counters since the start, and the state now: requests in each place, free blocks of each pool."""
+    def stats(self) -> dict[str, float]:
+        """Counters and work since the start; the state now: requests in each place, free blocks of each pool."""
         scheduler, kv = self.scheduler, self.scheduler.kv
         running, swapped = scheduler.num_running, scheduler.num_swapped
         return {
             **asdict(scheduler.counters),
+            **asdict(self.work),
             "running": running,
             "swapped": swapped,
             "waiting": len(scheduler.requests) - running - swapped,

@@ -80,6 +80,14 @@ def ask_served(url: str, wanted: str | None = None) -> Served:
     return Served(url, str(model["id"]), _count(model.get("vocab_size")))
 
 
+def ask_stats(url: str) -> dict[str, float] | None:
+    """The numbers of our own server's /stats; None where there is no such thing."""
+    status, body = _get(f"{url}/stats")
+    if status != 200 or not isinstance(body, dict) or "work_steps" not in body:
+        return None
+    return {key: value for key, value in body.items() if isinstance(value, int | float)}
+
+
 def _get(url: str) -> tuple[int | None, Any]:
     """Status and JSON (or text) of the answer; None where there is no server."""
     # An empty ProxyHandler: a proxy set in the environment must not stand between client and server.

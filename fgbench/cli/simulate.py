@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fgbench.benchmark import Load
+    from fgbench.report.fidelity import Row
     from fgbench.simulated import Progress
     from fgbench.workload.datasets import Dataset
+    from fgengine.profile import Profile
 
 PROGRESS_EVERY = 100
 """Requests between two looks at the bar."""
@@ -176,20 +178,36 @@ def _nothing_else_given(context: typer.Context) -> None:
 
 
 def _replay(folder: Path, given: ServerOptions, as_json: bool, console: Console) -> None:
-    from fgbench.report.fidelity import fidelity, fidelity_json, fidelity_table, requests_of
+    from fgbench.report.fidelity import Speed, fidelity, fidelity_json, fidelity_table, requests_of
     from fgbench.results.run import read_run
     from fgbench.simulated import Simulation, find_profile
 
     run = read_run(folder)
     options = dataclasses.replace(_options_of(run.info, folder), profile=given.profile)
-    simulation = Simulation(options, find_profile(options))
-    records = list(simulation.serve(requests_of(run.records)))
-    rows = fidelity(run.records, records)
+    profile = find_profile(options)
+
+    def rows(profile: Profile) -> list[Row]:
+        return fidelity(run.records, list(Simulation(options, profile).serve(requests_of(run.records))))
+
+    plain = rows(profile)
+    speed = Speed.of(run.info, profile.cost)
+    at_speed = []
+    if speed is not None:
+        at_speed = rows(dataclasses.replace(profile, cost=profile.cost.slowed(speed.whole)))
     if as_json:
-        print(json.dumps(fidelity_json(run, rows), indent=2, allow_nan=False))
+        print(json.dumps(fidelity_json(run, plain, speed, at_speed), indent=2, allow_nan=False))
         return
-    console.print(fidelity_table(f"{run.path.name}, {len(records)} requests", rows))
-    console.print(f"step times of {simulation.profile.device}, {simulation.profile.dtype}", highlight=False)
+    console.print(fidelity_table(f"{run.path.name}, {len(run.records)} requests", plain))
+    console.print(f"step times of {profile.device}, {profile.dtype}", highlight=False)
+    if speed is not None:
+        console.print(
+            f"The server's steps took {speed.whole:.3f} times what the profile says of the same steps "
+            f"({speed.model:.3f} times while computing, the rest in its loop). Near capacity small differences "
+            "in speed become large ones in waiting. At that speed:",
+            soft_wrap=True,
+            highlight=False,
+        )
+        console.print(fidelity_table("simulated at the run's own speed", at_speed))
     if not run.complete:
         console.print("The run is not complete: what had not ended is missing on both sides.", style="yellow")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from fgbench.client.record import RequestRecord
@@ -11,6 +11,8 @@ from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.summary import Summary, summarize
 from fgbench.report.units import number, seconds
 from fgbench.workload.spec import RequestSpec
+from fgengine.cost import CostModel
+from fgengine.work import Work
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +36,32 @@ class Row:
         if self.simulated is None or not self.measured:
             return None
         return self.simulated / self.measured
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How long the real server's steps took, as a multiple of what the profile says of the very same steps."""
+
+    model: float
+    """Computing alone."""
+    whole: float
+    """With scheduling, and what passed between the steps."""
+
+    @classmethod
+    def of(cls, info: dict[str, Any], cost: CostModel) -> Speed | None:
+        """From run.json; None where it does not say."""
+        stats = info.get("server_stats") or {}
+        before, after = stats.get("before"), stats.get("after")
+        if not before or not after:
+            return None
+        names = [f.name for f in fields(Work)]
+        if not all(name in before and name in after for name in names):
+            return None
+        work = Work(**{name: after[name] - before[name] for name in names})
+        predicted = work.predicted_seconds(cost)
+        if work.work_steps < 1 or predicted <= 0.0:
+            return None
+        return cls(work.model_seconds / predicted, work.seconds / predicted)
 
 
 def requests_of(records: Sequence[RequestRecord]) -> list[RequestSpec]:
@@ -87,15 +115,23 @@ def fidelity_table(title: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def fidelity_json(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
-    """Seconds; a ratio is simulated over measured."""
+def fidelity_json(
+    run: Run, rows: Sequence[Row], speed: Speed | None, at_speed: Sequence[Row]
+) -> dict[str, Any]:
+    """Seconds; a ratio is simulated over measured. ``at_speed``: with steps as slow as the run's own."""
     return {
         "run": str(run.path),
         "complete": run.complete,
-        "figures": [
-            {"name": r.name, "measured": r.measured, "simulated": r.simulated, "ratio": r.ratio} for r in rows
-        ],
+        "figures": _figures(rows),
+        "steps_took": None if speed is None else {"model": speed.model, "whole": speed.whole},
+        "figures_at_that_speed": _figures(at_speed),
     }
+
+
+def _figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        {"name": r.name, "measured": r.measured, "simulated": r.simulated, "ratio": r.ratio} for r in rows
+    ]
 
 
 def _statistic(summary: Summary, attribute: str, statistic: str) -> float | None:

@@ -1,0 +1,53 @@
+"""What an engine has computed and how long it took: sums that a cost model can be held against. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fgengine.cost import CostModel, StepShape
+from fgengine.plan import StepPlan
+
+
+@dataclass(slots=True)
+class Work:
+    """Sums over the steps so far. The cost model is linear, so sums are all it needs."""
+
+    work_steps: int = 0
+    work_prefill_requests: int = 0
+    work_prefill_tokens: int = 0
+    work_prefill_pairs: int = 0
+    work_decode_requests: int = 0
+    work_decode_context: int = 0
+    """As in ``StepShape``."""
+    model_seconds: float = 0.0
+    """In the runner."""
+    engine_seconds: float = 0.0
+    """In the rest of the steps: scheduling, and taking in their results."""
+    between_seconds: float = 0.0
+    """Between one step and the next while there was work: messages in and out."""
+
+    def add(self, plan: StepPlan, model_seconds: float, step_seconds: float) -> None:
+        shape = StepShape.of_plan(plan)
+        self.work_steps += 1
+        self.work_prefill_requests += shape.prefill_requests
+        self.work_prefill_tokens += shape.prefill_tokens
+        self.work_prefill_pairs += shape.prefill_pairs
+        self.work_decode_requests += shape.decode_requests
+        self.work_decode_context += shape.decode_context
+        self.model_seconds += model_seconds
+        self.engine_seconds += step_seconds - model_seconds
+
+    @property
+    def seconds(self) -> float:
+        return self.model_seconds + self.engine_seconds + self.between_seconds
+
+    def predicted_seconds(self, cost: CostModel) -> float:
+        """What the cost model says of the same steps."""
+        sums = StepShape(
+            self.work_prefill_requests,
+            self.work_prefill_tokens,
+            self.work_prefill_pairs,
+            self.work_decode_requests,
+            self.work_decode_context,
+        )
+        return cost.step_seconds(sums) + cost.step * (self.work_steps - 1)
