@@ -175,7 +175,7 @@ class Engine:
         return requests
 
     def stats(self) -> dict[str, float]:
-        """Counters and work since the start; the state now: requests in each place, free blocks of each pool."""
+        """Counters and work since the start; requests in each place and free blocks of each pool now."""
         scheduler, kv = self.scheduler, self.scheduler.kv
         running, swapped = scheduler.num_running, scheduler.num_swapped
         return {

@@ -202,8 +202,8 @@ def _replay(folder: Path, given: ServerOptions, as_json: bool, console: Console)
     if speed is not None:
         console.print(
             f"The server's steps took {speed.whole:.3f} times what the profile says of the same steps "
-            f"({speed.model:.3f} times while computing, the rest in its loop). Near capacity small differences "
-            "in speed become large ones in waiting. At that speed:",
+            f"({speed.model:.3f} times while computing, the rest in its loop). Near capacity a small "
+            "difference in speed becomes a large one in waiting. At that speed:",
             soft_wrap=True,
             highlight=False,
         )

@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How long the real server's steps took, as a multiple of what the profile says of the very same steps."""
+    """How long the real server's steps took, as a multiple of what the profile says of the same steps."""
 
     model: float
     """Computing alone."""

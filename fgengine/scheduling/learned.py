@@ -193,13 +193,13 @@ def kept_path(model: str) -> Path:
     return cache_folder() / "predictors" / f"{slug}.npz"
 
 
-def open_predictor(model: str) -> Learned:
-    """What is kept for ``model``, else a new one; it keeps what it learns.
-
-    Raises ValueError for a damaged file.
-    """
+def open_predictor(model: str, *, keep: bool = True) -> Learned:
+    """What is kept for ``model``, else a new one. Raises ValueError for a damaged file."""
     path = kept_path(model)
-    return Learned.load(path, model) if path.exists() else Learned(model, path)
+    predictor = Learned.load(path, model) if path.exists() else Learned(model, path)
+    if not keep:
+        predictor.path = None
+    return predictor
 
 
 def _unusable(path: Path, error: Exception) -> str:

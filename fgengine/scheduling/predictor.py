@@ -79,8 +79,10 @@ class Noisy(Oracle):
         return Prediction(max(1.0, request.params.max_tokens * math.exp(error)), self.sigma)
 
 
-def make_predictor(name: str, model: str) -> Predictor:
+def make_predictor(name: str, model: str, *, keep: bool = True) -> Predictor:
     """``oracle``, ``noisy:SIGMA``, or ``learned``, which goes on from what is kept for ``model``.
+
+    ``keep``: whether what it learns on the way is kept as well.
 
     Raises:
         ValueError: there is no such predictor, or what is kept is damaged.
@@ -91,7 +93,7 @@ def make_predictor(name: str, model: str) -> Predictor:
     if name == "learned":
         from fgengine.scheduling.learned import open_predictor
 
-        return open_predictor(model)
+        return open_predictor(model, keep=keep)
     if kind == "noisy" and colon:
         try:
             sigma = float(value)

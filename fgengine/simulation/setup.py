@@ -42,7 +42,7 @@ def make_replica(
     per_block = block_bytes(shape, config.block_size, ELEMENT_BYTES[profile.dtype])
     num_blocks = device_blocks(config, profile, per_block)
     wants_prediction = policy_class(config.policy).needs_predictor
-    predictor = make_predictor(config.predictor, config.model) if wants_prediction else None
+    predictor = make_predictor(config.predictor, config.model, keep=False) if wants_prediction else None
     context = PolicyContext(profile.cost, config.starvation_limit, config.max_batch_size, predictor)
     scheduler = Scheduler(
         make_policy(config.policy, context),
