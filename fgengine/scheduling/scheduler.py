@@ -265,7 +265,7 @@ class Scheduler:
         once = Horizon(1, math.inf)
         if draft.has_prefill or draft.offloads or draft.uploads or draft.dropped or self.limits.eos_token_ids:
             return once
-        steps = min(self._steps_to_the_end(item) for item in draft.items)
+        steps = self._steps_to_an_end(draft.items)
         spare = 0 if draft.short else kv.device.num_free
         if self._reserve is not None:
             # Who comes back and who leaves ahead of need hangs on waits that change with every step.
@@ -306,13 +306,16 @@ class Scheduler:
             self._ran(request, seconds, now)
         return finished
 
-    def _steps_to_the_end(self, item: PlanItem) -> int:
-        """Steps that the item's request has left; 1 for whatever is not plain decoding."""
-        request = item.request
-        generated = len(request.tokens) - request.prompt_len
-        if generated == 0 or not item.yields_token or request.params.stop_token_ids:
-            return 1
-        return request.params.max_tokens - generated
+    @staticmethod
+    def _steps_to_an_end(items: Collection[PlanItem]) -> int:
+        """Steps until the first of them ends; 1 where one of them is not plain decoding."""
+        steps = 2**31
+        for request, _, _, _, yields_token in items:
+            generated = len(request.tokens) - request.prompt_len
+            if generated == 0 or not yields_token or request.params.stop_token_ids:
+                return 1
+            steps = min(steps, request.params.max_tokens - generated)
+        return steps
 
     def _steps_within(self, spare: int, items: Collection[PlanItem], steps: int) -> int:
         """The most steps, up to ``steps``, for which the items need no more than ``spare`` new blocks."""
@@ -321,7 +324,7 @@ class Scheduler:
             size = self.kv.block_size
             return sum(max(0, -(-(item.start + steps) // size) - len(item.blocks)) for item in items)
 
-        if needed(steps) <= spare:
+        if len(items) * (steps // self.kv.block_size + 1) <= spare or needed(steps) <= spare:
             return steps
         low, high = 1, steps  # the plan itself has its blocks
         while high - low > 1:

@@ -11,6 +11,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import NamedTuple
 
 from fgengine.clock import VirtualClock
@@ -120,22 +121,19 @@ class Replica:
         """
         horizon = self.scheduler.horizon(now)
         shape = StepShape.of_plan(plan)
-        context, growth = shape.decode_context, shape.decode_requests
-        per_token = self.cost.decode_context
-        constant = self.cost.step_seconds(replace(shape, decode_context=0))
-        until = min(horizon.until, self.copies.next_end)
-        durations: list[float] = []
-        ends: list[float] = []
-        for _ in range(horizon.steps):
-            seconds = constant + per_token * context
-            context += growth
-            now += seconds
-            durations.append(seconds)
-            ends.append(now)
-            if now >= until:
-                break
+        first = self.cost.step_seconds(shape)
+        durations, until = [first], min(horizon.until, self.copies.next_end)
+        if horizon.steps > 1 and now + first < until:
+            # Steps only get longer, so no more than this many begin before ``until``.
+            most = min(horizon.steps, int((until - now) / first) + 2) if until < math.inf else horizon.steps
+            context, growth = shape.decode_context, shape.decode_requests
+            per_token = self.cost.decode_context
+            constant = self.cost.step_seconds(replace(shape, decode_context=0))
+            durations += [constant + per_token * (context + growth * i) for i in range(1, most)]
+        ends = list(accumulate(durations, initial=now))[1:]
+        steps = min(len(ends), bisect_left(ends, until) + 1)
         self._items, self._durations, self._ends = plan.items, durations, ends
-        self._steps, self.next_at = len(ends), now
+        self._steps, self.next_at = steps, ends[steps - 1]
 
     def _end_leap(self, now: float) -> list[Ending]:
         steps = self._steps

@@ -1,0 +1,77 @@
+"""How fast requests are simulated, whole run folders included, and in how much memory.
+
+    python bench/simulator.py [--requests 100000] [--replicas 8] [--policy sj-mlfq] [--load 0.8]
+        [--profile FILE] [--router round-robin]
+
+``--load`` is the share of the capacity that the profile predicts for full batches. Prints a line, and last a
+line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+from numpy.random import default_rng
+
+from fgbench.benchmark import Load
+from fgbench.cli.options import ServerOptions
+from fgbench.simulated import Simulation, find_profile, run_simulation
+from fgbench.workload.load import load_dataset
+
+SAMPLED = 2000
+REFERENCE = Path(__file__).parent.parent / "results/reference/smollm2-cpu/profile.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--replicas", type=int, default=8)
+    parser.add_argument("--policy", default="sj-mlfq")
+    parser.add_argument("--load", type=float, default=0.8)
+    parser.add_argument("--profile", type=Path, default=REFERENCE)
+    parser.add_argument("--router", default="round-robin")
+    chosen = parser.parse_args()
+
+    options = ServerOptions(policy=chosen.policy, profile=chosen.profile)
+    simulation = Simulation(options, find_profile(options), replicas=chosen.replicas, router=chosen.router)
+    dataset = load_dataset("sharegpt-lengths")
+    shares = [
+        simulation.profile.cost.share_seconds(s.prompt_tokens, s.output_tokens, options.max_batch_size)
+        for s in islice(dataset.samples(default_rng(0)), SAMPLED)
+    ]
+    rate = chosen.load * chosen.replicas * len(shares) / sum(shares)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_simulation(
+            simulation, dataset, Load(rate=rate, num_prompts=chosen.requests), results=Path(folder)
+        )
+        simulated = max(record.finished or 0.0 for record in run.records)
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    result = {
+        "policy": chosen.policy,
+        "requests": chosen.requests,
+        "replicas": chosen.replicas,
+        "load": chosen.load,
+        "rate": round(rate, 3),
+        "seconds": round(seconds, 1),
+        "simulated_seconds": round(simulated, 1),
+        "peak_bytes": peak,
+    }
+    print(
+        f"{chosen.requests:,} requests on {chosen.replicas} replicas at {chosen.load:g} of capacity, "
+        f"{chosen.policy}: {seconds:.1f} s for {simulated / 3600:.1f} hours, "
+        f"{1e6 * seconds / chosen.requests:.0f} us a request, {peak / 2**30:.2f} GiB"
+    )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
