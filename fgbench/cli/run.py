@@ -84,6 +84,9 @@ def run(
     seed: Annotated[
         int, load_option("Same seed: same prompts, lengths and arrivals for every backend.", "--seed")
     ] = 0,
+    users: Annotated[
+        int, load_option("Share the requests out between so many users, the first sends most.", "--users")
+    ] = 1,
     warmup: Annotated[int, load_option("Unmeasured requests sent before.", "--warmup")] = 4,
     request_timeout: Annotated[
         float, load_option("Seconds until an unfinished answer is an error.", "--request-timeout")
@@ -127,7 +130,7 @@ def run(
 
         if url is not None or port is not None or endpoint is not None:
             raise ValueError("--url, --port and --endpoint are a server's; a simulation has none")
-        load = Load(rate=rate, num_prompts=num_prompts, seed=seed)
+        load = Load(rate=rate, num_prompts=num_prompts, seed=seed, users=users)
         simulate_load(with_policy(server, backend), samples, load, results, max_error_rate, console)
         return
     system, default_endpoint = _system(server, backend, url, port)
@@ -138,6 +141,7 @@ def run(
         num_warmup=warmup,
         endpoint=endpoint or default_endpoint,
         request_timeout=request_timeout,
+        users=users,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: nothing is left running
     try:

@@ -67,6 +67,9 @@ def simulate(
     ] = "512",
     output_len: Annotated[str, load_option("Output tokens of synthetic.", "--output-len")] = "128",
     seed: Annotated[int, load_option("Same seed: same lengths and arrivals as in a real run.", "--seed")] = 0,
+    users: Annotated[
+        int, load_option("Share the requests out between so many users, the first sends most.", "--users")
+    ] = 1,
     max_error_rate: Annotated[
         float, load_option("Share of refused requests above which the exit code is 3.", "--max-error-rate")
     ] = 0.01,
@@ -103,7 +106,7 @@ def simulate(
     def samples() -> Dataset:
         return samples_of(server, name, path, input_len, output_len, display_for(console).report)
 
-    load = Load(rate=rate, num_prompts=num_prompts, seed=seed)
+    load = Load(rate=rate, num_prompts=num_prompts, seed=seed, users=users)
     simulate_load(server, samples, load, results, max_error_rate, console, replicas, router)
 
 

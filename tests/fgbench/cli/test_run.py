@@ -63,6 +63,20 @@ def test_a_run_against_a_url(fake_server, tmp_path):
 
 
 @pytest.mark.usefixtures("_lag_is_no_matter")
+def test_requests_say_whose_they_are(fake_server, tmp_path):
+    argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 200, "--num-prompts", 30, "--results", tmp_path]
+    assert fgbench(*argv, "--users", 2, "--warmup", 0).exit_code == 0
+    run = only_run(tmp_path)
+    assert run.info["workload"]["users"] == 2
+    assert {record.user for record in run.records} == {"user-1", "user-2"}
+    sent = sorted(body["user"] for body in fake_server.bodies)
+    assert sent == sorted(record.user for record in run.records)
+    fake_server.bodies.clear()
+    assert fgbench(*argv, "--warmup", 0).exit_code == 0
+    assert all("user" not in body for body in fake_server.bodies)
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
 def test_the_same_seed_sends_the_same_to_everybody(fake_server, tmp_path):
     bodies = []
     for rate in (100, 200):

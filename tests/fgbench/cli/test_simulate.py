@@ -108,3 +108,15 @@ def test_like_takes_nothing_but_a_profile_and_a_run_whose_server_is_known(tmp_pa
     done = fgbench("simulate", "--profile", PROFILE, "--like", str(copy))
     assert done.exit_code == 2
     assert "needs a run of fastgen" in done.stderr
+
+
+def test_users_share_the_requests_out(tmp_path: Path) -> None:
+    argv = ["--profile", PROFILE, "--num-prompts", "40", "--results", str(tmp_path), "--users", "3"]
+    assert fgbench("simulate", *argv).exit_code == 0
+    assert fgbench("run", "--backend", "simulated-vtc", *argv).exit_code == 0
+    for run in map(read_run, find_runs(tmp_path)):
+        assert run.info["workload"]["users"] == 3
+        assert {record.user for record in run.records} == {"user-1", "user-2", "user-3"}
+    done = fgbench("simulate", "--profile", PROFILE, "--users", "0", "--results", str(tmp_path / "none"))
+    assert done.exit_code == 2
+    assert "the number of users must be between 1 and" in done.stderr
