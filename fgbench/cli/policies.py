@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,9 +52,9 @@ def policies(
 
 def list_policies() -> list[Listed]:
     """Every policy that has a name; one that cannot be loaded says why."""
-    from fgengine.scheduling.policy import ENTRY_POINTS, policy_names
+    from fgengine.scheduling.policy import installed_policies, policy_names
 
-    installed = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    installed = installed_policies()
     return [_listed(name, installed.get(name)) for name in policy_names()]
 
 

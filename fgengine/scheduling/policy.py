@@ -150,10 +150,15 @@ _BUILT_IN = {
 }
 
 
+def installed_policies() -> dict[str, importlib.metadata.EntryPoint]:
+    """Those that installed packages bring, by name; a built-in name is taken away by none."""
+    entries = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return {entry.name: entry for entry in entries if entry.name not in _BUILT_IN}
+
+
 def policy_names() -> list[str]:
     """Names that ``policy_class`` finds: the built-in ones, then those of installed packages."""
-    installed = {entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    return [*_BUILT_IN, *sorted(installed - set(_BUILT_IN))]
+    return [*_BUILT_IN, *sorted(installed_policies())]
 
 
 def policy_class(name: str) -> type[Policy]:
@@ -162,10 +167,8 @@ def policy_class(name: str) -> type[Policy]:
     Raises ValueError, naming the policies there are, when there is none.
     """
     target = _BUILT_IN.get(name) or (name if ":" in name else None)
-    if target is None:
-        for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-            if entry.name == name:
-                target = entry.value
+    if target is None and (entry := installed_policies().get(name)) is not None:
+        target = entry.value
     if target is None:
         raise ValueError(
             f"there is no policy {name!r}; there are {', '.join(policy_names())}, or package.module:Class"
