@@ -44,7 +44,7 @@ class SRPT(SortedPolicy):
         left = self._left[request.id]
         computed, pending = request.num_computed, request.num_pending
         if pending == 1:
-            computed = 0  # its progress is in ``left``
+            computed = request.prompt_len - 1  # what it attends to; its progress is in ``left``
         return (self.cost.remaining_share_seconds(computed, pending, left, self.context.max_batch_size),)
 
     def add(self, request: Request, now: float) -> None:
