@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fgengine.cache import cache_folder
 from fgengine.request import Request
-from fgengine.scheduling.predictor import Prediction
+from fgengine.scheduling.predictor import MOST_SIGMA, Prediction
 
 VERSION = 1
 BITS = 18
@@ -27,6 +27,8 @@ HEAD_TOKENS = 5
 """Longest run of first tokens that is a feature of its own: "Write a python function" opens many prompts."""
 CENTRE = 5.5
 """Log length that a prompt without any known feature is predicted: 245 tokens."""
+MOST_LOG_LENGTH = 16.0
+"""No prediction is of less than one token, or of more than 9 million."""
 FIRST_SIGMA = 1.0
 SIGMA_MEMORY = 500
 """Finished requests that the error is averaged over."""
@@ -70,7 +72,7 @@ class Learned:
         self.num_learned = 0
         self.sigma = FIRST_SIGMA
         self._regressor: Any = SGDRegressor(
-            loss="huber", epsilon=0.3, learning_rate="constant", eta0=0.3, alpha=1e-6
+            loss="huber", epsilon=0.3, learning_rate="constant", eta0=0.3, alpha=1e-6, shuffle=False
         )
         self._regressor.partial_fit(self._rows([(np.empty(0, np.int64), np.empty(0))]), [0.0])
         self._seen_in = np.zeros(1 << BITS, dtype=np.int32)
@@ -159,7 +161,8 @@ class Learned:
         if weights.shape != (1 << BITS,) or seen_in.shape != (1 << BITS,) or kept["intercept"].shape != (1,):
             raise ValueError("its arrays have the wrong sizes")
         sigma, count = float(kept["sigma"]), int(kept["num_learned"])
-        if not (np.isfinite(weights).all() and 0.0 < sigma < 100.0 and count >= 0 and seen_in.min() >= 0):
+        finite = np.isfinite(weights).all() and np.isfinite(kept["intercept"]).all()
+        if not (finite and 0.0 < sigma <= MOST_SIGMA and count >= 0 and seen_in.min() >= 0):
             raise ValueError("its numbers make no sense")
         self._regressor.coef_ = weights.astype(np.float64)
         self._regressor.intercept_ = kept["intercept"].astype(np.float64)
@@ -169,7 +172,8 @@ class Learned:
     def _log_length(self, found: Features) -> float:
         places, values = self._weigh(found)
         weights = self._regressor.coef_
-        return CENTRE + float(weights[places] @ values) + float(self._regressor.intercept_[0])
+        log = CENTRE + float(weights[places] @ values) + float(self._regressor.intercept_[0])
+        return min(max(log, 0.0), MOST_LOG_LENGTH)
 
     def _weigh(self, found: Features) -> Features:
         """Rare features count more (inverse document frequency); every prompt has length 1."""
