@@ -38,8 +38,8 @@ class _Job:
     used: float
     """Seconds of its quantum."""
     waiting_since: float
-    owed_a_token: bool = False
-    """Promoted in the middle of computing its known tokens."""
+    tokens_due: int = 0
+    """Generated tokens that it keeps its turn for, promoted in the middle of computing its known ones."""
 
 
 class MLFQ(Policy):
@@ -97,8 +97,7 @@ class MLFQ(Policy):
         job.used += seconds
         job.waiting_since = now
         self._jobs.move_to_end(request.id)
-        job.owed_a_token = job.owed_a_token and request.num_pending > 1
-        if job.used >= self.quanta[job.allowance] * SPENT and not job.owed_a_token:
+        if job.used >= self.quanta[job.allowance] * SPENT and request.num_generated >= job.tokens_due:
             self._join(job, max(job.allowance + 1, self._level_for_next(request)))
 
     def expected_wait(self, request: Request, now: float) -> float:
@@ -149,8 +148,9 @@ class MLFQ(Policy):
             if job.level > 0:
                 midway = self._is_midway(job.request)
                 self._join(job, 0)
-                job.owed_a_token = midway
-                job.allowance = self._level_for_next(job.request) if midway else 0
+                if midway:
+                    job.tokens_due = job.request.num_generated + 1
+                    job.allowance = self._level_for_next(job.request)
 
     @staticmethod
     def _is_midway(request: Request) -> bool:

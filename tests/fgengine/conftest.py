@@ -15,6 +15,7 @@ from fgengine.kv.manager import KVManager
 from fgengine.kv.transfer import Transfer
 from fgengine.plan import StepPlan, StepResult
 from fgengine.scheduling.policy import Policy, PolicyContext, make_policy
+from fgengine.scheduling.predictor import Noisy
 from fgengine.scheduling.scheduler import Limits, Scheduler
 
 Slot = tuple[str, int, int]
@@ -113,10 +114,11 @@ def symbolic_engine() -> Callable[..., Engine]:
         eager_copies: bool = False,
         starvation_limit: float = 30.0,
         seed: int = 0,
+        cost: CostModel = COST,
     ) -> Engine:
         clock = VirtualClock()
-        machine = SymbolicMachine(clock, COST, block_size, seed, eager_copies)
-        context = PolicyContext(COST, starvation_limit, max_batch_size)
+        machine = SymbolicMachine(clock, cost, block_size, seed, eager_copies)
+        context = PolicyContext(cost, starvation_limit, max_batch_size, Noisy(1.0))
         scheduler = Scheduler(
             make_policy(policy, context) if isinstance(policy, str) else policy(context),
             KVManager(device_blocks, host_blocks, block_size),
@@ -124,7 +126,7 @@ def symbolic_engine() -> Callable[..., Engine]:
                 max_batch_size, max_tokens_per_batch, max_model_len, chunked_prefill, eos, block_bytes=1000
             ),
             offloading=offloading,
-            cost=COST,
+            cost=cost,
         )
         return Engine(scheduler, machine, machine, clock, vocab_size=2000)
 

@@ -1,0 +1,104 @@
+"""How long a job waits while short ones flood in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from fgengine.engine import Engine
+from fgengine.request import Request, SamplingParams
+
+Build = Callable[..., Engine]
+CROWD, ALPHA, PROMPT, OUTPUT = 4, 0.5, 40, 30
+COPY = 0.002
+"""Seconds, at most, to have room made and a job's own KV brought back: a millisecond each way."""
+
+
+def params(max_tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+
+
+@pytest.mark.parametrize("policy", ["mlfq", "sj-mlfq"])
+@pytest.mark.parametrize("budget", [64, 6])
+@pytest.mark.parametrize(
+    ("mode", "host_blocks"),
+    [("reactive", 60), ("reactive", 0), ("proactive", 60), ("proactive", 0), ("recompute", 60), ("auto", 60)],
+)
+def test_no_job_waits_longer_than_alpha_and_a_turn_of_those_ahead(
+    policy: str, mode: str, host_blocks: int, budget: int, symbolic_engine: Build
+) -> None:
+    """With at most CROWD jobs about, a job that has waited alpha goes to the back of the first queue, where
+    at most CROWD - 1 stand before it. Each of them has one turn there: one iteration, or where its KV was
+    thrown away or its prompt is cut, the pieces up to its next token, and the copies before it. So nobody waits
+    longer than alpha + the step that runs then + CROWD turns with their copies. (Without offloading nobody
+    is evicted, and who has not been admitted waits for others to end: there is no such bound.)
+    """
+    engine = symbolic_engine(
+        policy,
+        device_blocks=24,
+        host_blocks=host_blocks,
+        max_batch_size=1,
+        max_tokens_per_batch=budget,
+        offloading=mode,
+        chunked_prefill=budget < 64,
+        starvation_limit=ALPHA,
+        eager_copies=True,
+    )
+    known = PROMPT + OUTPUT
+    turn = math.ceil(known / budget) * (0.01 + 0.001 + 0.001) + known * 0.0005
+    step = 0.01 + 0.001 + 0.0005 * min(budget, known)
+    long = engine.add("long", list(range(PROMPT)), params(OUTPUT))
+    ran: dict[Request, float] = {long: 0.0}
+    longest, number = 0.0, 0
+    while not long.finished and engine.clock.now() < 60.0:
+        while len(engine.scheduler.requests) < CROWD:  # each needs half of the pool
+            number += 1
+            ran[engine.add(f"short{number}", [2] * PROMPT, params(3))] = engine.clock.now()
+        engine.step()
+        now = engine.clock.now()
+        for request, since in list(ran.items()):
+            longest = max(longest, now - since)
+            if request.last_ran_at is not None and request.last_ran_at > since:
+                ran[request] = request.last_ran_at
+            if request.finished:
+                del ran[request]
+    assert long.finished
+    assert ALPHA < longest <= ALPHA + step + CROWD * (turn + COPY)
+
+
+@pytest.mark.parametrize("policy", ["mlfq", "sj-mlfq"])
+def test_a_promoted_job_has_its_token_before_it_is_thrown_away_again(
+    policy: str, symbolic_engine: Build
+) -> None:
+    """Thirteen known tokens, six a step: after twelve of them one is left, and the token is still to come.
+    Cut off there, everybody would be computed again for ever."""
+    engine = symbolic_engine(
+        policy, device_blocks=4, host_blocks=0, max_tokens_per_batch=6, starvation_limit=0.1
+    )
+    requests = [engine.add(str(i), [i] * 9, params(8)) for i in range(5)]
+    for _ in range(1000):
+        if engine.has_work:
+            engine.step()
+    assert [request.num_generated for request in requests] == [8] * 5
+
+
+@pytest.mark.parametrize("host_blocks", [4, 12, 100])
+def test_auto_recomputes_no_more_than_reactive_where_copies_are_sooner(
+    host_blocks: int, symbolic_engine: Build
+) -> None:
+    recomputed = []
+    for mode in ("reactive", "auto"):
+        engine = symbolic_engine(
+            "sj-mlfq",
+            device_blocks=30,
+            host_blocks=host_blocks,
+            max_batch_size=2,
+            offloading=mode,
+            starvation_limit=0.3,
+            eager_copies=True,
+        )
+        engine.generate([[k] * (20 + k) for k in range(12)], params(20))
+        recomputed.append(engine.stats()["recomputed_tokens"])
+    assert 0 < recomputed[1] <= recomputed[0]

@@ -1,0 +1,168 @@
+"""A client, a clock and a copy engine that do what they like, against every policy and mode of offloading.
+
+FGBENCH_NIGHTLY=1 runs at least ``NIGHTLY_STEPS`` engine steps a policy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+from hypothesis import HealthCheck, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from fgengine.engine import Engine
+from fgengine.kv.manager import Where
+from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.policy import policy_names
+
+Build = Callable[..., Engine]
+MODES = ["none", "reactive", "proactive", "recompute", "auto"]
+NIGHTLY = os.environ.get("FGBENCH_NIGHTLY") == "1"
+NIGHTLY_STEPS = 10_000
+EXAMPLES, RULES = (40, 100) if NIGHTLY else (5, 40)
+"""Of each mode, whole prompts and pieces, under each policy."""
+
+
+class Unruly(RuleBasedStateMachine):
+    """Requests come, go and are served; after every move the books are opened."""
+
+    def __init__(self, build: Build, policy: str, mode: str, chunked: bool, steps: list[int]) -> None:
+        super().__init__()
+        self.make = lambda **sizes: build(policy, offloading=mode, chunked_prefill=chunked, **sizes)
+        self.name = f"{policy}, offloading {mode}, chunked {chunked}"
+        self.steps = steps
+        """One entry; counts the engine's steps over all machines that share it."""
+        self.requests: list[Request] = []
+
+    @initialize(
+        device_blocks=st.integers(15, 30),  # the longest request needs 15
+        host_blocks=st.sampled_from([0, 1, 5, 15, 100]),
+        max_batch_size=st.integers(1, 6),
+        max_tokens_per_batch=st.sampled_from([1, 3, 6, 16, 64]),
+        starvation_limit=st.sampled_from([0.02, 0.2, 30.0]),
+        seed=st.integers(0, 1000),
+    )
+    def start(self, **sizes: int) -> None:
+        note(self.name)
+        self.engine = self.make(**sizes)
+        self.machine = self.engine.runner
+        self.limits = self.engine.scheduler.limits
+
+    @rule(prompt=st.integers(1, 40), max_tokens=st.integers(1, 20), user=st.sampled_from("abc"))
+    def add(self, prompt: int, max_tokens: int, user: str) -> None:
+        number = len(self.requests)
+        tokens = [(number * 7 + k) % 90 for k in range(prompt)]
+        wanted = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        self.requests.append(self.engine.add(str(number), tokens, wanted, user=user))
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.requests))
+        was_running = not request.finished
+        assert self.engine.abort(request.id) == was_running
+        assert not self.engine.abort(request.id)
+
+    @rule(times=st.integers(1, 8))
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            self.one_step()
+
+    @precondition(lambda self: self.machine.flying)
+    @rule(data=st.data())
+    def copies_finish(self, data: st.DataObject) -> None:
+        flying = self.machine.flying
+        chosen = data.draw(st.lists(st.sampled_from(flying), unique_by=id, min_size=1))
+        self.engine.scheduler.copied(self.machine._finish(chosen))
+
+    @rule(seconds=st.sampled_from([0.001, 0.05, 0.5, 40.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.engine.clock.advance(seconds)
+
+    def one_step(self) -> None:
+        plans = self.machine.plans
+        before = len(plans)
+        events = self.engine.step()  # raises when the scheduler is stuck
+        self.steps[0] += 1
+        if len(plans) == before:
+            assert not events
+            return
+        items = plans[-1].items
+        ids = {item.request.id for item in items}
+        assert len(ids) == len(items) <= self.limits.max_batch_size
+        assert 1 <= plans[-1].num_tokens <= self.limits.max_tokens_per_batch
+        assert not ids & {transfer.request_id for transfer in self.machine.flying}
+        assert {event.request.id for event in events} == {i.request.id for i in items if i.yields_token}
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        scheduler, now = self.engine.scheduler, self.engine.clock.now()
+        scheduler.kv.check()
+        assert set(scheduler.requests.values()) == {r for r in self.requests if not r.finished}
+        for request in self.requests:
+            self.is_in_one_place(request)
+            spent = list(request.seconds.values())
+            end = request.phase_since
+            if not request.finished:
+                spent.append(now - request.phase_since)
+                end = now
+            assert min(spent) >= 0.0
+            assert sum(spent) == pytest.approx(end - request.arrival, abs=1e-9)
+
+    def is_in_one_place(self, request: Request) -> None:
+        scheduler = self.engine.scheduler
+        where = scheduler.kv.where(request.id)
+        assert (request.id in scheduler._resident) == (where is Where.DEVICE)
+        assert (request.id in scheduler._swapped) == (where is Where.HOST)
+        room = scheduler.kv.num_blocks(request.id) * scheduler.kv.block_size
+        assert request.num_computed <= room or request.finished
+        if request.finished:
+            assert where is Where.NOWHERE
+            assert request.id not in scheduler._running
+            assert request.id not in scheduler._delayed
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(20_000):
+            if not self.engine.has_work:
+                break
+            self.one_step()
+        self.the_books_are_right()
+        stats = self.engine.stats()
+        assert stats["finished"] + stats["aborted"] == len(self.requests)
+        assert stats["free_device_blocks"] == stats["num_device_blocks"]
+        assert stats["free_host_blocks"] == stats["num_host_blocks"]
+        for request in self.requests:
+            expected = list(request.tokens[: request.prompt_len])
+            while len(expected) < len(request.tokens):
+                expected.append(self.machine.next_token(expected))
+            assert request.tokens == expected
+
+
+@pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.timeout(1200 if NIGHTLY else 60)
+def test_whatever_happens_the_books_are_right_and_all_are_served(policy: str, symbolic_engine: Build) -> None:
+    steps = [0]
+    for mode, chunked in product(MODES, (False, True)):
+        run_state_machine_as_test(
+            lambda mode=mode, chunked=chunked: Unruly(symbolic_engine, policy, mode, chunked, steps),
+            settings=settings(
+                max_examples=EXAMPLES,
+                stateful_step_count=RULES,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    assert steps[0] >= (NIGHTLY_STEPS if NIGHTLY else 1000)
