@@ -2,7 +2,10 @@
 
 The prediction is a distribution, so what remains is its mean residual life given the tokens that have come
 (``Prediction.remaining``): TRAIL refines its prediction from the model's own activations, we from the
-answer's length so far.
+answer's length so far. Measured in simulation (1.3 times the capacity, 300 ShareGPT lengths, three seeds,
+lengths known up to a lognormal error of sigma 1): 45 to 59 ms a token against sj-mlfq's 77 to 111, mean JCT
+18 to 26 s against 31 to 44. With so large an error the share from which preemption ends (0.5 to 1.1 tried)
+makes no difference: what remains is never small enough for the rule to hold.
 """
 
 from __future__ import annotations
