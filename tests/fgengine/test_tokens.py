@@ -23,7 +23,8 @@ from fgengine.model.shape import ModelShape
 from fgengine.ops.select import ops_for
 from fgengine.plan import StepPlan, StepResult
 from fgengine.request import Request, SamplingParams
-from fgengine.scheduling.policy import Policy, PolicyContext, Priority, make_policy
+from fgengine.scheduling.policy import Policy, PolicyContext, Priority, make_policy, policy_names
+from fgengine.scheduling.predictor import Noisy
 from fgengine.scheduling.scheduler import Limits, Scheduler
 
 SHAPES = {
@@ -61,8 +62,11 @@ class Poisoning(TorchRunner):
     """Overwrites every free device block with NaN before each step: whoever reads one shows it."""
 
     kv: KVManager
+    num_pieces = 0
+    """Items that did not reach the last known token."""
 
     def execute(self, plan: StepPlan) -> StepResult:
+        self.num_pieces += sum(not item.yields_token for item in plan.items)
         held = torch.zeros(self.num_device_blocks, dtype=torch.bool)
         for item in plan.items:
             for block in item.blocks[: self.kv.blocks_for(max(item.start, 1))]:
@@ -81,6 +85,7 @@ def build(
     max_batch_size: int = 4,
     max_tokens_per_batch: int = 256,
     offloading: Offloading = "reactive",
+    chunked_prefill: bool = False,
 ) -> Engine:
     shape = SHAPES[family]
     model = load(shape, None, torch.device("cpu"), torch.float32, 11)
@@ -97,11 +102,17 @@ def build(
         max_model_len=shape.max_position,
     )
     runner.kv = KVManager(device_blocks, host_blocks, 8)
-    context = PolicyContext(COST, starvation_limit=0.05)
+    context = PolicyContext(COST, starvation_limit=0.05, max_batch_size=max_batch_size, predictor=Noisy(1.0))
     scheduler = Scheduler(
         make_policy(policy, context) if isinstance(policy, str) else policy(context),
         runner.kv,
-        Limits(max_batch_size, max_tokens_per_batch, shape.max_position, block_bytes=runner.block_bytes),
+        Limits(
+            max_batch_size,
+            max_tokens_per_batch,
+            shape.max_position,
+            chunked_prefill,
+            block_bytes=runner.block_bytes,
+        ),
         offloading=offloading,
         cost=COST,
     )
@@ -158,6 +169,39 @@ def test_greedy_tokens_are_those_of_each_request_alone(
     if policy is Shuffled:
         assert stats["preemptions"] > 8
         assert memory == "ample" or stats["offloaded_blocks"] + stats["recomputed_tokens"] > 8
+    engine.close()
+
+
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.parametrize("offloading", ["none", "reactive", "proactive", "recompute", "auto"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_every_policy_with_every_offloading_keeps_the_tokens_under_pressure(
+    family: str, policy: str, offloading: Offloading, chunked: bool
+) -> None:
+    """The first steps of all six need 14 blocks, their last ones 24, and there are 10."""
+    engine = build(
+        family,
+        policy,
+        device_blocks=10,
+        max_batch_size=6,
+        max_tokens_per_batch=12 if chunked else 256,
+        offloading=offloading,
+        chunked_prefill=chunked,
+    )
+    requests = [engine.add(str(i), prompt, params()) for i, prompt in enumerate(prompts())]
+    short_of_memory = False
+    while engine.has_work:
+        engine.step()
+        short_of_memory = short_of_memory or engine.scheduler.kv.device.num_free < 3
+    assert [list(request.tokens) for request in requests] == alone(family)
+    stats, runner = engine.stats(), engine.runner
+    assert isinstance(runner, Poisoning)
+    assert (runner.num_pieces > 0) == chunked
+    moved, recomputed = stats["offloaded_blocks"], stats["recomputed_tokens"]
+    assert short_of_memory
+    assert (moved + recomputed > 0) == (offloading != "none")
+    assert moved == 0 or offloading != "recompute"
     engine.close()
 
 
