@@ -1,5 +1,6 @@
 # make demo   set up .venv, get the model, measure two policies, print the table and write the plot
 # make test   set up .venv if needed and run all tests
+# make nightly  the long run of the engine's state machine
 # make lint   formatting, lint and types
 # make clean  remove .venv and what tools left behind
 #
@@ -12,13 +13,16 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test nightly lint clean
 
 demo: $(INSTALLED)
 	$(PY) -m fgbench demo
 
 test: $(INSTALLED)
 	$(PY) -m pytest
+
+nightly: $(INSTALLED)
+	FGBENCH_NIGHTLY=1 $(PY) -m pytest tests/fgengine/test_state_machine.py
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check

@@ -1,5 +1,6 @@
 """Blocks come back bit for bit; failures are heard; nothing waits that need not."""
 
+import ctypes
 import random
 
 import pytest
@@ -36,6 +37,24 @@ def test_round_trip_bit_for_bit(pools: tuple[torch.Tensor, torch.Tensor]) -> Non
     assert drain(engine) == [3]
     engine.close()
     assert torch.equal(device[back].view(torch.int16), before.view(torch.int16))
+
+
+def test_a_block_is_moved_in_one_piece(
+    pools: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    memmove = ctypes.memmove
+
+    def recorded(target: int, source: int, size: int) -> None:
+        sizes.append(size)
+        memmove(target, source, size)
+
+    monkeypatch.setattr(ctypes, "memmove", recorded)
+    engine = ThreadCopyEngine(*pools)
+    engine.submit(Transfer(1, "a", "offload", [3, 1, 4], [0, 1, 2]))
+    assert drain(engine) == [1]
+    engine.close()
+    assert sizes == [2 * 2 * 3 * 16 * 8 * 2] * 3  # layers, keys and values, heads, tokens, head size, bytes
 
 
 def test_nothing_in_flight(pools: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -31,9 +31,9 @@ def test_no_job_waits_longer_than_alpha_and_a_turn_of_those_ahead(
 ) -> None:
     """With at most CROWD jobs about, a job that has waited alpha goes to the back of the first queue, where
     at most CROWD - 1 stand before it. Each of them has one turn there: one iteration, or where its KV was
-    thrown away or its prompt is cut, the pieces up to its next token, and the copies before it. So nobody waits
-    longer than alpha + the step that runs then + CROWD turns with their copies. (Without offloading nobody
-    is evicted, and who has not been admitted waits for others to end: there is no such bound.)
+    thrown away or its prompt is cut, the pieces up to its next token, and the copies before it. So nobody
+    waits longer than alpha + the step that runs then + CROWD turns with their copies. (Without offloading
+    nobody is evicted, and who has not been admitted waits for others to end: there is no such bound.)
     """
     engine = symbolic_engine(
         policy,
