@@ -30,7 +30,7 @@ Build = Callable[..., Engine]
 MODES = ["none", "reactive", "proactive", "recompute", "auto"]
 NIGHTLY = os.environ.get("FGBENCH_NIGHTLY") == "1"
 NIGHTLY_STEPS = 10_000
-EXAMPLES, RULES = (40, 100) if NIGHTLY else (5, 40)
+EXAMPLES, RULES = (20, 100) if NIGHTLY else (5, 40)
 """Of each mode, whole prompts and pieces, under each policy."""
 
 
