@@ -136,9 +136,11 @@ class ServerOptions:
         """Raises ValueError for a value out of range, naming it, and for what would take a start to fail."""
         from fgengine.model.catalog import shape_of
         from fgengine.scheduling.policy import policy_class
+        from fgengine.scheduling.predictor import check_predictor
 
         shape_of(self.model)
         policy_class(self.effective_policy)
+        check_predictor(self.predictor)
         if not 0.0 <= self.swap_space < 2**30:
             raise ValueError(f"--swap-space must be 0 or more GiB, not {self.swap_space}")
         if self.profile is not None and not self.profile.is_file():

@@ -79,6 +79,19 @@ class Noisy(Oracle):
         return Prediction(max(1.0, request.params.max_tokens * math.exp(error)), self.sigma)
 
 
+def check_predictor(name: str) -> None:
+    """Raises ValueError for a name that ``make_predictor`` does not know, without making anything."""
+    kind, colon, value = name.partition(":")
+    if kind == "noisy" and colon:
+        try:
+            sigma = float(value)
+        except ValueError:
+            raise ValueError(f"noisy:SIGMA takes a number, such as noisy:0.5, not {value!r}") from None
+        Noisy(sigma)
+    elif name not in ("oracle", "learned"):
+        raise ValueError(f"there is no predictor {name!r}; there are oracle, noisy:SIGMA and learned")
+
+
 def make_predictor(name: str, model: str, *, keep: bool = True) -> Predictor:
     """``oracle``, ``noisy:SIGMA``, or ``learned``, which goes on from what is kept for ``model``.
 
@@ -87,17 +100,9 @@ def make_predictor(name: str, model: str, *, keep: bool = True) -> Predictor:
     Raises:
         ValueError: there is no such predictor, or what is kept is damaged.
     """
-    kind, colon, value = name.partition(":")
-    if name == "oracle":
-        return Oracle()
+    check_predictor(name)
     if name == "learned":
         from fgengine.scheduling.learned import open_predictor
 
         return open_predictor(model, keep=keep)
-    if kind == "noisy" and colon:
-        try:
-            sigma = float(value)
-        except ValueError:
-            raise ValueError(f"noisy:SIGMA takes a number, such as noisy:0.5, not {value!r}") from None
-        return Noisy(sigma)
-    raise ValueError(f"there is no predictor {name!r}; there are oracle, noisy:SIGMA and learned")
+    return Oracle() if name == "oracle" else Noisy(float(name.partition(":")[2]))

@@ -160,3 +160,9 @@ def test_a_commands_own_option_goes_before_the_servers() -> None:
 )
 def test_argv_says_the_same_again(options: ServerOptions) -> None:
     assert _parse(*options.to_argv()) == options
+
+
+@pytest.mark.parametrize("name", ["nonsense", "noisy:x", "noisy:-1", "noisy"])
+def test_a_misspelt_predictor_costs_no_model_load(name: str) -> None:
+    with pytest.raises(ValueError, match=r"oracle, noisy:SIGMA|noisy:SIGMA takes"):
+        ServerOptions(policy="sprpt", predictor=name).to_engine_config()
