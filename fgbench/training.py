@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from fgbench.workload.sharegpt import TextPair, length_ok
 from fgengine.scheduling.learned import Learned
@@ -58,15 +58,25 @@ def conversation_of(pair: TextPair) -> str:
     return pair.id.rpartition("_")[0] or pair.id or pair.prompt
 
 
-def split(pairs: Iterable[TextPair], num_train: int) -> tuple[list[list[TextPair]], list[TextPair]]:
+HoldOut = Literal["conversations", "texts"]
+
+
+def split(
+    pairs: Iterable[TextPair], num_train: int, by: HoldOut = "conversations"
+) -> tuple[list[list[TextPair]], list[TextPair]]:
     """(records to learn from, each with all its answers; first answers to be judged by).
 
-    Whole conversations are held out, by a hash, and no prompt that is held out is learned from. A
-    smaller ``num_train`` gives the first of a larger one's.
+    By "conversations" these are held out whole; by "texts" only the record is, and other records of the same
+    conversation may be learned from. No prompt that is held out is learned from either way. The draw is by
+    a hash; a smaller ``num_train`` gives the first of a larger one's.
     """
+
+    def draw(record: Sequence[TextPair]) -> float:
+        return _draw(conversation_of(record[0]) if by == "conversations" else record[0].prompt)
+
     records = [list(group) for _, group in groupby(pairs, key=lambda pair: pair.id)]
-    records.sort(key=lambda record: _draw(conversation_of(record[0])))
-    held_out = [record[0] for record in records if _draw(conversation_of(record[0])) < HELD_OUT]
+    records.sort(key=draw)
+    held_out = [record[0] for record in records if draw(record) < HELD_OUT]
     known = {pair.prompt for pair in held_out}
     rest = records[len(held_out) :]
     train = [[pair for pair in record if pair.prompt not in known] for record in rest]

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fgbench.training import Encoder, Progress
+    from fgbench.training import Encoder, Progress, Quality
     from fgbench.workload.sharegpt import TextPair
 
 app = typer.Typer(
@@ -79,9 +79,10 @@ def evaluate(
     train: Annotated[int, typer.Option(min=1, help="Conversations to learn from.")] = 8000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Teach a fresh predictor and judge it on conversations it has not seen. What is kept is not touched.
+    """Teach fresh predictors and judge them on what they have not seen. What is kept is not touched.
 
-    A fifth of the conversations is held out, chosen by a hash; each is judged by its first answer.
+    A fifth is held out, chosen by a hash and judged by first answers, in two ways: whole conversations; and
+    texts, where other parts of the same conversation may have been learned from, which is easier.
 
     Example: fgbench predictor eval --train 8000
     """
@@ -92,25 +93,30 @@ def evaluate(
 
     console = Console(stderr=as_json)
     encoder = _encoder(model)
-    records, held_out = training.split(_pairs(dataset_path, console), train)
-    predictor = Learned(model)
-    with _bars(console) as bar:
-        examples = training.encode([p for record in records for p in record], encoder, bar("reading"))
-        training.train(predictor, examples, bar("learning"))
-        judged = training.encode(held_out, encoder, bar("reading what is held out"))
-    quality = training.judge(predictor, judged, len(examples))
+    pairs = _pairs(dataset_path, console)
+    found: dict[str, Quality] = {}
+    for by in get_args(training.HoldOut):
+        records, held_out = training.split(pairs, train, by)
+        predictor = Learned(model)
+        with _bars(console) as bar:
+            examples = training.encode([p for record in records for p in record], encoder, bar("reading"))
+            training.train(predictor, examples, bar("learning"))
+            judged = training.encode(held_out, encoder, bar(f"reading unseen {by}"))
+        found[by] = training.judge(predictor, judged, len(examples))
     if as_json:
-        typer.echo(json.dumps(quality.to_dict() | {"conversations": len(records)}, indent=2))
+        typer.echo(json.dumps({by: quality.to_dict() for by, quality in found.items()}, indent=2))
         return
-    console.print(
-        f"learned {quality.trained_on:,} answers of {len(records):,} conversations; "
-        f"judged on {quality.judged_on:,} first answers of others\n"
-        f"  Spearman on log length   {quality.spearman:.3f}\n"
-        f"  pairs in the right order {quality.pairwise_order:.3f}\n"
-        f"  half are off by less than a factor of {quality.median_factor:.2f}\n"
-        f"  one prediction takes     {quality.prediction_seconds * 1e6:.0f} us",
-        highlight=False,
-    )
+    for by, quality in found.items():
+        console.print(
+            f"unseen {by}: learned {quality.trained_on:,} answers of {train:,} records or fewer, judged on "
+            f"{quality.judged_on:,}\n"
+            f"  Spearman on log length   {quality.spearman:.3f}\n"
+            f"  pairs in the right order {quality.pairwise_order:.3f}\n"
+            f"  half are off by less than a factor of {quality.median_factor:.2f}\n"
+            f"  one prediction takes     {quality.prediction_seconds * 1e6:.0f} us",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @app.command("show")

@@ -1,7 +1,8 @@
 """A predictor that learns output lengths from prompts as requests finish.
 
 A linear model of the log length over hashed n-grams of the prompt's token ids (the engine sees no text):
-single tokens, pairs, and the first few tokens as a whole, weighted by how rare they are. Trained by
+single tokens, pairs, the first few tokens as a whole, those at either end by themselves, and the prompt's
+length, weighted by how rare they are. Trained by
 stochastic gradient descent on a Huber loss, so that it can go on learning one small batch at a time.
 """
 
@@ -25,6 +26,8 @@ BITS = 18
 """Features are hashed to so many bits."""
 HEAD_TOKENS = 5
 """Longest run of first tokens that is a feature of its own: "Write a python function" opens many prompts."""
+END_TOKENS = 8
+"""Tokens at either end that count apart from the same tokens elsewhere."""
 CENTRE = 5.5
 """Log length that a prompt without any known feature is predicted: 245 tokens."""
 MOST_LOG_LENGTH = 16.0
@@ -42,6 +45,8 @@ MOST_FILE_BYTES = 64 * 1024**2
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _MASK = 2**64 - 1
+_FIRST, _LAST, _LENGTH = (np.uint64(1 << bit) for bit in (33, 34, 40))
+"""Above every token id: features of different kinds must not meet."""
 
 Features = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Distinct hashes, and log(1 + count) of each."""
@@ -49,7 +54,10 @@ Features = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 def features(prompt: Sequence[int]) -> Features:
     tokens = np.asarray(prompt[:MOST_PROMPT_TOKENS], dtype=np.uint64) + np.uint64(1)
-    grams = [tokens * _ODD, (tokens[:-1] * _MIX + tokens[1:]) * _ODD]
+    ends = [tokens[:END_TOKENS] + _FIRST, tokens[-END_TOKENS:] + _LAST]
+    length = np.array([int(2 * np.log(len(tokens)))], dtype=np.uint64) + _LENGTH
+    pairs = tokens[:-1] * _MIX + tokens[1:]
+    grams = [kind * _ODD for kind in (tokens, pairs, *ends, length)]
     head, heads = 7, []
     for token in tokens[:HEAD_TOKENS].tolist():
         head = (head * 31 + token * 0x9E3779B9) & _MASK

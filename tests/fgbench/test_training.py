@@ -39,6 +39,14 @@ def test_no_conversation_is_on_both_sides() -> None:
     assert (fewer, same) == (train[:50], held_out)
 
 
+def test_by_texts_only_the_text_itself_is_kept_from_learning() -> None:
+    train, held_out = training.split(pairs(300), 1000, "texts")
+    assert not {p.prompt for record in train for p in record} & {p.prompt for p in held_out}
+    learned = {training.conversation_of(pair) for record in train for pair in record}
+    assert learned & {training.conversation_of(pair) for pair in held_out}
+    assert 0.1 < len(held_out) / 600 < 0.3
+
+
 def test_a_prompt_that_is_held_out_is_not_learned_from_under_another_name() -> None:
     many = pairs(200)
     _, held_out = training.split(many, 1000)
