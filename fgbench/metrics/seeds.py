@@ -41,17 +41,22 @@ class Interval:
 class Estimate:
     """The mean over seeds of one figure of a run."""
 
-    value: float
-    seeds: int
-    interval: Interval | None
-    """None of fewer than ``MIN_SEEDS`` seeds."""
+    values: tuple[float, ...]
+    """Of each seed; at least one."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate | None:
-        """From the figure of each seed; None where there is none."""
-        if not values:
-            return None
-        return cls(math.fsum(values) / len(values), len(values), bootstrap_interval(values))
+        """None of no values."""
+        return cls(tuple(values)) if values else None
+
+    @property
+    def value(self) -> float:
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def interval(self) -> Interval | None:
+        """None of fewer than ``MIN_SEEDS`` seeds."""
+        return bootstrap_interval(self.values)
 
 
 @dataclass(frozen=True, slots=True)

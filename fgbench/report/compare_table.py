@@ -171,7 +171,7 @@ def _objective_table(objective: Objective, labels: Sequence[str]) -> Table:
     from rich.text import Text
 
     comparison = objective.comparison
-    table = _table(f"SLO {objective.slo}", labels)
+    table = _table(f"SLO {objective.slo}: met by the run, attained by requests, goodput", labels)
     for rate in comparison.rates:
         points = {point.label: point for point in comparison.at(rate)}
         cells = [_attained(objective, points[label]) if label in points else Text("-") for label in labels]
@@ -185,7 +185,7 @@ def _objective_table(objective: Objective, labels: Sequence[str]) -> Table:
             verdict = objective.verdict(label) or ""
             cell.append(f" {ratio.describe('x')}{_mark(verdict)}", style=STYLES.get(verdict, ""))
         held.append(cell)
-    table.add_row("the run meets it up to", *held)
+    table.add_row("runs meet it up to", *held)
     upto = [objective.attained_up_to(label) for label in labels]
     table.add_row(f"{TARGET:.0%} attain it up to", *("-" if r is None else r.describe("/s") for r in upto))
     return table
@@ -199,5 +199,5 @@ def _attained(objective: Objective, point: Point) -> Text:
     if share is None or good is None:
         return Text("-")
     met = objective.met_by(point)
-    verdict = "" if met is None else "met, " if met else "missed, "
+    verdict = "" if met is None else "yes " if met else "no "
     return Text(f"{verdict}{share.value:.0%} {number(good.value)}/s{marks(point)}")

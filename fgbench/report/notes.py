@@ -31,7 +31,7 @@ def title(comparison: Comparison) -> str:
 
 
 def rate_name(rate: float) -> str:
-    return "all at once" if math.isinf(rate) else f"{number(rate)} requests / s"
+    return "all at once" if math.isinf(rate) else f"{number(rate)} request{'' if rate == 1.0 else 's'} / s"
 
 
 def marks(point: Point) -> str:
