@@ -152,7 +152,7 @@ class Unruly(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("policy", policy_names())
-@pytest.mark.timeout(1200 if NIGHTLY else 60)
+@pytest.mark.timeout(3600 if NIGHTLY else 60)
 def test_whatever_happens_the_books_are_right_and_all_are_served(policy: str, symbolic_engine: Build) -> None:
     steps = [0]
     for mode, chunked in product(MODES, (False, True)):
@@ -165,4 +165,5 @@ def test_whatever_happens_the_books_are_right_and_all_are_served(policy: str, sy
                 suppress_health_check=list(HealthCheck),
             ),
         )
+    print(f"{policy}: {steps[0]:,} engine steps")  # pytest -rP shows it
     assert steps[0] >= (NIGHTLY_STEPS if NIGHTLY else 1000)
