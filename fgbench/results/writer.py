@@ -25,7 +25,8 @@ class RunWriter:
     """One run folder, from creation to ``finish``. As a context it marks a run that raised as failed."""
 
     def __init__(self, root: Path, info: dict[str, Any]) -> None:
-        """Makes ``root/<time>_<backend>_<dataset>_r<rate>_s<seed>`` and writes run.json, status ``running``.
+        """Makes ``root/<time>_<backend>_<dataset>_r<rate>_s<seed>`` (in a closed loop ``c<concurrency>``) and
+        writes run.json, status ``running``.
 
         ``info`` holds run.json's keys ``backend, model, workload, fingerprint, environment, ...``.
         """
@@ -125,10 +126,11 @@ def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
 
 def _make_folder(root: Path, info: dict[str, Any]) -> Path:
     workload = info["workload"]
+    workers = workload.get("arrival_process", {}).get("concurrency")
     parts = [
         info["backend"]["name"],
         workload["dataset"],
-        f"r{float(workload['rate']):g}",
+        f"r{float(workload['rate']):g}" if workers is None else f"c{workers}",
         f"s{workload['seed']}",
     ]
     tail = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", str(part)) for part in parts)
