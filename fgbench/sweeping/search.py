@@ -59,6 +59,16 @@ class Search:
         assert high is not None
         return _if_new(max(_rounded(high / 2.0), self._least), high)
 
+    def steps_left(self, probes: Sequence[Probe]) -> int | None:
+        """Rates still to be tried; None while there is no bracket to halve."""
+        bracket = Bracket.of(probes)
+        if bracket.met is None or bracket.missed is None:
+            return None
+        width = math.log(bracket.missed / bracket.met)
+        wanted = math.log((1.0 + self.tolerance) / (1.0 - self.tolerance)) if self.tolerance < 1.0 else width
+        steps = math.ceil(math.log2(width / wanted)) if width > wanted else 0
+        return min(steps, self.max_probes - len(probes))
+
     @property
     def _most(self) -> float:
         return self.highest if math.isfinite(self.highest) else _rounded(self.start * 2.0**STEPS_UP)
