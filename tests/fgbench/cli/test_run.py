@@ -16,7 +16,7 @@ from fgbench.benchmark import Load, client_was_the_limit, run_benchmark, too_man
 from fgbench.cli.load_options import LoadOptions
 from fgbench.cli.main import app
 from fgbench.cli.options import ServerOptions
-from fgbench.cli.run import _system
+from fgbench.cli.systems import system_of
 from fgbench.client.display import Live, Plain, display_for, progress_line
 from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
@@ -173,7 +173,7 @@ def test_wrong_usage_is_told_before_anything_starts(tmp_path, argv, words, capfd
 
 def test_which_system_is_measured():
     def system(backend="fastgen", url=None, port=None, **options):
-        return _system(ServerOptions(**options), backend, url, port)
+        return system_of(ServerOptions(**options), backend, url, port)
 
     assert system()[0].name == "fastgen"
     assert system("fastgen-fcfs")[0].settings["policy"] == "fcfs"
@@ -347,18 +347,6 @@ def test_help_is_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     assert "--num-prompts" in done.stdout
-
-
-def test_which_arrivals_are_meant():
-    def label(**options):
-        return LoadOptions(**options).to_load().arrivals.label
-
-    assert label() == label(arrivals="poisson") == label(arrivals="possion") == "poisson"
-    assert label(arrivals="gamma", cv=2.0) == label(cv=2.0) == "gamma cv=2.0"
-    assert label(concurrency=16) == "closed concurrency=16"
-    assert LoadOptions(concurrency=16).to_load().rate == math.inf
-    assert LoadOptions(rate_to=4.0, rate=2.0).to_load().offered_rate == 3.0
-    assert (LoadOptions().to_load().rate, LoadOptions().to_load().num_prompts) == (2.5, 100)
 
 
 @pytest.mark.usefixtures("_lag_is_no_matter")
