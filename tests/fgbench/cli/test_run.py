@@ -136,7 +136,7 @@ def test_a_server_that_refuses_every_warmup_is_not_measured(fake_server, tmp_pat
         (["--request-timeout", "-1"], "request timeout"),
         (["--url", "http://h:1", "--max-batch-size", "8"], "--max-batch-size is the server's"),
         (["--url", "http://h:1", "--port", "8"], "--port is for a server to be started"),
-        (["--url", "::"], "--url must look like"),
+        (["--url", "::"], "a URL must look like"),
         (["--backend", "fastgen-fcfs", "--policy", "srpt"], "contradict"),
         (["--backend", "fastgen-fcfs", "--policy", "sj-mlfq"], "contradict"),  # the default, but said aloud
         (["--backend", "fastserve"], "say where"),

@@ -78,7 +78,7 @@ TestSkipJoinMLFQ = SkipJoin.TestCase
 
 
 def test_where_they_are_on_a_case_by_hand() -> None:
-    """The first quantum is 1 s. A prompt of one token takes 1 s, one of three 0.5 + 3 x 1 s: the third queue."""
+    """The first quantum is 1 s. A prompt of one token takes 1 s, one of three 0.5 + 3 x 1 s: third queue."""
     policy = SkipJoinMLFQ(CONTEXT)
     for id, prompt in (("a", 1), ("b", 3), ("c", 3)):
         policy.add(Request.new(id, [0] * prompt, SamplingParams(), 0.0), 0.0)
