@@ -59,4 +59,4 @@ def sparkline(values: Sequence[float | None]) -> str:
 def _block(value: float, top: float) -> str:
     if top <= 0.0 or value <= 0.0:
         return BLOCKS[0]
-    return BLOCKS[min(len(BLOCKS) - 1, math.ceil(value / top * len(BLOCKS)) - 1)]
+    return BLOCKS[max(1, math.ceil(value / top * len(BLOCKS))) - 1]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MOST_LEVELS = 64
+SHORTEST_SECONDS = 1e-3
 COUNTERS = (
     "prompt_tokens",
     "generated_tokens",
@@ -116,9 +117,9 @@ def started_again(before: Snapshot, after: Snapshot) -> bool:
 
 
 def rates_between(before: Snapshot, after: Snapshot) -> Rates | None:
-    """None where no time has passed, or where the server was started again."""
+    """None where hardly any time has passed, or where the server was started again."""
     seconds, grown = _seconds(before, after), _growth(before, after)
-    if seconds == 0 or started_again(before, after):
+    if seconds < SHORTEST_SECONDS or started_again(before, after):
         return None
 
     def rate(name: str, unit: float | None = 1.0) -> float | None:
