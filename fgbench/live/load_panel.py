@@ -55,12 +55,13 @@ class LoadView:
         return sections
 
     def _trends(self, width: int) -> list[Text]:
-        def value(series: Series) -> str:
-            return f"{number(series.last)} (most {number(series.most)})"
+        def value(now: float | None, series: Series) -> str:
+            return f"{number(now)} (most {number(series.most)})"
 
+        flying, tokens = self.in_flight, self.tokens
         return [
-            trend("in flight", value(self.in_flight), self.in_flight, width, "blue"),
-            trend("output tokens/s", value(self.tokens), self.tokens, width),
+            trend("in flight", value(self.state.in_flight, flying), flying, width, "blue"),
+            trend("output tokens/s", value(tokens.last, tokens), tokens, width),
         ]
 
 

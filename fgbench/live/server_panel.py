@@ -93,14 +93,14 @@ def level_line(levels: tuple[LevelCount, ...]) -> Text | None:
     return Text.assemble(("levels ", "dim"), ("  ".join(f"{name}:{n}" for name, n in held), "magenta"))
 
 
-def trends(meter: Meter, width: int) -> list[Text]:
-    """Rates now and over the last minutes."""
+def trends(meter: Meter, width: int) -> list[tuple[int, list[Text]]]:
+    """Rates now and over the last minutes, each with its rank: the least missed has the largest."""
     rates, history = meter.rates, meter.history
-    shown = []
+    shown: list[tuple[int, list[Text]]] = []
 
-    def row(name: str, label: str, value: str) -> None:
+    def row(rank: int, name: str, label: str, value: str) -> None:
         if history[name].most is not None or (rates is not None and getattr(rates, name) is not None):
-            shown.append(trend(label, value, history[name], width))
+            shown.append((rank, [trend(label, value, history[name], width)]))
 
     def per_second(name: str) -> str:
         value = None if rates is None else getattr(rates, name)
@@ -110,14 +110,14 @@ def trends(meter: Meter, width: int) -> list[Text]:
         value = None if rates is None else getattr(rates, moved_bytes)
         return per_second(blocks) + ("" if value is None else f" ({size(value)})")
 
-    row("generated_tokens", "output tokens/s", per_second("generated_tokens"))
-    row("prompt_tokens", "prompt tokens/s", per_second("prompt_tokens"))
-    row("finished", "requests done/s", per_second("finished"))
-    row("step_seconds", "step time", seconds(rates.step_seconds if rates else None))
-    row("preemptions", "preemptions/s", per_second("preemptions"))
-    row("offloaded_blocks", "swap out blocks/s", moved("offloaded_blocks", "offloaded_bytes"))
-    row("uploaded_blocks", "swap in blocks/s", moved("uploaded_blocks", "uploaded_bytes"))
-    row("recomputed_tokens", "recomputed tok/s", per_second("recomputed_tokens"))
+    row(0, "generated_tokens", "output tokens/s", per_second("generated_tokens"))
+    row(2, "prompt_tokens", "prompt tokens/s", per_second("prompt_tokens"))
+    row(1, "finished", "requests done/s", per_second("finished"))
+    row(2, "step_seconds", "step time", seconds(rates.step_seconds if rates else None))
+    row(3, "preemptions", "preemptions/s", per_second("preemptions"))
+    row(4, "offloaded_blocks", "swap out blocks/s", moved("offloaded_blocks", "offloaded_bytes"))
+    row(4, "uploaded_blocks", "swap in blocks/s", moved("uploaded_blocks", "uploaded_bytes"))
+    row(5, "recomputed_tokens", "recomputed tok/s", per_second("recomputed_tokens"))
     return shown
 
 

@@ -137,13 +137,14 @@ class Watch:
             sections.append((0, [Text(clean(self.trouble + since, width), style="yellow")]))
         if meter.restarts:
             times = "once" if meter.restarts == 1 else f"{meter.restarts} times"
-            sections.append((5, [Text(f"started again {times} since", style="yellow")]))
+            sections.append((9, [Text(f"started again {times} since", style="yellow")]))
         if meter.snapshot is None:
             return sections or [(0, [Text("waiting for its first answer", style="dim")])]
         sections.append((1, counts(meter, width)))
         sections.append((2, gauges(meter.snapshot, width)))
         if levels := level_lines(meter.snapshot.levels, width):
-            sections.append((4, [rule("jobs per level, with its quantum", width), *levels]))
+            sections.append((3, [rule("jobs per level, with its quantum", width), *levels]))
         if curves := trends(meter, width):
-            sections.append((3, [rule("now and over the last minutes", width), *curves]))
+            sections.append((4, [rule("now and over the last minutes", width)]))
+            sections.extend((4 + rank, lines) for rank, lines in curves)
         return sections

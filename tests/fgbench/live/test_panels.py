@@ -153,6 +153,13 @@ def test_low_terminals_get_the_most_important(height: int) -> None:
     assert len(drawn(view(meter).draw(1.0, height=7), 80, 24)) <= 7
 
 
+def test_a_low_watch_gives_up_recomputation_before_levels() -> None:
+    lines = drawn(watch().panel(), 70, 20)
+    has(lines, "Q3", "output tokens/s", "requests done/s")
+    assert not any("recomputed" in line for line in lines)
+    has(drawn(watch().panel(), 80, 24), "Q3", "recomputed tok/s")
+
+
 def test_at_80_by_24_a_load_and_its_server_are_whole() -> None:
     meter = Meter(1.0)
     for second in (60, 61):
