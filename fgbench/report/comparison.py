@@ -46,9 +46,11 @@ class Entry:
     @classmethod
     def of(cls, run: Run, cost: CostModel | None = None) -> Entry:
         """Figures are computed anew from the records, so that all runs are measured by one definition."""
-        rate = float((run.info.get("workload") or {}).get("rate") or "nan")
+        workload = run.info.get("workload") or {}
+        rate = float(workload.get("rate") or "nan")
+        closed = "concurrency" in (workload.get("arrival_process") or {})  # no rate is asked for
         name = str((run.info.get("backend") or {}).get("name", "unknown"))
-        summary = summarize(run.records, offered_rate=rate)
+        summary = summarize(run.records, offered_rate=None if closed else rate)
         slowed = slowdowns(run.records, cost) if cost else []
         return cls(
             label=name,
