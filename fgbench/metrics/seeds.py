@@ -104,7 +104,7 @@ def _bootstrap(values: tuple[float, ...]) -> Interval:
     from scipy import stats
 
     n = len(values)
-    widened = math.sqrt(n / (n - 1)) * float(stats.t.ppf((1.0 + CONFIDENCE) / 2.0, n - 1))
+    widened = math.sqrt(n / (n - 1)) * _student(n)
     found = stats.bootstrap(
         (np.asarray(values, dtype=float),),
         np.mean,
@@ -122,9 +122,15 @@ def student_interval(values: Sequence[float]) -> Interval | None:
     n = len(values)
     if n < MIN_SEEDS:
         return None
-    from scipy import stats
-
     mean = math.fsum(values) / n
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    reach = float(stats.t.ppf((1.0 + CONFIDENCE) / 2.0, n - 1)) * math.sqrt(variance / n)
+    reach = _student(n) * math.sqrt(variance / n)
     return Interval(mean - reach, mean + reach)
+
+
+@cache
+def _student(n: int) -> float:
+    """How many standard errors the interval of a mean of ``n`` values reaches."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1.0 + CONFIDENCE) / 2.0, n - 1))

@@ -13,7 +13,6 @@ from fgbench.report.notes import (
     is_judged,
     marks,
     notes,
-    rate_name,
     title,
 )
 from fgbench.report.objectives import TARGET, Objective
@@ -85,7 +84,7 @@ def _table(name: str, columns: Sequence[str], names: int = 1) -> Table:
 
 
 def _rate_table(comparison: Comparison, rate: float, points: Sequence[Point]) -> Table:
-    table = _table(rate_name(rate), [f"{point.label}{marks(point)}" for point in points], names=2)
+    table = _table(comparison.rate_name(rate), [f"{point.label}{marks(point)}" for point in points], names=2)
     for quantities in (LATENCIES, THROUGHPUTS, SLOWDOWNS, IN_THE_SERVER):
         shown = [q for q in quantities if any(p.figure(q.metric, q.statistic) is not None for p in points)]
         named = ""
@@ -161,7 +160,7 @@ def _verdict_table(comparison: Comparison, labels: Sequence[str]) -> Table:
                 if ratio.interval:
                     cell += f" {ratio.interval.low:.2f}–{ratio.interval.high:.2f}"
                 cells.append(Text(cell, style=STYLES.get(verdict, "")))
-            name = rate_name(rate) if quantity is HEADLINES[0] else ""
+            name = comparison.rate_name(rate) if quantity is HEADLINES[0] else ""
             table.add_row(name, quantity.name, *cells)
         table.add_section()
     return table
@@ -175,7 +174,7 @@ def _objective_table(objective: Objective, labels: Sequence[str]) -> Table:
     for rate in comparison.rates:
         points = {point.label: point for point in comparison.at(rate)}
         cells = [_attained(objective, points[label]) if label in points else Text("-") for label in labels]
-        table.add_row(rate_name(rate), *cells)
+        table.add_row(comparison.rate_name(rate), *cells)
     table.add_section()
     held = []
     for label in labels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,9 @@ from fgbench.metrics.seeds import Estimate, PairedRatio
 from fgbench.metrics.slowdown import jain_index, slowdowns
 from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.summary import Summary, summarize
-from fgbench.report.pairing import Workload, group, seed_of, settings_of
+from fgbench.report.pairing import Workload, group, is_closed, seed_of, settings_of
 from fgbench.report.quantities import Quantity
+from fgbench.report.units import number
 from fgbench.results.run import Run
 
 if TYPE_CHECKING:
@@ -48,9 +50,8 @@ class Entry:
         """Figures are computed anew from the records, so that all runs are measured by one definition."""
         workload = run.info.get("workload") or {}
         rate = float(workload.get("rate") or "nan")
-        closed = "concurrency" in (workload.get("arrival_process") or {})  # no rate is asked for
         name = str((run.info.get("backend") or {}).get("name", "unknown"))
-        summary = summarize(run.records, offered_rate=None if closed else rate)
+        summary = summarize(run.records, offered_rate=None if is_closed(run.info) else rate)
         slowed = slowdowns(run.records, cost) if cost else []
         return cls(
             label=name,
@@ -148,6 +149,11 @@ class Comparison:
     @property
     def runs(self) -> int:
         return sum(len(point.entries) for point in self.points)
+
+    def rate_name(self, rate: float) -> str:
+        if math.isfinite(rate):
+            return f"{number(rate)} request{'' if rate == 1.0 else 's'} / s"
+        return "closed loop" if self.workload.is_closed else "all at once"
 
     def at(self, rate: float) -> list[Point]:
         return [point for label in self.labels if (point := self._at.get((label, rate))) is not None]

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from fgbench.metrics.breakdown import STATES
 from fgbench.report.comparison import Comparison, Point
-from fgbench.report.notes import marks, rate_name, title
+from fgbench.report.notes import marks, title
 from fgbench.report.pictures.picture import Bar, Bars, Picture, picked
 
 
@@ -28,7 +28,7 @@ def breakdown(comparison: Comparison) -> Picture | None:
         for label in labels:
             point, parts = accounts.get((rate, label), (None, {}))
             bars.append(Bar(label, parts, marks(point) if point else ""))
-        panels.append(Bars(rate_name(rate), "mean seconds of a request", bars))
+        panels.append(Bars(comparison.rate_name(rate), "mean seconds of a request", bars))
     notes = [f"{len(shown)} of {len(rates)} rates"] if len(shown) < len(rates) else []
     return Picture("breakdown", title(comparison), panels, len(panels), comparison.labels, notes=notes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fgbench.metrics.timeline import queue_lengths
 from fgbench.report.comparison import Comparison
-from fgbench.report.notes import rate_name, title
+from fgbench.report.notes import title
 from fgbench.report.pictures.picture import Line, Panel, Picture, picked
 
 ROWS = (("waiting", "waiting for a first token"), ("answering", "being answered"))
@@ -25,7 +25,7 @@ def queues(comparison: Comparison) -> Picture | None:
     shown = [column for column in columns if column[0] in chosen]
     panels = [
         Panel(
-            rate_name(rate),
+            comparison.rate_name(rate),
             "seconds into the run",
             name,
             [
