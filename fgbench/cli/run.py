@@ -6,20 +6,19 @@ import dataclasses
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fgbench.cli.options import ServerOptions, takes_server_options
+from fgbench.cli.load_options import ClientOptions, LoadOptions
+from fgbench.cli.option_groups import takes_options
+from fgbench.cli.options import ServerOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fgbench.backends.backend import Backend
     from fgbench.results.run import Run
-    from fgbench.workload.datasets import Dataset
 
 FAILED, TOO_MANY_ERRORS, CLIENT_LIMIT, INTERRUPTED = 1, 3, 4, 130
 CLIENT_SIDE_OPTIONS = ("--model", "--tokenizer")
@@ -30,12 +29,10 @@ def _backend_option(help: str, *names: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel="Backend")
 
 
-def load_option(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Load")
-
-
-@takes_server_options
+@takes_options
 def run(
+    load: LoadOptions,
+    client: ClientOptions,
     server: ServerOptions,
     backend: Annotated[
         str,
@@ -56,45 +53,6 @@ def run(
             rich_help_panel="Backend",
         ),
     ] = None,
-    endpoint: Annotated[
-        str | None,
-        _backend_option(
-            "completions (OpenAI's) or generate (FastServe's); default: completions.", "--endpoint"
-        ),
-    ] = None,
-    rate: Annotated[
-        float, load_option("Requests per second; inf: all at once.", "--rate", "--request-rate")
-    ] = 2.5,
-    num_prompts: Annotated[int, load_option("Requests to measure.", "--num-prompts")] = 100,
-    dataset: Annotated[
-        str | None,
-        load_option("sharegpt-lengths (default), sharegpt, synthetic; or a file.", "--dataset"),
-    ] = None,
-    dataset_name: Annotated[
-        str | None, load_option("What a file given by --dataset holds.", "--dataset-name")
-    ] = None,
-    dataset_path: Annotated[
-        Path | None, load_option("Read the dataset from this file.", "--dataset-path")
-    ] = None,
-    input_len: Annotated[
-        str, load_option("Prompt tokens of synthetic: 512, or 16-512.", "--input-len")
-    ] = "512",
-    output_len: Annotated[str, load_option("Output tokens of synthetic.", "--output-len")] = "128",
-    process_name: Annotated[str, load_option("Arrivals: poisson.", "--process-name")] = "poisson",
-    seed: Annotated[
-        int, load_option("Same seed: same prompts, lengths and arrivals for every backend.", "--seed")
-    ] = 0,
-    users: Annotated[
-        int, load_option("Share the requests out between so many users, the first sends most.", "--users")
-    ] = 1,
-    warmup: Annotated[int, load_option("Unmeasured requests sent before.", "--warmup")] = 4,
-    request_timeout: Annotated[
-        float, load_option("Seconds until an unfinished answer is an error.", "--request-timeout")
-    ] = 3600.0,
-    max_error_rate: Annotated[
-        float, load_option("Share of failed requests above which the exit code is 3.", "--max-error-rate")
-    ] = 0.01,
-    results: Annotated[Path, load_option("Where run folders go.", "--results")] = Path("results"),
 ) -> None:
     """Benchmark one backend: start it (or attach to --url), send a Poisson load, print the figures.
 
@@ -111,48 +69,32 @@ def run(
 
     from fgbench.backends.backend import BackendError
     from fgbench.backends.fastgen import SIMULATED
-    from fgbench.benchmark import Load, run_benchmark
+    from fgbench.benchmark import run_benchmark
     from fgbench.client.display import display_for
 
-    if process_name not in ("poisson", "possion"):  # the second is how the published scripts spell it
-        raise ValueError(f"--process-name: arrivals are poisson, not {process_name!r}")
-    if not 0.0 <= max_error_rate <= 1.0:
-        raise ValueError(f"--max-error-rate is a share between 0 and 1, not {max_error_rate}")
-    name, path = dataset_of(dataset, dataset_name, dataset_path)
     console = Console()
     display = display_for(console)
-
-    def samples() -> Dataset:
-        return samples_of(server, name, path, input_len, output_len, display.report)
-
     if backend.partition("-")[0] == SIMULATED:
         from fgbench.cli.simulate import simulate_load
 
-        if url is not None or port is not None or endpoint is not None:
+        if url is not None or port is not None or client.endpoint is not None:
             raise ValueError("--url, --port and --endpoint are a server's; a simulation has none")
-        load = Load(rate=rate, num_prompts=num_prompts, seed=seed, users=users)
-        simulate_load(with_policy(server, backend), samples, load, results, max_error_rate, console)
+        simulate_load(with_policy(server, backend), load, console)
         return
-    system, default_endpoint = _system(server, backend, url, port)
-    load = Load(
-        rate=rate,
-        num_prompts=num_prompts,
-        seed=seed,
-        num_warmup=warmup,
-        endpoint=endpoint or default_endpoint,
-        request_timeout=request_timeout,
-        users=users,
-    )
+    system, endpoint = _system(server, backend, url, port)
+    wanted = load.to_load(client, endpoint)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: nothing is left running
     try:
         if system.policy is not None:
             _ensure_weights(server, console)
-        done = run_benchmark(system, samples(), load, results=results, display=display)
+        done = run_benchmark(
+            system, load.to_dataset(server, display.report), wanted, results=load.results, display=display
+        )
     except BackendError as error:
         _stop(console, str(error), FAILED)
     except KeyboardInterrupt:
         _stop(console, "Interrupted before the load began.", INTERRUPTED)
-    conclude(done, console, max_error_rate)
+    conclude(done, console, load.max_error_rate)
 
 
 def conclude(done: Run, console: Console, max_error_rate: float) -> None:
@@ -219,40 +161,6 @@ def with_policy(server: ServerOptions, backend: str) -> ServerOptions:
     return dataclasses.replace(server, policy=named)
 
 
-def dataset_of(dataset: str | None, dataset_name: str | None, path: Path | None) -> tuple[str, Path | None]:
-    """Name and file. ``--dataset FILE --dataset-name NAME`` is the published client's spelling."""
-    if dataset is not None and Path(dataset).is_file():
-        if path is not None:
-            raise ValueError("--dataset names a file already; leave out --dataset-path")
-        path, dataset = Path(dataset), None
-        if dataset_name is None:
-            dataset_name = "sharegpt-lengths" if ".csv" in path.suffixes else "sharegpt"
-    if dataset is not None and dataset_name is not None and dataset != dataset_name:
-        raise ValueError(f"--dataset {dataset} and --dataset-name {dataset_name} contradict each other")
-    return dataset or dataset_name or "sharegpt-lengths", path
-
-
-def samples_of(
-    server: ServerOptions,
-    name: str,
-    path: Path | None,
-    input_len: str,
-    output_len: str,
-    report: Callable[[str], None],
-) -> Dataset:
-    """The dataset, its tokens counted by the model's tokenizer where it is texts."""
-    from fgbench.workload.load import load_dataset
-
-    return load_dataset(
-        name,
-        path=path,
-        tokenizer=lambda: _tokenizer_folder(server),
-        input_len=input_len,
-        output_len=output_len,
-        report=report,
-    )
-
-
 def _ensure_weights(server: ServerOptions, console: Console) -> None:
     """Pulls a catalog model that is not here yet, in a process of its own: converting needs much memory."""
     from fgbench.backends.backend import BackendError
@@ -263,14 +171,6 @@ def _ensure_weights(server: ServerOptions, console: Console) -> None:
     console.print(f"The weights of {server.model} are not here yet: pulling them.", highlight=False)
     if subprocess.run([sys.executable, "-m", "fgbench", "models", "pull", server.model]).returncode != 0:
         raise BackendError(f"could not pull {server.model}; with --use-dummy-weights no weights are needed")
-
-
-def _tokenizer_folder(server: ServerOptions) -> Path:
-    from fgengine.model.store import tokenizer_folder
-
-    if server.tokenizer is not None:
-        return tokenizer_folder(server.tokenizer, False)
-    return tokenizer_folder(server.model, server.use_dummy_weights)
 
 
 def _stop(console: Console, sentence: str, code: int) -> NoReturn:

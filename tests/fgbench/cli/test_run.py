@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from fgbench.backends.attached import Attached
 from fgbench.benchmark import Load, client_was_the_limit, run_benchmark, too_many_errors
+from fgbench.cli.load_options import LoadOptions
 from fgbench.cli.main import app
 from fgbench.cli.options import ServerOptions
-from fgbench.cli.run import _system, dataset_of
+from fgbench.cli.run import _system
 from fgbench.client.display import Live, Plain, display_for, progress_line
 from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
@@ -170,12 +171,16 @@ def test_which_dataset_is_meant(tmp_path):
     texts, table = tmp_path / "d.json", tmp_path / "t.csv.gz"
     texts.touch()
     table.touch()
-    assert dataset_of(None, None, None) == ("sharegpt-lengths", None)
-    assert dataset_of("sharegpt", None, texts) == ("sharegpt", texts)
-    assert dataset_of(str(texts), "sharegpt", None) == ("sharegpt", texts)  # the published client's way
-    assert dataset_of(str(texts), None, None) == ("sharegpt", texts)
-    assert dataset_of(str(table), None, None) == ("sharegpt-lengths", table)
-    assert dataset_of(None, "synthetic", None) == ("synthetic", None)
+
+    def source(dataset=None, name=None, path=None):
+        return LoadOptions(dataset=dataset, dataset_name=name, dataset_path=path).dataset_source()
+
+    assert source() == ("sharegpt-lengths", None)
+    assert source("sharegpt", None, texts) == ("sharegpt", texts)
+    assert source(str(texts), "sharegpt") == ("sharegpt", texts)  # the published client's way
+    assert source(str(texts)) == ("sharegpt", texts)
+    assert source(str(table)) == ("sharegpt-lengths", table)
+    assert source(None, "synthetic") == ("synthetic", None)
 
 
 def start(fake_server, tmp_path, *argv):
