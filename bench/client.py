@@ -45,7 +45,9 @@ TRIES = 3
 def requests_at(rate: float, count: int, tokens: int) -> list[RequestSpec]:
     """Poisson arrivals, seeded; ``inf``: all at the start."""
     rng = np.random.default_rng(0)
-    times = np.cumsum(rng.exponential(1.0 / rate, count)).tolist() if math.isfinite(rate) else [0.0] * count
+    gaps = rng.exponential(1.0, count)
+    gaps *= count / rate / gaps.sum() if math.isfinite(rate) else 0.0  # of exactly this rate
+    times = np.cumsum(gaps).tolist()
     prompt = tuple(rng.integers(1000, 30_000, PROMPT_TOKENS).tolist())
     return [RequestSpec(i, at, prompt, PROMPT_TOKENS, tokens) for i, at in enumerate(times)]
 
@@ -57,8 +59,10 @@ def measure(url: str, rate: float, count: int, tokens: int, concurrency: int | N
     more = {} if concurrency is None else {"concurrency": concurrency}
     requests = requests_at(rate, count, tokens)
     begun_cpu, begun = time.process_time(), time.perf_counter()
-    run_async(run_load(requests, target, records.append, **more))
+    outcome = run_async(run_load(requests, target, records.append, **more))
     cpu, wall = time.process_time() - begun_cpu, time.perf_counter() - begun
+    if outcome == "interrupted":
+        raise KeyboardInterrupt
     summary = summarize(records, offered_rate=rate)
     assert summary.ok == count, summary.errors
     seen = sum(len(record.token_times) for record in records)
@@ -113,7 +117,9 @@ def vllm_bench(
         RuntimeError: it is not there, or it did not end well; the message says what to do.
     """
     if not python.is_file():
-        raise RuntimeError(f"--vllm-python: there is no {python}; give the python of an environment with vLLM")
+        raise RuntimeError(
+            f"--vllm-python: there is no {python}; give the python of an environment with vLLM"
+        )
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(["taskset", "-c", str(core)] if core is not None else []),
@@ -134,7 +140,10 @@ def vllm_bench(
         data = json.loads(result.read_text())
     if data["completed"] != count:
         raise RuntimeError(f"vllm bench serve got {data['completed']} of {count} answers")
-    return {"answered_per_second": round(data["request_throughput"], 1), "seconds": round(data["duration"], 2)}
+    return {
+        "answered_per_second": round(data["request_throughput"], 1),
+        "seconds": round(data["duration"], 2),
+    }
 
 
 def beside_vllm(options: argparse.Namespace, url: str, core: int | None) -> dict[str, Any]:
@@ -190,11 +199,15 @@ def main() -> None:
     parser.add_argument("--gap", type=float, default=0.005, help="seconds between an answer's pieces")
     parser.add_argument("--lag", type=float, default=10.0, help="p99 lag that counts as held, ms")
     parser.add_argument("--find", action="store_true", help="search the highest rate that holds")
-    parser.add_argument("--vllm-python", type=Path, help="python of an environment with vLLM: compare with it")
+    parser.add_argument(
+        "--vllm-python", type=Path, help="python of an environment with vLLM: compare with it"
+    )
     parser.add_argument("--tokenizer", help="folder of a tokenizer for vllm bench serve")
     options = parser.parse_args()
     if options.vllm_python and not options.tokenizer:
-        parser.error("--vllm-python needs --tokenizer: vLLM makes its prompts with one, any model's folder will do")
+        parser.error(
+            "--vllm-python needs --tokenizer: vLLM makes its prompts with one, any model's folder will do"
+        )
 
     core, server_core = bind()
     command = [sys.executable, str(Path(__file__).with_name("null_server.py"))]
