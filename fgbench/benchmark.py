@@ -55,12 +55,18 @@ class Load:
 
 
 def run_benchmark(
-    backend: Backend, dataset: Dataset, load: Load, *, results: Path, display: Display | None = None
+    backend: Backend,
+    dataset: Dataset,
+    load: Load,
+    *,
+    results: Path,
+    display: Display | None = None,
+    point: str | None = None,
 ) -> Run:
     """Start ``backend``, load it, stop it, and return the run as it lies under ``results``.
 
     An interrupted load (SIGINT, SIGTERM) and a server that dies under it give a run too, of status
-    ``interrupted`` or ``failed``, with all requests that had ended.
+    ``interrupted`` or ``failed``, with all requests that had ended. ``point`` is the sweep's, for run.json.
 
     Raises:
         ValueError: the workload cannot be made.
@@ -69,7 +75,7 @@ def run_benchmark(
     """
     display = display or Quiet()
     build_workload(dataset, rate=load.rate, num_prompts=1)  # a useless dataset costs no model load
-    with RunWriter(results, _first_info(backend, dataset, load)) as writer:
+    with RunWriter(results, _first_info(backend, dataset, load) | {"point": point}) as writer:
         try:
             served = backend.start(writer.log_path, display.report)
             workload = build_workload(

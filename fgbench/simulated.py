@@ -109,8 +109,9 @@ def run_simulation(
     *,
     results: Path,
     progress: Progress = lambda ended, seconds: None,
+    point: str | None = None,
 ) -> Run:
-    """Serve the load on virtual clocks; the run as it lies under ``results``.
+    """Serve the load on virtual clocks; the run as it lies under ``results``. ``point`` is the sweep's.
 
     Interrupted (SIGINT) it gives a run too, of status ``interrupted``, with all requests that had ended.
 
@@ -129,7 +130,7 @@ def run_simulation(
     )
     records: list[RequestRecord] = []
     status = "complete"
-    with RunWriter(results, _info(simulation, workload, token_times=whole)) as writer:
+    with RunWriter(results, _info(simulation, workload, token_times=whole) | {"point": point}) as writer:
         try:
             for record in simulation.serve(workload.requests, seed=load.seed, keep_token_times=whole):
                 records.append(record)

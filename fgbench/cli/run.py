@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -13,16 +10,14 @@ import typer
 from fgbench.cli.load_options import ClientOptions, LoadOptions
 from fgbench.cli.option_groups import takes_options
 from fgbench.cli.options import ServerOptions
+from fgbench.cli.systems import ensure_weights, system_of, with_policy
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fgbench.backends.backend import Backend
     from fgbench.results.run import Run
 
-FAILED, TOO_MANY_ERRORS, CLIENT_LIMIT, INTERRUPTED = 1, 3, 4, 130
-CLIENT_SIDE_OPTIONS = ("--model", "--tokenizer")
-"""Of the server's options, those that mean something to a server that runs already."""
+FAILED, INTERRUPTED = 1, 130
 
 
 def _backend_option(help: str, *names: str) -> Any:
@@ -81,12 +76,12 @@ def run(
             raise ValueError("--url, --port and --endpoint are a server's; a simulation has none")
         simulate_load(with_policy(server, backend), load, console)
         return
-    system, endpoint = _system(server, backend, url, port)
+    system, endpoint = system_of(server, backend, url, port)
     wanted = load.to_load(client, endpoint)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: nothing is left running
     try:
         if system.policy is not None:
-            _ensure_weights(server, console)
+            ensure_weights(server, console)
         done = run_benchmark(
             system, load.to_dataset(server, display.report), wanted, results=load.results, display=display
         )
@@ -99,9 +94,9 @@ def run(
 
 def conclude(done: Run, console: Console, max_error_rate: float) -> None:
     """Prints the figures and ends with the exit code they deserve."""
-    from fgbench.benchmark import client_was_the_limit, too_many_errors
     from fgbench.metrics.summary import Summary
     from fgbench.report.tables import summary_table
+    from fgbench.verdict import DONE, verdict
 
     summary = Summary.from_dict(done.info["summary"])
     workload = done.info["workload"]
@@ -109,68 +104,8 @@ def conclude(done: Run, console: Console, max_error_rate: float) -> None:
     title = f"{system}, {workload['dataset']}, {float(workload['rate']):g}/s"
     console.print(summary_table(title, summary))
     console.print(f"run folder: {done.path}", soft_wrap=True, highlight=False)
-    if done.status == "interrupted":
-        planned = workload["num_prompts"]
-        _stop(
-            console,
-            f"Interrupted: {len(done.records)} of {planned} requests had ended and are kept.",
-            INTERRUPTED,
-        )
-    if done.status == "failed":
-        _stop(console, str(done.info["error"]), FAILED)
-    if errors := too_many_errors(summary, max_error_rate):
-        _stop(console, errors, TOO_MANY_ERRORS)
-    if limit := client_was_the_limit(summary):
-        _stop(console, limit, CLIENT_LIMIT)
-
-
-def _system(server: ServerOptions, backend: str, url: str | None, port: int | None) -> tuple[Backend, str]:
-    """The system under test and the endpoint it is spoken to by, where the user names none.
-
-    ``--backend fastserve --port N`` is the published client's way of naming a server that runs already.
-    """
-    from fgbench.backends.attached import Attached
-    from fgbench.backends.fastgen import FastGen
-
-    if backend == "fastserve" and url is None:
-        if port is None:
-            raise ValueError("--backend fastserve measures a running server: say where with --port or --url")
-        url = f"http://127.0.0.1:{port}"
-    elif url is not None and port is not None:
-        raise ValueError("--port is for a server to be started; with --url put the port into the URL")
-    if url is not None:
-        argv = server.to_argv()
-        if wrong := [a for a in argv if a.startswith("--") and a not in CLIENT_SIDE_OPTIONS]:
-            raise ValueError(f"{wrong[0]} is the server's, and with --url the server runs already")
-        model = server.model if "--model" in argv else None
-        if backend == "fastserve":
-            return Attached(url, name=backend, model=model), "generate"
-        return Attached(url, name="openai" if backend == "fastgen" else backend, model=model), "completions"
-    return FastGen(with_policy(server, backend), port=port), "completions"
-
-
-def with_policy(server: ServerOptions, backend: str) -> ServerOptions:
-    """The policy in the backend's name, where it has one. Raises ValueError where --policy is another."""
-    from fgbench.backends.fastgen import policy_of
-
-    named = policy_of(backend)
-    if named is None:
-        return server
-    if server.policy is not None and server.effective_policy != named:
-        raise ValueError(f"--backend {backend} and --policy {server.policy} contradict each other")
-    return dataclasses.replace(server, policy=named)
-
-
-def _ensure_weights(server: ServerOptions, console: Console) -> None:
-    """Pulls a catalog model that is not here yet, in a process of its own: converting needs much memory."""
-    from fgbench.backends.backend import BackendError
-    from fgengine.model.store import folder_of
-
-    if server.use_dummy_weights or folder_of(server.model) is not None:
-        return
-    console.print(f"The weights of {server.model} are not here yet: pulling them.", highlight=False)
-    if subprocess.run([sys.executable, "-m", "fgbench", "models", "pull", server.model]).returncode != 0:
-        raise BackendError(f"could not pull {server.model}; with --use-dummy-weights no weights are needed")
+    if (how := verdict(done.info, max_error_rate)).code != DONE:
+        _stop(console, how.sentence, how.code)
 
 
 def _stop(console: Console, sentence: str, code: int) -> NoReturn:

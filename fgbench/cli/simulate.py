@@ -16,6 +16,7 @@ from fgbench.cli.load_options import LoadOptions
 from fgbench.cli.option_groups import takes_options
 from fgbench.cli.options import ServerOptions
 from fgbench.cli.run import conclude
+from fgbench.report.units import clock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +92,7 @@ def simulate_load(
     console.print(f"step times of {simulation.profile.device}, {simulation.profile.dtype}", highlight=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     dataset = load.to_dataset(server, display_for(console).report)
-    with _bar(simulation.name, wanted.num_prompts, console) as progress:
+    with bar(simulation.name, wanted.num_prompts, console) as progress:
         done = run_simulation(simulation, dataset, wanted, results=load.results, progress=progress)
     if wanted.num_prompts > MOST_WITH_PROMPTS:
         console.print(
@@ -104,7 +105,8 @@ def simulate_load(
 
 
 @contextmanager
-def _bar(title: str, total: int, console: Console) -> Iterator[Progress]:
+def bar(title: str, total: int, console: Console) -> Iterator[Progress]:
+    """Shows how many requests of a simulation have ended, and at which of its seconds."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
@@ -117,19 +119,13 @@ def _bar(title: str, total: int, console: Console) -> Iterator[Progress]:
         TextColumn("left"),
     )
     with RichProgress(*columns, console=console) as bars:
-        task = bars.add_task(title, total=total, simulated=_clock(0.0))
+        task = bars.add_task(title, total=total, simulated=clock(0.0))
 
         def show(ended: int, seconds: float) -> None:
             if ended % PROGRESS_EVERY == 0 or ended == total:
-                bars.update(task, completed=ended, simulated=_clock(seconds))
+                bars.update(task, completed=ended, simulated=clock(seconds))
 
         yield show
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def _nothing_else_given(context: typer.Context) -> None:

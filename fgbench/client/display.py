@@ -76,7 +76,7 @@ class Live:
         from rich.live import Live as RichLive
 
         with RichLive(
-            get_renderable=lambda: _picture(title, state),
+            get_renderable=lambda: picture(title, state),
             console=self._console,
             refresh_per_second=FRAMES_PER_SECOND,
         ):
@@ -107,7 +107,7 @@ def progress_line(state: LoadState) -> str:
     return f"{line}; last error: {state.last_error}" if state.last_error else line
 
 
-def _picture(title: str, state: LoadState) -> RenderableType:
+def picture(title: str, state: LoadState) -> RenderableType:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table

@@ -35,3 +35,10 @@ def size(num_bytes: float) -> str:
             return f"{number(num_bytes)} {unit}"
         num_bytes /= 1024.0
     return f"{number(num_bytes)} TiB"
+
+
+def clock(seconds: float) -> str:
+    """``2:05``, or ``1:02:05`` from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -15,6 +13,7 @@ from typing import Any
 import msgspec
 
 from fgbench.client.record import RequestRecord
+from fgbench.results.files import fresh_folder, write_json
 from fgbench.results.run import LOG_FILE, REQUESTS_FILE, RUN_FILE, TABLE_FILE, VERSION
 
 ROWS_PER_BATCH = 16_384
@@ -83,11 +82,7 @@ class RunWriter:
             self.describe(status=status, error=str(error) or type(error).__name__, ended=_now())
 
     def _write_info(self) -> None:
-        """A reader sees the old file or the new one, never half of one."""
-        path = self.path / RUN_FILE
-        partial = path.with_name(f".{RUN_FILE}.{os.getpid()}")
-        partial.write_text(json.dumps(self.info, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(self.path / RUN_FILE, self.info)
 
 
 def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
@@ -125,22 +120,8 @@ def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
 
 def _make_folder(root: Path, info: dict[str, Any]) -> Path:
     workload = info["workload"]
-    parts = [
-        info["backend"]["name"],
-        workload["dataset"],
-        f"r{float(workload['rate']):g}",
-        f"s{workload['seed']}",
-    ]
-    tail = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", str(part)) for part in parts)
-    stem = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}_{tail}"
-    for attempt in range(1, 1000):
-        path = root / (stem if attempt == 1 else f"{stem}_{attempt}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path
-    raise ValueError(f"{root} already holds a thousand runs called {stem}")
+    rate, seed = f"r{float(workload['rate']):g}", f"s{workload['seed']}"
+    return fresh_folder(root, str(info["backend"]["name"]), str(workload["dataset"]), rate, seed)
 
 
 def _now() -> str:

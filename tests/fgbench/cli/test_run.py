@@ -16,7 +16,7 @@ from fgbench.benchmark import Load, client_was_the_limit, run_benchmark, too_man
 from fgbench.cli.load_options import LoadOptions
 from fgbench.cli.main import app
 from fgbench.cli.options import ServerOptions
-from fgbench.cli.run import _system
+from fgbench.cli.systems import system_of
 from fgbench.client.display import Live, Plain, display_for, progress_line
 from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
@@ -154,7 +154,7 @@ def test_wrong_usage_is_told_before_anything_starts(tmp_path, argv, words, capfd
 
 def test_which_system_is_measured():
     def system(backend="fastgen", url=None, port=None, **options):
-        return _system(ServerOptions(**options), backend, url, port)
+        return system_of(ServerOptions(**options), backend, url, port)
 
     assert system()[0].name == "fastgen"
     assert system("fastgen-fcfs")[0].settings["policy"] == "fcfs"

@@ -1,0 +1,94 @@
+"""How far a sweep is and how long the rest takes, above each load's own progress."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from fgbench.client.display import FRAMES_PER_SECOND, Display, Live, picture
+from fgbench.client.state import LoadState
+from fgbench.report.units import clock
+from fgbench.sweeping.estimate import Pace
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+class Total:
+    """Told when points begin and end; all else is asked of it."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._pace = Pace()
+        self._began = self._point_began = now()
+        self._foretold: float | None = None
+        self._left: float | None = None
+        self.title = ""
+        self.ended = 0
+        self.count = 0
+
+    def begin(
+        self, title: str, ended: int, count: int, foretold: float | None, after: Sequence[float | None]
+    ) -> None:
+        """A point, ``ended`` of ``count`` being behind it; seconds foretold for it and those ``after``."""
+        self.title, self.ended, self.count = title, ended, count
+        self._point_began = self._now()
+        self._foretold = foretold
+        self._left = self._pace.left([foretold, *after])
+
+    def end(self) -> float:
+        """Seconds the point took."""
+        seconds = self._now() - self._point_began
+        self._pace.took(seconds, self._foretold)
+        return seconds
+
+    def line(self) -> str:
+        """``3 of 12: fastgen, 1.5/s, seed 0; 2:05 gone, about 12:30 left``."""
+        return f"{self.ended + 1} of {self.count}: {self.title}; {self._times()}"
+
+    def header(self) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        row = Table.grid(padding=(0, 1))
+        row.add_row(
+            Text(f"sweep, {self.ended + 1} of {self.count}", style="bold"),
+            ProgressBar(total=max(self.count, 1), completed=self.ended, width=40),
+            Text(self._times()),
+        )
+        return row
+
+    def _times(self) -> str:
+        gone = f"{clock(self._now() - self._began)} gone"
+        if self._left is None:
+            return gone
+        return f"{gone}, about {clock(max(0.0, self._left - (self._now() - self._point_began)))} left"
+
+
+class Headed:
+    """A terminal's display with ``header`` above each load."""
+
+    def __init__(self, console: Console, header: Callable[[], RenderableType]) -> None:
+        self._console = console
+        self._header = header
+        self.report = Live(console).report
+
+    @contextlib.contextmanager
+    def load(self, title: str, state: LoadState) -> Iterator[None]:
+        from rich.console import Group
+        from rich.live import Live as RichLive
+
+        with RichLive(
+            get_renderable=lambda: Group(self._header(), picture(title, state)),
+            console=self._console,
+            refresh_per_second=FRAMES_PER_SECOND,
+        ):
+            yield
+
+
+def headed(display: Display, console: Console, header: Callable[[], RenderableType]) -> Display:
+    """Only what is redrawn can have a header; elsewhere a line before each point says as much."""
+    return Headed(console, header) if isinstance(display, Live) else display
