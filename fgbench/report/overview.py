@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.benchmark import client_was_the_limit
 from fgbench.metrics.summary import Summary
-from fgbench.report.tables import load_of
+from fgbench.report.tables import load_in_words
 from fgbench.report.units import number, seconds
 from fgbench.results.figures import summary_of
 from fgbench.results.run import find_runs, is_being_written, read_info, read_run
@@ -106,7 +106,7 @@ def overview_table(runs: Sequence[Overview], root: Path) -> Table:
             run.status,
             run.backend,
             str(work.get("dataset", "-")),
-            load_of(run.info),
+            load_in_words(work),
             str(work.get("seed", "-")),
             ended if figures.requests == run.planned else f"{ended} of {number(run.planned, 6)}",
             seconds(figures.normalized_latency.mean if figures.normalized_latency else None),
