@@ -152,7 +152,7 @@ class _Connection(asyncio.Protocol):
             return await ended
         finally:
             timer.cancel()
-            if self._ended is not None:  # this task was cancelled
+            if self._ended is ended:  # this task was cancelled, or nothing was sent
                 self._ended = None
                 self.abort()
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -157,6 +158,23 @@ async def test_a_new_connection_that_is_closed_is_not_tried_again() -> None:
         with pytest.raises(OSError, match=r"closed|reset"):
             await ask(connections)
         assert len(server.requests) == 1
+
+
+async def test_the_next_request_may_go_before_the_last_task_wakes_up() -> None:
+    """A connection is free with the last byte of an answer, not only when whoever asked has run."""
+    second: list[asyncio.Task[tuple[int, bytes]]] = []
+
+    class Watched(list[Any]):
+        def append(self, connection: Any) -> None:
+            super().append(connection)
+            if not second:
+                second.append(asyncio.create_task(ask(connections)))
+
+    async with serving(SIZED, SIZED) as (server, connections):
+        connections._idle = Watched()
+        assert await ask(connections) == (200, b"hello")
+        assert await asyncio.wait_for(second[0], 5.0) == (200, b"hello")
+        assert server.connections == 1
 
 
 async def test_an_idle_connection_grows_stale(monkeypatch: pytest.MonkeyPatch) -> None:
