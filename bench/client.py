@@ -5,8 +5,8 @@ only streams, each on a core of its own. Prints tables, then JSON.
     python bench/client.py --find                       # the highest rate with a p99 lag of at most 10 ms
     python bench/client.py --vllm-python VENV/bin/python --tokenizer FOLDER   # beside `vllm bench serve`
 
-A rate holds where the p99 lag is at most ``--lag`` and at least 98% of it was sent. With ``--concurrency`` (and
-beside vLLM) so many requests are kept in flight, each worker sending the next when its last has ended:
+A rate holds where the p99 lag is at most ``--lag`` and at least 98% of it was sent. With ``--concurrency``
+(and beside vLLM) so many requests are kept in flight, each worker sending the next when its last has ended:
 then requests per second are what the client can do at all. One core: the client's process is bound to one,
 the server's to another (Linux; elsewhere nothing is bound, and the figures say so).
 """

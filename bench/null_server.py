@@ -1,8 +1,8 @@
 """A server that only streams: the limit of a load generator is measured against it, so it must not be one.
 
 It reads no more of a request than its length and sends bytes made beforehand, a piece a write, so that each
-piece is an arrival of its own at the client. ``python bench/null_server.py`` prints the port it listens on and
-ends with its parent.
+piece is an arrival of its own at the client. ``python bench/null_server.py`` prints the port it listens on
+and ends with its parent.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class FastGen:
 
 
 def settings_of(options: ServerOptions) -> dict[str, Any]:
-    """The server's options by their names on the command line, each alias resolved into what it stands for."""
+    """The server's options by their names on the command line, aliases as what they stand for."""
     effective = {"policy": options.effective_policy, "offloading": options.effective_offloading}
     values = dataclasses.asdict(options) | effective
     for alias in ALIASES:

@@ -1,8 +1,9 @@
-"""HTTP/1.1 as a load generator needs it: bytes made beforehand go out, an answer's bytes are handed on as they
-arrive, and connections are used again.
+"""HTTP/1.1 as a load generator needs it: bytes made beforehand go out, an answer's bytes are handed on as
+they arrive, and connections are used again.
 
-Each streamed piece costs a callback here, where a general client takes a wakeup of the waiting task and copies:
-at thousands of streams that decides which rates can be measured (``bench/client.py``). Parsing is httptools'.
+Each streamed piece costs a callback here, where a general client takes a wakeup of the waiting task and
+copies: at thousands of streams that decides which rates can be measured (``bench/client.py``). Parsing is
+httptools'.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ ERROR_BODY_BYTES = 64 * 1024
 IDLE_SECONDS = 1.0
 """A connection idle for longer is not used again: servers close theirs after 2 seconds and more."""
 STALE_SECONDS = 1.0
-"""A used connection that ends so soon after a request, without a byte of an answer, had been closed by the server
-before it saw the request. Later it is the server that failed, and nothing is sent twice."""
+"""A used connection that ends so soon after a request, without a byte of an answer, had been closed by the
+server before it saw the request. Later it is the server that failed, and nothing is sent twice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,17 @@
-"""The open-loop load generator: requests leave when the schedule says, whatever became of those before."""
+"""The load generator: requests leave when the schedule says, whatever became of those before (an open loop),
+or each when one before has ended (a closed loop)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from fgbench.client.answer import Answer
@@ -49,8 +51,14 @@ async def run_load(
     *,
     state: LoadState | None = None,
     alive: Callable[[], bool] = lambda: True,
+    concurrency: int | None = None,
+    duration: float = math.inf,
 ) -> Outcome:
     """Send every request at ``start + scheduled`` and hand each record over as its response ends.
+
+    With ``concurrency`` it is a closed loop: so many workers send the requests in their order, each the next
+    when its last has ended, which then is the moment it counts as scheduled. What is scheduled ``duration``
+    seconds after the start or later is not sent; what is in flight then is awaited.
 
     SIGINT or SIGTERM stops the sending and drops what is in flight: such requests leave no record. So does a
     server for which ``alive`` turns False. A request's own failure never stops the load.
@@ -65,16 +73,22 @@ async def run_load(
         async with connections:
             start = time.perf_counter() + LEAD_SECONDS
 
-            async def send(spec: RequestSpec, message: bytes) -> None:
+            async def send(spec: RequestSpec, message: bytes) -> RequestRecord:
                 state.sent += 1
                 record = await _exchange(connections, target, spec, message, start)
                 state.take(record)
                 on_record(record)
+                return record
 
+            todo = zip(requests, messages, strict=True)
+            if concurrency is None:
+                sending = _dispatch(todo, send, start, duration)
+            else:
+                sending = _take_turns(todo, send, start, duration, concurrency, state)
             jobs = [
                 asyncio.create_task(job)
                 for job in (
-                    _dispatch(zip(requests, messages, strict=True), send, start),
+                    sending,
                     stop.wait(),
                     _watch(state, alive, start),
                 )
@@ -91,17 +105,47 @@ async def run_load(
     return "interrupted" if jobs[1] in done else "server died"
 
 
+Send = Callable[[RequestSpec, bytes], Coroutine[Any, Any, RequestRecord]]
+
+
 async def _dispatch(
-    requests: Iterable[tuple[RequestSpec, bytes]],
-    send: Callable[[RequestSpec, bytes], Coroutine[Any, Any, None]],
-    start: float,
+    requests: Iterable[tuple[RequestSpec, bytes]], send: Send, start: float, duration: float
 ) -> None:
     """Begins each request at its time, waiting for none; returns when all have ended."""
     async with _Tasks() as tasks:
-        for spec, body in requests:
+        for spec, message in requests:
+            if spec.scheduled >= duration:
+                break
             while (wait := start + spec.scheduled - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
-            tasks.add(send(spec, body))
+            tasks.add(send(spec, message))
+        await tasks.all_done()
+
+
+async def _take_turns(
+    requests: Iterable[tuple[RequestSpec, bytes]],
+    send: Send,
+    start: float,
+    duration: float,
+    workers: int,
+    state: LoadState,
+) -> None:
+    """A closed loop. A worker is free with the last byte of its answer: what the client does until the next
+    request leaves is lag, as it is in an open loop."""
+    waiting = iter(requests)
+
+    async def work() -> None:
+        free = 0.0
+        while free < duration and (turn := next(waiting, None)) is not None:
+            spec, message = turn
+            state.last_arrival = max(state.last_arrival, free)
+            record = await send(replace(spec, scheduled=free), message)
+            free = record.finished or free
+
+    await asyncio.sleep(max(0.0, start - time.perf_counter()))
+    async with _Tasks() as tasks:
+        for _ in range(workers):
+            tasks.add(work())
         await tasks.all_done()
 
 
@@ -171,15 +215,15 @@ class _Tasks:
     """Tasks that end with the block they are in."""
 
     def __init__(self) -> None:
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None
 
-    def add(self, work: Coroutine[Any, Any, None]) -> None:
+    def add(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
             self._error = self._error or task.exception()

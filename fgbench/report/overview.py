@@ -12,7 +12,7 @@ from fgbench.metrics.summary import Summary
 from fgbench.report.tables import load_in_words
 from fgbench.report.units import number, seconds
 from fgbench.results.figures import summary_of
-from fgbench.results.run import find_runs, is_being_written, read_info, read_run
+from fgbench.results.run import find_runs, is_being_written, read_info, read_run, told
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,13 +77,7 @@ def overview(path: Path) -> Overview:
 
 def overviews(root: Path, damaged: Callable[[str], None]) -> list[Overview]:
     """Of every run under ``root``, oldest first; ``damaged`` is told of those that cannot be read."""
-    found = []
-    for path in find_runs(root):
-        try:
-            found.append(overview(path))
-        except ValueError as error:
-            damaged(str(error))
-    return found
+    return [run for path in find_runs(root) if (run := told(overview, path, damaged)) is not None]
 
 
 def overview_table(runs: Sequence[Overview], root: Path) -> Table:
@@ -100,7 +94,6 @@ def overview_table(runs: Sequence[Overview], root: Path) -> Table:
     table.add_column("", overflow="fold")
     for run in runs:
         work, figures = run.info.get("workload") or {}, run.summary
-        ended = number(figures.requests, 6)
         table.add_row(
             str(run.path.relative_to(root)) if run.path.is_relative_to(root) else str(run.path),
             run.status,
@@ -108,7 +101,7 @@ def overview_table(runs: Sequence[Overview], root: Path) -> Table:
             str(work.get("dataset", "-")),
             load_in_words(work),
             str(work.get("seed", "-")),
-            ended if figures.requests == run.planned else f"{ended} of {number(run.planned, 6)}",
+            _of_planned(run),
             seconds(figures.normalized_latency.mean if figures.normalized_latency else None),
             seconds(figures.jct.p99 if figures.jct else None),
             seconds(figures.ttft.mean if figures.ttft else None),
@@ -118,13 +111,21 @@ def overview_table(runs: Sequence[Overview], root: Path) -> Table:
     return table
 
 
+def _of_planned(run: Overview) -> str:
+    """``37 of 100``; only the first where all were sent, or as many as its time allowed."""
+    ended = run.summary.requests + run.summary.trimmed
+    whole = ended == run.planned or (run.status == "complete" and run.info.get("duration_limit_s"))
+    return number(ended, 6) if whole else f"{number(ended, 6)} of {number(run.planned, 6)}"
+
+
 def answer_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """What a query gave."""
     from rich.table import Table
 
     table = Table()
     numeric = [
-        any(isinstance(row[i], int | float) for row in rows) and not any(isinstance(row[i], str) for row in rows)
+        any(isinstance(row[i], int | float) for row in rows)
+        and not any(isinstance(row[i], str) for row in rows)
         for i in range(len(columns))
     ]
     for column, right in zip(columns, numeric, strict=True):

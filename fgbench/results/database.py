@@ -1,5 +1,5 @@
-"""All runs as two tables to ask in SQL: ``runs`` and ``requests``. In memory and sealed: a query sees the tables
-and nothing else of the machine, and changes nothing."""
+"""All runs as two tables to ask in SQL: ``runs`` and ``requests``. In memory and sealed: a query sees the
+tables and nothing else of the machine, and changes nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.summary import DISTRIBUTIONS, Summary
 from fgbench.results.figures import summary_of
-from fgbench.results.run import Run, find_runs, read_run
+from fgbench.results.run import Run, find_runs, read_run, told
 from fgbench.results.writer import record_schema
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Database:
         """``damaged`` is told of the runs that cannot be read, which are left out."""
         import duckdb
 
-        runs = _read(root, damaged)
+        runs = [run for path in find_runs(root) if (run := told(read_run, path, damaged)) is not None]
         self._connection: duckdb.DuckDBPyConnection = duckdb.connect(":memory:")
         for name, table in (("runs", runs_table(runs)), ("requests", requests_table(runs))):
             self._connection.register("source", table)
@@ -135,16 +135,6 @@ def requests_table(runs: Sequence[Run]) -> pa.Table:
         tables.append(table.add_column(0, "run", pa.array([run.path.name] * len(table), pa.string())))
     empty = schema.empty_table().add_column(0, "run", pa.array([], pa.string()))
     return pa.concat_tables([empty, *tables])
-
-
-def _read(root: Path, damaged: Callable[[str], None]) -> list[Run]:
-    runs = []
-    for path in find_runs(root):
-        try:
-            runs.append(read_run(path))
-        except ValueError as error:
-            damaged(str(error))
-    return runs
 
 
 def _row(run: Run) -> dict[str, Any]:

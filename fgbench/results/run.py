@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fgbench.client.record import RequestRecord
 
+T = TypeVar("T")
 VERSION = 1
 RUN_FILE = "run.json"
 REQUESTS_FILE = "requests.jsonl"
@@ -82,8 +83,8 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def find_runs(root: str | Path) -> list[Path]:
-    """Run folders right under ``root`` and in the sweeps there, oldest first by the time in their names; none if
-    there is no root."""
+    """Run folders right under ``root`` and in the sweeps there, oldest first by the time in their names; none
+    if there is no root."""
     root = Path(root)
     if not root.is_dir():
         return []
@@ -110,6 +111,15 @@ def named(root: Path, name: str) -> Path:
         names = ", ".join(path.name for path in matching[:3])
         raise ValueError(f"{len(matching)} runs in {root} begin with {name}: {names}, ...; say more of it")
     return matching[0]
+
+
+def told(read: Callable[[Path], T], path: Path, damaged: Callable[[str], None]) -> T | None:
+    """``read(path)``; None where it is damaged, which ``damaged`` is told and which must not hide the others."""
+    try:
+        return read(path)
+    except ValueError as error:
+        damaged(str(error))
+        return None
 
 
 def is_being_written(folder: Path) -> bool:

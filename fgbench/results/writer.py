@@ -135,10 +135,9 @@ def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
 def _make_folder(root: Path, info: dict[str, Any]) -> Path:
     workload = info["workload"]
     workers = workload.get("arrival_process", {}).get("concurrency")
-    load = f"r{float(workload['rate']):g}" if workers is None else f"c{workers}"
-    return fresh_folder(
-        root, str(info["backend"]["name"]), str(workload["dataset"]), load, f"s{workload['seed']}"
-    )
+    pace = f"r{float(workload['rate']):g}" if workers is None else f"c{workers}"
+    name, dataset, seed = info["backend"]["name"], workload["dataset"], workload["seed"]
+    return fresh_folder(root, str(name), str(dataset), pace, f"s{seed}")
 
 
 def _lock(file: int) -> None:

@@ -25,15 +25,15 @@ class Total:
         self._began = self._point_began = now()
         self._foretold: float | None = None
         self._left: float | None = None
-        self.title = ""
-        self.ended = 0
-        self.count = 0
+        self._place = self._title = ""
+        self._share = 0.0
 
     def begin(
-        self, title: str, ended: int, count: int, foretold: float | None, after: Sequence[float | None]
+        self, place: str, title: str, share: float, foretold: float | None, after: Sequence[float | None]
     ) -> None:
-        """A point, ``ended`` of ``count`` being behind it; seconds foretold for it and those ``after``."""
-        self.title, self.ended, self.count = title, ended, count
+        """A point at ``place`` ("point 3 of 12"), ``share`` of all being behind it; seconds foretold for it
+        and those ``after``."""
+        self._place, self._title, self._share = place, title, share
         self._point_began = self._now()
         self._foretold = foretold
         self._left = self._pace.left([foretold, *after])
@@ -45,8 +45,8 @@ class Total:
         return seconds
 
     def line(self) -> str:
-        """``3 of 12: fastgen, 1.5/s, seed 0; 2:05 gone, about 12:30 left``."""
-        return f"{self.ended + 1} of {self.count}: {self.title}; {self._times()}"
+        """``point 3 of 12: fastgen, 1.5/s, seed 0; 2:05 gone, about 12:30 left``."""
+        return f"{self._place}: {self._title}; {self._times()}"
 
     def header(self) -> RenderableType:
         from rich.progress_bar import ProgressBar
@@ -55,8 +55,8 @@ class Total:
 
         row = Table.grid(padding=(0, 1))
         row.add_row(
-            Text(f"sweep, {self.ended + 1} of {self.count}", style="bold"),
-            ProgressBar(total=max(self.count, 1), completed=self.ended, width=40),
+            Text(self._place, style="bold"),
+            ProgressBar(total=1.0, completed=self._share, width=40),
             Text(self._times()),
         )
         return row

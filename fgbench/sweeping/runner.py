@@ -94,9 +94,9 @@ class Runner:
                     if (result := self.known(point)) is None:
                         left.remove(point)
                         after = [self._foretold(other) for other in left]
-                        self._total.begin(
-                            str(point), count - len(left) - 1, count, self._foretold(point), after
-                        )
+                        ended = count - len(left) - 1
+                        place = f"point {ended + 1} of {count}"
+                        self._total.begin(place, str(point), ended / count, self._foretold(point), after)
                         result = self._measure(point)
                     results.append(result)
                     if self._fail_fast and result.verdict.code != DONE:
@@ -125,8 +125,9 @@ class Runner:
                         steps = search.steps_left(probes)
                         after = len(seeds) - number + len(seeds) * (steps - 1) if steps else 0
                         guess = self._foretold(point)
-                        title = f"{point}, a search of at most {search.max_probes} probes"
-                        self._total.begin(title, len(probes), search.max_probes, guess, [guess] * after)
+                        place = f"probe {len(probes) + 1} of at most {search.max_probes} of {label}"
+                        share = len(probes) / search.max_probes
+                        self._total.begin(place, str(point), share, guess, [guess] * after)
                         result = self._measure(point)
                     codes.append(result.verdict.code)
                     if result.summary is None or result.verdict.code == FAILED:

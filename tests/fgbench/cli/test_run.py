@@ -349,18 +349,6 @@ def test_help_is_light():
     assert "--num-prompts" in done.stdout
 
 
-def test_which_arrivals_are_meant():
-    def label(**options):
-        return LoadOptions(**options).to_load().arrivals.label
-
-    assert label() == label(arrivals="poisson") == label(arrivals="possion") == "poisson"
-    assert label(arrivals="gamma", cv=2.0) == label(cv=2.0) == "gamma cv=2.0"
-    assert label(concurrency=16) == "closed concurrency=16"
-    assert LoadOptions(concurrency=16).to_load().rate == math.inf
-    assert LoadOptions(rate_to=4.0, rate=2.0).to_load().offered_rate == 3.0
-    assert (LoadOptions().to_load().rate, LoadOptions().to_load().num_prompts) == (2.5, 100)
-
-
 @pytest.mark.usefixtures("_lag_is_no_matter")
 def test_broken_records_are_told_in_a_run(fake_server, tmp_path):
     table = tmp_path / "t.csv"
