@@ -13,9 +13,10 @@ from fgbench.metrics.breakdown import STATES, Breakdown
 from fgbench.metrics.seeds import Estimate, PairedRatio
 from fgbench.metrics.slowdown import jain_index, slowdowns
 from fgbench.metrics.statistics import Distribution
-from fgbench.metrics.summary import Summary, summarize
+from fgbench.metrics.summary import Summary
 from fgbench.report.pairing import Workload, group, seed_of, settings_of
 from fgbench.report.quantities import Quantity
+from fgbench.results.figures import summary_of
 from fgbench.results.run import Run
 
 if TYPE_CHECKING:
@@ -48,9 +49,8 @@ class Entry:
         """Figures are computed anew from the records, so that all runs are measured by one definition."""
         workload = run.info.get("workload") or {}
         rate = float(workload.get("rate") or "nan")
-        closed = "concurrency" in (workload.get("arrival_process") or {})  # no rate is asked for
         name = str((run.info.get("backend") or {}).get("name", "unknown"))
-        summary = summarize(run.records, offered_rate=None if closed else rate)
+        summary = summary_of(run)
         slowed = slowdowns(run.records, cost) if cost else []
         return cls(
             label=name,
