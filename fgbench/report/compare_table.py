@@ -137,7 +137,8 @@ def _interval(point: Point, quantity: Quantity) -> str:
 
 def _answered(point: Point, num_prompts: int) -> str:
     """Of the requests of one run; of several runs the sum."""
-    return f"{sum(entry.summary.ok for entry in point.counted)} of {num_prompts * len(point.counted)}"
+    asked = sum(num_prompts - entry.summary.trimmed for entry in point.counted)
+    return f"{sum(entry.summary.ok for entry in point.counted)} of {asked}"
 
 
 def _verdict_table(comparison: Comparison, labels: Sequence[str]) -> Table:

@@ -10,14 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgbench.client.record import RequestRecord
 from fgbench.metrics.breakdown import STATES, Breakdown
 from fgbench.metrics.seeds import Estimate, PairedRatio
 from fgbench.metrics.slowdown import jain_index, slowdowns
 from fgbench.metrics.statistics import Distribution
-from fgbench.metrics.summary import Summary, summarize
-from fgbench.report.pairing import Workload, group, is_closed, seed_of, settings_of
+from fgbench.metrics.summary import Summary
+from fgbench.report.pairing import Workload, group, seed_of, settings_of
 from fgbench.report.quantities import Quantity
 from fgbench.report.units import number
+from fgbench.results.figures import summary_of
 from fgbench.results.run import Run
 
 if TYPE_CHECKING:
@@ -45,14 +47,19 @@ class Entry:
     def settings(self) -> dict[str, Any]:
         return settings_of(self.run.info)
 
+    @property
+    def records(self) -> Sequence[RequestRecord]:
+        """Those that the figures are of: of a trimmed run the ones in its window."""
+        return _counted(self.run, self.summary)
+
     @classmethod
     def of(cls, run: Run, cost: CostModel | None = None) -> Entry:
         """Figures are computed anew from the records, so that all runs are measured by one definition."""
         workload = run.info.get("workload") or {}
         rate = float(workload.get("rate") or "nan")
         name = str((run.info.get("backend") or {}).get("name", "unknown"))
-        summary = summarize(run.records, offered_rate=None if is_closed(run.info) else rate)
-        slowed = slowdowns(run.records, cost) if cost else []
+        summary = summary_of(run)
+        slowed = slowdowns(_counted(run, summary), cost) if cost else []
         return cls(
             label=name,
             rate=rate,
@@ -181,6 +188,13 @@ class Comparison:
         if not (point.complete and self._at[self.baseline, point.rate].complete):
             return "incomplete: not judged"
         return ratio.verdict(lower_is_better=quantity.lower_is_better) or not_judged(ratio.seeds)
+
+
+def _counted(run: Run, summary: Summary) -> Sequence[RequestRecord]:
+    if summary.window is None:
+        return run.records
+    first, last = summary.window
+    return [record for record in run.records if first <= record.scheduled <= last]
 
 
 def not_judged(seeds: int) -> str:

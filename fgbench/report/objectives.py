@@ -77,8 +77,8 @@ class Objective:
         """Share and goodput of each entry, by its id."""
         return {
             id(entry): (
-                attainment(entry.run.records, self.slo),
-                goodput(entry.run.records, self.slo, entry.summary.duration_s),
+                attainment(entry.records, self.slo),
+                goodput(entry.records, self.slo, entry.summary.duration_s),
             )
             for point in self.comparison.points
             for entry in point.entries

@@ -31,7 +31,7 @@ class Workload:
     num_prompts: int
     arrivals: str
     details: str
-    """What else run.json says of the workload."""
+    """What else run.json says of the workload, and what is left out of the figures."""
     is_closed: bool = False
 
     @classmethod
@@ -40,6 +40,8 @@ class Workload:
         others = {
             key: value for key, value in work.items() if key not in _PER_RUN + _NAMED and value is not None
         }
+        if info.get("trim"):
+            others["trim"] = info["trim"]
         return cls(
             model=PurePath(str(info.get("model", "unknown"))).name,
             dataset=str(work.get("dataset", "unknown")),

@@ -27,7 +27,7 @@ def distributions(comparison: Comparison) -> Picture | None:
             for style, label in enumerate(comparison.labels):
                 for point in comparison.at(rate):
                     if point.label == label and point.complete:
-                        records = [record for entry in point.counted for record in entry.run.records]
+                        records = [record for entry in point.counted for record in entry.records]
                         values = [metric(record) for record in records if record.ok]
                         xs, ys = cumulated([value for value in values if value is not None])
                         if xs:

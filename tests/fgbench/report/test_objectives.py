@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -81,3 +82,17 @@ def test_seeds_that_never_cross_are_not_left_out_silently(sweep: list[Run]) -> N
     found = objective(sweep, "jct<1.05")  # crossed by seeds 1 and 2 of ours, not by 0
     assert found.paired("ours") is None
     assert found.verdict("ours") is None
+
+
+def test_a_trimmed_run_is_judged_by_what_is_left_of_it(make_run: Make) -> None:
+    """Requests leave at 0, 0.5, 1 and 1.5 s."""
+    run = make_run("a", records=4)
+    first = replace(run.records[0], last_token=9.0, finished=9.0)
+    trimmed = Run(run.path, run.info | {"trim": {"start": "10%"}}, (first, *run.records[1:]))
+    whole = Run(run.path, run.info, trimmed.records)
+    for each, share in ((trimmed, 1.0), (whole, 0.75)):
+        found = objective([each], "jct<2")
+        attained = found.attainment(found.comparison.points[0])
+        assert attained is not None
+        assert attained.value == share
+    assert len(compare([trimmed, whole])) == 2  # figures of different parts are not comparable
