@@ -57,7 +57,7 @@ def load_in_words(workload: dict[str, Any]) -> str:
     arrivals = str(workload["arrivals"])
     if "concurrency" in workload.get("arrival_process", {}):
         return f"closed loop of {workload['arrival_process']['concurrency']}"
-    rate = f"{float(workload['rate']):g}/s"
+    rate = f"{number(float(workload['rate']), 4)}/s" if workload["rate"] != "inf" else "all at once"
     return rate if arrivals == "poisson" else f"{arrivals}, {rate}"
 
 
@@ -69,11 +69,13 @@ def _cells(distribution: Distribution | None) -> list[str]:
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
     failed = "".join(f"; failed: {count} x {kind}" for kind, count in sorted(summary.errors.items()))
+    rate = summary.offered_rate
+    offered = f"{number(rate)}/s offered, " if rate is not None else ""  # a closed loop offers none
     facts = [
         ("requests", f"{summary.ok} of {summary.requests} answered in full{failed}"),
         (
             "rate",
-            f"{number(summary.offered_rate)}/s offered, {number(summary.achieved_rate)}/s sent, "
+            f"{offered}{number(summary.achieved_rate)}/s sent, "
             f"{number(summary.request_throughput)}/s answered",
         ),
         (
