@@ -10,7 +10,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from fgbench.metrics.statistics import Distribution
-from fgbench.metrics.summary import Summary, summarize
+from fgbench.metrics.summary import Summary
+from fgbench.results.figures import summary_of
 from fgbench.results.run import Run
 
 METRICS = (
@@ -77,9 +78,8 @@ class Entry:
         """Figures are computed anew from the records, so that all runs are measured by one definition."""
         workload = run.info.get("workload") or {}
         rate = float(workload.get("rate") or "nan")
-        closed = "concurrency" in (workload.get("arrival_process") or {})  # no rate is asked for
         name = str((run.info.get("backend") or {}).get("name", "unknown"))
-        return cls(name, rate, run, summarize(run.records, offered_rate=None if closed else rate))
+        return cls(name, rate, run, summary_of(run))
 
 
 @dataclass(frozen=True)
