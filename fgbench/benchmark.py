@@ -15,10 +15,12 @@ from fgbench.client.load import Outcome, Target, run_async, run_load
 from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
 from fgbench.metrics.summary import Summary, summarize
+from fgbench.metrics.trimming import WHOLE, Trim
 from fgbench.results.environment import environment
 from fgbench.results.fingerprint import fingerprint
 from fgbench.results.run import Run, read_run
 from fgbench.results.writer import RunWriter
+from fgbench.workload.arrivals import POISSON, Arrivals
 from fgbench.workload.build import build_workload, check_counts
 from fgbench.workload.datasets import Dataset
 from fgbench.workload.spec import RequestSpec, Workload
@@ -33,7 +35,7 @@ class Load:
     """How a backend is loaded; the defaults are the command line's."""
 
     rate: float = 2.5
-    """Requests per second; ``inf``: all at once."""
+    """Requests per second; ``inf``: all at once. A closed loop has none: it is taken as ``inf``."""
     num_prompts: int = 100
     seed: int = 0
     num_warmup: int = 4
@@ -42,25 +44,44 @@ class Load:
     """Seconds."""
     users: int = 1
     """Between whom the requests are shared out, the first sending most; 1: no user is sent."""
+    arrivals: Arrivals = POISSON
+    duration: float = math.inf
+    """Seconds after which nothing more is sent."""
+    trim: Trim = WHOLE
+    """What is left out of the figures, though it is sent and kept."""
 
     def __post_init__(self) -> None:
         endpoint_called(self.endpoint)
         check_counts(
             num_prompts=self.num_prompts, num_warmup=self.num_warmup, seed=self.seed, users=self.users
         )
-        if not self.rate > 0:
-            raise ValueError(f"the rate must be above 0 requests per second (or inf), not {self.rate}")
+        if self.arrivals.concurrency is not None:
+            object.__setattr__(self, "rate", math.inf)
+        self.arrivals.check(self.rate)
         if not 0 < self.request_timeout < math.inf:
             raise ValueError(f"the request timeout must be above 0 seconds, not {self.request_timeout}")
+        if not self.duration > 0:
+            raise ValueError(f"--duration must be above 0 seconds, not {self.duration}")
+
+    @property
+    def offered_rate(self) -> float | None:
+        """Requests per second that are asked for over the whole load; None: the server decides."""
+        return self.arrivals.mean_rate(self.rate)
 
 
 def run_benchmark(
-    backend: Backend, dataset: Dataset, load: Load, *, results: Path, display: Display | None = None
+    backend: Backend,
+    dataset: Dataset,
+    load: Load,
+    *,
+    results: Path,
+    display: Display | None = None,
+    point: str | None = None,
 ) -> Run:
     """Start ``backend``, load it, stop it, and return the run as it lies under ``results``.
 
     An interrupted load (SIGINT, SIGTERM) and a server that dies under it give a run too, of status
-    ``interrupted`` or ``failed``, with all requests that had ended.
+    ``interrupted`` or ``failed``, with all requests that had ended. ``point`` is the sweep's, for run.json.
 
     Raises:
         ValueError: the workload cannot be made.
@@ -68,8 +89,8 @@ def run_benchmark(
         KeyboardInterrupt: before the load began; the run folder says so.
     """
     display = display or Quiet()
-    build_workload(dataset, rate=load.rate, num_prompts=1)  # a useless dataset costs no model load
-    with RunWriter(results, _first_info(backend, dataset, load)) as writer:
+    build_workload(dataset, rate=math.inf, num_prompts=1)  # a useless dataset costs no model load
+    with RunWriter(results, _first_info(backend, dataset, load) | {"point": point}) as writer:
         try:
             served = backend.start(writer.log_path, display.report)
             workload = build_workload(
@@ -80,6 +101,7 @@ def run_benchmark(
                 num_warmup=load.num_warmup,
                 vocab_size=served.vocab_size,
                 users=load.users,
+                arrivals=load.arrivals,
             )
             writer.describe(**_full_info(backend, served, workload, load))
             target = Target(served.url, served.model, endpoint_called(load.endpoint), load.request_timeout)
@@ -87,11 +109,11 @@ def run_benchmark(
                 _warm_up(workload.warmup, target, backend, display)
             before = ask_stats(served.url)
             stats_url = None if before is None else served.url
-            outcome, records = _measure(workload.requests, target, backend, writer, display, stats_url)
+            outcome, records = _measure(workload.requests, load, target, backend, writer, display, stats_url)
             if before is not None and (after := ask_stats(served.url)) is not None:
                 writer.describe(server_stats={"before": before, "after": after})
             died = {"error": f"the server died: {backend.last_words()}"} if outcome == "server died" else {}
-            summary = summarize(records, offered_rate=load.rate)
+            summary = summarize(records, offered_rate=load.offered_rate, trim=load.trim)
             writer.finish(_STATUS[outcome], records, summary.to_dict(), **died)
         finally:
             backend.stop()
@@ -138,6 +160,7 @@ def _warm_up(requests: tuple[RequestSpec, ...], target: Target, backend: Backend
 
 def _measure(
     requests: tuple[RequestSpec, ...],
+    load: Load,
     target: Target,
     backend: Backend,
     writer: RunWriter,
@@ -150,10 +173,39 @@ def _measure(
         records.append(record)
         writer.append(record)
 
+    requests = within(requests, load.duration)
     state = LoadState.of(requests)
     with display.load(backend.name, state, stats_url):
-        outcome = run_async(run_load(requests, target, keep, state=state, alive=backend.alive))
+        outcome = run_async(
+            run_load(
+                requests,
+                target,
+                keep,
+                state=state,
+                alive=backend.alive,
+                concurrency=load.arrivals.concurrency,
+                duration=load.duration,
+            )
+        )
     return outcome, records
+
+
+def within(requests: tuple[RequestSpec, ...], duration: float) -> tuple[RequestSpec, ...]:
+    """Those scheduled before ``duration`` seconds."""
+    return tuple(request for request in requests if request.scheduled < duration)
+
+
+def sending(load: Load) -> dict[str, Any]:
+    """What of the limits decides the result, for a fingerprint; nothing where there are none."""
+    return {} if math.isinf(load.duration) else {"duration": load.duration}
+
+
+def limits(load: Load) -> dict[str, Any]:
+    """Of run.json: when the sending stops, and what is left out of the figures."""
+    return {
+        "duration_limit_s": load.duration if math.isfinite(load.duration) else None,
+        "trim": None if load.trim == WHOLE else load.trim.to_json(),
+    }
 
 
 def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any]:
@@ -172,9 +224,11 @@ def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any
             "num_prompts": load.num_prompts,
             "rate": load.rate if math.isfinite(load.rate) else "inf",
             "seed": load.seed,
-            "arrivals": "poisson",
+            "arrivals": load.arrivals.label,
+            "arrival_process": {"name": load.arrivals.name, **load.arrivals.parameters},
             "fingerprint": None,
         },
+        **limits(load),
         "fingerprint": None,
         "environment": environment(),
     }
@@ -195,5 +249,7 @@ def _full_info(backend: Backend, served: Served, workload: Workload, load: Load)
         "workload": described,
         "warmup": len(workload.warmup),
         "request_timeout_s": load.request_timeout,
-        "fingerprint": fingerprint(backend=first, model=model, workload=described["fingerprint"]),
+        "fingerprint": fingerprint(
+            backend=first, model=model, workload=described["fingerprint"], **sending(load)
+        ),
     }

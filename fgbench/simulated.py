@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgbench.backends.fastgen import DEFAULT_POLICY, SIMULATED, settings_of
-from fgbench.benchmark import Load
+from fgbench.benchmark import Load, limits, sending
 from fgbench.client.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.results.environment import environment
@@ -65,11 +66,25 @@ class Simulation:
         return settings_of(self._options) | cluster
 
     def serve(
-        self, requests: Iterable[RequestSpec], *, seed: int = 0, keep_token_times: bool = True
+        self,
+        requests: Iterable[RequestSpec],
+        *,
+        seed: int = 0,
+        keep_token_times: bool = True,
+        concurrency: int | None = None,
+        duration: float = math.inf,
     ) -> Iterator[RequestRecord]:
-        """The record of each request as it ends; a refused one is an error. ``seed``: of a random router."""
+        """The record of each request as it ends; a refused one is an error. ``seed``: of a random router.
+
+        With ``concurrency`` so many workers send the requests in their order, each as its last one ends.
+        Nothing is sent ``duration`` seconds after the start or later.
+        """
         cluster = self._cluster(seed, keep_token_times)
-        return map(_record, cluster.serve(map(_request, requests)))
+        if concurrency is not None:
+            ended = cluster.serve_closed(map(_request, requests), concurrency, duration)
+        else:
+            ended = cluster.serve(_request(spec) for spec in requests if spec.scheduled < duration)
+        return map(_record, ended)
 
     def _cluster(self, seed: int, keep_token_times: bool) -> Cluster:
         return make_cluster(
@@ -109,8 +124,9 @@ def run_simulation(
     *,
     results: Path,
     progress: Progress = lambda ended, seconds: None,
+    point: str | None = None,
 ) -> Run:
-    """Serve the load on virtual clocks; the run as it lies under ``results``.
+    """Serve the load on virtual clocks; the run as it lies under ``results``. ``point`` is the sweep's.
 
     Interrupted (SIGINT) it gives a run too, of status ``interrupted``, with all requests that had ended.
 
@@ -125,24 +141,33 @@ def run_simulation(
         seed=load.seed,
         vocab_size=simulation.shape.vocab_size,
         users=load.users,
+        arrivals=load.arrivals,
         with_prompts=whole,
     )
     records: list[RequestRecord] = []
     status = "complete"
-    with RunWriter(results, _info(simulation, workload, token_times=whole)) as writer:
+    with RunWriter(
+        results, _info(simulation, workload, load, token_times=whole) | {"point": point}
+    ) as writer:
         try:
-            for record in simulation.serve(workload.requests, seed=load.seed, keep_token_times=whole):
+            for record in simulation.serve(
+                workload.requests,
+                seed=load.seed,
+                keep_token_times=whole,
+                concurrency=load.arrivals.concurrency,
+                duration=load.duration,
+            ):
                 records.append(record)
                 writer.append(record)
                 progress(len(records), record.finished or 0.0)
         except KeyboardInterrupt:
             status = "interrupted"
-        summary = summarize(records, offered_rate=load.rate)
+        summary = summarize(records, offered_rate=load.offered_rate, trim=load.trim)
         writer.finish(status, records, summary.to_dict())
     return Run(writer.path, writer.info, tuple(records))
 
 
-def _info(simulation: Simulation, workload: Workload, token_times: bool) -> dict[str, Any]:
+def _info(simulation: Simulation, workload: Workload, load: Load, token_times: bool) -> dict[str, Any]:
     described = workload.describe()
     backend = {"name": simulation.name, "policy": simulation.policy, "settings": simulation.settings}
     return {
@@ -151,8 +176,9 @@ def _info(simulation: Simulation, workload: Workload, token_times: bool) -> dict
         "workload": described,
         "warmup": 0,
         "token_times": token_times,
+        **limits(load),
         "fingerprint": fingerprint(
-            backend=backend, model=simulation.model, workload=described["fingerprint"]
+            backend=backend, model=simulation.model, workload=described["fingerprint"], **sending(load)
         ),
         "environment": environment(),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import re
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +19,7 @@ from fgbench.backends.vllm_metrics import from_vllm
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
 ANSWER_BYTES = 1024**2
+_VLLM_REQUESTS = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)$", re.M)
 
 
 def base_url(text: str) -> str:
@@ -91,6 +93,29 @@ def ask_stats(url: str) -> dict[str, float] | None:
     if "work_steps" not in body:
         return None
     return {key: value for key, value in body.items() if isinstance(value, int | float)}
+
+
+def ask_requests(url: str) -> int | None:
+    """How many requests are at the server, waiting or running, where it says so: ours, or vLLM."""
+    if (stats := ask_stats(url)) is not None:
+        return int(sum(stats.get(state, 0) for state in ("running", "waiting", "swapped")))
+    status, body = _get(f"{url}/metrics")
+    counts = _VLLM_REQUESTS.findall(body) if status == 200 and isinstance(body, str) else []
+    return int(sum(map(float, counts))) if counts else None
+
+
+def wait_until_idle(url: str, *, timeout: float, alive: Callable[[], bool] = lambda: True) -> None:
+    """Until no request is left at the server; at once where it does not say.
+
+    Raises BackendError when the process behind it ends, or after ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while left := ask_requests(url):
+        if not alive():
+            raise BackendError("the server ended while its last requests were awaited")
+        if time.monotonic() > deadline:
+            raise BackendError(f"the server at {url} still has {left} requests after {timeout:g} s")
+        time.sleep(POLL_SECONDS)
 
 
 class StatsError(BackendError):

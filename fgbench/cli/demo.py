@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fgbench.sweeping.estimate import capacity
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -22,8 +24,6 @@ BATCH_SIZE = 16
 POLICIES = ("fcfs", "sj-mlfq")
 LOADS = (0.7, 1.3)
 """Shares of the capacity that the profile predicts: one rate below it, one above."""
-SAMPLED = 400
-"""Lengths that the capacity is predicted from."""
 FEWEST, MOST = 30, 400
 """Prompts a run."""
 MOST_MINUTES = 24 * 60
@@ -42,11 +42,10 @@ def make_plan(cost: CostModel, lengths: Sequence[tuple[int, int]], seconds: floa
 
     A run takes about as long as its requests need to arrive, or to be served, whichever is longer.
     """
-    shares = [cost.share_seconds(prompt, output, BATCH_SIZE) for prompt, output in lengths]
-    capacity = len(shares) / sum(shares)
-    seconds_per_prompt = len(POLICIES) * sum(1.0 / (capacity * min(load, 1.0)) for load in LOADS)
+    full = capacity(cost, lengths, BATCH_SIZE)
+    seconds_per_prompt = len(POLICIES) * sum(1.0 / (full * min(load, 1.0)) for load in LOADS)
     num_prompts = min(MOST, max(FEWEST, int(seconds / seconds_per_prompt)))
-    return Plan(capacity, tuple(round(capacity * load, 2) for load in LOADS), num_prompts)
+    return Plan(full, tuple(round(full * load, 2) for load in LOADS), num_prompts)
 
 
 def demo(
@@ -72,6 +71,7 @@ def demo(
     from rich.console import Console
 
     from fgbench.backends.backend import BackendError
+    from fgbench.sweeping.estimate import sampled_lengths
     from fgbench.workload.load import load_dataset
 
     if not 0 < minutes <= MOST_MINUTES:
@@ -86,7 +86,7 @@ def demo(
     _headline(console, "2. How fast is it here? A quick profile")
     _verb("profile", "--quick", "--model", model, *weights)
     dataset = load_dataset("sharegpt-lengths")
-    plan = make_plan(_cost_of(model), _lengths(dataset, seed), minutes * 60.0)
+    plan = make_plan(_cost_of(model), sampled_lengths(dataset, seed), minutes * 60.0)
     console.print(
         f"With batches of {BATCH_SIZE} this machine should serve about {plan.capacity:.2f} requests/s: "
         f"{plan.num_prompts} requests are sent at {plan.rates[0]:g}/s and at {plan.rates[1]:g}/s.",
@@ -132,15 +132,6 @@ def _measure(
                 raise typer.Exit(130 if run.status == "interrupted" else 1)
             folders.append(run.path)
     return folders
-
-
-def _lengths(dataset: Dataset, seed: int) -> list[tuple[int, int]]:
-    from itertools import islice
-
-    from numpy.random import default_rng
-
-    samples = islice(dataset.samples(default_rng(seed)), SAMPLED)
-    return [(sample.prompt_tokens, sample.output_tokens) for sample in samples]
 
 
 def _cost_of(model: str) -> CostModel:

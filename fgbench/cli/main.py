@@ -19,15 +19,18 @@ VERBS = {
     "demo": "See it work: a model, a server, a load, two policies side by side.",
     "serve": "Serve a model over HTTP with the scheduling policy of your choice.",
     "run": "Measure a server under a load of requests arriving at a given rate.",
+    "sweep": "Measure several backends at several rates, or search the highest rate at an SLO.",
     "watch": "Show a running server live: queues, memory, swaps, tokens per second.",
     "simulate": "Run the scheduler on virtual clocks: many copies, many requests, no machine.",
     "compare": "Put runs side by side: a table, and a plot over the rate.",
+    "results": "List, show and remove the runs that are kept, and ask them in SQL.",
     "profile": "Measure how long this machine's steps take, for policies that predict.",
     "predictor": "Teach and judge the predictor of output lengths.",
+    "datasets": "List the datasets there are, get them, and see how long their requests are.",
     "models": "List the models there are and pull their weights.",
     "policies": "List the scheduling policies there are.",
 }
-"""Each verb's function of the same name is in the module ``fgbench.cli.VERB``; ``models`` has an ``app``."""
+"""Each verb's function of the same name, or ``app`` of commands, is in the module ``fgbench.cli.VERB``."""
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 

@@ -1,13 +1,11 @@
-"""The server's own options, declared once: a command takes them all with ``@takes_server_options``."""
+"""The server's own options, declared once: a command takes them all with ``@takes_options``."""
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -176,35 +174,3 @@ class ServerOptions:
             flag = "--" + field.name.replace("_", "-")
             argv += [flag] if value is True else [flag, str(value)]
         return argv
-
-
-def takes_server_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one command-line option for each field of its parameter ``server: ServerOptions``.
-
-    typer reads a command's options from its signature: here the parameter ``server`` is replaced in it
-    by the fields of ``ServerOptions``, and put together again when the command is called. A field the
-    command has an option of its own for (``run --seed``) is the command's, and stays at its default here.
-    """
-    hints = get_type_hints(ServerOptions, include_extras=True)
-    own_hints = get_type_hints(command, include_extras=True)
-    own = [
-        p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=own_hints[p.name])
-        for p in inspect.signature(command).parameters.values()
-        if p.name != "server"
-    ]
-    own_names = {p.name for p in own}
-    options = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-        for f in fields(ServerOptions)
-        if f.name not in own_names
-    ]
-
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> None:
-        server = ServerOptions(**{option.name: values.pop(option.name) for option in options})
-        command(server=server, **values)
-
-    parameters = [*own, *options]
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    return wrapper

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from fgbench.cli.options import ServerOptions, takes_server_options
+from fgbench.cli.option_groups import takes_options
+from fgbench.cli.options import ServerOptions
 
 
-@takes_server_options
+@takes_options
 def serve(
     server: ServerOptions,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all, unprotected.")] = "127.0.0.1",

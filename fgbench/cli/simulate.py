@@ -5,23 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgbench.cli.options import ServerOptions, takes_server_options
-from fgbench.cli.run import conclude, dataset_of, load_option, samples_of
+from fgbench.cli.load_options import LoadOptions
+from fgbench.cli.option_groups import takes_options
+from fgbench.cli.options import ServerOptions
+from fgbench.cli.run import conclude
+from fgbench.report.units import clock
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fgbench.benchmark import Load
     from fgbench.report.fidelity import Row
     from fgbench.simulated import Progress
-    from fgbench.workload.datasets import Dataset
     from fgengine.profile import Profile
 
 PROGRESS_EVERY = 100
@@ -33,8 +34,9 @@ def _cluster_option(help: str, *names: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel="Simulation")
 
 
-@takes_server_options
+@takes_options
 def simulate(
+    load: LoadOptions,
     server: ServerOptions,
     context: typer.Context,
     replicas: Annotated[int, _cluster_option("Copies of the engine.", "--replicas")] = 1,
@@ -47,33 +49,6 @@ def simulate(
         _cluster_option("Replay this run's arrivals and lengths, and compare with it.", "--like"),
     ] = None,
     as_json: Annotated[bool, _cluster_option("With --like: print JSON.", "--json")] = False,
-    rate: Annotated[
-        float,
-        load_option("Requests per second, over all replicas; inf: all at once.", "--rate", "--request-rate"),
-    ] = 2.5,
-    num_prompts: Annotated[int, load_option("Requests to simulate.", "--num-prompts")] = 100,
-    dataset: Annotated[
-        str | None,
-        load_option("sharegpt-lengths (default), sharegpt, synthetic; or a file.", "--dataset"),
-    ] = None,
-    dataset_name: Annotated[
-        str | None, load_option("What a file given by --dataset holds.", "--dataset-name")
-    ] = None,
-    dataset_path: Annotated[
-        Path | None, load_option("Read the dataset from this file.", "--dataset-path")
-    ] = None,
-    input_len: Annotated[
-        str, load_option("Prompt tokens of synthetic: 512, or 16-512.", "--input-len")
-    ] = "512",
-    output_len: Annotated[str, load_option("Output tokens of synthetic.", "--output-len")] = "128",
-    seed: Annotated[int, load_option("Same seed: same lengths and arrivals as in a real run.", "--seed")] = 0,
-    users: Annotated[
-        int, load_option("Share the requests out between so many users, the first sends most.", "--users")
-    ] = 1,
-    max_error_rate: Annotated[
-        float, load_option("Share of refused requests above which the exit code is 3.", "--max-error-rate")
-    ] = 0.01,
-    results: Annotated[Path, load_option("Where run folders go.", "--results")] = Path("results"),
 ) -> None:
     """Simulate the engine: its own scheduler and KV accounts, with step times from a profile.
 
@@ -89,9 +64,6 @@ def simulate(
     """
     from rich.console import Console
 
-    from fgbench.benchmark import Load
-    from fgbench.client.display import display_for
-
     console = Console()
     if like is not None:
         _nothing_else_given(context)
@@ -101,47 +73,40 @@ def simulate(
         raise ValueError(
             "--json goes with --like; the figures of a simulated run are in its folder's run.json"
         )
-    name, path = dataset_of(dataset, dataset_name, dataset_path)
-
-    def samples() -> Dataset:
-        return samples_of(server, name, path, input_len, output_len, display_for(console).report)
-
-    load = Load(rate=rate, num_prompts=num_prompts, seed=seed, users=users)
-    simulate_load(server, samples, load, results, max_error_rate, console, replicas, router)
+    simulate_load(server, load, console, replicas, router)
 
 
 def simulate_load(
     server: ServerOptions,
-    samples: Callable[[], Dataset],
-    load: Load,
-    results: Path,
-    max_error_rate: float,
+    load: LoadOptions,
     console: Console,
     replicas: int = 1,
     router: str = "round-robin",
 ) -> None:
     """Simulates, prints the figures and ends with the exit code they deserve."""
+    from fgbench.client.display import display_for
     from fgbench.simulated import MOST_WITH_PROMPTS, Simulation, find_profile, run_simulation
 
-    if not 0.0 <= max_error_rate <= 1.0:
-        raise ValueError(f"--max-error-rate is a share between 0 and 1, not {max_error_rate}")
+    wanted = load.to_load()
     simulation = Simulation(server, find_profile(server), replicas=replicas, router=router)
     console.print(f"step times of {simulation.profile.device}, {simulation.profile.dtype}", highlight=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
-    with _bar(simulation.name, load.num_prompts, console) as progress:
-        done = run_simulation(simulation, samples(), load, results=results, progress=progress)
-    if load.num_prompts > MOST_WITH_PROMPTS:
+    dataset = load.to_dataset(server, display_for(console).report)
+    with bar(simulation.name, wanted.num_prompts, console) as progress:
+        done = run_simulation(simulation, dataset, wanted, results=load.results, progress=progress)
+    if wanted.num_prompts > MOST_WITH_PROMPTS:
         console.print(
             f"above {MOST_WITH_PROMPTS:,} requests the times of single tokens are not kept: no ITL, and "
-            "overload is not told",
+            "overload is told from first and last tokens",
             style="dim",
             highlight=False,
         )
-    conclude(done, console, max_error_rate)
+    conclude(done, console, load.max_error_rate)
 
 
 @contextmanager
-def _bar(title: str, total: int, console: Console) -> Iterator[Progress]:
+def bar(title: str, total: int, console: Console) -> Iterator[Progress]:
+    """Shows how many requests of a simulation have ended, and at which of its seconds."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
@@ -154,19 +119,13 @@ def _bar(title: str, total: int, console: Console) -> Iterator[Progress]:
         TextColumn("left"),
     )
     with RichProgress(*columns, console=console) as bars:
-        task = bars.add_task(title, total=total, simulated=_clock(0.0))
+        task = bars.add_task(title, total=total, simulated=clock(0.0))
 
         def show(ended: int, seconds: float) -> None:
             if ended % PROGRESS_EVERY == 0 or ended == total:
-                bars.update(task, completed=ended, simulated=_clock(seconds))
+                bars.update(task, completed=ended, simulated=clock(seconds))
 
         yield show
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def _nothing_else_given(context: typer.Context) -> None:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fgbench.cli import main
-from fgbench.cli.options import ServerOptions, takes_server_options
+from fgbench.cli.load_options import LoadOptions
+from fgbench.cli.option_groups import takes_options
+from fgbench.cli.options import ServerOptions
 
 
 def _fgbench(*argv: str, code: str = "") -> subprocess.CompletedProcess[str]:
@@ -27,7 +29,7 @@ def _parse(*argv: str) -> ServerOptions:
     app = typer.Typer()
 
     @app.command()
-    @takes_server_options
+    @takes_options
     def verb(server: ServerOptions, own: Annotated[int, typer.Option()] = 3) -> None:
         got.append(server)
 
@@ -133,12 +135,29 @@ def test_a_commands_own_option_goes_before_the_servers() -> None:
     app = typer.Typer()
 
     @app.command()
-    @takes_server_options
+    @takes_options
     def verb(server: ServerOptions, seed: Annotated[int, typer.Option()] = 1) -> None:
         seeds.extend([seed, server.seed])
 
     assert CliRunner().invoke(app, ["--seed", "7"]).exit_code == 0
     assert seeds == [7, 0]
+
+
+def test_a_verb_takes_several_groups_and_the_earlier_one_has_a_shared_name() -> None:
+    got: list[tuple[LoadOptions, ServerOptions, str]] = []
+    app = typer.Typer()
+
+    @app.command()
+    @takes_options
+    def verb(
+        load: LoadOptions, server: ServerOptions, rate: Annotated[str, typer.Option("--rates")] = "1,2"
+    ) -> None:
+        got.append((load, server, rate))
+
+    argv = ["--rates", "3,4", "--num-prompts", "9", "--seed", "7", "--max-batch-size", "5"]
+    assert CliRunner().invoke(app, argv).exit_code == 0
+    assert got == [(LoadOptions(num_prompts=9, seed=7), ServerOptions(max_batch_size=5), "3,4")]
+    assert CliRunner().invoke(app, ["--rate", "3"]).exit_code == 2
 
 
 @given(

@@ -1,0 +1,322 @@
+"""The options of a load, declared once for the verbs that send one: ``run``, ``sweep``, ``simulate``."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fgbench.cli.options import ServerOptions
+
+if TYPE_CHECKING:
+    from fgbench.benchmark import Load
+    from fgbench.workload.arrivals import Arrivals
+    from fgbench.workload.datasets import Dataset
+    from fgbench.workload.trace import Trace
+
+DEFAULT_RATE = 2.5
+DEFAULT_NUM_PROMPTS = 100
+MOST_IN_DURATION = 10_000
+"""Requests made where only --duration says when to stop, and the rate does not say that more are needed."""
+PROCESS_OF = {
+    "cv": "gamma",
+    "burst_size": "burst",
+    "rate_to": "ramp",
+    "trace": "trace",
+    "speedup": "trace",
+    "limit": "trace",
+    "concurrency": "closed",
+}
+"""Options that only one arrival process has; the first of a process is the one it cannot do without."""
+
+
+def _option(panel: str, help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel)
+
+
+load_option = functools.partial(_option, "Load")
+_client = functools.partial(_option, "Client")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What is asked, when, and how the answer is judged; the names are the command line's."""
+
+    rate: Annotated[
+        float | None,
+        load_option(
+            f"Requests per second; inf: all at once. Default: {DEFAULT_RATE}, or a trace's own.",
+            "--rate",
+            "--request-rate",
+        ),
+    ] = None
+    num_prompts: Annotated[
+        int | None,
+        load_option(
+            f"Requests to measure; default: {DEFAULT_NUM_PROMPTS}, or a whole trace, or --duration's.",
+            "--num-prompts",
+        ),
+    ] = None
+    duration: Annotated[
+        float | None, load_option("Seconds after which nothing more is sent.", "--duration")
+    ] = None
+    trim: Annotated[
+        str | None,
+        load_option(
+            "Leave the requests of the first 30s or 10% and of the last out of the figures.", "--trim"
+        ),
+    ] = None
+    cool_down: Annotated[
+        str | None,
+        load_option("The same of the last only; with --trim: how much of the last.", "--cool-down"),
+    ] = None
+    arrivals: Annotated[
+        str | None,
+        load_option(
+            "poisson (default), gamma, uniform, burst, ramp, trace or closed; gone by what follows.",
+            "--arrivals",
+            "--process-name",
+        ),
+    ] = None
+    cv: Annotated[
+        float | None,
+        load_option("gamma: deviation of the gaps over their mean; 1 is poisson.", "--cv", "--request-cv"),
+    ] = None
+    burst_size: Annotated[
+        int | None, load_option("burst: requests at one moment, such moments being Poisson.", "--burst-size")
+    ] = None
+    rate_to: Annotated[
+        float | None, load_option("ramp: from --rate to this, linearly, over all requests.", "--rate-to")
+    ] = None
+    trace: Annotated[
+        Path | None,
+        load_option(
+            "trace: Azure, BurstGPT or Mooncake file; its times, and its lengths unless --dataset is given.",
+            "--trace",
+        ),
+    ] = None
+    speedup: Annotated[
+        float | None, load_option("trace: replay so many times as fast; or say --rate.", "--speedup")
+    ] = None
+    limit: Annotated[int | None, load_option("trace: read its first requests only.", "--limit")] = None
+    concurrency: Annotated[
+        int | None,
+        load_option("closed: so many workers, each sending when its last answer has ended.", "--concurrency"),
+    ] = None
+    dataset: Annotated[
+        str | None,
+        load_option("A name of 'fgbench datasets list', or a file; default: sharegpt-lengths.", "--dataset"),
+    ] = None
+    dataset_name: Annotated[
+        str | None, load_option("What a file given by --dataset holds.", "--dataset-name")
+    ] = None
+    dataset_path: Annotated[
+        Path | None, load_option("Read the dataset from this file.", "--dataset-path")
+    ] = None
+    input_len: Annotated[
+        str | None,
+        load_option(
+            "Prompt tokens of synthetic: 512, 16-512, lognormal:MEDIAN:SIGMA[:MAX], zipf:EXPONENT:MAX.",
+            "--input-len",
+        ),
+    ] = None
+    output_len: Annotated[
+        str | None,
+        load_option(
+            "Output tokens of synthetic, mmlu, and jsonl that does not say; the same.", "--output-len"
+        ),
+    ] = None
+    mix: Annotated[
+        str | None, load_option("Parts of mix: NAME-OR-FILE:SHARE,NAME-OR-FILE:SHARE.", "--mix")
+    ] = None
+    seed: Annotated[
+        int, load_option("Same seed: same prompts, lengths and arrivals for every backend.", "--seed")
+    ] = 0
+    users: Annotated[
+        int, load_option("Share the requests out between so many users, the first sends most.", "--users")
+    ] = 1
+    max_error_rate: Annotated[
+        float, load_option("Share of failed requests above which the exit code is 3.", "--max-error-rate")
+    ] = 0.01
+    results: Annotated[Path, load_option("Where run folders go.", "--results")] = Path("results")
+
+    def to_load(self, client: ClientOptions | None = None, endpoint: str = "completions") -> Load:
+        """The load, sent by ``client`` to ``endpoint`` unless that names one.
+
+        Raises ValueError for a value out of range, naming it, and for options that contradict each other.
+        """
+        from fgbench.benchmark import Load
+        from fgbench.metrics.trimming import Trim
+        from fgbench.workload.arrivals import Replay
+
+        if not 0.0 <= self.max_error_rate <= 1.0:
+            raise ValueError(f"--max-error-rate is a share between 0 and 1, not {self.max_error_rate}")
+        self.dataset_source()
+        client = client or ClientOptions()
+        arrivals = self._arrivals()
+        rate, num_prompts = DEFAULT_RATE, DEFAULT_NUM_PROMPTS
+        if isinstance(arrivals, Replay):
+            rate, num_prompts = arrivals.own_rate * (self.speedup or 1.0), len(arrivals.recorded)
+        rate = rate if self.rate is None else self.rate
+        if self.duration is not None and not 0.0 < self.duration < math.inf:
+            raise ValueError(f"--duration must be a number of seconds above 0, not {self.duration}")
+        if self.duration is not None and not isinstance(arrivals, Replay):
+            num_prompts = _most_within(self.duration, rate, arrivals)
+        return Load(
+            rate=rate,
+            num_prompts=num_prompts if self.num_prompts is None else self.num_prompts,
+            duration=math.inf if self.duration is None else self.duration,
+            trim=Trim.parse(self.trim, self.trim if self.cool_down is None else self.cool_down),
+            arrivals=arrivals,
+            seed=self.seed,
+            users=self.users,
+            num_warmup=client.warmup,
+            endpoint=client.endpoint or endpoint,
+            request_timeout=client.request_timeout,
+        )
+
+    def process(self) -> str:
+        """The name of the arrival process: as said, or as the options that only one has.
+
+        Raises ValueError where these contradict each other or one is missing.
+        """
+        from fgbench.workload.arrivals import PROCESSES
+
+        said = "poisson" if self.arrivals == "possion" else self.arrivals  # as the published scripts spell it
+        if said is not None and said not in PROCESSES:
+            raise ValueError(f"--arrivals: there are {', '.join(PROCESSES)}, not {said!r}")
+        given = {option: of for option, of in PROCESS_OF.items() if getattr(self, option) is not None}
+        name = said or next(iter(given.values()), "poisson")
+        for option, of in given.items():
+            if of != name:
+                raise ValueError(f"{_flag(option)} goes with --arrivals {of}, not {name}")
+        needed = next((option for option, of in PROCESS_OF.items() if of == name), None)
+        if needed is not None and needed not in given:
+            raise ValueError(f"--arrivals {name} needs {_flag(needed)}")
+        if self.rate is not None and name == "closed":
+            raise ValueError(
+                "--rate does not go with --concurrency: in a closed loop the server decides the rate"
+            )
+        if self.rate is not None and self.speedup is not None:
+            raise ValueError("--rate and --speedup both say how fast the trace is replayed: give one")
+        if self.speedup is not None and not 0 < self.speedup < 1e9:
+            raise ValueError(f"--speedup must be above 0, not {self.speedup}")
+        return name
+
+    def dataset_source(self) -> tuple[str | None, Path | None]:
+        """Name and file, None for what is not said. ``--dataset FILE --dataset-name NAME`` is the published
+        client's spelling."""
+        dataset, name, path = self.dataset, self.dataset_name, self.dataset_path
+        if dataset is not None and _is_path(dataset):
+            if path is not None:
+                raise ValueError("--dataset names a file already; leave out --dataset-path")
+            return name, Path(dataset)
+        if dataset is not None and name is not None and dataset != name:
+            raise ValueError(f"--dataset {dataset} and --dataset-name {name} contradict each other")
+        return dataset or name, path
+
+    def to_dataset(self, server: ServerOptions, report: Callable[[str], None]) -> Dataset:
+        """The dataset, its tokens counted by the server's model's tokenizer where it is texts. A trace that
+        is replayed is its own dataset where no other is named.
+
+        ``report`` is told what takes long and what is left out. Raises ValueError for a dataset or file that
+        will not do.
+        """
+        from fgbench.workload.load import load_dataset
+
+        name, path = self.dataset_source()
+        made_by = (self.input_len, self.output_len, self.mix)
+        if self.process() == "trace":
+            trace = self._trace()
+            for note in trace.notes:
+                report(note)
+            if (name, path, *made_by) == (None,) * 5:
+                return trace.dataset
+        return load_dataset(
+            name,
+            path=path,
+            tokenizer=lambda: _tokenizer_folder(server),
+            input_len=self.input_len,
+            output_len=self.output_len,
+            mix=self.mix,
+            report=report,
+        )
+
+    def _arrivals(self) -> Arrivals:
+        from fgbench.workload import arrivals
+
+        name = self.process()
+        if name == "gamma" and self.cv is not None:
+            return arrivals.Gamma(self.cv)
+        if name == "burst" and self.burst_size is not None:
+            return arrivals.Burst(self.burst_size)
+        if name == "ramp" and self.rate_to is not None:
+            return arrivals.Ramp(self.rate_to)
+        if name == "closed" and self.concurrency is not None:
+            return arrivals.Closed(self.concurrency)
+        if name == "trace":
+            trace = self._trace()
+            return arrivals.Replay(trace.name, trace.times)
+        return arrivals.Uniform() if name == "uniform" else arrivals.Poisson()
+
+    def _trace(self) -> Trace:
+        if self.trace is None or not self.trace.is_file():
+            raise ValueError(f"--trace: there is no file {self.trace}")
+        return _read_trace(self.trace, self.limit)
+
+
+def _most_within(duration: float, rate: float, arrivals: Arrivals) -> int:
+    """Enough requests to send for ``duration`` seconds, the same number at all usual rates; a ramp, whose
+    slope is spread over all of them, takes the very number."""
+    mean = arrivals.mean_rate(rate)
+    if mean is None or math.isinf(mean):
+        return MOST_IN_DURATION
+    if arrivals.name == "ramp":
+        return max(2, round(mean * duration))
+    return max(MOST_IN_DURATION, math.ceil(1.5 * mean * duration))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_trace(path: Path, limit: int | None) -> Trace:
+    """Read once for its times and its lengths."""
+    from fgbench.workload.trace import read_trace
+
+    return read_trace(path, limit)
+
+
+def _is_path(dataset: str) -> bool:
+    """A file goes before a dataset's name, a folder after it."""
+    from fgbench.workload.load import DATASETS
+
+    return Path(dataset).is_file() or (dataset not in DATASETS and Path(dataset).is_dir())
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions:
+    """How a real server is spoken to; a simulation has none of this."""
+
+    endpoint: Annotated[
+        str | None,
+        _client("completions (OpenAI's) or generate (FastServe's); default: completions.", "--endpoint"),
+    ] = None
+    warmup: Annotated[int, _client("Unmeasured requests sent before.", "--warmup")] = 4
+    request_timeout: Annotated[
+        float, _client("Seconds until an unfinished answer is an error.", "--request-timeout")
+    ] = 3600.0
+
+
+def _tokenizer_folder(server: ServerOptions) -> Path:
+    from fgengine.model.store import tokenizer_folder
+
+    if server.tokenizer is not None:
+        return tokenizer_folder(server.tokenizer, False)
+    return tokenizer_folder(server.model, server.use_dummy_weights)

@@ -1,0 +1,191 @@
+"""``fgbench sweep``: backends, rates and seeds, one run each, that can be killed and go on."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fgbench.cli.load_options import ClientOptions, LoadOptions
+from fgbench.cli.option_groups import takes_options
+from fgbench.cli.options import ServerOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fgbench.cli.sweep_setup import Setup
+    from fgbench.sweeping.folder import SweepFolder
+
+DEFAULT_BACKEND = "fastgen"
+HOW_TO_RUN = {"folder", "resume", "dry_run", "fail_fast"}
+"""Parameters that say how to run a sweep; all others say what it is."""
+
+
+def _option(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Sweep")
+
+
+def _search_option(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Rate at an SLO")
+
+
+@takes_options
+def sweep(
+    load: LoadOptions,
+    client: ClientOptions,
+    server: ServerOptions,
+    context: typer.Context,
+    folder: Annotated[
+        Path | None, typer.Argument(help="With --resume: the sweep to go on with.", show_default=False)
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        _option(
+            "fastgen (the default), fastgen-POLICY, simulated, simulated-POLICY, or NAME=URL of a running "
+            "server; with options of its own: 'fastgen --offloading proactive'. Once for each backend.",
+            "--backend",
+        ),
+    ] = None,
+    rate: Annotated[str, _option("Requests per second: 0.5,1,1.5,2; inf: all at once.", "--rates")] = "",
+    seeds: Annotated[int, _option("How many seeds, from --seed on, at each rate.", "--seeds")] = 1,
+    restart: Annotated[
+        bool, _option("A fresh server for each point; else one for each backend.", "--restart")
+    ] = False,
+    resume: Annotated[
+        bool,
+        _option("Go on with FOLDER, or with the newest sweep of the same options.", "--resume"),
+    ] = False,
+    dry_run: Annotated[
+        bool, _option("Print the points and the time they take, no more.", "--dry-run")
+    ] = False,
+    fail_fast: Annotated[bool, _option("Stop at the first point that goes wrong.", "--fail-fast")] = False,
+    find_rate: Annotated[
+        bool,
+        _search_option(
+            "Search the highest rate that meets --slo. It starts at the first of --rates, else at the "
+            "profile's capacity; of several it stays between the lowest and the highest.",
+            "--find-rate",
+        ),
+    ] = False,
+    slo: Annotated[
+        str | None, _search_option("Such as 'normalized_latency<0.3' or 'p95 ttft<1'.", "--slo")
+    ] = None,
+    tolerance: Annotated[
+        float, _search_option("The answer is to be within this share of itself.", "--tolerance")
+    ] = 0.05,
+    max_probes: Annotated[int, _search_option("Rates tried for a backend at most.", "--max-probes")] = 16,
+) -> None:
+    """Measure backends at several rates and seeds, each point a run, all in one folder.
+
+    Killed at any moment, by Ctrl-C or kill -9, it goes on with --resume: points that are done are not run
+    again. A point that goes wrong is recorded, and the others are run.
+
+    Example: two policies at four rates; the same, gone on with; then how they compare:
+
+        fgbench sweep --backend fastgen --backend fastgen-fcfs --rates 0.5,1,1.5,2 --seeds 3
+        fgbench sweep --resume results/20261124-081303_sweep
+        fgbench compare results/20261124-081303_sweep
+
+    Up to which rate a mean of 0.3 s a token is kept, within 5 %:
+
+        fgbench sweep --backend fastgen --find-rate --slo "normalized_latency<0.3" --rates 1
+
+    Exit codes: that of the worst point (0 done, 1 failed, 3 too many errors, 4 the client was the limit);
+    2 wrong usage; 130 interrupted.
+    """
+    from rich.console import Console
+
+    from fgbench.cli.sweep_resume import resumed_settings, to_resume, unfinished_sweep
+    from fgbench.cli.sweep_settings import Settings, parse_rates
+    from fgbench.cli.sweep_setup import set_up
+    from fgbench.sweeping.folder import SweepFolder
+
+    wanted = Settings(
+        backend=tuple(backend or (DEFAULT_BACKEND,)),
+        rate=parse_rates(rate),
+        seeds=seeds,
+        restart=restart,
+        find_rate=find_rate,
+        slo=slo,
+        tolerance=tolerance,
+        max_probes=max_probes,
+        load=load,
+        client=client,
+        server=server,
+    )
+    console = Console()
+    if folder is not None and not resume:
+        raise ValueError(f"to go on with the sweep in {folder} say --resume {folder}")
+    given = _given(context)
+    kept = to_resume(folder, wanted, given) if resume else None
+    settings = resumed_settings(kept, wanted, given) if kept else wanted.checked()
+    setup = set_up(settings, console)
+    if kept is not None and (changed := setup.plan.changed_since(kept.info)):
+        raise ValueError(
+            f"the sweep in {kept.path} was begun with the same options, but since then something else has "
+            f"changed: {changed}. Start a new sweep without --resume"
+        )
+    if dry_run:
+        _print_plan(setup, kept, console)
+        return
+    if kept is None:
+        if unfinished := unfinished_sweep(settings):
+            _print(
+                console,
+                f"An unfinished sweep of these options is in {unfinished}: --resume would go on with it.",
+            )
+        kept = SweepFolder.create(settings.load.results, settings.to_json(), settings.plan, setup.plan)
+    _run(setup, kept, fail_fast, console)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the options on the command line that say what the sweep is."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {n for n, source in sources.items() if source and source.name == "COMMANDLINE"} - HOW_TO_RUN
+
+
+def _print_plan(setup: Setup, kept: SweepFolder | None, console: Console) -> None:
+    from fgbench.sweeping.tables import plan_table
+
+    allowed = setup.settings.load.max_error_rate
+    points = [
+        (p, setup.foretold(p), kept is not None and kept.result(p, allowed) is not None)
+        for p in setup.first_points()
+    ]
+    console.print(plan_table(points))
+    if setup.settings.find_rate:
+        done = len(kept.info["points"]) if kept else 0
+        _print(
+            console,
+            f"These are the first probes of searches for {setup.settings.slo} within "
+            f"{setup.settings.tolerance:.1%}, of at most {setup.settings.max_probes} rates for each backend"
+            f"{f'; {done} runs are in the folder' if done else ''}.",
+        )
+
+
+def _run(setup: Setup, kept: SweepFolder, fail_fast: bool, console: Console) -> None:
+    """Runs what is left, prints the results and ends with the worst code."""
+    from fgbench.verdict import DONE, INTERRUPTED
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: nothing is left running
+    code = DONE
+    try:
+        with kept.at_work():
+            setup.pull_weights(console)
+            code = setup.run(kept, fail_fast, console)
+            kept.finish(code)
+    except KeyboardInterrupt:
+        _print(console, f"Interrupted. Go on with: fgbench sweep --resume {shlex.quote(str(kept.path))}")
+        raise typer.Exit(INTERRUPTED) from None
+    _print(console, f"results: {kept.path}; to compare them: fgbench compare {shlex.quote(str(kept.path))}")
+    if kept.info["status"] != "complete":
+        _print(console, f"To run again what went wrong: fgbench sweep --resume {shlex.quote(str(kept.path))}")
+    if code != DONE:
+        raise typer.Exit(code)
+
+
+def _print(console: Console, sentence: str) -> None:
+    console.print(sentence, soft_wrap=True, highlight=False, markup=False)

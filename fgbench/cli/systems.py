@@ -1,0 +1,146 @@
+"""Which system a user means: from ``--backend``, ``--url`` and the server's options to what is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from fgbench.cli.option_groups import takes_options
+from fgbench.cli.options import ServerOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fgbench.backends.backend import Backend
+
+CLIENT_SIDE_OPTIONS = ("--model", "--tokenizer")
+"""Of the server's options, those that mean something to a server that runs already."""
+MOST_CHARACTERS = 2_000
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+"""click's, which typer may carry a copy of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A backend as a sweep names it."""
+
+    label: str
+    """As the user wrote it."""
+    backend: str
+    """``fastgen-fcfs``, ``simulated``, ... or what a server at ``url`` is called."""
+    server: ServerOptions
+    url: str | None = None
+
+    @property
+    def simulated(self) -> bool:
+        from fgbench.backends.fastgen import SIMULATED
+
+        return self.url is None and self.backend.partition("-")[0] == SIMULATED
+
+
+def parse_choice(text: str, server: ServerOptions) -> Choice:
+    """A backend's name, a URL, or NAME=URL, with options of its own behind it.
+
+    ``fastgen-sprpt --predictor learned`` is the backend fastgen-sprpt, set like ``server`` but for the
+    predictor. Nothing of ``server`` is for a server at a URL.
+
+    Raises:
+        ValueError: it cannot be read so; says why.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"--backend takes at most {MOST_CHARACTERS} characters, not {len(text)}")
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"--backend {text!r} cannot be read: {error}") from None
+    if not words:
+        raise ValueError("--backend needs a name, such as fastgen-fcfs, or NAME=http://host:port")
+    name, url = _name_and_url(words[0])
+    base = ServerOptions() if url is not None else server
+    return Choice(shlex.join(words), name, _with_own(base, words[1:], text), url)
+
+
+def _name_and_url(word: str) -> tuple[str, str | None]:
+    if word.startswith(("http://", "https://")):
+        return "openai", word
+    name, equals, url = word.partition("=")
+    if not equals:
+        return word, None
+    if not name or not url:
+        raise ValueError(f"--backend {word!r}: a running server is named like vllm=http://127.0.0.1:8000")
+    return name, url
+
+
+def _with_own(base: ServerOptions, argv: list[str], text: str) -> ServerOptions:
+    """``base`` with the options in ``argv``, read as a verb reads them."""
+
+    @takes_options
+    def backend(server: ServerOptions) -> None: ...
+
+    app = typer.Typer(add_completion=False)
+    app.command(add_help_option=False)(backend)
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("--backend", list(argv)) as context:
+            sources = {name: context.get_parameter_source(name) for name in context.params}
+    except USAGE_ERROR as error:
+        raise ValueError(f"--backend {text!r}: {getattr(error, 'message', error)}") from None
+    given = {name: context.params[name] for name, s in sources.items() if s and s.name == "COMMANDLINE"}
+    return dataclasses.replace(base, **given)
+
+
+def system_of(
+    server: ServerOptions, backend: str, url: str | None = None, port: int | None = None
+) -> tuple[Backend, str]:
+    """The system under test and the endpoint it is spoken to by, where the user names none.
+
+    ``--backend fastserve --port N`` is the published client's way of naming a server that runs already.
+    """
+    from fgbench.backends.attached import Attached
+    from fgbench.backends.fastgen import FastGen
+
+    if backend == "fastserve" and url is None:
+        if port is None:
+            raise ValueError("--backend fastserve measures a running server: say where with --port or --url")
+        url = f"http://127.0.0.1:{port}"
+    elif url is not None and port is not None:
+        raise ValueError("--port is for a server to be started; with --url put the port into the URL")
+    if url is not None:
+        argv = server.to_argv()
+        if wrong := [a for a in argv if a.startswith("--") and a not in CLIENT_SIDE_OPTIONS]:
+            raise ValueError(f"{wrong[0]} is the server's, and with --url the server runs already")
+        model = server.model if "--model" in argv else None
+        if backend == "fastserve":
+            return Attached(url, name=backend, model=model), "generate"
+        return Attached(url, name="openai" if backend == "fastgen" else backend, model=model), "completions"
+    return FastGen(with_policy(server, backend), port=port), "completions"
+
+
+def with_policy(server: ServerOptions, backend: str) -> ServerOptions:
+    """The policy in the backend's name, where it has one. Raises ValueError where --policy is another."""
+    from fgbench.backends.fastgen import policy_of
+
+    named = policy_of(backend)
+    if named is None:
+        return server
+    if server.policy is not None and server.effective_policy != named:
+        raise ValueError(f"--backend {backend} and --policy {server.policy} contradict each other")
+    return dataclasses.replace(server, policy=named)
+
+
+def ensure_weights(server: ServerOptions, console: Console) -> None:
+    """Pulls a catalog model that is not here yet, in a process of its own: converting needs much memory."""
+    from fgbench.backends.backend import BackendError
+    from fgengine.model.store import folder_of
+
+    if server.use_dummy_weights or folder_of(server.model) is not None:
+        return
+    console.print(f"The weights of {server.model} are not here yet: pulling them.", highlight=False)
+    if subprocess.run([sys.executable, "-m", "fgbench", "models", "pull", server.model]).returncode != 0:
+        raise BackendError(f"could not pull {server.model}; with --use-dummy-weights no weights are needed")

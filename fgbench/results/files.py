@@ -1,0 +1,35 @@
+"""Folders of their own and JSON files that are never seen half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+
+def fresh_folder(root: Path, *parts: str) -> Path:
+    """Makes ``root/<time>_<part>_<part>``; a second one of that name is numbered.
+
+    Raises:
+        ValueError: there are a thousand of that name.
+    """
+    tail = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", part) for part in parts)
+    stem = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}_{tail}"
+    for attempt in range(1, 1000):
+        path = root / (stem if attempt == 1 else f"{stem}_{attempt}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise ValueError(f"{root} already holds a thousand folders called {stem}")
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """A reader sees the old file or the new one, never half of one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,64 @@
+"""How long a sweep takes, before and while it runs. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fgbench.benchmark import Load
+    from fgbench.workload.datasets import Dataset
+    from fgengine.cost import CostModel
+
+SAMPLED = 400
+"""Lengths that a capacity is predicted from."""
+
+
+def sampled_lengths(dataset: Dataset, seed: int) -> list[tuple[int, int]]:
+    """Prompt and output tokens of some requests."""
+    from numpy.random import default_rng
+
+    samples = islice(dataset.samples(default_rng(seed)), SAMPLED)
+    return [(sample.prompt_tokens, sample.output_tokens) for sample in samples]
+
+
+def capacity(cost: CostModel, lengths: Sequence[tuple[int, int]], batch_size: int) -> float:
+    """Requests per second with full batches, as a profile predicts."""
+    shares = [cost.share_seconds(prompt, output, batch_size) for prompt, output in lengths]
+    return len(shares) / sum(shares)
+
+
+def load_seconds(load: Load, capacity: float | None) -> float | None:
+    """As long as the requests need to arrive, or to be served where that is known and takes longer; None
+    where neither is known."""
+    rate = min(load.rate, capacity or load.rate)
+    return load.num_prompts / rate if math.isfinite(rate) else None
+
+
+@dataclass
+class Pace:
+    """How the seconds that points took compare with those foretold."""
+
+    _foretold: float = 0.0
+    _taken: float = 0.0
+    _untold: list[float] = field(default_factory=list)
+
+    def took(self, seconds: float, foretold: float | None) -> None:
+        """``foretold``: None where nothing told, as of a simulation."""
+        if foretold is None:
+            self._untold.append(seconds)
+        else:
+            self._foretold += foretold
+            self._taken += seconds
+
+    def left(self, foretold: Sequence[float | None]) -> float | None:
+        """Seconds for points of these foretold times; None where nothing tells yet."""
+        known = [seconds for seconds in foretold if seconds is not None]
+        untold = len(foretold) - len(known)
+        if untold and not self._untold:
+            return None
+        slower = self._taken / self._foretold if self._foretold > 0.0 else 1.0
+        return sum(known) * slower + (untold * sum(self._untold) / len(self._untold) if untold else 0.0)

@@ -1,0 +1,174 @@
+"""A sweep's folder: sweep.json, and the run folders of its points, which alone say what is done.
+
+sweep.json is rewritten as points begin and end, for readers; a sweep that goes on trusts the run folders, so
+it does not matter at which moment it was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from fgbench.results.environment import environment
+from fgbench.results.files import fresh_folder, write_json
+from fgbench.results.run import SWEEP_FILE, find_runs, read_info
+from fgbench.sweeping.plan import Plan, Point
+from fgbench.verdict import Verdict, verdict
+
+VERSION = 1
+LOCK_FILE = ".lock"
+MOST_BYTES = 32 * 1024**2
+STATUS = {0: "complete", 3: "too many errors", 4: "client was the limit", 130: "interrupted"}
+
+
+class SweepFolder:
+    def __init__(self, path: Path, info: dict[str, Any]) -> None:
+        self.path = path
+        self.info = info
+        self._runs: dict[str, list[tuple[Path, dict[str, Any]]]] = defaultdict(list)
+        for folder in find_runs(path):
+            with contextlib.suppress(ValueError):  # a damaged run is no result
+                self._keep(folder, read_info(folder))
+
+    @classmethod
+    def create(cls, root: Path, settings: dict[str, Any], plan_fingerprint: str, plan: Plan) -> SweepFolder:
+        """``root/<time>_sweep`` with its sweep.json."""
+        info = {
+            "version": VERSION,
+            "status": "running",
+            "settings": settings,
+            "plan": plan_fingerprint,
+            **plan.describe(),
+            "points": [],
+            "environment": environment(),
+            "started": _now(),
+            "ended": None,
+        }
+        path = fresh_folder(root, "sweep")
+        write_json(path / SWEEP_FILE, info)
+        return cls(path, info)
+
+    @classmethod
+    def open(cls, path: Path) -> SweepFolder:
+        """Raises ValueError for a folder of no sweep, or of one that a later version wrote."""
+        return cls(path, read_sweep(path))
+
+    def save(self, **parts: Any) -> None:
+        self.info |= parts
+        write_json(self.path / SWEEP_FILE, self.info)
+
+    def add(self, points: Sequence[Point]) -> None:
+        """Those that are not listed yet, with what their run folders say of them."""
+        listed = {entry["fingerprint"] for entry in self.info["points"]}
+        entries = [p.to_json() | {"status": "pending", "run": None} for p in points]
+        self.save(points=self.info["points"] + [e for e in entries if e["fingerprint"] not in listed])
+
+    def mark(self, point: Point, status: str, run: Path | None = None, error: str = "") -> None:
+        for entry in self.info["points"]:
+            if entry["fingerprint"] == point.fingerprint:
+                entry |= {"status": status, "run": run.name if run else None}
+                entry.pop("error", None)
+                if error:
+                    entry["error"] = error
+        self.save()
+
+    def ended(self, point: Point, how: Verdict, run: Path | None) -> None:
+        """``run``: None where it is not known; the newest of the point's that has appeared is taken."""
+        if run is None:
+            known = {path for path, _ in self._runs[point.fingerprint]}
+            new = [path for path in find_runs(self.path) if path not in known]
+            run = next((p for p in reversed(new) if _info(p).get("point") == point.fingerprint), None)
+        if run is not None:
+            self._keep(run, read_info(run))
+        self.mark(point, STATUS.get(how.code, "failed"), run, how.sentence)
+
+    def result(self, point: Point, max_error_rate: float) -> tuple[Path, dict[str, Any], Verdict] | None:
+        """The newest of the point's runs that measured it; None where it has to be run, again or at all."""
+        runs = sorted(self._runs[point.fingerprint], key=lambda run: str(run[1].get("started")))
+        for folder, info in reversed(runs):
+            if info.get("status") == "complete" and (how := verdict(info, max_error_rate)).measured:
+                return folder, info, how
+        return None
+
+    def _keep(self, folder: Path, info: dict[str, Any]) -> None:
+        if isinstance(fingerprint := info.get("point"), str):
+            self._runs[fingerprint].append((folder, info))
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """sweep.json says ``running`` meanwhile, and how it ended where it did not get to ``finish``.
+
+        Raises:
+            ValueError: another process is at work in this folder.
+        """
+        with _locked(self.path):
+            self.save(status="running", ended=None)
+            try:
+                yield
+            except BaseException as error:
+                interrupted = isinstance(error, KeyboardInterrupt)
+                self.save(status="interrupted" if interrupted else "failed", ended=_now())
+                raise
+
+    def finish(self, code: int) -> None:
+        """``code``: the worst of all points."""
+        self.save(status="complete" if Verdict(code).measured else "failed", ended=_now())
+
+
+def read_sweep(path: Path) -> dict[str, Any]:
+    """sweep.json. Raises ValueError as ``SweepFolder.open`` does."""
+    file = path / SWEEP_FILE
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{file} is larger than {MOST_BYTES} bytes: no sweep wrote it")
+        info = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise ValueError(f"{path} is not a sweep's folder: it has no readable {SWEEP_FILE}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    if not isinstance(info, dict) or not isinstance(info.get("version"), int):
+        raise ValueError(f"{file} does not describe a sweep: it has no version")
+    if info["version"] > VERSION:
+        raise ValueError(
+            f"{file} was written by a newer fgbench (version {info['version']}, this reads {VERSION})"
+        )
+    if not isinstance(info.get("points"), list) or not isinstance(info.get("settings"), dict):
+        raise ValueError(f"{file} does not describe a sweep: it lacks its settings or its points")
+    return info
+
+
+def find_sweeps(root: Path) -> list[Path]:
+    """Folders of sweeps right under ``root``, oldest first."""
+    return sorted(file.parent for file in root.glob(f"*/{SWEEP_FILE}")) if root.is_dir() else []
+
+
+def _info(folder: Path) -> dict[str, Any]:
+    try:
+        return read_info(folder)
+    except ValueError:
+        return {}
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time; the system takes it back however the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # no such thing here
+        yield
+        return
+    with (path / LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is running the sweep in {path}") from None
+        yield
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

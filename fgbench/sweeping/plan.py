@@ -1,0 +1,97 @@
+"""The points of a sweep as values: what each measures, known before any server starts. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fgbench.benchmark import Load
+from fgbench.results.fingerprint import fingerprint
+
+MOST_POINTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    backend: str
+    """The label of its system."""
+    rate: float
+    """Requests per second."""
+    seed: int
+    fingerprint: str
+    """Of all that decides the result."""
+
+    def __str__(self) -> str:
+        rate = "all at once" if math.isinf(self.rate) else f"{self.rate:g}/s"
+        return f"{self.backend}, {rate}, seed {self.seed}"
+
+    def to_json(self) -> dict[str, Any]:
+        rate = "inf" if math.isinf(self.rate) else self.rate
+        return {"backend": self.backend, "rate": rate, "seed": self.seed, "fingerprint": self.fingerprint}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """From a place in the grid to its point."""
+
+    systems: Mapping[str, dict[str, Any]]
+    """What is measured, by label: name, policy, settings, model, URL."""
+    loads: Mapping[str, Load]
+    """How each is loaded, at any rate and seed."""
+    workloads: Mapping[int, str]
+    """By seed, the fingerprint of the requests: of a file's content, not of its name."""
+
+    def point(self, backend: str, rate: float, seed: int) -> Point:
+        load = self.load(backend, rate, seed)
+        told_of = {field.name: getattr(load, field.name) for field in dataclasses.fields(load)}
+        told_of["arrivals"] = load.arrivals.label  # a trace's times are in the workload's fingerprint
+        plain = {name: str(v) if isinstance(v, float) and math.isinf(v) else v for name, v in told_of.items()}
+        told = fingerprint(system=self.systems[backend], load=plain, workload=self.workloads[seed])
+        return Point(backend, rate, seed, told)
+
+    def load(self, backend: str, rate: float, seed: int) -> Load:
+        return dataclasses.replace(self.loads[backend], rate=rate, seed=seed)
+
+    def grid(self, rates: Sequence[float], seeds: Sequence[int]) -> Iterator[Point]:
+        """A backend's points together, since they share a server; of these one seed's rates together, since
+        an interrupted sweep then has whole curves.
+
+        Raises:
+            ValueError: there are too many.
+        """
+        if (count := len(self.systems) * len(rates) * len(seeds)) > MOST_POINTS:
+            raise ValueError(f"{count:,} points are too many; a sweep has at most {MOST_POINTS:,}")
+        for backend in self.systems:
+            for seed in seeds:
+                for rate in rates:
+                    yield self.point(backend, rate, seed)
+
+    def describe(self) -> dict[str, Any]:
+        """For sweep.json: what the fingerprints are over, besides the settings."""
+        return {"systems": dict(self.systems), "workloads": {str(s): w for s, w in self.workloads.items()}}
+
+    def changed_since(self, described: Mapping[str, Any]) -> str | None:
+        """In words what is not as it was ``described``, though the settings are the same; None if all is."""
+        now = self.describe()
+        said = []
+        for label, system in now["systems"].items():
+            was = (described.get("systems") or {}).get(label) or {}
+            said += [f"{name} of {label}" for name in _differing(was, system)]
+        was_sent = described.get("workloads") or {}
+        if any(was_sent.get(seed, told) != told for seed, told in now["workloads"].items()):
+            said.append("the requests of the dataset")
+        return ", ".join(said) or None
+
+
+def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of what differs, those of settings without the word."""
+    names: list[str] = []
+    for name in sorted({*was, *now}):
+        if was.get(name) == now.get(name):
+            continue
+        nested = isinstance(was.get(name), dict) and isinstance(now.get(name), dict)
+        names += _differing(was[name], now[name]) if nested else [name]
+    return names

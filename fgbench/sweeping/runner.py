@@ -1,0 +1,230 @@
+"""The sweep itself: each point measured or taken from the folder, whatever becomes of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from fgbench.backends.backend import BackendError
+from fgbench.client.display import Display
+from fgbench.metrics.slo import SLO
+from fgbench.metrics.summary import Summary
+from fgbench.report.tables import OVERLOAD_MARK
+from fgbench.report.units import clock, seconds
+from fgbench.sweeping.folder import SweepFolder
+from fgbench.sweeping.plan import Plan, Point
+from fgbench.sweeping.progress import Total
+from fgbench.sweeping.search import Bracket, Probe, Search
+from fgbench.sweeping.systems import System
+from fgbench.verdict import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS, Verdict, verdict, worst
+from fgbench.workload.datasets import Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    point: Point
+    verdict: Verdict
+    summary: Summary | None
+    """None where the run did not get so far."""
+    run: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search for the highest rate came to."""
+
+    bracket: Bracket
+    tried: list[dict[str, Any]]
+    """By probe: ``rate``, ``figures`` (means over the seeds, by bound), ``met``, ``overloaded``."""
+    codes: tuple[int, ...]
+    """Of its runs."""
+    stopped: str = ""
+    """Why it could not go on; empty where it ended by itself."""
+
+    @property
+    def code(self) -> int:
+        """Errors of an overloaded server are an answer: it missed. Not so a search without a bracket."""
+        if self.stopped or not self.bracket.found:
+            return FAILED
+        return worst([code for code in self.codes if code != TOO_MANY_ERRORS])
+
+
+class Runner:
+    def __init__(
+        self,
+        folder: SweepFolder,
+        plan: Plan,
+        systems: Mapping[str, System],
+        dataset: Dataset,
+        display: Display,
+        total: Total,
+        *,
+        foretold: Callable[[Point], float | None],
+        max_error_rate: float,
+        fail_fast: bool = False,
+    ) -> None:
+        """``foretold``: seconds a point takes; None where nothing tells."""
+        self._folder = folder
+        self._plan = plan
+        self._systems = systems
+        self._dataset = dataset
+        self._display = display
+        self._total = total
+        self._foretold = foretold
+        self._max_error_rate = max_error_rate
+        self._fail_fast = fail_fast
+
+    def grid(self, points: Sequence[Point]) -> list[Result]:
+        """The results of all points; with ``fail_fast`` up to the first that went wrong.
+
+        Raises:
+            KeyboardInterrupt: the point at work is kept and said to be interrupted.
+        """
+        self._folder.add(points)
+        results: list[Result] = []
+        left = [point for point in points if self.known(point) is None]
+        count = len(left)
+        for label, group in groupby(points, key=lambda point: point.backend):
+            with self._running(label):
+                for point in group:
+                    if (result := self.known(point)) is None:
+                        left.remove(point)
+                        after = [self._foretold(other) for other in left]
+                        ended = count - len(left) - 1
+                        place = f"point {ended + 1} of {count}"
+                        self._total.begin(place, str(point), ended / count, self._foretold(point), after)
+                        result = self._measure(point)
+                    results.append(result)
+                    if self._fail_fast and result.verdict.code != DONE:
+                        return results
+        return results
+
+    def find_rate(self, label: str, search: Search, slo: SLO, seeds: Sequence[int]) -> Found:
+        """Probes until the limit is bracketed closely enough, or cannot be. Raises as ``grid`` does."""
+        probes: list[Probe] = []
+        tried: list[dict[str, Any]] = []
+        codes: list[int] = []
+
+        def found(stopped: str = "") -> Found:
+            result = Found(Bracket.of(probes), tried, tuple(codes), stopped)
+            searches = dict(self._folder.info.get("searches") or {})
+            self._folder.save(searches=searches | {label: _search_json(result)})
+            return result
+
+        with self._running(label):
+            while (rate := search.next_rate(probes)) is not None:
+                points = [self._plan.point(label, rate, seed) for seed in seeds]
+                self._folder.add(points)
+                summaries = []
+                for number, point in enumerate(points, 1):
+                    if (result := self.known(point)) is None:
+                        steps = search.steps_left(probes)
+                        after = len(seeds) - number + len(seeds) * (steps - 1) if steps else 0
+                        guess = self._foretold(point)
+                        place = f"probe {len(probes) + 1} of at most {search.max_probes} of {label}"
+                        share = len(probes) / search.max_probes
+                        self._total.begin(place, str(point), share, guess, [guess] * after)
+                        result = self._measure(point)
+                    codes.append(result.verdict.code)
+                    if result.summary is None or result.verdict.code == FAILED:
+                        return found(f"at {rate:g}/s: {result.verdict.sentence}")
+                    summaries.append(result.summary)
+                figures = mean_figures(slo, summaries)
+                errors = TOO_MANY_ERRORS in codes[-len(seeds) :]
+                if None in figures.values() and not errors:
+                    return found(f"at {rate:g}/s no request has the figure that the SLO bounds")
+                met = not errors and holds(slo, figures)
+                probes.append(Probe(rate, met))
+                overloaded = any(summary.overloaded for summary in summaries)
+                tried.append({"rate": rate, "figures": figures, "met": met, "overloaded": overloaded})
+                said = ", ".join(f"{bound} {seconds(value)}" for bound, value in figures.items())
+                self._display.report(f"  {rate:g}/s {'meets' if met else 'misses'} it: {said}")
+        return found()
+
+    def known(self, point: Point) -> Result | None:
+        """What an earlier run of the point gave, where there is nothing to run again."""
+        if (kept := self._folder.result(point, self._max_error_rate)) is None:
+            return None
+        path, info, how = kept
+        return Result(point, how, Summary.from_dict(info["summary"]), path)
+
+    @contextmanager
+    def _running(self, label: str) -> Iterator[None]:
+        """The system is started by its first point, if there is one to run, and stopped after the last."""
+        try:
+            yield
+        finally:
+            self._systems[label].close()
+
+    def _measure(self, point: Point) -> Result:
+        self._display.report(self._total.line())
+        self._folder.mark(point, "running")
+        path, info = None, None
+        try:
+            run = self._systems[point.backend].measure(
+                self._dataset,
+                self._plan.load(point.backend, point.rate, point.seed),
+                results=self._folder.path,
+                point=point.fingerprint,
+                display=self._display,
+            )
+            path, info = run.path, run.info
+            how = verdict(info, self._max_error_rate)
+        except BackendError as error:
+            how = Verdict(FAILED, str(error))
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            how = (
+                Verdict(INTERRUPTED, "before the load began") if interrupted else Verdict(FAILED, str(error))
+            )
+            self._folder.ended(point, how, None)
+            raise
+        took = self._total.end()
+        self._folder.ended(point, how, path)
+        if how.code == INTERRUPTED:
+            self._display.report(how.sentence)
+            raise KeyboardInterrupt
+        summary = Summary.from_dict(info["summary"]) if info and info.get("summary") else None
+        self._display.report(f"  {_said(how, summary)}; {clock(took)}")
+        return Result(point, how, summary, path)
+
+
+def mean_figures(slo: SLO, summaries: Sequence[Summary]) -> dict[str, float | None]:
+    """By bound, the mean over runs of the figure it bounds; None where a run has no such figure."""
+    figures: dict[str, float | None] = {}
+    for bound in slo.bounds:
+        found = [getattr(getattr(summary, bound.metric), bound.statistic, None) for summary in summaries]
+        values = [value for value in found if value is not None]
+        figures[str(bound)] = sum(values) / len(values) if values and len(values) == len(found) else None
+    return figures
+
+
+def holds(slo: SLO, figures: Mapping[str, float | None]) -> bool:
+    """Whether every bound is held by its mean figure."""
+    values = [(bound, figures[str(bound)]) for bound in slo.bounds]
+    return all(value is not None and value <= bound.limit for bound, value in values)
+
+
+def _said(how: Verdict, summary: Summary | None) -> str:
+    if how.sentence:
+        return how.sentence
+    assert summary is not None
+    figures = [("JCT / token", summary.normalized_latency), ("TTFT", summary.ttft), ("JCT", summary.jct)]
+    mark = f"{OVERLOAD_MARK} " if summary.overloaded else ""
+    return mark + ", ".join(f"mean {name} {seconds(d.mean)}" for name, d in figures if d is not None)
+
+
+def _search_json(found: Found) -> dict[str, Any]:
+    bracket = found.bracket
+    return {
+        "met": bracket.met,
+        "missed": bracket.missed,
+        "rate": bracket.rate,
+        "uncertainty": bracket.uncertainty,
+        "probes": found.tried,
+        "stopped": found.stopped,
+    }

@@ -1,0 +1,119 @@
+"""What a sweep prints: its plan, its results, and what a search came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from fgbench.report.tables import OVERLOAD_MARK, OVERLOAD_NOTE
+from fgbench.report.units import clock, number, seconds
+from fgbench.verdict import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from fgbench.metrics.slo import SLO
+    from fgbench.sweeping.plan import Point
+    from fgbench.sweeping.runner import Found, Result
+
+STATES = {
+    DONE: "complete",
+    FAILED: "failed",
+    TOO_MANY_ERRORS: "too many errors",
+    CLIENT_LIMIT: "the client was the limit",
+    INTERRUPTED: "interrupted",
+}
+
+
+def plan_table(points: Sequence[tuple[Point, float | None, bool]]) -> Group:
+    """Each point with the seconds foretold (None: nothing tells) and whether it is done already."""
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _table("backend", "rate", "seed", "about", "")
+    for point, foretold, done in points:
+        about = "-" if done else "?" if foretold is None else clock(foretold)
+        state = "done: skipped" if done else "to run"
+        table.add_row(point.backend, number(point.rate), str(point.seed), about, state)
+    left = [foretold for _, foretold, done in points if not done]
+    known = [foretold for foretold in left if foretold is not None]
+    text = f"{len(left)} of {len(points)} points to run"
+    if known:
+        text += f": about {clock(sum(known))}, besides starting servers and warming up"
+    if len(known) < len(left):
+        text += f"; the time of {len(left) - len(known)} cannot be foretold (simulations, or all at once)"
+    return Group(table, Text(f"{text}."))
+
+
+def results_table(results: Sequence[Result]) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _table("backend", "rate", "seed", "JCT / token", "TTFT", "JCT", "answered", "")
+    overloaded = False
+    for result in results:
+        point, figures = result.point, result.summary
+        means = ["-"] * 4
+        if figures is not None:
+            kept = (figures.normalized_latency, figures.ttft, figures.jct)
+            means = [seconds(d.mean if d else None) for d in kept]
+            means.append(f"{number(figures.request_throughput)}/s")
+        above = figures is not None and figures.overloaded
+        overloaded = overloaded or above
+        rate = number(point.rate) + (f" {OVERLOAD_MARK}" if above else "")
+        table.add_row(point.backend, rate, str(point.seed), *means, STATES[result.verdict.code])
+    return Group(table, *([Text(OVERLOAD_NOTE, style="yellow")] if overloaded else []))
+
+
+def search_tables(found: Mapping[str, Found], slo: SLO, seeds: int) -> Group:
+    """Each backend's probes by rate, and the sentence they come to."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Table | Text] = []
+    for label, one in found.items():
+        table = _table("rate", *map(str, slo.bounds), "")
+        table.title = label
+        for probe in sorted(one.tried, key=lambda probe: float(probe["rate"])):
+            rate = f"{number(probe['rate'], 4)}/s" + (f" {OVERLOAD_MARK}" if probe["overloaded"] else "")
+            figures = [seconds(value) for value in probe["figures"].values()]
+            table.add_row(rate, *figures, "met" if probe["met"] else "missed")
+        parts += [table, Text(answer(label, one, slo), style="bold"), Text()]
+    chance = "one seed: another may say otherwise" if seeds == 1 else f"means over {seeds} seeds"
+    note = f"The answers hang on chance, and above capacity on the number of requests; {chance}."
+    return Group(*parts, Text(note, style="dim"))
+
+
+def answer(label: str, found: Found, slo: SLO) -> str:
+    """The highest rate with its uncertainty, or why there is none."""
+    bracket, probes = found.bracket, f"{len(found.tried)} probe{'s' if len(found.tried) != 1 else ''}"
+    if bracket.rate is not None and bracket.uncertainty is not None:
+        short = f" The search stopped: {found.stopped}." if found.stopped else ""
+        return (
+            f"{label} meets {slo} up to {bracket.rate:.4g}/s ± {bracket.uncertainty:.1%}: met at "
+            f"{bracket.met:.4g}/s, missed at {bracket.missed:.4g}/s; {probes}.{short}"
+        )
+    if found.stopped:
+        return f"{label}: no answer, the search stopped {found.stopped}"
+    if bracket.met is not None:
+        return (
+            f"{label}: no limit found. {slo} was still met at {bracket.met:.4g}/s, the highest rate tried; "
+            f"{probes}. Start higher with --rates, or send more requests."
+        )
+    if bracket.missed is not None:
+        return (
+            f"{label}: no limit found. {slo} was still missed at {bracket.missed:.4g}/s, the lowest rate "
+            f"tried; {probes}. Start lower with --rates; perhaps no rate meets it."
+        )
+    return f"{label}: nothing was tried"
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title_justify="left")
+    words = {"backend", ""}
+    for name in columns:
+        table.add_column(name, justify="left" if name in words else "right", overflow="fold")
+    return table

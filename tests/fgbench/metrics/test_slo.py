@@ -1,0 +1,124 @@
+"""SLOs on hand-made requests, and how they are written."""
+
+from __future__ import annotations
+
+import pytest
+
+from fgbench.client.record import RequestRecord
+from fgbench.metrics.slo import METRICS, SLO, STATISTICS, Bound, attainment, goodput, parse_slo
+from fgbench.metrics.summary import summarize
+
+
+def answered(*times: float, error: str | None = None) -> RequestRecord:
+    """Scheduled at 0, a token at each of ``times``."""
+    return RequestRecord(
+        index=0,
+        scheduled=0.0,
+        sent=0.0,
+        prompt_tokens=4,
+        asked_tokens=len(times),
+        output_tokens=len(times),
+        first_token=times[0],
+        last_token=times[-1],
+        token_times=times,
+        finished=times[-1],
+        error=error,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "bounds"),
+    [
+        ("normalized_latency<0.3", [("normalized_latency", "mean", 0.3)]),
+        ("p95 jct<20", [("jct", "p95", 20.0)]),
+        ("jct.p95 <= 20s", [("jct", "p95", 20.0)]),
+        ("P99(TTFT) < 500 ms", [("ttft", "p99", 0.5)]),
+        ("mean_tpot<150ms/token", [("tpot", "mean", 0.15)]),
+        ("ttft<1.55,normalized_latency<0.15", [("ttft", "mean", 1.55), ("normalized_latency", "mean", 0.15)]),
+        ("median e2e latency<1e1", [("jct", "p50", 10.0)]),
+        ("max itl<.2, jct/token<0.3", [("itl", "max", 0.2), ("normalized_latency", "mean", 0.3)]),
+        ("inter-token-latency p99<100ms", [("itl", "p99", 0.1)]),
+    ],
+)
+def test_what_people_write_is_read(text: str, bounds: list[tuple[str, str, float]]) -> None:
+    slo = parse_slo(text)
+    assert slo == SLO(tuple(Bound(*bound) for bound in bounds))
+    assert parse_slo(str(slo)) == slo
+
+
+def test_every_figure_can_be_bounded() -> None:
+    summary = summarize([answered(1.0, 2.0)], offered_rate=1.0)
+    for metric in METRICS:
+        for statistic in STATISTICS:
+            assert parse_slo(f"{statistic} {metric}<100").met_by(summary) is True
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "'' is not a bound on a latency; write one like 'normalized_latency<0.3'"),
+        ("ttft", "'ttft' is not a bound on a latency"),
+        ("ttft>1", "'ttft>1' is not a bound on a latency"),
+        ("ttft<1,", "'' is not a bound"),
+        ("ttft<<1", "is not a bound"),
+        ("ttfs<1", "'ttfs' is no figure that an SLO can bound: give one of ttft, tpot"),
+        ("p42 ttft<1", "'p42 ttft' is no figure"),
+        ("p95<1", "'p95' is no figure"),
+        ("ttft<fast", "the limit in 'ttft<fast' must be a number of seconds above 0"),
+        ("ttft<0", "must be a number of seconds above 0"),
+        ("ttft<-1", "must be a number of seconds above 0"),
+        ("ttft<nan", "must be a number of seconds above 0"),
+        ("ttft<1e999", "must be a number of seconds above 0"),
+        ("ttft<1min", "must be a number of seconds above 0"),
+        ("ttft<1,time to first token<2", "bounds one figure twice"),
+        (",".join(f"{s} {m}<1" for m in ("ttft", "jct") for s in STATISTICS[:5]), "at most 8 bounds, not 10"),
+        ("ttft<1" + "0" * 300, "too long"),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_one_sentence(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=r".") as told:
+        parse_slo(text)
+    assert said in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_run_meets_it_by_its_statistics() -> None:
+    summary = summarize([answered(1.0, 2.0), answered(3.0, 4.0)], offered_rate=1.0)
+    assert parse_slo("ttft<2").met_by(summary) is True  # the mean is exactly 2 s
+    assert parse_slo("p95 ttft<2").met_by(summary) is False
+    nothing = summarize([], offered_rate=1.0)
+    assert parse_slo("ttft<2").met_by(nothing) is None
+    only_one_token = summarize([answered(1.0)], offered_rate=1.0)
+    assert parse_slo("tpot<1").met_by(only_one_token) is None
+    assert parse_slo("tpot<1,ttft<0.5").met_by(only_one_token) is False
+
+
+def test_a_request_attains_it_by_its_own_figures() -> None:
+    request = answered(1.0, 1.5, 3.5, 4.0)  # TTFT 1, TPOT 1, JCT 4, 1 s a token; gaps 0.5, 2, 0.5
+    for held in ("ttft<1", "tpot<1", "jct<4", "normalized_latency<1", "itl<1", "p99 jct<4", "max itl<2"):
+        assert parse_slo(held).attained_by(request), held
+    for missed in (
+        "ttft<0.9",
+        "tpot<0.9",
+        "jct<3.9",
+        "normalized_latency<0.9",
+        "max itl<1.9",
+        "ttft<2,jct<3",
+    ):
+        assert not parse_slo(missed).attained_by(request), missed
+
+
+def test_an_answer_of_one_token_has_no_gap_that_could_be_too_long() -> None:
+    assert parse_slo("tpot<0.001,itl<0.001,ttft<1").attained_by(answered(1.0))
+    not_streamed = RequestRecord(0, 0.0, 0.0, 4, 3, 3, finished=5.0)
+    assert not parse_slo("tpot<9").attained_by(not_streamed)
+    assert not parse_slo("ttft<9").attained_by(not_streamed)
+
+
+def test_failed_requests_are_missed_ones() -> None:
+    records = [answered(1.0, 2.0), answered(5.0, 6.0), answered(1.0, 2.0, error="timeout: 5 s")]
+    slo = parse_slo("ttft<1.55,tpot<2")
+    assert attainment(records, slo) == pytest.approx(1 / 3)
+    assert goodput(records, slo, 4.0) == pytest.approx(1 / 4)
+    assert attainment([], slo) is None
+    assert goodput([], slo, 0.0) == 0.0

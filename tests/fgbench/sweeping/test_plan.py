@@ -1,0 +1,62 @@
+"""The points of a sweep and what they are told apart by."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from fgbench.benchmark import Load
+from fgbench.sweeping.plan import MOST_POINTS, Plan
+from fgbench.workload.arrivals import Gamma, Ramp, Uniform
+
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "a": {"name": "fastgen", "settings": {"policy": "sj-mlfq", "batch": 8}},
+    "b": {"name": "fastgen-fcfs", "settings": {"policy": "fcfs", "batch": 8}},
+}
+LOAD = Load(num_prompts=10)
+PLAN = Plan(SYSTEMS, {"a": LOAD, "b": LOAD}, {0: "requests of seed 0", 1: "requests of seed 1"})
+
+
+def test_a_backend_s_points_are_together_and_one_seed_s_rates() -> None:
+    points = [(p.backend, p.seed, p.rate) for p in PLAN.grid((1.0, 2.0), (0, 1))]
+    assert points == [(b, s, r) for b in "ab" for s in (0, 1) for r in (1.0, 2.0)]
+
+
+def test_everything_that_decides_is_in_the_fingerprint() -> None:
+    point = PLAN.point("a", 1.0, 0)
+    assert point == PLAN.point("a", 1.0, 0)
+    others = [PLAN.point("a", 2.0, 0), PLAN.point("a", math.inf, 0), PLAN.point("a", 1.0, 1)]
+    others.append(PLAN.point("b", 1.0, 0))
+    other_batch = {"a": {"name": "fastgen", "settings": {"policy": "sj-mlfq", "batch": 9}}}
+    others.append(dataclasses.replace(PLAN, systems=other_batch).point("a", 1.0, 0))
+    others.append(dataclasses.replace(PLAN, workloads={0: "others"}).point("a", 1.0, 0))
+    changed = [{"num_prompts": 11}, {"num_warmup": 0}, {"endpoint": "generate"}, {"request_timeout": 1.0}]
+    for change in [*changed, {"users": 2}, *({"arrivals": a} for a in (Uniform(), Gamma(2.0), Ramp(2.0)))]:
+        load = dataclasses.replace(LOAD, **change)  # type: ignore[arg-type]
+        others.append(dataclasses.replace(PLAN, loads={"a": load}).point("a", 1.0, 0))
+    fingerprints = [p.fingerprint for p in [point, *others]]
+    assert len(set(fingerprints)) == len(fingerprints)
+
+
+def test_a_point_is_plain_json_and_a_sentence() -> None:
+    point = PLAN.point("a", math.inf, 1)
+    told = {"backend": "a", "rate": "inf", "seed": 1, "fingerprint": point.fingerprint}
+    assert point.to_json() == told
+    assert str(point) == "a, all at once, seed 1"
+
+
+def test_what_has_changed_is_named() -> None:
+    described = PLAN.describe()
+    assert PLAN.changed_since(described) is None
+    other_batch = {**SYSTEMS, "b": {"name": "fastgen-fcfs", "settings": {"policy": "fcfs", "batch": 9}}}
+    assert dataclasses.replace(PLAN, systems=other_batch).changed_since(described) == "batch of b"
+    other_file = dataclasses.replace(PLAN, workloads={0: "others", 1: "requests of seed 1"})
+    assert other_file.changed_since(described) == "the requests of the dataset"
+
+
+def test_too_many_points_are_refused() -> None:
+    with pytest.raises(ValueError, match="points are too many"):
+        list(PLAN.grid([1.0] * MOST_POINTS, (0,)))

@@ -1,0 +1,58 @@
+"""How long it takes: before, and while it runs."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from fgbench.benchmark import Load
+from fgbench.report.units import clock
+from fgbench.sweeping.estimate import Pace, load_seconds
+from fgbench.sweeping.progress import Total
+
+
+def test_a_load_takes_its_arrivals_or_the_server_s_time() -> None:
+    assert load_seconds(Load(rate=2.0, num_prompts=100), None) == 50.0
+    assert load_seconds(Load(rate=2.0, num_prompts=100), 4.0) == 50.0
+    assert load_seconds(Load(rate=2.0, num_prompts=100), 1.0) == 100.0
+    assert load_seconds(Load(rate=math.inf, num_prompts=100), 1.0) == 100.0
+    assert load_seconds(Load(rate=math.inf, num_prompts=100), None) is None
+
+
+def test_what_was_foretold_is_corrected_by_what_was_taken() -> None:
+    pace = Pace()
+    assert pace.left([10.0, 20.0]) == 30.0
+    pace.took(15.0, 10.0)
+    assert pace.left([20.0]) == pytest.approx(30.0)
+    assert pace.left([20.0, None]) is None
+    pace.took(2.0, None)
+    pace.took(4.0, None)
+    assert pace.left([20.0, None, None]) == pytest.approx(36.0)
+    assert pace.left([]) == 0.0
+
+
+def test_the_line_and_the_header_say_where_it_is() -> None:
+    now = [100.0]
+    total = Total(lambda: now[0])
+    total.begin("point 1 of 3", "fastgen, 1/s, seed 0", 0.0, 60.0, [60.0, 60.0])
+    assert total.line() == "point 1 of 3: fastgen, 1/s, seed 0; 0:00 gone, about 3:00 left"
+    now[0] += 90.0
+    assert total.end() == 90.0
+    total.begin("point 2 of 3", "fastgen, 2/s, seed 0", 1 / 3, 60.0, [60.0])
+    now[0] += 30.0
+    assert total.line() == "point 2 of 3: fastgen, 2/s, seed 0; 2:00 gone, about 2:30 left"
+    console = Console(file=io.StringIO(), width=100)
+    console.print(total.header())
+    output = console.file
+    assert isinstance(output, io.StringIO)
+    assert "point 2 of 3" in output.getvalue()
+    assert "about 2:30 left" in output.getvalue()
+    now[0] += 1000.0
+    assert total.line().endswith("about 0:00 left")  # never less than nothing
+
+
+def test_clock() -> None:
+    assert [clock(s) for s in (0.4, 59.6, 125, 3725)] == ["0:00", "1:00", "2:05", "1:02:05"]

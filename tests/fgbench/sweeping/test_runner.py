@@ -1,0 +1,260 @@
+"""The sweep's loop over systems that are made up: what is started, measured, skipped, recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgbench.backends.backend import BackendError
+from fgbench.benchmark import Load
+from fgbench.client.display import Quiet
+from fgbench.client.record import RequestRecord
+from fgbench.metrics.slo import parse_slo
+from fgbench.metrics.summary import summarize
+from fgbench.results.run import Run, read_info, read_run
+from fgbench.results.writer import RunWriter
+from fgbench.sweeping.folder import SweepFolder, read_sweep
+from fgbench.sweeping.plan import Plan
+from fgbench.sweeping.progress import Total
+from fgbench.sweeping.runner import Runner
+from fgbench.sweeping.search import Search
+from fgbench.verdict import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS, Verdict, worst
+from fgbench.workload.datasets import Synthetic
+
+REQUESTS = 4
+DATASET = Synthetic((4, 4), (2, 2))
+
+
+def normally(load: Load) -> tuple[str, float]:
+    """Status, and seconds a token: more at higher rates."""
+    return "complete", load.rate / 10.0
+
+
+class Made:
+    """A system whose runs are written, not measured. ``behave`` may raise."""
+
+    simulated = False
+
+    def __init__(self, name: str, behave: Callable[[Load], tuple[str, float]] = normally) -> None:
+        self.identity: dict[str, Any] = {"name": name}
+        self.behave = behave
+        self.measured: list[tuple[float, int]] = []
+        self.closed = 0
+
+    def measure(self, dataset: Any, load: Load, *, results: Path, point: str, display: Any) -> Run:
+        self.measured.append((load.rate, load.seed))
+        workload = {"dataset": "d", "num_prompts": REQUESTS, "rate": load.rate, "seed": load.seed}
+        info = {"backend": {"name": self.identity["name"]}, "model": "m", "workload": workload}
+        with RunWriter(results, {**info, "point": point}) as writer:
+            status, per_token = self.behave(load)
+            records = [record(i, per_token, status == "errors") for i in range(REQUESTS)]
+            for one in records:
+                writer.append(one)
+            status = "complete" if status == "errors" else status
+            error = {"error": "the server died: oops"} if status == "failed" else {}
+            summary = summarize(records, offered_rate=load.rate).to_dict()
+            writer.finish(status, records, summary, **error)
+        return read_run(writer.path)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def record(index: int, per_token: float, error: bool) -> RequestRecord:
+    end = index + 2 * per_token
+    return RequestRecord(
+        index=index,
+        scheduled=float(index),
+        sent=float(index),
+        prompt_tokens=4,
+        asked_tokens=2,
+        output_tokens=2,
+        first_token=index + per_token,
+        last_token=end,
+        token_times=(index + per_token, end),
+        finished=end,
+        error="http 500: no" if error else None,
+    )
+
+
+class Sweep:
+    def __init__(self, root: Path, *systems: Made, folder: SweepFolder | None = None, **options: Any) -> None:
+        self.systems = {str(system.identity["name"]): system for system in systems}
+        loads = dict.fromkeys(self.systems, Load(num_prompts=REQUESTS))
+        self.plan = Plan({name: s.identity for name, s in self.systems.items()}, loads, {0: "w0", 1: "w1"})
+        self.folder = folder or SweepFolder.create(root, {}, "plan", self.plan)
+        self.runner = Runner(
+            self.folder,
+            self.plan,
+            self.systems,
+            DATASET,
+            Quiet(),
+            Total(),
+            foretold=lambda point: 1.0,
+            **{"max_error_rate": 0.01, **options},
+        )
+        self.points = list(self.plan.grid((1.0, 2.0), (0, 1)))
+
+    def codes(self) -> list[int]:
+        return [result.verdict.code for result in self.runner.grid(self.points)]
+
+    def statuses(self) -> list[str]:
+        return [entry["status"] for entry in read_sweep(self.folder.path)["points"]]
+
+
+def again(sweep: Sweep, *systems: Made, **options: Any) -> Sweep:
+    """As another process would find it."""
+    return Sweep(Path(), *systems, folder=SweepFolder.open(sweep.folder.path), **options)
+
+
+def test_each_point_once_and_each_system_closed(tmp_path: Path) -> None:
+    a, b = Made("a"), Made("b")
+    sweep = Sweep(tmp_path, a, b)
+    assert sweep.codes() == [DONE] * 8
+    grid = [(1.0, 0), (2.0, 0), (1.0, 1), (2.0, 1)]
+    assert a.measured == b.measured == grid
+    assert a.closed == b.closed == 1
+    info = read_sweep(sweep.folder.path)
+    for entry, point in zip(info["points"], sweep.points, strict=True):
+        assert entry["status"] == "complete"
+        assert read_info(sweep.folder.path / entry["run"])["point"] == point.fingerprint
+    other = again(sweep, Made("a"), Made("b"))
+    assert other.codes() == [DONE] * 8
+    assert [system.measured for system in other.systems.values()] == [[], []]
+
+
+def test_what_went_wrong_is_recorded_and_run_again_when_the_sweep_goes_on(tmp_path: Path) -> None:
+    def badly(load: Load) -> tuple[str, float]:
+        if load.rate == 2.0 and load.seed == 0:
+            raise BackendError("no warm-up request was answered")
+        kinds = {(1.0, 0): "complete", (1.0, 1): "failed", (2.0, 1): "errors"}
+        return kinds[load.rate, load.seed], 0.1
+
+    sweep = Sweep(tmp_path, Made("a", badly), Made("b"))
+    assert sweep.codes() == [DONE, FAILED, FAILED, TOO_MANY_ERRORS] + [DONE] * 4
+    assert sweep.statuses()[:4] == ["complete", "failed", "failed", "too many errors"]
+    entries = read_sweep(sweep.folder.path)["points"]
+    assert entries[1]["error"] == "no warm-up request was answered"
+    assert read_info(sweep.folder.path / entries[1]["run"])["status"] == "failed"
+    assert "the server died: oops" in entries[2]["error"]
+    well = Made("a")
+    other = again(sweep, well, Made("b"))
+    assert other.codes() == [DONE] * 8
+    assert well.measured == [(2.0, 0), (1.0, 1), (2.0, 1)]
+    assert other.statuses() == ["complete"] * 8
+    assert not any("error" in entry for entry in read_sweep(sweep.folder.path)["points"])
+
+
+def test_more_errors_may_be_allowed_afterwards(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, Made("a", lambda load: ("errors", 0.1)))
+    assert sweep.codes() == [TOO_MANY_ERRORS] * 4
+    system = Made("a")
+    assert again(sweep, system, max_error_rate=1.0).codes() == [DONE] * 4
+    assert system.measured == []
+
+
+def test_fail_fast_stops_at_the_first(tmp_path: Path) -> None:
+    a, b = Made("a", lambda load: ("failed" if load.rate == 2.0 else "complete", 0.1)), Made("b")
+    sweep = Sweep(tmp_path, a, b, fail_fast=True)
+    assert sweep.codes() == [DONE, FAILED]
+    assert a.closed == 1
+    assert b.measured == []
+    assert sweep.statuses() == ["complete", "failed"] + ["pending"] * 6
+
+
+@pytest.mark.parametrize("raised", [False, True], ids=["in the load", "before the load"])
+def test_an_interrupted_point_is_kept_and_the_system_closed(tmp_path: Path, raised: bool) -> None:
+    def interrupted(load: Load) -> tuple[str, float]:
+        if load.rate != 2.0:
+            return "complete", 0.1
+        if raised:
+            raise KeyboardInterrupt
+        return "interrupted", 0.1
+
+    a = Made("a", interrupted)
+    sweep = Sweep(tmp_path, a)
+
+    def run() -> None:
+        with sweep.folder.at_work():
+            sweep.runner.grid(sweep.points)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert a.closed == 1
+    info = read_sweep(sweep.folder.path)
+    assert info["status"] == "interrupted"
+    assert sweep.statuses() == ["complete", "interrupted", "pending", "pending"]
+    assert read_info(sweep.folder.path / info["points"][1]["run"])["status"] == "interrupted"
+
+
+def test_a_search_is_told_by_means_over_seeds_and_goes_on(tmp_path: Path) -> None:
+    """Seconds a token are rate / 10 with one seed and rate / 5 with the other: 0.3 at rate 2."""
+
+    def by_seed(load: Load) -> tuple[str, float]:
+        return "complete", load.rate / (10.0 if load.seed == 0 else 5.0)
+
+    slo, search = parse_slo("normalized_latency<0.3"), Search(0.7, tolerance=0.05)
+    system = Made("a", by_seed)
+    sweep = Sweep(tmp_path, system)
+    found = sweep.runner.find_rate("a", search, slo, (0, 1))
+    bracket = found.bracket
+    assert bracket.met is not None
+    assert bracket.missed is not None
+    assert bracket.met <= 2.0 < bracket.missed
+    assert bracket.within(0.05)
+    assert (found.code, found.stopped) == (DONE, "")
+    assert len(system.measured) == 2 * len(found.tried)
+    kept = read_sweep(sweep.folder.path)["searches"]["a"]
+    assert (kept["met"], kept["missed"], kept["rate"]) == (bracket.met, bracket.missed, bracket.rate)
+    assert kept["probes"] == found.tried
+    second = Made("a", by_seed)
+    assert again(sweep, second).runner.find_rate("a", search, slo, (0, 1)) == found
+    assert second.measured == []  # all of it was in the folder
+    finer = Made("a", by_seed)
+    closer = again(sweep, finer).runner.find_rate("a", Search(0.7, tolerance=0.02), slo, (0, 1))
+    assert closer.tried[: len(found.tried)] == found.tried
+    assert len(finer.measured) == 2 * (len(closer.tried) - len(found.tried)) > 0
+
+
+def test_a_search_without_a_bracket_says_so(tmp_path: Path) -> None:
+    slo = parse_slo("normalized_latency<0.3")
+    never, always = (
+        Made("never", lambda load: ("complete", 9.0)),
+        Made("always", lambda load: ("complete", 0.1)),
+    )
+    sweep = Sweep(tmp_path, never, always)
+    missed = sweep.runner.find_rate("never", Search(1.0), slo, (0,))
+    assert (missed.bracket.met, missed.bracket.missed, missed.code) == (None, 1 / 16, FAILED)
+    met = sweep.runner.find_rate("always", Search(1.0), slo, (0,))
+    assert (met.bracket.met, met.bracket.missed, met.code) == (64.0, None, FAILED)
+
+
+def test_errors_are_a_miss_and_a_dead_server_ends_the_search(tmp_path: Path) -> None:
+    slo = parse_slo("normalized_latency<0.3")
+    limited = Made("limited", lambda load: ("errors" if load.rate > 3.0 else "complete", 0.1))
+    dying = Made("dying", lambda load: ("failed" if load.rate > 3.0 else "complete", 0.1))
+    sweep = Sweep(tmp_path, limited, dying)
+    found = sweep.runner.find_rate("limited", Search(1.0), slo, (0,))
+    assert found.code == DONE
+    assert found.bracket.rate == pytest.approx(3.0, rel=0.05)
+    stopped = sweep.runner.find_rate("dying", Search(1.0), slo, (0,))
+    assert stopped.code == FAILED
+    assert stopped.stopped == "at 4/s: the server died: oops"
+    assert [probe["rate"] for probe in stopped.tried] == [1.0, 2.0]
+
+
+def test_the_worst_code() -> None:
+    assert worst([]) == DONE
+    assert worst([DONE, CLIENT_LIMIT]) == CLIENT_LIMIT
+    assert worst([CLIENT_LIMIT, TOO_MANY_ERRORS, DONE]) == TOO_MANY_ERRORS
+    assert worst([TOO_MANY_ERRORS, FAILED]) == FAILED
+    assert worst([FAILED, INTERRUPTED]) == INTERRUPTED
+    assert [Verdict(code).measured for code in (DONE, CLIENT_LIMIT, FAILED, TOO_MANY_ERRORS)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
