@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -81,7 +82,8 @@ async def serve() -> None:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for _ in range(count):
-            await asyncio.sleep(GAP - time.monotonic() % GAP)
+            now = time.monotonic()
+            await asyncio.sleep((math.floor(now / GAP + 0.5) + 1) * GAP - now)  # never twice for one step
             await response.write(token)
         usage = {"prompt_tokens": 64, "completion_tokens": count}
         end = b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\ndata: [DONE]\n\n"
