@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from fgbench.workload.sharegpt import TextPair, length_ok, read_records
+from fgbench.workload.sharegpt import length_ok, read_records
 from fgbench.workload.sharegpt_store import pull_sharegpt
+from fgbench.workload.texts import TextPair
 from fgengine.model.store import pull
 
 MODEL = "smollm2-135m"
@@ -36,7 +37,8 @@ def main() -> None:
     rows = "".join(f"{prompt},{output}\n" for prompt, output in kept)
     args.out.write_bytes(gzip.compress(f"prompt_tokens,output_tokens\n{rows}".encode(), mtime=0))
 
-    print(f"records: {records.whole} whole, {records.broken} cut off, {records.unpaired} without a pair")
+    tally = records.tally
+    print(f"records: {tally.whole} whole, {tally.broken} cut off, {records.unpaired} without a pair")
     print(f"pairs {len(lengths)}, kept by the length filter {len(kept)}, left out {len(lengths) - len(kept)}")
     for name, column in zip(("prompt", "output"), zip(*kept, strict=True), strict=True):
         print(f"{name} tokens: {describe(sorted(column))}")

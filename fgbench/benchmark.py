@@ -19,6 +19,7 @@ from fgbench.results.environment import environment
 from fgbench.results.fingerprint import fingerprint
 from fgbench.results.run import Run, read_run
 from fgbench.results.writer import RunWriter
+from fgbench.workload.arrivals import POISSON, Arrivals
 from fgbench.workload.build import build_workload, check_counts
 from fgbench.workload.datasets import Dataset
 from fgbench.workload.spec import RequestSpec, Workload
@@ -33,7 +34,7 @@ class Load:
     """How a backend is loaded; the defaults are the command line's."""
 
     rate: float = 2.5
-    """Requests per second; ``inf``: all at once."""
+    """Requests per second; ``inf``: all at once. A closed loop has none: it is taken as ``inf``."""
     num_prompts: int = 100
     seed: int = 0
     num_warmup: int = 4
@@ -42,16 +43,23 @@ class Load:
     """Seconds."""
     users: int = 1
     """Between whom the requests are shared out, the first sending most; 1: no user is sent."""
+    arrivals: Arrivals = POISSON
 
     def __post_init__(self) -> None:
         endpoint_called(self.endpoint)
         check_counts(
             num_prompts=self.num_prompts, num_warmup=self.num_warmup, seed=self.seed, users=self.users
         )
-        if not self.rate > 0:
-            raise ValueError(f"the rate must be above 0 requests per second (or inf), not {self.rate}")
+        if self.arrivals.concurrency is not None:
+            object.__setattr__(self, "rate", math.inf)
+        self.arrivals.check(self.rate)
         if not 0 < self.request_timeout < math.inf:
             raise ValueError(f"the request timeout must be above 0 seconds, not {self.request_timeout}")
+
+    @property
+    def offered_rate(self) -> float | None:
+        """Requests per second that are asked for over the whole load; None: the server decides."""
+        return self.arrivals.mean_rate(self.rate)
 
 
 def run_benchmark(
@@ -74,7 +82,7 @@ def run_benchmark(
         KeyboardInterrupt: before the load began; the run folder says so.
     """
     display = display or Quiet()
-    build_workload(dataset, rate=load.rate, num_prompts=1)  # a useless dataset costs no model load
+    build_workload(dataset, rate=math.inf, num_prompts=1)  # a useless dataset costs no model load
     with RunWriter(results, _first_info(backend, dataset, load) | {"point": point}) as writer:
         try:
             served = backend.start(writer.log_path, display.report)
@@ -86,6 +94,7 @@ def run_benchmark(
                 num_warmup=load.num_warmup,
                 vocab_size=served.vocab_size,
                 users=load.users,
+                arrivals=load.arrivals,
             )
             writer.describe(**_full_info(backend, served, workload, load))
             target = Target(served.url, served.model, endpoint_called(load.endpoint), load.request_timeout)
@@ -96,7 +105,7 @@ def run_benchmark(
             if before is not None and (after := ask_stats(served.url)) is not None:
                 writer.describe(server_stats={"before": before, "after": after})
             died = {"error": f"the server died: {backend.last_words()}"} if outcome == "server died" else {}
-            summary = summarize(records, offered_rate=load.rate)
+            summary = summarize(records, offered_rate=load.offered_rate)
             writer.finish(_STATUS[outcome], records, summary.to_dict(), **died)
         finally:
             backend.stop()
@@ -172,7 +181,8 @@ def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any
             "num_prompts": load.num_prompts,
             "rate": load.rate if math.isfinite(load.rate) else "inf",
             "seed": load.seed,
-            "arrivals": "poisson",
+            "arrivals": load.arrivals.label,
+            "arrival_process": {"name": load.arrivals.name, **load.arrivals.parameters},
             "fingerprint": None,
         },
         "fingerprint": None,

@@ -65,11 +65,21 @@ class Simulation:
         return settings_of(self._options) | cluster
 
     def serve(
-        self, requests: Iterable[RequestSpec], *, seed: int = 0, keep_token_times: bool = True
+        self,
+        requests: Iterable[RequestSpec],
+        *,
+        seed: int = 0,
+        keep_token_times: bool = True,
+        concurrency: int | None = None,
     ) -> Iterator[RequestRecord]:
-        """The record of each request as it ends; a refused one is an error. ``seed``: of a random router."""
+        """The record of each request as it ends; a refused one is an error. ``seed``: of a random router.
+
+        With ``concurrency`` so many workers send the requests in their order, each as its last one ends.
+        """
         cluster = self._cluster(seed, keep_token_times)
-        return map(_record, cluster.serve(map(_request, requests)))
+        waiting = map(_request, requests)
+        ended = cluster.serve(waiting) if concurrency is None else cluster.serve_closed(waiting, concurrency)
+        return map(_record, ended)
 
     def _cluster(self, seed: int, keep_token_times: bool) -> Cluster:
         return make_cluster(
@@ -126,19 +136,25 @@ def run_simulation(
         seed=load.seed,
         vocab_size=simulation.shape.vocab_size,
         users=load.users,
+        arrivals=load.arrivals,
         with_prompts=whole,
     )
     records: list[RequestRecord] = []
     status = "complete"
     with RunWriter(results, _info(simulation, workload, token_times=whole) | {"point": point}) as writer:
         try:
-            for record in simulation.serve(workload.requests, seed=load.seed, keep_token_times=whole):
+            for record in simulation.serve(
+                workload.requests,
+                seed=load.seed,
+                keep_token_times=whole,
+                concurrency=load.arrivals.concurrency,
+            ):
                 records.append(record)
                 writer.append(record)
                 progress(len(records), record.finished or 0.0)
         except KeyboardInterrupt:
             status = "interrupted"
-        summary = summarize(records, offered_rate=load.rate)
+        summary = summarize(records, offered_rate=load.offered_rate)
         writer.finish(status, records, summary.to_dict())
     return Run(writer.path, writer.info, tuple(records))
 

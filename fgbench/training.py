@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from fgbench.workload.sharegpt import TextPair, length_ok
+from fgbench.workload.sharegpt import length_ok
+from fgbench.workload.texts import TextPair
 from fgengine.scheduling.learned import Learned
 
 EPOCHS = 4

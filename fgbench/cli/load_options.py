@@ -14,7 +14,22 @@ from fgbench.cli.options import ServerOptions
 
 if TYPE_CHECKING:
     from fgbench.benchmark import Load
+    from fgbench.workload.arrivals import Arrivals
     from fgbench.workload.datasets import Dataset
+    from fgbench.workload.trace import Trace
+
+DEFAULT_RATE = 2.5
+DEFAULT_NUM_PROMPTS = 100
+PROCESS_OF = {
+    "cv": "gamma",
+    "burst_size": "burst",
+    "rate_to": "ramp",
+    "trace": "trace",
+    "speedup": "trace",
+    "limit": "trace",
+    "concurrency": "closed",
+}
+"""Options that only one arrival process has; the first of a process is the one it cannot do without."""
 
 
 def _option(panel: str, help: str, *names: str) -> Any:
@@ -30,12 +45,55 @@ class LoadOptions:
     """What is asked, when, and how the answer is judged; the names are the command line's."""
 
     rate: Annotated[
-        float, load_option("Requests per second; inf: all at once.", "--rate", "--request-rate")
-    ] = 2.5
-    num_prompts: Annotated[int, load_option("Requests to measure.", "--num-prompts")] = 100
+        float | None,
+        load_option(
+            f"Requests per second; inf: all at once. Default: {DEFAULT_RATE}, or a trace's own.",
+            "--rate",
+            "--request-rate",
+        ),
+    ] = None
+    num_prompts: Annotated[
+        int | None,
+        load_option(
+            f"Requests to measure; default: {DEFAULT_NUM_PROMPTS}, or a whole trace.", "--num-prompts"
+        ),
+    ] = None
+    arrivals: Annotated[
+        str | None,
+        load_option(
+            "poisson (default), gamma, uniform, burst, ramp, trace or closed; gone by what follows.",
+            "--arrivals",
+            "--process-name",
+        ),
+    ] = None
+    cv: Annotated[
+        float | None,
+        load_option("gamma: deviation of the gaps over their mean; 1 is poisson.", "--cv", "--request-cv"),
+    ] = None
+    burst_size: Annotated[
+        int | None, load_option("burst: requests at one moment, such moments being Poisson.", "--burst-size")
+    ] = None
+    rate_to: Annotated[
+        float | None, load_option("ramp: from --rate to this, linearly, over all requests.", "--rate-to")
+    ] = None
+    trace: Annotated[
+        Path | None,
+        load_option(
+            "trace: Azure, BurstGPT or Mooncake file; its times, and its lengths unless --dataset is given.",
+            "--trace",
+        ),
+    ] = None
+    speedup: Annotated[
+        float | None, load_option("trace: replay so many times as fast; or say --rate.", "--speedup")
+    ] = None
+    limit: Annotated[int | None, load_option("trace: read its first requests only.", "--limit")] = None
+    concurrency: Annotated[
+        int | None,
+        load_option("closed: so many workers, each sending when its last answer has ended.", "--concurrency"),
+    ] = None
     dataset: Annotated[
         str | None,
-        load_option("sharegpt-lengths (default), sharegpt, synthetic; or a file.", "--dataset"),
+        load_option("A name of 'fgbench datasets list', or a file; default: sharegpt-lengths.", "--dataset"),
     ] = None
     dataset_name: Annotated[
         str | None, load_option("What a file given by --dataset holds.", "--dataset-name")
@@ -43,11 +101,22 @@ class LoadOptions:
     dataset_path: Annotated[
         Path | None, load_option("Read the dataset from this file.", "--dataset-path")
     ] = None
-    input_len: Annotated[str, load_option("Prompt tokens of synthetic: 512, or 16-512.", "--input-len")] = (
-        "512"
-    )
-    output_len: Annotated[str, load_option("Output tokens of synthetic.", "--output-len")] = "128"
-    process_name: Annotated[str, load_option("Arrivals: poisson.", "--process-name")] = "poisson"
+    input_len: Annotated[
+        str | None,
+        load_option(
+            "Prompt tokens of synthetic: 512, 16-512, lognormal:MEDIAN:SIGMA[:MAX], zipf:EXPONENT:MAX.",
+            "--input-len",
+        ),
+    ] = None
+    output_len: Annotated[
+        str | None,
+        load_option(
+            "Output tokens of synthetic, mmlu, and jsonl that does not say; the same.", "--output-len"
+        ),
+    ] = None
+    mix: Annotated[
+        str | None, load_option("Parts of mix: NAME-OR-FILE:SHARE,NAME-OR-FILE:SHARE.", "--mix")
+    ] = None
     seed: Annotated[
         int, load_option("Same seed: same prompts, lengths and arrivals for every backend.", "--seed")
     ] = 0
@@ -65,19 +134,20 @@ class LoadOptions:
         Raises ValueError for a value out of range, naming it, and for options that contradict each other.
         """
         from fgbench.benchmark import Load
+        from fgbench.workload.arrivals import Replay
 
-        if self.process_name not in (
-            "poisson",
-            "possion",
-        ):  # the second is how the published scripts spell it
-            raise ValueError(f"--process-name: arrivals are poisson, not {self.process_name!r}")
         if not 0.0 <= self.max_error_rate <= 1.0:
             raise ValueError(f"--max-error-rate is a share between 0 and 1, not {self.max_error_rate}")
         self.dataset_source()
         client = client or ClientOptions()
+        arrivals = self._arrivals()
+        rate, num_prompts = DEFAULT_RATE, DEFAULT_NUM_PROMPTS
+        if isinstance(arrivals, Replay):
+            rate, num_prompts = arrivals.own_rate * (self.speedup or 1.0), len(arrivals.recorded)
         return Load(
-            rate=self.rate,
-            num_prompts=self.num_prompts,
+            rate=rate if self.rate is None else self.rate,
+            num_prompts=num_prompts if self.num_prompts is None else self.num_prompts,
+            arrivals=arrivals,
             seed=self.seed,
             users=self.users,
             num_warmup=client.warmup,
@@ -85,35 +155,113 @@ class LoadOptions:
             request_timeout=client.request_timeout,
         )
 
-    def dataset_source(self) -> tuple[str, Path | None]:
-        """Name and file. ``--dataset FILE --dataset-name NAME`` is the published client's spelling."""
+    def process(self) -> str:
+        """The name of the arrival process: as said, or as the options that only one has.
+
+        Raises ValueError where these contradict each other or one is missing.
+        """
+        from fgbench.workload.arrivals import PROCESSES
+
+        said = "poisson" if self.arrivals == "possion" else self.arrivals  # as the published scripts spell it
+        if said is not None and said not in PROCESSES:
+            raise ValueError(f"--arrivals: there are {', '.join(PROCESSES)}, not {said!r}")
+        given = {option: of for option, of in PROCESS_OF.items() if getattr(self, option) is not None}
+        name = said or next(iter(given.values()), "poisson")
+        for option, of in given.items():
+            if of != name:
+                raise ValueError(f"{_flag(option)} goes with --arrivals {of}, not {name}")
+        needed = next((option for option, of in PROCESS_OF.items() if of == name), None)
+        if needed is not None and needed not in given:
+            raise ValueError(f"--arrivals {name} needs {_flag(needed)}")
+        if self.rate is not None and name == "closed":
+            raise ValueError(
+                "--rate does not go with --concurrency: in a closed loop the server decides the rate"
+            )
+        if self.rate is not None and self.speedup is not None:
+            raise ValueError("--rate and --speedup both say how fast the trace is replayed: give one")
+        if self.speedup is not None and not 0 < self.speedup < 1e9:
+            raise ValueError(f"--speedup must be above 0, not {self.speedup}")
+        return name
+
+    def dataset_source(self) -> tuple[str | None, Path | None]:
+        """Name and file, None for what is not said. ``--dataset FILE --dataset-name NAME`` is the published
+        client's spelling."""
         dataset, name, path = self.dataset, self.dataset_name, self.dataset_path
-        if dataset is not None and Path(dataset).is_file():
+        if dataset is not None and _is_path(dataset):
             if path is not None:
                 raise ValueError("--dataset names a file already; leave out --dataset-path")
-            path, dataset = Path(dataset), None
-            if name is None:
-                name = "sharegpt-lengths" if ".csv" in path.suffixes else "sharegpt"
+            return name, Path(dataset)
         if dataset is not None and name is not None and dataset != name:
             raise ValueError(f"--dataset {dataset} and --dataset-name {name} contradict each other")
-        return dataset or name or "sharegpt-lengths", path
+        return dataset or name, path
 
     def to_dataset(self, server: ServerOptions, report: Callable[[str], None]) -> Dataset:
-        """The dataset, its tokens counted by the server's model's tokenizer where it is texts.
+        """The dataset, its tokens counted by the server's model's tokenizer where it is texts. A trace that
+        is replayed is its own dataset where no other is named.
 
-        ``report`` is told what takes long. Raises ValueError for a dataset or file that will not do.
+        ``report`` is told what takes long and what is left out. Raises ValueError for a dataset or file that
+        will not do.
         """
         from fgbench.workload.load import load_dataset
 
         name, path = self.dataset_source()
+        made_by = (self.input_len, self.output_len, self.mix)
+        if self.process() == "trace":
+            trace = self._trace()
+            for note in trace.notes:
+                report(note)
+            if (name, path, *made_by) == (None,) * 5:
+                return trace.dataset
         return load_dataset(
             name,
             path=path,
             tokenizer=lambda: _tokenizer_folder(server),
             input_len=self.input_len,
             output_len=self.output_len,
+            mix=self.mix,
             report=report,
         )
+
+    def _arrivals(self) -> Arrivals:
+        from fgbench.workload import arrivals
+
+        name = self.process()
+        if name == "gamma" and self.cv is not None:
+            return arrivals.Gamma(self.cv)
+        if name == "burst" and self.burst_size is not None:
+            return arrivals.Burst(self.burst_size)
+        if name == "ramp" and self.rate_to is not None:
+            return arrivals.Ramp(self.rate_to)
+        if name == "closed" and self.concurrency is not None:
+            return arrivals.Closed(self.concurrency)
+        if name == "trace":
+            trace = self._trace()
+            return arrivals.Replay(trace.name, trace.times)
+        return arrivals.Uniform() if name == "uniform" else arrivals.Poisson()
+
+    def _trace(self) -> Trace:
+        if self.trace is None or not self.trace.is_file():
+            raise ValueError(f"--trace: there is no file {self.trace}")
+        return _read_trace(self.trace, self.limit)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_trace(path: Path, limit: int | None) -> Trace:
+    """Read once for its times and its lengths."""
+    from fgbench.workload.trace import read_trace
+
+    return read_trace(path, limit)
+
+
+def _is_path(dataset: str) -> bool:
+    """A file goes before a dataset's name, a folder after it."""
+    from fgbench.workload.load import DATASETS
+
+    return Path(dataset).is_file() or (dataset not in DATASETS and Path(dataset).is_dir())
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

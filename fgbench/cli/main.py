@@ -24,10 +24,11 @@ VERBS = {
     "compare": "Put runs side by side: a table, and a plot over the rate.",
     "profile": "Measure how long this machine's steps take, for policies that predict.",
     "predictor": "Teach and judge the predictor of output lengths.",
+    "datasets": "List the datasets there are, get them, and see how long their requests are.",
     "models": "List the models there are and pull their weights.",
     "policies": "List the scheduling policies there are.",
 }
-"""Each verb's function of the same name is in the module ``fgbench.cli.VERB``; ``models`` has an ``app``."""
+"""Each verb's function of the same name, or ``app`` of commands, is in the module ``fgbench.cli.VERB``."""
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 

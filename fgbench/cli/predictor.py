@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fgbench.training import Encoder, Progress, Quality
-    from fgbench.workload.sharegpt import TextPair
+    from fgbench.workload.texts import TextPair
 
 app = typer.Typer(
     help="Predict output lengths from prompts, for --policy sjf and sprpt with --predictor learned.\n\n"

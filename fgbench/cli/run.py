@@ -49,12 +49,16 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Benchmark one backend: start it (or attach to --url), send a Poisson load, print the figures.
+    """Benchmark one backend: start it (or attach to --url), load it, print the figures.
 
     Example: SmolLM2 under skip-join MLFQ, then FCFS on the very same requests:
 
         fgbench run --rate 2.5 --num-prompts 150
         fgbench run --rate 2.5 --num-prompts 150 --backend fastgen-fcfs
+
+    Requests come by a Poisson process, or by --arrivals uniform, --cv 2 (gamma), --burst-size 8, --rate-to 5
+    (a ramp from --rate), --trace AzureLLMInferenceTrace_conv.csv.gz --speedup 2, or in a closed loop,
+    --concurrency 16.
 
     The server's own options (--max-batch-size 16, --num-device-blocks 400, ...) are passed on to it.
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many errors, 4 the client was the limit,
@@ -95,13 +99,13 @@ def run(
 def conclude(done: Run, console: Console, max_error_rate: float) -> None:
     """Prints the figures and ends with the exit code they deserve."""
     from fgbench.metrics.summary import Summary
-    from fgbench.report.tables import summary_table
+    from fgbench.report.tables import load_in_words, summary_table
     from fgbench.verdict import DONE, verdict
 
     summary = Summary.from_dict(done.info["summary"])
     workload = done.info["workload"]
     system = f"{done.info['backend']['name']}, {done.info['model']}"
-    title = f"{system}, {workload['dataset']}, {float(workload['rate']):g}/s"
+    title = f"{system}, {workload['dataset']}, {load_in_words(workload)}"
     console.print(summary_table(title, summary))
     console.print(f"run folder: {done.path}", soft_wrap=True, highlight=False)
     if (how := verdict(done.info, max_error_rate)).code != DONE:

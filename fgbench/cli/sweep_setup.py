@@ -132,10 +132,15 @@ def set_up(settings: Settings, console: Console) -> Setup:
             backend, endpoint = system_of(choice.server, choice.backend, choice.url)
             systems[label] = Measured(backend, label, restart=settings.restart)
             loads[label] = settings.load.to_load(settings.client, endpoint)
+    load = next(iter(loads.values()))
+    if load.arrivals.concurrency is not None:
+        raise ValueError("a sweep is over rates, and a closed loop (--concurrency) has none")
+    if settings.load.speedup is not None:
+        raise ValueError("--rates says how fast a trace is replayed: leave out --speedup")
     for rate in settings.rate:
-        replace(next(iter(loads.values())), rate=rate)
+        replace(load, rate=rate)
     dataset = settings.load.to_dataset(settings.server, display_for(console).report)
-    workloads = {seed: _workload(dataset, settings, seed) for seed in settings.seed_numbers}
+    workloads = {seed: _workload(dataset, replace(load, seed=seed)) for seed in settings.seed_numbers}
     lengths = sampled_lengths(dataset, settings.load.seed)
     capacities = {label: c for label, one in choices.items() if (c := _capacity(one, lengths)) is not None}
     setup = Setup(
@@ -185,17 +190,17 @@ def _identities(systems: dict[str, System]) -> dict[str, dict[str, object]]:
     return identities
 
 
-def _workload(dataset: Dataset, settings: Settings, seed: int) -> str:
+def _workload(dataset: Dataset, load: Load) -> str:
     """Fingerprint of the requests, as they are before a server says how large its vocabulary is."""
     from fgbench.simulated import MOST_WITH_PROMPTS
 
-    load = settings.load
     return build_workload(
         dataset,
         rate=load.rate,
         num_prompts=load.num_prompts,
-        seed=seed,
+        seed=load.seed,
         users=load.users,
+        arrivals=load.arrivals,
         with_prompts=load.num_prompts <= MOST_WITH_PROMPTS,
     ).fingerprint
 

@@ -32,7 +32,7 @@ class Summary:
     total_token_throughput: float
     """Prompt and output tokens per second."""
     offered_rate: float | None
-    """Requests per second the workload asks for; infinite where all leave at once."""
+    """Requests per second the workload asks for; infinite where all leave at once, None in a closed loop."""
     achieved_rate: float | None
     """Requests per second that left the client while it was sending."""
     overloaded: bool
@@ -106,6 +106,7 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None) -
     output_tokens = sum(record.output_tokens for record in good)
     per_second = 1.0 / duration if duration > 0.0 else 0.0
     behind = shortfall(records)
+    open_loop = offered_rate is not None  # a closed loop cannot be above capacity
     all_at_once = offered_rate is not None and math.isinf(offered_rate)
     accounts = [record.server for record in good if record.server]
     totals: dict[str, float] = {}
@@ -124,7 +125,7 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None) -
         total_token_throughput=(prompt_tokens + output_tokens) * per_second,
         offered_rate=offered_rate,
         achieved_rate=_rate([record.sent for record in records]),
-        overloaded=all_at_once or is_overloaded(behind),
+        overloaded=all_at_once or (open_loop and is_overloaded(behind)),
         shortfall=behind,
         errors=dict(Counter(_error_class(record) for record in records if not record.ok)),
         lag=Distribution.of(map(latency.lag, records)),

@@ -75,9 +75,11 @@ class Entry:
     @classmethod
     def of(cls, run: Run) -> Entry:
         """Figures are computed anew from the records, so that all runs are measured by one definition."""
-        rate = float((run.info.get("workload") or {}).get("rate") or "nan")
+        workload = run.info.get("workload") or {}
+        rate = float(workload.get("rate") or "nan")
+        closed = "concurrency" in (workload.get("arrival_process") or {})  # no rate is asked for
         name = str((run.info.get("backend") or {}).get("name", "unknown"))
-        return cls(name, rate, run, summarize(run.records, offered_rate=rate))
+        return cls(name, rate, run, summarize(run.records, offered_rate=None if closed else rate))
 
 
 @dataclass(frozen=True)

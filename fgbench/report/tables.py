@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fgbench.report.units import number, seconds, size
 
@@ -50,6 +50,15 @@ def summary_table(title: str, summary: Summary) -> Group:
     if summary.overloaded:
         parts.append(Text(OVERLOAD_NOTE, style="yellow"))
     return Group(*parts)
+
+
+def load_in_words(workload: dict[str, Any]) -> str:
+    """How requests came, of run.json's ``workload``: ``2.5/s``, ``gamma cv=2, 2.5/s``."""
+    arrivals = str(workload["arrivals"])
+    if "concurrency" in workload.get("arrival_process", {}):
+        return f"closed loop of {workload['arrival_process']['concurrency']}"
+    rate = f"{float(workload['rate']):g}/s"
+    return rate if arrivals == "poisson" else f"{arrivals}, {rate}"
 
 
 def _cells(distribution: Distribution | None) -> list[str]:

@@ -24,7 +24,8 @@ class RunWriter:
     """One run folder, from creation to ``finish``. As a context it marks a run that raised as failed."""
 
     def __init__(self, root: Path, info: dict[str, Any]) -> None:
-        """Makes ``root/<time>_<backend>_<dataset>_r<rate>_s<seed>`` and writes run.json, status ``running``.
+        """Makes ``root/<time>_<backend>_<dataset>_r<rate>_s<seed>`` (in a closed loop ``c<concurrency>``) and
+        writes run.json, status ``running``.
 
         ``info`` holds run.json's keys ``backend, model, workload, fingerprint, environment, ...``.
         """
@@ -120,8 +121,10 @@ def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
 
 def _make_folder(root: Path, info: dict[str, Any]) -> Path:
     workload = info["workload"]
-    rate, seed = f"r{float(workload['rate']):g}", f"s{workload['seed']}"
-    return fresh_folder(root, str(info["backend"]["name"]), str(workload["dataset"]), rate, seed)
+    workers = workload.get("arrival_process", {}).get("concurrency")
+    pace = f"r{float(workload['rate']):g}" if workers is None else f"c{workers}"
+    name, dataset, seed = info["backend"]["name"], workload["dataset"], workload["seed"]
+    return fresh_folder(root, str(name), str(dataset), pace, f"s{seed}")
 
 
 def _now() -> str:

@@ -45,8 +45,10 @@ class Plan:
     """By seed, the fingerprint of the requests: of a file's content, not of its name."""
 
     def point(self, backend: str, rate: float, seed: int) -> Point:
-        load = dataclasses.asdict(self.load(backend, rate, seed))
-        plain = {name: str(v) if isinstance(v, float) and math.isinf(v) else v for name, v in load.items()}
+        load = self.load(backend, rate, seed)
+        told_of = {field.name: getattr(load, field.name) for field in dataclasses.fields(load)}
+        told_of["arrivals"] = load.arrivals.label  # a trace's times are in the workload's fingerprint
+        plain = {name: str(v) if isinstance(v, float) and math.isinf(v) else v for name, v in told_of.items()}
         told = fingerprint(system=self.systems[backend], load=plain, workload=self.workloads[seed])
         return Point(backend, rate, seed, told)
 

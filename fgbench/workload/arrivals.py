@@ -1,24 +1,273 @@
-"""When requests arrive, computed before the load starts."""
+"""When requests arrive, computed before the load starts: seeded processes as absolute times."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from numpy.random import Generator
+    from numpy.typing import NDArray
+
+MAX_CONCURRENCY = 65_536
+MAX_BURST = 1_000_000
+CV_RANGE = (0.01, 100.0)
+PROCESSES = ("poisson", "gamma", "uniform", "burst", "ramp", "trace", "closed")
 
 
-def poisson_arrivals(rng: Generator, count: int, rate: float) -> tuple[float, ...]:
-    """Absolute arrival times in seconds of a Poisson process seen from one of its arrivals.
-
-    The first request arrives at 0 and each gap after it is exponential with mean ``1 / rate``. The gaps are
-    drawn at rate 1 and divided by ``rate``, so one seed gives the same pattern at every rate, stretched.
-    ``rate=inf``: all at 0. Times are rounded to the microsecond, which no client can keep anyway.
+class Arrivals:
+    """An arrival process. Its pattern is drawn at one request per second and stretched to the rate asked
+    for, so one seed gives the same pattern at every rate; ``rate=inf``: all at 0. The first request arrives
+    at 0. Times are rounded to the microsecond, which no client can keep anyway.
     """
-    if not rate > 0:
-        raise ValueError(f"the rate must be above 0 requests per second (or inf), not {rate}")
-    if math.isinf(rate) or count < 2:
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """One of ``PROCESSES``."""
+        raise NotImplementedError
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What decides the pattern beside rate, seed and count; plain JSON."""
+        return {}
+
+    @property
+    def label(self) -> str:
+        """Name and parameters for people: ``gamma cv=2``. Different patterns have different labels."""
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.parameters.items())])
+
+    @property
+    def concurrency(self) -> int | None:
+        """Requests in flight at most, each leaving when one ends; None: an open loop has no limit."""
+        return None
+
+    def check(self, rate: float) -> None:
+        """Raises ValueError for a rate, in requests per second, that the process cannot have."""
+        if not rate > 0:
+            raise ValueError(f"the rate must be above 0 requests per second (or inf), not {rate}")
+
+    def mean_rate(self, rate: float) -> float | None:
+        """Requests per second over the whole load; None: the server decides."""
+        return rate
+
+    def times(self, rng: Generator, count: int, rate: float) -> tuple[float, ...]:
+        """Seconds from the start of the load, ascending. Raises ValueError as ``check`` does."""
+        self.check(rate)
+        if math.isinf(rate) or count < 2:
+            return (0.0,) * count
+        return tuple(round(float(t) / rate, 6) for t in self._at_one_per_second(rng, count))
+
+    def _at_one_per_second(self, rng: Generator, count: int) -> NDArray[Any]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Poisson(Arrivals):
+    """Gaps are independent and exponential: many users who know nothing of each other."""
+
+    @property
+    def name(self) -> str:
+        return "poisson"
+
+    def _at_one_per_second(self, rng: Generator, count: int) -> NDArray[Any]:
+        return _from_zero(rng.standard_exponential(count - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Gamma(Arrivals):
+    """Gaps are independent and gamma-distributed: burstier than Poisson above a ``cv`` of 1."""
+
+    cv: float
+    """Coefficient of variation of the gaps: their deviation over their mean."""
+
+    def __post_init__(self) -> None:
+        low, high = CV_RANGE
+        if not low <= self.cv <= high:
+            raise ValueError(
+                f"--cv must be between {low:g} and {high:g}, not {self.cv} (0 is --arrivals uniform)"
+            )
+
+    @property
+    def name(self) -> str:
+        return "gamma"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"cv": self.cv}
+
+    def _at_one_per_second(self, rng: Generator, count: int) -> NDArray[Any]:
+        square = self.cv * self.cv
+        return _from_zero(rng.standard_gamma(1.0 / square, count - 1) * square)
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform(Arrivals):
+    """All gaps are the same."""
+
+    @property
+    def name(self) -> str:
+        return "uniform"
+
+    def _at_one_per_second(self, rng: Generator, count: int) -> NDArray[Any]:
+        import numpy as np
+
+        return np.arange(count, dtype=float)
+
+
+@dataclass(frozen=True, slots=True)
+class Burst(Arrivals):
+    """``size`` requests at one moment; the moments are a Poisson process of ``rate / size``."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= MAX_BURST:
+            raise ValueError(f"--burst-size must be between 1 and {MAX_BURST}, not {self.size}")
+
+    @property
+    def name(self) -> str:
+        return "burst"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"size": self.size}
+
+    def _at_one_per_second(self, rng: Generator, count: int) -> NDArray[Any]:
+        bursts = -(-count // self.size)
+        moments = _from_zero(rng.standard_exponential(bursts - 1) * self.size)
+        return moments.repeat(self.size)[:count]
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp(Arrivals):
+    """A Poisson process whose rate goes linearly from ``rate`` to ``rate_to`` over the whole load.
+
+    It takes ``2 (n - 1) / (rate + rate_to)`` seconds on average. Unlike with the others, fewer requests are
+    a steeper ramp and not the first part of a longer one.
+    """
+
+    rate_to: float
+    """Requests per second."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate_to < math.inf:
+            raise ValueError(f"--rate-to must be a number of requests per second above 0, not {self.rate_to}")
+
+    @property
+    def name(self) -> str:
+        return "ramp"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"rate_to": self.rate_to}
+
+    def check(self, rate: float) -> None:
+        Arrivals.check(self, rate)
+        if math.isinf(rate):
+            raise ValueError("a ramp needs a finite --rate to begin with")
+
+    def mean_rate(self, rate: float) -> float | None:
+        return (rate + self.rate_to) / 2
+
+    def times(self, rng: Generator, count: int, rate: float) -> tuple[float, ...]:
+        """The inverse of the expected number of arrivals, ``rate t + slope t^2 / 2``, at a unit Poisson
+        process's times; what falls behind the ramp's end keeps ``rate_to``."""
+        import numpy as np
+
+        self.check(rate)
+        if count < 2:
+            return (0.0,) * count
+        expected = _from_zero(rng.standard_exponential(count - 1))
+        end = 2 * (count - 1) / (rate + self.rate_to)
+        slope = (self.rate_to - rate) / end
+        on_ramp = np.minimum(expected, count - 1)
+        times = 2 * on_ramp / (rate + np.sqrt(rate * rate + 2 * slope * on_ramp))
+        times += (expected - on_ramp) / self.rate_to
+        return tuple(round(float(t), 6) for t in times)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay(Arrivals):
+    """A recorded trace's own times; at another rate than its mean they are stretched or pressed together."""
+
+    trace: str
+    """What the trace is called."""
+    recorded: tuple[float, ...] = field(repr=False)
+    """Seconds from its first request, ascending."""
+
+    def __post_init__(self) -> None:
+        if not self.recorded:
+            raise ValueError(f"the trace {self.trace} has no requests")
+
+    @property
+    def name(self) -> str:
+        return "trace"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"trace": self.trace, "requests": len(self.recorded)}
+
+    @property
+    def own_rate(self) -> float:
+        """Requests per second as recorded; infinite where all came at once."""
+        span = self.recorded[-1]
+        return (len(self.recorded) - 1) / span if span > 0 else math.inf
+
+    def times(self, rng: Generator, count: int, rate: float) -> tuple[float, ...]:
+        if count > len(self.recorded):
+            raise ValueError(
+                f"the trace {self.trace} has {len(self.recorded)} requests, fewer than the {count} asked for"
+            )
+        return Arrivals.times(self, rng, count, rate)
+
+    def _at_one_per_second(self, rng: Generator, count: int) -> NDArray[Any]:
+        import numpy as np
+
+        if math.isinf(self.own_rate):
+            return np.zeros(count)
+        return np.array(self.recorded[:count]) * self.own_rate
+
+
+@dataclass(frozen=True, slots=True)
+class Closed(Arrivals):
+    """A closed loop: each of ``workers`` sends its next request when its last has ended.
+
+    Only the order is fixed here; the server decides the times. Such a load never exceeds the server's
+    capacity, and says nothing about waiting under a load that does not wait.
+    """
+
+    workers: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.workers <= MAX_CONCURRENCY:
+            raise ValueError(f"--concurrency must be between 1 and {MAX_CONCURRENCY}, not {self.workers}")
+
+    @property
+    def name(self) -> str:
+        return "closed"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"concurrency": self.workers}
+
+    @property
+    def concurrency(self) -> int | None:
+        return self.workers
+
+    def mean_rate(self, rate: float) -> float | None:
+        return None
+
+    def times(self, rng: Generator, count: int, rate: float) -> tuple[float, ...]:
         return (0.0,) * count
-    unit_times = rng.standard_exponential(count - 1).cumsum()
-    return (0.0, *(round(float(t) / rate, 6) for t in unit_times))
+
+
+POISSON = Poisson()
+
+
+def _from_zero(gaps: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    return np.concatenate(([0.0], gaps.cumsum()))

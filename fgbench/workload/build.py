@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from fgbench.workload.arrivals import poisson_arrivals
+from fgbench.workload.arrivals import POISSON, Arrivals
 from fgbench.workload.datasets import Dataset, Sample
 from fgbench.workload.spec import Prompt, RequestSpec, Workload
 
@@ -55,13 +55,15 @@ def build_workload(
     vocab_size: int | None = None,
     with_prompts: bool = True,
     users: int = 1,
+    arrivals: Arrivals = POISSON,
 ) -> Workload:
-    """The same seed gives the same prompts and lengths in the same order at every rate and for every server.
+    """The same seed gives the same prompts and lengths in the same order at every rate, with all arrivals and
+    for every server.
 
-    A smaller ``num_prompts`` gives the first of a larger one's requests. Warm-up takes the samples after
-    the measured ones, so the two differ while the dataset has that many. Without prompts lengths and arrivals
-    are the same, but not the fingerprints, which are of what is sent. With several users each measured
-    request is one's, the k-th user sending 1/k as many as the first.
+    A smaller ``num_prompts`` gives the first of a larger one's requests (but see ``Ramp``). Warm-up takes the
+    samples after the measured ones, so the two differ while the dataset has that many. Without prompts
+    lengths and arrivals are the same, but not the fingerprints, which are of what is sent. With several users
+    each measured request is one's, the k-th user sending 1/k as many as the first.
 
     Raises:
         ValueError: for a number out of range, or a dataset that yields nothing usable.
@@ -72,7 +74,7 @@ def build_workload(
     streams = np.random.SeedSequence(seed).spawn(5)
     gaps, choice, ids, warmup_ids, senders = (np.random.Generator(np.random.PCG64(s)) for s in streams)
 
-    times = poisson_arrivals(gaps, num_prompts, rate)
+    times = arrivals.times(gaps, num_prompts, rate)
     low, high = token_id_range(vocab_size)
     prompt = _prompt if with_prompts else _no_prompt
     names = _user_names(senders, users, num_prompts)
@@ -96,6 +98,7 @@ def build_workload(
             )
             for i, s in enumerate(warm)
         ),
+        arrivals=arrivals,
         users=users,
     )
 

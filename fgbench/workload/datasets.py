@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from fgbench.workload.sharegpt import TextPair, length_ok
+from fgbench.workload.lengths import MAX_LENGTH, LengthDistribution
+from fgbench.workload.texts import TextPair
 
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-MAX_LENGTH = 1_000_000
-"""Longest prompt or output accepted, tokens."""
 TEXTS_PER_BATCH = 64
+MIX_BLOCK = 200
+"""Requests among which the shares of a mix are exact."""
 
 TokenCounter = Callable[[Sequence[str]], list[int]]
 """Texts -> number of tokens of each."""
+Fits = Callable[[int, int], bool]
+"""Whether a request of so many prompt and output tokens is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,96 +40,112 @@ class Dataset(Protocol):
         ...
 
 
+def any_length(prompt_tokens: int, output_tokens: int) -> bool:
+    return 1 <= prompt_tokens <= MAX_LENGTH and 1 <= output_tokens <= MAX_LENGTH
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """A table of (prompt tokens, output tokens)."""
 
     name: str
     pairs: tuple[tuple[int, int], ...]
+    in_order: bool = False
+    """As they stand, as a trace's are; else in an order drawn."""
 
     def samples(self, rng: Generator) -> Iterator[Sample]:
         while True:
-            for i in rng.permutation(len(self.pairs)):
+            count = len(self.pairs)
+            for i in range(count) if self.in_order else rng.permutation(count):
                 yield Sample(*self.pairs[i])
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Real conversations. A completion counts by its length; tokens are counted as samples are asked for,
-    so a run of 100 prompts tokenizes some hundred texts and not a hundred thousand."""
+    """Real prompts. A completion counts by its length; tokens are counted as samples are asked for, so a run
+    of 100 prompts tokenizes some hundred texts and not a hundred thousand."""
 
     name: str
     pairs: Sequence[TextPair]
     count_tokens: TokenCounter
+    fits: Fits
+    output_lengths: LengthDistribution | None = None
+    """Of answers whose length the data does not tell; must be given where there are such."""
 
     def samples(self, rng: Generator) -> Iterator[Sample]:
         """Raises ValueError when no pair passes the filter of lengths."""
         while True:
-            order = rng.permutation(len(self.pairs)).tolist()
             given = False
-            for start in range(0, len(order), TEXTS_PER_BATCH):
-                batch = [self.pairs[i] for i in order[start : start + TEXTS_PER_BATCH]]
-                prompts = self.count_tokens([pair.prompt for pair in batch])
-                outputs = self.count_tokens([pair.completion for pair in batch])
-                for pair, n, m in zip(batch, prompts, outputs, strict=True):
-                    if length_ok(n, m):
-                        given = True
-                        yield Sample(n, m, pair.prompt)
+            for sample in self.once(rng):
+                given = True
+                yield sample
             if not given:
                 raise ValueError(f"dataset {self.name}: no conversation passes the filter of lengths")
+
+    def once(self, rng: Generator) -> Iterator[Sample]:
+        """Each pair that passes the filter of lengths, in an order drawn."""
+        order = rng.permutation(len(self.pairs)).tolist()
+        for start in range(0, len(order), TEXTS_PER_BATCH):
+            batch = [self.pairs[i] for i in order[start : start + TEXTS_PER_BATCH]]
+            prompts = self.count_tokens([pair.prompt for pair in batch])
+            for pair, n, m in zip(batch, prompts, self._output_tokens(batch, rng), strict=True):
+                if self.fits(n, m):
+                    yield Sample(n, m, pair.prompt)
+
+    def _output_tokens(self, batch: Sequence[TextPair], rng: Generator) -> list[int]:
+        counts = self.count_tokens([pair.completion for pair in batch])
+        lengths = self.output_lengths
+        return [
+            pair.output_tokens or count or (lengths.draw(rng) if lengths else 0)
+            for pair, count in zip(batch, counts, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class Synthetic:
-    """Lengths drawn uniformly from two inclusive ranges."""
+    """Lengths drawn from two distributions; every request is new."""
 
-    prompt_range: tuple[int, int]
-    output_range: tuple[int, int]
+    prompt_lengths: LengthDistribution
+    output_lengths: LengthDistribution
 
     @property
     def name(self) -> str:
-        return f"synthetic-{_range_name(self.prompt_range)}x{_range_name(self.output_range)}"
+        return f"synthetic-{self.prompt_lengths.name}x{self.output_lengths.name}"
 
     def samples(self, rng: Generator) -> Iterator[Sample]:
         while True:
-            prompt = int(rng.integers(*self.prompt_range, endpoint=True))
-            yield Sample(prompt, int(rng.integers(*self.output_range, endpoint=True)))
+            prompt = self.prompt_lengths.draw(rng)
+            yield Sample(prompt, self.output_lengths.draw(rng))
 
 
-def parse_range(text: str) -> tuple[int, int]:
-    """``"128"`` or ``"16-512"`` as an inclusive range of tokens; ValueError for anything else."""
-    low, dash, high = text.partition("-")
-    try:
-        bounds = (int(low), int(high) if dash else int(low))
-    except ValueError:
-        raise ValueError(f"a length is a number of tokens or a range such as 16-512, not {text!r}") from None
-    if not 1 <= bounds[0] <= bounds[1] <= MAX_LENGTH:
-        raise ValueError(f"lengths must be ordered and between 1 and {MAX_LENGTH} tokens, not {text!r}")
-    return bounds
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Several datasets in fixed shares: exact in every ``MIX_BLOCK`` requests, whose order is drawn."""
 
+    parts: tuple[tuple[Dataset, float], ...]
+    """Each with its share; the shares sum to 1."""
 
-def read_lengths(path: Path, name: str) -> Lengths:
-    """A CSV file, gzip or not, with the columns prompt_tokens and output_tokens.
+    @property
+    def name(self) -> str:
+        return "mix-" + "-".join(f"{part.name}-{share:g}" for part, share in self.parts)
 
-    Raises ValueError naming the first bad row; OSError when the file cannot be read.
-    """
-    opener = gzip.open if path.suffix == ".gz" else open
-    pairs: list[tuple[int, int]] = []
-    with opener(path, "rt", encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"prompt_tokens", "output_tokens"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path} must have the columns prompt_tokens and output_tokens")
-        for row in rows:
-            try:
-                pair = (int(row["prompt_tokens"]), int(row["output_tokens"]))
-            except (TypeError, ValueError):
-                raise ValueError(f"{path}, line {rows.line_num}: lengths must be whole numbers") from None
-            if not all(1 <= n <= MAX_LENGTH for n in pair):
-                raise ValueError(f"{path}, line {rows.line_num}: lengths must be between 1 and {MAX_LENGTH}")
-            pairs.append(pair)
-    if not pairs:
-        raise ValueError(f"{path} has no rows")
-    return Lengths(name, tuple(pairs))
+    def samples(self, rng: Generator) -> Iterator[Sample]:
+        streams = rng.spawn(len(self.parts))
+        rows = [part.samples(stream) for (part, _), stream in zip(self.parts, streams, strict=True)]
+        turns = [i for i, count in enumerate(self.counts()) for _ in range(count)]
+        while True:
+            for turn in rng.permutation(turns).tolist():
+                yield next(rows[turn])
+
+    def counts(self) -> list[int]:
+        """Requests of each part among ``MIX_BLOCK``: its share rounded down, what is left to those that
+        lost most by it."""
+        wanted = [share * MIX_BLOCK for _, share in self.parts]
+        counts = [int(number + 1e-9) for number in wanted]
+        by_loss = sorted(range(len(wanted)), key=lambda i: counts[i] - wanted[i])
+        for i in by_loss[: MIX_BLOCK - sum(counts)]:
+            counts[i] += 1
+        return counts
 
 
 def token_counter(folder: Path) -> TokenCounter:
@@ -144,8 +161,3 @@ def token_counter(folder: Path) -> TokenCounter:
         return [len(e.ids) for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     return count
-
-
-def _range_name(bounds: tuple[int, int]) -> str:
-    low, high = bounds
-    return str(low) if low == high else f"{low}-{high}"

@@ -1,68 +1,162 @@
-"""Datasets by name."""
+"""Datasets by name or file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import fgbench
-from fgbench.workload.datasets import (
-    Dataset,
-    Lengths,
-    Synthetic,
-    Texts,
-    parse_range,
-    read_lengths,
-    token_counter,
+from fgbench.workload.datasets import Dataset, Fits, Lengths, Mix, Synthetic, Texts, any_length, token_counter
+from fgbench.workload.kept import kept_path, missing
+from fgbench.workload.lengths import LengthDistribution, parse_lengths
+from fgbench.workload.mmlu_folder import is_mmlu_folder, mmlu_folder_records
+from fgbench.workload.records import Tally, csv_rows, json_records, looks_like_json
+from fgbench.workload.sharegpt import first_pair, length_ok, short_answer_ok
+from fgbench.workload.tables import has_lengths, read_lengths
+from fgbench.workload.texts import (
+    PROMPT_COUNTS,
+    Parse,
+    TextPair,
+    TextRecords,
+    alpaca_pairs,
+    mmlu_pairs,
+    plain_pairs,
 )
-from fgbench.workload.sharegpt import read_records
+from fgbench.workload.trace import csv_format, is_mooncake, read_trace
 
 DATASETS = {
-    "sharegpt-lengths": "lengths of ShareGPT's conversations, with random tokens as prompts",
-    "sharegpt": "ShareGPT's own texts, pulled once or given by --dataset-path",
+    "sharegpt-lengths": "lengths of 15,350 ShareGPT conversations, with random tokens as prompts",
+    "sharegpt": "ShareGPT's own texts, first question and answer",
+    "alpaca": "Stanford Alpaca: an instruction and its answer",
+    "mmlu": "MMLU: multiple-choice questions; the answer is one letter, or as long as --output-len says",
+    "mix": "ShareGPT and MMLU, 1 to 39 as in FastServe's client; other shares by --mix",
     "synthetic": "lengths by --input-len and --output-len, with random tokens as prompts",
+    "lengths": "a file's columns prompt_tokens and output_tokens, with random tokens as prompts",
+    "trace": "the lengths in an Azure, BurstGPT or Mooncake trace; --trace takes its times as well",
+    "jsonl": "your own prompts: see 'fgbench datasets list --help'",
 }
 LENGTHS_FILE = "sharegpt-lengths.csv.gz"
+ARTIFACT_MIX = "sharegpt:0.025,mmlu:0.975"
+DEFAULT_INPUT_LEN, DEFAULT_OUTPUT_LEN = "512", "128"
+SNIFFED_RECORDS = 20
+
+Report = Callable[[str], None]
+TokenizerFolder = Callable[[], Path]
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    parse: Parse
+    fits: Fits
+
+
+_TEXTS = {
+    "sharegpt": _Form(first_pair, length_ok),
+    "alpaca": _Form(alpaca_pairs, short_answer_ok),
+    "mmlu": _Form(mmlu_pairs, short_answer_ok),
+    "jsonl": _Form(plain_pairs, any_length),
+}
 
 
 def load_dataset(
-    name: str = "sharegpt-lengths",
+    name: str | None = None,
     *,
     path: Path | None = None,
-    tokenizer: Callable[[], Path] | None = None,
-    input_len: str = "512",
-    output_len: str = "128",
-    report: Callable[[str], None] = lambda line: None,
+    tokenizer: TokenizerFolder | None = None,
+    input_len: str | None = None,
+    output_len: str | None = None,
+    mix: str | None = None,
+    report: Report = lambda line: None,
 ) -> Dataset:
-    """The dataset called ``name``, from ``path`` instead of its usual place where one is given.
+    """The dataset called ``name``, from ``path`` instead of its usual place where one is given; without a
+    name the one whose form the file has, without either ``sharegpt-lengths``.
 
-    ``tokenizer`` gives the folder of the model's tokenizer.json; only ``sharegpt`` asks for it.
+    ``tokenizer`` gives the folder of the model's tokenizer.json; only texts ask for it. ``report`` is told
+    what takes long, and which records are left out because they are broken.
 
     Raises:
         ValueError: for a name, file or length that will not do; one sentence says why.
     """
-    if path is not None and not path.is_file():
+    if path is not None and not path.exists():
         raise ValueError(f"--dataset-path: there is no file {path}")
-    if name == "sharegpt-lengths":
-        return read_lengths(path, path.name.partition(".")[0]) if path else sharegpt_lengths()
-    if name == "sharegpt":
-        if tokenizer is None:
-            raise ValueError("the dataset sharegpt needs the model's tokenizer, to count tokens")
-        if path is None:
-            from fgbench.workload.sharegpt_store import pull_sharegpt
-
-            report("fetching ShareGPT (once)")
-            path = pull_sharegpt(report)
-        report(f"reading {path.name}")
-        pairs = list(read_records(path))
-        if not pairs:
-            raise ValueError(f"{path} holds no conversation of a question and an answer")
-        return Texts(name, pairs, token_counter(tokenizer()))
+    name = name or (kind_of(path) if path is not None else "sharegpt-lengths")
+    if name not in DATASETS:
+        raise ValueError(f"there is no dataset or file {name!r}; the datasets are {', '.join(DATASETS)}")
+    if mix is not None and name != "mix":
+        raise ValueError("--mix goes with --dataset mix")
+    if input_len is not None and name != "synthetic":
+        raise ValueError("--input-len goes with --dataset synthetic: other datasets have their own prompts")
+    if output_len is not None and name not in ("synthetic", "mmlu", "jsonl", "mix"):
+        raise ValueError(
+            "--output-len goes with --dataset synthetic, mmlu or jsonl: other datasets have their own answers"
+        )
+    if name in ("synthetic", "mix") and path is not None:
+        raise ValueError(f"the dataset {name} reads no file; {_MADE_BY[name]}")
+    lengths = parse_lengths(output_len) if output_len is not None else None
     if name == "synthetic":
-        if path is not None:
-            raise ValueError("the dataset synthetic reads no file; --input-len and --output-len make it")
-        return Synthetic(parse_range(input_len), parse_range(output_len))
-    raise ValueError(f"there is no dataset or file {name!r}; the datasets are {', '.join(DATASETS)}")
+        prompts = parse_lengths(input_len or DEFAULT_INPUT_LEN)
+        return Synthetic(prompts, lengths or parse_lengths(DEFAULT_OUTPUT_LEN))
+    if name == "mix":
+        return _mix(mix or ARTIFACT_MIX, tokenizer, output_len, report)
+    if name in _TEXTS:
+        return _texts(name, path, tokenizer, lengths, report)
+    if path is None and name == "sharegpt-lengths":
+        return sharegpt_lengths()
+    if path is None:
+        raise ValueError(f"the dataset {name} is a file of yours: --dataset FILE says which")
+    if name == "trace":
+        trace = read_trace(path)
+        for note in trace.notes:
+            report(note)
+        return Lengths(trace.name, trace.pairs)
+    return read_lengths(path, path.name.partition(".")[0], report)
+
+
+_MADE_BY = {"synthetic": "--input-len and --output-len make it", "mix": "--mix says of what it is made"}
+
+
+def kind_of(path: Path) -> str:
+    """The name of the dataset whose form a file has.
+
+    Raises ValueError for a file of none.
+    """
+    if path.is_dir():
+        if is_mmlu_folder(path):
+            return "mmlu"
+        raise ValueError(f"{path} is a folder, and not MMLU's")
+    if not looks_like_json(path):
+        header = next(csv_rows(Tally(path)), [])
+        if csv_format(header):
+            return "trace"
+        if has_lengths(header):
+            return "lengths"
+        raise ValueError(f"{path} is in no known form: {_forms()}")
+    for record in islice(json_records(Tally(path)), SNIFFED_RECORDS):
+        if not isinstance(record, dict):
+            continue
+        for kind, keys in _KEYS.items():
+            if keys <= record.keys():
+                return kind
+        if is_mooncake(record):
+            return "trace"
+        if record.keys() & set(PROMPT_COUNTS):
+            return "lengths"
+    raise ValueError(f"{path} is in no known form: {_forms()}")
+
+
+_KEYS = {
+    "sharegpt": {"conversations"},
+    "alpaca": {"instruction", "output"},
+    "mmlu": {"question", "choices"},
+    "jsonl": {"prompt"},
+}
+
+
+def _forms() -> str:
+    records = "; ".join(f"{kind}: {', '.join(sorted(keys))}" for kind, keys in _KEYS.items())
+    return f"a JSON list or one record a line ({records}; mooncake), or a CSV of lengths or a trace"
 
 
 def sharegpt_lengths() -> Lengths:
@@ -72,3 +166,86 @@ def sharegpt_lengths() -> Lengths:
         if (folder / LENGTHS_FILE).is_file():
             return read_lengths(folder / LENGTHS_FILE, "sharegpt-lengths")
     raise ValueError(f"{LENGTHS_FILE} is missing from this installation of fgbench")
+
+
+def parse_mix(text: str) -> list[tuple[str, float]]:
+    """``sharegpt:0.025,mmlu:0.975`` as names or files with shares that sum to 1.
+
+    Raises ValueError for anything else.
+    """
+    parts: list[tuple[str, float]] = []
+    for part in text.split(","):
+        name, _, share = part.rpartition(":")
+        try:
+            weight = float(share)
+        except ValueError:
+            weight = 0.0
+        if not name or not 0 < weight < 1e9:
+            raise ValueError(f"--mix is a list such as {ARTIFACT_MIX}, not {text!r}")
+        parts.append((name, weight))
+    total = sum(weight for _, weight in parts)
+    return [(name, weight / total) for name, weight in parts]
+
+
+def _mix(text: str, tokenizer: TokenizerFolder | None, output_len: str | None, report: Report) -> Mix:
+    parts: list[tuple[Dataset, float]] = []
+    for name, share in parse_mix(text):
+        if name in ("mix", "synthetic"):
+            raise ValueError(f"--mix cannot hold {name}")
+        path = Path(name) if name not in DATASETS and Path(name).exists() else None
+        kind = kind_of(path) if path is not None else name
+        lengths = output_len if kind in ("mmlu", "jsonl") else None
+        part = load_dataset(kind, path=path, tokenizer=tokenizer, output_len=lengths, report=report)
+        parts.append((part, share))
+    return Mix(tuple(parts))
+
+
+def _texts(
+    name: str,
+    path: Path | None,
+    tokenizer: TokenizerFolder | None,
+    lengths: LengthDistribution | None,
+    report: Report,
+) -> Texts:
+    if tokenizer is None:
+        raise ValueError(f"the dataset {name} needs the model's tokenizer, to count tokens")
+    path = path or _usual_path(name, report)
+    report(f"reading {path.name}")
+    form = _TEXTS[name]
+    if path.is_dir():
+        pairs = [pair for record in mmlu_folder_records(path) for pair in form.parse(record)]
+    else:
+        records = TextRecords(path, form.parse)
+        pairs = list(records)
+        if records.tally.loss:
+            report(records.tally.loss)
+    if not pairs:
+        raise ValueError(f"{path} holds no conversation of a question and an answer")
+    if name == "jsonl" and lengths is None and any(_unanswered(pair) for pair in pairs):
+        raise ValueError(
+            f"{path} does not say how long the answers are: give every record output_tokens or a completion, "
+            "or say it for all with --output-len"
+        )
+    if name == "mmlu" and lengths is not None:
+        pairs = [replace(pair, completion="") for pair in pairs]
+    shown = path.name.partition(".")[0] if name == "jsonl" else name
+    return Texts(shown, pairs, token_counter(tokenizer()), form.fits, lengths)
+
+
+def _unanswered(pair: TextPair) -> bool:
+    return not pair.completion and pair.output_tokens is None
+
+
+def _usual_path(name: str, report: Report) -> Path:
+    """Raises ValueError where it has to be given."""
+    if name == "jsonl":
+        raise ValueError("the dataset jsonl is a file of yours: --dataset FILE says which")
+    if name == "sharegpt":
+        from fgbench.workload.sharegpt_store import pull_sharegpt
+
+        report("fetching ShareGPT (once)")
+        return pull_sharegpt(report)
+    path = kept_path(name)
+    if path is None:
+        raise ValueError(missing(name))
+    return path

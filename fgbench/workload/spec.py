@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fgbench.workload.arrivals import POISSON, Arrivals
+
 Prompt = str | tuple[int, ...]
 
 
@@ -30,11 +32,11 @@ class Workload:
 
     dataset: str
     rate: float
-    """Requests per second; ``inf``: all at once."""
+    """Requests per second; ``inf``: all at once, or a closed loop, which has no rate of its own."""
     seed: int
     requests: tuple[RequestSpec, ...]
     warmup: tuple[RequestSpec, ...] = ()
-    arrivals: str = "poisson"
+    arrivals: Arrivals = POISSON
     users: int = 1
     """Between whom the requests are shared out; 1: nobody in particular."""
 
@@ -44,8 +46,11 @@ class Workload:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over every prompt, length, user and arrival (to the microsecond): of what is sent."""
-        return _digest(f"{round(r.scheduled * 1e6)}|{_request_key(r)}" for r in self.requests)
+        """SHA-256 over every prompt, length, user and arrival (to the microsecond): of what is sent. Of
+        arrivals other than Poisson's also over the process and its parameters: a closed loop has no times."""
+        process = [] if self.arrivals == POISSON else [f"arrivals {self.arrivals.label}"]
+        sent = (f"{round(r.scheduled * 1e6)}|{_request_key(r)}" for r in self.requests)
+        return _digest([*process, *sent])
 
     @property
     def prompts_fingerprint(self) -> str:
@@ -59,7 +64,8 @@ class Workload:
             "num_prompts": self.num_prompts,
             "rate": self.rate if self.rate != float("inf") else "inf",
             "seed": self.seed,
-            "arrivals": self.arrivals,
+            "arrivals": self.arrivals.label,
+            "arrival_process": {"name": self.arrivals.name, **self.arrivals.parameters},
             "users": self.users,
             "fingerprint": self.fingerprint,
             "prompts_fingerprint": self.prompts_fingerprint,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import heappop, heappush
+from itertools import islice
 
 from fgengine.request import Request
 from fgengine.simulation.replica import Ending, Replica
@@ -23,13 +24,28 @@ class Cluster:
         for request in requests:
             # At one moment arrivals come first, so that a step that begins then can already hold them.
             yield from self._advance(request.arrival)
-            index = self.router(self.replicas)
-            replica = self.replicas[index]
-            before = replica.next_at
-            replica.receive(request)
-            if replica.next_at != before:
-                heappush(self._events, (replica.next_at, index))
+            self._receive(request)
         yield from self._advance(math.inf)
+
+    def serve_closed(self, requests: Iterable[Request], concurrency: int) -> Iterator[Ending]:
+        """The same in a closed loop: ``concurrency`` workers, each sending the next request at the moment its
+        last has ended. When requests arrive is set here."""
+        waiting = iter(requests)
+        for request in islice(waiting, concurrency):
+            self._receive(request)
+        for ending in self._advance(math.inf):
+            yield ending
+            for request in islice(waiting, 1):
+                request.arrival = request.phase_since = ending.request.phase_since
+                self._receive(request)
+
+    def _receive(self, request: Request) -> None:
+        index = self.router(self.replicas)
+        replica = self.replicas[index]
+        before = replica.next_at
+        replica.receive(request)
+        if replica.next_at != before:
+            heappush(self._events, (replica.next_at, index))
 
     def _advance(self, until: float) -> Iterator[Ending]:
         """All that happens before ``until``."""

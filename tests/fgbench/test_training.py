@@ -8,7 +8,7 @@ import pytest
 
 from fgbench import training
 from fgbench.training import Example
-from fgbench.workload.sharegpt import TextPair
+from fgbench.workload.texts import TextPair
 from fgengine.scheduling.learned import Learned
 from fgengine.scheduling.predictor import Prediction
 

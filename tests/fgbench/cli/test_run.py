@@ -23,6 +23,7 @@ from fgbench.client.state import LoadState
 from fgbench.metrics.summary import summarize
 from fgbench.results.run import find_runs, read_run
 from fgbench.workload.datasets import Lengths, Synthetic
+from fgbench.workload.lengths import Between
 
 SYNTHETIC = ["--dataset", "synthetic", "--input-len", "4", "--output-len", "3"]
 
@@ -132,7 +133,25 @@ def test_a_server_that_refuses_every_warmup_is_not_measured(fake_server, tmp_pat
         (["--starvation-limit", "inf"], "starvation_limit"),
         (["--backend", "nope"], "there is no backend 'nope'"),
         (["--endpoint", "chat"], "there is no endpoint 'chat'"),
-        (["--process-name", "gamma"], "arrivals are poisson"),
+        (["--process-name", "gamma"], "--arrivals gamma needs --cv"),
+        (["--arrivals", "sometimes"], "--arrivals: there are poisson, gamma"),
+        (["--arrivals", "uniform", "--cv", "2"], "--cv goes with --arrivals gamma, not uniform"),
+        (["--cv", "2", "--concurrency", "4"], "--concurrency goes with --arrivals closed, not gamma"),
+        (["--cv", "0"], "--cv must be between"),
+        (["--burst-size", "0"], "--burst-size must be between"),
+        (["--rate-to", "5", "--rate", "inf"], "a ramp needs a finite --rate"),
+        (["--concurrency", "0"], "--concurrency must be between"),
+        (["--concurrency", "4", "--rate", "2"], "--rate does not go with --concurrency"),
+        (["--trace", "/no/such/file"], "--trace: there is no file"),
+        (["--speedup", "2"], "--arrivals trace needs --trace"),
+        (["--trace", "x", "--rate", "2", "--speedup", "2"], "--rate and --speedup both say"),
+        (["--trace", "x", "--speedup", "0"], "--speedup must be above 0"),
+        (["--dataset", "alpaca", "--input-len", "5"], "--input-len goes with --dataset synthetic"),
+        (["--output-len", "5"], "--output-len goes with --dataset synthetic, mmlu or jsonl"),
+        (["--dataset", "synthetic", "--input-len", "zipf:2"], "a length is 512 (fixed)"),
+        (["--dataset", "jsonl"], "is a file of yours"),
+        (["--mix", "sharegpt:1"], "--mix goes with --dataset mix"),
+        (["--dataset", "mix", "--mix", "sharegpt"], "--mix is a list such as"),
         (["--max-error-rate", "2"], "--max-error-rate"),
         (["--request-timeout", "-1"], "request timeout"),
         (["--url", "http://h:1", "--max-batch-size", "8"], "--max-batch-size is the server's"),
@@ -175,11 +194,11 @@ def test_which_dataset_is_meant(tmp_path):
     def source(dataset=None, name=None, path=None):
         return LoadOptions(dataset=dataset, dataset_name=name, dataset_path=path).dataset_source()
 
-    assert source() == ("sharegpt-lengths", None)
+    assert source() == (None, None)
     assert source("sharegpt", None, texts) == ("sharegpt", texts)
     assert source(str(texts), "sharegpt") == ("sharegpt", texts)  # the published client's way
-    assert source(str(texts)) == ("sharegpt", texts)
-    assert source(str(table)) == ("sharegpt-lengths", table)
+    assert source(str(texts)) == (None, texts)  # known by its form
+    assert source(str(table)) == (None, table)
     assert source(None, "synthetic") == ("synthetic", None)
 
 
@@ -239,7 +258,7 @@ def test_a_server_that_dies_under_the_load_fails_the_run(fake_server, tmp_path):
 
     backend = Mortal(fake_server.url)
     load = Load(rate=math.inf, num_prompts=3, num_warmup=0)
-    run = run_benchmark(backend, Synthetic((4, 4), (3, 3)), load, results=tmp_path)
+    run = run_benchmark(backend, Synthetic(Between(4, 4), Between(3, 3)), load, results=tmp_path)
     assert run.status == "failed"
     assert run.info["error"] == "the server died: out of memory"
     assert backend.stopped == 1
@@ -328,3 +347,16 @@ def test_help_is_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     assert "--num-prompts" in done.stdout
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_broken_records_are_told_in_a_run(fake_server, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("prompt_tokens,output_tokens\n4,3\n5,x\n")
+    argv = ["--url", fake_server.url, "--dataset", table, "--rate", 50, "--num-prompts", 3]
+    result = fgbench(*argv, "--results", tmp_path / "runs", "--burst-size", 3)
+    assert result.exit_code == 0, result.output
+    assert "1 record is broken or cut off and left out" in result.output
+    run = only_run(tmp_path / "runs")
+    assert run.info["workload"]["arrival_process"] == {"name": "burst", "size": 3}
+    assert {record.scheduled for record in run.records} == {0.0}

@@ -120,3 +120,69 @@ def test_users_share_the_requests_out(tmp_path: Path) -> None:
     done = fgbench("simulate", "--profile", PROFILE, "--users", "0", "--results", str(tmp_path / "none"))
     assert done.exit_code == 2
     assert "the number of users must be between 1 and" in done.stderr
+
+
+ARRIVALS = {
+    "gamma cv=3.0": ["--cv", "3"],
+    "uniform": ["--arrivals", "uniform"],
+    "burst size=5": ["--burst-size", "5"],
+    "ramp rate_to=4.0": ["--rate-to", "4", "--rate", "1"],
+    "closed concurrency=4": ["--concurrency", "4"],
+}
+
+
+@pytest.mark.parametrize("label", ARRIVALS)
+def test_every_arrival_process_can_be_simulated(tmp_path: Path, label: str) -> None:
+    argv = ["--profile", PROFILE, "--num-prompts", "40", "--results", str(tmp_path), *ARRIVALS[label]]
+    done = fgbench("simulate", *argv)
+    assert done.exit_code == 0, done.output
+    (run,) = map(read_run, find_runs(tmp_path))
+    assert run.info["workload"]["arrivals"] == label
+    assert run.info["summary"]["ok"] == 40
+    assert not run.info["summary"]["overloaded"] or label != "closed concurrency=4"
+
+
+def test_a_closed_loop_sends_as_answers_end(tmp_path: Path) -> None:
+    argv = ["--profile", PROFILE, "--num-prompts", "60", "--results", str(tmp_path), "--concurrency", "4"]
+    done = fgbench("simulate", *argv)
+    assert done.exit_code == 0, done.output
+    assert "closed loop of 4" in done.output
+    (run,) = map(read_run, find_runs(tmp_path))
+    assert "_c4_s0" in run.path.name
+    records = sorted(run.records, key=lambda record: record.index)
+    assert [record.scheduled for record in records[:4]] == [0.0] * 4
+    ends = sorted(record.finished or 0.0 for record in records)
+    assert [record.scheduled for record in records[4:]] == pytest.approx(ends[:-4], abs=2e-6)
+    for record in records:
+        in_flight = sum(
+            other.scheduled <= record.scheduled < (other.finished or 0.0) - 2e-6 for other in records
+        )
+        assert in_flight <= 4
+    assert run.info["summary"]["offered_rate"] is None
+
+
+def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:
+    trace = tmp_path / "mine.csv"
+    rows = "".join(f"{i * 0.5},{i + 10},{i + 5}\n" for i in range(30))
+    trace.write_text("timestamp,prompt_tokens,output_tokens\n" + rows + "oops,1\n")
+    argv = ["--profile", PROFILE, "--trace", str(trace)]
+    done = fgbench("simulate", *argv, "--speedup", "2", "--limit", "20", "--results", str(tmp_path / "a"))
+    assert done.exit_code == 0, done.output
+    (run,) = map(read_run, find_runs(tmp_path / "a"))
+    records = sorted(run.records, key=lambda record: record.index)
+    assert [r.scheduled for r in records] == pytest.approx([i * 0.25 for i in range(20)], abs=2e-6)
+    assert [(r.prompt_tokens, r.asked_tokens) for r in records] == [(i + 10, i + 5) for i in range(20)]
+    assert run.info["workload"]["rate"] == pytest.approx(4.0)
+    assert run.info["workload"]["dataset"] == "mine"
+
+    named = ["--dataset", "synthetic", "--input-len", "9", "--output-len", "3", "--num-prompts", "5"]
+    done = fgbench("simulate", *argv, *named, "--results", str(tmp_path / "b"))
+    assert done.exit_code == 0, done.output
+    assert "mine.csv: 30 whole records; 1 record is broken" in done.output.replace("\n", " ")
+    (run,) = map(read_run, find_runs(tmp_path / "b"))
+    records = sorted(run.records, key=lambda record: record.index)
+    assert [r.scheduled for r in records] == pytest.approx([i * 0.5 for i in range(5)], abs=2e-6)
+    assert {(r.prompt_tokens, r.asked_tokens) for r in records} == {(9, 3)}
+    done = fgbench("simulate", *argv, "--num-prompts", "31", "--results", str(tmp_path / "c"))
+    assert done.exit_code == 2
+    assert "has 30 requests, fewer than the 31 asked for" in done.stderr

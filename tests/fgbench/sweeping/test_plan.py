@@ -10,6 +10,7 @@ import pytest
 
 from fgbench.benchmark import Load
 from fgbench.sweeping.plan import MOST_POINTS, Plan
+from fgbench.workload.arrivals import Gamma, Ramp, Uniform
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "a": {"name": "fastgen", "settings": {"policy": "sj-mlfq", "batch": 8}},
@@ -33,7 +34,7 @@ def test_everything_that_decides_is_in_the_fingerprint() -> None:
     others.append(dataclasses.replace(PLAN, systems=other_batch).point("a", 1.0, 0))
     others.append(dataclasses.replace(PLAN, workloads={0: "others"}).point("a", 1.0, 0))
     changed = [{"num_prompts": 11}, {"num_warmup": 0}, {"endpoint": "generate"}, {"request_timeout": 1.0}]
-    for change in [*changed, {"users": 2}]:
+    for change in [*changed, {"users": 2}, *({"arrivals": a} for a in (Uniform(), Gamma(2.0), Ramp(2.0)))]:
         load = dataclasses.replace(LOAD, **change)  # type: ignore[arg-type]
         others.append(dataclasses.replace(PLAN, loads={"a": load}).point("a", 1.0, 0))
     fingerprints = [p.fingerprint for p in [point, *others]]

@@ -3,33 +3,13 @@ import itertools
 import math
 from collections import Counter
 
-import numpy as np
 import pytest
 
-from fgbench.workload.arrivals import poisson_arrivals
 from fgbench.workload.build import WARMUP_OUTPUT_TOKENS, build_workload, token_id_range
 from fgbench.workload.datasets import Lengths, Synthetic
+from fgbench.workload.lengths import Between
 
 TABLE = Lengths("table", tuple((i, 2 * i) for i in range(4, 104)))
-
-
-def test_the_first_request_arrives_at_zero_and_gaps_are_exponential():
-    times = poisson_arrivals(np.random.default_rng(3), 20_001, 4.0)
-    gaps = np.diff(times)
-    assert times[0] == 0.0
-    assert gaps.mean() == pytest.approx(0.25, rel=0.03)
-    assert gaps.std() == pytest.approx(0.25, rel=0.05)  # an exponential's deviation is its mean
-    assert (gaps > 0.25 * math.log(2)).mean() == pytest.approx(0.5, abs=0.02)  # and this its median
-
-
-def test_infinite_rate_is_all_at_once():
-    assert poisson_arrivals(np.random.default_rng(0), 3, math.inf) == (0.0, 0.0, 0.0)
-
-
-@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan])
-def test_a_rate_must_be_positive(rate):
-    with pytest.raises(ValueError, match="rate must be above 0"):
-        poisson_arrivals(np.random.default_rng(0), 3, rate)
 
 
 def test_a_rate_only_stretches_the_gaps():
@@ -97,7 +77,9 @@ def test_more_prompts_than_samples_go_round():
 def test_prompts_are_ids_in_range_and_as_long_as_said():
     for vocab in (None, 128_256, 512):
         low, high = token_id_range(vocab)
-        workload = build_workload(Synthetic((3, 9), (1, 2)), rate=1.0, num_prompts=40, vocab_size=vocab)
+        workload = build_workload(
+            Synthetic(Between(3, 9), Between(1, 2)), rate=1.0, num_prompts=40, vocab_size=vocab
+        )
         for r in workload.requests:
             assert len(r.prompt) == r.prompt_tokens
             assert all(low <= t < high for t in r.prompt)

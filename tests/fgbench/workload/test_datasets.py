@@ -5,29 +5,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from fgbench.workload.datasets import Lengths, Synthetic, Texts, parse_range, read_lengths, token_counter
+from fgbench.workload.datasets import Lengths, Texts, token_counter
 from fgbench.workload.load import load_dataset
-from fgbench.workload.sharegpt import TextPair
+from fgbench.workload.sharegpt import length_ok
+from fgbench.workload.tables import read_lengths
+from fgbench.workload.texts import TextPair
 
 
 def count_words(texts):
     return [len(t.split()) for t in texts]
-
-
-def test_ranges():
-    assert parse_range("128") == (128, 128)
-    assert parse_range("16-512") == (16, 512)
-    for bad in ("", "x", "5-3", "0", "-4", "1-2-3", "9999999"):
-        with pytest.raises(ValueError, match="length"):
-            parse_range(bad)
-
-
-def test_synthetic_covers_its_range_and_says_it_in_its_name():
-    dataset = Synthetic((2, 4), (7, 7))
-    samples = list(islice(dataset.samples(np.random.default_rng(0)), 100))
-    assert {s.prompt_tokens for s in samples} == {2, 3, 4}
-    assert {s.output_tokens for s in samples} == {7}
-    assert dataset.name == "synthetic-2-4x7"
 
 
 def test_tables_are_read_plain_and_zipped(tmp_path):
@@ -45,9 +31,8 @@ def test_tables_are_read_plain_and_zipped(tmp_path):
     [
         ("a,b\n1,2\n", "columns"),
         ("prompt_tokens,output_tokens\n", "no rows"),
-        ("prompt_tokens,output_tokens\n5,6\n7,x\n", "line 3"),
-        ("prompt_tokens,output_tokens\n5\n", "line 2"),
-        ("prompt_tokens,output_tokens\n0,6\n", "line 2"),
+        ("prompt_tokens,output_tokens\n5\n", "no rows"),
+        ("prompt_tokens,output_tokens\n0,6\n", "no rows"),
     ],
 )
 def test_bad_tables_are_named(tmp_path, text, words):
@@ -64,7 +49,7 @@ def test_texts_pass_the_filter_and_keep_their_words():
         TextPair("long", "w " * 1025, "w " * 10),
         TextPair("fits too", "e f g h i", "w " * 4),
     ]
-    samples = list(islice(Texts("t", pairs, count_words).samples(np.random.default_rng(0)), 4))
+    samples = list(islice(Texts("t", pairs, count_words, length_ok).samples(np.random.default_rng(0)), 4))
     assert {(s.text, s.prompt_tokens, s.output_tokens) for s in samples[:2]} == {
         ("a b c d", 4, 10),
         ("e f g h i", 5, 4),
@@ -73,7 +58,7 @@ def test_texts_pass_the_filter_and_keep_their_words():
 
 
 def test_texts_without_one_that_fits_do_not_go_round_for_ever():
-    dataset = Texts("t", [TextPair("", "a", "b")], count_words)
+    dataset = Texts("t", [TextPair("", "a", "b")], count_words, length_ok)
     with pytest.raises(ValueError, match="no conversation"):
         next(dataset.samples(np.random.default_rng(0)))
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from fgbench.workload import sharegpt
-from fgbench.workload.sharegpt import TextPair, length_ok, read_records
+from fgbench.workload import records as records_module
+from fgbench.workload.sharegpt import length_ok, read_records
+from fgbench.workload.texts import TextPair
 
 
 def talk(name: str, *turns: tuple[str, str]) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def test_the_length_filter_at_its_borders(prompt: int, output: int, ok: bool) ->
 def test_reads_every_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, zipped: bool, piece: int
 ) -> None:
-    monkeypatch.setattr(sharegpt, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(records_module, "_PIECE_BYTES", piece)
     records = [ASKED, LATER, {"id": "c", "prompt": "2+2", "completion": "4"}]
     if form == "lines":
         text = "".join(json.dumps(r) + "\n" for r in records)
@@ -59,7 +60,7 @@ def test_reads_every_form(
         TextPair("b", "next?", "yes"),
         TextPair("c", "2+2", "4"),
     ]
-    assert (found.whole, found.unpaired, found.broken) == (3, 0, 0)
+    assert (found.tally.whole, found.unpaired, found.tally.broken) == (3, 0, 0)
 
 
 def test_records_without_an_answered_question_are_counted(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_records_without_an_answered_question_are_counted(tmp_path: Path) -> Non
     path.write_text(json.dumps([*lonely, ASKED]))
     found = read_records(path)
     assert [pair.id for pair in found] == ["a"]
-    assert (found.whole, found.unpaired, found.broken) == (5, 4, 0)
+    assert (found.tally.whole, found.unpaired, found.tally.broken) == (5, 4, 0)
 
 
 def test_a_file_cut_off_anywhere_gives_its_whole_records(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_a_file_cut_off_anywhere_gives_its_whole_records(tmp_path: Path) -> None
         path.write_bytes(whole[:cut])
         found = read_records(path)
         assert [pair.id for pair in found] == ["a"], whole[:cut]
-        assert found.broken == (1 if cut > begin else 0), whole[:cut]
+        assert found.tally.broken == (1 if cut > begin else 0), whole[:cut]
 
 
 def test_a_cut_off_gzip_gives_its_whole_records(tmp_path: Path) -> None:
@@ -103,13 +104,25 @@ def test_a_cut_off_gzip_gives_its_whole_records(tmp_path: Path) -> None:
     assert 1000 < len(ids) < 2000
 
 
-def test_damage_in_the_middle_is_an_error_not_a_short_file(tmp_path: Path) -> None:
+def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
     path = tmp_path / "bad.json"
-    path.write_text(
-        "[" + json.dumps(ASKED) + ', {"id": oops, "conversations": []}, ' + json.dumps(LATER) + "]"
+    begin = "[" + json.dumps(ASKED) + ","
+    path.write_text(begin + ' {"id": oops, "conversations": []}, ' + json.dumps(LATER) + "]")
+    found = read_records(path)
+    assert [pair.id for pair in found] == ["a"]
+    assert found.tally.damaged_at == len(begin) + 1
+    assert found.tally.loss == (
+        f"bad.json: 1 whole records; what follows character {len(begin) + 1:,} could not be read"
     )
-    with pytest.raises(ValueError, match="not a list of JSON records"):
-        list(read_records(path))
+
+
+def test_of_lines_only_the_broken_ones_are_lost(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    lines = [json.dumps(ASKED), '{"id": oops}', '{"another": "form"}', "[1, 2]", json.dumps(LATER)]
+    path.write_bytes("\n".join(lines).encode() + b'\n{"id": "\xff"}\n{"id": "cut')
+    found = read_records(path)
+    assert [pair.id for pair in found] == ["a", "b"]
+    assert (found.tally.whole, found.tally.broken, found.tally.damaged_at) == (2, 5, None)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +144,8 @@ def test_what_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_an_endless_record_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharegpt, "MAX_RECORD_CHARS", 1000)
-    monkeypatch.setattr(sharegpt, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(records_module, "MAX_RECORD_CHARS", 1000)
+    monkeypatch.setattr(records_module, "_PIECE_BYTES", 100)
     path = tmp_path / "long.json"
     path.write_text('[{"id": "' + "x" * 5000)
     with pytest.raises(ValueError, match="not a list of JSON records"):

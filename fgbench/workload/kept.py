@@ -1,0 +1,74 @@
+"""Datasets that must be fetched by hand: checked once, then kept in the user's cache under their name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from fgbench.workload.mmlu_folder import is_mmlu_folder, mmlu_folder_records
+from fgbench.workload.texts import Parse, TextRecords, alpaca_pairs, mmlu_pairs
+from fgengine.cache import cache_folder
+from fgengine.model.fetch import build_once
+
+BY_HAND: dict[str, tuple[Parse, str]] = {
+    "alpaca": (
+        alpaca_pairs,
+        "get alpaca_data.json from github.com/tatsu-lab/stanford_alpaca (CC BY-NC 4.0)",
+    ),
+    "mmlu": (
+        mmlu_pairs,
+        "get data.tar by the link on github.com/hendrycks/test (MIT) and unpack it, or make a JSONL file of "
+        "question, choices and answer",
+    ),
+}
+"""How each one's records are read, and where it comes from."""
+
+
+def kept_path(name: str) -> Path | None:
+    """The file kept for ``name``; None: none is."""
+    folder = _folder(name)
+    return next(iter(sorted(folder.iterdir())), None) if folder.is_dir() else None
+
+
+def missing(name: str) -> str:
+    """What to do about a dataset that is not here, in a sentence."""
+    return (
+        f"the dataset {name} is not here: {BY_HAND[name][1]}; then 'fgbench datasets pull {name} --from FILE'"
+        " keeps it, or --dataset-path FILE reads it once"
+    )
+
+
+def keep(name: str, source: Path) -> TextRecords:
+    """Checks ``source`` and keeps a copy for ``name``, instead of what was kept before. Its counts.
+
+    Raises:
+        ValueError: it holds no whole record of that dataset.
+        OSError: it cannot be read, or the cache not be written.
+    """
+    parse, _ = BY_HAND[name]
+    folder = _folder(name)
+    beside = folder.with_name(f"{name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+
+    checked: list[TextRecords] = []
+
+    def build(into: Path) -> None:
+        if is_mmlu_folder(source) and name == "mmlu":
+            with (into / "mmlu.jsonl").open("w", encoding="utf-8") as out:
+                for record in mmlu_folder_records(source):
+                    out.write(json.dumps(record, ensure_ascii=False) + "\n")
+        else:
+            shutil.copyfile(source, into / source.name)
+        checked.append(TextRecords(next(into.iterdir()), parse))
+        if not sum(1 for _ in checked[0]):
+            raise ValueError(f"{source} holds no record of {name}")
+
+    build_once(beside, build)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+    return checked[0]
+
+
+def _folder(name: str) -> Path:
+    return cache_folder() / "datasets" / name

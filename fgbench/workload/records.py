@@ -1,0 +1,204 @@
+"""Reads JSON and CSV files record by record, gzip or not, whole or damaged.
+
+Whole records are used and the rest is counted: a line that is no record is left out, a file cut off
+inside its last record (or inside its compression) gives all before it. A ``Tally`` says what was lost.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAX_RECORD_CHARS = 32 * 1024**2
+"""Longest record accepted; the longest of the real ShareGPT has 0.4 Mi characters."""
+_PIECE_BYTES = 1024**2
+_BETWEEN_RECORDS = " \t\r\n,"
+_CUT_OFF_CHARS = 8
+"""JSON cut inside a literal, a number or an escape fails at most this far before the end."""
+_BOM = codecs.BOM_UTF8
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of a file's records; complete once they have been read."""
+
+    path: Path
+    whole: int = 0
+    """Records read in full and of the right form."""
+    broken: int = 0
+    """Records left out because they are damaged, cut off or of another form."""
+    damaged_at: int | None = None
+    """Character of a list from which on nothing could be read."""
+    cut_off: bool = False
+    """The compressed file ends too early, or its compression is damaged."""
+
+    @property
+    def loss(self) -> str | None:
+        """What was lost in a sentence; None: nothing."""
+        parts = []
+        if self.broken:
+            are = "record is" if self.broken == 1 else "records are"
+            parts.append(f"{self.broken:,} {are} broken or cut off and left out")
+        if self.damaged_at is not None:
+            parts.append(f"what follows character {self.damaged_at:,} could not be read")
+        if self.cut_off:
+            parts.append("the compressed file is damaged or cut off")
+        return f"{self.path.name}: {self.whole:,} whole records; {', '.join(parts)}" if parts else None
+
+
+def json_records(tally: Tally) -> Iterator[Any]:
+    """The values of a JSON list, or of a file with one a line; holds one in memory at a time.
+
+    Raises:
+        ValueError: there is no whole value in the file.
+        OSError: it cannot be read.
+    """
+    pieces = _pieces(tally)
+    first = _beginning(pieces)
+    read = _list_values if first.lstrip().startswith(b"[") else _line_values
+    yield from read(_chained(first, pieces), tally)
+
+
+def looks_like_json(path: Path) -> bool:
+    """Whether the file begins as a JSON list or object does."""
+    return _beginning(_pieces(Tally(path))).lstrip()[:1] in (b"[", b"{")
+
+
+def csv_rows(tally: Tally) -> Iterator[list[str]]:
+    """The rows of a CSV file without line breaks inside fields, header first. Empty lines are left out."""
+    for line in _lines(_pieces(tally), tally):
+        try:
+            row = next(csv.reader([line.decode("utf-8-sig").strip()]), None)
+        except (UnicodeDecodeError, csv.Error):
+            tally.broken += 1
+            continue
+        if row:
+            yield row
+
+
+def _list_values(pieces: Iterator[bytes], tally: Tally) -> Iterator[Any]:
+    decoder = json.JSONDecoder(strict=False)
+    buffer, at, passed, found = "", 0, 0, 0
+    for text in _text(pieces, tally):
+        buffer, passed, at = buffer[at:] + text, passed + at, 0
+        if passed == 0:
+            at = buffer.index("[") + 1
+        while (at := _skip(buffer, at)) < len(buffer) and buffer[at] != "]":
+            try:
+                value, at = decoder.raw_decode(buffer, at)
+            except (json.JSONDecodeError, RecursionError) as error:
+                if _goes_on(error, len(buffer)) and len(buffer) - at <= MAX_RECORD_CHARS:
+                    break
+                if not found:
+                    raise ValueError(f"{tally.path} is not a list of JSON records: {error}") from None
+                tally.damaged_at = passed + at
+                return
+            found += 1
+            yield value
+    if tally.damaged_at is not None:
+        if not found:
+            raise ValueError(f"{tally.path} is not text in UTF-8")
+        tally.damaged_at = passed + at
+    elif buffer[at : at + 1] not in ("", "]"):
+        tally.broken += 1
+        if not found:
+            raise ValueError(f"{tally.path} is cut off before the end of its first record")
+
+
+def _text(pieces: Iterator[bytes], tally: Tally) -> Iterator[str]:
+    """Decoded; ends before the first byte that is no UTF-8 and notes in the tally that something is lost."""
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    try:
+        for piece in pieces:
+            yield decode(piece)
+    except UnicodeDecodeError as error:
+        tally.damaged_at = 0
+        yield error.object[: error.start].decode()
+
+
+def _line_values(pieces: Iterator[bytes], tally: Tally) -> Iterator[Any]:
+    found = False
+    for line in _lines(pieces, tally):
+        try:
+            value = json.loads(line, strict=False)
+        except (ValueError, RecursionError):
+            tally.broken += 1
+            continue
+        found = True
+        yield value
+    if not found and tally.broken:
+        raise ValueError(f"{tally.path} is neither a list of JSON records nor one record a line")
+
+
+def _lines(pieces: Iterator[bytes], tally: Tally) -> Iterator[bytes]:
+    """Lines that are not blank. Of one that is too long, and of the last one of a cut-off stream, only
+    the number is told."""
+    rest, too_long = b"", False
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if too_long:
+                tally.broken += 1
+                too_long = False
+            elif line.strip():
+                yield line
+        if len(rest) > MAX_RECORD_CHARS:
+            rest, too_long = b"", True
+    if rest.strip() or too_long:
+        if tally.cut_off or too_long:
+            tally.broken += 1
+        else:
+            yield rest
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in _BETWEEN_RECORDS:
+        at += 1
+    return at
+
+
+def _goes_on(error: Exception, end: int) -> bool:
+    """Whether the record may just go on behind the end of what has been read."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated string") or end - error.pos <= _CUT_OFF_CHARS
+
+
+def _beginning(pieces: Iterator[bytes]) -> bytes:
+    """Pieces up to the first with something in it, without a byte order mark."""
+    first = b""
+    for piece in pieces:
+        first += piece
+        if len(first) > len(_BOM) and first.removeprefix(_BOM).strip():
+            break
+    return first.removeprefix(_BOM)
+
+
+def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    if first:
+        yield first
+    yield from rest
+
+
+def _pieces(tally: Tally) -> Iterator[bytes]:
+    """The file's bytes, decompressed; ends early where the compression is cut off or damaged."""
+    with tally.path.open("rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        file = gzip.GzipFile(fileobj=raw) if zipped else raw
+        while True:
+            try:
+                piece = file.read1(_PIECE_BYTES)
+            except (EOFError, zlib.error, gzip.BadGzipFile):
+                tally.cut_off = True
+                return
+            if not piece:
+                return
+            yield piece

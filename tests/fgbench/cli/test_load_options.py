@@ -1,0 +1,89 @@
+"""The options of a load: which process and which data they mean, for every verb that takes them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fgbench.cli.load_options import LoadOptions
+from fgbench.cli.main import app
+from fgbench.cli.options import ServerOptions
+from fgbench.workload.datasets import Lengths
+
+PROFILE = str(Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu" / "profile.json")
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.csv"
+    rows = "".join(f"{i},{i + 10},{i + 5}\n" for i in range(9))
+    path.write_text("timestamp,prompt_tokens,output_tokens\n" + rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "label"),
+    [
+        ({}, "poisson"),
+        ({"arrivals": "possion"}, "poisson"),
+        ({"arrivals": "gamma", "cv": 2.0}, "gamma cv=2.0"),
+        ({"cv": 2.0}, "gamma cv=2.0"),
+        ({"arrivals": "uniform"}, "uniform"),
+        ({"burst_size": 4}, "burst size=4"),
+        ({"rate_to": 4.0}, "ramp rate_to=4.0"),
+        ({"concurrency": 16}, "closed concurrency=16"),
+        ({"arrivals": "closed", "concurrency": 16}, "closed concurrency=16"),
+    ],
+)
+def test_which_arrivals_are_meant(options: dict[str, Any], label: str) -> None:
+    assert LoadOptions(**options).to_load().arrivals.label == label
+
+
+def test_rates_and_counts_where_none_are_said(trace: Path) -> None:
+    load = LoadOptions().to_load()
+    assert (load.rate, load.offered_rate, load.num_prompts) == (2.5, 2.5, 100)
+    assert LoadOptions(rate_to=4.0, rate=2.0).to_load().offered_rate == 3.0
+    closed = LoadOptions(concurrency=16).to_load()
+    assert (closed.rate, closed.offered_rate) == (math.inf, None)
+    replayed = LoadOptions(trace=trace, speedup=2.0, limit=5).to_load()
+    assert (replayed.rate, replayed.num_prompts) == (2.0, 5)
+    assert LoadOptions(trace=trace, rate=3.0, num_prompts=4).to_load().rate == 3.0
+
+
+def test_a_trace_is_its_own_dataset_unless_another_is_named(trace: Path) -> None:
+    def name(**options: Any) -> str:
+        return LoadOptions(trace=trace, **options).to_dataset(ServerOptions(), lambda line: None).name
+
+    own = LoadOptions(trace=trace).to_dataset(ServerOptions(), lambda line: None)
+    assert own == Lengths("mine", tuple((i + 10, i + 5) for i in range(9)), in_order=True)
+    assert name(dataset="sharegpt-lengths") == "sharegpt-lengths"
+    assert name(dataset="synthetic", input_len="4") == "synthetic-4x128"
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--concurrency", "4"], "a sweep is over rates, and a closed loop (--concurrency) has none"),
+        (["--speedup", "2"], "leave out --speedup"),
+        (["--rate-to", "4", "--rates", "inf"], "a ramp needs a finite --rate"),
+    ],
+)
+def test_what_a_sweep_cannot_do(trace: Path, tmp_path: Path, argv: list[str], says: str) -> None:
+    if "--speedup" in argv:
+        argv = [*argv, "--trace", str(trace)]
+    rates = [] if "--rates" in argv else ["--rates", "1,2"]
+    fixed = ["--backend", "simulated", "--profile", PROFILE, "--results", str(tmp_path / "runs")]
+    done = CliRunner().invoke(app, ["sweep", *fixed, *rates, *argv])
+    assert done.exit_code == 2
+    assert says in done.stderr
+
+
+def test_a_sweep_replays_a_trace_at_each_rate(trace: Path, tmp_path: Path) -> None:
+    fixed = ["--backend", "simulated", "--profile", PROFILE, "--results", str(tmp_path / "runs")]
+    done = CliRunner().invoke(app, ["sweep", *fixed, "--rates", "1,4", "--trace", str(trace)])
+    assert done.exit_code == 0, done.output
+    assert len(list(tmp_path.glob("runs/**/requests.jsonl"))) == 2
