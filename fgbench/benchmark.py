@@ -101,7 +101,8 @@ def run_benchmark(
             if workload.warmup:
                 _warm_up(workload.warmup, target, backend, display)
             before = ask_stats(served.url)
-            outcome, records = _measure(workload.requests, target, backend, writer, display)
+            stats_url = None if before is None else served.url
+            outcome, records = _measure(workload.requests, target, backend, writer, display, stats_url)
             if before is not None and (after := ask_stats(served.url)) is not None:
                 writer.describe(server_stats={"before": before, "after": after})
             died = {"error": f"the server died: {backend.last_words()}"} if outcome == "server died" else {}
@@ -151,7 +152,12 @@ def _warm_up(requests: tuple[RequestSpec, ...], target: Target, backend: Backend
 
 
 def _measure(
-    requests: tuple[RequestSpec, ...], target: Target, backend: Backend, writer: RunWriter, display: Display
+    requests: tuple[RequestSpec, ...],
+    target: Target,
+    backend: Backend,
+    writer: RunWriter,
+    display: Display,
+    stats_url: str | None,
 ) -> tuple[Outcome, list[RequestRecord]]:
     records: list[RequestRecord] = []
 
@@ -160,7 +166,7 @@ def _measure(
         writer.append(record)
 
     state = LoadState.of(requests)
-    with display.load(backend.name, state):
+    with display.load(backend.name, state, stats_url):
         outcome = run_async(run_load(requests, target, keep, state=state, alive=backend.alive))
     return outcome, records
 

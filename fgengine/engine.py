@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 
 from fgengine.clock import Clock, WallClock
 from fgengine.config import EngineConfig
@@ -36,6 +36,7 @@ class Engine:
         clock: Clock,
         *,
         model_name: str = "",
+        policy_name: str = "",
         vocab_size: int = 2**31,
         predictor: Predictor | None = None,
     ) -> None:
@@ -44,9 +45,11 @@ class Engine:
         self.copies = copies
         self.clock = clock
         self.model_name = model_name
+        self.policy_name = policy_name
         self.vocab_size = vocab_size
         self.predictor = predictor
         self.work = Work()
+        self._started = clock.now()
         self._left_at: float | None = None
         """When the last step ended, if there was more to do."""
         self._ids = count()
@@ -97,6 +100,7 @@ class Engine:
             runner.copies,
             WallClock(),
             model_name=config.model,
+            policy_name=config.policy,
             vocab_size=shape.vocab_size,
             predictor=predictor,
         )
@@ -174,8 +178,9 @@ class Engine:
             self.step()
         return requests
 
-    def stats(self) -> dict[str, float]:
-        """Counters and work since the start; requests in each place and free blocks of each pool now."""
+    def stats(self) -> dict[str, Any]:
+        """Counters and work since the start; requests in each place and level, and free blocks of each pool,
+        now; what is served how. Plain JSON; its cost does not grow with the number of requests."""
         scheduler, kv = self.scheduler, self.scheduler.kv
         running, swapped = scheduler.num_running, scheduler.num_swapped
         return {
@@ -189,6 +194,12 @@ class Engine:
             "free_host_blocks": kv.host.num_free,
             "num_host_blocks": kv.host.num_blocks,
             "transfers_in_flight": kv.transfers_in_flight,
+            "block_bytes": scheduler.limits.block_bytes,
+            "max_batch_size": scheduler.limits.max_batch_size,
+            "levels": [level._asdict() for level in scheduler.policy.levels()],
+            "model": self.model_name,
+            "policy": self.policy_name,
+            "uptime_seconds": self.clock.now() - self._started,
         }
 
     def close(self) -> None:

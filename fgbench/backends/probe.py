@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
+import math
 import time
 import urllib.error
 import urllib.request
@@ -13,11 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fgbench.backends.backend import BackendError, Report, Served
+from fgbench.backends.vllm_metrics import from_vllm
 
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
 ANSWER_BYTES = 1024**2
-_VLLM_REQUESTS = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)$", re.M)
 
 
 def base_url(text: str) -> str:
@@ -34,7 +34,7 @@ def base_url(text: str) -> str:
     except ValueError:
         usable = False
     if not usable or parts.query or parts.fragment or parts.username:
-        raise ValueError(f"--url must look like http://127.0.0.1:10000, not {text!r}")
+        raise ValueError(f"a URL must look like http://127.0.0.1:10000, not {text!r}")
     path = parts.path.rstrip("/").removesuffix("/v1")
     return f"{parts.scheme}://{parts.netloc}{path}"
 
@@ -84,19 +84,61 @@ def ask_served(url: str, wanted: str | None = None) -> Served:
 
 def ask_stats(url: str) -> dict[str, float] | None:
     """The numbers of our own server's /stats; None where there is no such thing."""
-    status, body = _get(f"{url}/stats")
-    if status != 200 or not isinstance(body, dict) or "work_steps" not in body:
+    try:
+        body = read_stats(url)
+    except StatsError:
+        return None
+    if "work_steps" not in body:
         return None
     return {key: value for key, value in body.items() if isinstance(value, int | float)}
 
 
+class StatsError(BackendError):
+    """There are no figures to be had from the server; the message says why."""
+
+
+class SilentServer(StatsError):
+    """It does not answer: asking again may help."""
+
+
+class NotReady(SilentServer):
+    """It answers, but serves nobody yet, or no longer."""
+
+
+def read_stats(url: str) -> dict[str, Any]:
+    """All that our own server's /stats says, plain JSON. Raises StatsError."""
+    status, body = _get(f"{url}/stats")
+    if status is None:
+        raise SilentServer(f"nobody answers at {url}")
+    if status == 503:
+        raise NotReady(f"the server at {url} is not ready: {_doing(body)}")
+    if status != 200 or not isinstance(body, dict) or "num_device_blocks" not in body:
+        raise StatsError(f"the server at {url} is not of fastgen: it has no /stats")
+    return body
+
+
+def read_metrics(url: str) -> dict[str, Any]:
+    """As ``read_stats``, from the /metrics of a vLLM server as far as they go. Raises StatsError."""
+    status, body = _get(f"{url}/metrics")
+    if status is None:
+        raise SilentServer(f"nobody answers at {url}")
+    found = from_vllm(body) if status == 200 and isinstance(body, str) else {}
+    if not found:
+        raise StatsError(
+            f"the server at {url} has neither fastgen's /stats nor vLLM's /metrics: there is nothing to watch"
+        )
+    return found
+
+
 def ask_requests(url: str) -> int | None:
     """How many requests are at the server, waiting or running, where it says so: ours, or vLLM."""
-    if (stats := ask_stats(url)) is not None:
+    for read in (read_stats, read_metrics):
+        try:
+            stats = read(url)
+        except StatsError:
+            continue
         return int(sum(stats.get(state, 0) for state in ("running", "waiting", "swapped")))
-    status, body = _get(f"{url}/metrics")
-    counts = _VLLM_REQUESTS.findall(body) if status == 200 and isinstance(body, str) else []
-    return int(sum(map(float, counts))) if counts else None
+    return None
 
 
 def wait_until_idle(url: str, *, timeout: float, alive: Callable[[], bool] = lambda: True) -> None:
@@ -129,9 +171,14 @@ def _get(url: str) -> tuple[int | None, Any]:
 
 def _parse(body: bytes) -> Any:
     try:
-        return json.loads(body)
-    except ValueError:
+        return json.loads(body, parse_constant=lambda name: None, parse_float=_finite)
+    except (ValueError, RecursionError):
         return body.decode("utf-8", "replace")
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _doing(body: Any) -> str:

@@ -20,6 +20,7 @@ VERBS = {
     "serve": "Serve a model over HTTP with the scheduling policy of your choice.",
     "run": "Measure a server under a load of requests arriving at a given rate.",
     "sweep": "Measure several backends at several rates, or search the highest rate at an SLO.",
+    "watch": "Show a running server live: queues, memory, swaps, tokens per second.",
     "simulate": "Run the scheduler on virtual clocks: many copies, many requests, no machine.",
     "compare": "Put runs side by side: a table, and a plot over the rate.",
     "profile": "Measure how long this machine's steps take, for policies that predict.",

@@ -78,7 +78,7 @@ class Setup:
     def run(self, folder: SweepFolder, fail_fast: bool, console: Console) -> int:
         """Runs what is left, prints what it comes to, and gives the worst exit code."""
         from fgbench.client.display import display_for
-        from fgbench.sweeping.progress import Total, headed
+        from fgbench.sweeping.progress import Total
         from fgbench.sweeping.runner import Runner
         from fgbench.sweeping.tables import results_table
 
@@ -88,7 +88,7 @@ class Setup:
             self.plan,
             self.systems,
             self.dataset,
-            headed(display_for(console), console, total.header),
+            display_for(console, total.header),
             total,
             foretold=self.foretold,
             max_error_rate=self.settings.load.max_error_rate,

@@ -22,10 +22,13 @@ class Answer:
         self._server: dict[str, float] | None = None
         self._error: str | None = None
 
-    def feed(self, chunk: bytes, now: float) -> None:
-        """Raises StreamError for bytes that are not this endpoint's protocol."""
+    def feed(self, chunk: bytes, now: float) -> int:
+        """How many pieces with output came to their end in it. Raises StreamError for bytes that are not
+        this endpoint's protocol."""
+        before = len(self._times)
         for message in self._splitter.feed(chunk):
             self._take(self._endpoint.read(message), now)
+        return len(self._times) - before
 
     def close(self, now: float) -> None:
         """The stream has ended well, as far as HTTP goes."""

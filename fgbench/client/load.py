@@ -66,8 +66,8 @@ async def run_load(
             start = time.perf_counter() + LEAD_SECONDS
 
             async def send(spec: RequestSpec, body: bytes) -> None:
-                state.sent += 1
-                record = await _exchange(session, target, spec, body, start)
+                state.leave(max(0.0, time.perf_counter() - start - spec.scheduled))
+                record = await _exchange(session, target, spec, body, start, state)
                 state.take(record)
                 on_record(record)
 
@@ -129,7 +129,12 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def _exchange(
-    session: aiohttp.ClientSession, target: Target, spec: RequestSpec, body: bytes, start: float
+    session: aiohttp.ClientSession,
+    target: Target,
+    spec: RequestSpec,
+    body: bytes,
+    start: float,
+    state: LoadState,
 ) -> RequestRecord:
     """Send one request and read its answer to the end. Every failure is in the record's ``error``."""
     import aiohttp
@@ -152,7 +157,7 @@ async def _exchange(
                 message = error_message(await response.content.read(ERROR_BODY_BYTES))
                 return answer.record(now(), f"http {response.status}: {message or response.reason}")
             async for chunk in response.content.iter_any():
-                answer.feed(chunk, now())
+                state.tokens += answer.feed(chunk, now())
         answer.close(now())
         return answer.record(now())
     except asyncio.TimeoutError:

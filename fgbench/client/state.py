@@ -1,12 +1,27 @@
-"""The load as it runs: what the live display shows. Pure but for the clock it is given."""
+"""The load as it runs: what the live display shows. Pure but for the clock it is given.
+
+The load's loop writes it, the display's thread reads it. What is done for a request or a piece of its answer
+takes constant time, about a microsecond in all; sorting, summing and drawing are the reader's.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fgbench.client.record import RequestRecord
+from fgbench.metrics import latency
+from fgbench.metrics.running import Running
 from fgbench.workload.spec import RequestSpec
+
+RECENT_SECONDS = 30.0
+RECENT_MOST = 1000
+"""Requests remembered for means over the last seconds."""
+LATENCIES = ("ttft", "tpot", "jct", "normalized")
+Latencies = tuple[float | None, float | None, float | None, float | None]
+"""One of each of ``LATENCIES``, seconds; seconds per output token."""
 
 
 @dataclass(slots=True)
@@ -14,28 +29,52 @@ class LoadState:
     planned: int
     last_arrival: float
     """Seconds after the start at which the last request is to leave."""
+    schedule: Sequence[float] = ()
+    """When each is to leave, ascending; empty: not known."""
     elapsed: float = 0.0
     sent: int = 0
     ok: int = 0
     failed: int = 0
+    tokens: int = 0
+    """Output tokens so far: streamed pieces, set right by the server's usage as each request ends."""
     last_error: str | None = None
-    _latency: float = field(default=0.0, repr=False)
-    _normalized: float = field(default=0.0, repr=False)
+    lag: Running = field(default_factory=Running, repr=False)
+    """Of the client itself: sent - scheduled."""
+    latencies: tuple[Running, ...] = field(default_factory=lambda: tuple(Running() for _ in LATENCIES))
+    """Of requests answered in full, in the order of ``LATENCIES``."""
+    _recent: deque[tuple[float, Latencies]] = field(
+        default_factory=lambda: deque(maxlen=RECENT_MOST), repr=False
+    )
+    """When each ended."""
 
     @classmethod
     def of(cls, requests: Sequence[RequestSpec]) -> LoadState:
-        return cls(len(requests), max((r.scheduled for r in requests), default=0.0))
+        schedule = sorted(request.scheduled for request in requests)
+        return cls(len(requests), schedule[-1] if schedule else 0.0, schedule)
+
+    def leave(self, lag: float) -> None:
+        """A request is being sent, ``lag`` seconds after its time."""
+        self.sent += 1
+        self.lag.add(lag)
 
     def take(self, record: RequestRecord) -> None:
+        """A request has ended."""
         if not record.ok:
             self.failed += 1
             self.last_error = record.error
             return
         self.ok += 1
-        if record.last_token is not None:
-            latency = record.last_token - record.scheduled
-            self._latency += latency
-            self._normalized += latency / record.output_tokens
+        self.tokens += record.output_tokens - len(record.token_times)
+        figures = (
+            latency.ttft(record),
+            latency.tpot(record),
+            latency.jct(record),
+            latency.normalized_latency(record),
+        )
+        for running, value in zip(self.latencies, figures, strict=True):
+            if value is not None:
+                running.add(value)
+        self._recent.append((self.elapsed, figures))
 
     @property
     def ended(self) -> int:
@@ -46,19 +85,33 @@ class LoadState:
         return self.sent - self.ended
 
     @property
+    def due(self) -> int:
+        """Requests whose time to leave has come."""
+        return bisect_right(self.schedule, self.elapsed)
+
+    @property
+    def offered_rate(self) -> float | None:
+        """Requests per second that were to leave so far; None before there are two."""
+        return self._rate(self.due)
+
+    @property
     def achieved_rate(self) -> float:
-        """Requests sent per second so far."""
-        window = min(self.elapsed, self.last_arrival)
-        return (self.sent - 1) / window if window > 0 and self.sent > 1 else 0.0
+        """Requests per second sent so far."""
+        return self._rate(self.sent) or 0.0
+
+    @property
+    def answered_rate(self) -> float:
+        """Requests per second answered in full so far."""
+        return self.ok / self.elapsed if self.elapsed > 0 else 0.0
 
     @property
     def mean_latency(self) -> float | None:
-        return self._latency / self.ok if self.ok else None
+        return self.latencies[LATENCIES.index("jct")].mean
 
     @property
     def mean_normalized_latency(self) -> float | None:
         """Seconds per output token."""
-        return self._normalized / self.ok if self.ok else None
+        return self.latencies[LATENCIES.index("normalized")].mean
 
     @property
     def remaining(self) -> float | None:
@@ -66,3 +119,14 @@ class LoadState:
         if not self.ended:
             return None
         return max(self.last_arrival - self.elapsed, (self.planned - self.ended) * self.elapsed / self.ended)
+
+    def recent_means(self) -> tuple[float | None, ...]:
+        """Of each of ``LATENCIES``, over what ended in the last ``RECENT_SECONDS``, so far as remembered."""
+        since = self.elapsed - RECENT_SECONDS
+        ended = [figures for at, figures in list(self._recent) if at >= since]  # a copy: it grows meanwhile
+        columns = ([f[k] for f in ended if f[k] is not None] for k in range(len(LATENCIES)))
+        return tuple(sum(column) / len(column) if column else None for column in columns)  # type: ignore[arg-type]
+
+    def _rate(self, count: int) -> float | None:
+        window = min(self.elapsed, self.last_arrival)
+        return (count - 1) / window if window > 0 and count > 1 else None

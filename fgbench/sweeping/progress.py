@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fgbench.client.display import FRAMES_PER_SECOND, Display, Live, picture
-from fgbench.client.state import LoadState
 from fgbench.report.units import clock
 from fgbench.sweeping.estimate import Pace
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
 
 class Total:
@@ -66,29 +63,3 @@ class Total:
         if self._left is None:
             return gone
         return f"{gone}, about {clock(max(0.0, self._left - (self._now() - self._point_began)))} left"
-
-
-class Headed:
-    """A terminal's display with ``header`` above each load."""
-
-    def __init__(self, console: Console, header: Callable[[], RenderableType]) -> None:
-        self._console = console
-        self._header = header
-        self.report = Live(console).report
-
-    @contextlib.contextmanager
-    def load(self, title: str, state: LoadState) -> Iterator[None]:
-        from rich.console import Group
-        from rich.live import Live as RichLive
-
-        with RichLive(
-            get_renderable=lambda: Group(self._header(), picture(title, state)),
-            console=self._console,
-            refresh_per_second=FRAMES_PER_SECOND,
-        ):
-            yield
-
-
-def headed(display: Display, console: Console, header: Callable[[], RenderableType]) -> Display:
-    """Only what is redrawn can have a header; elsewhere a line before each point says as much."""
-    return Headed(console, header) if isinstance(display, Live) else display

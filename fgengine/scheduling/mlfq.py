@@ -18,7 +18,7 @@ from itertools import accumulate
 
 from fgengine.cost import CostModel
 from fgengine.request import Request
-from fgengine.scheduling.policy import Policy, PolicyContext, Priority
+from fgengine.scheduling.policy import Level, Policy, PolicyContext, Priority
 
 QUANTUM_RATIO = 2.0
 MAX_LEVELS = 24
@@ -128,6 +128,12 @@ class MLFQ(Policy):
         longest = next(iter(self._jobs.values()))
         promotion = longest.waiting_since + self.context.starvation_limit - now
         return max(0.0, min(left, promotion) * SPENT)
+
+    def levels(self) -> list[Level]:
+        return [
+            Level(f"Q{k + 1}", len(jobs), quantum)
+            for k, (jobs, quantum) in enumerate(zip(self._levels, self.quanta, strict=True))
+        ]
 
     def level_of(self, request: Request) -> int:
         return self._jobs[request.id].level

@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sortedcontainers import SortedList
 
@@ -40,6 +40,16 @@ class PolicyContext:
     """Requests in one step, at most."""
     predictor: Predictor | None = None
     """Present when the policy's ``needs_predictor`` is true, else perhaps not."""
+
+
+class Level(NamedTuple):
+    """One of the classes that a policy sorts requests into, for whoever watches."""
+
+    name: str
+    requests: int
+    """How many are in it now."""
+    quantum: float | None = None
+    """Seconds that one of them may run before it leaves the level, where there is such a limit."""
 
 
 class Policy(ABC):
@@ -95,6 +105,13 @@ class Policy(ABC):
         0: not known; a simulation then takes every step.
         """
         return 0.0
+
+    def levels(self) -> Sequence[Level]:
+        """Its classes of requests, those that run first in front, empty ones too; none by default.
+
+        Shown by /stats and `fgbench watch`. Asked between two steps: keep counts, do not look at requests.
+        """
+        return ()
 
 
 class SortedPolicy(Policy):

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from fgengine.config import EngineConfig
 from fgengine.request import SamplingParams
@@ -90,7 +90,7 @@ class EngineClient:
         self.broken = asyncio.Event()
         self._report = report
         self._streams: dict[str, TokenStream] = {}
-        self._stats: deque[asyncio.Future[dict[str, float | int | str]]] = deque()
+        self._stats: deque[asyncio.Future[dict[str, Any]]] = deque()
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -135,10 +135,10 @@ class EngineClient:
         if id in self._streams and self.state == "ready":
             self._send(messages.Abort(id))
 
-    async def stats(self) -> dict[str, float | int | str]:
+    async def stats(self) -> dict[str, Any]:
         """The engine's counters, taken between two steps. Raises EngineError."""
         self.check_ready()
-        answer: asyncio.Future[dict[str, float | int | str]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._stats.append(answer)
         self._send(messages.AskStats())
         return await answer

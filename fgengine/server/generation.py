@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
+from typing import Any
 
 from fgengine.clock import WallClock
 from fgengine.request import FinishReason, SamplingParams
@@ -143,6 +144,6 @@ class Service:
             if generation.finish_reason is None:
                 self.engine.abort(generation.id)
 
-    async def stats(self) -> dict[str, float | int | str]:
+    async def stats(self) -> dict[str, Any]:
         """The engine's counters and the server's. Raises EngineError."""
         return {**await self.engine.stats(), **asdict(self.counters)}

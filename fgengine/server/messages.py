@@ -96,7 +96,8 @@ class Aborted(msgspec.Struct, tag=True, frozen=True):
 
 
 class Stats(msgspec.Struct, tag=True, frozen=True):
-    values: dict[str, float | int | str]
+    values: dict[str, Any]
+    """As ``Engine.stats`` gives them: plain JSON."""
 
 
 class Broken(msgspec.Struct, tag=True, frozen=True):

@@ -20,6 +20,8 @@ class FakeServer:
         self.dropped = 0
         self.models = [{"id": "fake", "vocab_size": 512, "max_model_len": 2048}]
         self.loading = 0
+        self.stats = None
+        self.asked = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
         self._ready = threading.Event()
@@ -38,6 +40,7 @@ class FakeServer:
         app = web.Application(client_max_size=2**24)
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/stats", self._stats)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_post("/generate", self._generate)
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
@@ -55,6 +58,10 @@ class FakeServer:
             self.loading -= 1
             return web.json_response({"status": "starting", "message": "loading the model"}, status=503)
         return web.json_response({"status": "ready"})
+
+    async def _stats(self, request):
+        self.asked += 1
+        return web.json_response(self.stats) if self.stats is not None else web.Response(status=404)
 
     async def _models(self, request):
         return web.json_response({"data": self.models})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -145,3 +146,18 @@ def test_the_longest_request_is_what_the_engine_says(
     while engine.has_work:
         engine.step()
     assert engine.stats()["finished"] == 1
+
+
+def test_stats_say_who_waits_where_and_how_it_is_served(symbolic_engine: Build) -> None:
+    engine = symbolic_engine("mlfq", max_batch_size=2)
+    for i in range(3):
+        engine.add(str(i), [1, 2, 3], params(4))
+    engine.step()
+    stats = engine.stats()
+    assert (stats["running"], stats["waiting"], stats["swapped"], stats["max_batch_size"]) == (2, 1, 0, 2)
+    assert sum(level["requests"] for level in stats["levels"]) == 3
+    assert set(stats["levels"][0]) == {"name", "requests", "quantum"}
+    assert stats["uptime_seconds"] == engine.clock.now() > 0
+    assert stats["block_bytes"] == 1000
+    assert json.loads(json.dumps(stats)) == stats
+    assert symbolic_engine("fcfs").stats()["levels"] == []

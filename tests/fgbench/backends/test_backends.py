@@ -24,7 +24,7 @@ def test_a_path_before_v1_is_kept():
 
 @pytest.mark.parametrize("given", ["", "ftp://h", "http://", "http://h:x", "http://h?q=1", "http://u:p@h"])
 def test_what_is_no_url_is_refused(given):
-    with pytest.raises(ValueError, match="--url must look like"):
+    with pytest.raises(ValueError, match="a URL must look like"):
         base_url(given)
 
 

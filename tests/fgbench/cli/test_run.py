@@ -1,4 +1,3 @@
-import io
 import json
 import math
 import os
@@ -8,7 +7,6 @@ import sys
 import time
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from fgbench.backends.attached import Attached
@@ -17,9 +15,7 @@ from fgbench.cli.load_options import LoadOptions
 from fgbench.cli.main import app
 from fgbench.cli.options import ServerOptions
 from fgbench.cli.systems import system_of
-from fgbench.client.display import Live, Plain, display_for, progress_line
 from fgbench.client.record import RequestRecord
-from fgbench.client.state import LoadState
 from fgbench.metrics.summary import summarize
 from fgbench.results.run import find_runs, read_run
 from fgbench.workload.datasets import Lengths, Synthetic
@@ -156,7 +152,7 @@ def test_a_server_that_refuses_every_warmup_is_not_measured(fake_server, tmp_pat
         (["--request-timeout", "-1"], "request timeout"),
         (["--url", "http://h:1", "--max-batch-size", "8"], "--max-batch-size is the server's"),
         (["--url", "http://h:1", "--port", "8"], "--port is for a server to be started"),
-        (["--url", "::"], "--url must look like"),
+        (["--url", "::"], "a URL must look like"),
         (["--backend", "fastgen-fcfs", "--policy", "srpt"], "contradict"),
         (["--backend", "fastgen-fcfs", "--policy", "sj-mlfq"], "contradict"),  # the default, but said aloud
         (["--backend", "fastserve"], "say where"),
@@ -304,36 +300,6 @@ def test_how_many_errors_are_too_many():
     summary = summarize(records, offered_rate=1.0)
     assert too_many_errors(summary, 0.01) is None
     assert "1 of 100 requests failed (1 x timeout)" in too_many_errors(summary, 0.0)
-
-
-def test_plain_progress_says_where_the_load_is():
-    lines = []
-    state = LoadState(planned=4, last_arrival=3.0, elapsed=2.0, sent=3)
-    state.take(late(0.0, 0.5, 1)[0])
-    state.take(RequestRecord(1, 0.0, 0.0, 4, 2, error="http 500: no"))
-    with Plain(lines.append, every=0.01).load("fastgen", state):
-        time.sleep(0.1)
-    assert len(lines) > 2
-    assert lines[-1] == f"fastgen: {progress_line(state)}"
-    for words in ("sent 3/4", "done 1", "in flight 1", "errors 1", "1.00/s sent", "mean latency 0.60 s"):
-        assert words in lines[-1]
-    assert "300.0 ms/token" in lines[-1]
-    assert "0:02 to go; last error: http 500: no" in lines[-1]
-
-
-def test_a_terminal_shows_a_bar_and_the_figures():
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=120)
-    display = display_for(console)
-    assert isinstance(display, Live)
-    state = LoadState(planned=4, last_arrival=3.0, elapsed=62.0, sent=4)
-    with display.load("fastgen-fcfs", state):
-        for record in late(0.0, 0.5, 3):
-            state.take(record)
-    last_frame = out.getvalue().rpartition("fastgen-fcfs")[2]
-    assert "3/4  1:02" in last_frame
-    assert progress_line(state) in last_frame
-    assert isinstance(display_for(Console(file=io.StringIO())), Plain)
 
 
 def test_help_is_light():

@@ -7,6 +7,7 @@ import pytest
 
 from fgbench.client.endpoints import ENDPOINTS
 from fgbench.client.load import Target, run_load
+from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
 from fgbench.workload.spec import RequestSpec
 
@@ -151,4 +152,44 @@ async def test_state_follows_the_load(fake_server):
     assert state.mean_latency == pytest.approx(sum(r.last_token - r.scheduled for r in good) / 2)
     assert state.mean_normalized_latency == pytest.approx(state.mean_latency / 4)
     assert state.remaining == pytest.approx(0.0, abs=1e-6)
+    assert state.tokens == 8
+    assert state.lag.count == 3
+    assert state.lag.quantile(1.0) == pytest.approx(max(r.sent - r.scheduled for r in records), rel=0.3)
+    assert state.due == 3
+    assert state.offered_rate == pytest.approx(20)
     assert state.achieved_rate == pytest.approx(20, rel=0.01)
+    ttft, tpot, jct, normalized = state.recent_means()
+    assert jct == pytest.approx(state.mean_latency)
+    assert normalized == pytest.approx(state.mean_normalized_latency)
+    assert ttft == pytest.approx(sum(r.first_token - r.scheduled for r in good) / 2)
+    assert tpot == pytest.approx(sum(r.last_token - r.first_token for r in good) / 6)
+
+
+async def test_tokens_are_counted_as_they_come_and_set_right_by_the_usage(fake_server):
+    fake_server.gap = 0.05
+    requests = specs(6)
+    state = LoadState.of(requests)
+    seen = []
+
+    async def look():
+        while True:
+            seen.append(state.tokens)
+            await asyncio.sleep(0.01)
+
+    looking = asyncio.create_task(look())
+    await run_load(requests, target_of(fake_server), lambda record: None, state=state)
+    looking.cancel()
+    assert seen == sorted(seen)
+    assert {1, 2, 3, 4, 5} <= set(seen)
+    assert state.tokens == 6
+
+
+def test_recent_means_forget_what_is_long_over():
+    state = LoadState(10, 100.0)
+    for at, seconds in ((1.0, 9.0), (50.0, 1.0), (60.0, 3.0)):
+        state.elapsed = at
+        state.take(RequestRecord(0, at - seconds, at, 4, 1, 1, at, at))
+    assert state.recent_means()[2] == pytest.approx(2.0)
+    assert state.mean_latency == pytest.approx(13 / 3)
+    state.elapsed = 200.0
+    assert state.recent_means() == (None, None, None, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 from fgengine.config import EngineConfig
 from fgengine.plan import TokenEvent
@@ -76,8 +77,13 @@ class FakeEngine:
             events.append(TokenEvent(request, token, -0.5 if request.params.logprobs else None))
         return events
 
-    def stats(self) -> dict[str, float | int | str]:
-        return {"free_device_blocks": 100 - len(self.requests), "num_device_blocks": 100}
+    def stats(self) -> dict[str, Any]:
+        return {
+            "free_device_blocks": 100 - len(self.requests),
+            "num_device_blocks": 100,
+            "levels": [{"name": "Q1", "requests": len(self.requests), "quantum": 0.5}],
+            "policy": "fake",
+        }
 
     def close(self) -> None:
         self.closed = True

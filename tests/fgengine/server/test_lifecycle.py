@@ -81,6 +81,13 @@ async def test_counters(served: Any) -> None:
     }
 
 
+async def test_stats_carry_what_the_engine_says(served: Any) -> None:
+    """Through the channel between the processes, nested as it is."""
+    stats = await _stats(served)
+    assert stats["levels"] == [{"name": "Q1", "requests": 0, "quantum": 0.5}]
+    assert stats["policy"] == "fake"
+
+
 async def test_broken_engine_answers_everybody_at_once(served: Any, fake: Any) -> None:
     def ask(stream: bool) -> asyncio.Task[Any]:
         prompt = [*b"abc", fake.WAIT]

@@ -1,0 +1,119 @@
+"""The parts live panels are put together from: lines of text that fit a width, whatever is said in them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.panel import Panel
+from rich.text import Text
+
+from fgbench.live.series import Series, sparkline
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+GAP = "   "
+WIDEST = 120
+"""Columns from which on a panel grows no further."""
+LABEL = 9
+EIGHTHS = " ▏▎▍▌▋▊▉"
+ASCII = str.maketrans("▁▂▃▄▅▆▇█▏▎▍▌▋▊▉░·µ─…", "_.:-=+*#...####.|u-.")
+"""For terminals that have nothing else, a character for a character."""
+
+
+def clean(text: str, most: int = 200) -> str:
+    """``text`` as one line without anything that a terminal would obey."""
+    shown = "".join(c if c.isprintable() else " " for c in text[: 4 * most])
+    shown = "".join(c for c in shown if unicodedata.category(c) != "Cf")
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def figure(label: str, value: str, style: str = "bold") -> Text:
+    """``label value``; server's words must be cleaned before."""
+    return Text.assemble((f"{label} ", "dim"), (value, style))
+
+
+def flow(parts: Iterable[Text], width: int) -> list[Text]:
+    """The parts one after another, on as many lines as they need; none is cut in two."""
+    lines: list[Text] = []
+    for part in parts:
+        if lines and lines[-1].cell_len + len(GAP) + part.cell_len <= width:
+            lines[-1].append(GAP).append_text(part)
+        else:
+            lines.append(part.copy())
+    return lines
+
+
+def bar(share: float, width: int, style: str = "cyan") -> Text:
+    """``share`` (0 to 1) of ``width`` columns, to an eighth of a column."""
+    eighths = round(min(1.0, max(0.0, share)) * width * 8)
+    if share > 0:
+        eighths = max(1, eighths)
+    full, part = divmod(eighths, 8)
+    drawn = "█" * full + (EIGHTHS[part] if part else "")
+    return Text.assemble((drawn, style), ("░" * (width - len(drawn)), "dim"))
+
+
+def gauge(label: str, share: float, value: str, width: int, style: str = "cyan") -> Text:
+    """``label ████░░ value``: as wide as ``width``, the value in full."""
+    return Text.assemble(
+        (f"{label:<{LABEL}} ", "dim"),
+        bar(share, max(4, width - max(LABEL, len(label)) - len(value) - 2), style),
+        (f" {value}", "bold"),
+    )
+
+
+def trend(label: str, value: str, series: Series, width: int, style: str = "green") -> Text:
+    """``label value ▁▂▃``: a figure now and how it went."""
+    room = width - 20 - 20
+    text = Text.assemble((f"{label:<19} ", "dim"), (f"{value:<19} ", "bold"))
+    if room >= 8:
+        text.append(sparkline(series.cells(room)), style)
+    return text
+
+
+def rule(title: str, width: int) -> Text:
+    return Text(f"{title} ".ljust(width, "─"), style="dim")
+
+
+class Lines:
+    """A panel that is drawn anew for the size the terminal has at that moment, and never larger.
+
+    ``sections`` is asked with the width there is and gives the panel's lines in groups, from top to bottom,
+    each with its rank: where the terminal is too low, groups are left out, the largest rank first.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        sections: Callable[[int], Sequence[tuple[int, list[Text]]]],
+        subtitle: str = "",
+        height: int | None = None,
+    ) -> None:
+        """``height``: lines there are for it; None: the terminal's."""
+        self._title, self._subtitle, self._sections, self._height = title, subtitle, sections, height
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(WIDEST, options.max_width)
+        height = (self._height or (console.size.height if console.is_terminal else 1000)) - 2
+        groups = list(self._sections(max(20, width - 4)))
+        while len(groups) > 1 and sum(len(lines) for _, lines in groups) > height:
+            groups.remove(max(groups, key=lambda group: group[0]))
+        shown = Text("\n").join(line for _, lines in groups for line in lines[: max(1, height)])
+        shown.no_wrap, shown.overflow = True, "ellipsis"
+        title, subtitle = Text(self._title, style="bold"), Text(self._subtitle, style="dim")
+        if options.ascii_only:
+            for text in (shown, title, subtitle):
+                text.plain = text.plain.translate(ASCII).encode("ascii", "replace").decode()
+        yield Panel(
+            shown,
+            title=title,
+            title_align="left",
+            subtitle=subtitle if self._subtitle else None,
+            subtitle_align="right",
+            width=width,
+            border_style="dim",
+        )

@@ -1,0 +1,106 @@
+"""A load as it runs, drawn: how far it is, how fast it goes, what its requests have seen so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from fgbench.client.state import RECENT_SECONDS, LoadState
+from fgbench.live.layout import Lines, bar, clean, figure, flow, trend
+from fgbench.live.meter import Meter
+from fgbench.live.series import Series
+from fgbench.live.server_panel import brief, clock
+from fgbench.report.units import number, seconds
+
+LABELS = ("TTFT", "TPOT", "JCT", "JCT/token")
+"""In the order of ``fgbench.client.state.LATENCIES``."""
+COLUMN = 11
+
+
+class LoadView:
+    """What the display's thread keeps of a load beside its state: how it went over time."""
+
+    def __init__(self, title: str, state: LoadState, meter: Meter | None = None) -> None:
+        self.title, self.state, self.meter = title, state, meter
+        self.in_flight, self.tokens = Series(), Series()
+        self._sampled: tuple[float, int] = (0.0, 0)
+        """Elapsed seconds and tokens at the last sample."""
+
+    def sample(self) -> None:
+        """Once a second or so."""
+        elapsed, tokens = self.state.elapsed, self.state.tokens
+        since, before = self._sampled
+        self.in_flight.add(float(self.state.in_flight))
+        self.tokens.add(max(0, tokens - before) / (elapsed - since) if elapsed > since else None)
+        self._sampled = (elapsed, tokens)
+
+    def draw(self, now: float, height: int | None = None) -> Lines:
+        """``now`` is on the clock of the meter's snapshots; ``height`` the lines there are."""
+        return Lines(clean(self.title, 100), lambda width: self._sections(width, now), height=height)
+
+    def _sections(self, width: int, now: float) -> list[tuple[int, list[Text]]]:
+        state = self.state
+        sections = [
+            (0, progress(state, width)),
+            (1, counts(state, width)),
+            (2, latencies(state, width)),
+            (4, self._trends(width)),
+        ]
+        if self.meter is not None:
+            sections.append((3, brief(self.meter, width, self.meter.silence(now))))
+        if state.last_error is not None:
+            error = Text(f"last error: {clean(state.last_error, width - 12)}", style="red")
+            sections.append((1, [error]))
+        return sections
+
+    def _trends(self, width: int) -> list[Text]:
+        def value(now: float | None, series: Series) -> str:
+            return f"{number(now)} (most {number(series.most)})"
+
+        flying, tokens = self.in_flight, self.tokens
+        return [
+            trend("in flight", value(self.state.in_flight, flying), flying, width, "blue"),
+            trend("output tokens/s", value(tokens.last, tokens), tokens, width),
+        ]
+
+
+def progress(state: LoadState, width: int) -> list[Text]:
+    share = state.ended / state.planned if state.planned else 0.0
+    told = f" {state.ended}/{state.planned}  {share:.0%}  {clock(state.elapsed)}"
+    if state.remaining is not None and state.ended < state.planned:
+        told += f", {clock(state.remaining)} to go"
+    return [Text.assemble(bar(share, max(4, width - len(told)), "green"), (told, "bold"))]
+
+
+def counts(state: LoadState, width: int) -> list[Text]:
+    offered = "all at once" if state.last_arrival == 0 else f"{number(state.offered_rate)}/s"
+    parts = [
+        figure("sent", f"{state.sent:,}"),
+        figure("done", f"{state.ok:,}"),
+        figure("in flight", f"{state.in_flight:,}"),
+        figure("errors", f"{state.failed:,}", "bold red" if state.failed else "bold"),
+        figure("offered", offered),
+        figure("sent", f"{number(state.achieved_rate)}/s"),
+        figure("answered", f"{number(state.answered_rate)}/s"),
+        figure(
+            "client lag",
+            f"p50 {seconds(state.lag.quantile(0.5))}, p99 {seconds(state.lag.quantile(0.99))}",
+        ),
+    ]
+    return flow(parts[:4], width) + flow(parts[4:], width)
+
+
+def latencies(state: LoadState, width: int) -> list[Text]:
+    """A row for each latency: over all requests answered so far, and over those of the last seconds."""
+    rows: list[tuple[str, tuple[str, ...]]] = [("", ("mean", "p50", "p99", f"last {RECENT_SECONDS:.0f} s"))]
+    for label, running, recent in zip(LABELS, state.latencies, state.recent_means(), strict=True):
+        values = (running.mean, running.quantile(0.5), running.quantile(0.99), recent)
+        rows.append((label, tuple(map(seconds, values))))
+    column = min(COLUMN, (width - 9) // 4)
+    return [_row(label, values, column) for label, values in rows]
+
+
+def _row(label: str, values: Sequence[str], column: int) -> Text:
+    cells = "".join(value.rjust(column) for value in values)
+    return Text.assemble((f"{label:<9}", "dim"), (cells, "bold" if label else "dim"))

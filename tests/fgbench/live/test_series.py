@@ -1,0 +1,68 @@
+"""Curves of one line: what they show of the values they are of."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fgbench.live.series import BLOCKS, LONGEST, Series, sparkline
+
+
+def series_of(*values: float | None) -> Series:
+    series = Series()
+    for value in values:
+        series.add(value)
+    return series
+
+
+def test_a_column_a_value_from_zero_to_the_largest() -> None:
+    assert sparkline([0, 1, 2, 4, None, 8]) == "▁▁▂▄ █"
+    assert sparkline([0.0, 0.0]) == "▁▁"
+    assert sparkline([]) == ""
+
+
+@given(st.lists(st.none() | st.floats(0, 1e12), min_size=1, max_size=50))
+def test_higher_values_are_never_drawn_lower(values: list[float | None]) -> None:
+    drawn = sparkline(values)
+    assert len(drawn) == len(values)
+    pairs = sorted((v, BLOCKS.index(c)) for v, c in zip(values, drawn, strict=True) if v is not None)
+    assert [height for _, height in pairs] == sorted(height for _, height in pairs)
+
+
+@given(st.lists(st.none() | st.floats(0, 1e6), max_size=700), st.integers(1, 80))
+def test_cells_fit_and_hold_all_that_is_kept(values: list[float | None], width: int) -> None:
+    series = series_of(*values)
+    cells = series.cells(width)
+    assert len(cells) <= width
+    known = [cell for cell in cells if cell is not None]
+    kept = [value for value in values[-LONGEST:] if value is not None]
+    assert all(min(kept) <= cell * (1 + 1e-12) and cell <= max(kept) * (1 + 1e-12) for cell in known)
+    assert len(series) == min(len(values), LONGEST)
+    assert series.most == max(kept, default=None)
+
+
+def test_few_values_are_drawn_as_they_are_and_many_as_means() -> None:
+    assert series_of(1, None, 3).cells(10) == [1, None, 3]
+    assert series_of(*range(12)).cells(7) == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5]
+
+
+def test_what_is_drawn_moves_to_the_left_and_does_not_change() -> None:
+    """One more value fills the last cell or begins a new one; the cells before stay."""
+    series = series_of(*(float(i % 7) for i in range(LONGEST + 100)))
+    before = series.cells(61)
+    series.add(3.0)
+    after = series.cells(61)
+    assert after[5:50] in (before[5:50], before[6:51])
+
+
+def test_nothing_is_no_zero() -> None:
+    assert Series().last is None
+    assert Series().most is None
+    assert series_of(None).cells(5) == [None]
+    assert series_of(1.0, None).last is None
+
+
+@pytest.mark.parametrize("width", [0, -3])
+def test_no_room(width: int) -> None:
+    assert series_of(1.0, 2.0).cells(width) == []

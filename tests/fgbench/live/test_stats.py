@@ -1,0 +1,183 @@
+"""Snapshots of servers, ours and others, and the rates between two."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fgbench.backends.probe import SilentServer
+from fgbench.backends.vllm_metrics import from_vllm
+from fgbench.live.meter import Meter, Poller
+from fgbench.live.stats import COUNTERS, LevelCount, Pool, Snapshot, rates_between, started_again
+
+
+def stats(**values: Any) -> dict[str, Any]:
+    return {
+        "running": 16,
+        "max_batch_size": 16,
+        "waiting": 9,
+        "swapped": 3,
+        "num_device_blocks": 400,
+        "free_device_blocks": 50,
+        "num_host_blocks": 0,
+        "free_host_blocks": 0,
+        **dict.fromkeys(COUNTERS, 0),
+        "levels": [{"name": "Q1", "requests": 3, "quantum": 0.5}, {"name": "all", "requests": 4}],
+        "policy": "sj-mlfq",
+        "model": "tiny",
+        "uptime_seconds": 10.0,
+        "block_bytes": 1000,
+        **values,
+    }
+
+
+def test_a_snapshot_of_ours() -> None:
+    snapshot = Snapshot.of(stats(), 5.0)
+    assert (snapshot.running, snapshot.waiting, snapshot.swapped, snapshot.requests) == (16, 9, 3, 28)
+    assert snapshot.device == Pool(0.875, 350, 400)
+    assert snapshot.host == Pool(0.0, 0, 0)
+    assert snapshot.levels == (LevelCount("Q1", 3, 0.5), LevelCount("all", 4, None))
+    assert (snapshot.policy, snapshot.model, snapshot.uptime) == ("sj-mlfq", "tiny", 10.0)
+
+
+def test_a_snapshot_of_an_older_server() -> None:
+    old = {key: stats()[key] for key in ("running", "waiting", "swapped", "num_device_blocks")}
+    snapshot = Snapshot.of(old, 5.0)
+    assert snapshot.running == 16
+    assert (snapshot.device, snapshot.host, snapshot.levels, snapshot.uptime) == (None, None, (), None)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(stats())), anything), anything)
+def test_no_nonsense_raises(values: dict[str, Any], levels: Any) -> None:
+    before, after = Snapshot.of(values, 1.0), Snapshot.of(stats(levels=[levels]), 2.0)
+    for pair in ((before, after), (after, before), (before, before)):
+        rates = rates_between(*pair)
+        assert rates is None or all(v is None or math.isfinite(v) for v in asdict(rates).values())
+
+
+def test_rates_are_per_second_of_the_servers_own_clock() -> None:
+    before = Snapshot.of(stats(), 5.0)
+    later = stats(
+        uptime_seconds=12.0,
+        generated_tokens=100,
+        prompt_tokens=40,
+        finished=3,
+        preemptions=5,
+        offloaded_blocks=8,
+        uploaded_blocks=6,
+        recomputed_tokens=7,
+        work_steps=10,
+        model_seconds=0.4,
+        engine_seconds=0.1,
+    )
+    rates = rates_between(before, Snapshot.of(later, 8.0))  # the answer took its time
+    assert rates is not None
+    assert asdict(rates) == {
+        "seconds": 2.0,
+        "generated_tokens": 50.0,
+        "prompt_tokens": 20.0,
+        "finished": 1.5,
+        "preemptions": 2.5,
+        "offloaded_blocks": 4.0,
+        "uploaded_blocks": 3.0,
+        "recomputed_tokens": 3.5,
+        "offloaded_bytes": 4000.0,
+        "uploaded_bytes": 3000.0,
+        "step_seconds": pytest.approx(0.05),
+    }
+
+
+def test_without_steps_there_is_no_step_time_and_without_uptime_our_clock_counts() -> None:
+    before = Snapshot.of(stats(uptime_seconds=None), 5.0)
+    rates = rates_between(before, Snapshot.of(stats(uptime_seconds=None, finished=4), 9.0))
+    assert rates is not None
+    assert (rates.seconds, rates.finished, rates.step_seconds) == (4.0, 1.0, None)
+    assert rates_between(before, before) is None
+
+
+@pytest.mark.parametrize(
+    ("again", "restarted"),
+    [
+        ({"uptime_seconds": 1.0}, True),
+        ({"uptime_seconds": 12.0, "finished": 40}, True),  # counted from 0 once more
+        ({"uptime_seconds": 12.0, "finished": 60}, False),
+    ],
+)
+def test_a_server_started_again_gives_a_gap_and_no_nonsense(again: dict[str, Any], restarted: bool) -> None:
+    first, second = stats(finished=50), stats(finished=50) | again
+    assert started_again(Snapshot.of(first, 1.0), Snapshot.of(second, 2.0)) == restarted
+    meter = Meter(1.0)
+    meter.take(first, 1.0)
+    meter.take(second, 2.0)
+    assert meter.restarts == int(restarted)
+    assert (meter.rates is None) == restarted
+    assert meter.history["finished"].cells(9) == [None if restarted else 5.0]
+    meter.take(second | {"uptime_seconds": 14.0, "finished": 61}, 3.0)
+    assert meter.restarts == int(restarted)
+    assert meter.rates is not None
+    assert meter.rates.finished is not None
+    assert meter.rates.finished >= 0
+
+
+def test_the_poller_asks_from_its_own_thread_and_lives_through_silence() -> None:
+    asked, enough = [], threading.Event()
+
+    def ask() -> dict[str, Any]:
+        asked.append(threading.current_thread().name)
+        if len(asked) >= 4:
+            enough.set()
+        if len(asked) == 2:
+            raise SilentServer("nobody")
+        return stats(uptime_seconds=float(len(asked)), finished=len(asked))
+
+    poller = Poller(ask, interval=0.01)
+    poller.start()
+    assert enough.wait(5)
+    poller.stop()
+    assert set(asked) == {"stats"}
+    assert poller.meter.rates is not None
+    assert poller.meter.rates.finished == pytest.approx(1.0)
+
+
+METRICS = r"""# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="a/b"} 3.0
+vllm:num_requests_running{engine="1",model_name="a/b"} 4.0
+vllm:num_requests_waiting{engine="0",model_name="a/b"} 2.0
+vllm:kv_cache_usage_perc{engine="0",model_name="a/b"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="a/b"} 0.5
+vllm:prompt_tokens_total{engine="0",model_name="a/b"} 1.5e+03
+vllm:generation_tokens_total{engine="0",model_name="a/b"} 900.0
+vllm:num_preemptions_total{engine="0",model_name="a/b"} 1.0
+vllm:request_success_total{engine="0",finished_reason="stop",model_name="a/b"} 5.0
+vllm:request_success_total{engine="0",finished_reason="length",model_name="a/b"} 6.0
+vllm:time_to_first_token_seconds_sum{engine="0",model_name="a/b"} NaN
+python_info{version="3.12"} 1.0
+"""
+
+
+def test_what_vllm_says() -> None:
+    snapshot = Snapshot.of(from_vllm(METRICS), 0.0)
+    assert (snapshot.running, snapshot.waiting, snapshot.swapped, snapshot.model) == (7, 2, None, "a/b")
+    assert snapshot.device == Pool(0.5)
+    assert snapshot.counters == {
+        "prompt_tokens": 1500.0,
+        "generated_tokens": 900.0,
+        "preemptions": 1.0,
+        "finished": 11.0,
+    }
+    assert from_vllm("python_info 1.0\n<html>") == {}
+    assert from_vllm("vllm:num_requests_running nonsense\nvllm:num_requests_waiting NaN") == {}
