@@ -22,7 +22,7 @@ test: $(INSTALLED)
 	$(PY) -m pytest
 
 nightly: $(INSTALLED)
-	FGBENCH_NIGHTLY=1 $(PY) -m pytest tests/fgengine/test_state_machine.py tests/fgbench/sweeping/test_killed.py
+	FGBENCH_NIGHTLY=1 $(PY) -m pytest -rP tests/fgengine/test_state_machine.py tests/fgbench/sweeping/test_killed.py
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check

@@ -1,126 +1,261 @@
 """How fast the load generator is before it becomes the limit: its lag and throughput against a server that
-only streams. Server and client are processes of their own. Prints a table, then JSON.
+only streams, each on a core of its own. Prints tables, then JSON.
 
-    python bench/client.py [--rates 50,200,inf] [--requests 1000] [--tokens 64] [--gap 0.01]
+    python bench/client.py [--rates 500,1000,2000] [--tokens 16] [--gap 0.005]
+    python bench/client.py --find                       # the highest rate with a p99 lag of at most 10 ms
+    python bench/client.py --vllm-python VENV/bin/python --tokenizer FOLDER   # beside `vllm bench serve`
+
+A rate holds where the p99 lag is at most ``--lag`` and at least 98% of it was sent. With ``--concurrency``
+(and beside vLLM) so many requests are kept in flight, each worker sending the next when its last has ended:
+then requests per second are what the client can do at all. One core: the client's process is bound to one,
+the server's to another (Linux; elsewhere nothing is bound, and the figures say so).
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+import numpy as np
 
 from fgbench.backends.attached import Attached
 from fgbench.client.endpoints import ENDPOINTS
 from fgbench.client.load import Target, run_async, run_load
 from fgbench.client.record import RequestRecord
-from fgbench.metrics.summary import summarize
-from fgbench.workload.build import build_workload
-from fgbench.workload.datasets import Synthetic
+from fgbench.metrics.summary import Summary, summarize
+from fgbench.workload.spec import RequestSpec
 
 PROMPT_TOKENS = 64
+SUSTAINED = 0.98
+"""Share of the asked rate that must have been sent for it to count as held."""
+TOLERANCE = 0.04
+"""The search ends when the highest rate that holds and the lowest that does not are so close."""
+TRIES = 3
+"""A rate counts as not held when it was missed so often: on a busy machine one try is chance."""
 
 
-def measure(url: str, rate: float, requests: int, tokens: int) -> dict[str, Any]:
-    dataset = Synthetic((PROMPT_TOKENS, PROMPT_TOKENS), (tokens, tokens))
-    workload = build_workload(dataset, rate=rate, num_prompts=requests)
+def requests_at(rate: float, count: int, tokens: int) -> list[RequestSpec]:
+    """Poisson arrivals, seeded; ``inf``: all at the start."""
+    rng = np.random.default_rng(0)
+    gaps = rng.exponential(1.0, count)
+    gaps *= count / rate / gaps.sum() if math.isfinite(rate) else 0.0  # of exactly this rate
+    times = np.cumsum(gaps).tolist()
+    prompt = tuple(rng.integers(1000, 30_000, PROMPT_TOKENS).tolist())
+    return [RequestSpec(i, at, prompt, PROMPT_TOKENS, tokens) for i, at in enumerate(times)]
+
+
+def measure(url: str, rate: float, count: int, tokens: int, concurrency: int | None = None) -> dict[str, Any]:
+    """One load. Raises AssertionError where an answer was not whole or its pieces not all seen."""
     records: list[RequestRecord] = []
-    begun_cpu, begun = time.process_time(), time.perf_counter()
     target = Target(url, "null", ENDPOINTS["completions"])
-    run_async(run_load(workload.requests, target, records.append))
+    more = {} if concurrency is None else {"concurrency": concurrency}
+    requests = requests_at(rate, count, tokens)
+    begun_cpu, begun = time.process_time(), time.perf_counter()
+    outcome = run_async(run_load(requests, target, records.append, **more))
     cpu, wall = time.process_time() - begun_cpu, time.perf_counter() - begun
+    if outcome == "interrupted":
+        raise KeyboardInterrupt
     summary = summarize(records, offered_rate=rate)
-    assert summary.ok == requests, summary.errors
-    assert summary.lag is not None
-    assert summary.ttft_from_sent is not None
+    assert summary.ok == count, summary.errors
+    seen = sum(len(record.token_times) for record in records)
+    assert seen == count * tokens, f"{seen} pieces of {count * tokens}"
     return {
         "rate": rate if math.isfinite(rate) else "inf",
-        "requests": requests,
-        "tokens_per_second": round(summary.output_token_throughput),
-        "lag_p50_ms": round(summary.lag.p50 * 1e3, 2),
-        "lag_p99_ms": round(summary.lag.p99 * 1e3, 2),
-        "ttft_from_sent_p99_ms": round(summary.ttft_from_sent.p99 * 1e3, 2),
-        "cpu_us_per_token": round(cpu / (requests * tokens) * 1e6, 2),
+        "requests": count,
+        "sent_per_second": _rounded(summary.achieved_rate),
+        "answered_per_second": _rounded(summary.request_throughput),
+        "lag_p50_ms": _milliseconds(summary, "lag", "p50"),
+        "lag_p99_ms": _milliseconds(summary, "lag", "p99"),
+        "ttft_from_sent_p99_ms": _milliseconds(summary, "ttft_from_sent", "p99"),
+        "cpu_us_per_request": round(cpu / count * 1e6, 1),
         "cpu_share": round(cpu / wall, 3),
     }
 
 
-async def serve(gap: float) -> None:
-    """A token every ``gap`` seconds to everybody (as an engine's steps come), or as fast as it goes at 0."""
-    token = b'data: {"choices": [{"index": 0, "text": "x", "finish_reason": null}]}\n\n'
+def holds(row: dict[str, Any], most_lag_ms: float) -> bool:
+    return row["lag_p99_ms"] <= most_lag_ms and row["sent_per_second"] >= SUSTAINED * row["rate"]
 
-    async def completions(request: web.Request) -> web.StreamResponse:
-        count = (await request.json())["max_tokens"]
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        for _ in range(count):
-            await response.write(token)
-            await asyncio.sleep(gap - time.monotonic() % gap if gap else 0)
-        usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": count}
-        await response.write(b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n")
-        await response.write(b"data: [DONE]\n\n")
-        return response
 
-    async def ready(request: web.Request) -> web.Response:
-        return web.json_response({"status": "ready"})
+def highest_rate(url: str, seconds: float, tokens: int, most_lag_ms: float) -> list[dict[str, Any]]:
+    """Doubles, then bisects; every try, the highest rate that held last."""
+    tried: list[dict[str, Any]] = []
 
-    app = web.Application(client_max_size=2**26)
-    app.router.add_post("/v1/completions", completions)
-    app.router.add_get("/health", ready)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
-    print(runner.addresses[0][1], flush=True)
-    parent = os.getppid()
-    while os.getppid() == parent:
-        await asyncio.sleep(0.5)
+    def held(rate: float) -> dict[str, Any] | None:
+        for _ in range(TRIES):
+            tried.append(measure(url, rate, round(rate * seconds), tokens))
+            if holds(tried[-1], most_lag_ms):
+                return tried[-1]
+        return None
+
+    low, best, high = 0.0, None, 250.0
+    while (row := held(high)) is not None:
+        low, best, high = high, row, high * 2
+    while low and high - low > TOLERANCE * low:
+        middle = (low + high) / 2
+        row = held(middle)
+        if row is None:
+            high = middle
+        else:
+            low, best = middle, row
+    return [*tried, best] if best else tried
+
+
+def vllm_bench(
+    python: Path, tokenizer: str, url: str, count: int, tokens: int, concurrency: int, core: int | None
+) -> dict[str, Any]:
+    """``vllm bench serve`` against the same server, on the core the client had.
+
+    Raises:
+        RuntimeError: it is not there, or it did not end well; the message says what to do.
+    """
+    if not python.is_file():
+        raise RuntimeError(
+            f"--vllm-python: there is no {python}; give the python of an environment with vLLM"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            *(["taskset", "-c", str(core)] if core is not None else []),
+            *(str(python), "-m", "vllm.entrypoints.cli.main", "bench", "serve"),
+            *("--backend", "openai", "--base-url", url, "--endpoint", "/v1/completions"),
+            *("--model", "null", "--tokenizer", tokenizer, "--dataset-name", "random"),
+            *("--random-input-len", str(PROMPT_TOKENS), "--random-output-len", str(tokens)),
+            *("--num-prompts", str(count), "--max-concurrency", str(concurrency), "--request-rate", "inf"),
+            *("--ignore-eos", "--disable-tqdm", "--seed", "0"),
+            *("--save-result", "--result-dir", folder, "--result-filename", "vllm.json"),
+        ]
+        env = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        result = Path(folder) / "vllm.json"
+        if done.returncode != 0 or not result.is_file():
+            words = (done.stderr or done.stdout).strip().splitlines()[-5:]
+            raise RuntimeError("vllm bench serve did not run; it ends with:\n  " + "\n  ".join(words))
+        data = json.loads(result.read_text())
+    if data["completed"] != count:
+        raise RuntimeError(f"vllm bench serve got {data['completed']} of {count} answers")
+    return {
+        "answered_per_second": round(data["request_throughput"], 1),
+        "seconds": round(data["duration"], 2),
+    }
+
+
+def beside_vllm(options: argparse.Namespace, url: str, core: int | None) -> dict[str, Any]:
+    """Ours, theirs, ours again, theirs again: what drifts touches both."""
+    count, tokens, concurrency = options.requests or 10_000, options.tokens, options.concurrency or 256
+    ours: list[float] = []
+    theirs: list[float] = []
+    for _ in range(2):
+        row = measure(url, math.inf, count, tokens, concurrency)
+        ours.append(row["answered_per_second"])
+        row = vllm_bench(options.vllm_python, options.tokenizer, url, count, tokens, concurrency, core)
+        theirs.append(row["answered_per_second"])
+    return {
+        "in_flight": concurrency,
+        "fgbench_per_second": ours,
+        "vllm_bench_serve_per_second": theirs,
+        "ratio": round(sum(ours) / sum(theirs), 3),
+    }
+
+
+def bind() -> tuple[int, int] | tuple[None, None]:
+    """Binds this process to one core; gives it and another for the server. None where that cannot be."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None, None
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return None, None
+    os.sched_setaffinity(0, {cores[0]})
+    return cores[0], cores[1]
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console(stderr=True).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rates", default="20,100,300,inf", help="requests per second, comma between")
-    parser.add_argument("--requests", type=int, default=500)
-    parser.add_argument("--tokens", type=int, default=64, help="output tokens of each request")
-    parser.add_argument("--gap", type=float, default=0.01, help="seconds between a request's tokens")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--rates", default="500,1000,2000", help="requests per second, comma between")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long each rate is sent")
+    parser.add_argument("--requests", type=int, help="how many instead, at every rate")
+    parser.add_argument("--concurrency", type=int, help="keep so many in flight instead of a rate")
+    parser.add_argument("--tokens", type=int, default=16, help="streamed pieces of each answer")
+    parser.add_argument("--gap", type=float, default=0.005, help="seconds between an answer's pieces")
+    parser.add_argument("--lag", type=float, default=10.0, help="p99 lag that counts as held, ms")
+    parser.add_argument("--find", action="store_true", help="search the highest rate that holds")
+    parser.add_argument(
+        "--vllm-python", type=Path, help="python of an environment with vLLM: compare with it"
+    )
+    parser.add_argument("--tokenizer", help="folder of a tokenizer for vllm bench serve")
     options = parser.parse_args()
-    if options.serve:
-        run_async(serve(options.gap))
-        return
+    if options.vllm_python and not options.tokenizer:
+        parser.error(
+            "--vllm-python needs --tokenizer: vLLM makes its prompts with one, any model's folder will do"
+        )
 
-    from rich.console import Console
-    from rich.table import Table
-
-    command = [sys.executable, __file__, "--serve", "--gap", str(options.gap)]
+    core, server_core = bind()
+    command = [sys.executable, str(Path(__file__).with_name("null_server.py"))]
+    command += ["--tokens", str(options.tokens), "--gap", str(options.gap)]
+    command += ["--core", str(server_core)] if server_core is not None else []
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = {
+        "bench": "client",
+        "tokens": options.tokens,
+        "gap": options.gap,
+        "one_core": core is not None,
+    }
+    title = f"client against a null server: {options.tokens} pieces, {options.gap * 1e3:g} ms apart"
     try:
         assert server.stdout is not None
         url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
         assert Attached(url).alive()
-        rates = [float(rate) for rate in options.rates.split(",")]
-        rows = [measure(url, rate, options.requests, options.tokens) for rate in rates]
+        measure(url, 200.0, 200, options.tokens)  # imports, first connections
+        if options.vllm_python:
+            try:
+                result["beside_vllm"] = beside_vllm(options, url, core)
+            except RuntimeError as error:
+                sys.exit(f"client bench: {error}")
+            show(title, [result["beside_vllm"]])
+        elif options.find:
+            rows = highest_rate(url, options.seconds, options.tokens, options.lag)
+            result["rows"] = rows
+            show(title + "; the last row is the highest rate held", rows)
+        else:
+            rates = [math.inf] if options.concurrency else [float(r) for r in options.rates.split(",")]
+            rows = []
+            for rate in rates:
+                count = options.requests or (round(rate * options.seconds) if math.isfinite(rate) else 10_000)
+                rows.append(measure(url, rate, count, options.tokens, options.concurrency))
+            result["rows"] = rows
+            show(title, rows)
     finally:
         server.kill()
         server.wait()
-    table = Table(
-        title=f"client against a null server: {options.tokens} tokens, {options.gap * 1e3:g} ms apart"
-    )
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console(stderr=True).print(table)
-    print(json.dumps({"bench": "client", "tokens": options.tokens, "gap": options.gap, "rows": rows}))
+    print(json.dumps(result))
+
+
+def _rounded(value: float | None) -> float:
+    return round(value or 0.0, 1)
+
+
+def _milliseconds(summary: Summary, name: str, statistic: str) -> float:
+    return round(getattr(getattr(summary, name), statistic) * 1e3, 2)
 
 
 if __name__ == "__main__":

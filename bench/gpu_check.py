@@ -34,8 +34,9 @@ from fgengine.ops.reference import TorchOps
 from fgengine.ops.select import ops_for
 from fgengine.plan import PlanItem, StepPlan
 from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy
-from fgengine.scheduling.scheduler import Limits, Scheduler
+from fgengine.scheduling.scheduler import Scheduler
 
 SHAPES = {
     "llama, head size 64, 3 to 1": ModelShape("llama", 512, 384, 768, 4, 6, 2, 64, 1024, False),

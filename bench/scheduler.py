@@ -21,9 +21,10 @@ from fgengine.clock import VirtualClock
 from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager
 from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_names
 from fgengine.scheduling.predictor import Noisy
-from fgengine.scheduling.scheduler import Limits, Scheduler
+from fgengine.scheduling.scheduler import Scheduler
 from fgengine.simulation.runner import SimulatedRunner
 
 COST = CostModel(step=0.01, prefill_token=0.0005, decode_request=0.0005)

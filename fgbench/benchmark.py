@@ -15,6 +15,7 @@ from fgbench.client.load import Outcome, Target, run_async, run_load
 from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
 from fgbench.metrics.summary import Summary, summarize
+from fgbench.metrics.trimming import WHOLE, Trim
 from fgbench.results.environment import environment
 from fgbench.results.fingerprint import fingerprint
 from fgbench.results.run import Run, read_run
@@ -44,6 +45,10 @@ class Load:
     users: int = 1
     """Between whom the requests are shared out, the first sending most; 1: no user is sent."""
     arrivals: Arrivals = POISSON
+    duration: float = math.inf
+    """Seconds after which nothing more is sent."""
+    trim: Trim = WHOLE
+    """What is left out of the figures, though it is sent and kept."""
 
     def __post_init__(self) -> None:
         endpoint_called(self.endpoint)
@@ -55,6 +60,8 @@ class Load:
         self.arrivals.check(self.rate)
         if not 0 < self.request_timeout < math.inf:
             raise ValueError(f"the request timeout must be above 0 seconds, not {self.request_timeout}")
+        if not self.duration > 0:
+            raise ValueError(f"--duration must be above 0 seconds, not {self.duration}")
 
     @property
     def offered_rate(self) -> float | None:
@@ -102,11 +109,11 @@ def run_benchmark(
                 _warm_up(workload.warmup, target, backend, display)
             before = ask_stats(served.url)
             stats_url = None if before is None else served.url
-            outcome, records = _measure(workload.requests, target, backend, writer, display, stats_url)
+            outcome, records = _measure(workload.requests, load, target, backend, writer, display, stats_url)
             if before is not None and (after := ask_stats(served.url)) is not None:
                 writer.describe(server_stats={"before": before, "after": after})
             died = {"error": f"the server died: {backend.last_words()}"} if outcome == "server died" else {}
-            summary = summarize(records, offered_rate=load.offered_rate)
+            summary = summarize(records, offered_rate=load.offered_rate, trim=load.trim)
             writer.finish(_STATUS[outcome], records, summary.to_dict(), **died)
         finally:
             backend.stop()
@@ -153,6 +160,7 @@ def _warm_up(requests: tuple[RequestSpec, ...], target: Target, backend: Backend
 
 def _measure(
     requests: tuple[RequestSpec, ...],
+    load: Load,
     target: Target,
     backend: Backend,
     writer: RunWriter,
@@ -165,10 +173,39 @@ def _measure(
         records.append(record)
         writer.append(record)
 
+    requests = within(requests, load.duration)
     state = LoadState.of(requests)
     with display.load(backend.name, state, stats_url):
-        outcome = run_async(run_load(requests, target, keep, state=state, alive=backend.alive))
+        outcome = run_async(
+            run_load(
+                requests,
+                target,
+                keep,
+                state=state,
+                alive=backend.alive,
+                concurrency=load.arrivals.concurrency,
+                duration=load.duration,
+            )
+        )
     return outcome, records
+
+
+def within(requests: tuple[RequestSpec, ...], duration: float) -> tuple[RequestSpec, ...]:
+    """Those scheduled before ``duration`` seconds."""
+    return tuple(request for request in requests if request.scheduled < duration)
+
+
+def sending(load: Load) -> dict[str, Any]:
+    """What of the limits decides the result, for a fingerprint; nothing where there are none."""
+    return {} if math.isinf(load.duration) else {"duration": load.duration}
+
+
+def limits(load: Load) -> dict[str, Any]:
+    """Of run.json: when the sending stops, and what is left out of the figures."""
+    return {
+        "duration_limit_s": load.duration if math.isfinite(load.duration) else None,
+        "trim": None if load.trim == WHOLE else load.trim.to_json(),
+    }
 
 
 def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any]:
@@ -191,6 +228,7 @@ def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any
             "arrival_process": {"name": load.arrivals.name, **load.arrivals.parameters},
             "fingerprint": None,
         },
+        **limits(load),
         "fingerprint": None,
         "environment": environment(),
     }
@@ -211,5 +249,7 @@ def _full_info(backend: Backend, served: Served, workload: Workload, load: Load)
         "workload": described,
         "warmup": len(workload.warmup),
         "request_timeout_s": load.request_timeout,
-        "fingerprint": fingerprint(backend=first, model=model, workload=described["fingerprint"]),
+        "fingerprint": fingerprint(
+            backend=first, model=model, workload=described["fingerprint"], **sending(load)
+        ),
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgbench.backends.fastgen import DEFAULT_POLICY, SIMULATED, settings_of
-from fgbench.benchmark import Load
+from fgbench.benchmark import Load, limits, sending
 from fgbench.client.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.results.environment import environment
@@ -71,14 +72,18 @@ class Simulation:
         seed: int = 0,
         keep_token_times: bool = True,
         concurrency: int | None = None,
+        duration: float = math.inf,
     ) -> Iterator[RequestRecord]:
         """The record of each request as it ends; a refused one is an error. ``seed``: of a random router.
 
         With ``concurrency`` so many workers send the requests in their order, each as its last one ends.
+        Nothing is sent ``duration`` seconds after the start or later.
         """
         cluster = self._cluster(seed, keep_token_times)
-        waiting = map(_request, requests)
-        ended = cluster.serve(waiting) if concurrency is None else cluster.serve_closed(waiting, concurrency)
+        if concurrency is not None:
+            ended = cluster.serve_closed(map(_request, requests), concurrency, duration)
+        else:
+            ended = cluster.serve(_request(spec) for spec in requests if spec.scheduled < duration)
         return map(_record, ended)
 
     def _cluster(self, seed: int, keep_token_times: bool) -> Cluster:
@@ -141,25 +146,28 @@ def run_simulation(
     )
     records: list[RequestRecord] = []
     status = "complete"
-    with RunWriter(results, _info(simulation, workload, token_times=whole) | {"point": point}) as writer:
+    with RunWriter(
+        results, _info(simulation, workload, load, token_times=whole) | {"point": point}
+    ) as writer:
         try:
             for record in simulation.serve(
                 workload.requests,
                 seed=load.seed,
                 keep_token_times=whole,
                 concurrency=load.arrivals.concurrency,
+                duration=load.duration,
             ):
                 records.append(record)
                 writer.append(record)
                 progress(len(records), record.finished or 0.0)
         except KeyboardInterrupt:
             status = "interrupted"
-        summary = summarize(records, offered_rate=load.offered_rate)
+        summary = summarize(records, offered_rate=load.offered_rate, trim=load.trim)
         writer.finish(status, records, summary.to_dict())
     return Run(writer.path, writer.info, tuple(records))
 
 
-def _info(simulation: Simulation, workload: Workload, token_times: bool) -> dict[str, Any]:
+def _info(simulation: Simulation, workload: Workload, load: Load, token_times: bool) -> dict[str, Any]:
     described = workload.describe()
     backend = {"name": simulation.name, "policy": simulation.policy, "settings": simulation.settings}
     return {
@@ -168,8 +176,9 @@ def _info(simulation: Simulation, workload: Workload, token_times: bool) -> dict
         "workload": described,
         "warmup": 0,
         "token_times": token_times,
+        **limits(load),
         "fingerprint": fingerprint(
-            backend=backend, model=simulation.model, workload=described["fingerprint"]
+            backend=backend, model=simulation.model, workload=described["fingerprint"], **sending(load)
         ),
         "environment": environment(),
     }

@@ -13,9 +13,10 @@ from fgengine.kv.manager import KVManager
 from fgengine.kv.transfer import CopyEngine
 from fgengine.plan import StepPlan, StepResult, TokenEvent
 from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_class
 from fgengine.scheduling.predictor import Predictor
-from fgengine.scheduling.scheduler import Limits, RequestRefused, Scheduler
+from fgengine.scheduling.scheduler import RequestRefused, Scheduler
 from fgengine.work import Work
 
 __all__ = ["Engine", "RequestRefused", "Runner", "TokenEvent"]

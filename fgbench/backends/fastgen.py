@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 PREFIX = "fastgen"
 SIMULATED = "simulated"
 DEFAULT_POLICY = "sj-mlfq"
+ALIASES = ("use_skip_join", "proactive_offloading")
+"""Options that only spell another one's value."""
 READY_SECONDS = 1800.0
 """Loading a large model and measuring a profile take minutes; a server that died is noticed at once."""
 
@@ -72,9 +74,11 @@ class FastGen:
 
 
 def settings_of(options: ServerOptions) -> dict[str, Any]:
-    """The server's options by their names on the command line, skip-join resolved into the policy."""
-    values = dataclasses.asdict(options) | {"policy": options.effective_policy}
-    values.pop("use_skip_join")
+    """The server's options by their names on the command line, aliases as what they stand for."""
+    effective = {"policy": options.effective_policy, "offloading": options.effective_offloading}
+    values = dataclasses.asdict(options) | effective
+    for alias in ALIASES:
+        del values[alias]
     return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
 
 

@@ -1,135 +1,162 @@
-"""``fgbench compare``: runs side by side, as a table and as a plot."""
+"""``fgbench compare``: runs side by side, as tables, pictures and files for other programs."""
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable, Sequence
 
-    from rich.console import Console
+    from fgbench.report.comparison import Comparison
+    from fgbench.report.objectives import Objective
+    from fgbench.report.pairing import Workload
 
-    from fgbench.report.comparison import Comparison, Workload
-    from fgbench.results.run import Run
-
-T = TypeVar("T")
-MOST_FOLDERS = 500
-"""Newest run folders looked at when none are named."""
+DEFAULT_SLO = "normalized_latency<0.3"
+"""The paper's."""
+FORMATS, PICTURES = "Format", "Pictures"
 
 
 def compare(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Run folders; default: the newest ones on the newest run's workload."),
+        typer.Argument(
+            help="Run folders, and folders of runs such as a sweep's; default: the newest ones on the newest "
+            "run's workload."
+        ),
     ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(help="Backend or run folder to divide by; default: fastgen-fcfs, else the first run."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the plots; default: RESULTS/compare.")] = None,
+    slo: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Bounds to judge by, such as 'p95 jct<20' or 'ttft<500ms,normalized_latency<0.15'; give it "
+            f"again for more. Default: {DEFAULT_SLO} (seconds per token), the paper's."
+        ),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Cost model for slowdowns; default: the newest of the model in the cache, if any."),
+    ] = None,
     results: Annotated[Path, typer.Option(help="Where the run folders are.")] = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=FORMATS)
+    ] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV, a row a figure.", rich_help_panel=FORMATS)
+    ] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown tables.", rich_help_panel=FORMATS)
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the pictures; default: RESULTS/compare.", rich_help_panel=PICTURES),
+    ] = None,
+    pictures: Annotated[
+        bool, typer.Option(help="Write the pictures, as PNG and PDF.", rich_help_panel=PICTURES)
+    ] = True,
+    terminal: Annotated[
+        bool,
+        typer.Option("--terminal", "--plot", help="Draw them in the terminal too.", rich_help_panel=PICTURES),
+    ] = False,
 ) -> None:
-    """Compare runs: latencies, throughput, ratios to a baseline, and a plot of latency over rate.
+    """Compare runs: latencies, throughput, load within an SLO, ratios to a baseline, pictures.
 
-    Runs are compared only on the same model, dataset, prompts, seed and arrivals; others are shown apart.
+    Runs are compared only on the same model, dataset, number of prompts and arrivals; others are shown apart.
+    Runs that differ in nothing but the seed are one point: of three seeds and more it has an interval, and
+    each ratio a verdict (better, worse, not distinguishable).
 
     Example: benchmark two policies on the same requests, then set them side by side:
 
         fgbench run --rate 2 --backend fastgen
         fgbench run --rate 2 --backend fastgen-fcfs
-        fgbench compare --baseline fastgen-fcfs
+        fgbench compare --baseline fastgen-fcfs --slo 'ttft<1.55,normalized_latency<0.15'
     """
     from rich.console import Console
 
+    from fgbench.cli.chosen_runs import cost_models, named_runs, newest_runs
+    from fgbench.metrics.slo import parse_slo
+    from fgbench.report.compare_table import comparison_tables
     from fgbench.report.comparison import compare as compare_runs
-    from fgbench.report.comparison import differences
-    from fgbench.results.run import read_run
+    from fgbench.report.comparison_markdown import comparison_markdown
+    from fgbench.report.objectives import Objective
+    from fgbench.report.pairing import differences
+    from fgbench.report.pictures.all import pictures_of
+    from fgbench.report.pictures.paper import write_pictures
+    from fgbench.report.pictures.terminal import drawn as drawn_as_text
 
-    console = Console(stderr=as_json)
-    chosen = [read_run(path) for path in dict.fromkeys(runs)] if runs else _newest(results, console)
-    empty = [run.path for run in chosen if not run.records]
-    comparisons = compare_runs([run for run in chosen if run.records], baseline)
-    for path in empty:
-        console.print(f"{path} holds no finished request: left out.", soft_wrap=True)
+    if as_json + as_csv + as_markdown > 1:
+        raise ValueError("--json, --csv and --markdown exclude each other: choose one")
+    slos = [parse_slo(text) for text in dict.fromkeys(slo or [DEFAULT_SLO])]
+    for_programs = as_json or as_csv or as_markdown
+    console = Console(stderr=for_programs)
+
+    def say(text: str, style: str = "yellow") -> None:
+        console.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
+
+    chosen = named_runs(runs, say) if runs else newest_runs(results, say)
+    for run in chosen:
+        if not run.records:
+            say(f"{run.path} holds no finished request: left out.")
+    comparisons = compare_runs([run for run in chosen if run.records], baseline, cost_models(profile, say))
     if len(comparisons) > 1:
         what = differences(comparison.workload for comparison in comparisons)
-        console.print(
+        say(
             f"These runs are on {len(comparisons)} different workloads and are not compared across them: "
-            f"they differ in {what}.",
-            style="yellow",
-            soft_wrap=True,
+            f"they differ in {what}."
         )
-    folder = out or results / "compare"
-    names = _file_names([comparison.workload for comparison in comparisons])
-    shown = [
-        _show(comparison, folder / name, console, as_json)
-        for comparison, name in zip(comparisons, names, strict=True)
-    ]
+    judged = [(each, [Objective(one, each) for one in slos]) for each in comparisons]
     if as_json:
-        typer.echo(json.dumps({"comparisons": shown}, indent=2, allow_nan=False))
-    if not any(len(comparison.entries) > 1 for comparison in comparisons):
-        console.print("Nothing to compare: no two of these runs are on the same workload.", style="red")
+        _print_json(judged)
+    elif as_csv:
+        _print_csv(judged)
+    elif as_markdown:
+        typer.echo("\n".join(comparison_markdown(*each) for each in judged), nl=False)
+    names = _file_names([comparison.workload for comparison in comparisons])
+    for (comparison, objectives), name in zip(judged, names, strict=True):
+        drawn = pictures_of(comparison, objectives) if pictures or terminal else []
+        if not for_programs:
+            console.print(comparison_tables(comparison, objectives, console.width))
+        if terminal:
+            for picture in drawn:
+                console.print(*drawn_as_text(picture, console.width), sep="\n")
+        for path in write_pictures(drawn, (out or results / "compare") / name) if pictures else ():
+            console.print(f"picture: {path}", soft_wrap=True, highlight=False, markup=False)
+    if not any(comparison.runs > 1 for comparison in comparisons):
+        say("Nothing to compare: no two of these runs are on the same workload.", "red")
         raise typer.Exit(2)
 
 
-def _newest(results: Path, console: Console) -> list[Run]:
-    """The newest comparable runs; the console is told what is left out.
+def _print_json(judged: Iterable[tuple[Comparison, Sequence[Objective]]]) -> None:
+    from fgbench.report.comparison_data import comparison_json
 
-    Raises:
-        ValueError: there are none.
-    """
-    from fgbench.report.comparison import Workload, newest_comparable
-    from fgbench.results.run import find_runs, has_requests, read_info, read_run
-
-    def told(read: Callable[[Path], T], path: Path) -> T | None:
-        """None: it is damaged, which must not keep the others from being compared."""
-        try:
-            return read(path)
-        except ValueError as error:
-            console.print(f"Left out: {error}", style="yellow", soft_wrap=True, markup=False)
-            return None
-
-    paths = [path for path in find_runs(results)[-MOST_FOLDERS:] if has_requests(path)]
-    infos = [(path, info) for path in paths if (info := told(read_info, path)) is not None]
-    workloads = [Workload.of(info) for _, info in infos]
-    same = [path for (path, _), work in zip(infos, workloads, strict=True) if work == workloads[-1]]
-    found = newest_comparable([run for path in same if (run := told(read_run, path)) is not None])
-    if not found:
-        raise ValueError(f"{results} holds no run with finished requests; 'fgbench run' makes one")
-    if others := len(infos) - len(same):
-        console.print(
-            f"Left out: {others} older runs on other workloads; name folders to choose.",
-            style="dim",
-            soft_wrap=True,
-        )
-    return found
+    data = {"comparisons": [comparison_json(*each) for each in judged]}
+    typer.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
-def _show(comparison: Comparison, stem: Path, console: Console, as_json: bool) -> dict[str, object]:
-    """Draws the plots, prints the tables unless JSON is wanted, and gives what the JSON holds."""
-    from fgbench.report.compare_table import comparison_json, comparison_tables
-    from fgbench.report.plots import plot_latency_over_rate
+def _print_csv(judged: Iterable[tuple[Comparison, Sequence[Objective]]]) -> None:
+    from fgbench.report.comparison_data import COLUMNS, comparison_rows
 
-    paths = plot_latency_over_rate(comparison, stem)
-    if not as_json:
-        console.print(comparison_tables(comparison))
-        for path in paths:
-            console.print(f"plot: {path}", soft_wrap=True, highlight=False)
-        console.print()
-    return comparison_json(comparison) | {"plots": [str(path) for path in paths]}
+    writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for each in judged:
+        writer.writerows(comparison_rows(*each))
 
 
-def _file_names(workloads: list[Workload]) -> list[str]:
+def _file_names(workloads: Sequence[Workload]) -> list[str]:
     """One name a workload, made of what describes it; those still alike are numbered."""
     names: list[str] = []
     for workload in workloads:
-        parts = [Path(workload.model).name, workload.dataset, f"n{workload.num_prompts}", f"s{workload.seed}"]
+        parts = [Path(workload.model).name, workload.dataset, f"n{workload.num_prompts}"]
+        parts += [] if workload.arrivals == "poisson" else [workload.arrivals]
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))
         names.append(name if name not in names else f"{name}_{len(names) + 1}")
     return names

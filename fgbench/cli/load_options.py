@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_RATE = 2.5
 DEFAULT_NUM_PROMPTS = 100
+MOST_IN_DURATION = 10_000
+"""Requests made where only --duration says when to stop, and the rate does not say that more are needed."""
 PROCESS_OF = {
     "cv": "gamma",
     "burst_size": "burst",
@@ -55,8 +58,22 @@ class LoadOptions:
     num_prompts: Annotated[
         int | None,
         load_option(
-            f"Requests to measure; default: {DEFAULT_NUM_PROMPTS}, or a whole trace.", "--num-prompts"
+            f"Requests to measure; default: {DEFAULT_NUM_PROMPTS}, or a whole trace, or --duration's.",
+            "--num-prompts",
         ),
+    ] = None
+    duration: Annotated[
+        float | None, load_option("Seconds after which nothing more is sent.", "--duration")
+    ] = None
+    trim: Annotated[
+        str | None,
+        load_option(
+            "Leave the requests of the first 30s or 10% and of the last out of the figures.", "--trim"
+        ),
+    ] = None
+    cool_down: Annotated[
+        str | None,
+        load_option("The same of the last only; with --trim: how much of the last.", "--cool-down"),
     ] = None
     arrivals: Annotated[
         str | None,
@@ -134,6 +151,7 @@ class LoadOptions:
         Raises ValueError for a value out of range, naming it, and for options that contradict each other.
         """
         from fgbench.benchmark import Load
+        from fgbench.metrics.trimming import Trim
         from fgbench.workload.arrivals import Replay
 
         if not 0.0 <= self.max_error_rate <= 1.0:
@@ -144,9 +162,16 @@ class LoadOptions:
         rate, num_prompts = DEFAULT_RATE, DEFAULT_NUM_PROMPTS
         if isinstance(arrivals, Replay):
             rate, num_prompts = arrivals.own_rate * (self.speedup or 1.0), len(arrivals.recorded)
+        rate = rate if self.rate is None else self.rate
+        if self.duration is not None and not 0.0 < self.duration < math.inf:
+            raise ValueError(f"--duration must be a number of seconds above 0, not {self.duration}")
+        if self.duration is not None and not isinstance(arrivals, Replay):
+            num_prompts = _most_within(self.duration, rate, arrivals)
         return Load(
-            rate=rate if self.rate is None else self.rate,
+            rate=rate,
             num_prompts=num_prompts if self.num_prompts is None else self.num_prompts,
+            duration=math.inf if self.duration is None else self.duration,
+            trim=Trim.parse(self.trim, self.trim if self.cool_down is None else self.cool_down),
             arrivals=arrivals,
             seed=self.seed,
             users=self.users,
@@ -243,6 +268,17 @@ class LoadOptions:
         if self.trace is None or not self.trace.is_file():
             raise ValueError(f"--trace: there is no file {self.trace}")
         return _read_trace(self.trace, self.limit)
+
+
+def _most_within(duration: float, rate: float, arrivals: Arrivals) -> int:
+    """Enough requests to send for ``duration`` seconds, the same number at all usual rates; a ramp, whose
+    slope is spread over all of them, takes the very number."""
+    mean = arrivals.mean_rate(rate)
+    if mean is None or math.isinf(mean):
+        return MOST_IN_DURATION
+    if arrivals.name == "ramp":
+        return max(2, round(mean * duration))
+    return max(MOST_IN_DURATION, math.ceil(1.5 * mean * duration))
 
 
 @functools.lru_cache(maxsize=1)

@@ -99,14 +99,10 @@ def run(
 def conclude(done: Run, console: Console, max_error_rate: float) -> None:
     """Prints the figures and ends with the exit code they deserve."""
     from fgbench.metrics.summary import Summary
-    from fgbench.report.tables import load_in_words, summary_table
+    from fgbench.report.tables import run_table
     from fgbench.verdict import DONE, verdict
 
-    summary = Summary.from_dict(done.info["summary"])
-    workload = done.info["workload"]
-    system = f"{done.info['backend']['name']}, {done.info['model']}"
-    title = f"{system}, {workload['dataset']}, {load_in_words(workload)}"
-    console.print(summary_table(title, summary))
+    console.print(run_table(done.info, Summary.from_dict(done.info["summary"])))
     console.print(f"run folder: {done.path}", soft_wrap=True, highlight=False)
     if (how := verdict(done.info, max_error_rate)).code != DONE:
         _stop(console, how.sentence, how.code)

@@ -97,7 +97,7 @@ def simulate_load(
     if wanted.num_prompts > MOST_WITH_PROMPTS:
         console.print(
             f"above {MOST_WITH_PROMPTS:,} requests the times of single tokens are not kept: no ITL, and "
-            "overload is not told",
+            "overload is told from first and last tokens",
             style="dim",
             highlight=False,
         )

@@ -27,6 +27,34 @@ class Piece:
     error: str | None = None
 
 
+CONTENT = Piece(content=True)
+"""What nearly all messages say."""
+
+
+ABSENT = msgspec.Raw()
+"""Texts are not decoded: that they are there is all that counts."""
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Choice(msgspec.Struct):
+    text: msgspec.Raw = ABSENT
+
+
+class Message(msgspec.Struct):
+    """What is read of a streamed message; whatever else it holds is skipped without being decoded."""
+
+    choices: list[Choice] | None = None
+    text: msgspec.Raw = ABSENT
+    usage: Usage | None = None
+    fgengine: dict[str, Any] | None = None
+    error: Any = None
+    detail: Any = None
+
+
 class Splitter(Protocol):
     def feed(self, chunk: bytes) -> list[bytes]: ...
     def close(self) -> list[bytes]: ...
@@ -77,16 +105,11 @@ class Completions:
     def read(self, message: bytes) -> Piece:
         if message.strip() == b"[DONE]":
             return Piece(last=True)
-        data = _object(message)
-        usage = data.get("usage") or {}
-        choices = data.get("choices") or []
-        return Piece(
-            content=any(isinstance(c.get("text"), str) for c in choices),
-            prompt_tokens=usage.get("prompt_tokens"),
-            output_tokens=usage.get("completion_tokens"),
-            server=_account(data),
-            error=_error(data),
-        )
+        data = _message(message)
+        content = False
+        for choice in data.choices or ():
+            content = content or memoryview(choice.text)[:1] == b'"'
+        return _piece(data, content)
 
 
 class Generate:
@@ -120,15 +143,8 @@ class Generate:
         return NulSeparated()
 
     def read(self, message: bytes) -> Piece:
-        data = _object(message)
-        usage = data.get("usage") or {}
-        return Piece(
-            content="text" in data,
-            prompt_tokens=usage.get("prompt_tokens"),
-            output_tokens=usage.get("completion_tokens"),
-            server=_account(data),
-            error=_error(data),
-        )
+        data = _message(message)
+        return _piece(data, len(memoryview(data.text)) > 0)
 
 
 ENDPOINTS: dict[str, Endpoint] = {"completions": Completions(), "generate": Generate()}
@@ -144,7 +160,8 @@ def endpoint_called(name: str) -> Endpoint:
 def error_message(body: bytes) -> str:
     """The sentence in an error response, OpenAI-shaped, FastAPI-shaped or plain; at most 300 characters."""
     try:
-        message = _error(_object(body))
+        data = _message(body)
+        message = _error(data.error if data.error is not None else data.detail)
     except StreamError:
         message = None
     text = message or body.decode("utf-8", "replace")
@@ -160,25 +177,40 @@ def _json(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
-def _object(message: bytes) -> dict[str, Any]:
+_decode = msgspec.json.Decoder(Message).decode
+
+
+def _message(message: bytes) -> Message:
     try:
-        data = msgspec.json.decode(message)
+        return _decode(message)
+    except msgspec.ValidationError as error:
+        raise StreamError(f"not this API's message ({error}): {message[:80]!r}") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise StreamError(f"not JSON: {message[:80]!r}") from None
-    if not isinstance(data, dict):
-        raise StreamError(f"not a JSON object: {message[:80]!r}")
-    return data
 
 
-def _error(data: dict[str, Any]) -> str | None:
-    error = data.get("error", data.get("detail"))
+def _piece(data: Message, content: bool) -> Piece:
+    error = data.error if data.error is not None else data.detail
+    if content and data.usage is None and data.fgengine is None and error is None:
+        return CONTENT
+    usage = data.usage or Usage()
+    return Piece(
+        content=content,
+        prompt_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        server=_account(data.fgengine),
+        error=_error(error),
+    )
+
+
+def _error(error: Any) -> str | None:
+    """A string, or an object with a ``message``."""
     if error is None:
         return None
     return str(error.get("message", error)) if isinstance(error, dict) else str(error)
 
 
-def _account(data: dict[str, Any]) -> dict[str, float] | None:
-    account = data.get("fgengine")
-    if not isinstance(account, dict):
+def _account(account: dict[str, Any] | None) -> dict[str, float] | None:
+    if account is None:
         return None
-    return {str(k): float(v) for k, v in account.items() if isinstance(v, int | float)}
+    return {key: float(v) for key, v in account.items() if isinstance(v, int | float)}

@@ -1,32 +1,30 @@
-"""The open-loop load generator: requests leave when the schedule says, whatever became of those before."""
+"""The load generator: requests leave when the schedule says, whatever became of those before (an open loop),
+or each when one before has ended (a closed loop)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 from fgbench.client.answer import Answer
 from fgbench.client.endpoints import Endpoint, error_message
+from fgbench.client.http import Connections
 from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
 from fgbench.client.streams import StreamError
 from fgbench.workload.spec import RequestSpec
 
-if TYPE_CHECKING:
-    import aiohttp
-
 Outcome = Literal["complete", "interrupted", "server died"]
 T = TypeVar("T")
 
-READ_BUFFER_BYTES = 1024**2
-ERROR_BODY_BYTES = 64 * 1024
 LIVENESS_SECONDS = 0.5
 LEAD_SECONDS = 0.05
 """From now to the start of the load: for everything to be in place when the first request leaves."""
@@ -53,28 +51,44 @@ async def run_load(
     *,
     state: LoadState | None = None,
     alive: Callable[[], bool] = lambda: True,
+    concurrency: int | None = None,
+    duration: float = math.inf,
 ) -> Outcome:
     """Send every request at ``start + scheduled`` and hand each record over as its response ends.
+
+    With ``concurrency`` it is a closed loop: so many workers send the requests in their order, each the next
+    when its last has ended, which then is the moment it counts as scheduled. What is scheduled ``duration``
+    seconds after the start or later is not sent; what is in flight then is awaited.
 
     SIGINT or SIGTERM stops the sending and drops what is in flight: such requests leave no record. So does a
     server for which ``alive`` turns False. A request's own failure never stops the load.
     """
     state = state or LoadState.of(requests)
-    bodies = [target.endpoint.body(spec, target.model) for spec in requests]  # no encoding while timing
+    connections = Connections(target.url, target.endpoint.path)
+    messages = [  # no encoding while timing
+        connections.request(target.endpoint.body(spec, target.model)) for spec in requests
+    ]
+    _allow_many_connections()
     with _quiet_gc(), _stop_signal() as stop:
-        async with _session() as session:
+        async with connections:
             start = time.perf_counter() + LEAD_SECONDS
 
-            async def send(spec: RequestSpec, body: bytes) -> None:
+            async def send(spec: RequestSpec, message: bytes) -> RequestRecord:
                 state.leave(max(0.0, time.perf_counter() - start - spec.scheduled))
-                record = await _exchange(session, target, spec, body, start, state)
+                record = await _exchange(connections, target, spec, message, start, state)
                 state.take(record)
                 on_record(record)
+                return record
 
+            todo = zip(requests, messages, strict=True)
+            if concurrency is None:
+                sending = _dispatch(todo, send, start, duration)
+            else:
+                sending = _take_turns(todo, send, start, duration, concurrency, state)
             jobs = [
                 asyncio.create_task(job)
                 for job in (
-                    _dispatch(zip(requests, bodies, strict=True), send, start),
+                    sending,
                     stop.wait(),
                     _watch(state, alive, start),
                 )
@@ -91,17 +105,47 @@ async def run_load(
     return "interrupted" if jobs[1] in done else "server died"
 
 
+Send = Callable[[RequestSpec, bytes], Coroutine[Any, Any, RequestRecord]]
+
+
 async def _dispatch(
-    requests: Iterable[tuple[RequestSpec, bytes]],
-    send: Callable[[RequestSpec, bytes], Coroutine[Any, Any, None]],
-    start: float,
+    requests: Iterable[tuple[RequestSpec, bytes]], send: Send, start: float, duration: float
 ) -> None:
     """Begins each request at its time, waiting for none; returns when all have ended."""
     async with _Tasks() as tasks:
-        for spec, body in requests:
+        for spec, message in requests:
+            if spec.scheduled >= duration:
+                break
             while (wait := start + spec.scheduled - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
-            tasks.add(send(spec, body))
+            tasks.add(send(spec, message))
+        await tasks.all_done()
+
+
+async def _take_turns(
+    requests: Iterable[tuple[RequestSpec, bytes]],
+    send: Send,
+    start: float,
+    duration: float,
+    workers: int,
+    state: LoadState,
+) -> None:
+    """A closed loop. A worker is free with the last byte of its answer: what the client does until the next
+    request leaves is lag, as it is in an open loop."""
+    waiting = iter(requests)
+
+    async def work() -> None:
+        free = 0.0
+        while free < duration and (turn := next(waiting, None)) is not None:
+            spec, message = turn
+            state.last_arrival = max(state.last_arrival, free)
+            record = await send(replace(spec, scheduled=free), message)
+            free = record.finished or free
+
+    await asyncio.sleep(max(0.0, start - time.perf_counter()))
+    async with _Tasks() as tasks:
+        for _ in range(workers):
+            tasks.add(work())
         await tasks.all_done()
 
 
@@ -129,73 +173,62 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def _exchange(
-    session: aiohttp.ClientSession,
+    connections: Connections,
     target: Target,
     spec: RequestSpec,
-    body: bytes,
+    message: bytes,
     start: float,
     state: LoadState,
 ) -> RequestRecord:
     """Send one request and read its answer to the end. Every failure is in the record's ``error``."""
-    import aiohttp
 
     def now() -> float:
         return time.perf_counter() - start
 
+    def take(piece: bytes) -> None:
+        state.tokens += answer.feed(piece, time.perf_counter() - start)
+
     answer = Answer(spec, target.endpoint, now())
-    answering = False
     try:
-        async with session.post(
-            target.url + target.endpoint.path,
-            data=body,
-            headers={"Content-Type": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=target.request_timeout),
-            allow_redirects=False,
-        ) as response:
-            answering = True
-            if response.status != 200:
-                message = error_message(await response.content.read(ERROR_BODY_BYTES))
-                return answer.record(now(), f"http {response.status}: {message or response.reason}")
-            async for chunk in response.content.iter_any():
-                state.tokens += answer.feed(chunk, now())
+        response = await connections.post(message, take, target.request_timeout)
+        if response.status != 200:
+            words = error_message(response.body) or response.reason
+            return answer.record(now(), f"http {response.status}: {words}")
         answer.close(now())
         return answer.record(now())
     except asyncio.TimeoutError:
         return answer.record(now(), f"timeout: no complete answer within {target.request_timeout:g} s")
     except StreamError as error:
         return answer.record(now(), f"protocol: {error}")
-    except (aiohttp.ClientError, OSError) as error:
-        if answering:
-            return answer.record(now(), "protocol: the connection broke before the answer ended")
+    except OSError as error:
         return answer.record(now(), f"connect: {error or type(error).__name__}")
 
 
-def _session() -> aiohttp.ClientSession:
-    """No limit on connections, for a limit would be a queue in the client. A connection a request: each
-    is a user of its own, and none can be closed by the server just as it is used again."""
-    import aiohttp
-
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, force_close=True),
-        timeout=aiohttp.ClientTimeout(total=None),
-        read_bufsize=READ_BUFFER_BYTES,
-        trust_env=False,
-    )
+def _allow_many_connections() -> None:
+    """Each stream is an open file, and the usual limit of 1,024 is one that may be raised."""
+    try:
+        import resource
+    except ImportError:
+        return  # Windows has no such limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # macOS refuses "unlimited"
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Tasks:
     """Tasks that end with the block they are in."""
 
     def __init__(self) -> None:
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None
 
-    def add(self, work: Coroutine[Any, Any, None]) -> None:
+    def add(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
             self._error = self._error or task.exception()

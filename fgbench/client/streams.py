@@ -19,6 +19,8 @@ class ServerSentEvents:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Events completed by ``chunk``. Comments and other fields are left out; raises StreamError."""
+        if not self._rest and not self._data and _is_one_event(chunk):
+            return [chunk[6:-2]]
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         _check_length(self._rest)
         events: list[bytes] = []
@@ -35,6 +37,17 @@ class ServerSentEvents:
     def close(self) -> list[bytes]:
         """The event that the end of the stream completes, where the server left out the last empty line."""
         return self.feed(b"\n\n")
+
+
+def _is_one_event(chunk: bytes) -> bool:
+    """A single line of data and nothing else: how nearly all pieces of an answer arrive."""
+    return (
+        chunk.startswith(b"data: ")
+        and chunk.endswith(b"\n\n")
+        and chunk.find(b"\n") == len(chunk) - 2
+        and b"\r" not in chunk
+        and len(chunk) <= MAX_MESSAGE_BYTES
+    )
 
 
 class NulSeparated:

@@ -7,7 +7,8 @@ were sent, not how good the server is. Such runs must be marked.
 arrival: what the server had delivered, and what it would have delivered had no request waited, each
 streaming from the moment it was scheduled (plus a typical unqueued first-token time: the 10th percentile
 of TTFT) at the run's typical pace (the median over requests of the median gap between pieces, which
-preemption, being rare gaps, does not move). A server that keeps up falls short only by what its bounded
+preemption, being rare gaps, does not move; in simulations too large to keep each token's time, the 10th
+percentile of TPOT). A server that keeps up falls short only by what its bounded
 queue holds, a share that vanishes as the run grows; one that is offered rho times its capacity falls short
 by 1 - 1/rho. A shortfall above ``THRESHOLD`` is overload. Tokens are counted, not requests, because
 work left over does not depend on the order of service: SRPT keeps few requests waiting even when it drowns.
@@ -25,7 +26,7 @@ from itertools import pairwise
 from statistics import median
 
 from fgbench.client.record import RequestRecord
-from fgbench.metrics.latency import ttft
+from fgbench.metrics.latency import tpot, ttft
 
 THRESHOLD = 0.1
 MIN_REQUESTS = 20
@@ -38,18 +39,21 @@ def shortfall(records: Sequence[RequestRecord]) -> float | None:
     """
     import numpy as np
 
-    streams = [record for record in records if record.ok and len(record.token_times) > 1]
+    streams = [record for record in records if record.ok and _pieces(record) > 1]
     if len(streams) < MIN_REQUESTS:
         return None
     first_token_time = float(np.percentile([ttft(record) or 0.0 for record in streams], 10))
-    gap = median(_typical_gap(record.token_times) for record in streams)
+    if any(record.token_times for record in streams):
+        gap = median(_typical_gap(record.token_times) for record in streams if len(record.token_times) > 1)
+    else:
+        gap = float(np.percentile([tpot(record) or 0.0 for record in streams], 10))
     end = max(record.scheduled for record in records)
     due = delivered = 0.0
     for record in streams:
-        pieces = len(record.token_times)
+        pieces = _pieces(record)
         ideal = _ideal_pieces(end - record.scheduled - first_token_time, gap, pieces)
         due += record.output_tokens * ideal / pieces
-        delivered += record.output_tokens * bisect_right(record.token_times, end) / pieces
+        delivered += record.output_tokens * _delivered(record, end) / pieces
     return max(0.0, 1.0 - delivered / due) if due > 0.0 else None
 
 
@@ -62,6 +66,21 @@ def _ideal_pieces(seconds: float, gap: float, pieces: int) -> float:
     if seconds < 0.0:
         return 0.0
     return float(pieces) if seconds >= gap * (pieces - 1) else 1.0 + seconds / gap
+
+
+def _pieces(record: RequestRecord) -> int:
+    """Where the times of single pieces were not kept, one a token."""
+    return len(record.token_times) or (record.output_tokens if record.first_token is not None else 0)
+
+
+def _delivered(record: RequestRecord, by: float) -> float:
+    """Pieces that had come ``by`` then: as counted, or evenly between the first and the last."""
+    if record.token_times:
+        return bisect_right(record.token_times, by)
+    first, last, pieces = record.first_token, record.last_token, _pieces(record)
+    if first is None or last is None or by < first:
+        return 0.0
+    return float(pieces) if by >= last else 1.0 + (pieces - 1) * (by - first) / (last - first)
 
 
 def _typical_gap(times: Sequence[float]) -> float:

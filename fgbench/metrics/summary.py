@@ -12,6 +12,7 @@ from fgbench.client.record import RequestRecord
 from fgbench.metrics import latency
 from fgbench.metrics.overload import is_overloaded, shortfall
 from fgbench.metrics.statistics import Distribution
+from fgbench.metrics.trimming import WHOLE, Trim
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Summary:
     ok: int
     failed: int
     duration_s: float
-    """From the first scheduled departure to the end of the last response."""
+    """From the first scheduled departure to the end of the last response; of a trimmed run its window."""
     prompt_tokens: int
     output_tokens: int
     request_throughput: float
@@ -40,6 +41,13 @@ class Summary:
     be), or all was sent at once: means depend on the number of requests."""
     shortfall: float | None
     """Share of the tokens due by the last arrival that were not delivered by then; None: cannot be told."""
+    scheduled_rate: float | None = None
+    """Requests per second that were to leave, by the times drawn: what ``achieved_rate`` is held against."""
+    trimmed: int = 0
+    """Requests left out of everything but ``overloaded`` and ``shortfall``."""
+    window: tuple[float, float] | None = None
+    """Seconds between which the others were scheduled, where any were left out. Volumes and throughputs are
+    then of what ended within it, whenever it had been scheduled."""
     errors: dict[str, int] = field(default_factory=dict)
     """Failed requests by error class."""
 
@@ -77,6 +85,8 @@ class Summary:
         for name in DISTRIBUTIONS:
             if kept.get(name) is not None:
                 kept[name] = Distribution.from_dict(kept[name])
+        if kept.get("window") is not None:
+            kept["window"] = tuple(kept["window"])
         if kept.get("offered_rate") is not None:
             kept["offered_rate"] = float(kept["offered_rate"])
         try:
@@ -98,14 +108,20 @@ DISTRIBUTIONS = (
 )
 
 
-def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None) -> Summary:
-    """The figures of a run, also of one that was interrupted; no records give zeros."""
-    good = [record for record in records if record.ok]
-    duration = _duration(records)
-    prompt_tokens = sum(record.prompt_tokens for record in good)
-    output_tokens = sum(record.output_tokens for record in good)
-    per_second = 1.0 / duration if duration > 0.0 else 0.0
+def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None, trim: Trim = WHOLE) -> Summary:
+    """The figures of a run, also of one that was interrupted; no records, or none that ``trim`` leaves, give
+    zeros."""
     behind = shortfall(records)
+    window = trim.window(records)
+    everything = records
+    if window is not None:
+        records = [record for record in everything if window[0] <= record.scheduled <= window[1]]
+    good = [record for record in records if record.ok]
+    duration = _duration(records) if window is None else max(0.0, window[1] - window[0])
+    answered = good if window is None else [r for r in everything if r.ok and _ended_within(r, window)]
+    prompt_tokens = sum(record.prompt_tokens for record in answered)
+    output_tokens = sum(record.output_tokens for record in answered)
+    per_second = 1.0 / duration if duration > 0.0 else 0.0
     open_loop = offered_rate is not None  # a closed loop cannot be above capacity
     all_at_once = offered_rate is not None and math.isinf(offered_rate)
     accounts = [record.server for record in good if record.server]
@@ -120,11 +136,14 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None) -
         duration_s=duration,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        request_throughput=len(good) * per_second,
+        request_throughput=len(answered) * per_second,
         output_token_throughput=output_tokens * per_second,
         total_token_throughput=(prompt_tokens + output_tokens) * per_second,
         offered_rate=offered_rate,
         achieved_rate=_rate([record.sent for record in records]),
+        scheduled_rate=_rate([record.scheduled for record in records]),
+        trimmed=len(everything) - len(records),
+        window=window,
         overloaded=all_at_once or (open_loop and is_overloaded(behind)),
         shortfall=behind,
         errors=dict(Counter(_error_class(record) for record in records if not record.ok)),
@@ -142,6 +161,10 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None) -
         server_requests=len(accounts),
         server_totals=totals,
     )
+
+
+def _ended_within(record: RequestRecord, window: tuple[float, float]) -> bool:
+    return record.finished is not None and window[0] <= record.finished <= window[1]
 
 
 def _error_class(record: RequestRecord) -> str:

@@ -1,120 +1,203 @@
-"""A comparison as a table for the terminal, and as plain values for other programs."""
+"""A comparison as tables for the terminal."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from fgbench.report.comparison import METRICS, STATISTICS, THROUGHPUTS, Comparison, Entry, figure
-from fgbench.report.tables import OVERLOAD_MARK, OVERLOAD_NOTE
-from fgbench.report.units import number, seconds
+from fgbench.metrics.seeds import CONFIDENCE
+from fgbench.report.comparison import Comparison, Point
+from fgbench.report.notes import (
+    VERDICT_MARKS,
+    is_judged,
+    marks,
+    notes,
+    rate_name,
+    title,
+)
+from fgbench.report.objectives import TARGET, Objective
+from fgbench.report.quantities import HEADLINES, IN_THE_SERVER, LATENCIES, SLOWDOWNS, THROUGHPUTS, Quantity
+from fgbench.report.units import number, span, times
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.text import Text
-
-INCOMPLETE_MARK = "◌"
-INCOMPLETE_NOTE = (
-    f"{INCOMPLETE_MARK} not a complete run, and not in the plot: requests that had not ended are missing, "
-    "the slow ones above all."
-)
-NOTABLE = 0.05
-"""Ratios within 5% of 1 are not coloured."""
-
-
-def comparison_tables(comparison: Comparison) -> Group:
-    """One table a rate: figures down, backends across, each with its ratio to the baseline."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    parts: list[Table | Text] = [Text(comparison.workload.describe(), style="bold")]
+STYLES = {"better": "green", "worse": "red", "not distinguishable": "dim"}
+NOTABLE = 0.05
+"""Ratios within 5% of 1 that were not judged are not coloured."""
+NAMES_WIDTH, CELL_WIDTH = 30, 17
+"""Columns of the terminal for the names of the figures, and for a backend's figures."""
+INTERVAL = f"{CONFIDENCE:.0%}"
+
+
+def comparison_tables(comparison: Comparison, objectives: Sequence[Objective], width: int) -> Group:
+    """Figures down, backends across: a table for each rate, then the verdicts, then the SLOs. Backends that
+    do not fit beside each other in ``width`` columns follow below, each time with the baseline."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Table | Text] = [Text(title(comparison), style="bold")]
     if len(comparison.labels) > 1:
         parts.append(Text(f"x: ratio to {comparison.baseline} at the same rate", style="dim"))
+    columns = _columns(comparison, max(1, (width - NAMES_WIDTH) // CELL_WIDTH))
     for rate in comparison.rates:
-        entries = comparison.at(rate)
-        table = Table(
-            title=_rate(rate), title_justify="left", title_style="bold", show_edge=False, pad_edge=False
-        )
-        table.add_column("", overflow="fold")
-        table.add_column("", overflow="fold")
-        for entry in entries:  # folded where it is narrow: a digit cut off would be another number
-            table.add_column(f"{entry.label}{marks(entry)}", justify="right", overflow="fold")
-        for metric, name in METRICS:
-            for statistic in STATISTICS:
-                table.add_row(
-                    name if statistic == STATISTICS[0] else "",
-                    statistic,
-                    *(_cell(comparison, entry, metric, statistic) for entry in entries),
-                    end_section=statistic == STATISTICS[-1],
-                )
-        for metric, name in THROUGHPUTS:
-            table.add_row(name, "", *(_cell(comparison, entry, metric) for entry in entries))
-        answered = (f"{entry.summary.ok} of {comparison.workload.num_prompts}" for entry in entries)
-        table.add_row("answered", "", *answered)
-        parts += [Text(), table]
+        here = {point.label: point for point in comparison.at(rate)}
+        for labels in columns:
+            if points := [here[label] for label in labels if label in here]:
+                parts += [Text(), _rate_table(comparison, rate, points)]
+    if is_judged(comparison):
+        parts += [part for labels in columns for part in (Text(), _verdict_table(comparison, labels))]
+    for objective in objectives:
+        parts += [part for labels in columns for part in (Text(), _objective_table(objective, labels))]
     parts.append(Text())
-    if any(entry.summary.overloaded for entry in comparison.entries):
-        parts.append(Text(OVERLOAD_NOTE, style="yellow"))
-    if not all(entry.run.complete for entry in comparison.entries):
-        parts.append(Text(INCOMPLETE_NOTE, style="yellow"))
+    parts += [Text(note.text, style="yellow" if note.warns else "dim") for note in notes(comparison)]
     return Group(*parts)
 
 
-def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """Strict JSON: an infinite rate is "inf"; seconds; ratios are to the baseline at the same rate."""
-    workload = comparison.workload
-    return {
-        "workload": {
-            "model": workload.model,
-            "dataset": workload.dataset,
-            "num_prompts": workload.num_prompts,
-            "seed": workload.seed,
-            "arrivals": workload.arrivals,
-        },
-        "baseline": comparison.baseline,
-        "runs": [
-            {
-                "label": entry.label,
-                "rate": "inf" if math.isinf(entry.rate) else entry.rate,
-                "path": str(entry.run.path),
-                "complete": entry.run.complete,
-                "overloaded": entry.summary.overloaded,
-                "ratios": {
-                    metric: {
-                        statistic: comparison.ratio(entry, metric, statistic) for statistic in STATISTICS
-                    }
-                    for metric, _ in METRICS
-                }
-                | {metric: comparison.ratio(entry, metric) for metric, _ in THROUGHPUTS},
-                "summary": entry.summary.to_dict(),
-            }
-            for rate in comparison.rates
-            for entry in comparison.at(rate)
-        ],
-    }
+def _columns(comparison: Comparison, most: int) -> list[list[str]]:
+    """The backends of each table: at most ``most``, about as many in each, the baseline last in all."""
+    others = [label for label in comparison.labels if label != comparison.baseline]
+    tables = max(1, math.ceil(len(others) / max(1, most - 1)))
+    each = max(1, math.ceil(len(others) / tables))
+    return [[*others[i : i + each], comparison.baseline] for i in range(0, max(1, len(others)), each)]
 
 
-def marks(entry: Entry) -> str:
-    overloaded = f" {OVERLOAD_MARK}" if entry.summary.overloaded else ""
-    return overloaded + ("" if entry.run.complete else f" {INCOMPLETE_MARK}")
+def _table(name: str, columns: Sequence[str], names: int = 1) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=name,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+    for _ in range(names):
+        table.add_column("", overflow="fold")
+    for column in columns:  # folded where it is narrow: a digit cut off would be another number
+        table.add_column(column, justify="right", overflow="fold", max_width=max(CELL_WIDTH, 26))
+    return table
 
 
-def _rate(rate: float) -> str:
-    return "all requests at once" if math.isinf(rate) else f"{number(rate)} requests / s"
+def _rate_table(comparison: Comparison, rate: float, points: Sequence[Point]) -> Table:
+    table = _table(rate_name(rate), [f"{point.label}{marks(point)}" for point in points], names=2)
+    for quantities in (LATENCIES, THROUGHPUTS, SLOWDOWNS, IN_THE_SERVER):
+        shown = [q for q in quantities if any(p.figure(q.metric, q.statistic) is not None for p in points)]
+        named = ""
+        for quantity in shown:
+            name = quantity.name if quantity.name != named else ""
+            if name and named and quantity.statistic:
+                table.add_section()
+            named = quantity.name
+            table.add_row(name, quantity.statistic or "", *(_cell(comparison, p, quantity) for p in points))
+            if any(_interval(point, quantity) for point in points):
+                table.add_row("", INTERVAL, *(_interval(point, quantity) for point in points), style="dim")
+        if quantities is THROUGHPUTS:
+            table.add_row("answered", "", *(_answered(p, comparison.workload.num_prompts) for p in points))
+        table.add_section()
+    return table
 
 
-def _cell(comparison: Comparison, entry: Entry, metric: str, statistic: str | None = None) -> Text:
+def _cell(comparison: Comparison, point: Point, quantity: Quantity) -> Text:
     from rich.text import Text
 
-    value = figure(entry.summary, metric, statistic)
-    is_latency = statistic is not None
-    cell = Text(seconds(value) if is_latency else number(value))
-    ratio = comparison.ratio(entry, metric, statistic)
+    cell = Text(quantity.show(point.figure(quantity.metric, quantity.statistic)))
+    ratio = comparison.ratio(point, quantity)
     if ratio is not None:
-        better = ratio < 1.0 if is_latency else ratio > 1.0
-        style = "dim" if abs(ratio - 1.0) <= NOTABLE else "green" if better else "red"
-        cell.append(f"  {number(ratio, 2) if ratio >= 10.0 else f'{ratio:.2f}'}x", style=style)
-    elif len(comparison.labels) > 1:
-        cell.append("       ")
+        verdict = comparison.verdict(point, quantity) or ""
+        if verdict in STYLES:
+            style = STYLES[verdict]
+        elif abs(ratio.value - 1.0) <= NOTABLE:
+            style = "dim"
+        else:
+            style = STYLES["better" if (ratio.value < 1.0) == quantity.lower_is_better else "worse"]
+        cell.append(f" {times(ratio.value)}{_mark(verdict)}", style=style)
+    elif len(comparison.labels) > 1 and quantity.better and point.label != comparison.baseline:
+        cell.append("      ")
     return cell
+
+
+def _mark(verdict: str) -> str:
+    return f" {VERDICT_MARKS[verdict]}" if verdict in VERDICT_MARKS else ""
+
+
+def _interval(point: Point, quantity: Quantity) -> str:
+    """Of a mean latency only: a table of all of them would hide the figures."""
+    if quantity.statistic != "mean" or quantity.kind != "seconds":
+        return ""
+    estimate = point.estimate(quantity.metric, quantity.statistic)
+    return (
+        "" if not estimate or not estimate.interval else span(estimate.interval.low, estimate.interval.high)
+    )
+
+
+def _answered(point: Point, num_prompts: int) -> str:
+    """Of the requests of one run; of several runs the sum."""
+    return f"{sum(entry.summary.ok for entry in point.counted)} of {num_prompts * len(point.counted)}"
+
+
+def _verdict_table(comparison: Comparison, labels: Sequence[str]) -> Table:
+    """Ratios with their intervals, of the figures that most is made of."""
+    from rich.text import Text
+
+    others = [label for label in labels if label != comparison.baseline]
+    table = _table(f"ratio to {comparison.baseline}, and its {INTERVAL} interval", others, names=2)
+    for rate in comparison.rates:
+        points = {point.label: point for point in comparison.at(rate)}
+        for quantity in HEADLINES:
+            cells = []
+            for label in others:
+                ratio = comparison.ratio(points[label], quantity) if label in points else None
+                if ratio is None:
+                    cells.append(Text("-"))
+                    continue
+                verdict = comparison.verdict(points[label], quantity) or ""
+                cell = f"{times(ratio.value)}{_mark(verdict)}"
+                if ratio.interval:
+                    cell += f" {ratio.interval.low:.2f}–{ratio.interval.high:.2f}"
+                cells.append(Text(cell, style=STYLES.get(verdict, "")))
+            name = rate_name(rate) if quantity is HEADLINES[0] else ""
+            table.add_row(name, quantity.name, *cells)
+        table.add_section()
+    return table
+
+
+def _objective_table(objective: Objective, labels: Sequence[str]) -> Table:
+    from rich.text import Text
+
+    comparison = objective.comparison
+    table = _table(f"SLO {objective.slo}", labels)
+    for rate in comparison.rates:
+        points = {point.label: point for point in comparison.at(rate)}
+        cells = [_attained(objective, points[label]) if label in points else Text("-") for label in labels]
+        table.add_row(rate_name(rate), *cells)
+    table.add_section()
+    held = []
+    for label in labels:
+        reached, ratio = objective.rate(label), objective.ratio(label)
+        cell = Text("-" if reached is None else reached.describe("/s"))
+        if ratio is not None and ratio.is_known:
+            verdict = objective.verdict(label) or ""
+            cell.append(f" {ratio.describe('x')}{_mark(verdict)}", style=STYLES.get(verdict, ""))
+        held.append(cell)
+    table.add_row("the run meets it up to", *held)
+    upto = [objective.attained_up_to(label) for label in labels]
+    table.add_row(f"{TARGET:.0%} attain it up to", *("-" if r is None else r.describe("/s") for r in upto))
+    return table
+
+
+def _attained(objective: Objective, point: Point) -> Text:
+    """Whether the run met it, the share of requests that attained it, and how many a second that is."""
+    from rich.text import Text
+
+    share, good = objective.attainment(point), objective.goodput(point)
+    if share is None or good is None:
+        return Text("-")
+    met = objective.met_by(point)
+    verdict = "" if met is None else "met, " if met else "missed, "
+    return Text(f"{verdict}{share.value:.0%} {number(good.value)}/s{marks(point)}")

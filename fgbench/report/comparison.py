@@ -1,85 +1,121 @@
-"""Which runs may be compared, under which labels, against which baseline. Pure."""
+"""Runs on one workload side by side: under which labels, against which baseline, over which seeds. Pure."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from fgbench.metrics.breakdown import STATES, Breakdown
+from fgbench.metrics.seeds import Estimate, PairedRatio
+from fgbench.metrics.slowdown import jain_index, slowdowns
 from fgbench.metrics.statistics import Distribution
-from fgbench.metrics.summary import Summary, summarize
+from fgbench.metrics.summary import Summary
+from fgbench.report.pairing import Workload, group, seed_of, settings_of
+from fgbench.report.quantities import Quantity
+from fgbench.results.figures import summary_of
 from fgbench.results.run import Run
 
-METRICS = (
-    ("normalized_latency", "JCT / token"),
-    ("jct", "JCT"),
-    ("ttft", "TTFT"),
-    ("tpot", "TPOT"),
-)
-STATISTICS = ("mean", "p50", "p95", "p99")
-THROUGHPUTS = (
-    ("request_throughput", "requests / s"),
-    ("output_token_throughput", "output tokens / s"),
-)
+if TYPE_CHECKING:
+    from fgengine.cost import CostModel
+
 DEFAULT_BASELINE = "fastgen-fcfs"
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
-    """What two runs must share, besides the rate, for their figures to be comparable."""
-
-    model: str
-    """The last part of its name: servers of other makes call a model by the path of its folder."""
-    dataset: str
-    num_prompts: int
-    seed: int
-    arrivals: str
-    prompts: str
-    """Fingerprint of the prompts and lengths; the same at every rate."""
-
-    @classmethod
-    def of(cls, info: dict[str, Any]) -> Workload:
-        work = info.get("workload") or {}
-        return cls(
-            model=PurePath(str(info.get("model", "unknown"))).name,
-            dataset=str(work.get("dataset", "unknown")),
-            num_prompts=int(work.get("num_prompts") or 0),
-            seed=int(work.get("seed") or 0),
-            arrivals=str(work.get("arrivals", "unknown")),
-            prompts=str(work.get("prompts_fingerprint", "")),
-        )
-
-    def describe(self) -> str:
-        return (
-            f"{self.model} on {self.dataset}, {self.num_prompts} prompts, seed {self.seed}, "
-            f"{self.arrivals} arrivals"
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Entry:
-    """One run, as a column of the comparison."""
+    """One run and its figures."""
 
     label: str
     rate: float
+    seed: int
     run: Run
     summary: Summary
+    breakdown: Breakdown | None
+    """None: the server gave no account of its requests."""
+    slowdown: Distribution | None
+    """None, as ``fairness``: no cost model of the model is at hand, or no request was answered."""
+    fairness: float | None
 
     @property
     def settings(self) -> dict[str, Any]:
         return settings_of(self.run.info)
 
     @classmethod
-    def of(cls, run: Run) -> Entry:
+    def of(cls, run: Run, cost: CostModel | None = None) -> Entry:
         """Figures are computed anew from the records, so that all runs are measured by one definition."""
         workload = run.info.get("workload") or {}
         rate = float(workload.get("rate") or "nan")
-        closed = "concurrency" in (workload.get("arrival_process") or {})  # no rate is asked for
         name = str((run.info.get("backend") or {}).get("name", "unknown"))
-        return cls(name, rate, run, summarize(run.records, offered_rate=None if closed else rate))
+        summary = summary_of(run)
+        slowed = slowdowns(run.records, cost) if cost else []
+        return cls(
+            label=name,
+            rate=rate,
+            seed=seed_of(run.info),
+            run=run,
+            summary=summary,
+            breakdown=Breakdown.of(summary),
+            slowdown=Distribution.of(slowed),
+            fairness=jain_index(slowed),
+        )
+
+    def figure(self, metric: str, statistic: str | None = None) -> float | None:
+        """A plain figure of the run, or one ``statistic`` of a distribution; None where it has none."""
+        value: Any
+        if metric in STATES:
+            value = self.breakdown.seconds.get(metric) if self.breakdown else None
+        elif metric in ("preemptions", "bytes_moved"):
+            value = getattr(self.breakdown, metric, None)
+        else:
+            value = getattr(self if metric in ("slowdown", "fairness") else self.summary, metric)
+        if isinstance(value, Distribution):
+            value = getattr(value, statistic or "mean")
+        return None if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A backend at one rate: a run of each seed."""
+
+    label: str
+    rate: float
+    entries: tuple[Entry, ...]
+    """By seed."""
+
+    @cached_property
+    def counted(self) -> tuple[Entry, ...]:
+        """Those that the figures are of: the complete ones, or all where none is."""
+        return tuple(entry for entry in self.entries if entry.run.complete) or self.entries
+
+    @property
+    def complete(self) -> bool:
+        return self.counted[0].run.complete
+
+    @property
+    def seeds(self) -> list[int]:
+        return [entry.seed for entry in self.counted]
+
+    @property
+    def overloaded(self) -> bool:
+        """With any of its seeds."""
+        return any(entry.summary.overloaded for entry in self.counted)
+
+    def values(self, metric: str, statistic: str | None = None) -> dict[int, float]:
+        """By seed."""
+        found = {entry.seed: entry.figure(metric, statistic) for entry in self.counted}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def estimate(self, metric: str, statistic: str | None = None) -> Estimate | None:
+        """The mean over seeds; None where no run has the figure."""
+        return Estimate.of(list(self.values(metric, statistic).values()))
+
+    def figure(self, metric: str, statistic: str | None = None) -> float | None:
+        estimate = self.estimate(metric, statistic)
+        return None if estimate is None else estimate.value
 
 
 @dataclass(frozen=True)
@@ -87,107 +123,101 @@ class Comparison:
     """Runs on one workload."""
 
     workload: Workload
-    entries: tuple[Entry, ...]
+    points: tuple[Point, ...]
     baseline: str
-    """Label of the entries that the others are divided by, rate by rate."""
+    """Label of the points that the others are divided by, rate by rate."""
+    _at: dict[tuple[str, float], Point] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_at", {(point.label, point.rate): point for point in self.points})
 
     @cached_property
     def rates(self) -> list[float]:
-        return sorted({entry.rate for entry in self.entries})
+        return sorted({point.rate for point in self.points})
 
     @cached_property
     def labels(self) -> list[str]:
         """The baseline last, so that what is new is read first."""
-        names = list(dict.fromkeys(entry.label for entry in self.entries))
+        names = {point.label for point in self.points}
         return sorted(names, key=lambda name: (name == self.baseline, name))
 
-    def at(self, rate: float) -> list[Entry]:
-        here = [entry for entry in self.entries if entry.rate == rate]
-        return sorted(here, key=lambda entry: self.labels.index(entry.label))
+    @cached_property
+    def seeds(self) -> list[int]:
+        return sorted({entry.seed for point in self.points for entry in point.entries})
 
-    def ratio(self, entry: Entry, metric: str, statistic: str | None = None) -> float | None:
-        """``entry``'s figure over the baseline's at the same rate; None where there is none."""
-        for other in self.entries:
-            if other.label == self.baseline and other.rate == entry.rate and other is not entry:
-                mine = figure(entry.summary, metric, statistic)
-                theirs = figure(other.summary, metric, statistic)
-                return mine / theirs if mine is not None and theirs else None
-        return None
+    @property
+    def runs(self) -> int:
+        return sum(len(point.entries) for point in self.points)
+
+    def at(self, rate: float) -> list[Point]:
+        return [point for label in self.labels if (point := self._at.get((label, rate))) is not None]
+
+    def of(self, label: str) -> list[Point]:
+        """By rate."""
+        return [point for rate in self.rates if (point := self._at.get((label, rate))) is not None]
+
+    def ratio(self, point: Point, quantity: Quantity) -> PairedRatio | None:
+        """``point``'s figure over the baseline's at the same rate, seed by seed; None where there is none."""
+        base = self._at.get((self.baseline, point.rate))
+        if base is None or base is point or quantity.better is None:
+            return None
+        return PairedRatio.of(
+            point.values(quantity.metric, quantity.statistic),
+            base.values(quantity.metric, quantity.statistic),
+        )
+
+    def verdict(self, point: Point, quantity: Quantity) -> str | None:
+        """``better``, ``worse`` or ``not distinguishable`` from the baseline, or why it was not judged; None
+        where there is nothing to judge."""
+        ratio = self.ratio(point, quantity)
+        if ratio is None:
+            return None
+        if not (point.complete and self._at[self.baseline, point.rate].complete):
+            return "incomplete: not judged"
+        return ratio.verdict(lower_is_better=quantity.lower_is_better) or not_judged(ratio.seeds)
 
 
-def settings_of(info: dict[str, Any]) -> dict[str, Any]:
-    """A backend's settings; all that is known of one attached to is its URL."""
-    backend = info.get("backend") or {}
-    return dict(backend.get("settings") or {"url": backend.get("url")})
+def not_judged(seeds: int) -> str:
+    return f"{'one seed' if seeds == 1 else f'{seeds} seeds'}: not judged"
 
 
-def figure(summary: Summary, metric: str, statistic: str | None = None) -> float | None:
-    """A plain figure of the summary, or one ``statistic`` of a distribution."""
-    value = getattr(summary, metric)
-    if isinstance(value, Distribution):
-        return float(getattr(value, statistic or "mean"))
-    return value if value is None else float(value)
-
-
-def compare(runs: Sequence[Run], baseline: str | None = None) -> list[Comparison]:
+def compare(
+    runs: Sequence[Run],
+    baseline: str | None = None,
+    cost_of: Callable[[str], CostModel | None] = lambda model: None,
+) -> list[Comparison]:
     """Group runs by workload, most runs first.
 
-    ``baseline`` is a backend's name or a run folder; None: ``fastgen-fcfs`` where it is among them, else
-    the first run's label.
+    Args:
+        runs: Oldest first.
+        baseline: A backend's name or a run folder; None: ``fastgen-fcfs`` where it is among them, else the
+            first run's label.
+        cost_of: The cost model of a model, for slowdowns; None where there is none.
 
     Raises:
         ValueError: ``baseline`` is none of the runs.
     """
-    groups: dict[Workload, list[Entry]] = defaultdict(list)
-    for run in runs:
-        groups[Workload.of(run.info)].append(Entry.of(run))
     comparisons = []
     found = False
-    for workload, plain in groups.items():
-        entries = _label(plain)
+    for each in group(runs):
+        entries = _label([Entry.of(run, cost_of(each.workload.model)) for run in each.runs])
         chosen = _find_baseline(entries, baseline)
         found = found or chosen is not None
-        comparisons.append(Comparison(workload, entries, chosen or _default_baseline(entries)))
+        comparisons.append(Comparison(each.workload, _points(entries), chosen or _default_baseline(entries)))
     if baseline is not None and not found:
-        names = sorted({entry.label for comparison in comparisons for entry in comparison.entries})
+        names = sorted({point.label for comparison in comparisons for point in comparison.points})
         raise ValueError(f"no run is called {baseline}; choose the baseline among {', '.join(names)}")
-    return sorted(comparisons, key=lambda comparison: -len(comparison.entries))
+    return sorted(comparisons, key=lambda comparison: -comparison.runs)
 
 
-def differences(workloads: Iterable[Workload]) -> str:
-    """In words what the workloads differ in, with the values: ``number of prompts (100, 150)``."""
-    names = {
-        "model": "model",
-        "dataset": "dataset",
-        "num_prompts": "number of prompts",
-        "seed": "seed",
-        "arrivals": "arrivals",
-    }
-    all_of_them = list(workloads)
-    said = []
-    for attribute, name in names.items():
-        values = dict.fromkeys(str(getattr(workload, attribute)) for workload in all_of_them)
-        if len(values) > 1:
-            said.append(f"{name} ({', '.join(values)})")
-    return " and ".join(said) if said else "the prompts themselves"
-
-
-def newest_comparable(runs: Sequence[Run]) -> list[Run]:
-    """Of runs ordered oldest first: those on the newest run's workload, and of runs that repeat each other
-    (the same backend, settings and rate) the newest, a complete one before an incomplete one."""
-    with_records = [run for run in runs if run.records]
-    if not with_records:
-        return []
-    workload = Workload.of(with_records[-1].info)
-    kept: dict[str, Run] = {}
-    for run in with_records:
-        if Workload.of(run.info) != workload:
-            continue
-        # The fingerprint is of the backend, its settings, and the workload with its rate.
-        key = f"{run.fingerprint or run.path} {settings_of(run.info).get('url')}"
-        if key not in kept or run.complete or not kept[key].complete:
-            kept[key] = run
-    return list(kept.values())
+def _points(entries: Sequence[Entry]) -> tuple[Point, ...]:
+    by_point: dict[tuple[str, float], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_point[entry.label, entry.rate].append(entry)
+    return tuple(
+        Point(label, rate, tuple(sorted(some, key=lambda entry: entry.seed)))
+        for (label, rate), some in by_point.items()
+    )
 
 
 def _label(entries: Sequence[Entry]) -> tuple[Entry, ...]:
@@ -196,7 +226,7 @@ def _label(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     by_name: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         by_name[entry.label].append(entry)
-    seen: dict[tuple[str, float], int] = defaultdict(int)
+    seen: dict[tuple[str, float, int], int] = defaultdict(int)
     labelled = []
     for entry in entries:
         alike = by_name[entry.label]
@@ -205,8 +235,8 @@ def _label(entries: Sequence[Entry]) -> tuple[Entry, ...]:
         label = entry.label
         if differing:
             label += " (" + ", ".join(f"{key} {entry.settings.get(key)}" for key in differing) + ")"
-        seen[label, entry.rate] += 1
-        repeat = seen[label, entry.rate]
+        seen[label, entry.rate, entry.seed] += 1
+        repeat = seen[label, entry.rate, entry.seed]
         labelled.append(replace(entry, label=label if repeat == 1 else f"{label} #{repeat}"))
     return tuple(labelled)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from fgbench.report.units import number, seconds, size
@@ -26,6 +27,8 @@ LATENCIES = (
     ("jct", "JCT"),
     ("normalized_latency", "JCT / token"),
 )
+RATE_TOLERANCE = 0.02
+"""A larger share of the scheduled rate missed is said."""
 COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
 
 
@@ -47,17 +50,37 @@ def summary_table(title: str, summary: Summary) -> Group:
     for name, value in _facts(summary):
         facts.add_row(Text(name, style="dim"), value)
     parts: list[Table | Text] = [table, facts]
-    if summary.overloaded:
-        parts.append(Text(OVERLOAD_NOTE, style="yellow"))
+    parts += [Text(note, style="yellow") for note in _notes(summary)]
     return Group(*parts)
+
+
+def run_table(info: dict[str, Any], summary: Summary) -> Group:
+    """``summary_table`` of a run, under what run.json says of it."""
+    workload = info.get("workload") or {}
+    system = f"{(info.get('backend') or {}).get('name')}, {info.get('model')}"
+    return summary_table(f"{system}, {workload.get('dataset')}, {load_in_words(workload)}", summary)
+
+
+def _notes(summary: Summary) -> list[str]:
+    """What a reader of the figures must know first."""
+    notes = [OVERLOAD_NOTE] if summary.overloaded else []
+    sent, scheduled = summary.achieved_rate, summary.scheduled_rate
+    if sent and scheduled and abs(sent / scheduled - 1.0) > RATE_TOLERANCE:
+        notes.append(
+            f"The client sent {number(sent)}/s where its schedule has {number(scheduled)}/s "
+            f"({sent / scheduled - 1.0:+.1%}): this is not the load that was asked for."
+        )
+    if summary.trimmed and not summary.requests:
+        notes.append("Trimming left no request: there are no figures. The requests are kept all the same.")
+    return notes
 
 
 def load_in_words(workload: dict[str, Any]) -> str:
     """How requests came, of run.json's ``workload``: ``2.5/s``, ``gamma cv=2, 2.5/s``."""
-    arrivals = str(workload["arrivals"])
+    arrivals = str(workload.get("arrivals", "unknown"))
     if "concurrency" in workload.get("arrival_process", {}):
         return f"closed loop of {workload['arrival_process']['concurrency']}"
-    rate = f"{float(workload['rate']):g}/s"
+    rate = f"{float(workload.get('rate') or 'nan'):g}/s"
     return rate if arrivals == "poisson" else f"{arrivals}, {rate}"
 
 
@@ -73,7 +96,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("requests", f"{summary.ok} of {summary.requests} answered in full{failed}"),
         (
             "rate",
-            f"{number(summary.offered_rate)}/s offered, {number(summary.achieved_rate)}/s sent, "
+            f"{_offered(summary.offered_rate)}{number(summary.achieved_rate)}/s sent, "
             f"{number(summary.request_throughput)}/s answered",
         ),
         (
@@ -87,9 +110,20 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
             f"in {seconds(summary.duration_s)}",
         ),
     ]
+    if summary.window is not None:
+        first, last = map(seconds, summary.window)
+        facts.append(
+            ("left out", f"{summary.trimmed} requests scheduled before {first} or after {last} of the load")
+        )
     if summary.server_requests:
         facts.append(("in the server", _server_account(summary)))
     return facts
+
+
+def _offered(rate: float | None) -> str:
+    if rate is None:
+        return ""
+    return "all at once offered, " if math.isinf(rate) else f"{number(rate)}/s offered, "
 
 
 def _server_account(summary: Summary) -> str:

@@ -42,3 +42,15 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def span(low: float, high: float) -> str:
+    """Two figures of seconds in the unit that suits the larger: ``61.2–68.1 ms``."""
+    text, unit = seconds(high).split(" ")
+    factor = {"s": 1.0, "ms": 1e3, "µs": 1e6}[unit]
+    return f"{number(low * factor)}–{text} {unit}"
+
+
+def times(ratio: float) -> str:
+    """``0.46x``; of ten and more two digits."""
+    return f"{number(ratio, 2) if ratio >= 10.0 else f'{ratio:.2f}'}x"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fgbench.client.record import RequestRecord
 
+T = TypeVar("T")
 VERSION = 1
 RUN_FILE = "run.json"
 REQUESTS_FILE = "requests.jsonl"
 TABLE_FILE = "requests.parquet"
 LOG_FILE = "server.log"
+SWEEP_FILE = "sweep.json"
+"""Marks a folder that holds the run folders of a sweep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +83,58 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def find_runs(root: str | Path) -> list[Path]:
-    """Run folders right under ``root``, oldest first by the time in their names; none if there is no root."""
+    """Run folders right under ``root`` and in the sweeps there, oldest first by the time in their names; none
+    if there is no root."""
     root = Path(root)
-    return sorted(p.parent for p in root.glob(f"*/{RUN_FILE}")) if root.is_dir() else []
+    if not root.is_dir():
+        return []
+    found = [file.parent for file in root.glob(f"*/{RUN_FILE}")]
+    for sweep in root.glob(f"*/{SWEEP_FILE}"):
+        found += [file.parent for file in sweep.parent.glob(f"*/{RUN_FILE}")]
+    return sorted(found, key=lambda folder: (folder.name, folder))
+
+
+def named(root: Path, name: str) -> Path:
+    """The run folder that a user means: a path, or the beginning of a name under ``root``.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    if (Path(name) / RUN_FILE).is_file():
+        return Path(name)
+    runs = find_runs(root)
+    exact = [path for path in runs if path.name == name]
+    matching = exact or [path for path in runs if path.name.startswith(name.rstrip("/"))]
+    if not matching or not name:
+        raise ValueError(f"there is no run folder {name}, nor a run in {root} whose name begins so")
+    if len(matching) > 1:
+        names = ", ".join(path.name for path in matching[:3])
+        raise ValueError(f"{len(matching)} runs in {root} begin with {name}: {names}, ...; say more of it")
+    return matching[0]
+
+
+def told(read: Callable[[Path], T], path: Path, damaged: Callable[[str], None]) -> T | None:
+    """``read(path)``; None where it is damaged, which ``damaged`` is told and which must not hide the others."""
+    try:
+        return read(path)
+    except ValueError as error:
+        damaged(str(error))
+        return None
+
+
+def is_being_written(folder: Path) -> bool:
+    """Whether the process that writes this run is alive: it holds a lock that dies with it. Where the system
+    has no such locks, False."""
+    try:
+        import fcntl
+
+        with (folder / REQUESTS_FILE).open("rb") as requests:
+            fcntl.flock(requests, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        pass
+    return False
 
 
 def _records(path: Path) -> Iterator[RequestRecord]:

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fgbench.client.record import RequestRecord
 from fgbench.results.files import fresh_folder, write_json
 from fgbench.results.run import LOG_FILE, REQUESTS_FILE, RUN_FILE, TABLE_FILE, VERSION
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ROWS_PER_BATCH = 16_384
 """Turned into columns at a time: a million requests as columns and rows at once would take gigabytes."""
@@ -42,6 +45,7 @@ class RunWriter:
         self.path = _make_folder(root, info)
         self._write_info()
         self._requests = (self.path / REQUESTS_FILE).open("ab", buffering=0)
+        _lock(self._requests.fileno())
 
     @property
     def log_path(self) -> Path:
@@ -53,8 +57,10 @@ class RunWriter:
         self._write_info()
 
     def append(self, record: RequestRecord) -> None:
-        """One write to the file, unbuffered: it outlives this process."""
-        self._requests.write(msgspec.json.encode(record) + b"\n")
+        """Written to the file at once, unbuffered: it outlives this process."""
+        line = msgspec.json.encode(record) + b"\n"
+        while line:  # a disk that fills up takes a part
+            line = line[self._requests.write(line) :]
 
     def finish(
         self, status: str, records: Sequence[RequestRecord], summary: dict[str, Any] | None, **parts: Any
@@ -86,12 +92,11 @@ class RunWriter:
         write_json(self.path / RUN_FILE, self.info)
 
 
-def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
-    """requests.parquet: one row a request, the columns of ``RequestRecord``, in the workload's order."""
+def record_schema() -> pa.Schema:
+    """The columns of requests.parquet: those of ``RequestRecord``."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    schema = pa.schema(
+    return pa.schema(
         [
             ("index", pa.int64()),
             ("scheduled", pa.float64()),
@@ -108,6 +113,14 @@ def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
             ("user", pa.string()),
         ]
     )
+
+
+def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
+    """requests.parquet: one row a request, the columns of ``RequestRecord``, in the workload's order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = record_schema()
     rows = sorted(records, key=lambda record: record.index)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with pq.ParquetWriter(partial, schema) as table:
@@ -125,6 +138,16 @@ def _make_folder(root: Path, info: dict[str, Any]) -> Path:
     pace = f"r{float(workload['rate']):g}" if workers is None else f"c{workers}"
     name, dataset, seed = info["backend"]["name"], workload["dataset"], workload["seed"]
     return fresh_folder(root, str(name), str(dataset), pace, f"s{seed}")
+
+
+def _lock(file: int) -> None:
+    """Until this process ends, however it does: others see that the run is being written."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        pass  # not on this system, or not on this file system
 
 
 def _now() -> str:

@@ -16,12 +16,11 @@ from typing import Any
 
 from fgbench.results.environment import environment
 from fgbench.results.files import fresh_folder, write_json
-from fgbench.results.run import find_runs, read_info
+from fgbench.results.run import SWEEP_FILE, find_runs, read_info
 from fgbench.sweeping.plan import Plan, Point
 from fgbench.verdict import Verdict, verdict
 
 VERSION = 1
-SWEEP_FILE = "sweep.json"
 LOCK_FILE = ".lock"
 MOST_BYTES = 32 * 1024**2
 STATUS = {0: "complete", 3: "too many errors", 4: "client was the limit", 130: "interrupted"}

@@ -1,9 +1,12 @@
 """A predictor that learns output lengths from prompts as requests finish.
 
-A linear model of the log length over hashed n-grams of the prompt's token ids (the engine sees no text):
-single tokens, pairs, the first few tokens as a whole, those at either end by themselves, and the prompt's
-length, weighted by how rare they are. Trained by
-stochastic gradient descent on a Huber loss, so that it can go on learning one small batch at a time.
+A linear model of log(length + ``SHIFT``) over hashed n-grams of the prompt's token ids (the engine sees no
+text): single tokens, pairs, the first few tokens as a whole, tokens and pairs at either end by themselves,
+and the prompt's length, weighted by how rare they are. Trained by stochastic gradient descent, so that it
+can go on learning one small batch at a time.
+
+Without the shift the few very short answers, which no prompt foretells, would pull hardest: on ShareGPT it
+brings the rank correlation from 0.48 to 0.50, as much as regressing on ranks themselves.
 """
 
 from __future__ import annotations
@@ -21,15 +24,19 @@ from fgengine.cache import cache_folder
 from fgengine.request import Request
 from fgengine.scheduling.predictor import MOST_SIGMA, Prediction
 
-VERSION = 1
-BITS = 18
+VERSION = 2
+BITS = 20
 """Features are hashed to so many bits."""
 HEAD_TOKENS = 5
 """Longest run of first tokens that is a feature of its own: "Write a python function" opens many prompts."""
 END_TOKENS = 8
 """Tokens at either end that count apart from the same tokens elsewhere."""
-CENTRE = 5.5
-"""Log length that a prompt without any known feature is predicted: 245 tokens."""
+END_PAIR_TOKENS = 12
+"""The same for the pairs among so many tokens."""
+SHIFT = 200.0
+"""Tokens. Of 20, 50, 100, 200 the best; much more would make of it a regression on the length."""
+CENTRE = 6.1
+"""Shifted log length that a prompt without any known feature is predicted: 246 tokens."""
 MOST_LOG_LENGTH = 16.0
 """No prediction is of less than one token, or of more than 9 million."""
 FIRST_SIGMA = 1.0
@@ -45,7 +52,9 @@ MOST_FILE_BYTES = 64 * 1024**2
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _MASK = 2**64 - 1
-_FIRST, _LAST, _LENGTH = (np.uint64(1 << bit) for bit in (33, 34, 40))
+_FIRST, _LAST, _FIRST_PAIR, _LAST_PAIR, _COARSE, _FINE = (
+    np.uint64(1 << bit) for bit in (33, 34, 35, 36, 40, 41)
+)
 """Above every token id: features of different kinds must not meet."""
 
 Features = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -55,9 +64,13 @@ Features = tuple[NDArray[np.int64], NDArray[np.float64]]
 def features(prompt: Sequence[int]) -> Features:
     tokens = np.asarray(prompt[:MOST_PROMPT_TOKENS], dtype=np.uint64) + np.uint64(1)
     ends = [tokens[:END_TOKENS] + _FIRST, tokens[-END_TOKENS:] + _LAST]
-    length = np.array([int(2 * np.log(len(tokens)))], dtype=np.uint64) + _LENGTH
-    pairs = tokens[:-1] * _MIX + tokens[1:]
-    grams = [kind * _ODD for kind in (tokens, pairs, *ends, length)]
+    near = [
+        _pairs_of(tokens[:END_PAIR_TOKENS]) + _FIRST_PAIR,
+        _pairs_of(tokens[-END_PAIR_TOKENS:]) + _LAST_PAIR,
+    ]
+    log = np.log(len(tokens))
+    length = np.array([int(2 * log), int(4 * log)], dtype=np.uint64) + np.array([_COARSE, _FINE])
+    grams = [kind * _ODD for kind in (tokens, _pairs_of(tokens), *ends, *near, length)]
     head, heads = 7, []
     for token in tokens[:HEAD_TOKENS].tolist():
         head = (head * 31 + token * 0x9E3779B9) & _MASK
@@ -67,6 +80,10 @@ def features(prompt: Sequence[int]) -> Features:
     hashes *= _MIX
     places, counts = np.unique((hashes >> np.uint64(64 - BITS)).astype(np.int64), return_counts=True)
     return places, np.log1p(counts.astype(np.float64))
+
+
+def _pairs_of(tokens: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return tokens[:-1] * _MIX + tokens[1:]
 
 
 class Learned:
@@ -80,12 +97,13 @@ class Learned:
         self.num_learned = 0
         self.sigma = FIRST_SIGMA
         self._regressor: Any = SGDRegressor(
-            loss="huber", epsilon=0.3, learning_rate="constant", eta0=0.3, alpha=1e-6, shuffle=False
+            loss="squared_error", learning_rate="constant", eta0=0.15, alpha=1e-6, shuffle=False
         )
         self._regressor.partial_fit(self._rows([(np.empty(0, np.int64), np.empty(0))]), [0.0])
         self._seen_in = np.zeros(1 << BITS, dtype=np.int32)
         """In how many learned prompts each feature was."""
         self._pending: list[tuple[Features, float]] = []
+        """With the shifted log lengths."""
         self._since_saved = 0
 
     def predict(self, request: Request) -> Prediction:
@@ -106,7 +124,7 @@ class Learned:
         error = abs(self._log_length(found) - log) * 1.2533
         self.sigma += (error - self.sigma) / min(self.num_learned + 20, SIGMA_MEMORY)
         self._seen_in[found[0]] += 1
-        self._pending.append((found, log))
+        self._pending.append((found, np.log(length + SHIFT)))
         if len(self._pending) >= LEARN_BATCH:
             self.flush()
 
@@ -134,7 +152,7 @@ class Learned:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         with partial.open("wb") as file:
-            np.savez_compressed(
+            np.savez(
                 file,
                 version=np.int64(VERSION),
                 model=np.str_(self.model),
@@ -180,8 +198,8 @@ class Learned:
     def _log_length(self, found: Features) -> float:
         places, values = self._weigh(found)
         weights = self._regressor.coef_
-        log = CENTRE + float(weights[places] @ values) + float(self._regressor.intercept_[0])
-        return min(max(log, 0.0), MOST_LOG_LENGTH)
+        shifted = CENTRE + float(weights[places] @ values) + float(self._regressor.intercept_[0])
+        return float(np.log(max(1.0, np.exp(min(shifted, MOST_LOG_LENGTH)) - SHIFT)))
 
     def _weigh(self, found: Features) -> Features:
         """Rare features count more (inverse document frequency); every prompt has length 1."""

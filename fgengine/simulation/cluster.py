@@ -27,14 +27,18 @@ class Cluster:
             self._receive(request)
         yield from self._advance(math.inf)
 
-    def serve_closed(self, requests: Iterable[Request], concurrency: int) -> Iterator[Ending]:
+    def serve_closed(
+        self, requests: Iterable[Request], concurrency: int, duration: float = math.inf
+    ) -> Iterator[Ending]:
         """The same in a closed loop: ``concurrency`` workers, each sending the next request at the moment its
-        last has ended. When requests arrive is set here."""
+        last has ended, none after ``duration`` seconds. When requests arrive is set here."""
         waiting = iter(requests)
         for request in islice(waiting, concurrency):
             self._receive(request)
         for ending in self._advance(math.inf):
             yield ending
+            if ending.request.phase_since >= duration:
+                continue
             for request in islice(waiting, 1):
                 request.arrival = request.phase_since = ending.request.phase_since
                 self._receive(request)

@@ -7,9 +7,10 @@ from fgengine.kv.manager import KVManager
 from fgengine.kv.sizing import CPU_POOL_LIMIT_BYTES, block_bytes, host_blocks
 from fgengine.model.shape import ModelShape
 from fgengine.profile import ELEMENT_BYTES, Profile
+from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_class
 from fgengine.scheduling.predictor import make_predictor
-from fgengine.scheduling.scheduler import Limits, Scheduler
+from fgengine.scheduling.scheduler import Scheduler
 from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.replica import Replica
 from fgengine.simulation.routing import make_router

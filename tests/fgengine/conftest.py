@@ -14,9 +14,10 @@ from fgengine.engine import Engine
 from fgengine.kv.manager import KVManager
 from fgengine.kv.transfer import Transfer
 from fgengine.plan import StepPlan, StepResult
+from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import Policy, PolicyContext, make_policy
 from fgengine.scheduling.predictor import Noisy
-from fgengine.scheduling.scheduler import Limits, Scheduler
+from fgengine.scheduling.scheduler import Scheduler
 
 Slot = tuple[str, int, int]
 

@@ -90,6 +90,13 @@ def test_settings_are_what_decides(tmp_path):
     assert FastGen(ServerOptions(max_batch_size=8)).settings["max_batch_size"] == 8
 
 
+def test_an_alias_is_recorded_as_what_it_stands_for():
+    alias, plain = ServerOptions(proactive_offloading=True), ServerOptions(offloading="proactive")
+    assert FastGen(alias).settings == FastGen(plain).settings
+    assert FastGen(alias).settings["offloading"] == "proactive"
+    assert not {"proactive_offloading", "use_skip_join"} & set(FastGen(alias).settings)
+
+
 def test_a_taken_port_is_not_mistaken_for_ours(fake_server, tmp_path):
     port = int(fake_server.url.rpartition(":")[2])
     with pytest.raises(BackendError, match=f"port {port} is taken"):

@@ -155,6 +155,17 @@ def test_a_dry_run_tells_and_does_nothing(tmp_path: Path) -> None:
     assert len(find_runs(folder)) == 3
 
 
+def test_a_duration_is_kept_at_every_rate(tmp_path: Path) -> None:
+    lengths = ["--dataset", "synthetic", "--input-len", 20, "--output-len", 5]
+    argv = ["--profile", PROFILE, "--backend", "simulated", *lengths, "--duration", 4, "--rates", "1,5000"]
+    done = fgbench("sweep", *argv, "--results", tmp_path)
+    assert done.exit_code == 0, done.output
+    runs = [read_run(path) for path in find_runs(only_sweep(tmp_path))]
+    last = {run.info["workload"]["rate"]: max(r.scheduled for r in run.records) for run in runs}
+    assert 1.0 < last[1.0] < 4.0
+    assert last[5000.0] == pytest.approx(4.0, abs=0.1)
+
+
 def test_an_unfinished_sweep_of_the_same_options_is_pointed_out(tmp_path: Path) -> None:
     assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
     first = only_sweep(tmp_path)

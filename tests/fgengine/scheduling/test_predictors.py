@@ -211,7 +211,7 @@ def rewrite(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"version": np.int64(99)}, "not of version 1"),
+        ({"version": np.int64(99)}, "not of version 2"),
         ({"model": np.str_("other")}, "learned with the tokens of other, not of tiny"),
         ({"weights": np.zeros(8, np.float32)}, "wrong sizes"),
         ({"seen_in": np.zeros((2, 2), np.int32)}, "wrong sizes"),

@@ -13,8 +13,9 @@ from fgengine.cost import CostModel
 from fgengine.engine import Engine
 from fgengine.kv.manager import KVManager
 from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy
-from fgengine.scheduling.scheduler import Limits, Scheduler
+from fgengine.scheduling.scheduler import Scheduler
 from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.copying import SimulatedCopyEngine
 from fgengine.simulation.replica import Ending, Replica
@@ -92,6 +93,8 @@ def leaping(replicas: Sequence[Replica], work: Work, router: str = "round-robin"
         (90, 100, "recompute"),
         (90, 100, "auto"),
         (90, 100, "none"),
+        (4000, 100, "proactive"),
+        (90, 100, "proactive"),
     ],
 )
 @pytest.mark.parametrize("rate", [1.0, 5.0])

@@ -1,0 +1,224 @@
+"""``fgbench results``: what runs there are, their figures, and questions to all of them in SQL."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fgbench.report.overview import Overview
+    from fgbench.results.database import Answer, Database
+
+app = typer.Typer(
+    help="The runs that are kept: list them, show one, remove some, ask all of them in SQL.\n\n"
+    "Example: fgbench results list",
+    no_args_is_help=True,
+)
+
+Root = Annotated[Path, typer.Option("--results", help="Where the run folders are.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+STATUSES = ("complete", "incomplete", "interrupted", "failed", "running")
+
+
+@app.command("list")
+def list_runs(
+    results: Root = Path("results"),
+    backend: Annotated[
+        str | None, typer.Option(help="Only of this backend; fastgen means fastgen alone.")
+    ] = None,
+    status: Annotated[str | None, typer.Option(help=f"Only {', '.join(STATUSES)}.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs, newest last, also those of sweeps and those that were killed.
+
+    Example: fgbench results list --backend fastgen-fcfs --status complete
+    """
+    from rich.console import Console
+
+    from fgbench.report.overview import overview_table, overviews
+
+    if status is not None and status not in STATUSES:
+        raise ValueError(f"--status is one of {', '.join(STATUSES)}, not {status!r}")
+    console = Console(stderr=as_json)
+    runs = [
+        run
+        for run in overviews(results, lambda sentence: _left_out(console, sentence))
+        if backend in (None, run.backend) and status in (None, run.status)
+    ]
+    if as_json:
+        print(json.dumps([run.to_json() for run in runs], indent=2, allow_nan=False))
+    elif runs:
+        console.print(overview_table(runs, results))
+    else:
+        only = " of that kind" if backend or status else ""
+        console.print(f"{results} holds no run{only}; 'fgbench run' makes one.", soft_wrap=True)
+
+
+@app.command("show")
+def show_run(
+    run: Annotated[str, typer.Argument(help="A run folder, or the beginning of its name.")],
+    results: Root = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Show a run's figures as 'fgbench run' ended with them, computed anew from its requests.
+
+    Also of a run that was killed: over the requests that had ended.
+
+    Example: fgbench results show 20261123-081303
+    """
+    from rich.console import Console
+
+    from fgbench.report.tables import run_table
+    from fgbench.results.figures import summary_of
+    from fgbench.results.run import named, read_run
+    from fgbench.verdict import DONE, verdict
+
+    console = Console(stderr=as_json)
+    found = read_run(named(results, run))
+    summary = summary_of(found)
+    if as_json:
+        data = found.info | {"path": str(found.path), "status": found.status, "summary": summary.to_dict()}
+        print(json.dumps(data, indent=2, allow_nan=False))
+        return
+    console.print(run_table(found.info, summary))
+    console.print(f"run folder: {found.path}", soft_wrap=True, highlight=False)
+    how = verdict(found.info | {"summary": summary.to_dict()}, 0.0)
+    if how.code != DONE:
+        console.print(how.sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if not found.complete:
+        planned = (found.info.get("workload") or {}).get("num_prompts")
+        console.print(
+            f"{found.status}: {len(found.records)} of {planned} requests had ended.", style="yellow"
+        )
+
+
+@app.command("rm")
+def remove_runs(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Run folders, or the beginnings of their names.")
+    ] = None,
+    results: Root = Path("results"),
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="All that were killed before they ended.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove run folders. Asks first; takes nothing that is not a run, nor one that is under way.
+
+    Example: fgbench results rm --incomplete
+    """
+    from rich.console import Console
+
+    from fgbench.results.removal import check_removable, remove
+    from fgbench.results.run import named
+
+    console = Console()
+    if not runs and not incomplete:
+        raise ValueError("say which runs to remove, or --incomplete for all that were killed")
+    folders = [named(results, run) for run in runs or []]
+    if incomplete:
+        folders += _killed(results, console)
+    folders = list(dict.fromkeys(folders))
+    if not folders:
+        console.print(f"{results} holds no run that was killed.", soft_wrap=True)
+        return
+    for folder in folders:
+        check_removable(folder)
+    for folder in folders:
+        console.print(str(folder), soft_wrap=True, highlight=False, markup=False)
+    if not yes and not typer.confirm(f"Remove {len(folders)} run{'s' * (len(folders) > 1)} for good?"):
+        raise typer.Exit(1)
+    for folder in folders:
+        remove(folder)
+    console.print(f"Removed {len(folders)}.", highlight=False)
+
+
+@app.command("sql")
+def ask_sql(
+    query: Annotated[str | None, typer.Argument(help="A SELECT; without one the tables are shown.")] = None,
+    results: Root = Path("results"),
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+) -> None:
+    """Ask all runs at once in SQL (DuckDB's): the tables runs and requests, killed runs included.
+
+    Example: fgbench results sql "SELECT run, status, rate, ttft_mean, jct_p99 FROM runs ORDER BY started"
+    """
+    from rich.console import Console
+
+    from fgbench.results.database import Database
+
+    if as_json and as_csv:
+        raise ValueError("--json and --csv contradict each other")
+    console = Console(stderr=True)
+    with Database(results, lambda sentence: _left_out(console, sentence)) as database:
+        if query is None:
+            _show_schema(database, as_json)
+        else:
+            _show_answer(database.ask(query), as_json, as_csv)
+
+
+def _killed(results: Path, console: Console) -> list[Path]:
+    from fgbench.report.overview import overviews
+
+    runs: list[Overview] = overviews(results, lambda sentence: _left_out(console, sentence))
+    return [run.path for run in runs if run.status == "incomplete"]
+
+
+def _left_out(console: Console, sentence: str) -> None:
+    console.print(f"Left out: {sentence}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+
+
+def _show_schema(database: Database, as_json: bool) -> None:
+    from rich.console import Console
+
+    from fgbench.results.database import EXAMPLE
+
+    schema = database.schema()
+    if as_json:
+        print(json.dumps({table: dict(columns) for table, columns in schema.items()}, indent=2))
+        return
+    console = Console()
+    for table, columns in schema.items():
+        (count,) = database.ask(f"SELECT count(*) FROM {table}").rows[0]
+        console.print(f"[bold]{table}[/], {count:,} rows", highlight=False)
+        listed = ", ".join(f"{name} {kind}" for name, kind in columns)
+        console.print(f"  {listed}", highlight=False, markup=False)
+    console.print("For example:", highlight=False)
+    console.print(f'  fgbench results sql "{EXAMPLE}"', highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_answer(answer: Answer, as_json: bool, as_csv: bool) -> None:
+    from rich.console import Console
+
+    from fgbench.report.overview import answer_table
+
+    if as_json:
+        rows = [dict(zip(answer.columns, map(_plain, row), strict=True)) for row in answer.rows]
+        print(json.dumps(rows, indent=2, allow_nan=False))
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(answer.columns)
+        writer.writerows(answer.rows)
+    else:
+        Console().print(answer_table(answer.columns, answer.rows))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it; what it does not is text."""
+    if isinstance(value, float) and value - value != 0.0:  # infinite or no number
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return str(value)

@@ -1,0 +1,201 @@
+"""A comparison for other programs: nested plain values for JSON, flat rows for CSV. Pure.
+
+Seconds, requests per second, bytes; ratios are to the baseline at the same rate, paired over seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fgbench.metrics.crossing import Range
+from fgbench.metrics.seeds import Estimate, Interval, PairedRatio
+from fgbench.report.comparison import Comparison, Entry, Point
+from fgbench.report.objectives import TARGET, Objective
+from fgbench.report.pairing import Workload
+from fgbench.report.quantities import QUANTITIES
+
+COLUMNS = (
+    *("model", "dataset", "num_prompts", "arrivals", "baseline", "label", "rate", "seeds"),
+    *("complete", "overloaded", "metric", "statistic", "value", "low", "high"),
+    *("ratio", "ratio_low", "ratio_high", "verdict"),
+)
+"""Of the CSV, one row a figure. ``low`` and ``high`` are its interval over seeds, or for a rate that is only
+known to lie above or below what was measured, that bound alone."""
+
+
+def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> dict[str, Any]:
+    """Strict JSON: an infinite rate is "inf"."""
+    return {
+        "workload": _workload(comparison.workload) | {"seeds": comparison.seeds},
+        "baseline": comparison.baseline,
+        "points": [
+            {
+                "label": point.label,
+                "rate": _rate(point.rate),
+                "seeds": point.seeds,
+                "complete": point.complete,
+                "overloaded": point.overloaded,
+                "figures": _figures(comparison, point),
+            }
+            for rate in comparison.rates
+            for point in comparison.at(rate)
+        ],
+        "slos": [_objective(objective) for objective in objectives],
+        "runs": [
+            _run(entry)
+            for rate in comparison.rates
+            for point in comparison.at(rate)
+            for entry in point.entries
+        ],
+    }
+
+
+def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> Iterator[dict[str, Any]]:
+    """Rows of ``COLUMNS``. An SLO is the ``statistic`` of the metrics that depend on it."""
+    common = _workload(comparison.workload) | {"baseline": comparison.baseline}
+    for rate in comparison.rates:
+        for point in comparison.at(rate):
+            here = common | {
+                "label": point.label,
+                "rate": _rate(point.rate),
+                "seeds": len(point.seeds),
+                "complete": point.complete,
+                "overloaded": point.overloaded,
+            }
+            for quantity in QUANTITIES:
+                estimate = point.estimate(quantity.metric, quantity.statistic)
+                if estimate is None:
+                    continue
+                ratio = comparison.ratio(point, quantity)
+                yield here | {
+                    "metric": quantity.metric,
+                    "statistic": quantity.statistic,
+                    "value": estimate.value,
+                    **_ends(estimate.interval),
+                    "ratio": ratio.value if ratio else None,
+                    **_ends(ratio.interval if ratio else None, "ratio_"),
+                    "verdict": comparison.verdict(point, quantity),
+                }
+            for objective in objectives:
+                for metric in ("attainment", "goodput"):
+                    if (estimate := getattr(objective, metric)(point)) is not None:
+                        what = {"metric": metric, "statistic": str(objective.slo), "value": estimate.value}
+                        yield here | what | _ends(estimate.interval)
+    for objective in objectives:
+        for label in comparison.labels:
+            reached = objective.ratio(label)
+            yield common | {
+                "label": label,
+                "metric": "rate_at_slo",
+                "statistic": str(objective.slo),
+                **_range(objective.rate(label)),
+                **{f"ratio{key}": value for key, value in _range(reached, "", "_low", "_high").items()},
+                "verdict": objective.verdict(label),
+            }
+            yield common | {
+                "label": label,
+                "metric": f"rate_at_{TARGET:.0%}_attainment",
+                "statistic": str(objective.slo),
+                **_range(objective.attained_up_to(label)),
+            }
+
+
+def _workload(workload: Workload) -> dict[str, Any]:
+    return {
+        "model": workload.model,
+        "dataset": workload.dataset,
+        "num_prompts": workload.num_prompts,
+        "arrivals": workload.arrivals + (f" ({workload.details})" if workload.details else ""),
+    }
+
+
+def _figures(comparison: Comparison, point: Point) -> dict[str, Any]:
+    """``{metric: {statistic: figure}}``; a plain figure's statistic is "value"."""
+    figures: dict[str, Any] = {}
+    for quantity in QUANTITIES:
+        estimate = point.estimate(quantity.metric, quantity.statistic)
+        if estimate is None:
+            continue
+        figures.setdefault(quantity.metric, {})[quantity.statistic or "value"] = _estimate(estimate) | {
+            "ratio": _ratio(comparison.ratio(point, quantity)),
+            "verdict": comparison.verdict(point, quantity),
+        }
+    return figures
+
+
+def _objective(objective: Objective) -> dict[str, Any]:
+    comparison = objective.comparison
+    return {
+        "slo": str(objective.slo),
+        "attainment_target": TARGET,
+        "backends": [
+            {
+                "label": label,
+                "rate": _range(objective.rate(label)),
+                "ratio": _range(objective.ratio(label)),
+                "ratio_over_seeds": _ratio(objective.paired(label)),
+                "verdict": objective.verdict(label),
+                "rate_at_target": _range(objective.attained_up_to(label)),
+            }
+            for label in comparison.labels
+        ],
+        "points": [
+            {
+                "label": point.label,
+                "rate": _rate(point.rate),
+                "met": objective.met_by(point),
+                "attainment": _estimate(objective.attainment(point)),
+                "goodput": _estimate(objective.goodput(point)),
+            }
+            for rate in comparison.rates
+            for point in comparison.at(rate)
+        ],
+    }
+
+
+def _run(entry: Entry) -> dict[str, Any]:
+    return {
+        "label": entry.label,
+        "rate": _rate(entry.rate),
+        "seed": entry.seed,
+        "path": str(entry.run.path),
+        "status": entry.run.status,
+        "overloaded": entry.summary.overloaded,
+        "slowdown": None if entry.slowdown is None else entry.slowdown.to_dict(),
+        "fairness": entry.fairness,
+        "summary": entry.summary.to_dict(),
+    }
+
+
+def _rate(rate: float) -> float | str:
+    return "inf" if math.isinf(rate) else rate
+
+
+def _estimate(estimate: Estimate | None) -> dict[str, Any]:
+    if estimate is None:
+        return {"value": None, **_ends(None)}
+    return {"value": estimate.value, **_ends(estimate.interval)}
+
+
+def _ratio(ratio: PairedRatio | None) -> dict[str, Any] | None:
+    return None if ratio is None else {"value": ratio.value, "seeds": ratio.seeds, **_ends(ratio.interval)}
+
+
+def _ends(interval: Interval | None, prefix: str = "") -> dict[str, float | None]:
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    return {f"{prefix}low": low, f"{prefix}high": high}
+
+
+def _range(
+    found: Range | None, value: str = "value", low: str = "low", high: str = "high"
+) -> dict[str, float | None]:
+    """``value`` where it is known exactly; else the bounds that are known."""
+    if found is None or found.exact is not None:
+        return {value: found.exact if found else None, low: None, high: None}
+    return {
+        value: None,
+        low: found.low if found.low > 0.0 else None,
+        high: found.high if math.isfinite(found.high) else None,
+    }

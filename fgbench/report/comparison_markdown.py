@@ -1,0 +1,132 @@
+"""A comparison as Markdown tables, to be pasted into a report or an issue. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from fgbench.report.comparison import Comparison, Point
+from fgbench.report.notes import VERDICT_MARKS, marks, notes, rate_name, title
+from fgbench.report.objectives import TARGET, Objective
+from fgbench.report.quantities import HEADLINES, IN_THE_SERVER, LATENCIES, SLOWDOWNS, Quantity
+from fgbench.report.units import number, span, times
+
+TAILS = tuple(quantity for quantity in LATENCIES if quantity.statistic == "p95")[:3]
+FIGURES = (*HEADLINES, *TAILS)
+
+
+def comparison_markdown(comparison: Comparison, objectives: Sequence[Objective]) -> str:
+    """A table of the main figures, one of each SLO, one of the rest, and what the marks mean."""
+    parts = [f"### {_plain(title(comparison))}", _main_table(comparison)]
+    parts += [_objective_table(objective) for objective in objectives]
+    if rest := _details_table(comparison):
+        parts.append(rest)
+    parts += [_plain(note.text) for note in notes(comparison)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _main_table(comparison: Comparison) -> str:
+    names = [_name(quantity) for quantity in FIGURES]
+    rows = [
+        [*_point(point), *(_cell(comparison, point, quantity) for quantity in FIGURES)]
+        for point in _points(comparison)
+    ]
+    lead = (
+        f"Ratios are to {_plain(comparison.baseline)} at the same rate.\n\n"
+        if _has_ratios(comparison)
+        else ""
+    )
+    return lead + _table(["rate", "backend", *names], rows)
+
+
+def _cell(comparison: Comparison, point: Point, quantity: Quantity) -> str:
+    estimate = point.estimate(quantity.metric, quantity.statistic)
+    if estimate is None:
+        return "-"
+    text = quantity.show(estimate.value)
+    if estimate.interval and quantity.kind == "seconds":
+        text += f" [{span(estimate.interval.low, estimate.interval.high)}]"
+    ratio = comparison.ratio(point, quantity)
+    if ratio is None:
+        return text
+    within = f", {ratio.interval.low:.2f}–{ratio.interval.high:.2f}" if ratio.interval else ""
+    mark = VERDICT_MARKS.get(comparison.verdict(point, quantity) or "", "")
+    return f"{text} ({times(ratio.value)}{within}{' ' + mark if mark else ''})"
+
+
+def _objective_table(objective: Objective) -> str:
+    comparison = objective.comparison
+    rates = []
+    for label in comparison.labels:
+        reached, ratio, attained = (
+            objective.rate(label),
+            objective.ratio(label),
+            objective.attained_up_to(label),
+        )
+        verdict = objective.verdict(label) or "-"
+        rates.append(
+            [
+                label,
+                reached.describe("/s") if reached else "-",
+                ratio.describe("x") if ratio else "-",
+                verdict,
+                attained.describe("/s") if attained else "-",
+            ]
+        )
+    shares = []
+    for point in _points(comparison):
+        share, good = objective.attainment(point), objective.goodput(point)
+        if share is not None and good is not None:
+            shares.append([*_point(point), f"{share.value:.0%}", f"{number(good.value)}/s"])
+    return "\n\n".join(
+        (
+            f"SLO `{objective.slo}`:",
+            _table(["backend", "met up to", "ratio", "verdict", f"attained by {TARGET:.0%} up to"], rates),
+            _table(["rate", "backend", "requests that attain it", "goodput"], shares),
+        )
+    )
+
+
+def _details_table(comparison: Comparison) -> str:
+    """Slowdown, fairness and the server's account, as far as they are known."""
+    shown = [
+        quantity
+        for quantity in (*SLOWDOWNS, *IN_THE_SERVER)
+        if any(point.figure(quantity.metric, quantity.statistic) is not None for point in comparison.points)
+    ]
+    if not shown:
+        return ""
+    rows = [
+        [*_point(point), *(_cell(comparison, point, quantity) for quantity in shown)]
+        for point in _points(comparison)
+    ]
+    return _table(["rate", "backend", *map(_name, shown)], rows)
+
+
+def _points(comparison: Comparison) -> Iterator[Point]:
+    for rate in comparison.rates:
+        yield from comparison.at(rate)
+
+
+def _point(point: Point) -> list[str]:
+    return [rate_name(point.rate), f"{point.label}{marks(point)}"]
+
+
+def _name(quantity: Quantity) -> str:
+    return f"{quantity.statistic} {quantity.name}" if quantity.statistic else quantity.name
+
+
+def _has_ratios(comparison: Comparison) -> bool:
+    return any(comparison.ratio(point, HEADLINES[0]) for point in comparison.points)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * 2 + ["---:"] * (len(columns) - 2), *rows]
+    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text that cannot end a cell, begin a tag or an emphasis."""
+    text = " ".join(text.split())
+    for sign in "\\|<>*_`":
+        text = text.replace(sign, f"\\{sign}")
+    return text

@@ -1,0 +1,81 @@
+"""What stands above, beside and below the figures of a comparison: the same words in every format. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from fgbench.metrics.seeds import CONFIDENCE, MIN_SEEDS
+from fgbench.report.comparison import Comparison, Point, not_judged
+from fgbench.report.quantities import HEADLINES
+from fgbench.report.tables import OVERLOAD_MARK, OVERLOAD_NOTE
+from fgbench.report.units import number
+
+INCOMPLETE_MARK = "◌"
+INCOMPLETE_NOTE = (
+    f"{INCOMPLETE_MARK} not a complete run, and not in the pictures: requests that had not ended are "
+    "missing, the slow ones above all."
+)
+VERDICT_MARKS = {"better": "✔", "worse": "✘", "not distinguishable": "≈"}
+
+
+class Note(NamedTuple):
+    text: str
+    warns: bool
+
+
+def title(comparison: Comparison) -> str:
+    seeds = comparison.seeds
+    which = ", ".join(map(str, seeds[:8])) + (", ..." if len(seeds) > 8 else "")
+    return f"{comparison.workload.describe()}, seed{'s' if len(seeds) > 1 else ''} {which}"
+
+
+def rate_name(rate: float) -> str:
+    return "all at once" if math.isinf(rate) else f"{number(rate)} requests / s"
+
+
+def marks(point: Point) -> str:
+    overloaded = f" {OVERLOAD_MARK}" if point.overloaded else ""
+    return overloaded + ("" if point.complete else f" {INCOMPLETE_MARK}")
+
+
+def seeds_paired(comparison: Comparison) -> list[int]:
+    """With how many seeds each point stands beside the baseline."""
+    ratios = [comparison.ratio(point, HEADLINES[0]) for point in comparison.points]
+    return [ratio.seeds for ratio in ratios if ratio is not None]
+
+
+def is_judged(comparison: Comparison) -> bool:
+    """Whether there are seeds enough for a verdict anywhere."""
+    return max(seeds_paired(comparison), default=0) >= MIN_SEEDS
+
+
+def notes(comparison: Comparison) -> list[Note]:
+    """What the marks mean, and what was not counted."""
+    said = []
+    if any(point.overloaded for point in comparison.points):
+        said.append(Note(OVERLOAD_NOTE, True))
+    if not all(point.complete for point in comparison.points):
+        said.append(Note(INCOMPLETE_NOTE, True))
+    if dropped := sum(len(point.entries) - len(point.counted) for point in comparison.points):
+        runs = "1 run that is" if dropped == 1 else f"{dropped} runs that are"
+        said.append(Note(f"Left out: {runs} not complete, beside complete ones of other seeds.", True))
+    paired = seeds_paired(comparison)
+    if is_judged(comparison):
+        marks = ", ".join(f"{mark} {verdict}" for verdict, mark in VERDICT_MARKS.items())
+        said.append(
+            Note(
+                f"{marks}: paired Student's t over seeds at {CONFIDENCE:.0%}, each on its own; "
+                f"{CONFIDENCE:.0%} under a mean: bootstrap over seeds.",
+                False,
+            )
+        )
+    elif paired:
+        said.append(
+            Note(
+                f"{not_judged(max(paired)).capitalize()}, so a difference may be chance; "
+                f"{MIN_SEEDS} seeds or more give intervals and verdicts.",
+                False,
+            )
+        )
+    return said

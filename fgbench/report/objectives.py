@@ -1,0 +1,108 @@
+"""What a comparison says of an SLO: how much load each backend takes within it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from statistics import fmean
+
+from fgbench.metrics.crossing import Range, rate_at
+from fgbench.metrics.seeds import Estimate, PairedRatio
+from fgbench.metrics.slo import SLO, Bound, attainment, goodput
+from fgbench.report.comparison import Comparison, Entry, Point, not_judged
+
+TARGET = 0.95
+"""Share of the requests that must attain an SLO, as in the paper's figure 13."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An SLO asked of every backend of a comparison. For rates, points that are not complete do not count."""
+
+    slo: SLO
+    comparison: Comparison
+
+    def rate(self, label: str) -> Range | None:
+        """The rate up to which a run meets the SLO by its statistics, of the means over seeds."""
+        return self._rate({point.rate: point.counted for point in self._complete(label)})
+
+    def ratio(self, label: str) -> Range | None:
+        """``rate`` over the baseline's; None for the baseline itself and where either has none."""
+        mine, theirs = self.rate(label), self.rate(self.comparison.baseline)
+        return mine.over(theirs) if mine and theirs and label != self.comparison.baseline else None
+
+    def paired(self, label: str) -> PairedRatio | None:
+        """The ratio seed by seed, over the seeds where both rates are known exactly."""
+        if label == self.comparison.baseline:
+            return None
+        return PairedRatio.of(self._by_seed(label), self._by_seed(self.comparison.baseline))
+
+    def verdict(self, label: str) -> str | None:
+        ratio = self.paired(label)
+        return None if ratio is None else ratio.verdict(lower_is_better=False) or not_judged(ratio.seeds)
+
+    def met_by(self, point: Point) -> bool | None:
+        """As ``SLO.met_by``, of the means over seeds."""
+        figures = [(_figure(point.counted, bound), bound.limit) for bound in self.slo.bounds]
+        if any(value is not None and value > limit for value, limit in figures):
+            return False
+        return None if any(value is None for value, _ in figures) else True
+
+    def attained_up_to(self, label: str) -> Range | None:
+        """The rate up to which at least ``TARGET`` of the requests attain the SLO."""
+        shares = [(point.rate, self.attainment(point)) for point in self._complete(label)]
+        return rate_at(((rate, 1.0 - share.value) for rate, share in shares if share), 1.0 - TARGET)
+
+    def attainment(self, point: Point) -> Estimate | None:
+        """Share of the requests, the mean over seeds."""
+        shares = [self._attained[id(entry)][0] for entry in point.counted]
+        return Estimate.of([share for share in shares if share is not None])
+
+    def goodput(self, point: Point) -> Estimate | None:
+        """Requests per second that attained the SLO, the mean over seeds."""
+        return Estimate.of([self._attained[id(entry)][1] for entry in point.counted])
+
+    @cached_property
+    def _attained(self) -> dict[int, tuple[float | None, float]]:
+        """Share and goodput of each entry, by its id."""
+        return {
+            id(entry): (
+                attainment(entry.run.records, self.slo),
+                goodput(entry.run.records, self.slo, entry.summary.duration_s),
+            )
+            for point in self.comparison.points
+            for entry in point.entries
+        }
+
+    def _complete(self, label: str) -> list[Point]:
+        return [point for point in self.comparison.of(label) if point.complete]
+
+    def _by_seed(self, label: str) -> dict[int, float]:
+        """Each seed's own rate, where it is known exactly."""
+        points = self._complete(label)
+        found: dict[int, float] = {}
+        for seed in self.comparison.seeds:
+            mine = {point.rate: [entry for entry in point.counted if entry.seed == seed] for point in points}
+            rate = self._rate(mine)
+            if rate is not None and rate.exact is not None:
+                found[seed] = rate.exact
+        return found
+
+    def _rate(self, entries_by_rate: Mapping[float, Sequence[Entry]]) -> Range | None:
+        """Where the first of the bounds is crossed; None where one has no figures."""
+        crossings = []
+        for bound in self.slo.bounds:
+            curve = [(rate, _figure(entries, bound)) for rate, entries in entries_by_rate.items()]
+            crossings.append(
+                rate_at([(rate, value) for rate, value in curve if value is not None], bound.limit)
+            )
+        known = [crossing for crossing in crossings if crossing is not None]
+        return reduce(Range.and_below, known) if len(known) == len(self.slo.bounds) else None
+
+
+def _figure(entries: Sequence[Entry], bound: Bound) -> float | None:
+    """The mean over seeds."""
+    figures = [entry.figure(bound.metric, bound.statistic) for entry in entries]
+    known = [value for value in figures if value is not None]
+    return fmean(known) if known else None

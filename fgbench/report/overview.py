@@ -1,0 +1,139 @@
+"""A run in one line, without reading its requests where run.json holds the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fgbench.benchmark import client_was_the_limit
+from fgbench.metrics.summary import Summary
+from fgbench.report.tables import load_in_words
+from fgbench.report.units import number, seconds
+from fgbench.results.figures import summary_of
+from fgbench.results.run import find_runs, is_being_written, read_info, read_run, told
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    path: Path
+    info: dict[str, Any]
+    status: str
+    """As ``Run.status``, but ``running`` where the process that writes the run is alive."""
+    summary: Summary
+    """Of an incomplete run: over the requests that had ended."""
+
+    @property
+    def backend(self) -> str:
+        return str((self.info.get("backend") or {}).get("name", "unknown"))
+
+    @property
+    def planned(self) -> int:
+        return int((self.info.get("workload") or {}).get("num_prompts") or 0)
+
+    @property
+    def marks(self) -> list[str]:
+        """What a reader of its figures must know."""
+        said = ["overloaded"] if self.summary.overloaded else []
+        if client_was_the_limit(self.summary):
+            said.append("client was the limit")
+        if self.summary.failed:
+            said.append(f"{self.summary.failed} failed")
+        return said
+
+    def to_json(self) -> dict[str, Any]:
+        work = self.info.get("workload") or {}
+        return {
+            "name": self.path.name,
+            "path": str(self.path),
+            "status": self.status,
+            "backend": self.backend,
+            "model": self.info.get("model"),
+            "dataset": work.get("dataset"),
+            "rate": work.get("rate"),
+            "arrivals": work.get("arrivals"),
+            "seed": work.get("seed"),
+            "planned": self.planned,
+            "started": self.info.get("started"),
+            "marks": self.marks,
+            "summary": self.summary.to_dict(),
+        }
+
+
+def overview(path: Path) -> Overview:
+    """Raises ValueError as ``read_run`` does, and for a summary that is none."""
+    info = read_info(path)
+    status = str(info.get("status", "running"))
+    if status == "running" and not is_being_written(path):
+        status = "incomplete"
+    if isinstance(info.get("summary"), dict):
+        return Overview(path, info, status, Summary.from_dict(info["summary"]))
+    return Overview(path, info, status, summary_of(read_run(path)))
+
+
+def overviews(root: Path, damaged: Callable[[str], None]) -> list[Overview]:
+    """Of every run under ``root``, oldest first; ``damaged`` is told of those that cannot be read."""
+    return [run for path in find_runs(root) if (run := told(overview, path, damaged)) is not None]
+
+
+def overview_table(runs: Sequence[Overview], root: Path) -> Table:
+    """A row a run; names as they are under ``root``."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("run", overflow="fold", ratio=2)
+    for heading in ("status", "backend", "dataset"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("rate", "seed", "ended", "JCT /\ntoken", "p99\nJCT", "TTFT"):
+        table.add_column(heading, justify="right")
+    table.add_column("", overflow="fold")
+    for run in runs:
+        work, figures = run.info.get("workload") or {}, run.summary
+        table.add_row(
+            str(run.path.relative_to(root)) if run.path.is_relative_to(root) else str(run.path),
+            run.status,
+            run.backend,
+            str(work.get("dataset", "-")),
+            load_in_words(work),
+            str(work.get("seed", "-")),
+            _of_planned(run),
+            seconds(figures.normalized_latency.mean if figures.normalized_latency else None),
+            seconds(figures.jct.p99 if figures.jct else None),
+            seconds(figures.ttft.mean if figures.ttft else None),
+            ", ".join(run.marks),
+            style="dim" if run.status not in ("complete", "running") else None,
+        )
+    return table
+
+
+def _of_planned(run: Overview) -> str:
+    """``37 of 100``; only the first where all were sent, or as many as its time allowed."""
+    ended = run.summary.requests + run.summary.trimmed
+    whole = ended == run.planned or (run.status == "complete" and run.info.get("duration_limit_s"))
+    return number(ended, 6) if whole else f"{number(ended, 6)} of {number(run.planned, 6)}"
+
+
+def answer_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """What a query gave."""
+    from rich.table import Table
+
+    table = Table()
+    numeric = [
+        any(isinstance(row[i], int | float) for row in rows)
+        and not any(isinstance(row[i], str) for row in rows)
+        for i in range(len(columns))
+    ]
+    for column, right in zip(columns, numeric, strict=True):
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else _shown(value) for value in row))
+    return table
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,57 @@
+"""How JCT and TTFT are spread over the requests. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from fgbench.client.record import RequestRecord
+from fgbench.metrics.latency import jct, ttft
+from fgbench.report.comparison import Comparison
+from fgbench.report.notes import rate_name, title
+from fgbench.report.pictures.picture import Line, Panel, Picture, is_wide, picked
+
+MOST_POINTS = 500
+"""Of a curve, evenly spread over the requests; more cannot be seen, and a PDF would hold each."""
+METRICS: tuple[tuple[str, Callable[[RequestRecord], float | None]], ...] = (("JCT", jct), ("TTFT", ttft))
+
+
+def distributions(comparison: Comparison) -> Picture | None:
+    """A row for each of JCT and TTFT, a column for each rate; the requests of all seeds together."""
+    rates = [rate for rate in comparison.rates if any(point.complete for point in comparison.at(rate))]
+    shown = picked(rates)
+    panels = []
+    for name, metric in METRICS:
+        for rate in shown:
+            lines = []
+            for style, label in enumerate(comparison.labels):
+                for point in comparison.at(rate):
+                    if point.label == label and point.complete:
+                        records = [record for entry in point.counted for record in entry.run.records]
+                        values = [metric(record) for record in records if record.ok]
+                        xs, ys = cumulated([value for value in values if value is not None])
+                        if xs:
+                            lines.append(Line(label, style, xs, ys, marked=False))
+            if lines:
+                panel = Panel(
+                    f"{name} at {rate_name(rate)}", f"{name} (s)", "requests", lines, y_percent=True
+                )
+                panels.append(replace(panel, x_log=is_wide(panel.x_range)))
+    if len(panels) != len(METRICS) * len(shown) or not panels:
+        return None
+    which = f"{len(shown)} of {len(rates)} rates" if len(shown) < len(rates) else ""
+    return Picture(
+        "cdf", title(comparison), panels, len(shown), comparison.labels, notes=[which] if which else []
+    )
+
+
+def cumulated(values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The empirical distribution: sorted values and the share of the sample up to each, ``MOST_POINTS`` of
+    them, the smallest and the largest included."""
+    import numpy as np
+
+    ordered = np.sort(np.asarray(values, dtype=float))
+    if not ordered.size:
+        return [], []
+    at = np.unique(np.linspace(0, ordered.size - 1, min(MOST_POINTS, ordered.size)).round().astype(int))
+    return ordered[at].tolist(), ((at + 1) / ordered.size).tolist()

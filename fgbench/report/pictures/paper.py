@@ -1,0 +1,244 @@
+"""Draws pictures for the screen (PNG) and for print (PDF)."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fgbench.report.pictures.palette import STATE_COLOURS, colour
+from fgbench.report.pictures.picture import Bars, Line, Panel, Picture
+from fgbench.report.units import seconds
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
+"""Curves have no markers; they are told apart in grey by these."""
+STATE_HATCHES = {"queued": "//", "swapped": "xx", "prefill": "..", "decode": ""}
+STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # fonts as TrueType: text stays text in the PDF
+    "hatch.linewidth": 0.6,
+}
+PANEL_WIDTH, PANEL_HEIGHT, BAR_HEIGHT, LEGEND_ROW = 3.7, 3.0, 0.42, 0.24
+"""Inches."""
+CHARACTERS_PER_INCH = 14
+LABEL_WIDTH = 26
+MOST_TICKS = 6
+DPI = 180
+GREY = "#555555"
+LEVEL: Any = (0, (4, 3))
+"""Its dashes."""
+
+
+def write_pictures(pictures: Sequence[Picture], folder: Path) -> list[Path]:
+    """Writes each as ``folder``/NAME.png and .pdf; gives the paths."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    paths = []
+    with matplotlib.rc_context(STYLE):
+        for picture in pictures:
+            handles = _legend(picture)
+            rows = math.ceil(len(picture.panels) / picture.columns)
+            width = PANEL_WIDTH * max(picture.columns, 2)
+            across = _legend_columns(handles, width)
+            legend_rows = math.ceil(len(handles) / across)
+            title = textwrap.fill(
+                "; ".join([picture.title, *picture.notes]), int(width * CHARACTERS_PER_INCH * 0.85)
+            )
+            height = rows * _panel_height(picture) + LEGEND_ROW * (legend_rows + title.count("\n")) + 0.7
+            figure = Figure(figsize=(width, height), layout="constrained")
+            grid = figure.subplots(rows, picture.columns, squeeze=False).flat
+            for axes, panel in zip(grid, picture.panels, strict=False):
+                if isinstance(panel, Panel):
+                    _draw_lines(axes, panel)
+                elif isinstance(panel, Bars):
+                    _draw_bars(axes, panel)
+            for axes in list(grid)[len(picture.panels) :]:
+                axes.set_axis_off()
+            figure.legend(handles=handles, loc="outside lower center", ncols=across)
+            figure.suptitle(title, fontsize=11)
+            folder.mkdir(parents=True, exist_ok=True)
+            for kind in ("png", "pdf"):
+                paths.append(folder / f"{picture.name}.{kind}")
+                figure.savefig(paths[-1], dpi=DPI)
+    return paths
+
+
+def _panel_height(picture: Picture) -> float:
+    first = picture.panels[0]
+    if not isinstance(first, Bars):
+        return PANEL_HEIGHT
+    most = max(
+        sum(len(_wrapped(bar.label).split("\n")) for bar in panel.bars)
+        for panel in picture.panels
+        if isinstance(panel, Bars)
+    )
+    return 1.0 + BAR_HEIGHT * max(most, 2)
+
+
+def _legend_columns(handles: Sequence[Artist], width: float) -> int:
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    return max(1, min(len(handles), int(width * CHARACTERS_PER_INCH / (longest + 6))))
+
+
+def _legend(picture: Picture) -> list[Artist]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    if isinstance(picture.panels[0], Bars):
+        there = {
+            name
+            for panel in picture.panels
+            if isinstance(panel, Bars)
+            for bar in panel.bars
+            for name in bar.parts
+        }
+        return [
+            Patch(facecolor=fill, hatch=STATE_HATCHES[name], edgecolor="white", label=name)
+            for name, fill in STATE_COLOURS.items()
+            if name in there
+        ]
+    used = {line.style: line for line in picture.lines}
+    handles: list[Artist] = [
+        Line2D([], [], **_style(used[style]), label=_short(used[style].label)) for style in sorted(used)
+    ]
+    if any(any(line.hollow) for line in picture.lines):
+        hollow: Any = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": GREY}
+        handles.append(Line2D([], [], linestyle="none", **hollow, label="hollow: above capacity"))
+    if any(any(line.intervals) for line in picture.lines):
+        handles.append(Line2D([], [], color=GREY, marker="|", linestyle="none", label="95% over seeds"))
+    if any(isinstance(panel, Panel) and panel.level is not None for panel in picture.panels):
+        handles.append(Line2D([], [], color=GREY, linestyle=LEVEL, label=picture.level))
+    return handles
+
+
+def _style(line: Line) -> dict[str, Any]:
+    style = {"color": colour(line.style), "linewidth": 1.6}
+    if not line.marked:
+        return style | {"linestyle": DASHES[line.style % len(DASHES)]}
+    return style | {"marker": MARKERS[line.style % len(MARKERS)], "markersize": 6.5}
+
+
+def _draw_lines(axes: Axes, panel: Panel) -> None:
+    if panel.level is not None:
+        axes.axhline(panel.level, color=GREY, linestyle=LEVEL, linewidth=1.2, zorder=1)
+    for line in panel.lines:
+        style = _style(line)
+        if not line.marked:
+            axes.plot(line.xs, line.ys, **style, drawstyle="steps-post")
+            continue
+        axes.plot(line.xs, line.ys, color=style["color"], linewidth=style["linewidth"], zorder=2)
+        for i, (x, y) in enumerate(zip(line.xs, line.ys, strict=True)):
+            face = "white" if line.hollow and line.hollow[i] else style["color"]
+            axes.plot(x, y, **style, markerfacecolor=face, markeredgewidth=1.6, zorder=4)
+            interval = line.intervals[i] if line.intervals else None
+            if interval:
+                axes.vlines(x, *interval, color=style["color"], linewidth=1.4, zorder=3)
+                axes.plot([x, x], interval, "_", color=style["color"], markersize=7, zorder=3)
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.x)
+    axes.set_ylabel(panel.y)
+    axes.margins(x=0.06)
+    _set_y(axes, panel)
+    _set_x(axes, panel)
+
+
+def _set_y(axes: Axes, panel: Panel) -> None:
+    low, high = panel.y_range
+    if panel.y_percent:
+        from matplotlib.ticker import PercentFormatter
+
+        axes.set_ylim(0.0, 1.05)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    elif panel.y_log:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.3, high * 1.3)
+        _plain_log(axes.yaxis, low, high)
+    else:
+        axes.set_ylim(0.0, 1.08 * high if high > 0.0 else 1.0)
+
+
+def _set_x(axes: Axes, panel: Panel) -> None:
+    low, high = panel.x_range
+    if panel.x_log:
+        axes.set_xscale("log")
+        _plain_log(axes.xaxis, low, high)
+    elif panel.x_ticks:
+        apart = [
+            tick
+            for i, tick in enumerate(panel.x_ticks)
+            if not i or tick - panel.x_ticks[i - 1] > 0.09 * (high - low)
+        ]
+        if len(panel.x_ticks) <= MOST_TICKS and len(apart) == len(panel.x_ticks):
+            axes.set_xticks(list(panel.x_ticks), [f"{tick:g}" for tick in panel.x_ticks])
+        if low == high:
+            axes.set_xlim(low * 0.5, high * 1.5)
+    elif panel.lines and not panel.lines[0].marked:
+        axes.set_xlim(left=0.0)
+
+
+def _plain_log(axis: Any, low: float, high: float) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade, so that a range within one decade has labels too."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 100.0 else (1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _draw_bars(axes: Axes, panel: Bars) -> None:
+    names = [_wrapped(bar.label) for bar in panel.bars]
+    places = list(range(len(names)))[::-1]
+    longest = max(bar.total for bar in panel.bars)
+    for place, bar in zip(places, panel.bars, strict=True):
+        left = 0.0
+        for name, value in bar.parts.items():
+            axes.barh(
+                place,
+                value,
+                0.62,
+                left=left,
+                color=STATE_COLOURS[name],
+                hatch=STATE_HATCHES[name],
+                edgecolor="white",
+                linewidth=0.4,
+            )
+            left += value
+        axes.annotate(
+            seconds(bar.total),
+            (left, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(places, names)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlim(0.0, 1.2 * longest if longest > 0.0 else 1.0)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.x)
+
+
+def _wrapped(label: str) -> str:
+    return textwrap.fill(label, LABEL_WIDTH)
+
+
+def _short(label: str) -> str:
+    """As a legend can hold it."""
+    return textwrap.shorten(label, 90, placeholder=" ...")

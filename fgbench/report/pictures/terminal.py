@@ -1,0 +1,160 @@
+"""Draws pictures as text, with plotext's canvas."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fgbench.report.pictures.palette import STATE_COLOURS, colour
+from fgbench.report.pictures.picture import Bars, Line, Panel, Picture
+from fgbench.report.units import number, seconds
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+MARKERS = "●■▲◆▼★✚"
+HOLLOW = "○□△◇▽☆✛"
+STATE_FILLS = {"queued": "░", "swapped": "▒", "prefill": "▓", "decode": "█"}
+HEIGHT, LEAST_WIDTH, MOST_WIDTH = 16, 40, 110
+MARKS_ON_A_CURVE = 6
+MARGIN = 0.04
+"""Of the range on each side, so that no point lies on the frame."""
+
+
+def drawn(picture: Picture, width: int) -> Iterator[Text]:
+    """The picture's parts from above, each no wider than ``width`` columns where that is 40 or more."""
+    from rich.text import Text
+
+    width = max(LEAST_WIDTH, min(width, MOST_WIDTH))
+    yield Text("; ".join([picture.title, *picture.notes]), style="bold")
+    for panel in picture.panels:
+        if isinstance(panel, Panel):
+            yield _lines(panel, width)
+        elif isinstance(panel, Bars):
+            yield from _bars(panel, width)
+    yield _legend(picture)
+
+
+def _lines(panel: Panel, width: int) -> Text:
+    import plotext
+    from rich.text import Text
+
+    x_scale, y_scale = _scale(panel.x_log), _scale(panel.y_log)
+    figure = plotext.figure
+    figure.clear()
+    figure.theme("colorless")
+    figure.plot_size(width, HEIGHT)
+    figure.title(panel.title)
+    figure.label(panel.x, "x")
+    low, high = (0.0, 1.0) if panel.y_percent else panel.y_range
+    low = low if panel.y_log else 0.0
+    left, right = panel.x_range
+
+    def draw(xs: Sequence[float], ys: Sequence[float], sign: str, code: str | None, joined: bool) -> None:
+        pixel = plotext.pixel(None if code is None else _rgb(code))
+        signal = figure.signal(
+            list(map(x_scale, xs)), list(map(y_scale, ys)), marker=plotext.marker(sign, pixel)
+        )
+        if joined:
+            signal.lines()
+        figure.draw(signal)
+
+    if panel.level is not None:
+        draw([left, right], [panel.level] * 2, "·", None, joined=True)
+    for line in panel.lines:
+        draw(line.xs, line.ys, "braille", colour(line.style), joined=True)
+    for line in panel.lines:
+        for i in _marked(line):
+            x, y = line.xs[i], line.ys[i]
+            if interval := (line.intervals[i] if line.intervals else None):
+                draw([x, x], interval, "│", colour(line.style), joined=True)
+            signs = HOLLOW if line.hollow and line.hollow[i] else MARKERS
+            draw([x], [y], signs[line.style % len(signs)], colour(line.style), joined=False)
+    _ruler(figure.ruler("y"), low, high, panel.y_log, "%" if panel.y_percent else "")
+    _ruler(figure.ruler("x"), left, right, panel.x_log, "")
+    return Text.from_ansi(figure.build().string())
+
+
+def _marked(line: Line) -> range:
+    """Of a curve a few points have a marker, each backend's elsewhere: it is told by it without colours."""
+    if line.marked:
+        return range(len(line.xs))
+    apart = max(1, len(line.xs) // MARKS_ON_A_CURVE)
+    return range(apart * (line.style % len(MARKERS) + 1) // (len(MARKERS) + 1), len(line.xs), apart)
+
+
+def _ruler(ruler: Any, low: float, high: float, log: bool, unit: str) -> None:
+    scale = _scale(log)
+    start, end = scale(low), scale(high)
+    room = MARGIN * (end - start) or 0.5
+    ruler.lim(start if start == 0.0 and not log else start - room, end + room)
+    ticks = (
+        _decades(low, high) if log else [low + (high - low) * i / 4 for i in range(5 if high > low else 1)]
+    )
+    shown = [f"{tick:.0%}" if unit else number(tick) for tick in ticks]
+    ruler.ticks(list(map(scale, ticks)), shown)
+
+
+def _steps(low: float, high: float) -> list[float]:
+    """Round numbers within the range."""
+    from matplotlib.ticker import MaxNLocator
+
+    if high <= low:
+        return [low]
+    return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of each decade within the range; of a wide one the decades alone."""
+    steps = (1.0,) if high > 100.0 * low else (1.0, 2.0, 5.0)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    return [step * 10.0**k for k in range(first, last + 1) for step in steps if low <= step * 10.0**k <= high]
+
+
+def _scale(log: bool) -> Any:
+    return math.log10 if log else float
+
+
+def _bars(panel: Bars, width: int) -> Iterator[Text]:
+    from rich.text import Text
+
+    names = max(len(bar.label) for bar in panel.bars)
+    names = min(names, width // 3)
+    room = width - names - 10
+    longest = max(bar.total for bar in panel.bars) or 1.0
+    yield Text(f"\n{panel.title}: {panel.x}", style="bold")
+    for bar in panel.bars:
+        line = Text(f"{bar.label[:names]:>{names}} ")
+        end = 0.0
+        for name, value in bar.parts.items():
+            begin, end = end, end + value
+            cells = round(room * end / longest) - round(room * begin / longest)
+            line.append(STATE_FILLS[name] * cells, style=STATE_COLOURS[name])
+        line.append(f" {seconds(bar.total)}")
+        yield line
+
+
+def _legend(picture: Picture) -> Text:
+    from rich.text import Text
+
+    legend = Text()
+    if isinstance(picture.panels[0], Bars):
+        for name, fill in STATE_FILLS.items():
+            legend.append(f"{fill} {name}  ", style=STATE_COLOURS[name])
+        return legend
+    used = {line.style: line for line in picture.lines}
+    for style in sorted(used):
+        legend.append(f"{MARKERS[style % len(MARKERS)]} {used[style].label}  ", style=colour(style))
+    if any(any(line.hollow) for line in picture.lines):
+        legend.append("hollow: above capacity  ", style="dim")
+    if any(any(line.intervals) for line in picture.lines):
+        legend.append("│ 95% over seeds  ", style="dim")
+    if picture.level:
+        legend.append(f"··· {picture.level}", style="dim")
+    return legend
+
+
+def _rgb(code: str) -> tuple[int, ...]:
+    return tuple(int(part, 16) for part in re.findall("[0-9a-fA-F]{2}", code))

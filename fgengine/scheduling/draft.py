@@ -1,0 +1,59 @@
+"""What a step is made within, what it is counted in, and what it is while it is being made. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fgengine.kv.transfer import Transfer
+from fgengine.plan import PlanItem
+from fgengine.request import Request
+from fgengine.scheduling.policy import Priority
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_batch_size: int
+    max_tokens_per_batch: int
+    max_model_len: int
+    chunked_prefill: bool = False
+    eos_token_ids: frozenset[int] = frozenset()
+    block_bytes: int = 0
+    """KV bytes in a block, for the accounts."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the engine started."""
+
+    steps: int = 0
+    finished: int = 0
+    aborted: int = 0
+    preemptions: int = 0
+    offloaded_blocks: int = 0
+    uploaded_blocks: int = 0
+    recomputed_tokens: int = 0
+    """Computed tokens thrown away, for want of room in the host pool or because that was cheaper."""
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Draft:
+    """A step in the making."""
+
+    now: float
+    tokens_left: int
+    items: list[PlanItem] = field(default_factory=list)
+    offloads: list[Transfer] = field(default_factory=list)
+    uploads: list[Transfer] = field(default_factory=list)
+    claimed: int = 0
+    """Device blocks, free or on their way, kept for requests that wait for more of them."""
+    delayed: dict[str, Request] = field(default_factory=dict)
+    """Whose turn it is, but whose KV is on the host or on its way."""
+    has_prefill: bool = False
+    short: bool = False
+    """Somebody did not find the room it needs among the free blocks."""
+    dropped: bool = False
+    """Computed work was thrown away."""
+    victims: list[tuple[float, Priority, Request]] | None = None
+    """Requests on the device, the first to leave at the end; made when memory first runs short."""

@@ -1,0 +1,71 @@
+"""For how long a plan stays the right one: what lets a simulation take many steps as one. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from fgengine.kv.manager import KVManager
+from fgengine.plan import PlanItem
+from fgengine.scheduling.draft import Draft
+from fgengine.scheduling.room import Room
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """How long a plan stays the right one, if nothing arrives, is aborted or ends being copied."""
+
+    steps: int
+    """It may be executed so many times in a row."""
+    until: float
+    """No repetition begins at or after this moment, on the engine's clock."""
+
+
+ONCE = Horizon(1, math.inf)
+
+
+def steps_like(draft: Draft, kv: KVManager, room: Room) -> int:
+    """How often the plan just made would be made again, were it made at every step, the policy's order being
+    the same.
+
+    Conservative: 1 wherever it cannot be told. A plan of decodes holds until one of them ends, as long as the
+    free blocks last; where memory is short, until one of them needs a block.
+    """
+    if draft.has_prefill or draft.offloads or draft.uploads or draft.dropped:
+        return 1
+    steps = _steps_to_an_end(draft.items)
+    spare = 0 if draft.short else kv.device.num_free
+    if room.reserve is not None:
+        # Who comes back and who leaves ahead of need hangs on waits that change with every step.
+        reserve = room.reserve.blocks(draft.now)
+        if room.swapped or kv.transfers_in_flight or spare < reserve:
+            return 1
+        spare -= reserve
+    return _steps_within(spare, draft.items, steps, kv.block_size) if steps > 1 else 1
+
+
+def _steps_to_an_end(items: Collection[PlanItem]) -> int:
+    """Steps until the first of them ends; 1 where one of them is not plain decoding."""
+    steps = 2**31
+    for request, _, _, _, yields_token in items:
+        generated = len(request.tokens) - request.prompt_len
+        if generated == 0 or not yields_token or request.params.stop_token_ids:
+            return 1
+        steps = min(steps, request.params.max_tokens - generated)
+    return steps
+
+
+def _steps_within(spare: int, items: Collection[PlanItem], steps: int, size: int) -> int:
+    """The most steps, up to ``steps``, for which the items need no more than ``spare`` new blocks."""
+
+    def needed(steps: int) -> int:
+        return sum(max(0, -(-(item.start + steps) // size) - len(item.blocks)) for item in items)
+
+    if len(items) * (steps // size + 1) <= spare or needed(steps) <= spare:
+        return steps
+    low, high = 1, steps  # the plan itself has its blocks
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if needed(middle) <= spare else (low, middle)
+    return low
