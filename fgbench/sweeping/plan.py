@@ -49,6 +49,7 @@ class Plan:
         load = self.load(backend, rate, seed)
         told_of = dataclasses.asdict(dataclasses.replace(load, arrivals=POISSON))
         told_of["arrivals"] = load.arrivals.label  # a trace's times are in the workload's fingerprint
+        told_of["trim"] = load.trim.to_json()
         plain = {name: str(v) if isinstance(v, float) and math.isinf(v) else v for name, v in told_of.items()}
         told = fingerprint(system=self.systems[backend], load=plain, workload=self.workloads[seed])
         return Point(backend, rate, seed, told)
