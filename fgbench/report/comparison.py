@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.summary import Summary
 from fgbench.report.pairing import Workload, group, seed_of, settings_of
 from fgbench.report.quantities import Quantity
+from fgbench.report.units import number
 from fgbench.results.figures import summary_of
 from fgbench.results.run import Run
 
@@ -148,6 +150,11 @@ class Comparison:
     @property
     def runs(self) -> int:
         return sum(len(point.entries) for point in self.points)
+
+    def rate_name(self, rate: float) -> str:
+        if math.isfinite(rate):
+            return f"{number(rate)} request{'' if rate == 1.0 else 's'} / s"
+        return "closed loop" if self.workload.is_closed else "all at once"
 
     def at(self, rate: float) -> list[Point]:
         return [point for label in self.labels if (point := self._at.get((label, rate))) is not None]

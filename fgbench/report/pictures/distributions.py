@@ -8,7 +8,7 @@ from dataclasses import replace
 from fgbench.client.record import RequestRecord
 from fgbench.metrics.latency import jct, ttft
 from fgbench.report.comparison import Comparison
-from fgbench.report.notes import rate_name, title
+from fgbench.report.notes import title
 from fgbench.report.pictures.picture import Line, Panel, Picture, is_wide, picked
 
 MOST_POINTS = 500
@@ -34,7 +34,11 @@ def distributions(comparison: Comparison) -> Picture | None:
                             lines.append(Line(label, style, xs, ys, marked=False))
             if lines:
                 panel = Panel(
-                    f"{name} at {rate_name(rate)}", f"{name} (s)", "requests", lines, y_percent=True
+                    f"{name} at {comparison.rate_name(rate)}",
+                    f"{name} (s)",
+                    "requests",
+                    lines,
+                    y_percent=True,
                 )
                 panels.append(replace(panel, x_log=is_wide(panel.x_range)))
     if len(panels) != len(METRICS) * len(shown) or not panels:
