@@ -1,6 +1,6 @@
 # make demo   set up .venv, get the model, measure two policies, print the table and write the plot
 # make test   set up .venv if needed and run all tests
-# make nightly  the long run of the engine's state machine
+# make nightly  the long runs: the engine's state machine, sweeps killed over and over
 # make lint   formatting, lint and types
 # make clean  remove .venv and what tools left behind
 #
@@ -22,7 +22,7 @@ test: $(INSTALLED)
 	$(PY) -m pytest
 
 nightly: $(INSTALLED)
-	FGBENCH_NIGHTLY=1 $(PY) -m pytest -rP tests/fgengine/test_state_machine.py
+	FGBENCH_NIGHTLY=1 $(PY) -m pytest -rP tests/fgengine/test_state_machine.py tests/fgbench/sweeping/test_killed.py
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -33,6 +34,7 @@ from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.summary import summarize
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Synthetic
+from fgbench.workload.lengths import Between
 from fgengine.clock import VirtualClock
 from fgengine.cost import CostModel
 from fgengine.engine import Engine
@@ -81,7 +83,8 @@ async def serve() -> None:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for _ in range(count):
-            await asyncio.sleep(GAP - time.monotonic() % GAP)
+            now = time.monotonic()
+            await asyncio.sleep((math.floor(now / GAP + 0.5) + 1) * GAP - now)  # never twice for one step
             await response.write(token)
         usage = {"prompt_tokens": 64, "completion_tokens": count}
         end = b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\ndata: [DONE]\n\n"
@@ -104,7 +107,8 @@ async def serve() -> None:
 
 
 def measure(url: str, display: Display, rate: float, requests: int, tokens: int) -> dict[str, float]:
-    workload = build_workload(Synthetic((64, 64), (tokens, tokens)), rate=rate, num_prompts=requests)
+    dataset = Synthetic(Between(64, 64), Between(tokens, tokens))
+    workload = build_workload(dataset, rate=rate, num_prompts=requests)
     records: list[RequestRecord] = []
     state = LoadState.of(workload.requests)
     cpu = time.process_time()

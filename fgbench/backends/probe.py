@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import math
-import re
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +18,6 @@ from fgbench.backends.vllm_metrics import from_vllm
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
 ANSWER_BYTES = 1024**2
-_VLLM_REQUESTS = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)$", re.M)
 
 
 def base_url(text: str) -> str:
@@ -95,29 +93,6 @@ def ask_stats(url: str) -> dict[str, float] | None:
     return {key: value for key, value in body.items() if isinstance(value, int | float)}
 
 
-def ask_requests(url: str) -> int | None:
-    """How many requests are at the server, waiting or running, where it says so: ours, or vLLM."""
-    if (stats := ask_stats(url)) is not None:
-        return int(sum(stats.get(state, 0) for state in ("running", "waiting", "swapped")))
-    status, body = _get(f"{url}/metrics")
-    counts = _VLLM_REQUESTS.findall(body) if status == 200 and isinstance(body, str) else []
-    return int(sum(map(float, counts))) if counts else None
-
-
-def wait_until_idle(url: str, *, timeout: float, alive: Callable[[], bool] = lambda: True) -> None:
-    """Until no request is left at the server; at once where it does not say.
-
-    Raises BackendError when the process behind it ends, or after ``timeout`` seconds.
-    """
-    deadline = time.monotonic() + timeout
-    while left := ask_requests(url):
-        if not alive():
-            raise BackendError("the server ended while its last requests were awaited")
-        if time.monotonic() > deadline:
-            raise BackendError(f"the server at {url} still has {left} requests after {timeout:g} s")
-        time.sleep(POLL_SECONDS)
-
-
 class StatsError(BackendError):
     """There are no figures to be had from the server; the message says why."""
 
@@ -153,6 +128,31 @@ def read_metrics(url: str) -> dict[str, Any]:
             f"the server at {url} has neither fastgen's /stats nor vLLM's /metrics: there is nothing to watch"
         )
     return found
+
+
+def ask_requests(url: str) -> int | None:
+    """How many requests are at the server, waiting or running, where it says so: ours, or vLLM."""
+    for read in (read_stats, read_metrics):
+        try:
+            stats = read(url)
+        except StatsError:
+            continue
+        return int(sum(stats.get(state, 0) for state in ("running", "waiting", "swapped")))
+    return None
+
+
+def wait_until_idle(url: str, *, timeout: float, alive: Callable[[], bool] = lambda: True) -> None:
+    """Until no request is left at the server; at once where it does not say.
+
+    Raises BackendError when the process behind it ends, or after ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while left := ask_requests(url):
+        if not alive():
+            raise BackendError("the server ended while its last requests were awaited")
+        if time.monotonic() > deadline:
+            raise BackendError(f"the server at {url} still has {left} requests after {timeout:g} s")
+        time.sleep(POLL_SECONDS)
 
 
 def _get(url: str) -> tuple[int | None, Any]:

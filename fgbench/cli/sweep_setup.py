@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fgbench.backends.backend import BackendError
 from fgbench.benchmark import Load
+from fgbench.cli.load_options import LoadOptions
 from fgbench.cli.options import ServerOptions
 from fgbench.cli.sweep_settings import Settings
 from fgbench.cli.systems import Choice, ensure_weights, parse_choice, system_of, with_policy
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
     from fgbench.sweeping.folder import SweepFolder
     from fgbench.sweeping.runner import Runner
+
+SEARCHED_ABOVE = 8.0
+"""Up to so many times its start a search's loads last for all of --duration; above they have fewer requests
+than that takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +129,16 @@ def set_up(settings: Settings, console: Console) -> Setup:
     from fgbench.client.display import display_for
 
     choices = _choices(settings)
+    load_options = _at_highest_rate(settings)
     systems: dict[str, System] = {}
     loads: dict[str, Load] = {}
     for label, choice in choices.items():
         if choice.simulated:
-            systems[label], loads[label] = _simulated(choice, console), settings.load.to_load()
+            systems[label], loads[label] = _simulated(choice, console), load_options.to_load()
         else:
             backend, endpoint = system_of(choice.server, choice.backend, choice.url)
             systems[label] = Measured(backend, label, restart=settings.restart)
-            loads[label] = settings.load.to_load(settings.client, endpoint)
+            loads[label] = load_options.to_load(settings.client, endpoint)
     load = next(iter(loads.values()))
     if load.arrivals.concurrency is not None:
         raise ValueError("a sweep is over rates, and a closed loop (--concurrency) has none")
@@ -152,6 +159,16 @@ def set_up(settings: Settings, console: Console) -> Setup:
             setup.search(label)
     list(setup.first_points())
     return setup
+
+
+def _at_highest_rate(settings: Settings) -> LoadOptions:
+    """With --duration the number of requests follows from the rate; points share it, for they share the
+    requests, and so it must be enough for the highest rate."""
+    finite = [rate for rate in settings.rate if math.isfinite(rate)]
+    if settings.load.duration is None or not finite:
+        return settings.load
+    searched = SEARCHED_ABOVE if settings.find_rate and len(finite) == 1 else 1.0
+    return replace(settings.load, rate=max(finite) * searched)
 
 
 def _choices(settings: Settings) -> dict[str, Choice]:

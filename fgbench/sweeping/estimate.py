@@ -34,8 +34,9 @@ def capacity(cost: CostModel, lengths: Sequence[tuple[int, int]], batch_size: in
 def load_seconds(load: Load, capacity: float | None) -> float | None:
     """As long as the requests need to arrive, or to be served where that is known and takes longer; None
     where neither is known."""
+    num_prompts = min(float(load.num_prompts), load.rate * load.duration)
     rate = min(load.rate, capacity or load.rate)
-    return load.num_prompts / rate if math.isfinite(rate) else None
+    return num_prompts / rate if math.isfinite(rate) else None
 
 
 @dataclass

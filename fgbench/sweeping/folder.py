@@ -62,19 +62,21 @@ class SweepFolder:
         self.info |= parts
         write_json(self.path / SWEEP_FILE, self.info)
 
-    def add(self, points: Sequence[Point]) -> None:
-        """Those that are not listed yet, with what their run folders say of them."""
-        listed = {entry["fingerprint"] for entry in self.info["points"]}
-        entries = [p.to_json() | {"status": "pending", "run": None} for p in points]
-        self.save(points=self.info["points"] + [e for e in entries if e["fingerprint"] not in listed])
+    def add(self, points: Sequence[Point], max_error_rate: float) -> None:
+        """Lists those that are not yet; says of all that are done by their run folders that they are: a sweep
+        killed between the end of a run and its word here has not said it."""
+        listed = {entry["fingerprint"]: entry for entry in self.info["points"]}
+        for point in points:
+            entry = listed.setdefault(point.fingerprint, point.to_json() | {"status": "pending", "run": None})
+            if (done := self.result(point, max_error_rate)) is not None:
+                path, _, how = done
+                _say(entry, STATUS[how.code], path, how.sentence)
+        self.save(points=list(listed.values()))
 
     def mark(self, point: Point, status: str, run: Path | None = None, error: str = "") -> None:
         for entry in self.info["points"]:
             if entry["fingerprint"] == point.fingerprint:
-                entry |= {"status": status, "run": run.name if run else None}
-                entry.pop("error", None)
-                if error:
-                    entry["error"] = error
+                _say(entry, status, run, error)
         self.save()
 
     def ended(self, point: Point, how: Verdict, run: Path | None) -> None:
@@ -118,6 +120,13 @@ class SweepFolder:
     def finish(self, code: int) -> None:
         """``code``: the worst of all points."""
         self.save(status="complete" if Verdict(code).measured else "failed", ended=_now())
+
+
+def _say(entry: dict[str, Any], status: str, run: Path | None, error: str) -> None:
+    entry |= {"status": status, "run": run.name if run else None}
+    entry.pop("error", None)
+    if error:
+        entry["error"] = error
 
 
 def read_sweep(path: Path) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Runner:
         Raises:
             KeyboardInterrupt: the point at work is kept and said to be interrupted.
         """
-        self._folder.add(points)
+        self._folder.add(points, self._max_error_rate)
         results: list[Result] = []
         left = [point for point in points if self.known(point) is None]
         count = len(left)
@@ -118,7 +118,7 @@ class Runner:
         with self._running(label):
             while (rate := search.next_rate(probes)) is not None:
                 points = [self._plan.point(label, rate, seed) for seed in seeds]
-                self._folder.add(points)
+                self._folder.add(points, self._max_error_rate)
                 summaries = []
                 for number, point in enumerate(points, 1):
                     if (result := self.known(point)) is None:

@@ -95,4 +95,4 @@ class Simulated:
 
 
 def _file_name(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", label)[:100]
+    return re.sub(r"[^A-Za-z0-9.+]+", "-", label).strip("-")[:100]

@@ -110,9 +110,10 @@ def answer(label: str, found: Found, slo: SLO) -> str:
 
 
 def _table(*columns: str) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title_justify="left")
+    table = Table(title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     words = {"backend", ""}
     for name in columns:
         table.add_column(name, justify="left" if name in words else "right", overflow="fold")

@@ -98,8 +98,10 @@ def _panel_height(picture: Picture, names: Sequence[str]) -> float:
 
 
 def _legend_columns(handles: Sequence[Artist], width: float) -> int:
+    """As many as fit, evenly filled."""
     longest = max(len(str(handle.get_label())) for handle in handles)
-    return max(1, min(len(handles), int(width * CHARACTERS_PER_INCH / (longest + 6))))
+    most = max(1, min(len(handles), int(width * CHARACTERS_PER_INCH / (longest + 6))))
+    return math.ceil(len(handles) / math.ceil(len(handles) / most))
 
 
 def _legend(picture: Picture) -> list[Artist]:

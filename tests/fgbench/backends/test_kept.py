@@ -102,7 +102,7 @@ vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 5.0
 
 
 def test_requests_at_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers(monkeypatch, {"stats": {"work_steps": 9, "running": 1, "waiting": 2, "swapped": 4}})
+    answers(monkeypatch, {"stats": {"num_device_blocks": 9, "running": 1, "waiting": 2, "swapped": 4}})
     assert probe.ask_requests("http://h") == 7
     answers(monkeypatch, {"metrics": VLLM})
     assert probe.ask_requests("http://h") == 7
@@ -113,12 +113,12 @@ def test_requests_at_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_waiting_until_a_server_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    left = [{"work_steps": 0, "running": n, "waiting": 0, "swapped": 0} for n in (3, 1, 0)]
+    left = [{"num_device_blocks": 9, "running": n, "waiting": 0, "swapped": 0} for n in (3, 1, 0)]
     answers(monkeypatch, {"stats": left})
     monkeypatch.setattr(probe, "POLL_SECONDS", 0.001)
     probe.wait_until_idle("http://h", timeout=10.0)
     assert left == []
-    busy = {"work_steps": 0, "running": 3, "waiting": 0, "swapped": 0}
+    busy = {"num_device_blocks": 9, "running": 3, "waiting": 0, "swapped": 0}
     answers(monkeypatch, {"stats": busy})
     with pytest.raises(BackendError, match=r"still has 3 requests after 0\.01 s"):
         probe.wait_until_idle("http://h", timeout=0.01)

@@ -158,7 +158,10 @@ def test_a_closed_loop_sends_as_answers_end(tmp_path: Path) -> None:
             other.scheduled <= record.scheduled < (other.finished or 0.0) - 2e-6 for other in records
         )
         assert in_flight <= 4
+        accounted = sum((record.server or {})[state] for state in ("queued", "swapped", "prefill", "decode"))
+        assert accounted == pytest.approx((record.finished or 0.0) - record.scheduled, abs=2e-6)
     assert run.info["summary"]["offered_rate"] is None
+    assert "offered" not in done.output
 
 
 def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:

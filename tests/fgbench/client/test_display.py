@@ -26,7 +26,7 @@ def test_plain_progress_says_where_the_load_is():
     lines = []
     state = LoadState(planned=4, last_arrival=3.0, elapsed=2.0, sent=3)
     state.take(answered(0))
-    state.take(RequestRecord(1, 0.0, 0.0, 4, 2, error="http 500: no"))
+    state.take(RequestRecord(1, 0.0, 0.0, 4, 2, error="http 500: \x1b[31mno"))
     with Plain(lines.append, every=0.01).load("fastgen", state):
         time.sleep(0.1)
     assert len(lines) > 2
@@ -34,7 +34,7 @@ def test_plain_progress_says_where_the_load_is():
     for words in ("sent 3/4", "done 1", "in flight 1", "errors 1", "1.00/s sent", "mean latency 0.60 s"):
         assert words in lines[-1]
     assert "300.0 ms/token" in lines[-1]
-    assert "0:02 to go; last error: http 500: no" in lines[-1]
+    assert "0:02 to go; last error: http 500: [31mno" in lines[-1]
 
 
 class Terminal:

@@ -193,3 +193,27 @@ def test_recent_means_forget_what_is_long_over():
     assert state.mean_latency == pytest.approx(13 / 3)
     state.elapsed = 200.0
     assert state.recent_means() == (None, None, None, None)
+
+
+async def test_a_closed_loop_offers_no_rate_and_ends_with_its_time(fake_server):
+    fake_server.gap = 0.02
+    requests = specs(*[4] * 500)
+    state = LoadState.of(requests)
+    records = []
+    await run_load(requests, target_of(fake_server), records.append, state=state, concurrency=3, duration=0.4)
+    assert (state.workers, state.planned, state.offered_rate) == (3, 500, None)
+    assert state.share == 1.0
+    assert state.remaining == 0.0
+    assert state.ended == len(records) < 100
+    state.elapsed = 0.1
+    assert state.share == pytest.approx(0.25)
+    assert state.remaining == pytest.approx(0.3)
+
+
+async def test_what_is_due_after_the_end_is_not_planned(fake_server):
+    requests = specs(*[2] * 50, every=0.02)
+    state = LoadState.of(requests)
+    await run_load(requests, target_of(fake_server), lambda record: None, state=state, duration=0.2)
+    assert (state.planned, state.sent, state.ok, state.share) == (10, 10, 10, 1.0)
+    assert state.last_arrival == pytest.approx(0.18)
+    assert state.achieved_rate == pytest.approx(50, rel=0.01)

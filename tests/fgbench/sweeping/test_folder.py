@@ -28,9 +28,9 @@ def test_folders_are_found_oldest_first(tmp_path: Path) -> None:
 def test_points_are_listed_once(tmp_path: Path) -> None:
     folder = SweepFolder.create(tmp_path, {}, "plan", PLAN)
     points = list(PLAN.grid((1.0, 2.0), (0,)))
-    folder.add(points[:1])
+    folder.add(points[:1], 0.01)
     folder.mark(points[0], "complete", Path("x"))
-    folder.add(points)
+    folder.add(points, 0.01)
     assert [entry["status"] for entry in read_sweep(folder.path)["points"]] == ["complete", "pending"]
 
 

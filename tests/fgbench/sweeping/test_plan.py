@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fgbench.benchmark import Load
+from fgbench.metrics.trimming import Trim
 from fgbench.sweeping.plan import MOST_POINTS, Plan
 from fgbench.workload.arrivals import Gamma, Ramp, Uniform
 
@@ -33,7 +34,13 @@ def test_everything_that_decides_is_in_the_fingerprint() -> None:
     other_batch = {"a": {"name": "fastgen", "settings": {"policy": "sj-mlfq", "batch": 9}}}
     others.append(dataclasses.replace(PLAN, systems=other_batch).point("a", 1.0, 0))
     others.append(dataclasses.replace(PLAN, workloads={0: "others"}).point("a", 1.0, 0))
-    changed = [{"num_prompts": 11}, {"num_warmup": 0}, {"endpoint": "generate"}, {"request_timeout": 1.0}]
+    changed: list[dict[str, Any]] = [
+        {"num_prompts": 11},
+        {"num_warmup": 0},
+        {"endpoint": "generate"},
+        {"request_timeout": 1.0},
+    ]
+    changed += [{"duration": 9.0}, {"trim": Trim.parse("10%", "10%")}]
     for change in [*changed, {"users": 2}, *({"arrivals": a} for a in (Uniform(), Gamma(2.0), Ramp(2.0)))]:
         load = dataclasses.replace(LOAD, **change)  # type: ignore[arg-type]
         others.append(dataclasses.replace(PLAN, loads={"a": load}).point("a", 1.0, 0))

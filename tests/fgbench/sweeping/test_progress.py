@@ -18,6 +18,8 @@ def test_a_load_takes_its_arrivals_or_the_server_s_time() -> None:
     assert load_seconds(Load(rate=2.0, num_prompts=100), None) == 50.0
     assert load_seconds(Load(rate=2.0, num_prompts=100), 4.0) == 50.0
     assert load_seconds(Load(rate=2.0, num_prompts=100), 1.0) == 100.0
+    assert load_seconds(Load(rate=2.0, num_prompts=100, duration=10.0), None) == 10.0
+    assert load_seconds(Load(rate=2.0, num_prompts=100, duration=10.0), 1.0) == 20.0
     assert load_seconds(Load(rate=math.inf, num_prompts=100), 1.0) == 100.0
     assert load_seconds(Load(rate=math.inf, num_prompts=100), None) is None
 

@@ -1,0 +1,431 @@
+"""fgbench sweep as a user calls it: points, going on, what is refused, and the highest rate at an SLO."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fgbench.backends.backend import Served
+from fgbench.cli.load_options import ClientOptions, LoadOptions
+from fgbench.cli.main import app
+from fgbench.cli.options import ServerOptions
+from fgbench.cli.sweep_settings import Settings, parse_rates
+from fgbench.cli.systems import parse_choice
+from fgbench.results.run import find_runs, read_run
+from fgbench.sweeping.folder import find_sweeps, read_sweep
+
+REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu"
+PROFILE = str(REFERENCE / "profile.json")
+SHORT = ["--dataset", "synthetic", "--input-len", "20-200", "--output-len", "10-80", "--num-prompts", "20"]
+SIMULATED = ["--profile", PROFILE, "--max-batch-size", "8", *SHORT, "--backend", "simulated"]
+TWO = [*SIMULATED, "--backend", "simulated-fcfs", "--rates", "1,4"]
+TINY = ["--dataset", "synthetic", "--input-len", "4", "--output-len", "3", "--num-prompts", "4"]
+
+
+def fgbench(verb: str, *argv: object) -> Any:
+    return CliRunner().invoke(app, [verb, *map(str, argv)], terminal_width=200)
+
+
+def words(output: str) -> str:
+    return " ".join(output.split())
+
+
+def only_sweep(root: Path) -> Path:
+    (path,) = find_sweeps(root)
+    return path
+
+
+def test_every_backend_at_every_rate_and_seed(tmp_path: Path) -> None:
+    done = fgbench("sweep", *TWO, "--seeds", 2, "--seed", 5, "--results", tmp_path)
+    assert done.exit_code == 0, done.output
+    folder = only_sweep(tmp_path)
+    runs = [read_run(path) for path in find_runs(folder)]
+    told = [
+        (run.info["backend"]["name"], run.info["workload"]["rate"], run.info["workload"]["seed"])
+        for run in runs
+    ]
+    grid = [
+        (name, rate, s) for name in ("simulated", "simulated-fcfs") for rate in (1.0, 4.0) for s in (5, 6)
+    ]
+    assert sorted(told) == sorted(grid)
+    assert all(run.complete and len(run.records) == 20 for run in runs)
+    assert f"fgbench compare {folder}" in words(done.output)
+    assert "point 8 of 8: simulated-fcfs, 4/s, seed 6" in words(done.output)
+    info = read_sweep(folder)
+    assert info["status"] == "complete"
+    assert {point["run"] for point in info["points"]} == {run.path.name for run in runs}
+
+
+def test_what_is_done_is_not_run_again(tmp_path: Path) -> None:
+    assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
+    folder = only_sweep(tmp_path)
+    lost, *kept = find_runs(folder)
+    shutil.rmtree(lost)
+    for argv in (["--resume", folder], ["--resume", *TWO, "--results", tmp_path]):
+        done = fgbench("sweep", *argv)
+        assert done.exit_code == 0, done.output
+        assert len(find_runs(folder)) == len(kept) + 1
+    assert find_sweeps(tmp_path) == [folder]
+    assert set(kept) < set(find_runs(folder))
+    assert "point" not in done.output  # the second time there was nothing to do
+    assert done.output.count(" complete ") == 4  # but the results are shown
+
+
+def test_a_sweep_goes_on_only_as_it_began(tmp_path: Path) -> None:
+    assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
+    folder = only_sweep(tmp_path)
+    before = (folder / "sweep.json").read_text()
+    other = fgbench("sweep", "--resume", folder, "--rates", "1,4,8", "--max-batch-size", 16)
+    assert other.exit_code == 2
+    assert "--max-batch-size is 8 in it and 16 now" in other.stderr
+    assert "--rates is 1,4 in it and 1,4,8 now" in other.stderr
+    newest = fgbench("sweep", "--resume", *TWO, "--seeds", 2, "--results", tmp_path)
+    assert newest.exit_code == 2
+    assert f"{folder}: the sweep was begun with other settings: --seeds is 1 in it and 2 now" in newest.stderr
+    same = fgbench("sweep", "--resume", folder, "--rates", "1.0,4", "--max-error-rate", 0.5, "--fail-fast")
+    assert same.exit_code == 0, same.output
+    assert fgbench("sweep", "--resume", "--results", tmp_path).exit_code == 0  # the newest of all
+    assert json.loads(before)["points"] == read_sweep(folder)["points"]
+    fewer = fgbench("sweep", "--resume", "--results", tmp_path, *SIMULATED, "--rates", "1,4")
+    assert fewer.exit_code == 2
+    assert "--backend is simulated,simulated-fcfs in it and simulated now" in fewer.stderr
+
+
+def test_a_file_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    table, profile = tmp_path / "lengths.csv", tmp_path / "profile.json"
+    table.write_text("prompt_tokens,output_tokens\n40,5\n60,9\n")
+    shutil.copy(PROFILE, profile)
+    argv = ["--backend", "simulated", "--profile", profile, "--dataset", table, "--num-prompts", 5]
+    assert fgbench("sweep", *argv, "--rates", 1, "--results", tmp_path / "r").exit_code == 0
+    folder = only_sweep(tmp_path / "r")
+    table.write_text("prompt_tokens,output_tokens\n40,5\n60,10\n")
+    changed = fgbench("sweep", "--resume", folder)
+    assert changed.exit_code == 2
+    assert "since then something else has changed: the requests of the dataset" in changed.stderr
+    table.write_text("prompt_tokens,output_tokens\n40,5\n60,9\n")
+    info = json.loads(profile.read_text())
+    profile.write_text(json.dumps(info | {"measured": "2026-12-24T00:00:00+00:00"}))
+    changed = fgbench("sweep", "--resume", folder)
+    assert changed.exit_code == 2
+    assert "something else has changed: profile of simulated" in changed.stderr
+
+
+def test_options_of_one_backend(tmp_path: Path) -> None:
+    argv = [*SIMULATED, "--backend", "simulated --offloading proactive --max-batch-size 4", "--rates", 2]
+    done = fgbench("sweep", *argv, "--results", tmp_path)
+    assert done.exit_code == 0, done.output
+    folder = only_sweep(tmp_path)
+    settings = [read_run(path).info["backend"]["settings"] for path in find_runs(folder)]
+    told = {(s["offloading"], s["max_batch_size"], Path(s["predictor"]).name) for s in settings}
+    assert told == {("reactive", 8, "learned"), ("proactive", 4, "learned")}
+    labels = [point["backend"] for point in read_sweep(folder)["points"]]
+    assert labels == ["simulated", "simulated --offloading proactive --max-batch-size 4"]
+    assert fgbench("sweep", "--resume", folder).exit_code == 0
+
+
+def test_a_dry_run_tells_and_does_nothing(tmp_path: Path) -> None:
+    real = [
+        "--profile",
+        PROFILE,
+        "--max-batch-size",
+        "8",
+        *SHORT,
+        "--backend",
+        "fastgen",
+        "--rates",
+        "0.5,0.1",
+    ]
+    told = fgbench("sweep", *real, "--dry-run", "--results", tmp_path)
+    assert told.exit_code == 0, told.output
+    assert not list(tmp_path.iterdir())
+    assert "0:40" in told.output  # 20 requests at 0.5/s
+    assert "3:20" in told.output
+    assert "2 of 2 points to run: about 4:00" in words(told.output)
+    assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
+    folder = only_sweep(tmp_path)
+    shutil.rmtree(find_runs(folder)[0])
+    told = fgbench("sweep", "--resume", folder, "--dry-run")
+    assert told.output.count("done: skipped") == 3
+    assert "1 of 4 points to run" in words(told.output)
+    assert len(find_runs(folder)) == 3
+
+
+def test_a_duration_is_kept_at_every_rate(tmp_path: Path) -> None:
+    lengths = ["--dataset", "synthetic", "--input-len", 20, "--output-len", 5]
+    argv = ["--profile", PROFILE, "--backend", "simulated", *lengths, "--duration", 4, "--rates", "1,5000"]
+    done = fgbench("sweep", *argv, "--results", tmp_path)
+    assert done.exit_code == 0, done.output
+    runs = [read_run(path) for path in find_runs(only_sweep(tmp_path))]
+    last = {run.info["workload"]["rate"]: max(r.scheduled for r in run.records) for run in runs}
+    assert 1.0 < last[1.0] < 4.0
+    assert last[5000.0] == pytest.approx(4.0, abs=0.1)
+
+
+def test_an_unfinished_sweep_of_the_same_options_is_pointed_out(tmp_path: Path) -> None:
+    assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
+    first = only_sweep(tmp_path)
+    info = read_sweep(first)
+    (first / "sweep.json").write_text(json.dumps(info | {"status": "running"}))
+    said = f"An unfinished sweep of these options is in {first}"
+    assert said in fgbench("sweep", *TWO, "--results", tmp_path).output
+    other = fgbench("sweep", *TWO, "--seed", 1, "--results", tmp_path)
+    assert said not in other.output
+
+
+# the highest rate at an SLO
+
+
+def test_the_highest_rate_at_an_slo(tmp_path: Path) -> None:
+    argv = [*SIMULATED, "--find-rate", "--slo", "normalized_latency<20ms", "--rates", 1, "--seeds", 2]
+    done = fgbench("sweep", *argv, "--results", tmp_path)
+    assert done.exit_code == 0, done.output
+    folder = only_sweep(tmp_path)
+    found = read_sweep(folder)["searches"]["simulated"]
+    assert found["met"] < found["rate"] < found["missed"]
+    assert (found["missed"] - found["met"]) / 2 <= 0.05 * found["rate"]
+    for probe in found["probes"]:
+        (figure,) = probe["figures"].values()
+        assert (figure <= 0.02) == probe["met"]
+        means = [
+            run.info["summary"]["normalized_latency"]["mean"]
+            for run in map(read_run, find_runs(folder))
+            if run.info["workload"]["rate"] == probe["rate"]
+        ]
+        assert len(means) == 2
+        assert figure == pytest.approx(sum(means) / 2)
+    said = f"met at {found['met']:.4g}/s, missed at {found['missed']:.4g}/s; {len(found['probes'])} probes"
+    assert said in words(done.output)
+    assert "means over 2 seeds" in words(done.output)
+    again = fgbench("sweep", "--resume", folder)
+    assert again.exit_code == 0
+    assert "probe" not in again.output.replace("probes", "")
+    assert said in words(again.output)
+
+
+@pytest.mark.parametrize(
+    ("slo", "says"),
+    [
+        ("jct<1us", ""),
+        ("jct<1ms", "still missed at 0.5/s, the lowest rate tried"),
+        ("jct<900", "still met at 2/s"),
+    ],
+)
+def test_no_bracket_is_no_answer(tmp_path: Path, slo: str, says: str) -> None:
+    argv = [*SIMULATED, "--find-rate", "--slo", slo, "--rates", "1,0.5,2", "--results", tmp_path]
+    done = fgbench("sweep", *argv)
+    assert done.exit_code == (1 if says else 2)
+    assert says in words(done.output)
+    if says:
+        assert "no limit found" in done.output
+        assert "hang on chance" in done.output
+        assert "another may say otherwise" in words(done.output)
+
+
+# servers
+
+
+class Counted:
+    """A backend that is a fake server in this process, started and stopped in name."""
+
+    policy, model = None, None
+
+    def __init__(self, url: str, name: str = "counted") -> None:
+        self.url, self.name = url, name
+        self.settings: dict[str, Any] = {}
+        self.starts = 0
+        self.running = False
+
+    def start(self, log: Path, report: Any) -> Served:
+        assert not self.running
+        self.starts += 1
+        self.running = True
+        log.write_text("started\n")
+        return Served(self.url, "fake", 512)
+
+    def alive(self) -> bool:
+        return True
+
+    def last_words(self) -> str:
+        return ""
+
+    def stop(self) -> None:
+        self.running = False
+
+
+@pytest.fixture
+def _lag_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgbench.benchmark.LAG_SECONDS", 60.0)
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+@pytest.mark.parametrize("restart", [False, True])
+def test_one_server_for_all_points_of_a_backend(
+    fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
+) -> None:
+    made: list[Counted] = []
+
+    def system_of(server: Any, backend: str, url: str | None) -> tuple[Counted, str]:
+        made.append(Counted(fake_server.url, backend))
+        return made[-1], "completions"
+
+    monkeypatch.setattr("fgbench.cli.sweep_setup.system_of", system_of)
+    monkeypatch.setattr("fgbench.cli.sweep_setup.ensure_weights", lambda server, console: None)
+    argv = ["--backend", "fastgen", "--backend", "fastgen-fcfs", *TINY, "--rates", "200,400", "--seeds", 2]
+    done = fgbench("sweep", *argv, *(["--restart"] if restart else []), "--results", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert [backend.starts for backend in made] == ([4, 4] if restart else [1, 1])
+    assert not any(backend.running for backend in made)
+    folder = only_sweep(tmp_path)
+    assert len(find_runs(folder)) == 8
+    assert len(fake_server.bodies) == 8 * (4 + 4)  # warmed up before each point
+    logs = sorted(path.name for path in folder.glob("server_*.log"))
+    assert logs == ([] if restart else ["server_fastgen-fcfs.log", "server_fastgen.log"])
+    assert len(list(folder.glob("*/server.log"))) == (8 if restart else 0)
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_running_servers_by_name_and_a_point_that_fails(
+    fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = "http://127.0.0.1:9"
+    argv = ["--backend", f"dead={nobody}", "--backend", f"vllm={fake_server.url}/v1", *TINY, "--rates", 200]
+    monkeypatch.setattr("fgbench.backends.attached.READY_SECONDS", 0.1)
+    done = fgbench("sweep", *argv, "--results", tmp_path)
+    assert done.exit_code == 1
+    folder = only_sweep(tmp_path)
+    info = read_sweep(folder)
+    assert [point["status"] for point in info["points"]] == ["failed", "complete"]
+    assert info["status"] == "failed"
+    assert "is not ready after 0.1 s: it does not answer" in words(done.output)
+    assert f"fgbench sweep --resume {folder}" in words(done.output)
+    names = {read_run(path).info["backend"]["name"] for path in find_runs(folder)}
+    assert names == {"dead", "vllm"}
+    fast = fgbench("sweep", *argv, "--fail-fast", "--results", tmp_path / "fast")
+    assert fast.exit_code == 1
+    assert len(find_runs(only_sweep(tmp_path / "fast"))) == 1
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_too_many_errors_is_the_exit_code_and_the_rest_is_run(fake_server: Any, tmp_path: Path) -> None:
+    fake_server.misbehave = {9: "crash"}
+    table = tmp_path / "t.csv"
+    table.write_text("prompt_tokens,output_tokens\n4,5\n4,9\n")
+    argv = ["--backend", f"a={fake_server.url}", "--dataset", table, "--num-prompts", 4, "--rates", "300,inf"]
+    done = fgbench("sweep", *argv, "--results", tmp_path / "r")
+    assert done.exit_code == 3
+    folder = only_sweep(tmp_path / "r")
+    assert [point["status"] for point in read_sweep(folder)["points"]] == ["too many errors"] * 2
+    assert [point["rate"] for point in read_sweep(folder)["points"]] == [300.0, "inf"]
+    allowed = fgbench("sweep", "--resume", folder, "--max-error-rate", 0.5)
+    assert allowed.exit_code == 0, allowed.output
+    assert len(find_runs(folder)) == 2
+
+
+# help and mistakes
+
+
+def test_help_teaches() -> None:
+    text = words(fgbench("sweep", "--help").output)
+    for part in (
+        "fgbench sweep --backend fastgen --backend fastgen-fcfs --rates",
+        "--resume",
+        "Rate at an SLO",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--rates", ""], "--rates says at which rates to measure"),
+        (["--rates", "1,x"], "--rates: 'x' is not a rate above 0"),
+        (["--rates", "1,0"], "--rates: '0' is not a rate above 0"),
+        (["--rates", "1,1.0"], "--rates: 1.0 is there twice"),
+        (["--rates", "1", "--seeds", "0"], "--seeds must be between"),
+        (["--rates", "1", "--slo", "ttft<1"], "--slo goes with --find-rate"),
+        (["--rates", "1", "--find-rate"], "--find-rate needs --slo"),
+        (["--rates", "inf", "--find-rate", "--slo", "ttft<1"], "inf is none"),
+        (["--rates", "1", "--find-rate", "--slo", "ttft"], "is not a bound on a latency"),
+        (["--rates", "1", "--find-rate", "--slo", "ttft<1", "--tolerance", "0"], "--tolerance must be"),
+        (["--rates", "1", "--find-rate", "--slo", "ttft<1", "--max-probes", "0"], "--max-probes must be"),
+        (["--rates", "1", "--backend", "simulated"], "--backend simulated is there twice"),
+        (["--rates", "1", "--backend", "simulated-sj-mlfq"], "is the same as --backend simulated"),
+        (["--rates", "1", "--backend", "nobody"], "there is no backend 'nobody'"),
+        (
+            ["--rates", "1", "--backend", "fastgen --nope"],
+            "--backend 'fastgen --nope': No such option: --nope",
+        ),
+        (["--rates", "1", "--backend", "fastgen 'x"], "cannot be read: No closing quotation"),
+        (["--rates", "1", "--backend", "fastgen-lifo"], "there is no policy 'lifo'"),
+        (["--rates", "1", "--endpoint", "generate"], "--endpoint is a server's"),
+        (["--rates", "1", "--dataset", "nothing"], "nothing"),
+        (["--rates", "1", "--resume"], "holds no sweep to go on with"),
+        (["--resume", "/no/such/folder"], "/no/such/folder is not a sweep's folder"),
+        (["/no/such/folder"], "say --resume /no/such/folder"),
+    ],
+)
+def test_mistakes_get_a_sentence(tmp_path: Path, argv: list[str], says: str) -> None:
+    done = fgbench("sweep", *SIMULATED, "--results", tmp_path, *argv)
+    assert done.exit_code == 2, done.output
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not find_sweeps(tmp_path)
+
+
+def test_a_server_s_options_for_none_but_running_ones() -> None:
+    done = fgbench("sweep", "--backend", "a=http://h:1", "--rates", "1", "--max-batch-size", "8")
+    assert done.exit_code == 2
+    assert "--max-batch-size is a server's, and all of these run already" in done.stderr
+
+
+def test_choices_as_users_write_them() -> None:
+    server = ServerOptions(max_batch_size=16)
+    plain = parse_choice("fastgen-fcfs", server)
+    assert (plain.label, plain.backend, plain.server, plain.url) == (
+        "fastgen-fcfs",
+        "fastgen-fcfs",
+        server,
+        None,
+    )
+    own = parse_choice(" fastgen-sprpt  --predictor 'noisy:0.3' ", server)
+    assert own.label == "fastgen-sprpt --predictor noisy:0.3"
+    assert (own.server.predictor, own.server.max_batch_size) == ("noisy:0.3", 16)
+    same = parse_choice("fastgen --max-batch-size 256", server)  # the default's own value, said
+    assert same.server.max_batch_size == 256
+    url = parse_choice("http://h:8000/v1 --model m", server)
+    assert (url.backend, url.url, url.server) == ("openai", "http://h:8000/v1", ServerOptions(model="m"))
+    named = parse_choice("vllm=h:8000", server)
+    assert (named.backend, named.url) == ("vllm", "h:8000")
+    assert parse_choice("simulated-fcfs", server).simulated
+    assert not parse_choice("simulated-fcfs=http://h", server).simulated
+    for wrong in ("=http://h", "vllm=", ""):
+        with pytest.raises(ValueError, match="--backend"):
+            parse_choice(wrong, server)
+
+
+def test_settings_survive_their_file() -> None:
+    settings = Settings(
+        backend=("fastgen", "x=http://h:1"),
+        rate=parse_rates("0.5, inf"),
+        seeds=3,
+        restart=True,
+        load=LoadOptions(dataset_path=Path("a/b"), num_prompts=7, max_error_rate=0.2),
+        client=ClientOptions(request_timeout=5.0),
+        server=ServerOptions(profile=Path("p.json"), offloading="proactive", seed=9),
+    )
+    read = Settings.from_json(json.loads(json.dumps(settings.to_json(), allow_nan=False)))
+    assert read == settings
+    assert read.plan == settings.plan
+    for damaged in (
+        {},
+        {"backend": 3},
+        settings.to_json() | {"seeds": "x"},
+        settings.to_json() | {"seeds": 0},
+    ):
+        with pytest.raises(ValueError, match=r"seeds|not a sweep's settings"):
+            Settings.from_json(damaged)

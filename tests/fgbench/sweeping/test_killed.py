@@ -1,0 +1,69 @@
+"""A sweep that is killed at any moment, again and again, ends with every point measured once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from fgbench.results.run import REQUESTS_FILE, Run, find_runs, read_run
+from fgbench.sweeping.folder import find_sweeps, read_sweep
+
+PROFILE = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu" / "profile.json"
+KILLER = Path(__file__).with_name("killer.py")
+PROMPTS = 25
+KILLS = 12
+SEEDS = 40 if os.environ.get("FGBENCH_NIGHTLY") else 1
+BASE = [
+    *("--profile", str(PROFILE), "--backend", "simulated", "--backend", "simulated-fcfs"),
+    *("--num-prompts", str(PROMPTS), "--max-batch-size", "8", "--dataset", "synthetic"),
+    *("--input-len", "20-200", "--output-len", "10-80"),
+]
+GRID = ["--rates", "1,2,4", "--seeds", "2"]
+SEARCH = ["--find-rate", "--slo", "normalized_latency<0.03", "--rates", "2"]
+
+
+def runs_by_point(folder: Path) -> dict[str, list[Run]]:
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for path in find_runs(folder):
+        run = read_run(path)
+        runs[run.info["point"]].append(run)
+    return runs
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("argv", [GRID, SEARCH], ids=["grid", "search"])
+def test_every_point_is_complete_once_and_no_finished_request_is_lost(
+    tmp_path: Path, argv: list[str], seed: int
+) -> None:
+    rng = random.Random(seed)
+    shares = ",".join(f"{rng.uniform(0.05, 0.35):.3f}" for _ in range(KILLS))
+    command = [sys.executable, str(KILLER), shares, str(tmp_path / "free"), str(tmp_path / "killed")]
+    done = subprocess.run([*command, *BASE, *argv], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout)
+    assert codes[-1] == 0, done.stderr
+    assert len(codes) > 2, "hardly a kill hit it"
+    (free,), (killed,) = (find_sweeps(tmp_path / name) for name in ("free", "killed"))
+    told, expected_told = read_sweep(killed), read_sweep(free)
+    assert told["status"] == "complete"
+    points = told["points"]
+    assert [entry["status"] for entry in points] == ["complete"] * len(points)
+    assert [entry["fingerprint"] for entry in points] == [p["fingerprint"] for p in expected_told["points"]]
+    assert told.get("searches") == expected_told.get("searches")
+    expected, runs = runs_by_point(free), runs_by_point(killed)
+    assert set(runs) == set(expected) == {entry["fingerprint"] for entry in points}
+    for point, of_point in runs.items():
+        (complete,) = [run for run in of_point if run.complete]
+        assert complete.records == expected[point][0].records
+        assert len(complete.records) == PROMPTS
+        for run in of_point:
+            assert run.status in ("complete", "incomplete")
+            kept = run.path / REQUESTS_FILE
+            assert len(run.records) == (kept.read_bytes().count(b"\n") if kept.exists() else 0)
