@@ -78,7 +78,7 @@ def compare(
 
         fgbench run --rate 2 --backend fastgen
         fgbench run --rate 2 --backend fastgen-fcfs
-        fgbench compare --baseline fastgen-fcfs --slo 'ttft<1.55,normalized_latency<0.15'
+        fgbench compare --baseline fastgen-fcfs --slo 'p95 jct<20'
     """
     from rich.console import Console
 

@@ -20,6 +20,7 @@ def test_beyond_what_was_measured_nothing_is_guessed() -> None:
     above, below = rate_at(curve, 0.3), rate_at(curve, 0.05)
     assert above == Range(2.0, math.inf)
     assert below == Range(0.0, 1.0)
+    assert rate_at([(1.0, 0.3)], 0.3) == Range(1.0, math.inf)  # just reached is held
     assert rate_at([], 0.3) is None
     assert rate_at([(math.inf, 0.1)], 0.3) is None
 
