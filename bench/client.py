@@ -148,7 +148,7 @@ def vllm_bench(
 
 def beside_vllm(options: argparse.Namespace, url: str, core: int | None) -> dict[str, Any]:
     """Ours, theirs, ours again, theirs again: what drifts touches both."""
-    count, tokens, concurrency = options.requests or 10_000, options.tokens, options.concurrency or 256
+    count, tokens, concurrency = options.requests or 10_000, options.tokens, options.concurrency or 1024
     ours: list[float] = []
     theirs: list[float] = []
     for _ in range(2):

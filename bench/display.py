@@ -34,6 +34,7 @@ from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.summary import summarize
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Synthetic
+from fgbench.workload.lengths import Between
 from fgengine.clock import VirtualClock
 from fgengine.cost import CostModel
 from fgengine.engine import Engine
@@ -106,7 +107,8 @@ async def serve() -> None:
 
 
 def measure(url: str, display: Display, rate: float, requests: int, tokens: int) -> dict[str, float]:
-    workload = build_workload(Synthetic((64, 64), (tokens, tokens)), rate=rate, num_prompts=requests)
+    dataset = Synthetic(Between(64, 64), Between(tokens, tokens))
+    workload = build_workload(dataset, rate=rate, num_prompts=requests)
     records: list[RequestRecord] = []
     state = LoadState.of(workload.requests)
     cpu = time.process_time()

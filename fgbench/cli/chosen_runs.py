@@ -94,13 +94,8 @@ def cost_models(profile: Path | None, say: Say) -> Callable[[str], CostModel | N
 
 
 def _readable(read: Callable[[Path], T], paths: Sequence[Path], say: Say) -> list[T]:
-    """Those that are not damaged: one that is must not keep the others from being compared."""
+    """Those that are not damaged."""
+    from fgbench.results.run import told
 
-    def tried(path: Path) -> T | None:
-        try:
-            return read(path)
-        except ValueError as error:
-            say(f"Left out: {error}")
-            return None
-
-    return [value for path in paths if (value := tried(path)) is not None]
+    values = (told(read, path, lambda reason: say(f"Left out: {reason}")) for path in paths)
+    return [value for value in values if value is not None]

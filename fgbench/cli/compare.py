@@ -128,8 +128,13 @@ def compare(
         if terminal:
             for picture in drawn:
                 console.print(*drawn_as_text(picture, console.width), sep="\n")
-        for path in write_pictures(drawn, (out or results / "compare") / name) if pictures else ():
-            console.print(f"picture: {path}", soft_wrap=True, highlight=False, markup=False)
+        if pictures and drawn:
+            folder = (out or results / "compare") / name
+            write_pictures(drawn, folder)
+            names_drawn = ", ".join(picture.name for picture in drawn)
+            console.print(
+                f"pictures (PNG and PDF) in {folder}: {names_drawn}", soft_wrap=True, highlight=False
+            )
     if not any(comparison.runs > 1 for comparison in comparisons):
         say("Nothing to compare: no two of these runs are on the same workload.", "red")
         raise typer.Exit(2)

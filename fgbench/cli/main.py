@@ -22,7 +22,7 @@ VERBS = {
     "sweep": "Measure several backends at several rates, or search the highest rate at an SLO.",
     "watch": "Show a running server live: queues, memory, swaps, tokens per second.",
     "simulate": "Run the scheduler on virtual clocks: many copies, many requests, no machine.",
-    "compare": "Put runs side by side: a table, and a plot over the rate.",
+    "compare": "Put runs side by side: tables, verdicts, pictures.",
     "results": "List, show and remove the runs that are kept, and ask them in SQL.",
     "profile": "Measure how long this machine's steps take, for policies that predict.",
     "predictor": "Teach and judge the predictor of output lengths.",

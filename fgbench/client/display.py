@@ -83,7 +83,7 @@ class Live:
     While it is shown, threads take turns more often than Python's 5 ms. A frame takes about 2 ms, and the
     load's loop, which stamps the times that count, comes to its turn in the middle of one: while frames were
     drawn without a pause, a sleep of 1 ms overslept by 0.8 ms (median) instead of 3.2. Measured by
-    ``bench/display.py``: no difference in the client's lag with and without the panel.
+    ``bench/display.py``: with and without the panel the client's lag differs as from round to round.
     """
 
     def __init__(self, console: Console, header: Callable[[], RenderableType] | None = None) -> None:

@@ -108,7 +108,7 @@ class Completions:
         data = _message(message)
         content = False
         for choice in data.choices or ():
-            content = content or memoryview(choice.text)[:1] == b'"'
+            content = content or bytes(memoryview(choice.text)[:1]) == b'"'
         return _piece(data, content)
 
 

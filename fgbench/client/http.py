@@ -150,7 +150,8 @@ class _Connection(asyncio.Protocol):
             if self._transport.is_closing():
                 raise StaleConnection if self._used else ConnectionError("the connection was closed at once")
             self._transport.write(request)
-            return await ended
+            response: Response = await ended
+            return response
         finally:
             timer.cancel()
             if self._ended is ended:  # this task was cancelled, or nothing was sent

@@ -64,6 +64,7 @@ async def run_load(
     server for which ``alive`` turns False. A request's own failure never stops the load.
     """
     state = state or LoadState.of(requests)
+    state.bound(concurrency, duration)
     connections = Connections(target.url, target.endpoint.path)
     messages = [  # no encoding while timing
         connections.request(target.endpoint.body(spec, target.model)) for spec in requests

@@ -6,7 +6,8 @@ takes constant time, about a microsecond in all; sorting, summing and drawing ar
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ class LoadState:
     """Seconds after the start at which the last request is to leave."""
     schedule: Sequence[float] = ()
     """When each is to leave, ascending; empty: not known."""
+    workers: int | None = None
+    """Of a closed loop, which has no schedule: a request leaves when one of them is free."""
+    duration: float = math.inf
+    """Seconds after which nothing is sent any more."""
     elapsed: float = 0.0
     sent: int = 0
     ok: int = 0
@@ -51,6 +56,14 @@ class LoadState:
     def of(cls, requests: Sequence[RequestSpec]) -> LoadState:
         schedule = sorted(request.scheduled for request in requests)
         return cls(len(requests), schedule[-1] if schedule else 0.0, schedule)
+
+    def bound(self, workers: int | None, duration: float) -> None:
+        """How the load is limited, before it begins; what an open loop will not send is not planned."""
+        self.workers, self.duration = workers, duration
+        if workers is None and self.schedule:
+            self.schedule = self.schedule[: bisect_left(self.schedule, duration)]
+            self.planned = len(self.schedule)
+            self.last_arrival = self.schedule[-1] if self.schedule else 0.0
 
     def leave(self, lag: float) -> None:
         """A request is being sent, ``lag`` seconds after its time."""
@@ -91,8 +104,8 @@ class LoadState:
 
     @property
     def offered_rate(self) -> float | None:
-        """Requests per second that were to leave so far; None before there are two."""
-        return self._rate(self.due)
+        """Requests per second that were to leave so far; None before there are two, and in a closed loop."""
+        return None if self.workers is not None else self._rate(self.due)
 
     @property
     def achieved_rate(self) -> float:
@@ -114,11 +127,22 @@ class LoadState:
         return self.latencies[LATENCIES.index("normalized")].mean
 
     @property
+    def share(self) -> float:
+        """How much of it is done, 0 to 1: of its requests, or of its time where that ends it sooner."""
+        of_requests = self.ended / self.planned if self.planned else 0.0
+        if self.workers is None or self.ended == self.planned:
+            return of_requests
+        return max(of_requests, min(1.0, self.elapsed / self.duration))
+
+    @property
     def remaining(self) -> float | None:
         """Seconds to go if requests go on ending as they have, and at least until the last one leaves."""
         if not self.ended:
             return None
-        return max(self.last_arrival - self.elapsed, (self.planned - self.ended) * self.elapsed / self.ended)
+        at_this_speed = (self.planned - self.ended) * self.elapsed / self.ended
+        if self.workers is not None:
+            return min(at_this_speed, max(0.0, self.duration - self.elapsed))
+        return max(self.last_arrival - self.elapsed, at_this_speed)
 
     def recent_means(self) -> tuple[float | None, ...]:
         """Of each of ``LATENCIES``, over what ended in the last ``RECENT_SECONDS``, so far as remembered."""

@@ -66,15 +66,17 @@ class LoadView:
 
 
 def progress(state: LoadState, width: int) -> list[Text]:
-    share = state.ended / state.planned if state.planned else 0.0
-    told = f" {state.ended}/{state.planned}  {share:.0%}  {clock(state.elapsed)}"
-    if state.remaining is not None and state.ended < state.planned:
+    told = f" {state.ended}/{state.planned}  {state.share:.0%}  {clock(state.elapsed)}"
+    if state.remaining is not None and state.share < 1.0:
         told += f", {clock(state.remaining)} to go"
-    return [Text.assemble(bar(share, max(4, width - len(told)), "green"), (told, "bold"))]
+    return [Text.assemble(bar(state.share, max(4, width - len(told)), "green"), (told, "bold"))]
 
 
 def counts(state: LoadState, width: int) -> list[Text]:
-    offered = "all at once" if state.last_arrival == 0 else f"{number(state.offered_rate)}/s"
+    if state.workers is not None:
+        offered = f"{state.workers:,} at a time"
+    else:
+        offered = "all at once" if state.last_arrival == 0 else f"{number(state.offered_rate)}/s"
     parts = [
         figure("sent", f"{state.sent:,}"),
         figure("done", f"{state.ok:,}"),

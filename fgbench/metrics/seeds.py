@@ -41,17 +41,22 @@ class Interval:
 class Estimate:
     """The mean over seeds of one figure of a run."""
 
-    value: float
-    seeds: int
-    interval: Interval | None
-    """None of fewer than ``MIN_SEEDS`` seeds."""
+    values: tuple[float, ...]
+    """Of each seed; at least one."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate | None:
-        """From the figure of each seed; None where there is none."""
-        if not values:
-            return None
-        return cls(math.fsum(values) / len(values), len(values), bootstrap_interval(values))
+        """None of no values."""
+        return cls(tuple(values)) if values else None
+
+    @property
+    def value(self) -> float:
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def interval(self) -> Interval | None:
+        """None of fewer than ``MIN_SEEDS`` seeds."""
+        return bootstrap_interval(self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ def _bootstrap(values: tuple[float, ...]) -> Interval:
     from scipy import stats
 
     n = len(values)
-    widened = math.sqrt(n / (n - 1)) * float(stats.t.ppf((1.0 + CONFIDENCE) / 2.0, n - 1))
+    widened = math.sqrt(n / (n - 1)) * _student(n)
     found = stats.bootstrap(
         (np.asarray(values, dtype=float),),
         np.mean,
@@ -117,9 +122,15 @@ def student_interval(values: Sequence[float]) -> Interval | None:
     n = len(values)
     if n < MIN_SEEDS:
         return None
-    from scipy import stats
-
     mean = math.fsum(values) / n
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    reach = float(stats.t.ppf((1.0 + CONFIDENCE) / 2.0, n - 1)) * math.sqrt(variance / n)
+    reach = _student(n) * math.sqrt(variance / n)
     return Interval(mean - reach, mean + reach)
+
+
+@cache
+def _student(n: int) -> float:
+    """How many standard errors the interval of a mean of ``n`` values reaches."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1.0 + CONFIDENCE) / 2.0, n - 1))

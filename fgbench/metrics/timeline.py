@@ -9,36 +9,56 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fgbench.client.record import RequestRecord
 
-MOMENTS = 400
-"""Evenly spread over the run; a picture has room for no more."""
+if TYPE_CHECKING:
+    import numpy as np
+
+PARTS = 120
+"""A picture has no room for more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
+    """Mean numbers of requests in equal parts of a run. Means, for moments would miss what is brief."""
+
     times: list[float]
-    """Seconds since the first request was scheduled."""
-    waiting: list[int]
+    """The middle of each part, in seconds since the first request was scheduled."""
+    waiting: list[float]
     """For their first token."""
-    answering: list[int]
+    answering: list[float]
 
 
-def queue_lengths(records: Sequence[RequestRecord], moments: int = MOMENTS) -> Timeline | None:
+def queue_lengths(records: Sequence[RequestRecord], parts: int = PARTS) -> Timeline | None:
     """None where no request ended after it was scheduled."""
     import numpy as np
 
     ended = [record for record in records if record.finished is not None]
     if not ended:
         return None
-    scheduled = np.sort([record.scheduled for record in ended])
-    first = np.sort(
-        [record.finished if record.first_token is None else record.first_token for record in ended]
-    )
-    finished = np.sort([record.finished for record in ended])
-    if not finished[-1] > scheduled[0]:
+    scheduled = np.array([record.scheduled for record in ended])
+    finished = np.array([record.finished for record in ended])
+    first = np.array([r.finished if r.first_token is None else r.first_token for r in ended])
+    start, end = float(scheduled.min()), float(finished.max())
+    if not end > start:
         return None
-    times = np.linspace(scheduled[0], finished[-1], moments)
-    came, begun, gone = (np.searchsorted(events, times, "right") for events in (scheduled, first, finished))
-    return Timeline((times - scheduled[0]).tolist(), (came - begun).tolist(), (begun - gone).tolist())
+    edges = np.linspace(start, end, parts + 1)
+    came, begun, gone = (_seconds_since(events, edges) for events in (scheduled, first, finished))
+    part = (end - start) / parts
+    return Timeline(
+        times=(edges[:-1] + part / 2 - start).tolist(),
+        waiting=(np.diff(came - begun) / part).clip(0.0).tolist(),
+        answering=(np.diff(begun - gone) / part).clip(0.0).tolist(),
+    )
+
+
+def _seconds_since(events: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """At each moment, the seconds passed since each event that had come by then, in sum."""
+    import numpy as np
+
+    ordered = np.sort(events)
+    behind = np.searchsorted(ordered, moments, "right")
+    sums = np.concatenate(([0.0], np.cumsum(ordered)))
+    return np.asarray(behind * moments - sums[behind])

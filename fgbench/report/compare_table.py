@@ -13,7 +13,6 @@ from fgbench.report.notes import (
     is_judged,
     marks,
     notes,
-    rate_name,
     title,
 )
 from fgbench.report.objectives import TARGET, Objective
@@ -85,7 +84,7 @@ def _table(name: str, columns: Sequence[str], names: int = 1) -> Table:
 
 
 def _rate_table(comparison: Comparison, rate: float, points: Sequence[Point]) -> Table:
-    table = _table(rate_name(rate), [f"{point.label}{marks(point)}" for point in points], names=2)
+    table = _table(comparison.rate_name(rate), [f"{point.label}{marks(point)}" for point in points], names=2)
     for quantities in (LATENCIES, THROUGHPUTS, SLOWDOWNS, IN_THE_SERVER):
         shown = [q for q in quantities if any(p.figure(q.metric, q.statistic) is not None for p in points)]
         named = ""
@@ -138,7 +137,8 @@ def _interval(point: Point, quantity: Quantity) -> str:
 
 def _answered(point: Point, num_prompts: int) -> str:
     """Of the requests of one run; of several runs the sum."""
-    return f"{sum(entry.summary.ok for entry in point.counted)} of {num_prompts * len(point.counted)}"
+    asked = sum(num_prompts - entry.summary.trimmed for entry in point.counted)
+    return f"{sum(entry.summary.ok for entry in point.counted)} of {asked}"
 
 
 def _verdict_table(comparison: Comparison, labels: Sequence[str]) -> Table:
@@ -161,7 +161,7 @@ def _verdict_table(comparison: Comparison, labels: Sequence[str]) -> Table:
                 if ratio.interval:
                     cell += f" {ratio.interval.low:.2f}–{ratio.interval.high:.2f}"
                 cells.append(Text(cell, style=STYLES.get(verdict, "")))
-            name = rate_name(rate) if quantity is HEADLINES[0] else ""
+            name = comparison.rate_name(rate) if quantity is HEADLINES[0] else ""
             table.add_row(name, quantity.name, *cells)
         table.add_section()
     return table
@@ -171,11 +171,11 @@ def _objective_table(objective: Objective, labels: Sequence[str]) -> Table:
     from rich.text import Text
 
     comparison = objective.comparison
-    table = _table(f"SLO {objective.slo}", labels)
+    table = _table(f"SLO {objective.slo}: met by the run, attained by requests, goodput", labels)
     for rate in comparison.rates:
         points = {point.label: point for point in comparison.at(rate)}
         cells = [_attained(objective, points[label]) if label in points else Text("-") for label in labels]
-        table.add_row(rate_name(rate), *cells)
+        table.add_row(comparison.rate_name(rate), *cells)
     table.add_section()
     held = []
     for label in labels:
@@ -185,7 +185,7 @@ def _objective_table(objective: Objective, labels: Sequence[str]) -> Table:
             verdict = objective.verdict(label) or ""
             cell.append(f" {ratio.describe('x')}{_mark(verdict)}", style=STYLES.get(verdict, ""))
         held.append(cell)
-    table.add_row("the run meets it up to", *held)
+    table.add_row("runs meet it up to", *held)
     upto = [objective.attained_up_to(label) for label in labels]
     table.add_row(f"{TARGET:.0%} attain it up to", *("-" if r is None else r.describe("/s") for r in upto))
     return table
@@ -199,5 +199,5 @@ def _attained(objective: Objective, point: Point) -> Text:
     if share is None or good is None:
         return Text("-")
     met = objective.met_by(point)
-    verdict = "" if met is None else "met, " if met else "missed, "
+    verdict = "" if met is None else "yes " if met else "no "
     return Text(f"{verdict}{share.value:.0%} {number(good.value)}/s{marks(point)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgbench.client.record import RequestRecord
 from fgbench.metrics.breakdown import STATES, Breakdown
 from fgbench.metrics.seeds import Estimate, PairedRatio
 from fgbench.metrics.slowdown import jain_index, slowdowns
@@ -16,6 +18,7 @@ from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.summary import Summary
 from fgbench.report.pairing import Workload, group, seed_of, settings_of
 from fgbench.report.quantities import Quantity
+from fgbench.report.units import number
 from fgbench.results.figures import summary_of
 from fgbench.results.run import Run
 
@@ -44,6 +47,11 @@ class Entry:
     def settings(self) -> dict[str, Any]:
         return settings_of(self.run.info)
 
+    @property
+    def records(self) -> Sequence[RequestRecord]:
+        """Those that the figures are of: of a trimmed run the ones in its window."""
+        return _counted(self.run, self.summary)
+
     @classmethod
     def of(cls, run: Run, cost: CostModel | None = None) -> Entry:
         """Figures are computed anew from the records, so that all runs are measured by one definition."""
@@ -51,7 +59,7 @@ class Entry:
         rate = float(workload.get("rate") or "nan")
         name = str((run.info.get("backend") or {}).get("name", "unknown"))
         summary = summary_of(run)
-        slowed = slowdowns(run.records, cost) if cost else []
+        slowed = slowdowns(_counted(run, summary), cost) if cost else []
         return cls(
             label=name,
             rate=rate,
@@ -149,6 +157,11 @@ class Comparison:
     def runs(self) -> int:
         return sum(len(point.entries) for point in self.points)
 
+    def rate_name(self, rate: float) -> str:
+        if math.isfinite(rate):
+            return f"{number(rate)} request{'' if rate == 1.0 else 's'} / s"
+        return "closed loop" if self.workload.is_closed else "all at once"
+
     def at(self, rate: float) -> list[Point]:
         return [point for label in self.labels if (point := self._at.get((label, rate))) is not None]
 
@@ -175,6 +188,13 @@ class Comparison:
         if not (point.complete and self._at[self.baseline, point.rate].complete):
             return "incomplete: not judged"
         return ratio.verdict(lower_is_better=quantity.lower_is_better) or not_judged(ratio.seeds)
+
+
+def _counted(run: Run, summary: Summary) -> Sequence[RequestRecord]:
+    if summary.window is None:
+        return run.records
+    first, last = summary.window
+    return [record for record in run.records if first <= record.scheduled <= last]
 
 
 def not_judged(seeds: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from fgbench.report.comparison import Comparison, Point
-from fgbench.report.notes import VERDICT_MARKS, marks, notes, rate_name, title
+from fgbench.report.notes import VERDICT_MARKS, marks, notes, title
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.quantities import HEADLINES, IN_THE_SERVER, LATENCIES, SLOWDOWNS, Quantity
 from fgbench.report.units import number, span, times
@@ -27,7 +27,7 @@ def comparison_markdown(comparison: Comparison, objectives: Sequence[Objective])
 def _main_table(comparison: Comparison) -> str:
     names = [_name(quantity) for quantity in FIGURES]
     rows = [
-        [*_point(point), *(_cell(comparison, point, quantity) for quantity in FIGURES)]
+        [*_point(comparison, point), *(_cell(comparison, point, quantity) for quantity in FIGURES)]
         for point in _points(comparison)
     ]
     lead = (
@@ -43,7 +43,7 @@ def _cell(comparison: Comparison, point: Point, quantity: Quantity) -> str:
     if estimate is None:
         return "-"
     text = quantity.show(estimate.value)
-    if estimate.interval and quantity.kind == "seconds":
+    if estimate.interval and quantity in LATENCIES:
         text += f" [{span(estimate.interval.low, estimate.interval.high)}]"
     ratio = comparison.ratio(point, quantity)
     if ratio is None:
@@ -76,7 +76,7 @@ def _objective_table(objective: Objective) -> str:
     for point in _points(comparison):
         share, good = objective.attainment(point), objective.goodput(point)
         if share is not None and good is not None:
-            shares.append([*_point(point), f"{share.value:.0%}", f"{number(good.value)}/s"])
+            shares.append([*_point(comparison, point), f"{share.value:.0%}", f"{number(good.value)}/s"])
     return "\n\n".join(
         (
             f"SLO `{objective.slo}`:",
@@ -96,7 +96,7 @@ def _details_table(comparison: Comparison) -> str:
     if not shown:
         return ""
     rows = [
-        [*_point(point), *(_cell(comparison, point, quantity) for quantity in shown)]
+        [*_point(comparison, point), *(_cell(comparison, point, quantity) for quantity in shown)]
         for point in _points(comparison)
     ]
     return _table(["rate", "backend", *map(_name, shown)], rows)
@@ -107,8 +107,8 @@ def _points(comparison: Comparison) -> Iterator[Point]:
         yield from comparison.at(rate)
 
 
-def _point(point: Point) -> list[str]:
-    return [rate_name(point.rate), f"{point.label}{marks(point)}"]
+def _point(comparison: Comparison, point: Point) -> list[str]:
+    return [comparison.rate_name(point.rate), f"{point.label}{marks(point)}"]
 
 
 def _name(quantity: Quantity) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from fgbench.metrics.seeds import CONFIDENCE, MIN_SEEDS
 from fgbench.report.comparison import Comparison, Point, not_judged
 from fgbench.report.quantities import HEADLINES
 from fgbench.report.tables import OVERLOAD_MARK, OVERLOAD_NOTE
-from fgbench.report.units import number
 
 INCOMPLETE_MARK = "◌"
 INCOMPLETE_NOTE = (
@@ -28,10 +26,6 @@ def title(comparison: Comparison) -> str:
     seeds = comparison.seeds
     which = ", ".join(map(str, seeds[:8])) + (", ..." if len(seeds) > 8 else "")
     return f"{comparison.workload.describe()}, seed{'s' if len(seeds) > 1 else ''} {which}"
-
-
-def rate_name(rate: float) -> str:
-    return "all at once" if math.isinf(rate) else f"{number(rate)} requests / s"
 
 
 def marks(point: Point) -> str:

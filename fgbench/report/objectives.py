@@ -33,12 +33,21 @@ class Objective:
         return mine.over(theirs) if mine and theirs and label != self.comparison.baseline else None
 
     def paired(self, label: str) -> PairedRatio | None:
-        """The ratio seed by seed, over the seeds where both rates are known exactly."""
+        """The ratio seed by seed; None where a seed that both have crosses nothing that was measured, since
+        leaving such seeds out would choose among them."""
         if label == self.comparison.baseline:
             return None
-        return PairedRatio.of(self._by_seed(label), self._by_seed(self.comparison.baseline))
+        mine, theirs = self._by_seed(label), self._by_seed(self.comparison.baseline)
+        both = mine.keys() & theirs.keys()
+        known = {seed: (mine[seed].exact, theirs[seed].exact) for seed in both}
+        if any(None in pair for pair in known.values()):
+            return None
+        return PairedRatio.of(
+            {seed: a for seed, (a, _) in known.items() if a}, {seed: b for seed, (_, b) in known.items() if b}
+        )
 
     def verdict(self, label: str) -> str | None:
+        """As ``Comparison.verdict``; None for the baseline, and where no ratio is known exactly."""
         ratio = self.paired(label)
         return None if ratio is None else ratio.verdict(lower_is_better=False) or not_judged(ratio.seeds)
 
@@ -68,8 +77,8 @@ class Objective:
         """Share and goodput of each entry, by its id."""
         return {
             id(entry): (
-                attainment(entry.run.records, self.slo),
-                goodput(entry.run.records, self.slo, entry.summary.duration_s),
+                attainment(entry.records, self.slo),
+                goodput(entry.records, self.slo, entry.summary.duration_s),
             )
             for point in self.comparison.points
             for entry in point.entries
@@ -78,15 +87,14 @@ class Objective:
     def _complete(self, label: str) -> list[Point]:
         return [point for point in self.comparison.of(label) if point.complete]
 
-    def _by_seed(self, label: str) -> dict[int, float]:
-        """Each seed's own rate, where it is known exactly."""
+    def _by_seed(self, label: str) -> dict[int, Range]:
+        """Each seed's own rate."""
         points = self._complete(label)
-        found: dict[int, float] = {}
+        found: dict[int, Range] = {}
         for seed in self.comparison.seeds:
-            mine = {point.rate: [entry for entry in point.counted if entry.seed == seed] for point in points}
-            rate = self._rate(mine)
-            if rate is not None and rate.exact is not None:
-                found[seed] = rate.exact
+            entries = {point.rate: [e for e in point.counted if e.seed == seed] for point in points}
+            if (rate := self._rate(entries)) is not None:
+                found[seed] = rate
         return found
 
     def _rate(self, entries_by_rate: Mapping[float, Sequence[Entry]]) -> Range | None:

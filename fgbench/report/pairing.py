@@ -15,9 +15,10 @@ from typing import Any
 
 from fgbench.results.run import Run
 
-_PER_RUN = ("rate", "seed", "fingerprint", "prompts_fingerprint", "prompt_tokens", "output_tokens", "users")
-"""Keys of a run's workload that differ by rate and seed, or that its prompts' fingerprint covers."""
-_NAMED = ("dataset", "num_prompts", "arrivals")
+_PER_RUN = ("rate", "seed", "fingerprint", "prompts_fingerprint", "prompt_tokens", "output_tokens")
+"""Keys of a run's workload that differ by rate and seed."""
+_NAMED = ("dataset", "num_prompts", "arrivals", "arrival_process", "users")
+"""Those that are said otherwise: the process by its label, users by the prompts' fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Workload:
     num_prompts: int
     arrivals: str
     details: str
-    """What else run.json says of the workload, such as the parameters of its arrival process."""
+    """What else run.json says of the workload, and what is left out of the figures."""
+    is_closed: bool = False
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> Workload:
@@ -38,12 +40,15 @@ class Workload:
         others = {
             key: value for key, value in work.items() if key not in _PER_RUN + _NAMED and value is not None
         }
+        if info.get("trim"):
+            others["trim"] = info["trim"]
         return cls(
             model=PurePath(str(info.get("model", "unknown"))).name,
             dataset=str(work.get("dataset", "unknown")),
             num_prompts=int(work.get("num_prompts") or 0),
             arrivals=str(work.get("arrivals", "unknown")),
             details=", ".join(f"{key} {json.dumps(others[key])}" for key in sorted(others)),
+            is_closed=is_closed(info),
         )
 
     def describe(self) -> str:
@@ -76,6 +81,11 @@ class Group:
         self._sent[at_rate] = sent
         self.runs.append(run)
         return True
+
+
+def is_closed(info: dict[str, Any]) -> bool:
+    """Whether the load was a closed loop, which asks for no rate."""
+    return "concurrency" in ((info.get("workload") or {}).get("arrival_process") or {})
 
 
 def seed_of(info: dict[str, Any]) -> int:

@@ -80,7 +80,8 @@ def load_in_words(workload: dict[str, Any]) -> str:
     arrivals = str(workload.get("arrivals", "unknown"))
     if "concurrency" in workload.get("arrival_process", {}):
         return f"closed loop of {workload['arrival_process']['concurrency']}"
-    rate = f"{float(workload.get('rate') or 'nan'):g}/s"
+    asked = float(workload.get("rate") or "nan")
+    rate = "all at once" if math.isinf(asked) else f"{number(asked, 4)}/s"
     return rate if arrivals == "poisson" else f"{arrivals}, {rate}"
 
 

@@ -38,8 +38,8 @@ RATES = (
     "shortfall",
 )
 EXAMPLE = (
-    "SELECT backend, rate, count(*) AS requests, avg((last_token - scheduled) / output_tokens) AS normalized "
-    "FROM requests JOIN runs USING (run) WHERE error IS NULL GROUP BY ALL ORDER BY rate, backend"
+    "SELECT backend, rate, count(*) AS n, avg((last_token - scheduled) / requests.output_tokens) AS latency "
+    "FROM requests JOIN runs USING (run) WHERE requests.error IS NULL GROUP BY ALL ORDER BY rate, backend"
 )
 
 
@@ -166,7 +166,7 @@ def _texts(data: dict[str, Any], names: Iterable[str]) -> dict[str, str | None]:
 
 
 def _distributions(summary: Summary) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for name in DISTRIBUTIONS:
         distribution = getattr(summary, name)
         if distribution is not None:

@@ -9,7 +9,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("fgbench", "torch", "transformers", "tokenizers", "numpy", "aiohttp", "uvloop", "vllm")
+PACKAGES = (
+    "fgbench",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "aiohttp",
+    "httptools",
+    "uvloop",
+    "vllm",
+)
 
 
 def environment() -> dict[str, Any]:

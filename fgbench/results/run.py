@@ -114,7 +114,7 @@ def named(root: Path, name: str) -> Path:
 
 
 def told(read: Callable[[Path], T], path: Path, damaged: Callable[[str], None]) -> T | None:
-    """``read(path)``; None where it is damaged, which ``damaged`` is told and which must not hide the others."""
+    """``read(path)``; None where it is damaged: ``damaged`` is told, and the others are not hidden by it."""
     try:
         return read(path)
     except ValueError as error:

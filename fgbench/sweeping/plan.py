@@ -10,6 +10,7 @@ from typing import Any
 
 from fgbench.benchmark import Load
 from fgbench.results.fingerprint import fingerprint
+from fgbench.workload.arrivals import POISSON
 
 MOST_POINTS = 10_000
 
@@ -46,7 +47,7 @@ class Plan:
 
     def point(self, backend: str, rate: float, seed: int) -> Point:
         load = self.load(backend, rate, seed)
-        told_of = {field.name: getattr(load, field.name) for field in dataclasses.fields(load)}
+        told_of = dataclasses.asdict(dataclasses.replace(load, arrivals=POISSON))
         told_of["arrivals"] = load.arrivals.label  # a trace's times are in the workload's fingerprint
         told_of["trim"] = load.trim.to_json()
         plain = {name: str(v) if isinstance(v, float) and math.isinf(v) else v for name, v in told_of.items()}

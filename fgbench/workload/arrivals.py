@@ -211,6 +211,10 @@ class Replay(Arrivals):
         return {"trace": self.trace, "requests": len(self.recorded)}
 
     @property
+    def label(self) -> str:
+        return f"trace {self.trace} requests={len(self.recorded)}"
+
+    @property
     def own_rate(self) -> float:
         """Requests per second as recorded; infinite where all came at once."""
         span = self.recorded[-1]

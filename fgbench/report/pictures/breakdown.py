@@ -6,31 +6,31 @@ from statistics import fmean
 
 from fgbench.metrics.breakdown import STATES
 from fgbench.report.comparison import Comparison, Point
-from fgbench.report.notes import marks, rate_name, title
+from fgbench.report.notes import marks, title
 from fgbench.report.pictures.picture import Bar, Bars, Picture, picked
-
-COLUMNS = 2
 
 
 def breakdown(comparison: Comparison) -> Picture | None:
     """A panel for each rate, a bar for each backend whose server accounts for its requests."""
-    panels = []
-    for rate in comparison.rates:
-        bars = [
-            Bar(f"{point.label}{marks(point)}", parts)
-            for point in comparison.at(rate)
-            if point.complete and (parts := _parts(point))
-        ]
-        if bars:
-            panels.append((rate, Bars(rate_name(rate), "seconds of a request, mean", bars)))
-    if not panels:
+    accounts = {
+        (point.rate, point.label): (point, parts)
+        for point in comparison.points
+        if point.complete and (parts := _parts(point))
+    }
+    if not accounts:
         return None
-    chosen = picked([rate for rate, _ in panels])
-    shown = [bars for rate, bars in panels if rate in chosen]
-    notes = [f"{len(shown)} of {len(panels)} rates"] if len(shown) < len(panels) else []
-    return Picture(
-        "breakdown", title(comparison), shown, min(COLUMNS, len(shown)), comparison.labels, notes=notes
-    )
+    labels = [label for label in comparison.labels if any(label == there for _, there in accounts)]
+    rates = sorted({rate for rate, _ in accounts})
+    shown = picked(rates)
+    panels = []
+    for rate in shown:
+        bars = []
+        for label in labels:
+            point, parts = accounts.get((rate, label), (None, {}))
+            bars.append(Bar(label, parts, marks(point) if point else ""))
+        panels.append(Bars(comparison.rate_name(rate), "mean seconds of a request", bars))
+    notes = [f"{len(shown)} of {len(rates)} rates"] if len(shown) < len(rates) else []
+    return Picture("breakdown", title(comparison), panels, len(panels), comparison.labels, notes=notes)
 
 
 def _parts(point: Point) -> dict[str, float]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fgbench.client.record import RequestRecord
 from fgbench.metrics.latency import jct, ttft
 from fgbench.report.comparison import Comparison
-from fgbench.report.notes import rate_name, title
+from fgbench.report.notes import title
 from fgbench.report.pictures.picture import Line, Panel, Picture, is_wide, picked
 
 MOST_POINTS = 500
@@ -27,14 +27,18 @@ def distributions(comparison: Comparison) -> Picture | None:
             for style, label in enumerate(comparison.labels):
                 for point in comparison.at(rate):
                     if point.label == label and point.complete:
-                        records = [record for entry in point.counted for record in entry.run.records]
+                        records = [record for entry in point.counted for record in entry.records]
                         values = [metric(record) for record in records if record.ok]
                         xs, ys = cumulated([value for value in values if value is not None])
                         if xs:
                             lines.append(Line(label, style, xs, ys, marked=False))
             if lines:
                 panel = Panel(
-                    f"{name} at {rate_name(rate)}", f"{name} (s)", "requests", lines, y_percent=True
+                    f"{name} at {comparison.rate_name(rate)}",
+                    f"{name} (s)",
+                    "requests",
+                    lines,
+                    y_percent=True,
                 )
                 panels.append(replace(panel, x_log=is_wide(panel.x_range)))
     if len(panels) != len(METRICS) * len(shown) or not panels:

@@ -55,7 +55,7 @@ def attainment(comparison: Comparison, objectives: Sequence[Objective]) -> Pictu
     ]
     if not panels or not panels[0].lines:
         return None
-    return _picture(comparison, "attainment", title(comparison), panels, f"{TARGET:.0%}")
+    return _picture(comparison, "attainment", title(comparison), panels, f"{TARGET:.0%} of the requests")
 
 
 def _lines(comparison: Comparison, of: Callable[[Point], Estimate | None]) -> list[Line]:

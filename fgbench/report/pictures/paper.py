@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from fgbench.report.units import seconds
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
@@ -33,10 +35,12 @@ STYLE: Any = {
     "pdf.fonttype": 42,  # fonts as TrueType: text stays text in the PDF
     "hatch.linewidth": 0.6,
 }
-PANEL_WIDTH, PANEL_HEIGHT, BAR_HEIGHT, LEGEND_ROW = 3.7, 3.0, 0.42, 0.24
-"""Inches."""
+PANEL_WIDTH, NARROW_WIDTH, PANEL_HEIGHT, BAR_HEIGHT, LEGEND_ROW = 3.7, 3.1, 3.0, 0.42, 0.24
+"""Inches; narrow where there are more than three panels in a row."""
+BESIDE = 0.008
+"""At most, as a share of the x axis: between the points of two backends at one rate that have intervals."""
 CHARACTERS_PER_INCH = 14
-LABEL_WIDTH = 26
+LABEL_WIDTH = 32
 MOST_TICKS = 6
 DPI = 180
 GREY = "#555555"
@@ -47,53 +51,57 @@ LEVEL: Any = (0, (4, 3))
 def write_pictures(pictures: Sequence[Picture], folder: Path) -> list[Path]:
     """Writes each as ``folder``/NAME.png and .pdf; gives the paths."""
     import matplotlib
-    from matplotlib.figure import Figure
 
     paths = []
     with matplotlib.rc_context(STYLE):
         for picture in pictures:
-            handles = _legend(picture)
-            rows = math.ceil(len(picture.panels) / picture.columns)
-            width = PANEL_WIDTH * max(picture.columns, 2)
-            across = _legend_columns(handles, width)
-            legend_rows = math.ceil(len(handles) / across)
-            title = textwrap.fill(
-                "; ".join([picture.title, *picture.notes]), int(width * CHARACTERS_PER_INCH * 0.85)
-            )
-            height = rows * _panel_height(picture) + LEGEND_ROW * (legend_rows + title.count("\n")) + 0.7
-            figure = Figure(figsize=(width, height), layout="constrained")
-            grid = figure.subplots(rows, picture.columns, squeeze=False).flat
-            for axes, panel in zip(grid, picture.panels, strict=False):
-                if isinstance(panel, Panel):
-                    _draw_lines(axes, panel)
-                elif isinstance(panel, Bars):
-                    _draw_bars(axes, panel)
-            for axes in list(grid)[len(picture.panels) :]:
-                axes.set_axis_off()
-            figure.legend(handles=handles, loc="outside lower center", ncols=across)
-            figure.suptitle(title, fontsize=11)
+            figure = _figure(picture)
             folder.mkdir(parents=True, exist_ok=True)
             for kind in ("png", "pdf"):
                 paths.append(folder / f"{picture.name}.{kind}")
                 figure.savefig(paths[-1], dpi=DPI)
+                figure.set_layout_engine("none")  # laid out once is enough, and takes long
     return paths
 
 
-def _panel_height(picture: Picture) -> float:
-    first = picture.panels[0]
-    if not isinstance(first, Bars):
+def _figure(picture: Picture) -> Figure:
+    from matplotlib.figure import Figure
+
+    handles = _legend(picture)
+    rows = math.ceil(len(picture.panels) / picture.columns)
+    names = [_wrapped(bar.label) for bar in picture.bars]
+    width = (PANEL_WIDTH if picture.columns < 4 else NARROW_WIDTH) * max(picture.columns, 2)
+    width += max((len(line) for name in names for line in name.split("\n")), default=0) / CHARACTERS_PER_INCH
+    across = _legend_columns(handles, width)
+    title = textwrap.fill("; ".join([picture.title, *picture.notes]), int(0.85 * width * CHARACTERS_PER_INCH))
+    height = rows * _panel_height(picture, names) + 0.7
+    height += LEGEND_ROW * (math.ceil(len(handles) / across) + title.count("\n"))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(rows, picture.columns, squeeze=False, sharey="all" if names else "none").flatten()
+    for axes, panel in zip(grid, picture.panels, strict=False):
+        if isinstance(panel, Panel):
+            _draw_lines(axes, panel, len(picture.labels))
+        elif isinstance(panel, Bars):
+            _draw_bars(axes, panel)
+    for axes in grid[len(picture.panels) :]:
+        axes.set_axis_off()
+    figure.legend(handles=handles, loc="outside lower center", ncols=across)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _panel_height(picture: Picture, names: Sequence[str]) -> float:
+    if not names:
         return PANEL_HEIGHT
-    most = max(
-        sum(len(_wrapped(bar.label).split("\n")) for bar in panel.bars)
-        for panel in picture.panels
-        if isinstance(panel, Bars)
-    )
-    return 1.0 + BAR_HEIGHT * max(most, 2)
+    bars = len(names) // len(picture.panels)
+    return 0.8 + max(BAR_HEIGHT, LEGEND_ROW * (1 + max(name.count("\n") for name in names))) * max(bars, 2)
 
 
 def _legend_columns(handles: Sequence[Artist], width: float) -> int:
+    """As many as fit, evenly filled."""
     longest = max(len(str(handle.get_label())) for handle in handles)
-    return max(1, min(len(handles), int(width * CHARACTERS_PER_INCH / (longest + 6))))
+    most = max(1, min(len(handles), int(width * CHARACTERS_PER_INCH / (longest + 6))))
+    return math.ceil(len(handles) / math.ceil(len(handles) / most))
 
 
 def _legend(picture: Picture) -> list[Artist]:
@@ -101,13 +109,7 @@ def _legend(picture: Picture) -> list[Artist]:
     from matplotlib.patches import Patch
 
     if isinstance(picture.panels[0], Bars):
-        there = {
-            name
-            for panel in picture.panels
-            if isinstance(panel, Bars)
-            for bar in panel.bars
-            for name in bar.parts
-        }
+        there = {name for bar in picture.bars for name in bar.parts}
         return [
             Patch(facecolor=fill, hatch=STATE_HATCHES[name], edgecolor="white", label=name)
             for name, fill in STATE_COLOURS.items()
@@ -134,28 +136,43 @@ def _style(line: Line) -> dict[str, Any]:
     return style | {"marker": MARKERS[line.style % len(MARKERS)], "markersize": 6.5}
 
 
-def _draw_lines(axes: Axes, panel: Panel) -> None:
+def _draw_lines(axes: Axes, panel: Panel, styles: int) -> None:
     if panel.level is not None:
         axes.axhline(panel.level, color=GREY, linestyle=LEVEL, linewidth=1.2, zorder=1)
+    apart = _apart(panel, styles) if any(any(line.intervals) for line in panel.lines) else 0.0
     for line in panel.lines:
         style = _style(line)
         if not line.marked:
-            axes.plot(line.xs, line.ys, **style, drawstyle="steps-post")
+            axes.plot(line.xs, line.ys, **style, drawstyle="steps-post" if panel.y_percent else "default")
             continue
-        axes.plot(line.xs, line.ys, color=style["color"], linewidth=style["linewidth"], zorder=2)
-        for i, (x, y) in enumerate(zip(line.xs, line.ys, strict=True)):
-            face = "white" if line.hollow and line.hollow[i] else style["color"]
-            axes.plot(x, y, **style, markerfacecolor=face, markeredgewidth=1.6, zorder=4)
-            interval = line.intervals[i] if line.intervals else None
-            if interval:
-                axes.vlines(x, *interval, color=style["color"], linewidth=1.4, zorder=3)
-                axes.plot([x, x], interval, "_", color=style["color"], markersize=7, zorder=3)
+        xs = [x + apart * (line.style - (styles - 1) / 2) for x in line.xs]
+        axes.plot(xs, line.ys, color=style["color"], linewidth=style["linewidth"], zorder=2)
+        hollow = line.hollow or [False] * len(xs)
+        for is_hollow, face in ((False, style["color"]), (True, "white")):
+            some = [(x, y) for x, y, h in zip(xs, line.ys, hollow, strict=True) if h == is_hollow]
+            axes.plot(*zip(*some, strict=True) if some else ((), ()), **style | _only_markers(face), zorder=4)
+        known = [(x, *between) for x, between in zip(xs, line.intervals, strict=False) if between]
+        if known:
+            at, lows, highs = zip(*known, strict=True)
+            axes.vlines(at, lows, highs, color=style["color"], linewidth=1.4, zorder=3)
+            axes.plot((*at, *at), (*lows, *highs), "_", color=style["color"], markersize=5, zorder=3)
     axes.set_title(panel.title)
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
     axes.margins(x=0.06)
     _set_y(axes, panel)
     _set_x(axes, panel)
+
+
+def _apart(panel: Panel, styles: int) -> float:
+    """Between the points of two backends at one rate, so that their intervals do not cover each other."""
+    xs = sorted({x for line in panel.lines for x in line.xs})
+    gaps = [later - earlier for earlier, later in pairwise(xs)]
+    return min(BESIDE * (xs[-1] - xs[0]), 0.5 * min(gaps) / styles) if gaps else 0.0
+
+
+def _only_markers(face: str) -> dict[str, Any]:
+    return {"linestyle": "none", "markerfacecolor": face, "markeredgewidth": 1.6}
 
 
 def _set_y(axes: Axes, panel: Panel) -> None:
@@ -220,7 +237,7 @@ def _draw_bars(axes: Axes, panel: Bars) -> None:
             )
             left += value
         axes.annotate(
-            seconds(bar.total),
+            f"{seconds(bar.total)}{bar.mark}" if bar.parts else "not known",
             (left, place),
             xytext=(4, 0),
             textcoords="offset points",
@@ -229,7 +246,8 @@ def _draw_bars(axes: Axes, panel: Bars) -> None:
         )
     axes.set_yticks(places, names)
     axes.grid(visible=False, axis="y")
-    axes.set_xlim(0.0, 1.2 * longest if longest > 0.0 else 1.0)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(0.0, 1.3 * longest if longest > 0.0 else 1.0)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_title(panel.title)
     axes.set_xlabel(panel.x)

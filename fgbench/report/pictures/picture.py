@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-MOST_PANELS = 4
+MOST_PANELS = 5
 """Rates that get a panel of their own in a picture; of more, some are picked."""
 LOG_ABOVE = 8.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
@@ -60,7 +60,9 @@ class Panel:
 class Bar:
     label: str
     parts: dict[str, float]
-    """By name, in the order in which they are stacked."""
+    """By name, in the order in which they are stacked; empty: not known."""
+    mark: str = ""
+    """Behind its total."""
 
     @property
     def total(self) -> float:
@@ -69,7 +71,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Stacked bars side by side; seconds."""
+    """Stacked bars, seconds; the same labels in all of a picture."""
 
     title: str
     x: str

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fgbench.metrics.timeline import queue_lengths
 from fgbench.report.comparison import Comparison
-from fgbench.report.notes import rate_name, title
+from fgbench.report.notes import title
 from fgbench.report.pictures.picture import Line, Panel, Picture, picked
 
-ROWS = (("waiting", "waiting for the first token"), ("answering", "being answered"))
+ROWS = (("waiting", "waiting for a first token"), ("answering", "being answered"))
 
 
 def queues(comparison: Comparison) -> Picture | None:
@@ -25,9 +25,9 @@ def queues(comparison: Comparison) -> Picture | None:
     shown = [column for column in columns if column[0] in chosen]
     panels = [
         Panel(
-            f"{name} at {rate_name(rate)}",
+            comparison.rate_name(rate),
             "seconds into the run",
-            "requests",
+            name,
             [
                 Line(
                     label, comparison.labels.index(label), line.times, getattr(line, attribute), marked=False

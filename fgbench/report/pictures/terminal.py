@@ -46,7 +46,7 @@ def _lines(panel: Panel, width: int) -> Text:
     figure.clear()
     figure.theme("colorless")
     figure.plot_size(width, HEIGHT)
-    figure.title(panel.title)
+    figure.title(f"{panel.title}: {panel.y}" if panel.y else panel.title)
     figure.label(panel.x, "x")
     low, high = (0.0, 1.0) if panel.y_percent else panel.y_range
     low = low if panel.y_log else 0.0
@@ -120,19 +120,19 @@ def _scale(log: bool) -> Any:
 def _bars(panel: Bars, width: int) -> Iterator[Text]:
     from rich.text import Text
 
-    names = max(len(bar.label) for bar in panel.bars)
-    names = min(names, width // 3)
-    room = width - names - 10
+    names = min(max(len(bar.label) for bar in panel.bars), width // 3)
+    room = width - names - 13
     longest = max(bar.total for bar in panel.bars) or 1.0
     yield Text(f"\n{panel.title}: {panel.x}", style="bold")
     for bar in panel.bars:
-        line = Text(f"{bar.label[:names]:>{names}} ")
+        label = bar.label if len(bar.label) <= names else f"...{bar.label[3 - names :]}"
+        line = Text(f"{label:>{names}} ")
         end = 0.0
         for name, value in bar.parts.items():
             begin, end = end, end + value
             cells = round(room * end / longest) - round(room * begin / longest)
             line.append(STATE_FILLS[name] * cells, style=STATE_COLOURS[name])
-        line.append(f" {seconds(bar.total)}")
+        line.append(f" {seconds(bar.total)}{bar.mark}" if bar.parts else "-")
         yield line
 
 

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fgbench.backends.attached import Attached
@@ -150,6 +152,11 @@ def test_a_server_that_refuses_every_warmup_is_not_measured(fake_server, tmp_pat
         (["--dataset", "mix", "--mix", "sharegpt"], "--mix is a list such as"),
         (["--max-error-rate", "2"], "--max-error-rate"),
         (["--request-timeout", "-1"], "request timeout"),
+        (["--duration", "0"], "--duration must be"),
+        (["--duration", "inf"], "--duration must be"),
+        (["--trim", "5 minutes"], "--trim takes seconds or a share"),
+        (["--trim", "60%"], "leave nothing"),
+        (["--cool-down", "-3"], "--cool-down takes"),
         (["--url", "http://h:1", "--max-batch-size", "8"], "--max-batch-size is the server's"),
         (["--url", "http://h:1", "--port", "8"], "--port is for a server to be started"),
         (["--url", "::"], "a URL must look like"),
@@ -326,3 +333,81 @@ def test_broken_records_are_told_in_a_run(fake_server, tmp_path):
     run = only_run(tmp_path / "runs")
     assert run.info["workload"]["arrival_process"] == {"name": "burst", "size": 3}
     assert {record.scheduled for record in run.records} == {0.0}
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_a_closed_loop_against_a_url(fake_server, tmp_path):
+    argv = ["--url", fake_server.url, *SYNTHETIC, "--concurrency", 3, "--num-prompts", 9, "--warmup", 0]
+    result = fgbench(*argv, "--results", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "closed loop of 3" in result.output
+    run = only_run(tmp_path)
+    assert sorted(r.scheduled > 0 for r in run.records) == [False] * 3 + [True] * 6
+    assert run.info["summary"]["offered_rate"] is None
+    assert not run.info["summary"]["overloaded"]
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_a_duration_stops_the_sending_and_what_was_planned_is_said(fake_server, tmp_path):
+    argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 40, "--warmup", 0, "--duration", 0.5]
+    result = fgbench(
+        *argv, "--num-prompts", 200, "--trim", "0.1s", "--cool-down", "20%", "--results", tmp_path
+    )
+    assert result.exit_code == 0, result.output
+    run = only_run(tmp_path)
+    assert run.complete
+    assert 5 < len(run.records) < 50
+    assert max(r.scheduled for r in run.records) < 0.5
+    assert run.info["workload"]["num_prompts"] == 200
+    assert run.info["duration_limit_s"] == 0.5
+    assert run.info["trim"] == {"start": "0.1s", "end": "20%"}
+    summary = run.info["summary"]
+    assert summary["requests"] + summary["trimmed"] == len(run.records)
+    assert summary["trimmed"] > 0
+    assert f"{summary['trimmed']} requests scheduled before 100 ms or after" in result.output
+    other = fgbench(*argv, "--num-prompts", 200, "--duration", 0.4, "--results", tmp_path / "other")
+    assert other.exit_code == 0
+    assert only_run(tmp_path / "other").fingerprint != run.fingerprint
+
+
+def test_how_many_requests_a_duration_takes():
+    from fgbench.cli.load_options import LoadOptions
+
+    def planned(**options):
+        return LoadOptions(**options).to_load().num_prompts
+
+    assert planned() == 100
+    assert (
+        planned(duration=60.0) == planned(duration=60.0, rate=9.0) == 10_000
+    )  # the same prompts at any rate
+    assert planned(duration=600.0, rate=100.0) == 90_000
+    assert planned(duration=60.0, num_prompts=7) == 7
+    assert planned(duration=60.0, rate=1.0, rate_to=3.0) == 120
+    assert planned(duration=60.0, concurrency=4) == 10_000
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_warm_up_sends_other_prompts_and_is_not_counted(fake_server, tmp_path):
+    argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", "inf", "--num-prompts", 6, "--warmup", 3]
+    assert fgbench(*argv, "--results", tmp_path).exit_code == 0
+    run = only_run(tmp_path)
+    assert (run.info["warmup"], run.info["summary"]["requests"]) == (3, 6)
+    prompts = [tuple(body["prompt"]) for body in fake_server.bodies]
+    assert len(prompts) == 9
+    assert not set(prompts[:3]) & set(prompts[3:])
+
+
+def test_a_rate_that_was_missed_is_said():
+    from fgbench.report.tables import summary_table
+
+    def shown(sent_rate):
+        records = [
+            RequestRecord(i, i / 100, i / sent_rate, 4, 2, 2, i / 50 + 0.1, i / 50 + 0.2, (), i / 50 + 0.2)
+            for i in range(100)
+        ]
+        out = io.StringIO()
+        Console(file=out, width=120).print(summary_table("t", summarize(records, offered_rate=100.0)))
+        return out.getvalue()
+
+    assert "The client sent 90/s where its schedule has 100/s (-10.0%)" in shown(90.0)
+    assert "The client sent" not in shown(99.0)

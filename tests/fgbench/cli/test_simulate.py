@@ -158,7 +158,10 @@ def test_a_closed_loop_sends_as_answers_end(tmp_path: Path) -> None:
             other.scheduled <= record.scheduled < (other.finished or 0.0) - 2e-6 for other in records
         )
         assert in_flight <= 4
+        accounted = sum((record.server or {})[state] for state in ("queued", "swapped", "prefill", "decode"))
+        assert accounted == pytest.approx((record.finished or 0.0) - record.scheduled, abs=2e-6)
     assert run.info["summary"]["offered_rate"] is None
+    assert "offered" not in done.output
 
 
 def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:
@@ -186,3 +189,16 @@ def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:
     done = fgbench("simulate", *argv, "--num-prompts", "31", "--results", str(tmp_path / "c"))
     assert done.exit_code == 2
     assert "has 30 requests, fewer than the 31 asked for" in done.stderr
+
+
+@pytest.mark.parametrize("load", [["--rate", "4"], ["--concurrency", "4"]])
+def test_a_simulation_stops_sending_too(tmp_path: Path, load: list[str]) -> None:
+    argv = ["--profile", PROFILE, "--num-prompts", "300", "--results", str(tmp_path), *load]
+    done = fgbench("simulate", *argv, "--duration", "20", "--trim", "10%")
+    assert done.exit_code == 0, done.output
+    (run,) = map(read_run, find_runs(tmp_path))
+    assert 4 < len(run.records) < 300
+    assert max(record.scheduled for record in run.records) < 20.0
+    assert max(record.finished or 0.0 for record in run.records) > 20.0  # what was in flight is awaited
+    assert run.info["summary"]["trimmed"] > 0
+    assert "left out" in done.output

@@ -193,3 +193,97 @@ def test_recent_means_forget_what_is_long_over():
     assert state.mean_latency == pytest.approx(13 / 3)
     state.elapsed = 200.0
     assert state.recent_means() == (None, None, None, None)
+
+
+async def test_a_closed_loop_offers_no_rate_and_ends_with_its_time(fake_server):
+    fake_server.gap = 0.02
+    requests = specs(*[4] * 500)
+    state = LoadState.of(requests)
+    records = []
+    await run_load(requests, target_of(fake_server), records.append, state=state, concurrency=3, duration=0.4)
+    assert (state.workers, state.planned, state.offered_rate) == (3, 500, None)
+    assert state.share == 1.0
+    assert state.remaining == 0.0
+    assert state.ended == len(records) < 100
+    state.elapsed = 0.1
+    assert state.share == pytest.approx(0.25)
+    assert state.remaining == pytest.approx(0.3)
+
+
+async def test_what_is_due_after_the_end_is_not_planned(fake_server):
+    requests = specs(*[2] * 50, every=0.02)
+    state = LoadState.of(requests)
+    await run_load(requests, target_of(fake_server), lambda record: None, state=state, duration=0.2)
+    assert (state.planned, state.sent, state.ok, state.share) == (10, 10, 10, 1.0)
+    assert state.last_arrival == pytest.approx(0.18)
+    assert state.achieved_rate == pytest.approx(50, rel=0.01)
+
+
+async def closed_loop(server, requests, workers, **kwargs):
+    records = []
+    await run_load(requests, target_of(server), records.append, concurrency=workers, **kwargs)
+    return sorted(records, key=lambda r: r.index)
+
+
+async def test_a_closed_loop_keeps_so_many_in_flight(fake_server):
+    """Each leaves when one before it has ended, and that moment is when it was due."""
+    fake_server.gap = 0.01
+    records = await closed_loop(fake_server, specs(*[3, 4, 5] * 5), 3)
+    assert [r.error for r in records] == [None] * 15
+    moments = sorted([(r.sent, 1) for r in records] + [(r.finished, -1) for r in records])
+    in_flight, most = 0, 0
+    for _, step in moments:
+        in_flight += step
+        most = max(most, in_flight)
+    assert most == 3
+    assert [r.scheduled for r in records[:3]] == [0.0] * 3
+    ends = sorted(r.finished for r in records)
+    assert [r.scheduled for r in records[3:]] == ends[:12]
+    assert all(r.sent >= r.scheduled for r in records)
+    assert sorted(records, key=lambda r: r.sent) == records
+
+
+async def test_failures_do_not_stop_a_closed_loop(fake_server):
+    fake_server.misbehave = {5: "crash"}
+    records = await closed_loop(fake_server, specs(5, 4, 5, 4, 4), 2)
+    assert [r.ok for r in records] == [False, True, False, True, True]
+
+
+async def test_more_workers_than_requests(fake_server):
+    assert len(await closed_loop(fake_server, specs(3, 3), 50)) == 2
+
+
+async def test_nothing_is_sent_after_the_duration_and_what_is_in_flight_ends(fake_server):
+    fake_server.gap = 0.1
+    records = []
+    requests = specs(*[3] * 20, every=0.02)
+    await run_load(requests, target_of(fake_server), records.append, duration=0.1)
+    assert sorted(r.index for r in records) == [0, 1, 2, 3, 4]
+    assert all(r.ok and r.finished > 0.2 for r in records)
+
+
+async def test_a_closed_loop_ends_with_its_duration(fake_server):
+    fake_server.gap = 0.02
+    requests = specs(*[3] * 1000)
+    records = await closed_loop(fake_server, requests, 2, duration=0.3)
+    assert 4 <= len(records) <= 16
+    assert all(r.ok and r.scheduled < 0.3 for r in records)
+
+
+async def test_the_rate_of_a_closed_loop_is_what_was_sent(fake_server):
+    fake_server.gap = 0.02
+    requests = specs(*[3] * 10)
+    state = LoadState.of(requests)
+    await closed_loop(fake_server, requests, 2, state=state)
+    assert 10 < state.achieved_rate < 60  # two workers, some 45 ms an answer
+
+
+async def test_thousands_of_connections_may_be_open(monkeypatch):
+    from fgbench.client import load
+
+    resource = pytest.importorskip("resource")
+    limits = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, both: limits.append(both))
+    load._allow_many_connections()
+    assert limits == [(4096, 4096)]

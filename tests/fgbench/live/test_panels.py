@@ -226,6 +226,8 @@ def test_a_load_before_its_first_answer_and_a_silent_server() -> None:
     state = LoadState(10, 0.0)
     lines = drawn(LoadView("openai", state).draw(0.0), 80)
     has(lines, "0/10  0%  0:00", "offered all at once", "client lag p50 -, p99 -")
+    state.workers = 8
+    has(drawn(LoadView("openai", state).draw(0.0), 80), "offered 8 at a time")
     meter = Meter(1.0)
     meter.take(stats(1), 1.0)
     has(drawn(view(meter).draw(9.0), 80), "no answer for 0:08")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fgbench.client.record import RequestRecord
 from fgbench.metrics.overload import is_overloaded, shortfall
+from fgbench.metrics.summary import summarize
 
 SERVERS, MEAN_TOKENS, GAP = 16, 100, 0.02
 
@@ -72,3 +74,33 @@ def test_too_little_to_tell_is_said() -> None:
     assert not is_overloaded(None)
     together = [RequestRecord(i, 0.0, 0.0, 5, 2, 2, 1.0, 2.0, (1.0, 2.0), finished=2.0) for i in range(30)]
     assert shortfall(together) is None
+
+
+def without_token_times(records: list[RequestRecord]) -> list[RequestRecord]:
+    return [replace(record, token_times=()) for record in records]
+
+
+@pytest.mark.parametrize("shortest_first", [False, True])
+def test_first_and_last_tokens_tell_it_too(shortest_first: bool) -> None:
+    """As large simulations keep them."""
+    for seed in range(4):
+        for load in (0.3, 0.7, 0.9):
+            assert not is_overloaded(
+                shortfall(without_token_times(queue_trace(load, 300, seed, shortest_first)))
+            )
+        for load in (1.3, 2.0):
+            behind = shortfall(without_token_times(queue_trace(load, 300, seed, shortest_first)))
+            assert behind == pytest.approx(1 - 1 / load, abs=0.1)
+
+
+def test_a_closed_loop_is_never_overloaded() -> None:
+    records = queue_trace(2.0, 300, 0)
+    assert summarize(records, offered_rate=5.0).overloaded
+    assert not summarize(records, offered_rate=None).overloaded
+
+
+def test_a_load_that_stopped_early_is_judged_by_what_was_sent() -> None:
+    for load, expected in ((0.7, False), (2.0, True)):
+        records = queue_trace(load, 600, 1)
+        half = sorted(record.scheduled for record in records)[300]
+        assert is_overloaded(shortfall([r for r in records if r.scheduled < half])) is expected

@@ -1,114 +1,107 @@
 from __future__ import annotations
 
-import io
-import json
-from itertools import count
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fgbench.client.record import RequestRecord
-from fgbench.report.compare_table import comparison_json, comparison_tables
-from fgbench.report.comparison import compare, differences, newest_comparable
-from fgbench.report.plots import plot_latency_over_rate
+from fgbench.report.comparison import Comparison, Point, compare
+from fgbench.report.quantities import LATENCIES, QUANTITIES, SLOWDOWNS, THROUGHPUTS, Quantity
 from fgbench.results.run import Run
+from fgengine.cost import CostModel
 
-PORTS = count(40000)
-"""Every run's server listens elsewhere; runs that repeat each other are told by their fingerprint."""
-
-
-def record(index: int, latency: float) -> RequestRecord:
-    scheduled = 0.5 * index
-    times = (scheduled + latency / 2, scheduled + latency)
-    return RequestRecord(index, scheduled, scheduled, 8, 2, 2, times[0], times[1], times, finished=times[1])
+Make = Callable[..., Run]
+MEAN_JCT = next(q for q in LATENCIES if (q.metric, q.statistic) == ("jct", "mean"))
+P99_NORMALIZED = next(q for q in LATENCIES if (q.metric, q.statistic) == ("normalized_latency", "p99"))
 
 
-def fake_run(
-    backend: str,
-    rate: float | str = 2.0,
-    latency: float = 1.0,
-    *,
-    seed: int = 0,
-    num_prompts: int = 4,
-    status: str = "complete",
-    settings: dict[str, Any] | None = None,
-    path: str = "run",
-    records: int = 4,
-) -> Run:
-    info = {
-        "status": status,
-        "fingerprint": f"{backend} {settings} {rate} {seed} {num_prompts}",
-        "model": "smollm2-135m",
-        "backend": {
-            "name": backend,
-            "url": f"http://127.0.0.1:{next(PORTS)}",
-            "settings": {"seed": 0} if settings is None else settings,
-        },
-        "workload": {
-            "dataset": "synthetic",
-            "num_prompts": num_prompts,
-            "rate": rate,
-            "seed": seed,
-            "arrivals": "poisson",
-            "prompts_fingerprint": f"{seed}-{num_prompts}",
-        },
-    }
-    return Run(Path(path), info, tuple(record(i, latency) for i in range(records)))
+def point(comparison: Comparison, label: str, rate: float) -> Point:
+    return next(each for each in comparison.of(label) if each.rate == rate)
 
 
-def test_ratios_are_taken_at_the_same_rate_only() -> None:
+def test_ratios_are_taken_at_the_same_rate_only(make_run: Make) -> None:
     runs = [
-        fake_run("fastgen-fcfs", 1.0, latency=2.0),
-        fake_run("fastgen", 1.0, latency=1.0),
-        fake_run("fastgen-fcfs", 2.0, latency=8.0),
-        fake_run("fastgen", 2.0, latency=2.0),
-        fake_run("fastgen", 3.0, latency=2.0),
+        make_run("fastgen-fcfs", 1.0, latency=2.0),
+        make_run("fastgen", 1.0, latency=1.0),
+        make_run("fastgen-fcfs", 2.0, latency=8.0),
+        make_run("fastgen", 2.0, latency=2.0),
+        make_run("fastgen", 3.0, latency=2.0),
     ]
     (comparison,) = compare(runs)
     assert comparison.baseline == "fastgen-fcfs"
     assert comparison.rates == [1.0, 2.0, 3.0]
     assert comparison.labels == ["fastgen", "fastgen-fcfs"]
-    slow, fast, alone = comparison.at(1.0)[0], comparison.at(2.0)[0], comparison.at(3.0)[0]
-    assert comparison.ratio(slow, "jct", "mean") == pytest.approx(0.5)
-    assert comparison.ratio(fast, "normalized_latency", "p99") == pytest.approx(0.25)
-    assert comparison.ratio(alone, "jct", "mean") is None
-    assert comparison.ratio(comparison.at(1.0)[1], "jct", "mean") is None  # the baseline itself
+
+    def ratio(label: str, rate: float, quantity: Quantity) -> float | None:
+        found = comparison.ratio(point(comparison, label, rate), quantity)
+        return None if found is None else found.value
+
+    assert ratio("fastgen", 1.0, MEAN_JCT) == pytest.approx(0.5)
+    assert ratio("fastgen", 2.0, P99_NORMALIZED) == pytest.approx(0.25)
+    assert ratio("fastgen", 3.0, MEAN_JCT) is None
+    assert ratio("fastgen-fcfs", 1.0, MEAN_JCT) is None
 
 
-def test_different_workloads_are_kept_apart_and_the_difference_is_said() -> None:
-    runs = [fake_run("a", seed=0), fake_run("b", seed=0), fake_run("a", seed=1, num_prompts=5)]
-    comparisons = compare(runs)
-    assert [len(comparison.entries) for comparison in comparisons] == [2, 1]
-    said = differences(comparison.workload for comparison in comparisons)
-    assert said == "number of prompts (4, 5) and seed (0, 1)"
+def test_seeds_are_averaged_and_ratios_paired(sweep: list[Run]) -> None:
+    (comparison,) = compare(sweep)
+    ours = point(comparison, "ours", 1.0)
+    assert ours.values("jct", "mean") == {
+        0: pytest.approx(0.5 * 1.02),
+        1: pytest.approx(0.55 * 0.98),
+        2: pytest.approx(0.6 * 1.02),
+    }
+    assert ours.figure("jct", "mean") == pytest.approx((0.51 + 0.539 + 0.612) / 3)
+    ratio = comparison.ratio(ours, MEAN_JCT)
+    assert ratio is not None
+    assert ratio.seeds == 3
+    assert ratio.value == pytest.approx(0.5 * (1.02 * 0.98 * 1.02) ** (1 / 3))
+    assert comparison.verdict(ours, MEAN_JCT) == "better"
+    assert comparison.verdict(ours, THROUGHPUTS[0]) == "better"
+    assert comparison.verdict(point(comparison, "fastgen-fcfs", 1.0), MEAN_JCT) is None
 
 
-def test_a_model_is_the_same_by_its_name_and_by_the_path_of_its_folder() -> None:
-    ours, theirs, other = (fake_run(name, 1.0) for name in ("fastgen", "vllm", "vllm"))
-    theirs.info["model"] = "/models/smollm2-135m"
-    other.info["model"] = "/models/smollm2-360m"
-    (comparison,) = compare([ours, theirs])
-    assert sorted(comparison.labels) == ["fastgen", "vllm"]
-    assert len(compare([ours, theirs, other])) == 2
+def test_few_seeds_and_incomplete_runs_are_not_judged(make_run: Make) -> None:
+    def verdict(runs: list[Run]) -> str | None:
+        (comparison,) = compare(runs)
+        return comparison.verdict(comparison.of("b")[0], MEAN_JCT)
+
+    assert verdict([make_run("a"), make_run("b")]) == "one seed: not judged"
+    two = [make_run(name, seed=seed) for name in "ab" for seed in range(2)]
+    assert verdict(two) == "2 seeds: not judged"
+    cut = [make_run("a"), make_run("b", status="running", records=2)]
+    assert verdict(cut) == "incomplete: not judged"
+    other_seed = [make_run("a", seed=0), make_run("b", seed=1)]
+    assert verdict(other_seed) is None
 
 
-def test_one_backend_with_other_settings_is_labelled_by_what_differs() -> None:
+def test_an_incomplete_run_counts_only_where_there_is_no_complete_one(make_run: Make) -> None:
+    whole, cut = make_run("a", latency=1.0), make_run("a", latency=5.0, seed=1, status="running", records=2)
+    (comparison,) = compare([whole, cut])
+    (both,) = comparison.of("a")
+    assert (both.complete, both.seeds, both.figure("jct", "mean")) == (True, [0], pytest.approx(1.0))
+    (alone,) = compare([cut])[0].of("a")
+    assert (alone.complete, alone.figure("jct", "mean")) == (False, pytest.approx(5.0))
+
+
+def test_one_backend_with_other_settings_is_labelled_by_what_differs(make_run: Make) -> None:
     runs = [
-        fake_run("fastgen", settings={"max_batch_size": 8, "block_size": 16}),
-        fake_run("fastgen", settings={"max_batch_size": 16, "block_size": 16}),
-        fake_run("fastgen", settings={"max_batch_size": 16, "block_size": 16}),
+        make_run("fastgen", settings={"max_batch_size": 8, "block_size": 16}),
+        make_run("fastgen", settings={"max_batch_size": 16, "block_size": 16}),
+        make_run("fastgen", settings={"max_batch_size": 16, "block_size": 16}),
+        make_run("fastgen", settings={"max_batch_size": 16, "block_size": 16}, seed=1),
     ]
     (comparison,) = compare(runs)
-    assert [entry.label for entry in comparison.entries] == [
-        "fastgen (max_batch_size 8)",
-        "fastgen (max_batch_size 16)",
-        "fastgen (max_batch_size 16) #2",
-    ]
+    assert {each.label: each.seeds for each in comparison.points} == {
+        "fastgen (max_batch_size 8)": [0],
+        "fastgen (max_batch_size 16)": [0, 1],
+        "fastgen (max_batch_size 16) #2": [0],
+    }
 
 
-def test_the_baseline_is_a_name_or_a_folder_and_never_a_guess(tmp_path: Path) -> None:
-    runs = [fake_run("a"), fake_run("b", path=str(tmp_path))]
+def test_the_baseline_is_a_name_or_a_folder_and_never_a_guess(make_run: Make, tmp_path: Path) -> None:
+    runs = [make_run("a"), make_run("b", path=str(tmp_path))]
     assert compare(runs)[0].baseline == "a"
     assert compare(runs, "b")[0].baseline == "b"
     assert compare(runs, str(tmp_path))[0].baseline == "b"
@@ -116,61 +109,44 @@ def test_the_baseline_is_a_name_or_a_folder_and_never_a_guess(tmp_path: Path) ->
         compare(runs, "c")
 
 
-def test_without_arguments_the_newest_workload_is_taken_and_repeats_are_dropped() -> None:
-    old_seed = fake_run("a", seed=7)
-    first, second = fake_run("a", latency=1.0), fake_run("a", latency=2.0)
-    killed = fake_run("a", status="running")
-    other_rate = fake_run("a", rate=4.0)
-    nothing = fake_run("b", seed=9, records=0)
-    assert newest_comparable([old_seed, first, second, killed, other_rate, nothing]) == [second, other_rate]
-    assert newest_comparable([killed]) == [killed]
-    assert newest_comparable([nothing]) == []
+def test_slowdown_and_fairness_come_with_a_cost_model(make_run: Make) -> None:
+    cost = CostModel(step=0.25)  # two tokens alone: 0.5 s
+    (comparison,) = compare([make_run("a", latency=1.5)], cost_of={"smollm2-135m": cost}.get)
+    (alone,) = comparison.of("a")
+    assert alone.figure("slowdown", "mean") == pytest.approx(3.0)
+    assert alone.figure("fairness") == pytest.approx(1.0)
+    (without,) = compare([make_run("a")])[0].of("a")
+    assert all(without.figure(q.metric, q.statistic) is None for q in SLOWDOWNS)
 
 
-def test_servers_attached_to_are_told_apart_by_their_urls() -> None:
-    """Started ones too listen at ever new URLs, which is no difference to speak of."""
-    attached = [fake_run("openai", settings={}), fake_run("openai", settings={})]
-    urls = [run.info["backend"]["url"] for run in attached]
-    assert newest_comparable(attached) == attached
-    assert [entry.label for entry in compare(attached)[0].entries] == [f"openai (url {url})" for url in urls]
-    started = [fake_run("fastgen"), fake_run("fastgen")]
-    assert newest_comparable(started) == started[1:]
-    assert [entry.label for entry in compare(started)[0].entries] == ["fastgen", "fastgen #2"]
+def test_every_quantity_can_be_asked_of_a_run_of_any_server(make_run: Make) -> None:
+    (comparison,) = compare(
+        [make_run("fastgen", account=True), make_run("vllm")], cost_of=lambda _: CostModel(0.1)
+    )
+    ours, theirs = comparison.of("fastgen")[0], comparison.of("vllm")[0]
+    assert all(ours.figure(q.metric, q.statistic) is not None for q in QUANTITIES)
+    missing = {q.metric for q in QUANTITIES if theirs.figure(q.metric, q.statistic) is None}
+    assert missing == {"queued", "swapped", "prefill", "decode", "preemptions", "bytes_moved"}
+    assert ours.figure("queued") == 0.25
+    assert ours.figure("bytes_moved") == 4096.0
 
 
-def test_the_table_shows_figures_ratios_marks_and_says_what_they_mean() -> None:
-    from rich.console import Console
+def test_overload_is_marked_where_any_seed_shows_it(make_run: Make) -> None:
+    (comparison,) = compare([make_run("a", seed=0), make_run("a", seed=1)])
+    (calm,) = comparison.of("a")
+    assert not calm.overloaded
+    first, second = calm.entries
+    drowned = replace(second, summary=replace(second.summary, overloaded=True))
+    assert replace(calm, entries=(first, drowned)).overloaded
 
-    runs = [
-        fake_run("fastgen-fcfs", "inf", latency=2.0),
-        fake_run("fastgen", "inf", latency=1.0, status="running", records=3),
+
+def test_rates_are_named(make_run: Make) -> None:
+    (at_once,) = compare([make_run("a", "inf")])
+    (closed,) = compare([make_run("a", "inf", arrival_process={"name": "closed", "concurrency": 8})])
+    assert [at_once.rate_name(rate) for rate in (1.0, 2.5, math.inf)] == [
+        "1 request / s",
+        "2.5 requests / s",
+        "all at once",
     ]
-    console = Console(width=120, record=True, file=io.StringIO())
-    (comparison,) = compare(runs)
-    console.print(comparison_tables(comparison))
-    text = console.export_text()
-    for expected in ("all requests at once", "0.50x", "3 of 4", "▲ above capacity", "◌ not a complete run"):
-        assert expected in text
-    data = json.loads(json.dumps(comparison_json(comparison), allow_nan=False))
-    assert data["runs"][0]["ratios"]["jct"]["mean"] == pytest.approx(0.5)
-    assert data["runs"][0]["rate"] == "inf"
-    assert not data["runs"][0]["complete"]
-
-
-def test_narrow_tables_fold_and_lose_no_digit() -> None:
-    from rich.console import Console
-
-    runs = [fake_run(f"backend-{n}", latency=1.2345 + n) for n in range(6)]
-    console = Console(width=60, record=True, file=io.StringIO())
-    console.print(comparison_tables(compare(runs)[0]))
-    assert "…" not in console.export_text()
-
-
-def test_plots_are_written_for_finite_rates_of_complete_runs(tmp_path: Path) -> None:
-    (comparison,) = compare([fake_run("a", 1.0), fake_run("a", 2.0, 20.0), fake_run("b", 1.0)])
-    png, pdf = plot_latency_over_rate(comparison, tmp_path / "new" / "plot_r0.5")
-    assert png.name == "plot_r0.5.png"
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert pdf.read_bytes().startswith(b"%PDF")
-    (at_once,) = compare([fake_run("a", "inf"), fake_run("b", 1.0, status="running")])
-    assert plot_latency_over_rate(at_once, tmp_path / "none") == []
+    assert closed.rate_name(math.inf) == "closed loop"
+    assert not closed.points[0].overloaded

@@ -111,3 +111,20 @@ def test_two_runs_of_one_second_have_two_folders(tmp_path):
 def test_fingerprint_is_of_values_not_of_order():
     assert fingerprint(a=1, b={"x": 1, "y": 2}) == fingerprint(b={"y": 2, "x": 1}, a=1)
     assert fingerprint(a=1, b={"x": 1}) != fingerprint(a=1, b={"x": 2})
+
+
+def test_runs_of_sweeps_are_found_in_their_place_in_time(tmp_path):
+    def folder(*parts):
+        path = tmp_path.joinpath(*parts)
+        path.mkdir(parents=True)
+        (path / "run.json").write_text("{}")
+        return path
+
+    first, last = folder("20260101-000001_a"), folder("20260103-000001_c")
+    sweep = tmp_path / "20260102-000000_sweep"
+    between = folder(sweep.name, "20260102-000001_b")
+    folder("20260102-000000_other", "20260102-000001_x")  # in no sweep
+    assert find_runs(tmp_path) == [first, last]
+    (sweep / "sweep.json").write_text("{}")
+    assert find_runs(tmp_path) == [first, between, last]
+    assert find_runs(sweep) == [between]

@@ -81,6 +81,18 @@ def test_a_ramps_rate_goes_linearly_from_one_to_the_other(rate: float, rate_to: 
     assert last == pytest.approx(end / 10 * (rate + (rate_to - rate) * 0.95), rel=0.1)
 
 
+def test_what_falls_behind_a_ramp_keeps_its_last_rate() -> None:
+    ramp, count = Ramp(20.0), 401
+    end = 2 * (count - 1) / (1.0 + 20.0)
+    behind = []
+    for seed in range(40):
+        times = np.array(ramp.times(np.random.default_rng(seed), count, 1.0))
+        behind.append(np.diff(times[times > end]))
+    gaps = np.concatenate(behind)
+    assert len(gaps) > 100
+    assert stats.kstest(gaps, "expon", args=(0, 1 / 20.0)).pvalue > 0.01
+
+
 def test_a_trace_is_replayed_at_its_own_times_or_stretched() -> None:
     rng = np.random.default_rng(0)
     assert RECORDED.own_rate == pytest.approx(5 / 8)

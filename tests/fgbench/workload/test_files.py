@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -121,6 +122,13 @@ def test_files_cut_off_inside_their_compression(folder: Path) -> None:
     found = load(folder, None, folder / "cut.csv.gz")
     assert isinstance(found, Lengths)
     assert found.pairs == tuple((n, n) for n in numbers[: len(found.pairs)])
+
+
+def test_a_number_that_the_end_of_the_compression_may_have_cut_is_not_taken(folder: Path) -> None:
+    packer = zlib.compressobj(wbits=31)
+    begun = packer.compress(b"prompt_tokens,output_tokens\n5,6\n7,12") + packer.flush(zlib.Z_SYNC_FLUSH)
+    (folder / "cut.csv.gz").write_bytes(begun)
+    assert load(folder, None, folder / "cut.csv.gz") == Lengths("cut", ((5, 6),))
 
 
 def test_damaged_compression_gives_what_is_before_it(folder: Path) -> None:

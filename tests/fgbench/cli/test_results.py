@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fgbench.cli.main import app
+from fgbench.client.record import RequestRecord
+from fgbench.metrics.summary import summarize
+from fgbench.results.run import find_runs, read_run
+from fgbench.results.writer import RunWriter
+
+
+def info(backend: str, rate: float = 2.0, seed: int = 0, **parts: object) -> dict[str, object]:
+    return {
+        "backend": {"name": backend, "policy": backend, "url": None, "settings": {"max_batch_size": 16}},
+        "model": "smollm2-135m",
+        "workload": {
+            "dataset": "synthetic",
+            "num_prompts": 4,
+            "rate": rate,
+            "seed": seed,
+            "arrivals": "poisson",
+            "prompts_fingerprint": "p",
+        },
+        "environment": {},
+        "fingerprint": f"{backend} {rate}",
+        **parts,
+    }
+
+
+def records(latency: float, count: int = 4, error: str | None = None) -> list[RequestRecord]:
+    return [
+        RequestRecord(
+            i, float(i), float(i), 8, 2, 2, i + latency / 2, i + latency, (i + latency / 2, i + latency),
+            i + latency, error=error if i == 0 else None, server={"queued": 0.25},
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A complete run, one with an error, a killed one, one in a sweep, a damaged one, and what is no run."""
+    root = tmp_path / "runs"
+    for backend, error in (("fastgen-fcfs", None), ("fastgen", "http 500: no")):
+        with RunWriter(root, info(backend)) as writer:
+            for record in (made := records(1.0, error=error)):
+                writer.append(record)
+            writer.finish("complete", made, summarize(made, offered_rate=2.0).to_dict())
+    killed = RunWriter(root, info("fastgen", rate=3.0))
+    killed.append(records(2.0)[0])
+    killed._requests.write(b'{"index": 1, "sched')
+    killed._requests.close()
+    sweep = root / "20300101-000000_sweep"
+    sweep.mkdir()
+    (sweep / "sweep.json").write_text("{}")
+    with RunWriter(sweep, info("vllm", rate=1.5)) as writer:
+        writer.append(records(1.0)[0])
+        writer.finish("interrupted", records(1.0, 1), summarize(records(1.0, 1), offered_rate=1.5).to_dict())
+    damaged = root / "20200101-000000_damaged"
+    damaged.mkdir()
+    (damaged / "run.json").write_text("{")
+    (root / "compare").mkdir()
+    (root / "compare" / "latency.png").touch()
+    return root
+
+
+def results(verb: str, root: Path, *argv: str, answer: str | None = None) -> Result:
+    argv = ("results", verb, *argv, "--results", str(root))
+    return CliRunner().invoke(app, argv, input=answer, env={"COLUMNS": "160"})
+
+
+def name_of(root: Path, backend: str, rate: float) -> str:
+    (name,) = (path.name for path in find_runs(root) if f"_{backend}_synthetic_r{rate:g}_" in path.name)
+    return name
+
+
+def test_all_runs_are_listed_and_the_damaged_are_named(root: Path) -> None:
+    result = results("list", root)
+    assert result.exit_code == 0, result.output
+    assert "Left out" in result.output
+    assert "20200101-000000_damaged/run.json is damaged" in result.output
+    for word in (
+        "fastgen-fcfs",
+        "vllm",
+        "incomplete",
+        "interrupted",
+        "1 of 4",
+        "1 failed",
+        "20300101-000000_sweep",
+    ):
+        assert word in result.output, word
+    assert "500 ms" in result.output  # the mean JCT of a token
+
+
+def test_the_newest_are_last(root: Path) -> None:
+    names = [row["name"] for row in json.loads(results("list", root, "--json").stdout)]
+    assert names == sorted(names)
+    assert len(names) == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "backends"),
+    [
+        (["--backend", "fastgen"], ["fastgen", "fastgen"]),
+        (["--status", "incomplete"], ["fastgen"]),
+        (["--backend", "fastgen-fcfs", "--status", "complete"], ["fastgen-fcfs"]),
+        (["--backend", "nobody"], []),
+    ],
+)
+def test_filters(root: Path, argv: list[str], backends: list[str]) -> None:
+    rows = json.loads(results("list", root, *argv, "--json").stdout)
+    assert [row["backend"] for row in rows] == backends
+
+
+def test_a_run_under_way_is_no_killed_one(tmp_path: Path) -> None:
+    with RunWriter(tmp_path, info("fastgen")) as writer:
+        (row,) = json.loads(results("list", tmp_path, "--json").stdout)
+        assert row["status"] == "running"
+        refused = results("rm", tmp_path, writer.path.name, "--yes")
+        assert (refused.exit_code, writer.path.is_dir()) == (2, True)
+        assert results("rm", tmp_path, "--incomplete", "--yes").exit_code == 0
+        assert writer.path.is_dir()
+
+
+def test_show_is_what_run_ended_with_also_of_a_killed_run(root: Path) -> None:
+    whole = results("show", root, name_of(root, "fastgen-fcfs", 2.0))
+    assert whole.exit_code == 0, whole.output
+    for words in ("fastgen-fcfs, smollm2-135m, synthetic, 2/s", "4 of 4 answered in full", "client's lag"):
+        assert words in whole.output
+    killed = results("show", root, name_of(root, "fastgen", 3.0))
+    assert killed.exit_code == 0, killed.output
+    assert "incomplete: 1 of 4 requests had ended" in killed.output
+    assert "1 of 1 answered in full" in killed.output
+    data = json.loads(results("show", root, name_of(root, "fastgen", 3.0), "--json").stdout)
+    assert data["status"] == "incomplete"
+    assert data["summary"]["jct"]["mean"] == 2.0
+
+
+def test_a_run_is_meant_by_path_or_by_the_beginning_of_its_name(root: Path) -> None:
+    (path,) = (path for path in find_runs(root) if "vllm" in path.name)
+    assert results("show", root, str(path)).exit_code == 0
+    assert results("show", root, path.name[:-3]).exit_code == 0
+
+
+def test_trimmed_figures_are_recomputed_trimmed(tmp_path: Path) -> None:
+    made = records(1.0)
+    with RunWriter(tmp_path, info("a", trim={"start": "1s", "end": "0s"})) as writer:
+        for record in made:
+            writer.append(record)
+        writer.finish("complete", made, None)
+    data = json.loads(results("show", tmp_path, writer.path.name, "--json").stdout)
+    assert (data["summary"]["requests"], data["summary"]["trimmed"]) == (3, 1)
+
+
+def test_rm_asks_first_and_takes_no_more_than_it_is_told(root: Path) -> None:
+    name, before = name_of(root, "fastgen", 3.0), find_runs(root)
+    refused = results("rm", root, name, answer="n\n")
+    assert (refused.exit_code, find_runs(root)) == (1, before)
+    assert name in refused.output.replace("\n", "")
+    done = results("rm", root, name, answer="y\n")
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in before if path not in find_runs(root)] == [name]
+
+
+def test_rm_incomplete_takes_the_killed_ones(root: Path) -> None:
+    before = set(find_runs(root))
+    assert results("rm", root, "--incomplete", "--yes").exit_code == 0
+    gone = before - set(find_runs(root))
+    assert [path.name for path in gone] == [path.name for path in before if "_r3_" in path.name]
+    assert "no run that was killed" in results("rm", root, "--incomplete", "--yes").output
+
+
+def test_rm_takes_nothing_that_is_not_plainly_a_run(root: Path, tmp_path: Path) -> None:
+    run = next(path for path in find_runs(root) if "fcfs" in path.name)
+    link = root / "20990101-000000_link"
+    link.symlink_to(run)
+    home = RunWriter(tmp_path / "more", info("a")).path
+    (home / "notes").mkdir()
+    for name in ("compare", "20300101-000000_sweep", "20200101", str(link), str(home), str(tmp_path), ""):
+        result = results("rm", root, name, "--yes")
+        assert result.exit_code == 2, (name, result.output)
+    assert results("rm", root, "--yes").exit_code == 2  # which?
+    assert len(find_runs(root)) == 6
+    assert (home / "run.json").is_file()
+
+
+def test_one_that_may_not_be_removed_keeps_the_others(root: Path) -> None:
+    names = [path.name for path in find_runs(root)]
+    (root / name_of(root, "fastgen", 3.0) / "notes").mkdir()
+    assert results("rm", root, *(n for n in names if "damaged" not in n), "--yes").exit_code == 2
+    assert [path.name for path in find_runs(root)] == names
+
+
+def ask(root: Path, query: str) -> list[dict[str, object]]:
+    result = results("sql", root, query, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_sql_over_runs_and_requests_killed_ones_too(root: Path) -> None:
+    query = "SELECT backend, rate, status, ok, jct_mean, ttft_p50 FROM runs ORDER BY rate, backend"
+    assert ask(root, query) == [
+        dict(zip(("backend", "rate", "status", "ok", "jct_mean", "ttft_p50"), row, strict=True))
+        for row in (
+            ("vllm", 1.5, "interrupted", 1, 1.0, 0.5),
+            ("fastgen", 2.0, "complete", 3, 1.0, 0.5),
+            ("fastgen-fcfs", 2.0, "complete", 4, 1.0, 0.5),
+            ("fastgen", 3.0, "incomplete", 1, 2.0, 1.0),
+        )
+    ]
+    per_run = ask(root, "SELECT count(*) AS n, max(last_token) AS last FROM requests GROUP BY run ORDER BY n")
+    assert [row["n"] for row in per_run] == [1, 1, 4, 4]
+    (row,) = ask(root, "SELECT server['queued'] AS q, token_times FROM requests WHERE index = 3 LIMIT 1")
+    assert row == {"q": 0.25, "token_times": [3.5, 4.0]}
+    (row,) = ask(root, "SELECT settings->>'max_batch_size' AS batch FROM runs LIMIT 1")
+    assert row == {"batch": "16"}
+
+
+def test_sql_formats(root: Path) -> None:
+    query = "SELECT backend, jct_mean FROM runs ORDER BY started LIMIT 2"
+    table = results("sql", root, query)
+    assert table.exit_code == 0
+    assert "fastgen-fcfs" in table.output
+    rows = list(csv.reader(io.StringIO(results("sql", root, query, "--csv").stdout)))
+    assert rows == [["backend", "jct_mean"], ["fastgen-fcfs", "1.0"], ["fastgen", "1.0"]]
+
+
+def test_sql_without_a_query_shows_the_tables_and_an_example_that_works(root: Path) -> None:
+    from fgbench.results.database import EXAMPLE
+
+    shown = results("sql", root)
+    assert shown.exit_code == 0, shown.output
+    for word in (
+        "runs, 4 rows",
+        "requests, 10 rows",
+        "normalized_latency_p99 DOUBLE",
+        "token_times DOUBLE[]",
+    ):
+        assert word in shown.output.replace("\n", " "), word
+    assert len(ask(root, EXAMPLE)) == 4
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "COPY runs TO '{out}'",
+        "EXPORT DATABASE '{out}'",
+        "ATTACH '{out}'",
+        "SELECT * FROM read_csv('/etc/hostname')",
+        "SELECT * FROM '/etc/hostname'",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM glob('/*')",
+        "INSTALL httpfs",
+        "SET enable_external_access = true",
+        "DROP TABLE runs",
+        "DELETE FROM requests",
+        "SELECT 1; SELECT 2",
+        "SELECT nothing FROM runs",
+        "SELEC",
+        "",
+    ],
+)
+def test_sql_reads_the_runs_and_nothing_else(
+    root: Path, tmp_path: Path, query: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    result = results("sql", root, query.format(out=out))
+    assert result.exit_code == 2
+    assert "Traceback" not in capfd.readouterr().err
+    assert not out.exists()
+
+
+def test_no_runs_at_all_is_said(tmp_path: Path) -> None:
+    for verb, words in (("list", "holds no run"), ("sql", "runs, 0 rows")):
+        result = results(verb, tmp_path / "nowhere")
+        assert result.exit_code == 0, result.output
+        assert words in result.output.replace("\n", " ")
+    assert results("list", tmp_path, "--status", "good").exit_code == 2
+    assert results("show", tmp_path, "x").exit_code == 2
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "rm", "sql"])
+def test_help_teaches_with_an_example(verb: str) -> None:
+    result = CliRunner().invoke(app, ["results", verb, "--help"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0
+    assert f"fgbench results {verb}" in result.output
+
+
+def test_what_is_read_is_what_was_written(root: Path) -> None:
+    run = read_run(next(path for path in find_runs(root) if "fcfs" in path.name))
+    assert run.records == tuple(records(1.0))

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+
+from fgbench.client.record import RequestRecord
+from fgbench.metrics.summary import Summary, summarize
+from fgbench.metrics.trimming import Amount, Trim
+
+# Ten requests a second apart, each answered after two seconds; the 4th fails.
+RUN = [
+    RequestRecord(
+        i, float(i), i + 0.01, 4, 2, 2, i + 1.0, i + 2.0, (i + 1.0, i + 2.0), i + 2.0,
+        error="http 500: no" if i == 4 else None,
+    )
+    for i in range(10)
+]  # fmt: skip
+
+
+def trimmed(start: str | None, end: str | None) -> Summary:
+    return summarize(RUN, offered_rate=1.0, trim=Trim.parse(start, end))
+
+
+def test_without_trimming_everything_counts() -> None:
+    summary = trimmed(None, None)
+    assert (summary.requests, summary.trimmed, summary.window) == (10, 0, None)
+    assert summary == summarize(RUN, offered_rate=1.0)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "left"),
+    [
+        ("2s", None, range(2, 10)),
+        (None, "3", range(7)),
+        ("10%", "10%", range(1, 9)),  # of 9 seconds between the first and the last: 0.9
+        ("2 s", "20%", range(2, 8)),
+        ("0", "0%", range(10)),
+    ],
+)
+def test_what_is_left_out(start: str | None, end: str | None, left: range) -> None:
+    summary = trimmed(start, end)
+    assert summary.requests == len(left)
+    assert summary.trimmed == 10 - len(left)
+    assert summary.failed == (4 in left)
+    assert summary.lag is not None
+    assert summary.lag.count == len(left)
+
+
+def test_throughput_is_of_what_ended_within_the_window() -> None:
+    """At a request a second it is one a second, but for the one that failed."""
+    summary = trimmed("2s", "2s")  # 2 to 7: requests 0 to 5 ended then, without 4
+    assert summary.window == (2.0, 7.0)
+    assert summary.duration_s == 5.0
+    assert summary.request_throughput == pytest.approx(5 / 5)
+    assert summary.output_token_throughput == pytest.approx(10 / 5)
+
+
+def test_nothing_left_is_no_error_for_a_run_that_is_done() -> None:
+    summary = trimmed("60s", None)
+    assert (summary.requests, summary.trimmed, summary.jct) == (0, 10, None)
+    assert summary.request_throughput == 0.0
+
+
+def test_overload_is_told_from_the_whole_run() -> None:
+    assert trimmed("20%", "20%").shortfall == trimmed(None, None).shortfall
+    growing = [  # a request comes each 100 ms, one is served each 400 ms
+        RequestRecord(i, i * 0.1, i * 0.1, 4, 9, 9, i * 0.4 + 0.1, i * 0.4 + 0.9, (), i * 0.4 + 0.9)
+        for i in range(100)
+    ]
+    assert summarize(growing, offered_rate=10.0, trim=Trim.parse("40%", "50%")).overloaded
+
+
+def test_a_summary_with_a_window_reads_back() -> None:
+    summary = trimmed("1s", "1s")
+    assert Summary.from_dict(summary.to_dict()) == summary
+
+
+@pytest.mark.parametrize("text", ["5%", "30s", "0.5s", "0s"])
+def test_amounts_read_back(text: str) -> None:
+    assert str(Amount.parse(text, "--trim")) == text
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "5m", "100%", "nan", "1e3", "%", ""])
+def test_what_is_no_amount_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="--trim"):
+        Amount.parse(text, "--trim")
+
+
+def test_shares_must_leave_something() -> None:
+    with pytest.raises(ValueError, match="leave nothing"):
+        Trim.parse("60%", "40%")

@@ -1,0 +1,92 @@
+"""Runs as values, without a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgbench.client.record import RequestRecord
+from fgbench.results.run import Run
+
+PORTS = count(40000)
+"""Every run's server listens elsewhere; runs that repeat each other are told by their fingerprint."""
+ACCOUNT = {
+    "queued": 0.25,
+    "swapped": 0.0,
+    "prefill": 0.25,
+    "decode": 0.5,
+    "preemptions": 2.0,
+    "bytes_moved": 4096.0,
+}
+
+
+def record(index: int, latency: float, server: dict[str, float] | None) -> RequestRecord:
+    """Two tokens, at half of ``latency`` and at its end."""
+    scheduled = 0.5 * index
+    times = (scheduled + latency / 2, scheduled + latency)
+    return RequestRecord(
+        index, scheduled, scheduled, 8, 2, 2, times[0], times[1], times, finished=times[1], server=server
+    )
+
+
+def fake_run(
+    backend: str,
+    rate: float | str = 2.0,
+    latency: float = 1.0,
+    *,
+    seed: int = 0,
+    num_prompts: int = 4,
+    status: str = "complete",
+    settings: dict[str, Any] | None = None,
+    path: str = "run",
+    records: int = 4,
+    account: bool = False,
+    **workload: Any,
+) -> Run:
+    info = {
+        "status": status,
+        "fingerprint": f"{backend} {settings} {rate} {seed} {num_prompts}",
+        "model": "smollm2-135m",
+        "backend": {
+            "name": backend,
+            "url": f"http://127.0.0.1:{next(PORTS)}",
+            "settings": {"seed": 0} if settings is None else settings,
+        },
+        "workload": {
+            "dataset": "synthetic",
+            "num_prompts": num_prompts,
+            "rate": rate,
+            "seed": seed,
+            "arrivals": "poisson",
+            "prompts_fingerprint": f"{seed}-{num_prompts}",
+            **workload,
+        },
+    }
+    server = ACCOUNT if account else None
+    return Run(Path(path), info, tuple(record(i, latency, server) for i in range(records)))
+
+
+@pytest.fixture
+def make_run() -> Callable[..., Run]:
+    return fake_run
+
+
+@pytest.fixture
+def sweep() -> list[Run]:
+    """Two backends, three rates, three seeds: ``ours`` at half of ``fastgen-fcfs``'s latency, within 5%."""
+    return [
+        fake_run(
+            name,
+            rate,
+            base * rate * (1.0 + 0.1 * seed) * (1.0 + wobble * (-1) ** seed),
+            seed=seed,
+            account=name == "ours",
+        )
+        for name, base, wobble in (("fastgen-fcfs", 1.0, 0.0), ("ours", 0.5, 0.02))
+        for rate in (0.5, 1.0, 2.0)
+        for seed in range(3)
+    ]

@@ -1,0 +1,93 @@
+"""JSON and CSV, parsed back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+
+import pytest
+
+from fgbench.metrics.slo import parse_slo
+from fgbench.report.comparison import Comparison, compare
+from fgbench.report.comparison_data import COLUMNS, comparison_json, comparison_rows
+from fgbench.report.objectives import Objective
+from fgbench.results.run import Run
+from fgengine.cost import CostModel
+
+Make = Callable[..., Run]
+
+
+def judged(runs: list[Run], *slos: str) -> tuple[Comparison, list[Objective]]:
+    (comparison,) = compare(runs, cost_of=lambda _: CostModel(0.1))
+    return comparison, [Objective(parse_slo(slo), comparison) for slo in slos]
+
+
+def test_json_is_strict_and_holds_all(sweep: list[Run]) -> None:
+    data = json.loads(json.dumps(comparison_json(*judged(sweep, "jct<0.8")), allow_nan=False))
+    assert data["workload"]["seeds"] == [0, 1, 2]
+    ours = next(point for point in data["points"] if (point["label"], point["rate"]) == ("ours", 1.0))
+    mean = ours["figures"]["jct"]["mean"]
+    assert mean["value"] == pytest.approx((0.51 + 0.539 + 0.612) / 3)
+    assert (mean["low"], mean["high"]) == (pytest.approx(0.51), pytest.approx(0.612))
+    assert mean["verdict"] == "better"
+    assert mean["ratio"]["seeds"] == 3
+    assert mean["ratio"]["low"] < mean["ratio"]["value"] < mean["ratio"]["high"]
+    assert ours["figures"]["queued"]["value"]["value"] == 0.25
+    assert ours["figures"]["queued"]["value"]["ratio"] is None
+    assert ours["figures"]["fairness"]["value"]["value"] == pytest.approx(1.0)
+    (slo,) = data["slos"]
+    backend = next(each for each in slo["backends"] if each["label"] == "ours")
+    assert backend["ratio"]["value"] == pytest.approx(2.0, rel=0.03)
+    assert backend["verdict"] == "better"
+    assert len(data["runs"]) == 18
+    assert data["runs"][0]["summary"]["requests"] == 4
+
+
+def test_what_is_not_a_number_is_no_number_in_json(make_run: Make) -> None:
+    runs = [make_run("a", "inf"), make_run("b", "inf", status="running", records=2)]
+    data = json.loads(json.dumps(comparison_json(*judged(runs, "jct<0.8")), allow_nan=False))
+    assert [point["rate"] for point in data["points"]] == ["inf", "inf"]
+    assert [point["complete"] for point in data["points"]] == [False, True]
+    assert data["slos"][0]["backends"][0]["rate"] == {"value": None, "low": None, "high": None}
+
+
+def test_a_rate_beyond_what_was_measured_has_one_bound(make_run: Make) -> None:
+    comparison, objectives = judged([make_run("a", 2.0, 0.5), make_run("b", 2.0, 5.0)], "jct<0.8")
+    by_label = {
+        each["label"]: each for each in comparison_json(comparison, objectives)["slos"][0]["backends"]
+    }
+    assert by_label["a"]["rate"] == {"value": None, "low": 2.0, "high": None}
+    assert by_label["b"]["rate"] == {"value": None, "low": None, "high": 2.0}
+    assert by_label["b"]["ratio"] == {"value": None, "low": None, "high": 1.0}
+
+
+def test_csv_has_a_row_a_figure(sweep: list[Run]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(comparison_rows(*judged(sweep, "ttft<1,tpot<1")))
+    rows = list(csv.DictReader(io.StringIO(text.getvalue())))
+    (mean,) = (
+        row
+        for row in rows
+        if (row["label"], row["rate"], row["metric"], row["statistic"]) == ("ours", "1.0", "jct", "mean")
+    )
+    assert float(mean["value"]) == pytest.approx((0.51 + 0.539 + 0.612) / 3)
+    assert float(mean["ratio_low"]) < float(mean["ratio"]) < float(mean["ratio_high"]) < 1.0
+    assert (mean["verdict"], mean["seeds"], mean["overloaded"]) == ("better", "3", "False")
+    metrics = {row["metric"] for row in rows}
+    assert {"attainment", "goodput", "rate_at_slo", "rate_at_95%_attainment", "slowdown"} <= metrics
+    assert {row["statistic"] for row in rows if row["metric"] == "goodput"} == {"ttft<1,tpot<1"}
+    assert not any(row["metric"] == "queued" for row in rows if row["label"] == "fastgen-fcfs")
+
+
+def test_the_rows_can_be_read_by_pandas(sweep: list[Run]) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(comparison_rows(*judged(sweep, "jct<0.8")), columns=COLUMNS)
+    table = frame.query("metric == 'jct' and statistic == 'mean'").pivot(
+        index="rate", columns="label", values="value"
+    )
+    assert table.shape == (3, 2)
+    assert (table["ours"] < table["fastgen-fcfs"]).all()
