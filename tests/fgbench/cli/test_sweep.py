@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fgbench.backends.backend import Served
@@ -15,6 +17,7 @@ from fgbench.cli.load_options import ClientOptions, LoadOptions
 from fgbench.cli.main import app
 from fgbench.cli.options import ServerOptions
 from fgbench.cli.sweep_settings import Settings, parse_rates
+from fgbench.cli.sweep_setup import set_up
 from fgbench.cli.systems import parse_choice
 from fgbench.results.run import find_runs, read_run
 from fgbench.sweeping.folder import find_sweeps, read_sweep
@@ -155,15 +158,19 @@ def test_a_dry_run_tells_and_does_nothing(tmp_path: Path) -> None:
     assert len(find_runs(folder)) == 3
 
 
-def test_a_duration_is_kept_at_every_rate(tmp_path: Path) -> None:
-    lengths = ["--dataset", "synthetic", "--input-len", 20, "--output-len", 5]
-    argv = ["--profile", PROFILE, "--backend", "simulated", *lengths, "--duration", 4, "--rates", "1,5000"]
-    done = fgbench("sweep", *argv, "--results", tmp_path)
-    assert done.exit_code == 0, done.output
-    runs = [read_run(path) for path in find_runs(only_sweep(tmp_path))]
-    last = {run.info["workload"]["rate"]: max(r.scheduled for r in run.records) for run in runs}
-    assert 1.0 < last[1.0] < 4.0
-    assert last[5000.0] == pytest.approx(4.0, abs=0.1)
+def test_a_duration_has_requests_enough_for_every_rate() -> None:
+    settings = Settings(
+        backend=("simulated",),
+        rate=(1.0, 3000.0, math.inf),
+        load=LoadOptions(duration=4.0, dataset="synthetic", input_len="4", output_len="2"),
+        client=ClientOptions(),
+        server=ServerOptions(profile=Path(PROFILE)),
+    )
+    setup = set_up(settings, Console())
+    for point in setup.first_points():
+        load = setup.plan.load(point.backend, point.rate, point.seed)
+        assert load.duration == 4.0
+        assert load.num_prompts >= 3000 * 4  # the same requests at each rate
 
 
 def test_an_unfinished_sweep_of_the_same_options_is_pointed_out(tmp_path: Path) -> None:
