@@ -68,25 +68,28 @@ def record(index: int) -> RequestRecord:
     )
 
 
-def write_until_killed(writers: subprocess.Popen[bytes], seconds: float) -> dict[str, int]:
-    """How many requests of each run the writer had said to be kept."""
+def write_until_killed(writers: subprocess.Popen[bytes], seconds: float, since: str) -> dict[str, int]:
+    """How many requests of each run the writer had said to be kept. It is killed so many seconds after the
+    process began (``since`` is ``writer``) or had its first run folder (``run``)."""
     assert writers.stdin is not None
     assert writers.stdout is not None
     writers.stdin.write(b"again\n")
     writers.stdin.flush()
     kept: dict[str, int] = {}
-    said, pid = "", 0
+    said, pid, timed = "", 0, False
     while (line := writers.stdout.readline()) != b"dead\n":
         assert line
         word, _, rest = line.decode().strip().partition(" ")
         if word == "writer":
             pid = int(rest)
-            threading.Timer(seconds, os.kill, (pid, signal.SIGKILL)).start()
         elif word == "run":
             said = rest
             kept[said] = 0
         elif word == "kept":
             kept[said] += 1
+        if not timed and pid and (since == "writer" or kept):
+            timed = True
+            threading.Timer(seconds, os.kill, (pid, signal.SIGKILL)).start()
     return kept
 
 
@@ -95,9 +98,9 @@ def test_kill_9_at_any_moment_loses_nothing_that_had_ended(tmp_path: Path) -> No
     kept: dict[str, int] = {}
     command = [sys.executable, "-c", WRITERS, str(tmp_path), str(Path(__file__).parent)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writers:
-        for _ in range(KILLS):
-            kept |= write_until_killed(writers, rng.uniform(0.0, 0.1))
-    assert len(kept) >= KILLS - 2  # a kill may come before the first folder
+        for n in range(KILLS):
+            kept |= write_until_killed(writers, rng.uniform(0.0, 0.1), "writer" if n % 5 == 0 else "run")
+    assert len(kept) >= KILLS - KILLS // 5  # the others may have had no folder yet
     folders = {path.name: path for path in find_runs(tmp_path)}
     killed = 0
     for name, count in kept.items():
