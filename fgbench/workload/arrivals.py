@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,15 @@ CV_RANGE = (0.01, 100.0)
 PROCESSES = ("poisson", "gamma", "uniform", "burst", "ramp", "trace", "closed")
 
 
-class Arrivals:
-    """An arrival process. Its pattern is drawn at one request per second and stretched to the rate asked
-    for, so one seed gives the same pattern at every rate; ``rate=inf``: all at 0. The first request arrives
-    at 0. Times are rounded to the microsecond, which no client can keep anyway.
-    """
+class Arrivals(ABC):
+    """An arrival process. The first request arrives at 0."""
 
     __slots__ = ()
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """One of ``PROCESSES``."""
-        raise NotImplementedError
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -53,19 +51,30 @@ class Arrivals:
         """Requests per second over the whole load; None: the server decides."""
         return rate
 
+    @abstractmethod
     def times(self, rng: Generator, count: int, rate: float) -> tuple[float, ...]:
         """Seconds from the start of the load, ascending. Raises ValueError as ``check`` does."""
+
+
+class Stretched(Arrivals):
+    """Its pattern is drawn at one request per second and stretched to the rate asked for, so one seed gives
+    the same pattern at every rate; ``rate=inf``: all at 0. Times are rounded to the microsecond, which no
+    client can keep anyway."""
+
+    __slots__ = ()
+
+    def times(self, rng: Generator, count: int, rate: float) -> tuple[float, ...]:
         self.check(rate)
         if math.isinf(rate) or count < 2:
             return (0.0,) * count
         return tuple(round(float(t) / rate, 6) for t in self._at_one_per_second(rng, count))
 
-    def _at_one_per_second(self, rng: Generator, count: int) -> NDArray[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _at_one_per_second(self, rng: Generator, count: int) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Poisson(Arrivals):
+class Poisson(Stretched):
     """Gaps are independent and exponential: many users who know nothing of each other."""
 
     @property
@@ -77,7 +86,7 @@ class Poisson(Arrivals):
 
 
 @dataclass(frozen=True, slots=True)
-class Gamma(Arrivals):
+class Gamma(Stretched):
     """Gaps are independent and gamma-distributed: burstier than Poisson above a ``cv`` of 1."""
 
     cv: float
@@ -104,7 +113,7 @@ class Gamma(Arrivals):
 
 
 @dataclass(frozen=True, slots=True)
-class Uniform(Arrivals):
+class Uniform(Stretched):
     """All gaps are the same."""
 
     @property
@@ -118,7 +127,7 @@ class Uniform(Arrivals):
 
 
 @dataclass(frozen=True, slots=True)
-class Burst(Arrivals):
+class Burst(Stretched):
     """``size`` requests at one moment; the moments are a Poisson process of ``rate / size``."""
 
     size: int
@@ -190,7 +199,7 @@ class Ramp(Arrivals):
 
 
 @dataclass(frozen=True, slots=True)
-class Replay(Arrivals):
+class Replay(Stretched):
     """A recorded trace's own times; at another rate than its mean they are stretched or pressed together."""
 
     trace: str
@@ -225,7 +234,7 @@ class Replay(Arrivals):
             raise ValueError(
                 f"the trace {self.trace} has {len(self.recorded)} requests, fewer than the {count} asked for"
             )
-        return Arrivals.times(self, rng, count, rate)
+        return Stretched.times(self, rng, count, rate)
 
     def _at_one_per_second(self, rng: Generator, count: int) -> NDArray[Any]:
         import numpy as np
