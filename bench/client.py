@@ -108,6 +108,18 @@ def highest_rate(url: str, seconds: float, tokens: int, most_lag_ms: float) -> l
     return [*tried, best] if best else tried
 
 
+VLLM_BENCH_SERVE = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+"""``vllm bench serve``, without the command line around it: that looks for a package called vllm, and builds
+for CPUs alone go by other names."""
+
+
 def vllm_bench(
     python: Path, tokenizer: str, url: str, count: int, tokens: int, concurrency: int, core: int | None
 ) -> dict[str, Any]:
@@ -123,7 +135,7 @@ def vllm_bench(
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(["taskset", "-c", str(core)] if core is not None else []),
-            *(str(python), "-m", "vllm.entrypoints.cli.main", "bench", "serve"),
+            *(str(python), "-c", VLLM_BENCH_SERVE),
             *("--backend", "openai", "--base-url", url, "--endpoint", "/v1/completions"),
             *("--model", "null", "--tokenizer", tokenizer, "--dataset-name", "random"),
             *("--random-input-len", str(PROMPT_TOKENS), "--random-output-len", str(tokens)),
