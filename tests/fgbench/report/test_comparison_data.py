@@ -81,13 +81,3 @@ def test_csv_has_a_row_a_figure(sweep: list[Run]) -> None:
     assert {"attainment", "goodput", "rate_at_slo", "rate_at_95%_attainment", "slowdown"} <= metrics
     assert {row["statistic"] for row in rows if row["metric"] == "goodput"} == {"ttft<1,tpot<1"}
     assert not any(row["metric"] == "queued" for row in rows if row["label"] == "fastgen-fcfs")
-
-
-def test_the_rows_can_be_read_by_pandas(sweep: list[Run]) -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame(comparison_rows(*judged(sweep, "jct<0.8")), columns=COLUMNS)
-    table = frame.query("metric == 'jct' and statistic == 'mean'").pivot(
-        index="rate", columns="label", values="value"
-    )
-    assert table.shape == (3, 2)
-    assert (table["ours"] < table["fastgen-fcfs"]).all()
