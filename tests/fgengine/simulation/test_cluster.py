@@ -102,6 +102,18 @@ def test_leaps_decide_as_single_steps_do(
     policy: str, device_blocks: int, host_blocks: int, offloading: Offloading, rate: float
 ) -> None:
     work = some_work(40, rate, seed=int(10 * rate) + device_blocks)
+    leaps_decide_as_single_steps(policy, device_blocks, host_blocks, offloading, work)
+
+
+@pytest.mark.parametrize(("rate", "seed"), [(3.0, 0), (5.0, 12), (3.0, 13), (5.0, 17)])
+def test_no_leap_passes_over_an_early_upload(rate: float, seed: int) -> None:
+    """Samples in which leaping while something is swapped out would decide otherwise."""
+    leaps_decide_as_single_steps("sj-mlfq", 150, 100, "proactive", some_work(40, rate, seed))
+
+
+def leaps_decide_as_single_steps(
+    policy: str, device_blocks: int, host_blocks: int, offloading: Offloading, work: Work
+) -> None:
     single = scheduler(policy, device_blocks, host_blocks, offloading)
     expected = step_by_step(single, work)
     replica = Replica(scheduler(policy, device_blocks, host_blocks, offloading), COST, keep_token_times=True)
