@@ -88,11 +88,16 @@ async def served(tiny_model: Path, codec: TextCodec) -> AsyncIterator[Served]:
 
 
 async def one_round(served: Served) -> list[tuple[float, dict[str, float]]]:
-    """Twelve requests, one every 11 ms, each shorter than those before: under srpt these are swapped out."""
+    """Twelve requests, one every 11 ms, each shorter than those before: under srpt these are swapped out.
+
+    The pool holds three. The first three answer for longer than all the others take to arrive, however fast
+    the machine, so it is full when they come.
+    """
     paths = ["/v1/completions", "/v1/chat/completions", "/generate"]
     jobs = []
     for number in range(12):
-        answer = served.account(paths[number % 3], number, number % 2 == 0, 80 - 5 * number)
+        output = 400 - number if number < 3 else 80 - 5 * number
+        answer = served.account(paths[number % 3], number, number % 2 == 0, output)
         jobs.append(asyncio.create_task(answer))
         await asyncio.sleep(0.011)
     return await asyncio.gather(*jobs)
