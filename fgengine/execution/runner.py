@@ -100,13 +100,15 @@ class TorchRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         """Computes the plan's items in one pass; seconds include reading the tokens back."""
         began = time.perf_counter()
-        yielding = [item.request for item in plan.items if item.yields_token]
+        ending = [item for item in plan.items if item.yields_token]
+        yielding = [item.request for item in ending]
         tokens: list[int] = []
         logprobs: dict[str, float] = {}
         if plan.items:
             logits = self.logits(plan)
             if yielding:
-                chosen = sample(logits, yielding, self.seed)
+                positions = [item.start + item.num_tokens - item.request.prompt_len for item in ending]
+                chosen = sample(logits, yielding, positions, self.seed)
                 asked = [row for row, request in enumerate(yielding) if request.params.logprobs]
                 if asked:
                     values = logprobs_of(logits[asked], chosen[asked]).tolist()

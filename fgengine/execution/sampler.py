@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgengine.request import Request
+from fgengine.request import Request, SamplingParams
 
 
 def seed_of(request: Request, engine_seed: int) -> int:
@@ -28,11 +28,14 @@ def uniform(seed: int, position: int) -> float:
     return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
 
 
-def sample(logits: Tensor, requests: Sequence[Request], engine_seed: int = 0) -> Tensor:
+def sample(
+    logits: Tensor, requests: Sequence[Request], positions: Sequence[int], engine_seed: int = 0
+) -> Tensor:
     """The next token of each request.
 
     Args:
         logits: [R, vocab_size], row r for ``requests[r]``.
+        positions: which of its output tokens each is, from 0.
 
     Returns:
         [R] int64, on the logits' device.
@@ -52,7 +55,8 @@ def sample(logits: Tensor, requests: Sequence[Request], engine_seed: int = 0) ->
             if kind == "greedy":
                 tokens[at] = logits[at].argmax(-1)
             else:
-                drawn = _draw(logits[at], [requests[row] for row in chosen], engine_seed, kind == "cut")
+                draws = [uniform(seed_of(requests[row], engine_seed), positions[row]) for row in chosen]
+                drawn = _draw(logits[at], [requests[row].params for row in chosen], draws, kind == "cut")
                 tokens[at] = drawn
     return tokens
 
@@ -62,13 +66,12 @@ def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.float().log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
 
 
-def _draw(logits: Tensor, requests: Sequence[Request], engine_seed: int, cut: bool) -> Tensor:
-    """Inverse of the cumulative distribution at each request's own uniform number."""
+def _draw(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[float], cut: bool) -> Tensor:
+    """Inverse of the cumulative distribution at each request's own uniform number in [0, 1)."""
 
     def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=logits.device).unsqueeze(1)
 
-    params = [request.params for request in requests]
     wide = logits.float()
     # The largest is taken off first, so that no temperature is small enough to overflow.
     wide = (wide - wide.amax(-1, keepdim=True)) / column([p.temperature for p in params])
@@ -84,8 +87,7 @@ def _draw(logits: Tensor, requests: Sequence[Request], engine_seed: int, cut: bo
         before = mass.cumsum(-1, dtype=torch.float64) - mass
         mass = mass.masked_fill(before >= column([p.top_p for p in params]), 0.0)
     cumulative = mass.cumsum(-1, dtype=torch.float64)
-    draws = column([uniform(seed_of(r, engine_seed), r.num_generated) for r in requests], torch.float64)
-    picked = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
+    picked = torch.searchsorted(cumulative, column(draws, torch.float64) * cumulative[:, -1:], right=True)
     # Rounding may leave the draw at the very end: the last token with any mass is meant.
     last = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
     picked = torch.minimum(picked, last)

@@ -10,16 +10,14 @@ from fgengine.execution.sampler import logprobs_of, sample, seed_of, uniform
 from fgengine.request import Request, SamplingParams
 
 
-def request_of(params: SamplingParams, id: str = "r", generated: int = 0) -> Request:
-    request = Request.new(id, [1], params, 0.0)
-    request.tokens += [0] * generated
-    return request
+def request_of(params: SamplingParams, id: str = "r") -> Request:
+    return Request.new(id, [1], params, 0.0)
 
 
 def draws(logits: torch.Tensor, params: SamplingParams, count: int) -> list[int]:
     """One token at each of the first ``count`` output positions."""
-    requests = [request_of(params, generated=n) for n in range(count)]
-    tokens: list[int] = sample(logits.expand(count, -1), requests).tolist()
+    requests = [request_of(params)] * count
+    tokens: list[int] = sample(logits.expand(count, -1), requests, range(count)).tolist()
     return tokens
 
 
@@ -27,7 +25,7 @@ def test_greedy_and_temperature_near_zero() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 1.0, 4.999]])
     for temperature in (0.0, 1e-9):
         params = SamplingParams(temperature=temperature)
-        assert sample(logits, [request_of(params), request_of(params)]).tolist() == [1, 0]
+        assert sample(logits, [request_of(params), request_of(params)], [0, 0]).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -68,12 +66,14 @@ def test_a_draw_does_not_depend_on_the_batch() -> None:
         SamplingParams(top_p=0.7, temperature=1.5),
         SamplingParams(top_k=20, top_p=0.9, seed=7),
     ]
-    requests = [request_of(kinds[n % 5], id=str(n), generated=n // 5) for n in range(25)]
+    requests = [request_of(kinds[n % 5], id=str(n)) for n in range(25)]
+    positions = [n // 5 for n in range(25)]
     logits = torch.randn(25, 300) * 3
-    alone = [int(sample(logits[n : n + 1], [request])) for n, request in enumerate(requests)]
-    assert sample(logits, requests).tolist() == alone
+    alone = [int(sample(logits[n : n + 1], [requests[n]], [positions[n]])) for n in range(25)]
+    assert sample(logits, requests, positions).tolist() == alone
     order = torch.randperm(25).tolist()
-    assert sample(logits[order], [requests[n] for n in order]).tolist() == [alone[n] for n in order]
+    shuffled = sample(logits[order], [requests[n] for n in order], [positions[n] for n in order])
+    assert shuffled.tolist() == [alone[n] for n in order]
 
 
 def test_seeds() -> None:
