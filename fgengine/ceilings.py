@@ -6,43 +6,98 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from fgengine.physics import Ceilings
 
 SECONDS = 0.4
-"""Spent on each of the two; the best repeat counts, since anything else on the machine only slows it."""
-LARGEST_BUFFER = 512 * 1024**2
+"""Spent on each kind of work; the best repeat counts, since anything else on the machine only slows it."""
+LARGEST_BUFFER = {"cpu": 512 * 1024**2, "cuda": 2 * 1024**3}
+"""Bytes. A GPU's is many times its cache, and is read in long enough (0.7 ms at 3 TB/s) that starting to does
+not count."""
 MATRIX = {"cpu": 2048, "cuda": 8192}
 """Rows and columns: large enough to keep every core busy, small enough to take well under a second."""
+GROUP_SECONDS = 0.02
+"""A GPU's repeats are timed in groups of about this length, so that its launches overlap as in a step."""
+MOST_GROUPED = 1000
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype, weight_bytes: int) -> Ceilings:
     """``weight_bytes``: size of the buffer to read, since a model that fits a cache is read at its speed."""
-    size = min(max(weight_bytes, 1024**2), LARGEST_BUFFER)
+    if device.type == "cuda":
+        return Ceilings(_bytes_per_second_on_gpu(device, dtype), _flops_per_second(device, dtype))
+    size = min(max(weight_bytes, 1024**2), LARGEST_BUFFER[device.type])
     buffer = torch.zeros(size // 8, dtype=torch.int64, device=device)
-    n = MATRIX[device.type]
-    left = torch.full((n, n), 0.01, dtype=dtype, device=device)
-    right = torch.full((n, n), 0.01, dtype=dtype, device=device)
     reading = _best_seconds(lambda: buffer.sum(), device)
-    multiplying = _best_seconds(lambda: left @ right, device)
-    return Ceilings(buffer.nbytes / reading, 2.0 * n**3 / multiplying)
+    return Ceilings(buffer.nbytes / reading, _flops_per_second(device, dtype))
 
 
-def _best_seconds(work: Callable[[], torch.Tensor], device: torch.device) -> float:
+def _bytes_per_second_on_gpu(device: torch.device, dtype: torch.dtype) -> float:
+    """The best of three ways to keep the memory busy: summing up, a matrix times a vector, and copying, which
+    reads and writes. A kernel that reads may be poor on some card; what one of them reaches, it can do."""
+    size = min(LARGEST_BUFFER["cuda"], torch.cuda.mem_get_info(device)[0] // 2)
+    rows = max(2, size // (MATRIX["cuda"] * dtype.itemsize))
+    # Of random numbers: zeros cost less power, and a card that has power to spare runs faster.
+    matrix = torch.randn(rows, MATRIX["cuda"], dtype=dtype, device=device)
+    vector = torch.randn(MATRIX["cuda"], dtype=dtype, device=device)
+    words = matrix.view(-1).view(torch.int32)
+    low, high = matrix[: rows // 2], matrix[rows - rows // 2 :]
+    ways: tuple[tuple[Callable[[], object], int], ...] = (
+        (lambda: words.amax(), matrix.nbytes),
+        (lambda: torch.mv(matrix, vector), matrix.nbytes),
+        (lambda: low.copy_(high), low.nbytes + high.nbytes),
+    )
+    return max(num_bytes / _best_seconds(work, device) for work, num_bytes in ways)
+
+
+def _flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    n = MATRIX[device.type]
+    left, right = _matrix(n, device, dtype), _matrix(n, device, dtype)
+    out = torch.empty_like(left)
+    return 2.0 * n**3 / _best_seconds(lambda: torch.mm(left, right, out=out), device)
+
+
+def _matrix(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    if device.type == "cuda":
+        return torch.randn(n, n, dtype=dtype, device=device)
+    return torch.full((n, n), 0.01, dtype=dtype, device=device)
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of the repeats that fit ``SECONDS``, three at least, after one to warm up."""
-    work()
+    timed = _gpu_seconds(work, device) if device.type == "cuda" else _seconds(work)
     best = float("inf")
     began, repeats = time.perf_counter(), 0
     while repeats < 3 or time.perf_counter() - began < SECONDS:
-        _synchronize(device)
-        start = time.perf_counter()
-        work()
-        _synchronize(device)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, timed())
         repeats += 1
     return best
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _seconds(work: Callable[[], object]) -> Callable[[], float]:
+    def timed() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    work()
+    return timed
+
+
+def _gpu_seconds(work: Callable[[], object], device: torch.device) -> Callable[[], float]:
+    """By events on the GPU, the mean over a group of repeats launched one behind the other."""
+
+    def group(times: int) -> float:
+        with torch.cuda.device(device):
+            begins, ends = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begins.record()
+            for _ in range(times):
+                work()
+            ends.record()
+            ends.synchronize()
+        return float(begins.elapsed_time(ends)) / 1e3 / times
+
+    group(1)
+    alone = group(3)
+    times = max(1, min(MOST_GROUPED, round(GROUP_SECONDS / max(alone, 1e-9))))
+    return lambda: group(times)

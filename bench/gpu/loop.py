@@ -1,0 +1,101 @@
+"""The engine's own loop over a full batch: how much of a step's time the GPU does not compute."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time as clock
+from typing import Any
+
+from fgbench.report.units import seconds
+from fgengine.clock import WallClock
+from fgengine.engine import Engine
+from fgengine.execution.runner import TorchRunner
+from fgengine.kv.manager import KVManager
+from fgengine.request import SamplingParams
+from fgengine.scheduling.draft import Limits
+from fgengine.scheduling.policy import PolicyContext, make_policy
+from fgengine.scheduling.scheduler import Scheduler
+from gpu.budget import Allowance
+from gpu.profiling import busy_seconds, spans_of
+from gpu.report import Columns, Findings, Target
+from gpu.setting import Setting
+
+MOST_OUTSIDE = 0.05
+PROFILED_STEPS = 10
+SPARE_STEPS = 10
+
+TITLE = "(d) the engine's loop"
+COLUMNS: Columns = {
+    "model": lambda row: row["model"],
+    "requests": lambda row: str(row["requests"]),
+    "step, loop and all": lambda row: seconds(row["step_seconds"]),
+    "GPU busy": lambda row: seconds(row["busy_seconds"]),
+    "in the runner": lambda row: seconds(row["runner_seconds"]),
+    "scheduling": lambda row: seconds(row["engine_seconds"]),
+    "between steps": lambda row: seconds(row["between_seconds"]),
+    "outside the GPU": lambda row: f"{row['outside']:.1%}",
+}
+
+
+def run(setting: Setting, findings: Findings, time: Allowance, model: str) -> None:
+    """A closed run of decodes only, measured once every prompt has been computed. The GPU's share comes from
+    some further steps under the profiler, which slows the loop down but not the kernels."""
+    runner = setting.runner(model)
+    scale = setting.scale
+    engine = _engine(runner, scale.judged_batch)
+    rng = random.Random(0)
+    params = SamplingParams(
+        max_tokens=scale.loop_steps + PROFILED_STEPS + SPARE_STEPS + scale.judged_batch,
+        temperature=0.0,
+        ignore_eos=True,
+    )
+    requests = []
+    for number in range(scale.judged_batch):
+        prompt = [rng.randrange(runner.shape.vocab_size) for _ in range(scale.judged_context)]
+        requests.append(engine.add(f"loop-{number}", prompt, params))
+    while min(request.num_generated for request in requests) < 2:
+        engine.step()
+    before, walls = engine.stats(), []
+    for _ in range(scale.loop_steps):
+        began = clock.perf_counter()
+        engine.step()
+        walls.append(clock.perf_counter() - began)
+    work = {name: value - before[name] for name, value in engine.stats().items() if name in PARTS}
+    wall = statistics.median(walls)
+    if setting.on_gpu:
+        busy = busy_seconds(spans_of(engine.step, PROFILED_STEPS, setting.device)) / PROFILED_STEPS
+    else:
+        busy = work["model_seconds"] / scale.loop_steps  # there the runner is the device
+    outside = max(0.0, 1.0 - busy / wall)
+    findings.row(
+        model=model,
+        requests=scale.judged_batch,
+        step_seconds=wall,
+        busy_seconds=busy,
+        runner_seconds=work["model_seconds"] / scale.loop_steps,
+        engine_seconds=work["engine_seconds"] / scale.loop_steps,
+        between_seconds=work["between_seconds"] / scale.loop_steps,
+        outside=outside,
+    )
+    findings.details["step_seconds"] = walls
+    what = f"{model}, {scale.judged_batch} decodes: share of a step outside the GPU"
+    findings.targets.append(Target(what, outside, MOST_OUTSIDE, judged=setting.on_gpu))
+    for request in requests:
+        engine.abort(request.id)
+    while engine.has_work:
+        engine.step()
+
+
+PARTS = ("model_seconds", "engine_seconds", "between_seconds")
+"""Of ``Engine.stats``."""
+
+
+def _engine(runner: TorchRunner, batch: int) -> Any:
+    """Over a runner that is used on: the engine is never closed."""
+    scheduler = Scheduler(
+        make_policy("fcfs", PolicyContext(None)),
+        KVManager(runner.num_device_blocks, runner.num_host_blocks, runner.block_size),
+        Limits(batch, 2048, runner.max_model_len, block_bytes=runner.block_bytes),
+    )
+    return Engine(scheduler, runner, runner.copies, WallClock(), vocab_size=runner.shape.vocab_size)

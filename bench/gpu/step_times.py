@@ -1,0 +1,56 @@
+"""How long one step takes, beside its floor; bench/step.py and bench/gpu_check.py measure by this."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from typing import Any
+
+from fgengine.execution.runner import TorchRunner
+from fgengine.physics import Ceilings, floor_of
+from fgengine.plan import PlanItem, StepPlan
+from fgengine.request import Request, SamplingParams
+
+PARAMS = SamplingParams(max_tokens=1, temperature=0.0)
+
+
+def measure(
+    runner: TorchRunner, step: str, requests: int, context: int, repeats: int, ceilings: Ceilings
+) -> dict[str, Any]:
+    """One kind of step; the floor is what its bytes or its arithmetic take at the measured rates."""
+    plan = plan_of(runner, requests, context, context if step == "prefill" else 1)
+    items = [(item.start, item.num_tokens) for item in plan.items]
+    floor = floor_of(items, runner.shape, runner.dtype.itemsize, ceilings)
+    for _ in range(min(3, repeats)):
+        runner.execute(plan)  # the first of a shape also compiles and allocates
+    seconds = [runner.execute(plan).seconds for _ in range(repeats)]
+    median = statistics.median(seconds)
+    return {
+        "step": step,
+        "requests": requests,
+        "context": context,
+        "seconds": median,
+        "best_seconds": min(seconds),
+        "floor_seconds": floor.seconds,
+        "bound_by": "reading" if floor.reading >= floor.computing else "computing",
+        "ratio": median / floor.seconds,
+        "matmul_share": floor.computing / median,
+    }
+
+
+def plan_of(runner: TorchRunner, requests: int, context: int, new: int) -> StepPlan:
+    """Requests of random tokens on scattered blocks, the last ``new`` tokens of each to be computed."""
+    rng = random.Random(0)
+    need = blocks_for(runner, context)
+    free = rng.sample(range(runner.num_device_blocks), requests * need)
+    items = []
+    for n in range(requests):
+        tokens = [rng.randrange(runner.shape.vocab_size) for _ in range(context)]
+        request = Request.new(str(n), tokens, PARAMS, 0.0)
+        request.num_computed = context - new
+        items.append(PlanItem(request, context - new, new, free[n * need : (n + 1) * need], True))
+    return StepPlan(0, items)
+
+
+def blocks_for(runner: TorchRunner, tokens: int) -> int:
+    return -(-tokens // runner.block_size)
