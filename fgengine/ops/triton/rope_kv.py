@@ -48,14 +48,15 @@ def _rope_kv(
     is_value = head >= QUERY_HEADS + KV_HEADS
     slot = tl.load(slots_ptr + token)
     stored = kv_ptr + (slot // BLOCK_SIZE) * block_stride + (slot % BLOCK_SIZE) * place_stride
-    kv_head = head - QUERY_HEADS - tl.where(is_value, KV_HEADS, 0)
-    stored += tl.where(is_value, kind_stride, 0) + kv_head * head_stride + at
+    kind = is_value.to(tl.int32)  # a product is known to be aligned, a choice would not be
+    stored += kind * kind_stride + (head - QUERY_HEADS - kind * KV_HEADS) * head_stride + at
     is_stored = inside & (head >= QUERY_HEADS)
     if TURNED:
         high = tl.load(here + WIDTH, mask=inside)
-        angle = rope_ptr + tl.load(positions_ptr + token) * HEAD_DIM + at
-        cos = tl.load(angle, mask=at < WIDTH, other=0.0)
-        sin = tl.load(angle + WIDTH, mask=at < WIDTH, other=0.0)
+        # The same for every head, but loaded by each: handing it on would take barriers.
+        angle = rope_ptr + tl.load(positions_ptr + token) * HEAD_DIM + (at + tl.zeros_like(head))
+        cos = tl.load(angle, mask=inside, other=0.0)
+        sin = tl.load(angle + WIDTH, mask=inside, other=0.0)
         wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
         turned_low = (wide_low * cos - wide_high * sin).to(low.dtype)
         turned_high = (wide_high * cos + wide_low * sin).to(low.dtype)
