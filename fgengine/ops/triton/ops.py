@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from fgengine.ops.batch import RaggedBatch
 from fgengine.ops.reference import COLDEST, TorchOps
 from fgengine.ops.triton import activations, norms, rope_kv, sampling
+from fgengine.ops.triton.attention import attention, fits
 
 if TYPE_CHECKING:
     from fgengine.model.layers import Linear
@@ -44,6 +45,11 @@ class TritonOps(TorchOps):
 
     def write_kv(self, qkv: Tensor, kv: Tensor, batch: RaggedBatch, rope: Tensor | None = None) -> None:
         rope_kv.write_kv(qkv, kv, batch, rope)
+
+    def attention(self, q: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
+        if not fits(q, kv):
+            return super().attention(q, kv, batch)
+        return attention(q, kv, batch)
 
     def sample(self, logits: Tensor, rows: Tensor) -> Tensor:
         return sampling.sample(logits, rows, COLDEST)
