@@ -108,7 +108,7 @@ class TorchRunner:
             logits = self.logits(plan)
             if yielding:
                 positions = [item.start + item.num_tokens - item.request.prompt_len for item in ending]
-                chosen = sample(logits, yielding, positions, self.seed)
+                chosen = sample(self.model.ops, logits, yielding, positions, self.seed)
                 asked = [row for row, request in enumerate(yielding) if request.params.logprobs]
                 if asked:
                     values = logprobs_of(logits[asked], chosen[asked]).tolist()

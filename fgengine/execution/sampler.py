@@ -1,4 +1,4 @@
-"""Logits to tokens. A draw depends on the request's seed, its output position and its logits only.
+"""From logits to tokens. A draw depends on the request's seed, its output position and its logits only.
 
 So a request gives the same tokens alone and in any batch, and again after it was evicted and recomputed.
 """
@@ -7,31 +7,59 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fgengine.request import Request, SamplingParams
+from fgengine.ops.reference import TorchOps
+from fgengine.request import Request
+
+Uints = np.ndarray[Any, np.dtype[np.uint64]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def seed_of(request: Request, engine_seed: int) -> int:
     """The seed it asked for, or one made of its id and the engine's seed; below 2^64."""
-    if request.params.seed is not None:
-        return request.params.seed
-    digest = hashlib.blake2b(f"{engine_seed}:{request.id}".encode(), digest_size=8).digest()
+    seed = request.params.seed
+    return _seed_of_id(request.id, engine_seed) if seed is None else seed
+
+
+@lru_cache(maxsize=4096)
+def _seed_of_id(id: str, engine_seed: int) -> int:
+    digest = hashlib.blake2b(f"{engine_seed}:{id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
-def uniform(seed: int, position: int) -> float:
-    """The number in [0, 1) that a seed gives at an output position: one draw of a counter-based generator."""
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> Floats:
+    """The number in [0, 1) that each seed gives at an output position.
+
+    SplitMix64, whose n-th number is computed without those before it; a seed is mixed once before it is the
+    state to start from, since neighbouring seeds would give the same numbers some places apart.
+    """
+    state = _mixed(np.array(seeds, np.uint64)) + np.array(positions, np.uint64) * GOLDEN
+    return (_mixed(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mixed(state: Uints) -> Uints:
+    """The step of SplitMix64 (Steele, Lea and Flood 2014; constants of Stafford's variant 13)."""
+    state = state + GOLDEN
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
 
 
 def sample(
-    logits: Tensor, requests: Sequence[Request], positions: Sequence[int], engine_seed: int = 0
+    ops: TorchOps,
+    logits: Tensor,
+    requests: Sequence[Request],
+    positions: Sequence[int],
+    engine_seed: int = 0,
 ) -> Tensor:
-    """The next token of each request.
+    """The next token of each request; a GPU is asked for nothing.
 
     Args:
         logits: [R, vocab_size], row r for ``requests[r]``.
@@ -40,57 +68,18 @@ def sample(
     Returns:
         [R] int64, on the logits' device.
     """
-    if all(request.params.greedy for request in requests):
+    params = [request.params for request in requests]
+    if all(one.greedy for one in params):
         return logits.max(-1).indices  # as argmax, but four times as fast on a CPU in bfloat16
-    rows: dict[str, list[int]] = {"greedy": [], "whole": [], "cut": []}
-    for row, request in enumerate(requests):
-        params = request.params
-        # A top-k as wide as the vocabulary cuts nothing.
-        cut = params.top_p < 1.0 or 0 < params.top_k < logits.shape[-1]
-        rows["greedy" if params.greedy else "cut" if cut else "whole"].append(row)
-    tokens = torch.empty(len(requests), dtype=torch.int64, device=logits.device)
-    for kind, chosen in rows.items():
-        if chosen:
-            at = torch.tensor(chosen, device=logits.device)
-            if kind == "greedy":
-                tokens[at] = logits[at].argmax(-1)
-            else:
-                draws = [uniform(seed_of(requests[row], engine_seed), positions[row]) for row in chosen]
-                drawn = _draw(logits[at], [requests[row].params for row in chosen], draws, kind == "cut")
-                tokens[at] = drawn
-    return tokens
+    rows = np.empty((len(params), 4))
+    rows[:, :3] = [(one.temperature, one.top_k, one.top_p) for one in params]
+    rows[:, 3] = uniforms([seed_of(request, engine_seed) for request in requests], positions)
+    table = torch.from_numpy(rows)
+    if logits.is_cuda:
+        table = table.pin_memory().to(logits.device, non_blocking=True)
+    return ops.sample(logits, table)
 
 
 def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:
     """[R]: natural-log probability of each chosen token, before temperature."""
     return logits.float().log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
-
-
-def _draw(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[float], cut: bool) -> Tensor:
-    """Inverse of the cumulative distribution at each request's own uniform number in [0, 1)."""
-
-    def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits.device).unsqueeze(1)
-
-    wide = logits.float()
-    # The largest is taken off first, so that no temperature is small enough to overflow.
-    wide = (wide - wide.amax(-1, keepdim=True)) / column([p.temperature for p in params])
-    order = None
-    if cut:
-        wide, order = wide.sort(dim=-1, descending=True, stable=True)
-        vocabulary = logits.shape[-1]
-        rank = torch.arange(vocabulary, device=logits.device)
-        wide = wide.masked_fill(rank >= column([p.top_k or vocabulary for p in params]), -torch.inf)
-    mass = wide.softmax(-1)
-    if cut:
-        # The smallest set that reaches top_p: a token stays while those before it have not reached it.
-        before = mass.cumsum(-1, dtype=torch.float64) - mass
-        mass = mass.masked_fill(before >= column([p.top_p for p in params]), 0.0)
-    cumulative = mass.cumsum(-1, dtype=torch.float64)
-    picked = torch.searchsorted(cumulative, column(draws, torch.float64) * cumulative[:, -1:], right=True)
-    # Rounding may leave the draw at the very end: the last token with any mass is meant.
-    last = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
-    picked = torch.minimum(picked, last)
-    if order is not None:
-        picked = order.gather(1, picked)
-    return picked.squeeze(1)

@@ -13,6 +13,7 @@ from fgengine.ops.reference import TorchOps
 
 POSITION_OFFSET = 2
 """OPT's position table starts with two rows that no token uses."""
+EPS = 1e-5
 
 
 class LayerNorm(nn.Module):
@@ -20,9 +21,6 @@ class LayerNorm(nn.Module):
         super().__init__()
         self.weight = parameter(size, device=device, dtype=dtype)
         self.bias = parameter(size, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
 
 
 class OptLayer(nn.Module):
@@ -57,27 +55,37 @@ class Opt(nn.Module):
 
     def forward(self, tokens: Tensor, batch: RaggedBatch, pool: Tensor, rows: Tensor | None = None) -> Tensor:
         """As ``Llama.forward``."""
-        shape = self.shape
-        x = F.embedding(tokens, self.embedding)
+        residual = F.embedding(tokens, self.embedding)
         if self.project_in is not None:
-            x = self.project_in(x)
-        x = x + F.embedding(batch.positions + POSITION_OFFSET, self.positions)
+            residual = self.project_in(residual)
+        residual += F.embedding(batch.positions, self.positions[POSITION_OFFSET:])
+        change: Tensor | None = None
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, OptLayer)
-            if shape.pre_norm:
-                x = x + self._attend(layer, layer.attention_norm(x), pool[:, index], batch)
-                x = x + layer.down(layer.up(layer.mlp_norm(x)).relu_())
+            kv = pool[:, index]
+            if self.shape.pre_norm:
+                x = self._norm(layer.attention_norm, change, residual)
+                x = self._norm(layer.mlp_norm, self._attend(layer, x, kv, batch), residual)
+                change = self._mlp(layer, x)
             else:
-                x = layer.attention_norm(x + self._attend(layer, x, pool[:, index], batch))
-                x = layer.mlp_norm(x + layer.down(layer.up(x).relu_()))
+                change = self._attend(layer, residual, kv, batch)
+                residual = self._norm(layer.attention_norm, change, residual)
+                residual = self._norm(layer.mlp_norm, self._mlp(layer, residual), residual)
         if rows is not None:
-            x = x[rows]
+            residual = residual[rows]
         if self.final_norm is not None:
-            x = self.final_norm(x)
+            assert change is not None
+            residual = self._norm(self.final_norm, change if rows is None else change[rows], residual)
         if self.project_out is not None:
-            x = self.project_out(x)
-        logits: Tensor = self.head(x)
+            residual = self.project_out(residual)
+        logits: Tensor = self.head(residual)
         return logits
+
+    def _norm(self, norm: LayerNorm, change: Tensor | None, residual: Tensor) -> Tensor:
+        """Of the sum, which the residual becomes."""
+        if change is None:
+            return self.ops.layer_norm(residual, norm.weight, norm.bias, EPS)
+        return self.ops.add_layer_norm(change, residual, norm.weight, norm.bias, EPS)
 
     def _attend(self, layer: OptLayer, x: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
         shape = self.shape
@@ -85,6 +93,10 @@ class Opt(nn.Module):
         self.ops.write_kv(qkv, kv, batch)
         q = qkv[:, : shape.hidden_size].unflatten(1, (shape.num_heads, shape.head_dim))
         out: Tensor = layer.out(self.ops.attention(q, kv, batch))
+        return out
+
+    def _mlp(self, layer: OptLayer, x: Tensor) -> Tensor:
+        out: Tensor = layer.down(self.ops.linear_relu(layer.up, x))
         return out
 
     def places(self) -> dict[str, Tensor]:

@@ -6,15 +6,23 @@ Shapes: T new tokens of B requests (see RaggedBatch); ``kv`` is one layer of a p
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fgengine.ops.batch import RaggedBatch
 
+if TYPE_CHECKING:
+    from fgengine.model.layers import Linear
+
+COLDEST = 1e-30
+"""Temperatures below it count as it: its inverse is still a float32."""
+
 
 class TorchOps:
-    """Everything a model does between its matrix multiplications."""
+    """Everything a model does between its matrix multiplications, and the choice of tokens after it."""
 
     name = "torch"
 
@@ -28,6 +36,20 @@ class TorchOps:
         """Adds x to ``residual`` in place and returns the norm of the sum."""
         residual.add_(x)
         return self.rms_norm(residual, weight, eps)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """[T, hidden] -> [T, hidden]; computed in float32."""
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+    def add_layer_norm(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Adds x to ``residual`` in place and returns the norm of the sum."""
+        residual.add_(x)
+        return self.layer_norm(residual, weight, bias, eps)
+
+    def linear_relu(self, linear: Linear, x: Tensor) -> Tensor:
+        """[T, inputs] -> [T, outputs]: relu(linear(x))."""
+        out: Tensor = linear(x)
+        return out.relu_()
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """[T, 2 * n], gate then up -> [T, n]: silu(gate) * up."""
@@ -77,6 +99,53 @@ class TorchOps:
                 out[span] = _prefill_attention(q[span], kv, batch.block_tables[b], batch.contexts[b])
             first += n
         return out.flatten(1)
+
+    def sample(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """One token a row, by the inverse of the cumulative distribution in the vocabulary's order.
+
+        Args:
+            logits: [R, vocab_size]; a row's logits lie side by side.
+            rows: [R, 4] float64, on the same device: temperature (0: the largest logit), top-k (0: off),
+                top-p (1: off), and the draw, a number in [0, 1). Equal logits rank by their place in the
+                vocabulary.
+
+        Returns:
+            [R] int64.
+        """
+        tokens = logits.max(-1).indices
+        drawn = rows[:, 0].nonzero().squeeze(1)
+        if len(drawn):
+            tokens[drawn] = _draw(logits[drawn], rows[drawn])
+        return tokens
+
+
+def _draw(logits: Tensor, rows: Tensor) -> Tensor:
+    temperature, top_k, top_p, draw = torch.split(rows, 1, dim=1)
+    scale = temperature.clamp(min=COLDEST).reciprocal().float()
+    wide = logits.float()
+    # The largest is taken off first, so that no temperature is small enough to overflow.
+    mass = ((wide - wide.amax(-1, keepdim=True)) * scale).exp()
+    vocab = logits.shape[1]
+    top_k = torch.where(top_k > 0, top_k, vocab)
+    cut = ((top_k < vocab) | (top_p < 1.0)).squeeze(1).nonzero().squeeze(1)
+    if len(cut):
+        mass[cut] = _cut(wide[cut], mass[cut], top_k[cut], top_p[cut])
+    cumulative = mass.cumsum(-1, dtype=torch.float64)
+    picked = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
+    # Rounding may leave the draw at the very end: the last token with any mass is meant.
+    last = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(picked, last).squeeze(1)
+
+
+def _cut(logits: Tensor, mass: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """The masses of the k largest and, among those, of the smallest set that reaches top_p of them."""
+    order = logits.sort(dim=-1, descending=True, stable=True).indices
+    ranked = mass.gather(1, order)
+    ranked.masked_fill_(torch.arange(logits.shape[1], device=logits.device) >= top_k, 0.0)
+    reached = ranked.cumsum(-1, dtype=torch.float64)
+    # A token stays while those before it have not reached top_p.
+    ranked.masked_fill_(reached - ranked >= top_p * reached[:, -1:], 0.0)
+    return torch.zeros_like(mass).scatter_(1, order, ranked)
 
 
 def _decode_attention(q: Tensor, kv: Tensor, tables: Tensor, context_lens: Tensor) -> Tensor:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from fgengine.ops.reference import TorchOps
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fgengine.ops.batch import RaggedBatch
+from fgengine.ops.reference import COLDEST, TorchOps
+from fgengine.ops.triton import activations, norms, rope_kv, sampling
+from fgengine.ops.triton.attention import attention, fits
+
+if TYPE_CHECKING:
+    from fgengine.model.layers import Linear
 
 
 class TritonOps(TorchOps):
@@ -12,3 +23,33 @@ class TritonOps(TorchOps):
     """
 
     name = "triton kernels"
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return norms.norm(x, None, weight, None, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return norms.norm(x, residual, weight, None, eps)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return norms.norm(x, None, weight, bias, eps)
+
+    def add_layer_norm(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return norms.norm(x, residual, weight, bias, eps)
+
+    def linear_relu(self, linear: Linear, x: Tensor) -> Tensor:
+        assert linear.bias is not None
+        return activations.bias_relu_(F.linear(x, linear.weight), linear.bias)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        return activations.silu_mul(gate_up)
+
+    def write_kv(self, qkv: Tensor, kv: Tensor, batch: RaggedBatch, rope: Tensor | None = None) -> None:
+        rope_kv.write_kv(qkv, kv, batch, rope)
+
+    def attention(self, q: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
+        if not fits(q, kv):
+            return super().attention(q, kv, batch)
+        return attention(q, kv, batch)
+
+    def sample(self, logits: Tensor, rows: Tensor) -> Tensor:
+        return sampling.sample(logits, rows, COLDEST)

@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from fgengine.execution.sampler import logprobs_of, sample, seed_of, uniform
+from fgengine.execution.sampler import _mixed, logprobs_of, sample, seed_of, uniforms
+from fgengine.ops.reference import TorchOps
 from fgengine.request import Request, SamplingParams
+
+OPS = TorchOps()
 
 
 def request_of(params: SamplingParams, id: str = "r") -> Request:
@@ -17,7 +21,7 @@ def request_of(params: SamplingParams, id: str = "r") -> Request:
 def draws(logits: torch.Tensor, params: SamplingParams, count: int) -> list[int]:
     """One token at each of the first ``count`` output positions."""
     requests = [request_of(params)] * count
-    tokens: list[int] = sample(logits.expand(count, -1), requests, range(count)).tolist()
+    tokens: list[int] = sample(OPS, logits.expand(count, -1), requests, range(count)).tolist()
     return tokens
 
 
@@ -25,7 +29,7 @@ def test_greedy_and_temperature_near_zero() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 1.0, 4.999]])
     for temperature in (0.0, 1e-9):
         params = SamplingParams(temperature=temperature)
-        assert sample(logits, [request_of(params), request_of(params)], [0, 0]).tolist() == [1, 0]
+        assert sample(OPS, logits, [request_of(params), request_of(params)], [0, 0]).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -69,10 +73,10 @@ def test_a_draw_does_not_depend_on_the_batch() -> None:
     requests = [request_of(kinds[n % 5], id=str(n)) for n in range(25)]
     positions = [n // 5 for n in range(25)]
     logits = torch.randn(25, 300) * 3
-    alone = [int(sample(logits[n : n + 1], [requests[n]], [positions[n]])) for n in range(25)]
-    assert sample(logits, requests, positions).tolist() == alone
+    alone = [int(sample(OPS, logits[n : n + 1], [requests[n]], [positions[n]])) for n in range(25)]
+    assert sample(OPS, logits, requests, positions).tolist() == alone
     order = torch.randperm(25).tolist()
-    shuffled = sample(logits[order], [requests[n] for n in order], [positions[n] for n in order])
+    shuffled = sample(OPS, logits[order], [requests[n] for n in order], [positions[n] for n in order])
     assert shuffled.tolist() == [alone[n] for n in order]
 
 
@@ -81,7 +85,50 @@ def test_seeds() -> None:
     assert seed_of(seeded, 0) == seed_of(seeded, 1) == 5
     assert seed_of(unseeded, 0) == seed_of(request_of(SamplingParams(), id="x"), 0)
     assert len({seed_of(unseeded, 0), seed_of(unseeded, 1), seed_of(request_of(SamplingParams()), 0)}) == 3
-    assert len({uniform(s, p) for s in range(10) for p in range(10)}) == 100
+    assert len(set(uniforms(range(10), [0] * 10)) | set(uniforms(range(10), range(1, 11)))) == 20
+
+
+def test_draws_are_the_published_generators() -> None:
+    """Its first numbers from state 0 (the reference code of SplitMix64), which ``_mixed`` steps to."""
+    steps = [n * 0x9E3779B97F4A7C15 % 2**64 for n in range(3)]
+    published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert _mixed(np.array(steps, np.uint64)).tolist() == published
+
+
+def test_draws_are_uniform_and_independent() -> None:
+    """Along the positions of a seed, over neighbouring seeds, and in pairs of neighbours either way."""
+    n = 50_000
+    grid = uniforms(np.repeat(np.arange(300), 300).tolist(), list(range(300)) * 300).reshape(300, 300)
+    assert ((grid >= 0.0) & (grid < 1.0)).all()
+    lines = [uniforms([2**63 - 1] * n, range(n)), uniforms(range(n), [0] * n), uniforms(range(n), range(n))]
+    for line in lines:
+        assert chisquare(np.histogram(line, 200, (0, 1))[0]).pvalue > 1e-3
+    for one, other in ((grid[1:], grid[:-1]), (grid[:, 1:], grid[:, :-1]), (grid[1:, :-1], grid[:-1, 1:])):
+        pairs = np.histogram2d(one.ravel(), other.ravel(), 20, ((0, 1), (0, 1)))[0]
+        assert chisquare(pairs.ravel()).pvalue > 1e-3
+
+
+def test_a_cut_is_walked_in_the_vocabularys_order() -> None:
+    """A draw that a cut leaves as it is gives the same token with it."""
+    torch.manual_seed(0)
+    logits = torch.randn(200, 300)
+    requests = [request_of(SamplingParams(seed=n)) for n in range(200)]
+    cut = [request_of(SamplingParams(seed=n, top_k=299, top_p=0.9999)) for n in range(200)]
+    agreeing = sample(OPS, logits, requests, [0] * 200) == sample(OPS, logits, cut, [0] * 200)
+    assert agreeing.sum() >= 198
+
+
+def test_equal_logits_rank_by_their_place() -> None:
+    ties = torch.zeros(1, 8)
+    assert set(draws(ties, SamplingParams(seed=1, top_k=3), 200)) == {0, 1, 2}
+    assert set(draws(ties, SamplingParams(seed=1, top_p=0.5), 200)) == {0, 1, 2, 3}
+    tempered = torch.tensor([[1.0, 1.0 + 2**-20, 0.0]])  # not to be told apart once divided by 10
+    assert set(draws(tempered, SamplingParams(seed=1, top_k=1, temperature=10.0), 50)) == {1}
+
+
+def test_the_coldest_temperature_is_greedy() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0]])
+    assert draws(logits, SamplingParams(temperature=5e-324), 20) == [1] * 20
 
 
 def test_logprob_of_the_chosen_token() -> None:
