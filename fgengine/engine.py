@@ -76,7 +76,7 @@ class Engine:
                 f"{config.model}`, or ask for dummy weights"
             )
         report(f"loading {config.model}")
-        runner = TorchRunner.create(config, shape, folder)
+        runner = TorchRunner.create(config, shape, folder, report)
         needs_cost = policy.needs_cost or config.offloading == "auto"
         cost = profiler.ensure(config, runner, report).cost if needs_cost else None
         predictor = make_predictor(config.predictor, config.model) if policy.needs_predictor else None
