@@ -43,9 +43,12 @@ CPU = torch.device("cpu")
 COST = CostModel(step=0.001, prefill_token=1e-5, decode_request=1e-4)
 LENGTHS = (1, 15, 16, 17, 64, 200, 333)
 TINY_LENGTHS = (1, 16, 17, 40)
-LOGITS_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.2}
+LOGITS_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.08, torch.bfloat16: 0.6}
 """Largest difference to the logits that the plain path computes on the CPU in float32, as a share of their
-root mean square. Rounding adds up over layers, so half precision is held to less than a kernel alone is."""
+root mean square. There plain torch was off by at most 0.023 in float16 and 0.17 in bfloat16 (rounding adds up
+over layers), and by 1.2 to 4.6 with one key lost, except for opt-350m's kind, 0.09."""
+SHARPNESS = {torch.float32: 8.0, torch.float16: 3.0, torch.bfloat16: 3.0}
+"""How many times the usual weights: else every token predicts itself. More makes more of rounding too."""
 PRESSURE: tuple[tuple[str, Offloading, bool], ...] = (
     ("fcfs", "reactive", False),
     ("mlfq", "reactive", False),
@@ -81,7 +84,10 @@ def _logits_are_right(setting: Setting, shape: ModelShape, dtype: torch.dtype) -
         blocks = list(range(taken, taken + -(-len(prompt) // 16)))
         taken += len(blocks)
         items.append(PlanItem(_request(i, prompt), 0, len(prompt), blocks, True))
-    there, here = _runner(setting.device, shape, taken, 0, dtype), _runner(CPU, shape, taken, 0)
+    there, here = (
+        _runner(setting.device, shape, taken, 0, dtype),
+        _runner(CPU, shape, taken, 0, torch.float32, SHARPNESS[dtype]),
+    )
     here.model.ops = TorchOps()
     worst = 0.0
     for plan in (StepPlan(0, items), StepPlan(1, _tails(items))):
@@ -179,7 +185,7 @@ def _kv_survives(setting: Setting, shape: ModelShape) -> tuple[bool, str]:
         done = 0
         while done < len(transfers):
             done += len(runner.copies.wait())
-    same = torch.equal(runner.pool[half:], kept)
+    same = torch.equal(runner.pool[half:blocks], kept)
     runner.close()
     return same, f"{half} blocks in {len(parts)} transfers each way"
 
@@ -203,8 +209,12 @@ def _runner(
     device_blocks: int,
     host_blocks: int,
     dtype: torch.dtype = torch.float32,
+    sharpness: float | None = None,
 ) -> TorchRunner:
-    model = copy.copy(_model(device, shape, dtype))  # the same weights, operations of its own
+    """``sharpness``: None: the dtype's."""
+    model = copy.copy(
+        _model(device, shape, dtype, sharpness or SHARPNESS[dtype])
+    )  # the same weights, operations of its own
     model.ops = ops_for(device, dtype)
     return TorchRunner(
         model,
@@ -216,12 +226,12 @@ def _runner(
 
 
 @functools.cache
-def _model(device: torch.device, shape: ModelShape, dtype: torch.dtype) -> Model:
+def _model(device: torch.device, shape: ModelShape, dtype: torch.dtype, sharpness: float) -> Model:
     """The same weights on every device: drawn on the CPU, then copied."""
     drawn = load(shape, None, CPU, torch.float32, 3)
     for name, weights in drawn.named_parameters():
         if "norm" not in name and "embedding" not in name:
-            weights.data.mul_(8)  # else every token predicts itself
+            weights.data.mul_(sharpness)
     model = load(shape, None, device, dtype, 3)
     model.load_state_dict(drawn.state_dict())
     return model
