@@ -18,7 +18,7 @@ from fgengine.ops.batch import RaggedBatch
 from fgengine.ops.reference import TorchOps
 from gpu.checks import Check
 
-TOLERANCE = {torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest difference to plain torch in float32 on the same inputs, relative to the value and the root mean
 square of all together. Rounding to bfloat16 once is off by up to 0.004 of that; TF32 for float32 by 0.0005,
 and one key left out of 1,000 moves the largest of some thousand outputs by 0.05."""

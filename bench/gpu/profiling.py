@@ -15,7 +15,7 @@ NAME_LENGTH = 100
 
 
 class Span(NamedTuple):
-    """A kernel (on a CPU: an operation without parts) as it ran; microseconds."""
+    """A kernel (on a CPU: an operation with all its parts) as it ran; microseconds."""
 
     name: str
     start: float
@@ -36,7 +36,7 @@ def spans_of(work: Callable[[], object], times: int, device: torch.device) -> li
     return [
         Span(event.name, event.time_range.start, event.time_range.end)
         for event in recorded.events() or ()
-        if (event.device_type != DeviceType.CPU if on_gpu else not event.cpu_children)
+        if (event.device_type != DeviceType.CPU if on_gpu else event.cpu_parent is None)
     ]
 
 
