@@ -21,6 +21,8 @@ from fgengine.plan import PlanItem
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 """Makes of some launches what repeats them."""
+Track = Callable[[Sequence[int]], Iterable[int]]
+"""Goes over the batch sizes, and may show how far it has come."""
 
 ALIGNED = 16
 """Rows are laid out in multiples of this, so that every array begins at a multiple of 16 bytes, as wide
@@ -34,10 +36,10 @@ def batch_sizes(most: int) -> list[int]:
 
 def cuda_capture() -> Capture:
     """All its graphs share one pool of memory: only one of them runs at a time."""
-    pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+    pool = torch.cuda.graph_pool_handle()
 
     def capture(launches: Callable[[], None]) -> Callable[[], None]:
-        # Once in a stream of its own before: what is compiled or allocated at first use must not be in the graph.
+        # Once before, in a stream of its own: what is compiled or allocated at first use is not for the graph.
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -97,7 +99,7 @@ class DecodeInputs:
             self.unread[: len(unread.tokens)].copy_(unread.tokens)
 
     def batch(self, size: int, longest: int) -> RaggedBatch:
-        """The first ``size`` rows; contexts are only known to the device, to the host none is over ``longest``."""
+        """The first ``size`` rows. Only the device knows their contexts; the host, that none is over ``longest``."""
         return RaggedBatch(
             positions=self.positions[:size],
             slots=self.slots[:size],
@@ -122,14 +124,14 @@ class DecodeGraphs:
         max_model_len: int,
         dummy_block: int,
         capture: Capture,
-        track: Callable[[Sequence[int]], Iterable[int]] = lambda sizes: sizes,
+        track: Track = lambda sizes: sizes,
     ) -> None:
-        """Captures a graph for each of ``batch_sizes(most)``, the largest first: the others fit in its memory.
+        """Captures a graph for each of ``batch_sizes(most)``, the largest first: the others fit in its room.
 
         Args:
             pool: as the model takes it; the graphs know no other.
+            most: no step has more requests than this.
             dummy_block: of the pool; what padding writes goes there.
-            track: goes over the sizes, and may show how far.
         """
         self.pool = pool
         self.most = most

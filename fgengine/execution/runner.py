@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -15,8 +14,11 @@ import torch
 from torch import Tensor
 
 from fgengine.config import EngineConfig
+from fgengine.execution import memory
 from fgengine.execution.copying import copy_engine
 from fgengine.execution.device import device_name, pick_device, pick_dtype
+from fgengine.execution.graphs import Capture, DecodeGraphs, Track, cuda_capture
+from fgengine.execution.pinned import pinned_empty
 from fgengine.execution.sampler import logprobs_of, sample
 from fgengine.execution.timing import timer_on, to_host
 from fgengine.execution.unread import Unread, fill_in, sources
@@ -56,22 +58,35 @@ class TorchRunner:
         self.device_name = device_name(self.device)
         self.dtype_name = str(self.dtype).removeprefix("torch.")
         block = (shape.num_layers, 2, shape.num_kv_heads, block_size, shape.head_dim)
-        kind = {"dtype": self.dtype}
-        self.pool = _pool("num_device_blocks", (num_device_blocks, *block), device=self.device, **kind)
-        self.host_pool = _pool(
-            "swap_space_bytes", (num_host_blocks, *block), pin_memory=self.device.type == "cuda", **kind
+        self.dummy_block = num_device_blocks
+        """The pool's last block, which no request ever gets: for rows that only fill up a batch."""
+        self.pool = _pool(
+            (num_device_blocks + sizing.DUMMY_BLOCKS, *block),
+            self.dtype,
+            self.device,
+            "lower num_device_blocks",
         )
-        self.copies = copy_engine(self.pool, self.host_pool)
+        self.host_pool = _host_pool((num_host_blocks, *block), self.dtype, pinned=self.device.type == "cuda")
+        self.copies = copy_engine(self.pool[:num_device_blocks], self.host_pool)
         self._unread: Unread | None = None
         """What the last launched step sampled, until it is collected."""
+        self.graphs: DecodeGraphs | None = None
 
     @classmethod
-    def create(cls, config: EngineConfig, shape: ModelShape, folder: Path | None) -> TorchRunner:
+    def create(
+        cls,
+        config: EngineConfig,
+        shape: ModelShape,
+        folder: Path | None,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> TorchRunner:
         """Picks device and dtype, loads the model (None: dummy weights) and sizes the pools.
+
+        ``report`` is told how the memory was divided.
 
         Raises:
             ValueError: no such device, a folder that is not this model's, a longer ``max_model_len`` than the
-                model was made for, or no memory for a single KV block.
+                model was made for, or no memory for the weights, a step, or the KV blocks asked for.
         """
         max_model_len = config.max_model_len or shape.max_position
         if max_model_len > shape.max_position:
@@ -81,23 +96,55 @@ class TorchRunner:
             )
         device = pick_device(config.device)
         dtype = pick_dtype(config.dtype, device, shape.family)
+        gpu = memory.probe_of(device)
+        if gpu is not None:
+            memory.require_room_for_weights(shape.num_parameters, dtype, gpu)
         model = load(shape, folder, device, dtype, config.seed)
         model.ops = ops_for(device, dtype)
         per_block = sizing.block_bytes(shape, config.block_size, dtype.itemsize)
-        if device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(device)
-            activations = sizing.activation_bytes(shape, config, dtype.itemsize)
-            blocks = sizing.device_blocks_on_gpu(config, per_block, free, total, activations)
+
+        def runner(device_blocks: int, host_blocks: int) -> TorchRunner:
+            return cls(
+                model,
+                block_size=config.block_size,
+                num_device_blocks=device_blocks,
+                num_host_blocks=host_blocks,
+                max_model_len=max_model_len,
+                seed=config.seed,
+            )
+
+        if gpu is not None:
+            report("running the largest steps once, to see how much memory is left for KV")
+            with closing(runner(1, 0)) as trial:
+                measured = memory.measure(trial, config, gpu, graphs=not config.eager)
+            parts, blocks = measured.parts, sizing.device_blocks_on_gpu(config, per_block, measured)
         else:
             pack_linears(model)
+            parts = {"weights": shape.num_parameters * dtype.itemsize}
             blocks = sizing.device_blocks_on_cpu(config, per_block, psutil.virtual_memory().available)
-        return cls(
-            model,
-            block_size=config.block_size,
-            num_device_blocks=blocks,
-            num_host_blocks=sizing.host_blocks(config, per_block),
-            max_model_len=max_model_len,
-            seed=config.seed,
+        on_host = sizing.host_blocks(config, per_block)
+        report(sizing.division(parts, blocks, on_host, config.block_size, per_block))
+        return runner(blocks, on_host)
+
+    @torch.inference_mode()
+    def capture_graphs(
+        self, most: int, capture: Capture | None = None, track: Track = lambda sizes: sizes
+    ) -> None:
+        """From now on batches of up to ``most`` decodes run as CUDA graphs.
+
+        Args:
+            most: as many requests as a step can have.
+            capture, track: as ``DecodeGraphs`` takes them; by default CUDA's, and without a word.
+        """
+        self.graphs = DecodeGraphs(
+            self.model,
+            self.pool,
+            most=most,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            dummy_block=self.dummy_block,
+            capture=capture or cuda_capture(),
+            track=track,
         )
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -116,7 +163,12 @@ class TorchRunner:
         ending = [item for item in items if item.yields_token]
         asked = [row for row, item in enumerate(ending) if item.request.params.logprobs]
         tokens = logprobs = torch.empty(0)
-        logits = self._logits(items, everywhere=False) if items else torch.empty(0)
+        if not items:
+            logits = torch.empty(0)
+        elif self.graphs is not None and self.graphs.fits(items, self.pool):
+            logits = self.graphs.logits(items, self._unread)
+        else:
+            logits = self._logits(items, everywhere=False)
         self._unread = None
         if ending:
             positions = [item.start + item.num_tokens - item.request.prompt_len for item in ending]
@@ -172,23 +224,36 @@ class TorchRunner:
     @contextmanager
     def larger_pool(self, num_blocks: int) -> Iterator[None]:
         """Meanwhile computes in a pool of at least so many blocks; what is in its own is kept."""
-        own = self.pool, self.num_device_blocks
+        own = self.pool, self.num_device_blocks, self.dummy_block
         if num_blocks > self.num_device_blocks:
-            self.pool = self.pool.new_empty(num_blocks, *self.pool.shape[1:])
-            self.num_device_blocks = num_blocks
+            sizes = (num_blocks + sizing.DUMMY_BLOCKS, *self.pool.shape[1:])
+            remedy = "as a profile needs it: give a profile measured before, or a larger num_device_blocks"
+            self.pool = _pool(sizes, self.dtype, self.device, remedy)
+            self.num_device_blocks = self.dummy_block = num_blocks
         try:
             yield
         finally:
-            self.pool, self.num_device_blocks = own
+            self.pool, self.num_device_blocks, self.dummy_block = own
 
     def close(self) -> None:
         self.copies.close()
 
 
-def _pool(setting: str, sizes: tuple[int, ...], **kind: Any) -> Tensor:
+def _pool(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, remedy: str) -> Tensor:
     """Not filled: on a CPU a block takes memory only once it is written."""
     try:
-        return torch.empty(sizes, **kind)
+        return torch.empty(sizes, dtype=dtype, device=device)
     except RuntimeError as error:
-        gib = math.prod(sizes) * kind["dtype"].itemsize / 1024**3
-        raise ValueError(f"there is no memory for a KV pool of {gib:.1f} GiB; lower {setting}") from error
+        wanted = sizing.size(math.prod(sizes) * dtype.itemsize)
+        raise ValueError(f"there is no memory for a KV pool of {wanted}; {remedy}") from error
+
+
+def _host_pool(sizes: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> Tensor:
+    if not pinned:
+        return _pool(sizes, dtype, torch.device("cpu"), "lower swap_space_bytes")
+    try:
+        return pinned_empty(sizes, dtype)
+    except ValueError as error:
+        raise ValueError(
+            f"there is no host memory for evicted KV: {error}; lower swap_space_bytes"
+        ) from error

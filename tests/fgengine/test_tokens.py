@@ -88,6 +88,7 @@ def build(
     offloading: Offloading = "reactive",
     chunked_prefill: bool = False,
     overlap: bool = False,
+    graphs: bool = False,
 ) -> Engine:
     shape = SHAPES[family]
     model = load(shape, None, torch.device("cpu"), torch.float32, 11)
@@ -103,6 +104,8 @@ def build(
         num_host_blocks=host_blocks,
         max_model_len=shape.max_position,
     )
+    if graphs:
+        runner.capture_graphs(max_batch_size, lambda launches: launches)
     runner.kv = KVManager(device_blocks, host_blocks, 8)
     context = PolicyContext(COST, starvation_limit=0.05, max_batch_size=max_batch_size, predictor=Noisy(1.0))
     scheduler = Scheduler(
@@ -157,11 +160,18 @@ def test_the_reference_itself_is_not_trivial(family: str) -> None:
         ("pieces", {"device_blocks": 12, "host_blocks": 6, "max_tokens_per_batch": 10}),
     ],
 )
-@pytest.mark.parametrize("overlap", [False, True], ids=["", "overlap"])
+@pytest.mark.parametrize(
+    ("overlap", "graphs"), [(False, False), (True, False), (True, True)], ids=["", "overlap", "graphs"]
+)
 def test_greedy_tokens_are_those_of_each_request_alone(
-    family: str, policy: str | type[Policy], memory: str, settings: dict[str, int], overlap: bool
+    family: str,
+    policy: str | type[Policy],
+    memory: str,
+    settings: dict[str, int],
+    overlap: bool,
+    graphs: bool,
 ) -> None:
-    engine = build(family, policy, overlap=overlap, **settings)  # type: ignore[arg-type]
+    engine = build(family, policy, overlap=overlap, graphs=graphs, **settings)  # type: ignore[arg-type]
     done = engine.generate(prompts(), params())
     assert [request.tokens for request in done] == alone(family)
     while engine.has_work:
@@ -213,5 +223,5 @@ def test_seeded_sampling_is_the_same_under_preemption() -> None:
     calm = build("llama", "fcfs").generate(prompts(), sampled)
     rough = {"device_blocks": 10, "host_blocks": 5, "max_batch_size": 3}
     for overlap in (False, True):
-        done = build("llama", Shuffled, overlap=overlap, **rough).generate(prompts(), sampled)
+        done = build("llama", Shuffled, overlap=overlap, graphs=overlap, **rough).generate(prompts(), sampled)
         assert [r.tokens for r in calm] == [r.tokens for r in done]
