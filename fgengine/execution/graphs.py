@@ -39,7 +39,7 @@ def cuda_capture() -> Capture:
     pool = torch.cuda.graph_pool_handle()
 
     def capture(launches: Callable[[], None]) -> Callable[[], None]:
-        # Once before, in a stream of its own: what is compiled or allocated at first use is not for the graph.
+        # Once before, in a stream of its own: what is compiled at first use does not belong in the graph.
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -99,7 +99,7 @@ class DecodeInputs:
             self.unread[: len(unread.tokens)].copy_(unread.tokens)
 
     def batch(self, size: int, longest: int) -> RaggedBatch:
-        """The first ``size`` rows. Only the device knows their contexts; the host, that none is over ``longest``."""
+        """The first ``size`` rows. Only the device knows their contexts; the host a bound, ``longest``."""
         return RaggedBatch(
             positions=self.positions[:size],
             slots=self.slots[:size],
