@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -74,7 +75,8 @@ def measure(trial: TorchRunner, config: EngineConfig, probe: MemoryProbe, *, gra
     Args:
         trial: the loaded model over a pool of a block, which every entry of every block table names: what
             lies in the cache decides nothing here. Its bytes are not counted.
-        graphs: whether decode steps will be captured as CUDA graphs, which share one pool of their own.
+        graphs: whether decodes will be captured as CUDA graphs, up to their logits; all share one pool of
+            their own, where what the largest takes stays taken.
 
     Raises:
         ValueError: the largest step does not fit beside the model.
@@ -84,7 +86,8 @@ def measure(trial: TorchRunner, config: EngineConfig, probe: MemoryProbe, *, gra
         full, decode = _full_step(trial, config), _decode_step(trial, config)
         for plan in (full, decode):
             trial.execute(plan)  # compiles kernels and fills workspaces: what stays is no step's
-        of_full, of_decode = (_peak_of(trial, plan, probe) for plan in (full, decode))
+        of_steps = [_peak_of(partial(trial.execute, plan), probe) for plan in (full, decode)]
+        of_graphs = _peak_of(partial(trial.logits, decode), probe)
     probe.settle()
     reserved = probe.reserved()
     free, total = probe.free_and_total()
@@ -92,8 +95,8 @@ def measure(trial: TorchRunner, config: EngineConfig, probe: MemoryProbe, *, gra
         total=total,
         outside=total - free - reserved,
         weights=reserved - trial.pool.nbytes,
-        activations=max(of_full, of_decode),
-        graphs=of_decode if graphs else 0,
+        activations=max(of_steps),
+        graphs=of_graphs if graphs else 0,
     )
 
 
@@ -135,11 +138,11 @@ def _step(trial: TorchRunner, lengths: list[int]) -> StepPlan:
     return StepPlan(0, items)
 
 
-def _peak_of(trial: TorchRunner, plan: StepPlan, probe: MemoryProbe) -> int:
+def _peak_of(compute: Callable[[], object], probe: MemoryProbe) -> int:
     probe.settle()
     before = probe.reserved()
     probe.reset_peak()
-    trial.execute(plan)
+    compute()
     return probe.peak() - before
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -17,14 +17,17 @@ from fgengine.config import EngineConfig
 from fgengine.execution import memory
 from fgengine.execution.copying import copy_engine
 from fgengine.execution.device import device_name, pick_device, pick_dtype
+from fgengine.execution.graphs import Capture, DecodeGraphs, Track, cuda_capture
 from fgengine.execution.pinned import pinned_empty
 from fgengine.execution.sampler import logprobs_of, sample
+from fgengine.execution.timing import timer_on, to_host
+from fgengine.execution.unread import Unread, fill_in, sources
 from fgengine.kv import sizing
 from fgengine.model.loader import Model, load, pack_linears
 from fgengine.model.shape import ModelShape
-from fgengine.ops.batch import RaggedBatch
+from fgengine.ops.batch import RaggedBatch, place
 from fgengine.ops.select import ops_for
-from fgengine.plan import StepPlan, StepResult
+from fgengine.plan import PlanItem, StepPlan, StepResult
 
 
 class TorchRunner:
@@ -65,6 +68,9 @@ class TorchRunner:
         )
         self.host_pool = _host_pool((num_host_blocks, *block), self.dtype, pinned=self.device.type == "cuda")
         self.copies = copy_engine(self.pool[:num_device_blocks], self.host_pool)
+        self._unread: Unread | None = None
+        """What the last launched step sampled, until it is collected."""
+        self.graphs: DecodeGraphs | None = None
 
     @classmethod
     def create(
@@ -110,7 +116,7 @@ class TorchRunner:
         if gpu is not None:
             report("running the largest steps once, to see how much memory is left for KV")
             with closing(runner(1, 0)) as trial:
-                measured = memory.measure(trial, config, gpu, graphs=True)
+                measured = memory.measure(trial, config, gpu, graphs=not config.eager)
             parts, blocks = measured.parts, sizing.device_blocks_on_gpu(config, per_block, measured)
         else:
             pack_linears(model)
@@ -121,46 +127,97 @@ class TorchRunner:
         return runner(blocks, on_host)
 
     @torch.inference_mode()
+    def capture_graphs(
+        self, most: int, capture: Capture | None = None, track: Track = lambda sizes: sizes
+    ) -> None:
+        """From now on batches of up to ``most`` decodes run as CUDA graphs.
+
+        Args:
+            most: as many requests as a step can have.
+            capture, track: as ``DecodeGraphs`` takes them; by default CUDA's, and without a word.
+        """
+        self.graphs = DecodeGraphs(
+            self.model,
+            self.pool,
+            most=most,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            dummy_block=self.dummy_block,
+            capture=capture or cuda_capture(),
+            track=track,
+        )
+
     def execute(self, plan: StepPlan) -> StepResult:
         """Computes the plan's items in one pass; seconds include reading the tokens back."""
-        began = time.perf_counter()
-        ending = [item for item in plan.items if item.yields_token]
-        yielding = [item.request for item in ending]
-        tokens: list[int] = []
-        logprobs: dict[str, float] = {}
-        if plan.items:
-            logits = self.logits(plan)
-            if yielding:
-                positions = [item.start + item.num_tokens - item.request.prompt_len for item in ending]
-                chosen = sample(self.model.ops, logits, yielding, positions, self.seed)
-                asked = [row for row, request in enumerate(yielding) if request.params.logprobs]
-                if asked:
-                    values = logprobs_of(logits[asked], chosen[asked]).tolist()
-                    logprobs = {yielding[row].id: value for row, value in zip(asked, values, strict=True)}
-                tokens = chosen.tolist()
-            elif self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-        ids = [request.id for request in yielding]
-        return StepResult(
-            plan.step, time.perf_counter() - began, dict(zip(ids, tokens, strict=True)), logprobs
-        )
+        return self.launch(plan)()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """Begins a step; on a GPU it is then in the stream, behind those launched before.
+
+        A token that is still to be sampled by the one before it never leaves the device. Returns what waits
+        for the step's end and reads its tokens.
+        """
+        timer = timer_on(self.device)
+        items = sorted(plan.items, key=lambda item: item.num_tokens > 1)  # decodes first: see RaggedBatch
+        ending = [item for item in items if item.yields_token]
+        asked = [row for row, item in enumerate(ending) if item.request.params.logprobs]
+        tokens = logprobs = torch.empty(0)
+        if not items:
+            logits = torch.empty(0)
+        elif self.graphs is not None and self.graphs.fits(items, self.pool):
+            logits = self.graphs.logits(items, self._unread)
+        else:
+            logits = self._logits(items, everywhere=False)
+        self._unread = None
+        if ending:
+            positions = [item.start + item.num_tokens - item.request.prompt_len for item in ending]
+            chosen = sample(self.model.ops, logits, [item.request for item in ending], positions, self.seed)
+            places = {item.request: (row, item.start + item.num_tokens) for row, item in enumerate(ending)}
+            self._unread = Unread(chosen, places)
+            tokens = to_host(chosen)
+            if asked:
+                rows = place(np.array(asked), self.device)
+                logprobs = to_host(logprobs_of(logits[rows], chosen[rows]))
+        timer.stop()
+        unread = self._unread
+
+        def collect() -> StepResult:
+            seconds = timer.wait()
+            if self._unread is unread:
+                self._unread = None  # from now on the requests have them
+            ids = [item.request.id for item in ending]
+            return StepResult(
+                plan.step,
+                seconds,
+                dict(zip(ids, tokens.tolist(), strict=True)),
+                dict(zip([ids[row] for row in asked], logprobs.tolist(), strict=True)),
+            )
+
+        return collect
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan, everywhere: bool = False) -> Tensor:
         """[R, vocab_size]: a row for each item that yields a token, or for each new token ``everywhere``."""
-        items = plan.items
+        return self._logits(plan.items, everywhere)
+
+    def _logits(self, items: Sequence[PlanItem], everywhere: bool) -> Tensor:
         batch = RaggedBatch.build(
             [(item.start, item.num_tokens, item.blocks) for item in items], self.block_size, self.device
         )
         known = itertools.chain.from_iterable(
             item.request.tokens[item.start : item.start + item.num_tokens] for item in items
         )
-        tokens = torch.tensor(list(known), device=self.device)
+        tokens = place(np.fromiter(known, np.int64), self.device)
+        if self._unread is not None:
+            source = sources(items, self._unread)
+            if source.max() >= 0:
+                tokens = fill_in(tokens, place(source, self.device), self._unread.tokens)
         rows: Tensor | None = None
         if not everywhere:
             ends = itertools.accumulate(item.num_tokens for item in items)
             last = [end - 1 for end, item in zip(ends, items, strict=True) if item.yields_token]
-            rows = torch.tensor(last, dtype=torch.int64, device=self.device)
+            rows = place(np.array(last, np.int64), self.device)
         logits: Tensor = self.model(tokens, batch, self.pool, rows)
         return logits
 
