@@ -7,7 +7,7 @@ import functools
 import random
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,6 +40,7 @@ SHAPES = {
 }
 TINY_SHAPES = ("llama, head size 64, 3 to 1", "opt, head size 80")
 CPU = torch.device("cpu")
+BATCH = 4
 COST = CostModel(step=0.001, prefill_token=1e-5, decode_request=1e-4)
 LENGTHS = (1, 15, 16, 17, 64, 200, 333)
 TINY_LENGTHS = (1, 16, 17, 40)
@@ -49,15 +50,36 @@ root mean square. There plain torch was off by at most 0.023 in float16 and 0.17
 over layers), and by 1.2 to 4.6 with one key lost, except for opt-350m's kind, 0.09."""
 SHARPNESS = {torch.float32: 8.0, torch.float16: 3.0, torch.bfloat16: 3.0}
 """How many times the usual weights: else every token predicts itself. More makes more of rounding too."""
-PRESSURE: tuple[tuple[str, Offloading, bool], ...] = (
-    ("fcfs", "reactive", False),
-    ("mlfq", "reactive", False),
-    ("sj-mlfq", "reactive", True),
-    ("sj-mlfq", "proactive", False),
-    ("srpt", "reactive", False),
-    ("mlfq", "recompute", True),
+
+
+class Way(NamedTuple):
+    """How the engine serves."""
+
+    policy: str
+    offloading: Offloading = "reactive"
+    chunked: bool = False
+    """Whether prompts are cut."""
+    overlap: bool = True
+    graphs: bool = True
+
+    def __str__(self) -> str:
+        parts = [self.policy, self.offloading, "chunked" if self.chunked else ""]
+        parts += ["" if self.overlap else "no overlap", "" if self.graphs else "eager"]
+        return ", ".join(part for part in parts if part)
+
+
+ALONE = Way("fcfs", "none", overlap=False, graphs=False)
+PRESSURE = (
+    Way("fcfs"),
+    Way("mlfq"),
+    Way("mlfq", graphs=False),
+    Way("mlfq", overlap=False),
+    Way("mlfq", overlap=False, graphs=False),
+    Way("sj-mlfq", chunked=True),
+    Way("sj-mlfq", "proactive"),
+    Way("srpt"),
+    Way("mlfq", "recompute", chunked=True),
 )
-"""Policy, what becomes of preempted KV, and whether prompts are cut in chunks."""
 
 
 def checks(setting: Setting) -> Iterator[Check]:
@@ -71,10 +93,9 @@ def checks(setting: Setting) -> Iterator[Check]:
             yield Check("logits", name, dtype, partial(_logits_are_right, setting, shape, dtype))
     for name, shape in _shapes(setting):
         yield Check("tokens alone", name, torch.float32, partial(_tokens_differ, setting, shape))
-        for policy, offloading, chunked in PRESSURE:
-            how = f"{policy}, {offloading}{', chunked' if chunked else ''}"
-            work = partial(_tokens_are_the_same, setting, shape, policy, offloading, chunked)
-            yield Check(f"tokens under {how}", name, torch.float32, work)
+        for way in PRESSURE:
+            work = partial(_tokens_are_the_same, setting, shape, way)
+            yield Check(f"tokens under {way}", name, torch.float32, work)
 
 
 def _logits_are_right(setting: Setting, shape: ModelShape, dtype: torch.dtype) -> tuple[bool, str]:
@@ -113,7 +134,7 @@ def _tails(items: list[PlanItem]) -> list[PlanItem]:
 @functools.cache
 def _alone(setting: Setting, shape: ModelShape) -> list[list[int]]:
     """The tokens of each prompt that has the engine for itself."""
-    return _serve(setting, shape, "fcfs", "none", False, together=False)[0]
+    return _serve(setting, shape, ALONE, together=False)[0]
 
 
 def _tokens_differ(setting: Setting, shape: ModelShape) -> tuple[bool, str]:
@@ -122,27 +143,19 @@ def _tokens_differ(setting: Setting, shape: ModelShape) -> tuple[bool, str]:
     return kinds > 10, f"{kinds} different tokens"
 
 
-def _tokens_are_the_same(
-    setting: Setting, shape: ModelShape, policy: str, offloading: Offloading, chunked: bool
-) -> tuple[bool, str]:
+def _tokens_are_the_same(setting: Setting, shape: ModelShape, way: Way) -> tuple[bool, str]:
     """As alone, all together on too few blocks; and they were too few indeed."""
     alone = _alone(setting, shape)
-    tokens, stats = _serve(setting, shape, policy, offloading, chunked, together=True)
+    tokens, stats = _serve(setting, shape, way, together=True)
     moved = stats["offloaded_blocks"]
-    pressed = stats["recomputed_tokens"] if offloading == "recompute" else moved
+    pressed = stats["recomputed_tokens"] if way.offloading == "recompute" else moved
     same = sum(ours == theirs for ours, theirs in zip(tokens, alone, strict=True))
     found = f"{same} of {len(alone)} equal, {stats['preemptions']} preemptions, {moved} blocks swapped out"
     return same == len(alone) and pressed > 0, found
 
 
 def _serve(
-    setting: Setting,
-    shape: ModelShape,
-    policy: str,
-    offloading: Offloading,
-    chunked: bool,
-    *,
-    together: bool,
+    setting: Setting, shape: ModelShape, way: Way, *, together: bool
 ) -> tuple[list[list[int]], dict[str, Any]]:
     """The tokens of every prompt; ``together``: on too few blocks for all of them."""
     prompts = _prompts(setting)
@@ -150,16 +163,19 @@ def _serve(
     needed = [-(-(len(prompt) + output) // 16) for prompt in prompts]
     blocks = max(max(needed), sum(needed) * 2 // 5) if together else max(needed)
     params = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
-    host_blocks = 0 if offloading in ("none", "recompute") else sum(needed)
+    host_blocks = 0 if way.offloading in ("none", "recompute") else sum(needed)
     runner = _runner(setting.device, shape, blocks, host_blocks)
+    if way.graphs:
+        runner.capture_graphs(BATCH, capture=None if setting.on_gpu else lambda launches: launches)
     scheduler = Scheduler(
-        make_policy(policy, PolicyContext(COST, starvation_limit=0.02)),
+        make_policy(way.policy, PolicyContext(COST, starvation_limit=0.02)),
         KVManager(blocks, host_blocks, 16),
-        Limits(4, 256, 1024, chunked, block_bytes=runner.block_bytes),
-        offloading=offloading,
+        Limits(BATCH, 256, 1024, way.chunked, block_bytes=runner.block_bytes),
+        offloading=way.offloading,
         cost=COST,
     )
-    engine = Engine(scheduler, runner, runner.copies, WallClock(), vocab_size=shape.vocab_size)
+    vocab_size = shape.vocab_size
+    engine = Engine(scheduler, runner, runner.copies, WallClock(), vocab_size=vocab_size, overlap=way.overlap)
     groups = [prompts] if together else [[prompt] for prompt in prompts]
     tokens = [list(request.tokens) for group in groups for request in engine.generate(group, params)]
     engine.close()

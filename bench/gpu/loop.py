@@ -29,6 +29,7 @@ TITLE = "(d) the engine's loop"
 COLUMNS: Columns = {
     "model": lambda row: row["model"],
     "requests": lambda row: str(row["requests"]),
+    "planned": lambda row: "ahead" if row["overlap"] else "after",
     "step, loop and all": lambda row: seconds(row["step_seconds"]),
     "GPU busy": lambda row: seconds(row["busy_seconds"]),
     "in the runner": lambda row: seconds(row["runner_seconds"]),
@@ -39,11 +40,26 @@ COLUMNS: Columns = {
 
 
 def run(setting: Setting, findings: Findings, time: Allowance, model: str) -> None:
+    """As the engine runs here, then the other way: a step planned while the last one runs, or after."""
+    runner = setting.runner(model)
+    for overlap in (setting.on_gpu, not setting.on_gpu):
+        if not time.enough_for(5.0 if setting.on_gpu else 0.0):
+            findings.note("the time for this section is spent")
+            return
+        found = _measure(setting, runner, overlap)
+        walls = found.pop("walls")
+        findings.row(model=model, **found)
+        if overlap == setting.on_gpu:
+            findings.details["step_seconds"] = walls
+            what = f"{model}, {setting.scale.judged_batch} decodes: share of a step outside the GPU"
+            findings.targets.append(Target(what, found["outside"], MOST_OUTSIDE, judged=setting.on_gpu))
+
+
+def _measure(setting: Setting, runner: TorchRunner, overlap: bool) -> dict[str, Any]:
     """A closed run of decodes only, measured once every prompt has been computed. The GPU's share comes from
     some further steps under the profiler, which slows the loop down but not the kernels."""
-    runner = setting.runner(model)
     scale = setting.scale
-    engine = _engine(runner, scale.judged_batch)
+    engine = _engine(runner, scale.judged_batch, overlap)
     rng = random.Random(0)
     params = SamplingParams(
         max_tokens=scale.loop_steps + PROFILED_STEPS + SPARE_STEPS + scale.judged_batch,
@@ -61,41 +77,39 @@ def run(setting: Setting, findings: Findings, time: Allowance, model: str) -> No
         began = clock.perf_counter()
         engine.step()
         walls.append(clock.perf_counter() - began)
-    work = {name: value - before[name] for name, value in engine.stats().items() if name in PARTS}
+    spent = {name: (engine.stats()[name] - before[name]) / scale.loop_steps for name in PARTS}
     wall = statistics.median(walls)
     if setting.on_gpu:
         busy = busy_seconds(spans_of(engine.step, PROFILED_STEPS, setting.device)) / PROFILED_STEPS
     else:
-        busy = work["model_seconds"] / scale.loop_steps  # there the runner is the device
-    outside = max(0.0, 1.0 - busy / wall)
-    findings.row(
-        model=model,
-        requests=scale.judged_batch,
-        step_seconds=wall,
-        busy_seconds=busy,
-        runner_seconds=work["model_seconds"] / scale.loop_steps,
-        engine_seconds=work["engine_seconds"] / scale.loop_steps,
-        between_seconds=work["between_seconds"] / scale.loop_steps,
-        outside=outside,
-    )
-    findings.details["step_seconds"] = walls
-    what = f"{model}, {scale.judged_batch} decodes: share of a step outside the GPU"
-    findings.targets.append(Target(what, outside, MOST_OUTSIDE, judged=setting.on_gpu))
+        busy = spent["model_seconds"]  # there the runner is the device
     for request in requests:
         engine.abort(request.id)
     while engine.has_work:
         engine.step()
+    return {
+        "requests": scale.judged_batch,
+        "overlap": overlap,
+        "step_seconds": wall,
+        "busy_seconds": busy,
+        "runner_seconds": spent["model_seconds"],
+        "engine_seconds": spent["engine_seconds"],
+        "between_seconds": spent["between_seconds"],
+        "outside": max(0.0, 1.0 - busy / wall),
+        "walls": walls,
+    }
 
 
 PARTS = ("model_seconds", "engine_seconds", "between_seconds")
 """Of ``Engine.stats``."""
 
 
-def _engine(runner: TorchRunner, batch: int) -> Any:
+def _engine(runner: TorchRunner, batch: int, overlap: bool) -> Engine:
     """Over a runner that is used on: the engine is never closed."""
     scheduler = Scheduler(
         make_policy("fcfs", PolicyContext(None)),
         KVManager(runner.num_device_blocks, runner.num_host_blocks, runner.block_size),
         Limits(batch, 2048, runner.max_model_len, block_bytes=runner.block_bytes),
     )
-    return Engine(scheduler, runner, runner.copies, WallClock(), vocab_size=runner.shape.vocab_size)
+    vocab_size = runner.shape.vocab_size
+    return Engine(scheduler, runner, runner.copies, WallClock(), vocab_size=vocab_size, overlap=overlap)

@@ -30,6 +30,7 @@ COLUMNS: Columns = {
     "context": lambda row: str(row["context"]),
     "median": lambda row: seconds(row["seconds"]),
     "best": lambda row: seconds(row["best_seconds"]),
+    "alone": lambda row: seconds(row["alone_seconds"]),
     "floor": lambda row: seconds(row["floor_seconds"]),
     "median / floor": lambda row: f"{row['ratio']:.2f}",
     "of matmul rate": lambda row: f"{row['matmul_share']:.0%}",
@@ -66,6 +67,11 @@ def run(setting: Setting, findings: Findings, time: Allowance, model: str) -> No
         findings.row(model=model, asked=asked, **found)
         if judged:
             _judge(setting, findings, runner, model, found)
+        if judged and step == "decode" and (graphs := runner.graphs) is not None:
+            runner.graphs = None
+            found = measure(runner, step, requests, context, setting.scale.repeats, ceilings)
+            findings.row(model=model, asked=asked, **found | {"step": "decode, eager"})
+            runner.graphs = graphs
 
 
 def _points(setting: Setting) -> list[tuple[str, int, int]]:

@@ -14,7 +14,7 @@ from fgengine.kv.transfer import Direction, Transfer
 from gpu.budget import Allowance
 from gpu.report import Columns, Findings, Target
 from gpu.setting import Setting
-from gpu.step_times import blocks_for, plan_of
+from gpu.step_times import blocks_for, periods, plan_of
 
 MOST_SLOWDOWN = 0.03
 IN_FLIGHT = 2
@@ -127,30 +127,26 @@ def _bandwidth(
 def _beside_decoding(
     setting: Setting, findings: Findings, runner: TorchRunner, traffic: Traffic, model: str
 ) -> None:
-    """In turns, so that what drifts touches both. A step's time is the loop's: with the submitting of copies,
-    which the engine does between steps too."""
+    """In turns, so that what drifts touches both. Steps follow one another as in the engine, and the copies
+    are submitted in between as there."""
     scale = setting.scale
     plan = plan_of(runner, scale.judged_batch, scale.judged_context, 1)
     alone: list[float] = []
     beside: list[float] = []
-    for _ in range(3):
-        runner.execute(plan)
+
+    def keep_copying() -> None:
+        traffic.collect()
+        traffic.fill()
+
+    periods(runner, plan, 3)
     moved, swapping_seconds = 0, 0.0
     for _ in range(scale.swap_rounds):
-        for _ in range(scale.swap_steps):
-            began = clock.perf_counter()
-            runner.execute(plan)
-            alone.append(clock.perf_counter() - began)
+        alone += periods(runner, plan, scale.swap_steps)
         traffic.fill()
-        before, round_began = traffic.done.total(), clock.perf_counter()
-        for _ in range(scale.swap_steps):
-            began = clock.perf_counter()
-            traffic.collect()
-            traffic.fill()
-            runner.execute(plan)
-            beside.append(clock.perf_counter() - began)
+        before, began = traffic.done.total(), clock.perf_counter()
+        beside += periods(runner, plan, scale.swap_steps, keep_copying)
         traffic.collect()
-        swapping_seconds += clock.perf_counter() - round_began
+        swapping_seconds += clock.perf_counter() - began
         moved += traffic.done.total() - before
         traffic.drain()
     slowdown = statistics.median(beside) / statistics.median(alone) - 1.0
