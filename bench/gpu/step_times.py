@@ -49,7 +49,7 @@ def measure(
 def periods(
     runner: TorchRunner, plan: StepPlan, times: int, before_each: Callable[[], None] = lambda: None
 ) -> list[float]:
-    """Seconds between the ends of steps that follow one another; ``before_each`` is called before each launch.
+    """Seconds between the ends of steps that follow one another; ``before_each``: called before each launch.
 
     The last one, behind which nothing is launched, is not counted.
     """
