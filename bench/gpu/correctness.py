@@ -82,20 +82,22 @@ PRESSURE = (
 )
 
 
-def checks(setting: Setting) -> Iterator[Check]:
+def models(setting: Setting) -> list[str]:
+    return [name for name in SHAPES if setting.on_gpu or name in TINY_SHAPES]
+
+
+def checks(setting: Setting, name: str) -> Iterator[Check]:
+    """Of one of ``models``."""
     torch.backends.cuda.matmul.allow_tf32 = False  # else float32 is not, and tokens hang on the batch
     torch.backends.cudnn.allow_tf32 = False
-    name, shape = _shapes(setting)[0]
+    shape = SHAPES[name]
     yield Check("KV through copies", name, torch.float32, partial(_kv_survives, setting, shape))
-    dtypes = (torch.float32, torch.float16, torch.bfloat16) if setting.on_gpu else (torch.float32,)
-    for name, shape in _shapes(setting):
-        for dtype in dtypes:
-            yield Check("logits", name, dtype, partial(_logits_are_right, setting, shape, dtype))
-    for name, shape in _shapes(setting):
-        yield Check("tokens alone", name, torch.float32, partial(_tokens_differ, setting, shape))
-        for way in PRESSURE:
-            work = partial(_tokens_are_the_same, setting, shape, way)
-            yield Check(f"tokens under {way}", name, torch.float32, work)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16) if setting.on_gpu else (torch.float32,):
+        yield Check("logits", name, dtype, partial(_logits_are_right, setting, shape, dtype))
+    yield Check("tokens alone", name, torch.float32, partial(_tokens_differ, setting, shape))
+    for way in PRESSURE:
+        work = partial(_tokens_are_the_same, setting, shape, way)
+        yield Check(f"tokens under {way}", name, torch.float32, work)
 
 
 def _logits_are_right(setting: Setting, shape: ModelShape, dtype: torch.dtype) -> tuple[bool, str]:
@@ -204,10 +206,6 @@ def _kv_survives(setting: Setting, shape: ModelShape) -> tuple[bool, str]:
     same = torch.equal(runner.pool[half:blocks], kept)
     runner.close()
     return same, f"{half} blocks in {len(parts)} transfers each way"
-
-
-def _shapes(setting: Setting) -> list[tuple[str, ModelShape]]:
-    return [(name, shape) for name, shape in SHAPES.items() if setting.on_gpu or name in TINY_SHAPES]
 
 
 def _prompts(setting: Setting) -> list[list[int]]:

@@ -66,6 +66,8 @@ PREFILLS = [(0, n) for n in (2, 15, 16, 17, 33, 130, 512, 1024)]
 CHUNKS = [(16, 16), (15, 2), (500, 64), (1000, 24), (1, 300)]
 MIXES: dict[str, list[tuple[int, int]]] = {
     "decodes": DECODES,
+    "a decode of 2000": [(1999, 1)],  # so few that a context is split between programs
+    "2 decodes": [(16, 1), (1500, 1)],
     "64 decodes of 300": [(299, 1)] * 64,
     "prefills": PREFILLS,
     "chunks": CHUNKS,

@@ -20,7 +20,7 @@ from gpu.checks import run_checks
 from gpu.report import Findings, describe
 from gpu.setting import Setting
 
-KERNELS, MODELS = "kernels", "models"
+KERNELS, MODELS = "kernels", "model"
 SHARES = {"steps": 0.5, "swapping": 0.6, "loop": 0.9}
 """Of the time that is left when a section of a large model begins, so that the next gets its turn."""
 OF_A_MODEL: dict[str, Callable[[Setting, Findings, Allowance, str], None]] = {
@@ -49,10 +49,11 @@ class Job:
     def run(self) -> list[Findings]:
         """Raises SpoiltDevice where a process of its own should go on with the rest."""
         self.device = describe(self.setting.device)
-        if self.name == MODELS:
-            self._checks(correctness.checks(self.setting))
-        elif self.name.startswith(KERNELS):
-            self._kernels(self.name.removeprefix(KERNELS).strip(" :"))
+        kind, _, which = self.name.partition(": ")
+        if kind == MODELS:
+            self._checks(correctness.checks(self.setting, which))
+        elif kind == KERNELS:
+            self._kernels(which)
         else:
             self._large_model()
         return self.findings
@@ -106,7 +107,11 @@ class Job:
             findings.details = {self.name: findings.details}
             self.save()
         if "serving" in self.only and self.name == self.setting.scale.models[0]:
-            self._profile()
+            try:
+                self._profile()
+            except Exception as error:
+                self.begin("serving").fail(f"there is no profile: {type(error).__name__}: {error}")
+                self.save()
         self.setting.drop_runner()
 
     def _profile(self) -> None:
@@ -120,4 +125,5 @@ class Job:
 
 def checking_parts(setting: Setting) -> list[str]:
     """Those of the section correctness: run side by side, for what takes their time is compiling kernels."""
-    return [MODELS, *(f"{KERNELS}: {group}" for group in kernels.cases(not setting.on_gpu))]
+    of_models = [f"{MODELS}: {name}" for name in correctness.models(setting)]
+    return of_models + [f"{KERNELS}: {group}" for group in kernels.cases(not setting.on_gpu)]

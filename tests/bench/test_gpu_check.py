@@ -122,10 +122,13 @@ def test_parts_in_processes_of_their_own_find_the_same(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     loop = printed["sections"]["loop"]
     assert loop["status"] == "done"
-    assert [row["model"] for row in loop["rows"]] == ["opt-tiny", "llama-tiny"]
+    assert [(row["model"], row["overlap"]) for row in loop["rows"]] == [
+        (model, overlap) for model in ("opt-tiny", "llama-tiny") for overlap in (False, True)
+    ]
     assert all(row["step_seconds"] > 0.0 for row in loop["rows"])
     assert printed["device"]["type"] == "cpu"
-    assert sorted(path.name for path in (tmp_path / "it" / "parts").glob("*.json"))
+    written = {path.name for path in (tmp_path / "it" / "parts").glob("*.json")}
+    assert written == {"opt-tiny.1.json", "llama-tiny.1.json"}
 
 
 def test_without_time_sections_are_left_out_with_a_sentence() -> None:
