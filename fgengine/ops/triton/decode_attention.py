@@ -215,5 +215,5 @@ def decode_attention(q: Tensor, kv: Tensor, batch: RaggedBatch, out: Tensor) -> 
             S=MAX_SPLITS,
             D=padded_dim,
             BLOCK_N=tiles["BLOCK_N"],
-            num_warps=4,
+            num_warps=8,
         )
