@@ -31,8 +31,8 @@ def never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def laid_out(items: Items, block_size: int, num_blocks: int, seed: int = 0) -> RaggedBatch:
-    """Every request on random blocks."""
-    free = random.Random(seed).sample(range(num_blocks), num_blocks)
+    """Every request on random blocks. None has block 0, which unused entries of a table name."""
+    free = random.Random(seed).sample(range(1, num_blocks), num_blocks - 1)
     tables = [[free.pop() for _ in range(-(-(start + new) // block_size))] for start, new in items]
     laid = [(start, new, table) for (start, new), table in zip(items, tables, strict=True)]
     return RaggedBatch.build(laid, block_size, DEVICE)
@@ -112,10 +112,22 @@ def test_prefills_at_the_edges_of_blocks_and_tiles(dtype: torch.dtype) -> None:
     check([(0, context) for context in EDGES], 2, 1, 32, 16, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("group", [1, 3])
-def test_pieces_of_prompts_at_the_edges(group: int) -> None:
-    pieces = [(1, 15), (15, 1), (16, 16), (31, 2), (33, 128), (64, 64), (127, 3), (128, 129), (129, 42)]
-    check([(0, 2), *pieces], group, 1, 32, 16, torch.float16)
+def test_pieces_of_prompts_at_the_edges(group: int, dtype: torch.dtype) -> None:
+    pieces = [
+        (1, 15),
+        (14, 20),
+        (15, 1),
+        (16, 16),
+        (31, 2),
+        (64, 64),
+        (126, 5),
+        (127, 3),
+        (128, 129),
+        (129, 42),
+    ]
+    check([(0, 2), *pieces], group, 1, 32, 16, dtype)
 
 
 @pytest.mark.parametrize("sms", [1, 9, 1000])
