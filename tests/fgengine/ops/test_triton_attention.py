@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fgengine.ops.batch import RaggedBatch
 from fgengine.ops.reference import TorchOps
 from fgengine.ops.triton import decode_attention
+from fgengine.ops.triton.attention import fits
 from fgengine.ops.triton.decode_attention import MAX_SPLITS, MIN_SPLIT, num_splits
 from fgengine.ops.triton.gpu import GPU
 from fgengine.ops.triton.ops import TritonOps
@@ -189,6 +190,16 @@ def test_a_pool_of_more_than_two_to_the_31_elements() -> None:
     q = strided_queries(11, 2, 1, dim, torch.float16)
     got, want = TritonOps().attention(q, kv, batch), TorchOps().attention(q, kv, batch)
     torch.testing.assert_close(got, want, atol=3e-3, rtol=3e-3)
+
+
+def test_what_the_kernels_do_not_know_is_left_to_torch() -> None:
+    kv = torch.empty(4, 3, 2, 2, 16, 64)[:, 1]
+    fused = torch.empty(5, 8, 64)
+    assert fits(fused[:, :4], kv)
+    assert not fits(fused.transpose(1, 2), kv), "rows that are not dense"
+    assert not fits(torch.empty(5, 4, 300), torch.empty(4, 2, 2, 16, 300)), "too long a head"
+    assert not fits(torch.empty(5, 130, 64), kv), "more query heads to a KV head than a tile holds"
+    assert not fits(fused[:, :4], kv.transpose(2, 3)), "a pool laid out otherwise"
 
 
 lengths = st.one_of(st.just(1), st.sampled_from([2, 15, 16, 17, 33, 64, 127, 129]), st.integers(1, 90))
