@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fgengine.ops.batch import RaggedBatch
 from fgengine.ops.reference import TorchOps
 from fgengine.ops.triton import decode_attention
+from fgengine.ops.triton.attention import fits
 from fgengine.ops.triton.decode_attention import MAX_SPLITS, MIN_SPLIT, num_splits
 from fgengine.ops.triton.gpu import GPU
 from fgengine.ops.triton.ops import TritonOps
@@ -31,8 +32,8 @@ def never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def laid_out(items: Items, block_size: int, num_blocks: int, seed: int = 0) -> RaggedBatch:
-    """Every request on random blocks."""
-    free = random.Random(seed).sample(range(num_blocks), num_blocks)
+    """Every request on random blocks. None has block 0, which unused entries of a table name."""
+    free = random.Random(seed).sample(range(1, num_blocks), num_blocks - 1)
     tables = [[free.pop() for _ in range(-(-(start + new) // block_size))] for start, new in items]
     laid = [(start, new, table) for (start, new), table in zip(items, tables, strict=True)]
     return RaggedBatch.build(laid, block_size, DEVICE)
@@ -112,10 +113,22 @@ def test_prefills_at_the_edges_of_blocks_and_tiles(dtype: torch.dtype) -> None:
     check([(0, context) for context in EDGES], 2, 1, 32, 16, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("group", [1, 3])
-def test_pieces_of_prompts_at_the_edges(group: int) -> None:
-    pieces = [(1, 15), (15, 1), (16, 16), (31, 2), (33, 128), (64, 64), (127, 3), (128, 129), (129, 42)]
-    check([(0, 2), *pieces], group, 1, 32, 16, torch.float16)
+def test_pieces_of_prompts_at_the_edges(group: int, dtype: torch.dtype) -> None:
+    pieces = [
+        (1, 15),
+        (14, 20),
+        (15, 1),
+        (16, 16),
+        (31, 2),
+        (64, 64),
+        (126, 5),
+        (127, 3),
+        (128, 129),
+        (129, 42),
+    ]
+    check([(0, 2), *pieces], group, 1, 32, 16, dtype)
 
 
 @pytest.mark.parametrize("sms", [1, 9, 1000])
@@ -177,6 +190,16 @@ def test_a_pool_of_more_than_two_to_the_31_elements() -> None:
     q = strided_queries(11, 2, 1, dim, torch.float16)
     got, want = TritonOps().attention(q, kv, batch), TorchOps().attention(q, kv, batch)
     torch.testing.assert_close(got, want, atol=3e-3, rtol=3e-3)
+
+
+def test_what_the_kernels_do_not_know_is_left_to_torch() -> None:
+    kv = torch.empty(4, 3, 2, 2, 16, 64)[:, 1]
+    fused = torch.empty(5, 8, 64)
+    assert fits(fused[:, :4], kv)
+    assert not fits(fused.transpose(1, 2), kv), "rows that are not dense"
+    assert not fits(torch.empty(5, 4, 300), torch.empty(4, 2, 2, 16, 300)), "too long a head"
+    assert not fits(torch.empty(5, 130, 64), kv), "more query heads to a KV head than a tile holds"
+    assert not fits(fused[:, :4], kv.transpose(2, 3)), "a pool laid out otherwise"
 
 
 lengths = st.one_of(st.just(1), st.sampled_from([2, 15, 16, 17, 33, 64, 127, 129]), st.integers(1, 90))
