@@ -28,6 +28,8 @@ class EngineConfig:
     dtype: Dtype = "auto"
     """auto: the checkpoint's on a GPU; on a CPU bfloat16 where it computes it natively, else float32."""
     seed: int = 0
+    eager: bool = False
+    """On a GPU: decode without CUDA graphs. They are slower then, but start at once and take no memory."""
 
     policy: str = "sj-mlfq"
     """A registered policy's name, or ``package.module:Class``."""

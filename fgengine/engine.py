@@ -22,8 +22,14 @@ from fgengine.work import Work
 __all__ = ["Engine", "RequestRefused", "Runner", "TokenEvent"]
 
 
+Collect = Callable[[], StepResult]
+"""Waits for a launched step to end, and gives what it computed."""
+
+
 class Runner(Protocol):
-    def execute(self, plan: StepPlan) -> StepResult: ...
+    def launch(self, plan: StepPlan) -> Collect:
+        """Begins a step behind those launched before; what it needs of their tokens it has by itself."""
+        ...
 
 
 class Engine:
@@ -40,7 +46,13 @@ class Engine:
         policy_name: str = "",
         vocab_size: int = 2**31,
         predictor: Predictor | None = None,
+        overlap: bool = False,
     ) -> None:
+        """``overlap``: plan and launch a step while the one before still runs, then take in its tokens.
+
+        For runners whose ``launch`` returns at once. Policies learn each step's time one step later, and a
+        request that comes while a step runs waits for the one launched behind it, too.
+        """
         self.scheduler = scheduler
         self.runner = runner
         self.copies = copies
@@ -49,10 +61,13 @@ class Engine:
         self.policy_name = policy_name
         self.vocab_size = vocab_size
         self.predictor = predictor
+        self.overlap = overlap
         self.work = Work()
         self._started = clock.now()
         self._left_at: float | None = None
         """When the last step ended, if there was more to do."""
+        self._running: tuple[StepPlan, Collect] | None = None
+        """Launched, its result not taken in yet."""
         self._ids = count()
 
     @classmethod
@@ -62,7 +77,7 @@ class Engine:
         ``report`` is told each slow step in a sentence. Raises ValueError for a model, policy or profile
         that cannot be used.
         """
-        from fgengine import profiler
+        from fgengine import profiler, progress
         from fgengine.execution.runner import TorchRunner
         from fgengine.model import catalog, store
         from fgengine.scheduling.predictor import make_predictor
@@ -76,7 +91,11 @@ class Engine:
                 f"{config.model}`, or ask for dummy weights"
             )
         report(f"loading {config.model}")
-        runner = TorchRunner.create(config, shape, folder)
+        runner = TorchRunner.create(config, shape, folder, report)
+        on_gpu = runner.device.type == "cuda"
+        if on_gpu and not config.eager:
+            report("capturing CUDA graphs of decode steps; --eager does without")
+            runner.capture_graphs(config.max_batch_size, track=progress.track("CUDA graphs"))
         needs_cost = policy.needs_cost or config.offloading == "auto"
         cost = profiler.ensure(config, runner, report).cost if needs_cost else None
         predictor = make_predictor(config.predictor, config.model) if policy.needs_predictor else None
@@ -104,6 +123,7 @@ class Engine:
             policy_name=config.policy,
             vocab_size=shape.vocab_size,
             predictor=predictor,
+            overlap=on_gpu,
         )
 
     @property
@@ -115,8 +135,11 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether ``step`` has something to do: a request, or a copy whose blocks are still to be freed."""
-        return self.scheduler.has_work or self.scheduler.kv.transfers_in_flight > 0
+        """Whether ``step`` has something to do: a request, a result to take in, or a copy whose blocks are
+        still to be freed."""
+        return (
+            self.scheduler.has_work or self._running is not None or self.scheduler.kv.transfers_in_flight > 0
+        )
 
     def add(
         self,
@@ -145,7 +168,8 @@ class Engine:
         return self.scheduler.abort(id, self.clock.now()) is not None
 
     def step(self) -> list[TokenEvent]:
-        """One iteration: the new tokens, or none after waiting for a copy.
+        """One iteration: the new tokens; none after waiting for a copy, or while the first of several
+        overlapping steps runs.
 
         Any exception means that the engine cannot go on.
         """
@@ -154,23 +178,35 @@ class Engine:
             self.work.between_seconds += began - self._left_at
         self._left_at = None
         self.scheduler.copied(self.copies.done())
+        if self._running is not None:
+            self.scheduler.presume()
         plan = self.scheduler.schedule(self.clock.now())
+        # Before the step is launched: copies wait for the steps before it, not for itself.
         for transfer in (*plan.offloads, *plan.uploads):
             self.copies.submit(transfer)
-        if plan.items:
-            result = self.runner.execute(plan)
-            events = self.scheduler.update(result, self.clock.now())
-            ended = self.clock.now()
-            self.work.add(plan, result.seconds, ended - began)
-            self._left_at = ended if self.scheduler.has_work else None
-            return events
-        if self.scheduler.kv.transfers_in_flight:
+        launched = (plan, self.runner.launch(plan)) if plan.items else None
+        if launched and not self.overlap:
+            return self._take_in(*launched, began)
+        running, self._running = self._running, launched
+        if running:
+            return self._take_in(*running, began)
+        if launched:
+            self._left_at = began
+        elif self.scheduler.kv.transfers_in_flight:
             self.scheduler.copied(self.copies.wait())
         elif self.scheduler.has_work:
             raise RuntimeError(
                 "the scheduler is stuck: there is work, yet nothing runs and nothing is copied"
             )
         return []
+
+    def _take_in(self, plan: StepPlan, collect: Collect, began: float) -> list[TokenEvent]:
+        result = collect()
+        events = self.scheduler.update(result, self.clock.now())
+        ended = self.clock.now()
+        self.work.add(plan, result.seconds, ended - began)
+        self._left_at = ended if self.scheduler.has_work or self._running else None
+        return events
 
     def generate(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[Request]:
         """Serve all prompts together; the finished requests, in the prompts' order."""

@@ -46,6 +46,10 @@ class ServerOptions:
         int | None, _model("Longest prompt + output, tokens; default: the model's.", "--max-model-len")
     ] = None
     seed: Annotated[int, _model("Of dummy weights and unseeded sampling.", "--seed")] = DEFAULTS.seed
+    eager: Annotated[
+        bool,
+        _model("On a GPU: no CUDA graphs; slower decodes, a quicker start.", "--eager", "--enforce-eager"),
+    ] = DEFAULTS.eager
 
     policy: Annotated[
         str | None,
@@ -149,6 +153,7 @@ class ServerOptions:
             device=self.device,
             dtype=self.dtype,
             seed=self.seed,
+            eager=self.eager,
             policy=self.effective_policy,
             starvation_limit=self.starvation_limit,
             max_batch_size=self.max_batch_size,

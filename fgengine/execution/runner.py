@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
 from fgengine.config import EngineConfig
+from fgengine.execution import memory
 from fgengine.execution.copying import copy_engine
 from fgengine.execution.device import device_name, pick_device, pick_dtype
+from fgengine.execution.graphs import Capture, DecodeGraphs, Track, cuda_capture
+from fgengine.execution.pinned import pinned_empty
 from fgengine.execution.sampler import logprobs_of, sample
+from fgengine.execution.timing import timer_on, to_host
+from fgengine.execution.unread import Unread, fill_in, sources
 from fgengine.kv import sizing
 from fgengine.model.loader import Model, load, pack_linears
 from fgengine.model.shape import ModelShape
-from fgengine.ops.batch import RaggedBatch
+from fgengine.ops.batch import RaggedBatch, place
 from fgengine.ops.select import ops_for
-from fgengine.plan import StepPlan, StepResult
+from fgengine.plan import PlanItem, StepPlan, StepResult
 
 
 class TorchRunner:
@@ -54,20 +58,35 @@ class TorchRunner:
         self.device_name = device_name(self.device)
         self.dtype_name = str(self.dtype).removeprefix("torch.")
         block = (shape.num_layers, 2, shape.num_kv_heads, block_size, shape.head_dim)
-        kind = {"dtype": self.dtype}
-        self.pool = _pool("num_device_blocks", (num_device_blocks, *block), device=self.device, **kind)
-        self.host_pool = _pool(
-            "swap_space_bytes", (num_host_blocks, *block), pin_memory=self.device.type == "cuda", **kind
+        self.dummy_block = num_device_blocks
+        """The pool's last block, which no request ever gets: for rows that only fill up a batch."""
+        self.pool = _pool(
+            (num_device_blocks + sizing.DUMMY_BLOCKS, *block),
+            self.dtype,
+            self.device,
+            "lower num_device_blocks",
         )
-        self.copies = copy_engine(self.pool, self.host_pool)
+        self.host_pool = _host_pool((num_host_blocks, *block), self.dtype, pinned=self.device.type == "cuda")
+        self.copies = copy_engine(self.pool[:num_device_blocks], self.host_pool)
+        self._unread: Unread | None = None
+        """What the last launched step sampled, until it is collected."""
+        self.graphs: DecodeGraphs | None = None
 
     @classmethod
-    def create(cls, config: EngineConfig, shape: ModelShape, folder: Path | None) -> TorchRunner:
+    def create(
+        cls,
+        config: EngineConfig,
+        shape: ModelShape,
+        folder: Path | None,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> TorchRunner:
         """Picks device and dtype, loads the model (None: dummy weights) and sizes the pools.
+
+        ``report`` is told how the memory was divided.
 
         Raises:
             ValueError: no such device, a folder that is not this model's, a longer ``max_model_len`` than the
-                model was made for, or no memory for a single KV block.
+                model was made for, or no memory for the weights, a step, or the KV blocks asked for.
         """
         max_model_len = config.max_model_len or shape.max_position
         if max_model_len > shape.max_position:
@@ -77,89 +96,165 @@ class TorchRunner:
             )
         device = pick_device(config.device)
         dtype = pick_dtype(config.dtype, device, shape.family)
+        gpu = memory.probe_of(device)
+        if gpu is not None:
+            memory.require_room_for_weights(shape.num_parameters, dtype, gpu)
         model = load(shape, folder, device, dtype, config.seed)
         model.ops = ops_for(device, dtype)
         per_block = sizing.block_bytes(shape, config.block_size, dtype.itemsize)
-        if device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(device)
-            activations = sizing.activation_bytes(shape, config, dtype.itemsize)
-            blocks = sizing.device_blocks_on_gpu(config, per_block, free, total, activations)
+
+        def runner(device_blocks: int, host_blocks: int) -> TorchRunner:
+            return cls(
+                model,
+                block_size=config.block_size,
+                num_device_blocks=device_blocks,
+                num_host_blocks=host_blocks,
+                max_model_len=max_model_len,
+                seed=config.seed,
+            )
+
+        if gpu is not None:
+            report("running the largest steps once, to see how much memory is left for KV")
+            with closing(runner(1, 0)) as trial:
+                measured = memory.measure(trial, config, gpu, graphs=not config.eager)
+            parts, blocks = measured.parts, sizing.device_blocks_on_gpu(config, per_block, measured)
         else:
             pack_linears(model)
+            parts = {"weights": shape.num_parameters * dtype.itemsize}
             blocks = sizing.device_blocks_on_cpu(config, per_block, psutil.virtual_memory().available)
-        return cls(
-            model,
-            block_size=config.block_size,
-            num_device_blocks=blocks,
-            num_host_blocks=sizing.host_blocks(config, per_block),
-            max_model_len=max_model_len,
-            seed=config.seed,
-        )
+        on_host = sizing.host_blocks(config, per_block)
+        report(sizing.division(parts, blocks, on_host, config.block_size, per_block))
+        return runner(blocks, on_host)
 
     @torch.inference_mode()
+    def capture_graphs(
+        self, most: int, capture: Capture | None = None, track: Track = lambda sizes: sizes
+    ) -> None:
+        """From now on batches of up to ``most`` decodes run as CUDA graphs.
+
+        Args:
+            most: as many requests as a step can have.
+            capture, track: as ``DecodeGraphs`` takes them; by default CUDA's, and without a word.
+        """
+        self.graphs = DecodeGraphs(
+            self.model,
+            self.pool,
+            most=most,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            dummy_block=self.dummy_block,
+            capture=capture or cuda_capture(),
+            track=track,
+        )
+
     def execute(self, plan: StepPlan) -> StepResult:
         """Computes the plan's items in one pass; seconds include reading the tokens back."""
-        began = time.perf_counter()
-        ending = [item for item in plan.items if item.yields_token]
-        yielding = [item.request for item in ending]
-        tokens: list[int] = []
-        logprobs: dict[str, float] = {}
-        if plan.items:
-            logits = self.logits(plan)
-            if yielding:
-                positions = [item.start + item.num_tokens - item.request.prompt_len for item in ending]
-                chosen = sample(self.model.ops, logits, yielding, positions, self.seed)
-                asked = [row for row, request in enumerate(yielding) if request.params.logprobs]
-                if asked:
-                    values = logprobs_of(logits[asked], chosen[asked]).tolist()
-                    logprobs = {yielding[row].id: value for row, value in zip(asked, values, strict=True)}
-                tokens = chosen.tolist()
-            elif self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-        ids = [request.id for request in yielding]
-        return StepResult(
-            plan.step, time.perf_counter() - began, dict(zip(ids, tokens, strict=True)), logprobs
-        )
+        return self.launch(plan)()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """Begins a step; on a GPU it is then in the stream, behind those launched before.
+
+        A token that is still to be sampled by the one before it never leaves the device. Returns what waits
+        for the step's end and reads its tokens.
+        """
+        timer = timer_on(self.device)
+        items = sorted(plan.items, key=lambda item: item.num_tokens > 1)  # decodes first: see RaggedBatch
+        ending = [item for item in items if item.yields_token]
+        asked = [row for row, item in enumerate(ending) if item.request.params.logprobs]
+        tokens = logprobs = torch.empty(0)
+        if not items:
+            logits = torch.empty(0)
+        elif self.graphs is not None and self.graphs.fits(items, self.pool):
+            logits = self.graphs.logits(items, self._unread)
+        else:
+            logits = self._logits(items, everywhere=False)
+        self._unread = None
+        if ending:
+            positions = [item.start + item.num_tokens - item.request.prompt_len for item in ending]
+            yielding = [item.request for item in ending]
+            chosen = sample(self.model.ops, logits, yielding, positions, self.seed)
+            places = {item.request: (row, item.start + item.num_tokens) for row, item in enumerate(ending)}
+            self._unread = Unread(chosen, places)
+            tokens = to_host(chosen)
+            if asked:
+                rows = place(np.array(asked), self.device)
+                logprobs = to_host(logprobs_of(logits[rows], chosen[rows]))
+        timer.stop()
+        unread = self._unread
+
+        def collect() -> StepResult:
+            seconds = timer.wait()
+            if self._unread is unread:
+                self._unread = None  # from now on the requests have them
+            ids = [item.request.id for item in ending]
+            return StepResult(
+                plan.step,
+                seconds,
+                dict(zip(ids, tokens.tolist(), strict=True)),
+                dict(zip([ids[row] for row in asked], logprobs.tolist(), strict=True)),
+            )
+
+        return collect
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan, everywhere: bool = False) -> Tensor:
         """[R, vocab_size]: a row for each item that yields a token, or for each new token ``everywhere``."""
-        items = plan.items
+        return self._logits(plan.items, everywhere)
+
+    def _logits(self, items: Sequence[PlanItem], everywhere: bool) -> Tensor:
         batch = RaggedBatch.build(
             [(item.start, item.num_tokens, item.blocks) for item in items], self.block_size, self.device
         )
         known = itertools.chain.from_iterable(
             item.request.tokens[item.start : item.start + item.num_tokens] for item in items
         )
-        tokens = torch.tensor(list(known), device=self.device)
+        tokens = place(np.fromiter(known, np.int64), self.device)
+        if self._unread is not None:
+            source = sources(items, self._unread)
+            if source.max() >= 0:
+                tokens = fill_in(tokens, place(source, self.device), self._unread.tokens)
         rows: Tensor | None = None
         if not everywhere:
             ends = itertools.accumulate(item.num_tokens for item in items)
             last = [end - 1 for end, item in zip(ends, items, strict=True) if item.yields_token]
-            rows = torch.tensor(last, dtype=torch.int64, device=self.device)
+            rows = place(np.array(last, np.int64), self.device)
         logits: Tensor = self.model(tokens, batch, self.pool, rows)
         return logits
 
     @contextmanager
     def larger_pool(self, num_blocks: int) -> Iterator[None]:
         """Meanwhile computes in a pool of at least so many blocks; what is in its own is kept."""
-        own = self.pool, self.num_device_blocks
+        own = self.pool, self.num_device_blocks, self.dummy_block
         if num_blocks > self.num_device_blocks:
-            self.pool = self.pool.new_empty(num_blocks, *self.pool.shape[1:])
-            self.num_device_blocks = num_blocks
+            sizes = (num_blocks + sizing.DUMMY_BLOCKS, *self.pool.shape[1:])
+            remedy = "as a profile needs it: give a profile measured before, or a larger num_device_blocks"
+            self.pool = _pool(sizes, self.dtype, self.device, remedy)
+            self.num_device_blocks = self.dummy_block = num_blocks
         try:
             yield
         finally:
-            self.pool, self.num_device_blocks = own
+            self.pool, self.num_device_blocks, self.dummy_block = own
 
     def close(self) -> None:
         self.copies.close()
 
 
-def _pool(setting: str, sizes: tuple[int, ...], **kind: Any) -> Tensor:
+def _pool(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, remedy: str) -> Tensor:
     """Not filled: on a CPU a block takes memory only once it is written."""
     try:
-        return torch.empty(sizes, **kind)
+        return torch.empty(sizes, dtype=dtype, device=device)
     except RuntimeError as error:
-        gib = math.prod(sizes) * kind["dtype"].itemsize / 1024**3
-        raise ValueError(f"there is no memory for a KV pool of {gib:.1f} GiB; lower {setting}") from error
+        wanted = sizing.size(math.prod(sizes) * dtype.itemsize)
+        raise ValueError(f"there is no memory for a KV pool of {wanted}; {remedy}") from error
+
+
+def _host_pool(sizes: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> Tensor:
+    if not pinned:
+        return _pool(sizes, dtype, torch.device("cpu"), "lower swap_space_bytes")
+    try:
+        return pinned_empty(sizes, dtype)
+    except ValueError as error:
+        raise ValueError(
+            f"there is no host memory for evicted KV: {error}; lower swap_space_bytes"
+        ) from error

@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 
 
+def place(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """On the device; a GPU gets it in its turn, behind what it is computing, and nobody waits for that."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass(frozen=True, slots=True)
 class RaggedBatch:
     """B requests with T new tokens in all; request b's are rows ``query_starts[b] .. query_starts[b + 1]``.
@@ -74,15 +82,12 @@ class RaggedBatch:
             tables[request, positions // block_size].astype(np.int64) * block_size + positions % block_size
         )
 
-        def place(array: np.ndarray[Any, Any]) -> Tensor:
-            return torch.from_numpy(array).to(device)
-
         return cls(
-            positions=place(positions),
-            slots=place(slots),
-            block_tables=place(tables),
-            query_starts=place(query_starts.astype(np.int32)),
-            context_lens=place(contexts.astype(np.int32)),
+            positions=place(positions, device),
+            slots=place(slots, device),
+            block_tables=place(tables, device),
+            query_starts=place(query_starts.astype(np.int32), device),
+            context_lens=place(contexts.astype(np.int32), device),
             query_lens=tuple(lens.tolist()),
             contexts=tuple(contexts.tolist()),
         )

@@ -2,10 +2,14 @@
 
 Preemption is a matter of course here: every step starts from the policy's order anew, and whoever is not
 at its head does not run. What it held stays on the device until somebody before it needs the room.
+
+The next step may be planned while the last one still runs: ``presume`` counts on what that one will have
+computed, all but the values of its tokens. Those come with ``update``, as does its time for the policy.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import islice
 
 from fgengine.config import Offloading
@@ -46,7 +50,13 @@ class Scheduler:
         """The last batch."""
         self._delayed: dict[str, Request] = {}
         """Those that would have been in the last batch, had their KV been on the device."""
-        self._plan: StepPlan | None = None
+        self._planned: deque[StepPlan] = deque()
+        """Steps whose results are still to come, the earliest first: one, or two where they overlap."""
+        self._presumed: StepPlan | None = None
+        """The last one that ``presume`` has counted on."""
+        self._ending: set[str] = set()
+        """Whose last token is being computed: presumed, they hold no memory and are in no further batch."""
+        self._next_step = 0
         self._draft = Draft(0.0, 0)
         """Of the last plan: how it came about says for how long it holds."""
 
@@ -97,7 +107,7 @@ class Scheduler:
         self.room.keep_reserve(draft)
         batch = {item.request.id: item.request for item in draft.items}
         for id, request in self._running.items():
-            if id not in batch and not request.finished:
+            if id not in batch and id not in self._ending and not request.finished:
                 request.preemptions += 1
                 self.counters.preemptions += 1
                 request.enter("queued", now)
@@ -111,27 +121,41 @@ class Scheduler:
             request = item.request
             decode = item.num_tokens == 1 and len(request.tokens) > request.prompt_len
             request.enter("decode" if decode else "prefill", now)
-        self._plan = StepPlan(self.counters.steps, draft.items, draft.offloads, draft.uploads)
-        return self._plan
+        plan = StepPlan(self._next_step, draft.items, draft.offloads, draft.uploads)
+        if plan.items:
+            self._next_step += 1
+            self._planned.append(plan)
+        return plan
+
+    def presume(self) -> None:
+        """The last plan is being executed: plan on from what it will have computed.
+
+        Its tokens stand as zeros in the requests meanwhile. What it frees, the next steps may use: they
+        compute, and copies begin, only after it has ended on the device. A request that then turns out to
+        have ended with a stop token has been planned for once more; that token is thrown away.
+        """
+        if self._planned and self._planned[-1] is not self._presumed:
+            self._presume(self._planned[-1])
 
     def update(self, result: StepResult, now: float) -> list[TokenEvent]:
-        """Take in what the planned step computed.
+        """Take in what the earliest planned step computed.
 
-        Raises RuntimeError when the result is not of the last plan.
+        Raises RuntimeError when the result is not of that one.
         """
-        plan, self._plan = self._plan, None
-        if plan is None or plan.step != result.step:
+        if not self._planned or self._planned[0].step != result.step:
             raise RuntimeError(f"a result of step {result.step} came, but that step is not planned")
+        plan = self._planned.popleft()
+        if plan is not self._presumed:
+            self._presume(plan)
         self.counters.steps += 1
         events = []
         for item in plan.items:
             request = item.request
             if request.finish_reason is not None:
                 continue
-            request.num_computed += item.num_tokens
             request.last_ran_at = now
             if item.yields_token:
-                events.append(self._append(request, result, now))
+                events.append(self._settle(item, result, now))
             self._ran(request, result.seconds, now)
         return events
 
@@ -142,11 +166,26 @@ class Scheduler:
             if (request := self.requests.get(transfer.request_id)) is not None:
                 self.room.rests(request)
 
-    def _append(self, request: Request, result: StepResult, now: float) -> TokenEvent:
+    def _presume(self, plan: StepPlan) -> None:
+        self._presumed = plan
+        for request, _, num_tokens, _, yields_token in plan.items:
+            if request.finish_reason is not None:
+                continue
+            request.num_computed += num_tokens
+            if yields_token:
+                request.tokens.append(0)
+                if len(request.tokens) - request.prompt_len >= request.params.max_tokens:
+                    self.room.forget(request)
+                    self._ending.add(request.id)
+
+    def _settle(self, item: PlanItem, result: StepResult, now: float) -> TokenEvent:
+        """The token that was presumed has come."""
+        request = item.request
         token = result.tokens[request.id]
         logprob = result.logprobs.get(request.id) if result.logprobs else None
-        request.tokens.append(token)
-        generated = len(request.tokens) - request.prompt_len
+        position = item.start + item.num_tokens
+        request.tokens[position] = token
+        generated = position + 1 - request.prompt_len
         if generated == 1:
             request.first_token_at = now
             self.counters.prompt_tokens += request.prompt_len
@@ -170,6 +209,7 @@ class Scheduler:
     def _forget(self, request: Request) -> None:
         self.policy.remove(request)
         self.room.forget(request)
+        self._ending.discard(request.id)
         for group in (self.requests, self._running, self._delayed):
             group.pop(request.id, None)
 
@@ -189,9 +229,9 @@ class Scheduler:
 
         Every token is 0. More steps than one only as ``horizon`` allows. Returns the requests that ended.
         """
-        plan, self._plan = self._plan, None
-        if plan is None:
+        if not self._planned:
             raise RuntimeError("no step is planned")
+        plan = self._planned.popleft()
         self.counters.steps += steps
         zeros = bytes(steps)
         finished = []
@@ -227,6 +267,8 @@ class Scheduler:
         for request in islice(self.policy.order(draft.now), 2 * most):
             if len(items) >= most or draft.tokens_left == 0:
                 return
+            if request.id in self._ending:
+                continue
             if admitting:
                 seen.add(request.id)
                 admitting = self._try(request, draft)

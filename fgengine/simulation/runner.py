@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fgengine.clock import VirtualClock
 from fgengine.cost import CostModel, StepShape
 from fgengine.plan import StepPlan, StepResult
@@ -13,6 +15,9 @@ class SimulatedRunner:
     def __init__(self, cost: CostModel, clock: VirtualClock) -> None:
         self.cost = cost
         self.clock = clock
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        return lambda: self.execute(plan)
 
     def execute(self, plan: StepPlan) -> StepResult:
         seconds = self.cost.step_seconds(StepShape.of_plan(plan))

@@ -14,6 +14,7 @@ from fgengine.engine import Engine
 from fgengine.kv.manager import KVManager
 from fgengine.kv.transfer import Transfer
 from fgengine.plan import StepPlan, StepResult
+from fgengine.request import Request
 from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import Policy, PolicyContext, make_policy
 from fgengine.scheduling.predictor import Noisy
@@ -26,7 +27,8 @@ class SymbolicMachine:
     """Runner and copy engine over memory whose slots hold (request, position, token).
 
     A step fails unless every token it attends to lies where the block table says. A copy happens when it
-    ends, not when it is submitted, in random order; what it leaves behind is poisoned.
+    ends, not when it is submitted, in random order; what it leaves behind is poisoned. The last step's tokens
+    are not looked up in the requests, where they need not stand yet.
     """
 
     def __init__(self, clock: VirtualClock, cost: CostModel, block_size: int, seed: int, eager: bool) -> None:
@@ -36,6 +38,8 @@ class SymbolicMachine:
         self.host: dict[tuple[int, int], Slot] = {}
         self.flying: list[Transfer] = []
         self.plans: list[StepPlan] = []
+        self.last_tokens: dict[Request, tuple[int, int]] = {}
+        """Position and token that the last step gave."""
 
     @staticmethod
     def next_token(tokens: list[int]) -> int:
@@ -45,24 +49,30 @@ class SymbolicMachine:
             value = (value * 31 + token + 7) % 1009
         return value
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
         self.plans.append(plan)
-        results = {}
+        results, last_tokens = {}, {}
         for item in plan.items:
             request, table = item.request, item.blocks
             assert item.start == request.num_computed
+            tokens = list(request.tokens)
+            if request in self.last_tokens:
+                position, token = self.last_tokens[request]
+                tokens[position] = token
             for position in range(item.start):
                 slot = (table[position // self.block_size], position % self.block_size)
-                assert self.device.get(slot) == (request.id, position, request.tokens[position])
+                assert self.device.get(slot) == (request.id, position, tokens[position])
             for position in range(item.start, item.start + item.num_tokens):
                 slot = (table[position // self.block_size], position % self.block_size)
-                self.device[slot] = (request.id, position, request.tokens[position])
+                self.device[slot] = (request.id, position, tokens[position])
             assert item.yields_token == (item.start + item.num_tokens == request.num_known)
             if item.yields_token:
-                results[request.id] = self.next_token(request.tokens)
+                results[request.id] = self.next_token(tokens)
+                last_tokens[request] = (len(tokens), results[request.id])
+        self.last_tokens = last_tokens
         seconds = self.cost.step_seconds(StepShape.of_plan(plan))
         self.clock.advance(seconds)
-        return StepResult(plan.step, seconds, results)
+        return lambda: StepResult(plan.step, seconds, results)
 
     def submit(self, transfer: Transfer) -> None:
         self.flying.append(transfer)
@@ -116,6 +126,7 @@ def symbolic_engine() -> Callable[..., Engine]:
         starvation_limit: float = 30.0,
         seed: int = 0,
         cost: CostModel = COST,
+        overlap: bool = False,
     ) -> Engine:
         clock = VirtualClock()
         machine = SymbolicMachine(clock, cost, block_size, seed, eager_copies)
@@ -129,6 +140,6 @@ def symbolic_engine() -> Callable[..., Engine]:
             offloading=offloading,
             cost=cost,
         )
-        return Engine(scheduler, machine, machine, clock, vocab_size=2000)
+        return Engine(scheduler, machine, machine, clock, vocab_size=2000, overlap=overlap)
 
     return build

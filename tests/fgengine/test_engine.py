@@ -113,7 +113,7 @@ def test_a_recorded_run_repeats_to_the_same_decisions(symbolic_engine: Build) ->
 def test_a_step_that_fails_is_not_swallowed(symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = symbolic_engine()
     engine.add("a", [1], params(3))
-    monkeypatch.setattr(engine.runner, "execute", lambda plan: 1 / 0)
+    monkeypatch.setattr(engine.runner, "launch", lambda plan: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         engine.step()
 

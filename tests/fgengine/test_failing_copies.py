@@ -36,13 +36,13 @@ def failing(symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch) -> Engine:
     Its steps take long enough for the thread to have its turn before a request ends."""
     engine = symbolic_engine(device_blocks=6, host_blocks=64)
     engine.copies = ThreadCopyEngine(torch.zeros(6, 4), torch.zeros(0, 4))
-    execute = engine.runner.execute
+    launch = engine.runner.launch
 
-    def slowly(plan: StepPlan) -> StepResult:
+    def slowly(plan: StepPlan) -> Callable[[], StepResult]:
         time.sleep(0.02)
-        return execute(plan)
+        return launch(plan)
 
-    monkeypatch.setattr(engine.runner, "execute", slowly)
+    monkeypatch.setattr(engine.runner, "launch", slowly)
     return engine
 
 

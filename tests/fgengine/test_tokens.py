@@ -6,7 +6,7 @@ Run on real modules (tiny random weights, float32) through the same engine that 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
@@ -66,7 +66,7 @@ class Poisoning(TorchRunner):
     num_pieces = 0
     """Items that did not reach the last known token."""
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
         self.num_pieces += sum(not item.yields_token for item in plan.items)
         held = torch.zeros(self.num_device_blocks, dtype=torch.bool)
         for item in plan.items:
@@ -74,7 +74,7 @@ class Poisoning(TorchRunner):
                 held[block] = True
         free = torch.tensor(self.kv.device._free, dtype=torch.int64)
         self.pool[free[~held[free]]] = float("nan")
-        return super().execute(plan)
+        return super().launch(plan)
 
 
 def build(
@@ -87,6 +87,8 @@ def build(
     max_tokens_per_batch: int = 256,
     offloading: Offloading = "reactive",
     chunked_prefill: bool = False,
+    overlap: bool = False,
+    graphs: bool = False,
 ) -> Engine:
     shape = SHAPES[family]
     model = load(shape, None, torch.device("cpu"), torch.float32, 11)
@@ -102,6 +104,8 @@ def build(
         num_host_blocks=host_blocks,
         max_model_len=shape.max_position,
     )
+    if graphs:
+        runner.capture_graphs(max_batch_size, lambda launches: launches)
     runner.kv = KVManager(device_blocks, host_blocks, 8)
     context = PolicyContext(COST, starvation_limit=0.05, max_batch_size=max_batch_size, predictor=Noisy(1.0))
     scheduler = Scheduler(
@@ -117,7 +121,7 @@ def build(
         offloading=offloading,
         cost=COST,
     )
-    return Engine(scheduler, runner, runner.copies, WallClock(), vocab_size=shape.vocab_size)
+    return Engine(scheduler, runner, runner.copies, WallClock(), vocab_size=shape.vocab_size, overlap=overlap)
 
 
 def prompts() -> list[list[int]]:
@@ -156,10 +160,18 @@ def test_the_reference_itself_is_not_trivial(family: str) -> None:
         ("pieces", {"device_blocks": 12, "host_blocks": 6, "max_tokens_per_batch": 10}),
     ],
 )
+@pytest.mark.parametrize(
+    ("overlap", "graphs"), [(False, False), (True, False), (True, True)], ids=["", "overlap", "graphs"]
+)
 def test_greedy_tokens_are_those_of_each_request_alone(
-    family: str, policy: str | type[Policy], memory: str, settings: dict[str, int]
+    family: str,
+    policy: str | type[Policy],
+    memory: str,
+    settings: dict[str, int],
+    overlap: bool,
+    graphs: bool,
 ) -> None:
-    engine = build(family, policy, **settings)  # type: ignore[arg-type]
+    engine = build(family, policy, overlap=overlap, graphs=graphs, **settings)  # type: ignore[arg-type]
     done = engine.generate(prompts(), params())
     assert [request.tokens for request in done] == alone(family)
     while engine.has_work:
@@ -209,7 +221,7 @@ def test_every_policy_with_every_offloading_keeps_the_tokens_under_pressure(
 def test_seeded_sampling_is_the_same_under_preemption() -> None:
     sampled = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.95, top_k=50, seed=5, ignore_eos=True)
     calm = build("llama", "fcfs").generate(prompts(), sampled)
-    rough = build("llama", Shuffled, device_blocks=10, host_blocks=5, max_batch_size=3).generate(
-        prompts(), sampled
-    )
-    assert [r.tokens for r in calm] == [r.tokens for r in rough]
+    rough = {"device_blocks": 10, "host_blocks": 5, "max_batch_size": 3}
+    for overlap in (False, True):
+        done = build("llama", Shuffled, overlap=overlap, graphs=overlap, **rough).generate(prompts(), sampled)
+        assert [r.tokens for r in calm] == [r.tokens for r in done]

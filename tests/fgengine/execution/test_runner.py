@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fgengine.config import EngineConfig
+from fgengine.execution import memory
 from fgengine.execution.runner import TorchRunner
-from fgengine.kv import sizing
+from fgengine.kv.transfer import Transfer
 from fgengine.model.loader import Model, load
 from fgengine.model.shape import ModelShape
 from fgengine.plan import PlanItem, StepPlan
@@ -24,7 +25,7 @@ def test_sizes_and_names() -> None:
     runner = TorchRunner.create(CONFIG, SHAPE, None)
     assert runner.block_bytes == 16 * 2 * 2 * 2 * 16 * 4
     assert (runner.num_device_blocks, runner.num_host_blocks) == (10, 100_000 // runner.block_bytes)
-    assert runner.pool.shape == (10, 2, 2, 2, 16, 16)
+    assert runner.pool.shape == (11, 2, 2, 2, 16, 16)
     assert (runner.dtype_name, runner.max_model_len) == ("float32", 128)
     assert runner.device_name
     runner.close()
@@ -56,14 +57,73 @@ def test_a_pool_beyond_all_memory_is_refused_in_a_sentence(setting: str) -> None
         TorchRunner.create(replace(CONFIG, **{setting: beyond[setting]}), SHAPE, None)
 
 
-def test_pool_sizing() -> None:
-    config = EngineConfig(device_memory_utilization=0.5, swap_space_bytes=1000)
-    assert sizing.device_blocks_on_cpu(config, 100, 10_000) == 50
-    assert sizing.device_blocks_on_cpu(config, 2**20, 2**50) == sizing.CPU_POOL_LIMIT_BYTES // 2**20
-    assert sizing.device_blocks_on_gpu(config, 100, free=9_000, total=10_000, activations=1_500) == 25
-    assert sizing.host_blocks(config, 300) == 3
-    with pytest.raises(ValueError, match="no memory is left for the KV pool"):
-        sizing.device_blocks_on_gpu(config, 100, free=4_000, total=10_000, activations=0)
+def test_the_dummy_block_stands_behind_those_that_requests_get() -> None:
+    runner = TorchRunner.create(CONFIG, SHAPE, None)
+    assert (runner.dummy_block, len(runner.pool)) == (10, 11)
+    with runner.larger_pool(10):
+        assert (runner.dummy_block, len(runner.pool)) == (10, 11)
+    own = runner.pool
+    with runner.larger_pool(20):
+        assert (runner.dummy_block, runner.num_device_blocks, len(runner.pool)) == (20, 20, 21)
+    assert (runner.dummy_block, runner.num_device_blocks) == (10, 10)
+    assert runner.pool is own
+    with pytest.raises(ValueError, match=r"no memory for a KV pool of .*; as a profile needs it"):
+        runner.larger_pool(2**31).__enter__()
+    assert runner.pool is own
+    runner.copies.submit(Transfer(1, "a", "offload", [9], [0]))
+    assert len(runner.copies.wait()) == 1
+    runner.copies.submit(Transfer(2, "a", "offload", [runner.dummy_block], [0]))
+    with pytest.raises(RuntimeError, match="outside the pool of 10"):
+        runner.copies.wait()
+    runner.close()
+
+
+def test_how_the_memory_was_divided_is_reported() -> None:
+    said: list[str] = []
+    runner = TorchRunner.create(CONFIG, SHAPE, None, said.append)
+    runner.close()
+    assert len(said) == 1
+    assert said[0] == (
+        f"weights {SHAPE.num_parameters * 4 / 2**20:.1f} MiB, KV pool 0.1 MiB = 10 blocks (160 tokens), "
+        "host pool 0.1 MiB = 12 blocks (192 tokens)"
+    )
+
+
+class Gpu:
+    """Of 64 MiB: 4 are others', 20 stay once the model is loaded, and steps take up to 10 more."""
+
+    def settle(self) -> None: ...
+
+    def reset_peak(self) -> None: ...
+
+    def reserved(self) -> int:
+        return 20 * 2**20
+
+    def peak(self) -> int:
+        return 30 * 2**20
+
+    def free_and_total(self) -> tuple[int, int]:
+        return 40 * 2**20, 64 * 2**20
+
+
+@pytest.mark.parametrize(("asked", "blocks"), [(None, 109), (30, 30)])
+def test_a_gpus_pool_is_what_the_measured_steps_leave(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, blocks: int
+) -> None:
+    monkeypatch.setattr(memory, "probe_of", lambda device: Gpu())
+    shape = replace(SHAPE, num_layers=4, max_position=1024)
+    said: list[str] = []
+    config = replace(CONFIG, num_device_blocks=asked, block_size=128, device_memory_utilization=0.9)
+    runner = TorchRunner.create(config, shape, None, said.append)
+    per_block, trial_pool = runner.block_bytes, 2 * runner.block_bytes
+    left = int(64 * 2**20 * 0.9) - (4 + 20 + 10 + 10) * 2**20 + trial_pool
+    assert runner.num_device_blocks == blocks == (asked or left // per_block - 1)
+    assert len(runner.pool) == blocks + 1
+    assert said[0].startswith("running the largest steps once")
+    assert said[1].startswith("weights 19.8 MiB, activations 10.0 MiB, CUDA graphs 10.0 MiB, other processes")
+    runner.close()
+    with pytest.raises(ValueError, match=r"num_device_blocks 900 would take .* lower it to 161 or"):
+        TorchRunner.create(replace(config, num_device_blocks=900), shape, None)
 
 
 def same(a: Model, b: Model) -> bool:

@@ -1,0 +1,68 @@
+"""Pinned memory: just as much as asked for, for as long as somebody holds it, or a sentence why not."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+
+import pytest
+import torch
+
+from fgengine.execution.pinned import pinned_empty
+
+
+class FakeCudart:
+    def __init__(self, status: int = 0) -> None:
+        self.status = status
+        self.pinned: dict[int, int] = {}
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        if self.status == 0:
+            self.pinned[address] = size
+        return self.status
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.pinned[address]
+        return 0
+
+    def cudaGetErrorString(self, status: int) -> str:
+        return {2: "out of memory"}[status]
+
+
+def test_exactly_as_much_as_asked_for_in_whole_pages() -> None:
+    cudart = FakeCudart()
+    pool = pinned_empty((3, 5, 7, 1000), torch.bfloat16, cudart)
+    assert cudart.pinned == {pool.data_ptr(): 3 * 5 * 7 * 1000 * 2}
+    assert pool.data_ptr() % mmap.PAGESIZE == 0
+    assert (pool.shape, pool.dtype, pool.is_contiguous()) == ((3, 5, 7, 1000), torch.bfloat16, True)
+    pool.fill_(2.0)
+    assert pool.sum() == 2 * 3 * 5 * 7 * 1000
+
+
+def test_it_is_pinned_while_any_part_of_it_is_held() -> None:
+    cudart = FakeCudart()
+    part = pinned_empty((4, 1000), torch.float16, cudart)[2]
+    gc.collect()
+    assert len(cudart.pinned) == 1
+    part.fill_(1.0)
+    del part
+    gc.collect()
+    assert cudart.pinned == {}
+
+
+def test_nothing_is_pinned_for_an_empty_pool() -> None:
+    cudart = FakeCudart()
+    assert pinned_empty((0, 4), torch.float16, cudart).shape == (0, 4)
+    assert cudart.pinned == {}
+
+
+def test_what_cannot_be_pinned_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ValueError, match=r"0\.0 GiB of memory cannot be pinned: out of memory \(CUDA error 2"
+    ):
+        pinned_empty((100,), torch.float16, FakeCudart(status=2))
+    with pytest.raises(ValueError, match=r"2097152\.0 GiB were to be pinned, but .* GiB of memory are avail"):
+        pinned_empty((2**50,), torch.float16, FakeCudart())
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Free", (), {"available": 2**60}))
+    with pytest.raises(ValueError, match=r"the system does not give 2097152\.0 GiB of memory: .*allocate"):
+        pinned_empty((2**50,), torch.float16, FakeCudart())
