@@ -172,7 +172,8 @@ class TorchRunner:
         self._unread = None
         if ending:
             positions = [item.start + item.num_tokens - item.request.prompt_len for item in ending]
-            chosen = sample(self.model.ops, logits, [item.request for item in ending], positions, self.seed)
+            yielding = [item.request for item in ending]
+            chosen = sample(self.model.ops, logits, yielding, positions, self.seed)
             places = {item.request: (row, item.start + item.num_tokens) for row, item in enumerate(ending)}
             self._unread = Unread(chosen, places)
             tokens = to_host(chosen)

@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from fgengine.ops.batch import place
 from fgengine.ops.reference import TorchOps
 from fgengine.request import Request
 
@@ -74,10 +74,7 @@ def sample(
     rows = np.empty((len(params), 4))
     rows[:, :3] = [(one.temperature, one.top_k, one.top_p) for one in params]
     rows[:, 3] = uniforms([seed_of(request, engine_seed) for request in requests], positions)
-    table = torch.from_numpy(rows)
-    if logits.is_cuda:
-        table = table.pin_memory().to(logits.device, non_blocking=True)
-    return ops.sample(logits, table)
+    return ops.sample(logits, place(rows, logits.device))
 
 
 def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ OPT-13B 20."""
 # [HEADS, head_dim / 2]. What is turned is read once and written once; keys are written twice (in place and in
 # the pool), values are only copied, and without a rope queries are not touched at all.
 # Offsets are int64, since a pool may hold more than 2^31 elements.
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])  # parts of others, read one by one
 def _rope_kv(
     qkv_ptr,
     kv_ptr,

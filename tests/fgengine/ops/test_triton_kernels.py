@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from fgengine.model.layers import Linear
 from fgengine.ops.batch import RaggedBatch
@@ -32,6 +29,14 @@ def assert_near(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got, want, atol=near, rtol=near, equal_nan=True)
 
 
+def assert_same(got: Tensor, want: Tensor) -> None:
+    """To the bit, but for the interpreter, which cuts a bfloat16 off instead of rounding it."""
+    if want.dtype is torch.bfloat16 and DEVICE.type == "cpu":
+        assert_near(got, want)
+    else:
+        assert torch.equal(got, want)
+
+
 def random(*sizes: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     return (torch.randn(*sizes) * scale).to(dtype).to(DEVICE)
 
@@ -47,10 +52,10 @@ def test_norms(dtype: torch.dtype, size: int, rows: int) -> None:
     ours, theirs = residual.clone(), residual.clone()
     got = FAST.add_rms_norm(x, ours, weight, 1e-5)
     assert_near(got, PLAIN.add_rms_norm(x, theirs, weight, 1e-5))
-    assert torch.equal(ours, theirs), "the residual is the sum, rounded once"
+    assert_same(ours, theirs)
     got = FAST.add_layer_norm(x, ours, weight, bias, 1e-5)
     assert_near(got, PLAIN.add_layer_norm(x, theirs, weight, bias, 1e-5))
-    assert torch.equal(ours, theirs)
+    assert_same(ours, theirs)
 
 
 def test_norms_of_large_values_in_float16() -> None:
@@ -121,18 +126,3 @@ def test_write_kv_of_one_token_and_of_a_padded_batch(dtype: torch.dtype) -> None
     PLAIN.write_kv(qkv[:1].clone(), want[:, 0], alone, rope)
     FAST.write_kv(qkv, pool[:, 0], batch, rope)
     assert_near(pool[:-1], want[:-1])
-
-
-class Counted(TorchFunctionMode):
-    """Which functions of torch are called, views and allocations left out."""
-
-    FREE = frozenset({"empty", "new_empty", "unflatten", "__getitem__", "__get__", "stride", "numel", "view"})
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        name = getattr(func, "__name__", str(func))
-        if name not in self.FREE:
-            self.calls.append(name)
-        return func(*args, **kwargs or {})
