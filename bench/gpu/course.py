@@ -72,7 +72,9 @@ class Course:
             self._parts(parts, CORRECTNESS_SECONDS)
         for name, seconds in zip((model, *others), MODEL_SECONDS, strict=False):
             wanted = tuple(section for section in OF_A_MODEL if section in self.only)
-            if wanted or ("serving" in self.only and name == model):
+            if "serving" in self.only and name == model:
+                wanted += ("serving",)  # its profile
+            if wanted:
                 self._parts([(name, wanted)], seconds)
         served = None
         if "serving" in self.only:

@@ -152,8 +152,6 @@ class Setting:
         self.drop_runner()
         config = self.config(model)
         runner = TorchRunner.create(config, shape_of(config.model), None)
-        if self.on_gpu and runner.graphs is None:
-            runner.capture_graphs(config.max_batch_size)
         runner.pool.normal_()  # not zeros, which cost a card less power; no denormals, which cost a CPU more
         self._runner = (model, runner)
         return runner

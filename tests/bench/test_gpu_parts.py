@@ -6,19 +6,26 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from gpu import kernels
 from gpu.budget import Allowance
 from gpu.checks import Check, SpoiltDevice, run_checks
 from gpu.isolation import Isolated, run_isolated
 from gpu.profiling import Span, busy_seconds, kernels_of, spans_of
 from gpu.report import Findings, Target
 from gpu.setting import TINY_SHAPES, hf_config_of
+from gpu.steps import fitting
+from torch import Tensor
 
 from fgengine.model.catalog import shape_of
 from fgengine.model.hf_config import shape_from_config
+from fgengine.ops.batch import RaggedBatch
+from fgengine.ops.reference import TorchOps
 
 
 class Clock:
@@ -188,6 +195,36 @@ def test_what_ran_is_recorded() -> None:
     spans = spans_of(lambda: left @ left, 3, torch.device("cpu"))
     assert sum(span.name == "aten::matmul" for span in spans) == 3
     assert all(span.end >= span.start for span in spans)
+
+
+def test_an_operation_without_a_case_is_wrong() -> None:
+    class Ops(TorchOps):
+        def unheard_of(self) -> None: ...
+
+    found = list(kernels.checks(next(iter(kernels.cases(True))), Ops(), torch.device("cpu")))
+    assert [check.name for check in found] == ["unheard_of"]
+    assert found[0].work()[0] is False
+
+
+def test_a_kernel_that_leaves_one_key_out_is_off_by_more_than_rounding() -> None:
+    class Forgetful(TorchOps):
+        def attention(self, q: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
+            shorter = replace(batch, context_lens=batch.context_lens - 1, contexts=batch.contexts)
+            return super().attention(q, kv, shorter)
+
+    case = next(case for case in kernels.cases(False)["SmolLM2"] if "decodes" in case.about)
+    device = torch.device("cpu")
+    for dtype in (torch.float16, torch.bfloat16):
+        assert kernels.judge(case, TorchOps(), dtype, device) < kernels.TOLERANCE[dtype] / 2
+        assert kernels.judge(case, Forgetful(), dtype, device) > kernels.TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "requests", "fits"), [(100, 3, 3), (100, 4, 3), (512, 20, 16), (512, 16, 16), (31, 1, 0)]
+)
+def test_a_batch_that_does_not_fit_is_cut(blocks: int, requests: int, fits: int) -> None:
+    runner = SimpleNamespace(num_device_blocks=blocks, block_size=16)
+    assert fitting(runner, requests, context=500) == fits  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", [*TINY_SHAPES, "opt-13b", "opt-350m", "llama-3-8b"])
