@@ -198,8 +198,14 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    installed = {one.name: one.version for one in metadata.distributions() if one.name in PACKAGES}
-    return found | {package: installed.get(package) for package in PACKAGES}
+    return found | {package: _version(package) for package in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def ask_driver(what: str) -> str | None:
