@@ -1,11 +1,17 @@
-"""A model of no size, shared by the tests that start real processes."""
+"""What every test may use: Triton's interpreter where there is no GPU, and a model of no size."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+# A kernel is compiled or interpreted by what this says when Triton is first imported: so before any test is.
+# Asked of the driver's devices, not of torch, whose import takes longer than most of these tests.
+if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 TINY_LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ def place(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
 class RaggedBatch:
     """B requests with T new tokens in all; request b's are rows ``query_starts[b] .. query_starts[b + 1]``.
 
-    The first two stand on the device in int64, as torch indexes with; the next three in int32. The last
-    two repeat what the host knows anyway, so that code that goes over the requests need not ask a GPU.
+    The first two stand on the device in int64, as torch indexes with; the next three in int32. The others
+    are what the host knows anyway, so that code that plans over the requests need not ask a GPU. In a batch
+    that a CUDA graph runs again, the host's ``contexts`` are bounds and the device's ``context_lens`` hold.
     """
 
     positions: Tensor
@@ -39,6 +41,19 @@ class RaggedBatch:
     """[B]: tokens attended to by the last new token, itself included."""
     query_lens: tuple[int, ...]
     contexts: tuple[int, ...]
+    num_decodes: int = field(init=False)
+    """How many requests in front have one new token."""
+    longest_decode_context: int = field(init=False)
+    """The longest context of those in front (0: there are none)."""
+    longest_query: int = field(init=False)
+    """The most new tokens of a request behind them (0: there are none)."""
+
+    def __post_init__(self) -> None:
+        decodes = next((b for b, n in enumerate(self.query_lens) if n != 1), len(self.query_lens))
+        put = partial(object.__setattr__, self)
+        put("num_decodes", decodes)
+        put("longest_decode_context", max(self.contexts[:decodes], default=0))
+        put("longest_query", max(self.query_lens[decodes:], default=0))
 
     @classmethod
     def build(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from fgengine.ops.batch import RaggedBatch
 from fgengine.ops.reference import TorchOps
+from fgengine.ops.triton.attention import attention, fits
 
 
 class TritonOps(TorchOps):
@@ -12,3 +16,8 @@ class TritonOps(TorchOps):
     """
 
     name = "triton kernels"
+
+    def attention(self, q: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
+        if not fits(q, kv):
+            return super().attention(q, kv, batch)
+        return attention(q, kv, batch)
