@@ -82,8 +82,7 @@ MIX: Items = [(0, 1), (16, 1), (129, 1), (0, 37), (130, 1), (15, 2), (40, 45)]
 """Decodes in front, then prefills, pieces of prompts, and a decode among them."""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
-@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize(("block_size", "dtype"), [(16, torch.float32), (32, torch.float16)])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"),
     [(3, 1, 64), (6, 2, 64), (4, 1, 128), (8, 1, 80), (2, 2, 128), (2, 2, 80)],
@@ -110,7 +109,7 @@ def test_decodes_at_the_edges_of_blocks_tiles_and_splits(dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 def test_prefills_at_the_edges_of_blocks_and_tiles(dtype: torch.dtype) -> None:
-    check([(0, context) for context in EDGES], 2, 1, 32, 16, dtype)
+    check([(0, context) for context in EDGES], 1, 1, 32, 16, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
@@ -207,7 +206,7 @@ items_in_any_order = st.lists(st.tuples(st.integers(0, 150), lengths), min_size=
 
 
 @settings(
-    max_examples=12,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
