@@ -77,7 +77,7 @@ class Engine:
         ``report`` is told each slow step in a sentence. Raises ValueError for a model, policy or profile
         that cannot be used.
         """
-        from fgengine import profiler, progress
+        from fgengine import profiler
         from fgengine.execution.runner import TorchRunner
         from fgengine.model import catalog, store
         from fgengine.scheduling.predictor import make_predictor
@@ -92,10 +92,6 @@ class Engine:
             )
         report(f"loading {config.model}")
         runner = TorchRunner.create(config, shape, folder, report)
-        on_gpu = runner.device.type == "cuda"
-        if on_gpu and not config.eager:
-            report("capturing CUDA graphs of decode steps; --eager does without")
-            runner.capture_graphs(config.max_batch_size, track=progress.track("CUDA graphs"))
         needs_cost = policy.needs_cost or config.offloading == "auto"
         cost = profiler.ensure(config, runner, report).cost if needs_cost else None
         predictor = make_predictor(config.predictor, config.model) if policy.needs_predictor else None
@@ -123,7 +119,7 @@ class Engine:
             policy_name=config.policy,
             vocab_size=shape.vocab_size,
             predictor=predictor,
-            overlap=on_gpu,
+            overlap=runner.device.type == "cuda",
         )
 
     @property

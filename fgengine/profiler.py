@@ -55,6 +55,11 @@ class ProfiledRunner(Protocol):
     pool: Any
     """The device pool, its first axis counting blocks."""
 
+    @property
+    def most_decodes(self) -> int:
+        """A larger batch of decodes is not computed as an engine computes its own."""
+        ...
+
     def larger_pool(self, num_blocks: int) -> AbstractContextManager[None]:
         """Meanwhile ``pool`` has at least so many blocks."""
         ...
@@ -93,6 +98,8 @@ FULL = Grid(
     repeats=7,
     seconds_per_point=1.0,
 )
+GPU = replace(FULL, decode=(1, 4, 16, 32, 64, 128))
+"""A GPU's batches are larger."""
 QUICK = Grid(
     prefill=(16, 64, 256, 512),
     behind=(512,),
@@ -128,14 +135,15 @@ def measure(
     grid: Grid,
     progress: Progress = lambda done, total, point: None,
 ) -> list[Point]:
-    """Medians of the seconds of every point of the grid that is no longer than the runner's longest request.
+    """Medians of the seconds of every point of the grid that the runner's requests and batches reach.
 
-    They do not depend on the size of the engine's own pool: where it is too small, a larger one serves.
+    On a CPU they do not depend on the size of the engine's own pool: where it is too small, a larger one
+    serves. On a GPU nothing is left for a larger one, and points beyond it are left out.
 
     Raises:
         ValueError: requests may not be long enough for any of the prefills or decodes.
     """
-    points = [point for point in grid.points() if _longest(point) <= runner.max_model_len]
+    points = [point for point in grid.points() if _reached(point, runner)]
     if not any(point.prefill_tokens for point in points) or not any(
         point.decode_requests for point in points
     ):
@@ -182,6 +190,11 @@ def _plan_items(point: Point, runner: ProfiledRunner) -> list[PlanItem]:
         first_block += num_blocks
         items.append(PlanItem(request, start, n, blocks, True))
     return items
+
+
+def _reached(point: Point, runner: ProfiledRunner) -> bool:
+    fits = runner.device.type == "cpu" or _blocks_of(point, runner.block_size) <= runner.num_device_blocks
+    return fits and _longest(point) <= runner.max_model_len and point.decode_requests <= runner.most_decodes
 
 
 def _longest(point: Point) -> int:

@@ -48,14 +48,20 @@ def profile(
     from rich.console import Console
 
     from fgengine import profiler
+    from fgengine.execution.device import pick_device
 
     console = Console()
+    grid = profiler.QUICK if quick else profiler.GPU if pick_device(device).type == "cuda" else profiler.FULL
     config = EngineConfig(
-        model=model, device=device, dtype=dtype, block_size=block_size, dummy_weights=use_dummy_weights
+        model=model,
+        device=device,
+        dtype=dtype,
+        block_size=block_size,
+        dummy_weights=use_dummy_weights,
+        max_batch_size=max(grid.decode),
     )
     with console.status(f"loading {model}"):
         runner = _create_runner(config, console)
-    grid = profiler.QUICK if quick else profiler.FULL
     try:
         measured = _measure(model, runner, grid, console)
         path = out or profiler.default_path(model, runner)

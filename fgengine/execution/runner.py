@@ -28,6 +28,7 @@ from fgengine.model.shape import ModelShape
 from fgengine.ops.batch import RaggedBatch, place
 from fgengine.ops.select import ops_for
 from fgengine.plan import PlanItem, StepPlan, StepResult
+from fgengine.progress import track
 
 
 class TorchRunner:
@@ -80,7 +81,7 @@ class TorchRunner:
         folder: Path | None,
         report: Callable[[str], None] = lambda line: None,
     ) -> TorchRunner:
-        """Picks device and dtype, loads the model (None: dummy weights) and sizes the pools.
+        """Picks device and dtype, loads the model (None: dummy weights), sizes the pools, captures graphs.
 
         ``report`` is told how the memory was divided.
 
@@ -124,11 +125,15 @@ class TorchRunner:
             blocks = sizing.device_blocks_on_cpu(config, per_block, psutil.virtual_memory().available)
         on_host = sizing.host_blocks(config, per_block)
         report(sizing.division(parts, blocks, on_host, config.block_size, per_block))
-        return runner(blocks, on_host)
+        made = runner(blocks, on_host)
+        if device.type == "cuda" and not config.eager:
+            report("capturing CUDA graphs of decode steps; --eager does without")
+            made.capture_graphs(config.max_batch_size, track=track("CUDA graphs"))
+        return made
 
     @torch.inference_mode()
     def capture_graphs(
-        self, most: int, capture: Capture | None = None, track: Track = lambda sizes: sizes
+        self, most: int, *, capture: Capture | None = None, track: Track = lambda sizes: sizes
     ) -> None:
         """From now on batches of up to ``most`` decodes run as CUDA graphs.
 
@@ -146,6 +151,11 @@ class TorchRunner:
             capture=capture or cuda_capture(),
             track=track,
         )
+
+    @property
+    def most_decodes(self) -> int:
+        """Decodes in a batch that are computed as smaller ones are: with graphs, up to their largest."""
+        return self.graphs.most if self.graphs is not None else 2**31
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Computes the plan's items in one pass; seconds include reading the tokens back."""

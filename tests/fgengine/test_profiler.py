@@ -60,7 +60,7 @@ class KnownRunner:
         self.device_name, self.dtype_name = "abacus", "float32"
         self.block_size, self.block_bytes = 16, 16 * self.shape.kv_bytes_per_token(4)
         self.num_device_blocks, self.num_host_blocks = num_device_blocks, 8
-        self.max_model_len = 2048
+        self.max_model_len, self.most_decodes = 2048, 128
         self.copies = InstantCopies()
         self.pool: Any = np.zeros((num_device_blocks, 1))
         self.speedup = speedup
@@ -89,7 +89,7 @@ def slow_machine(monkeypatch: pytest.MonkeyPatch) -> list[Ceilings]:
     return found
 
 
-@pytest.mark.parametrize("grid", [profiler.QUICK, profiler.FULL, SMALL])
+@pytest.mark.parametrize("grid", [profiler.QUICK, profiler.FULL, profiler.GPU, SMALL])
 def test_held_out_points_are_within_the_grid_and_at_most_a_third(grid: profiler.Grid) -> None:
     points = grid.points()
     held_out = [point for point in points if point.held_out]
@@ -298,3 +298,16 @@ def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings]) -> None:
     assert len(profile.points) == len(SMALL.points())
     assert profile.cost.prefill_seconds(256) > profile.cost.min_iteration_seconds > 0.0
     profile.require(shape=shape, device=profiler.describe_device(runner), dtype="float32")
+
+
+def test_points_that_an_engine_would_not_compute_so_are_left_out() -> None:
+    """Batches beyond the captured graphs; on a GPU, whose memory is taken, also what its pool cannot hold."""
+    runner = KnownRunner()
+    runner.most_decodes = 16
+    assert max(point.decode_requests for point in profiler.measure(runner, profiler.FULL)) == 16
+    runner = KnownRunner(num_device_blocks=400)
+    runner.device = torch.device("cuda")
+    points = profiler.measure(runner, profiler.GPU)
+    assert max(point.decode_requests * point.context_tokens for point in points) <= 400 * 16
+    assert max(point.decode_requests for point in points) == 128
+    assert len(runner.measured_in) == 400

@@ -105,7 +105,7 @@ def build(
         max_model_len=shape.max_position,
     )
     if graphs:
-        runner.capture_graphs(max_batch_size, lambda launches: launches)
+        runner.capture_graphs(max_batch_size, capture=lambda launches: launches)
     runner.kv = KVManager(device_blocks, host_blocks, 8)
     context = PolicyContext(COST, starvation_limit=0.05, max_batch_size=max_batch_size, predictor=Noisy(1.0))
     scheduler = Scheduler(

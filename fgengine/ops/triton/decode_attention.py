@@ -12,14 +12,15 @@ from fgengine.ops.triton.gpu import gpu_of
 from fgengine.ops.triton.tiles import LOG2E, attend
 
 MIN_SPLIT = 128
-"""Tokens: no context is cut finer. 128 tokens of one head are 32 to 64 KiB, two loop iterations, some
-microseconds of reading; less would be all prologue."""
+"""Tokens: no context is cut finer. 128 tokens of one head are 32 to 64 KiB and two loop iterations, both
+asked for before the first is awaited; finer splits would add programs, not bytes in flight."""
 MAX_SPLITS = 64
 """The combining kernel takes all of a head's splits in one tile, always this large: a tile that grew with
 them would be compiled again, in the middle of serving, whenever it did."""
 PROGRAMS_PER_SM = 4
-"""A context is split until there are so many programs for each SM. Two fill an SM with loads in flight
-(see ``_tiles``); as many again keep it busy while long contexts finish."""
+"""Contexts are split until there are so many programs for each SM: the three that it runs at a time (see
+``_tiles``) and a few that start when short contexts end. With fewer, one long context decides the time;
+with more, there are only more partial results to combine (some KiB a split, which stay in the L2 cache)."""
 
 
 @triton.jit
@@ -157,10 +158,13 @@ def _tiles(padded_dim: int, itemsize: int) -> dict[str, int]:
     """Keys a loop iteration, warps a program, depth of the pipeline.
 
     The kernel only has to keep memory busy: 3 TB/s with some 700 ns of latency are 2 MB in flight, 16 KB an
-    SM, twice that to be safe. Tiles of 16 KiB of keys and as much of values with two of each under way leave
-    room for three programs in an H100's 228 KiB: 96 KiB in flight. 4 warps then have 2,400 cycles for a tile
-    (an SM's share of the bandwidth is 23 GB/s) whose 128 tensor-core instructions need a fraction of that,
-    also with one query in 16 rows: multiplying on CUDA cores would take six times as many instructions.
+    SM, twice that to be safe. A tile is at most 16 KiB of keys and as much of values. Five stages: two for a
+    block's number to arrive, two for what stands in the block; so two tiles are in memory, one under way
+    while the other is worked on, and three programs fit an H100's 228 KiB: 96 KiB in flight an SM.
+    A tile of 32 KiB takes 2,500 cycles to arrive (13 bytes a cycle are an SM's share of the bandwidth) and
+    some 460 instructions in each of 4 warps, one a scheduler. Tensor cores are used with one query in 16
+    rows too: 64 instructions a warp for both products, where multiplying and adding up on CUDA cores, with
+    every half to be widened first, would take hundreds.
     """
     return {"BLOCK_N": max(16, min(64, 16384 // (padded_dim * itemsize))), "num_warps": 4, "num_stages": 5}
 
@@ -215,5 +219,5 @@ def decode_attention(q: Tensor, kv: Tensor, batch: RaggedBatch, out: Tensor) -> 
             S=MAX_SPLITS,
             D=padded_dim,
             BLOCK_N=tiles["BLOCK_N"],
-            num_warps=4,
+            num_warps=8,
         )

@@ -98,7 +98,7 @@ def test_a_padded_batch_has_the_logits_of_a_plain_one(runner: TorchRunner, conte
     want = runner.execute(StepPlan(0, items)).tokens
     exact = runner.logits(StepPlan(0, items))
     captured = Captured()
-    runner.capture_graphs(20, captured)
+    runner.capture_graphs(20, capture=captured)
     assert captured.captures == len(batch_sizes(20))
     items = decodes(runner, contexts)
     assert runner.execute(StepPlan(1, items)).tokens == want
@@ -111,7 +111,7 @@ def test_a_padded_batch_has_the_logits_of_a_plain_one(runner: TorchRunner, conte
 
 def test_padding_writes_to_the_dummy_block_only(runner: TorchRunner) -> None:
     items = decodes(runner, [5, 12, 30])
-    runner.capture_graphs(8, Captured())
+    runner.capture_graphs(8, capture=Captured())
     before = runner.pool.clone()
     runner.execute(StepPlan(0, items))
     changed = (runner.pool != before).flatten(1).any(1).nonzero().flatten().tolist()
@@ -122,7 +122,7 @@ def test_padding_writes_to_the_dummy_block_only(runner: TorchRunner) -> None:
 
 def test_steps_of_one_graph_do_not_remember_each_other(runner: TorchRunner) -> None:
     """A long batch, then a short one in the same places: nothing of the first is left in the second."""
-    runner.capture_graphs(8, Captured())
+    runner.capture_graphs(8, capture=Captured())
     runner.execute(StepPlan(0, decodes(runner, [100, 120, 90, 77, 128])))
     items = decodes(runner, [2, 9, 3])
     got = runner.execute(StepPlan(1, items)).tokens
@@ -132,7 +132,7 @@ def test_steps_of_one_graph_do_not_remember_each_other(runner: TorchRunner) -> N
 
 def test_tokens_not_read_yet_are_taken_from_the_last_step(runner: TorchRunner) -> None:
     """Launched without collecting between: the second step's input exists on the device only."""
-    runner.capture_graphs(8, Captured())
+    runner.capture_graphs(8, capture=Captured())
 
     def two_steps(collect_between: bool) -> list[dict[str, int]]:
         items = decodes(runner, [5, 12, 30])
@@ -155,7 +155,7 @@ def test_tokens_not_read_yet_are_taken_from_the_last_step(runner: TorchRunner) -
 
 def test_what_graphs_do_not_know_is_computed_plainly(runner: TorchRunner) -> None:
     captured = Captured()
-    runner.capture_graphs(4, captured)
+    runner.capture_graphs(4, capture=captured)
     prompt = Request.new("p", list(range(20)), GREEDY, 0.0)
     items = decodes(runner, [5, 12])
     runner.execute(StepPlan(0, [*items, PlanItem(prompt, 0, 20, [70, 71, 72], True)]))
@@ -211,5 +211,5 @@ def test_progress_is_told(runner: TorchRunner) -> None:
             yield size
 
     capture: Capture = Captured()
-    runner.capture_graphs(8, capture, track)  # type: ignore[arg-type]
+    runner.capture_graphs(8, capture=capture, track=track)  # type: ignore[arg-type]
     assert seen == [8, 4, 2, 1]

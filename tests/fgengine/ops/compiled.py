@@ -38,7 +38,7 @@ class AbsentGPU:
         return 0
 
 
-def resources(kernel: Any) -> dict[str, int]:
+def resources(kernel: Any) -> dict[str, Any]:
     """Registers a thread, bytes of stack (spilt registers) a thread and of shared memory a program."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -53,6 +53,7 @@ def resources(kernel: Any) -> dict[str, int]:
         "spilt": used["STACK"] + used["LOCAL"],
         "shared": kernel.metadata.shared,
         "warps": kernel.metadata.num_warps,
+        "key": kernel.hash,
     }
 
 

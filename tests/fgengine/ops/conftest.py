@@ -23,6 +23,8 @@ class Compiled(NamedTuple):
     shared: int
     """Bytes of shared memory a program."""
     warps: int
+    key: str
+    """The same for launches that share one compiled kernel."""
 
 
 @pytest.fixture(scope="session")

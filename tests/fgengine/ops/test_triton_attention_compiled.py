@@ -13,6 +13,7 @@ from fgengine.ops.triton.ops import TritonOps
 
 SHARED = {90: 227 * 1024, 80: 163 * 1024}
 """Bytes of shared memory that a program may have, by architecture."""
+CONTEXT = 2048
 MODELS = {"opt-13b": (40, 40, 128, "float16"), "llama-3-8b": (32, 8, 128, "bfloat16")}
 OTHERS = {
     "opt-2.7b": (32, 32, 80, "float16"),
@@ -21,22 +22,38 @@ OTHERS = {
 }
 
 
-def launch(heads: int, kv_heads: int, dim: int, dtype: str, block_size: int, shared: int) -> None:
-    """Decodes alone, few (split) and many (whole), and a prompt of 2,048 tokens behind a decode."""
+# Decodes alone, few (split) and many (whole), and a prompt behind a decode.
+QUERY_LENS = ([1] * 4, [1] * 512, [1, 2048])
+# As many requests, decodes and blocks a request as make a number 1, or a multiple of 16, or neither.
+UNLIKE = ([1], [1] * 3, [1] * 16, [1] * 100, [2], [1, 7, 40], [1] * 16 + [33])
+
+
+def launch(
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: str,
+    block_size: int,
+    shared: int,
+    batches: list[list[int]],
+) -> None:
+    """Attention for batches of these new tokens."""
     gpu.H100 = gpu.H100._replace(shared_memory=shared)
     kind = getattr(torch, dtype)
     kv = torch.empty(64, 3, 2, kv_heads, block_size, dim, dtype=kind, device="meta")[:, 1]
-    for query_lens in ([1] * 4, [1] * 512, [1, 2048]):
+    for query_lens in batches:
         tokens, requests = sum(query_lens), len(query_lens)
         qkv = torch.empty(tokens, (heads + 2 * kv_heads) * dim, dtype=kind, device="meta")
         batch = RaggedBatch(
             positions=torch.empty(tokens, dtype=torch.int64, device="meta"),
             slots=torch.empty(tokens, dtype=torch.int64, device="meta"),
-            block_tables=torch.empty(requests, 2048 // block_size, dtype=torch.int32, device="meta"),
+            block_tables=torch.empty(
+                requests, CONTEXT // block_size + requests, dtype=torch.int32, device="meta"
+            ),
             query_starts=torch.empty(requests + 1, dtype=torch.int32, device="meta"),
             context_lens=torch.empty(requests, dtype=torch.int32, device="meta"),
             query_lens=tuple(query_lens),
-            contexts=(2048,) * requests,
+            contexts=(CONTEXT,) * requests,
         )
         TritonOps().attention(qkv[:, : heads * dim].unflatten(1, (heads, dim)), kv, batch)
 
@@ -49,7 +66,7 @@ def test_the_models_of_the_paper(
     compiled: Callable[..., list], model: str, block_size: int, architecture: int
 ) -> None:
     limit = SHARED[architecture]
-    launches = compiled(launch, *MODELS[model], block_size, limit, architecture=architecture)
+    launches = compiled(launch, *MODELS[model], block_size, limit, QUERY_LENS, architecture=architecture)
     names = [made.kernel for made in launches]
     assert names == ["_decode", "_combine", "_decode", "_decode", "_combine", "_prefill"]
     for made in launches:
@@ -64,6 +81,17 @@ def test_the_models_of_the_paper(
 
 @pytest.mark.parametrize("model", OTHERS)
 def test_other_sizes(compiled: Callable[..., list], model: str) -> None:
-    for made in compiled(launch, *OTHERS[model], 16, SHARED[90]):
+    for made in compiled(launch, *OTHERS[model], 16, SHARED[90], QUERY_LENS):
         assert made.shared <= SHARED[90], made
         assert made.spilt == 0, made
+
+
+def test_no_batch_is_compiled_for_of_its_own(compiled: Callable[..., list]) -> None:
+    """Else serving would stand still for a second whenever a batch had a size it had not had."""
+    launches = compiled(launch, *MODELS["llama-3-8b"], 16, SHARED[90], UNLIKE)
+    assert len(launches) > 10
+    keys = {
+        name: {made.key for made in launches if made.kernel == name}
+        for name in ("_decode", "_combine", "_prefill")
+    }
+    assert {name: len(found) for name, found in keys.items()} == {"_decode": 2, "_combine": 1, "_prefill": 1}
