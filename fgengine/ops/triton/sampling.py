@@ -177,16 +177,12 @@ def _sample(
             limit = top_p * total
             # So far below the largest that all V of them would weigh less than what may be left out.
             far = 1.0 + tl.log(VOCAB / (1.0 - top_p).to(tl.float32))
-            top_k_key = low
-            low = tl.minimum(tl.maximum(low, _key(top - far / scale, SHIFT) - 1), high)
+            low = tl.minimum(tl.maximum(low, _key(top - far / scale, SHIFT)), high)
             low, above = _top_p_key(row, low, high, limit, top, scale, VOCAB, BLOCK, SHIFT)
             cut = _value(low, SHIFT)
             each = tl.exp((cut - top) * scale).to(tl.float64)
-            needed = tl.minimum(tl.ceil((limit - above) / each), VOCAB * 1.0).to(tl.int32)
-            if limited & (low == top_k_key):
-                equals = tl.minimum(equals, needed)
-            else:
-                equals = needed
+            # As many as reach the limit: no more than top-k left, whose sum the limit is part of.
+            equals = tl.minimum(tl.ceil((limit - above) / each), VOCAB * 1.0).to(tl.int32)
             total = above + equals * each
 
         # The tile in which the cumulative mass passes the draw; at the very end, the last with any mass.

@@ -125,6 +125,19 @@ def test_the_ends_of_the_range(dtype: torch.dtype) -> None:
     assert chosen(logits, rows) == TorchOps().sample(logits, rows).tolist()
 
 
+def test_what_lies_behind_the_first_tile() -> None:
+    """More than a tile of logits are kept, and the last tile, where the draw may round to, has no mass."""
+    torch.manual_seed(3)
+    logits = torch.randn(6, 20_000, device=DEVICE).half()
+    logits[:3, :8192] += 8
+    logits[3:, 16384:] = -float("inf")
+    draws = (0.001, 0.999999, 0.9999999, 1 - 2.0**-53, 1 - 2.0**-53, 1 - 2.0**-53)
+    rows = asked(*[(1.0, 15_000 if n < 3 else 0, 1.0, draw) for n, draw in enumerate(draws)])
+    assert_alike(logits, rows)
+    assert max(chosen(logits, rows)[:3]) >= 8192
+    assert max(chosen(logits, rows)[3:]) < 16384
+
+
 def test_a_token_is_in_the_vocabulary_whatever_the_logits_are() -> None:
     nothing = torch.full((4, 700), float("nan"), device=DEVICE)
     nothing[1::2] = -float("inf")
