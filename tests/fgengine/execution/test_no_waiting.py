@@ -1,0 +1,127 @@
+"""A step is launched without asking the device for anything, and without mixing devices.
+
+torch's "meta" device stands for the GPU: its tensors have sizes but no numbers, so whoever wants one of
+their numbers on the host fails, as does an operation on a tensor of the host and one of the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from fgengine.execution.runner import TorchRunner
+from fgengine.model.loader import load
+from fgengine.model.shape import ModelShape
+from fgengine.ops.triton import activations, decode_attention, norms, prefill_attention, rope_kv, sampling
+from fgengine.ops.triton.ops import TritonOps
+from fgengine.plan import PlanItem, StepPlan
+from fgengine.request import Request, SamplingParams
+
+DEVICE = torch.device("meta")
+SHAPES = {
+    "llama": ModelShape("llama", 96, 64, 96, 2, 4, 2, 16, 128, tied_embeddings=True),
+    "opt": ModelShape("opt", 96, 64, 96, 2, 4, 4, 16, 128, tied_embeddings=True, activation="relu"),
+    "opt, post-norm": ModelShape(
+        "opt", 96, 64, 96, 2, 4, 4, 16, 128, True, embed_dim=32, pre_norm=False, activation="relu"
+    ),
+}
+GREEDY = SamplingParams(max_tokens=8, temperature=0.0)
+SAMPLED = SamplingParams(max_tokens=8, top_k=5, top_p=0.9)
+ASKING = SamplingParams(max_tokens=8, temperature=0.0, logprobs=True)
+
+
+class Kernel:
+    """In a Triton kernel's place: counts launches, and sees that all tensors are the device's."""
+
+    def __init__(self, name: str, launches: list[str]) -> None:
+        self.name, self.launches = name, launches
+
+    def __getitem__(self, grid: object) -> Kernel:
+        return self
+
+    def __call__(self, *arguments: Any, **options: Any) -> None:
+        self.launches.append(self.name)
+        strangers = [a for a in arguments if isinstance(a, torch.Tensor) and a.device != DEVICE]
+        assert not strangers, f"{self.name} is given a tensor of the host"
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    made: list[str] = []
+    kernels = {
+        norms: ["_norm"],
+        rope_kv: ["_rope_kv"],
+        activations: ["_silu_mul", "_bias_relu"],
+        sampling: ["_sample"],
+        decode_attention: ["_decode", "_combine"],
+        prefill_attention: ["_prefill"],
+    }
+    for module, names in kernels.items():
+        for name in names:
+            monkeypatch.setattr(module, name, Kernel(name, made))
+    return made
+
+
+@pytest.fixture(params=SHAPES)
+def runner(request: pytest.FixtureRequest) -> Iterator[TorchRunner]:
+    model = load(SHAPES[request.param], None, torch.device("cpu"), torch.float16, 0).to(DEVICE)
+    if hasattr(model, "rope"):
+        model.rope = model.rope.to(DEVICE)
+    model.ops = TritonOps()
+    made = TorchRunner(model, block_size=16, num_device_blocks=40, num_host_blocks=0, max_model_len=128)
+    assert made.device == DEVICE
+    yield made
+    made.close()
+
+
+def items(*parts: tuple[int, int, int, SamplingParams]) -> list[PlanItem]:
+    """Of (known tokens, start, tokens to compute, parameters) each."""
+    made = []
+    for n, (known, start, count, params) in enumerate(parts):
+        request = Request.new(str(n), [1] * known, params, 0.0)
+        made.append(PlanItem(request, start, count, list(range(10 * n, 10 * n + 8)), start + count == known))
+    return made
+
+
+MIXED = [(20, 0, 20, GREEDY), (33, 32, 1, SAMPLED), (60, 16, 30, GREEDY), (17, 16, 1, ASKING)]
+DECODES = [(20, 19, 1, GREEDY), (33, 32, 1, ASKING), (128, 127, 1, SAMPLED)]
+
+
+@pytest.mark.parametrize(
+    "parts", [MIXED, DECODES, [(40, 0, 10, GREEDY)]], ids=["mixed", "decodes", "a piece"]
+)
+def test_a_launch_asks_for_nothing(
+    runner: TorchRunner, launches: list[str], parts: list[tuple[int, int, int, SamplingParams]]
+) -> None:
+    runner.launch(StepPlan(0, items(*parts)))
+    assert launches.count("_rope_kv") == 2  # one a layer
+    assert ("_prefill" in launches) == any(part[2] > 1 for part in parts)
+    assert ("_decode" in launches) == any(part[2] == 1 for part in parts)
+    assert ("_sample" in launches) == any(part[3] is SAMPLED for part in parts)
+
+
+def test_a_launch_behind_one_that_is_not_read_asks_for_nothing(
+    runner: TorchRunner, launches: list[str]
+) -> None:
+    first = items(*DECODES)
+    runner.launch(StepPlan(0, first))
+    for item in first:
+        item.request.tokens.append(0)
+    runner.launch(StepPlan(1, [PlanItem(i.request, i.start + 1, 1, [*i.blocks, 9], True) for i in first]))
+    assert launches.count("_sample") == 2
+
+
+def test_a_graph_is_filled_and_replayed_without_a_question(runner: TorchRunner, launches: list[str]) -> None:
+    replays = []
+    runner.capture_graphs(8, capture=lambda captured: captured() or (lambda: replays.append(1)))
+    launches.clear()
+    first = items(*DECODES)
+    runner.launch(StepPlan(0, first))
+    for item in first:
+        item.request.tokens.append(0)
+    runner.launch(StepPlan(1, [PlanItem(i.request, i.start + 1, 1, [*i.blocks, 9], True) for i in first[:2]]))
+    assert len(replays) == 2
+    assert launches == ["_sample"]  # all else is in the graph
