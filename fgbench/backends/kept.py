@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fgbench.backends.backend import Backend, BackendError, Report, Served
-from fgbench.backends.probe import wait_until_idle
-
-DRAIN_SECONDS = 60.0
-"""For what an interrupted or failed load left at the server."""
+from fgbench.backends.draining import DRAIN_SECONDS, wait_until_idle
 
 
 class Kept:
@@ -43,7 +40,9 @@ class Kept:
     def start(self, log: Path, report: Report) -> Served:
         if self._served is not None and self._backend.alive():
             try:
-                wait_until_idle(self._served.url, timeout=DRAIN_SECONDS, alive=self._backend.alive)
+                wait_until_idle(
+                    self._served.url, timeout=DRAIN_SECONDS, report=report, alive=self._backend.alive
+                )
                 return self._served
             except BackendError as error:
                 report(f"{error}: starting anew")

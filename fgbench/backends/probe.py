@@ -130,31 +130,6 @@ def read_metrics(url: str) -> dict[str, Any]:
     return found
 
 
-def ask_requests(url: str) -> int | None:
-    """How many requests are at the server, waiting or running, where it says so: ours, or vLLM."""
-    for read in (read_stats, read_metrics):
-        try:
-            stats = read(url)
-        except StatsError:
-            continue
-        return int(sum(stats.get(state, 0) for state in ("running", "waiting", "swapped")))
-    return None
-
-
-def wait_until_idle(url: str, *, timeout: float, alive: Callable[[], bool] = lambda: True) -> None:
-    """Until no request is left at the server; at once where it does not say.
-
-    Raises BackendError when the process behind it ends, or after ``timeout`` seconds.
-    """
-    deadline = time.monotonic() + timeout
-    while left := ask_requests(url):
-        if not alive():
-            raise BackendError("the server ended while its last requests were awaited")
-        if time.monotonic() > deadline:
-            raise BackendError(f"the server at {url} still has {left} requests after {timeout:g} s")
-        time.sleep(POLL_SECONDS)
-
-
 def _get(url: str) -> tuple[int | None, Any]:
     """Status and JSON (or text) of the answer; None where there is no server."""
     # An empty ProxyHandler: a proxy set in the environment must not stand between client and server.

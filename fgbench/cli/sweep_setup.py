@@ -136,7 +136,7 @@ def set_up(settings: Settings, console: Console) -> Setup:
         if choice.simulated:
             systems[label], loads[label] = _simulated(choice, console), load_options.to_load()
         else:
-            backend, endpoint = system_of(choice.server, choice.backend, choice.url)
+            backend, endpoint = system_of(choice.server, choice.backend, choice.url, alone=True)
             systems[label] = Measured(backend, label, restart=settings.restart)
             loads[label] = load_options.to_load(settings.client, endpoint)
     load = next(iter(loads.values()))
@@ -180,6 +180,8 @@ def _choices(settings: Settings) -> dict[str, Choice]:
             raise ValueError(f"--backend {choice.label} is there twice")
         choices[choice.label] = choice
     if all(choice.url is not None for choice in choices.values()):
+        if settings.restart:
+            raise ValueError("--restart is for servers that the sweep starts, and all of these run already")
         only_servers = replace(settings.server, model=ServerOptions().model, tokenizer=None)
         if argv := only_servers.to_argv():
             raise ValueError(f"{argv[0]} is a server's, and all of these run already")

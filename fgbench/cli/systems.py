@@ -96,10 +96,16 @@ def _with_own(base: ServerOptions, argv: list[str], text: str) -> ServerOptions:
 
 
 def system_of(
-    server: ServerOptions, backend: str, url: str | None = None, port: int | None = None
+    server: ServerOptions,
+    backend: str,
+    url: str | None = None,
+    port: int | None = None,
+    *,
+    alone: bool = False,
 ) -> tuple[Backend, str]:
     """The system under test and the endpoint it is spoken to by, where the user names none.
 
+    ``alone``: no load begins while a server that runs already has other requests.
     ``--backend fastserve --port N`` is the published client's way of naming a server that runs already.
     """
     from fgbench.backends.attached import Attached
@@ -117,8 +123,9 @@ def system_of(
             raise ValueError(f"{wrong[0]} is the server's, and with --url the server runs already")
         model = server.model if "--model" in argv else None
         if backend == "fastserve":
-            return Attached(url, name=backend, model=model), "generate"
-        return Attached(url, name="openai" if backend == "fastgen" else backend, model=model), "completions"
+            return Attached(url, name=backend, model=model, alone=alone), "generate"
+        name = "openai" if backend == "fastgen" else backend
+        return Attached(url, name=name, model=model, alone=alone), "completions"
     return FastGen(with_policy(server, backend), port=port), "completions"
 
 

@@ -211,7 +211,7 @@ def holds(slo: SLO, figures: Mapping[str, float | None]) -> bool:
 
 def _said(how: Verdict, summary: Summary | None) -> str:
     if how.sentence:
-        return how.sentence
+        return how.sentence.rstrip(".")
     assert summary is not None
     figures = [("JCT / token", summary.normalized_latency), ("TTFT", summary.ttft), ("JCT", summary.jct)]
     mark = f"{OVERLOAD_MARK} " if summary.overloaded else ""

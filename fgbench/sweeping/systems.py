@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fgbench.backends.attached import Attached
 from fgbench.backends.kept import Kept
 from fgbench.benchmark import Load, run_benchmark
 from fgbench.client.display import Display
@@ -47,10 +48,11 @@ class Measured:
 
     def __init__(self, backend: Backend, label: str, *, restart: bool) -> None:
         """``restart``: a fresh server for each run, which logs into the run's folder; else one for all, which
-        logs to ``server_<label>.log`` beside them."""
+        logs to ``server_<label>.log`` beside them. One that runs already is asked anew by each run whether it
+        is there, and idle."""
         self._backend = backend
         self._label = label
-        self._restart = restart
+        self._keep = not restart and not isinstance(backend, Attached)
         self._kept: Kept | None = None
 
     @property
@@ -60,7 +62,7 @@ class Measured:
         return {**described, "model": backend.model, "url": getattr(backend, "url", None)}
 
     def measure(self, dataset: Dataset, load: Load, *, results: Path, point: str, display: Display) -> Run:
-        if self._kept is None and not self._restart:
+        if self._kept is None and self._keep:
             self._kept = Kept(self._backend, results / f"server_{_file_name(self._label)}.log")
         backend = self._kept or self._backend
         return run_benchmark(backend, dataset, load, results=results, display=display, point=point)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -22,6 +23,8 @@ class FakeServer:
         self.loading = 0
         self.stats = None
         self.asked = 0
+        self.vllm = None
+        """Gives the requests running and waiting whenever /metrics is asked, which then answers as vLLM."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
         self._ready = threading.Event()
@@ -41,6 +44,7 @@ class FakeServer:
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/stats", self._stats)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_post("/generate", self._generate)
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
@@ -62,6 +66,14 @@ class FakeServer:
     async def _stats(self, request):
         self.asked += 1
         return web.json_response(self.stats) if self.stats is not None else web.Response(status=404)
+
+    async def _metrics(self, request):
+        if self.vllm is None:
+            return web.Response(status=404)
+        counts = self.vllm()
+        if counts is None:  # too busy to say
+            await asyncio.sleep(60)
+        return web.Response(text=vllm_metrics(*counts))
 
     async def _models(self, request):
         return web.json_response({"data": self.models})
@@ -115,6 +127,12 @@ class FakeServer:
         for i in range(body["max_tokens"]):
             await response.write(json.dumps({"text": ["x" * (i + 1)]}).encode() + b"\0")
         return response
+
+
+def vllm_metrics(running, waiting):
+    """/metrics as vLLM 0.32 printed it (fewer series)."""
+    page = (Path(__file__).parent / "vllm-0.32-metrics.txt").read_text(encoding="utf-8")
+    return page.replace("RUNNING", f"{running:.1f}").replace("WAITING", f"{waiting:.1f}")
 
 
 def _event(data):

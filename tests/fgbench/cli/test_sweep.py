@@ -276,7 +276,7 @@ def test_one_server_for_all_points_of_a_backend(
 ) -> None:
     made: list[Counted] = []
 
-    def system_of(server: Any, backend: str, url: str | None) -> tuple[Counted, str]:
+    def system_of(server: Any, backend: str, url: str | None, *, alone: bool) -> tuple[Counted, str]:
         made.append(Counted(fake_server.url, backend))
         return made[-1], "completions"
 
@@ -315,6 +315,48 @@ def test_running_servers_by_name_and_a_point_that_fails(
     fast = fgbench("sweep", *argv, "--fail-fast", "--results", tmp_path / "fast")
     assert fast.exit_code == 1
     assert len(find_runs(only_sweep(tmp_path / "fast"))) == 1
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_a_point_at_a_running_server_begins_once_it_is_idle(fake_server: Any, tmp_path: Path) -> None:
+    """A vLLM that has requests more than the load sent it, twice: no point begins before they end."""
+    left = iter([(2, 5), (1, 0), (0, 0), (2, 0), (0, 0)])
+    seen: list[tuple[int, tuple[int, int]]] = []
+
+    def vllm() -> tuple[int, int]:
+        seen.append((len(fake_server.bodies), next(left)))
+        return seen[-1][1]
+
+    fake_server.vllm = vllm
+    argv = ["--backend", f"vllm={fake_server.url}", *TINY, "--rates", "200,300", "--results", tmp_path]
+    assert fgbench("sweep", *argv).exit_code == 0
+    point = 4 + 4  # requests, with the warm-up
+    assert seen == [(0, (2, 5)), (0, (1, 0)), (0, (0, 0)), (point, (2, 0)), (point, (0, 0))]
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_a_running_server_that_stays_busy_fails_its_points_and_they_are_run_later(
+    fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fgbench.backends.attached.DRAIN_SECONDS", 0.1)
+    fake_server.vllm = lambda: (2 if fake_server.bodies else 0, 0)
+    argv = ["--backend", f"vllm={fake_server.url}", *TINY, "--rates", "200,300", "--results", tmp_path]
+    done = fgbench("sweep", *argv)
+    assert done.exit_code == 1, done.output
+    assert "still has 2 requests after 0.1 s: somebody else's load" in words(done.output)
+    folder = only_sweep(tmp_path)
+    assert [point["status"] for point in read_sweep(folder)["points"]] == ["complete", "failed"]
+    assert len(fake_server.bodies) == 4 + 4
+    fake_server.vllm = lambda: (0, 0)
+    assert fgbench("sweep", "--resume", folder).exit_code == 0
+    assert [point["status"] for point in read_sweep(folder)["points"]] == ["complete"] * 2
+
+
+def test_a_running_server_is_not_started_anew(fake_server: Any, tmp_path: Path) -> None:
+    argv = ["--backend", fake_server.url, "--restart", *TINY, "--rates", 200, "--results", tmp_path]
+    done = fgbench("sweep", *argv)
+    assert done.exit_code == 2
+    assert "--restart is for servers that the sweep starts" in words(done.stderr)
 
 
 @pytest.mark.usefixtures("_lag_is_no_matter")

@@ -1,0 +1,117 @@
+"""Whether requests are left at a server, and waiting until none is: ours, vLLM's, those that do not say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgbench.backends import draining, probe
+from fgbench.backends.attached import Attached
+from fgbench.backends.backend import BackendError
+from fgbench.backends.draining import ask_requests, wait_until_idle
+from fgbench.backends.probe import SilentServer
+from fgbench.backends.process import free_port
+
+
+def ours(running: int, waiting: int = 0, swapped: int = 0) -> dict[str, int]:
+    return {"num_device_blocks": 9, "running": running, "waiting": waiting, "swapped": swapped}
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draining, "POLL_SECONDS", 0.001)
+
+
+def test_requests_at_a_server(fake_server: Any) -> None:
+    assert ask_requests(fake_server.url) is None  # it does not say
+    fake_server.vllm = lambda: (16, 8)
+    assert ask_requests(fake_server.url) == 24
+    fake_server.stats = ours(1, 2, 4)
+    assert ask_requests(fake_server.url) == 7
+
+
+def test_figures_of_vllm_without_its_requests_do_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        probe, "_get", lambda url: (200, "vllm:kv_cache_usage_perc 0.5\n") if "metrics" in url else (404, "")
+    )
+    assert ask_requests("http://h") is None
+
+
+def test_nobody_there_is_not_idle() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(SilentServer):
+        ask_requests(url)
+    with pytest.raises(SilentServer, match=f"the server at {url} has not answered for 0.05 s"):
+        wait_until_idle(url, timeout=0.05)
+
+
+def test_a_server_too_busy_to_say_is_asked_again(fake_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "ANSWER_SECONDS", 0.05)
+    answers: Iterator[Any] = iter([None, (3, 0), None, (0, 0)])
+    fake_server.vllm = lambda: next(answers)
+    wait_until_idle(fake_server.url, timeout=10.0)
+    assert list(answers) == []
+
+
+def test_it_says_that_it_waits_and_for_how_many(fake_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draining, "QUIET_SECONDS", 0.0)
+    left = iter([(16, 8), (9, 0), (1, 0), (0, 0)])
+    fake_server.vllm = lambda: next(left)
+    said: list[str] = []
+    wait_until_idle(fake_server.url, timeout=60.0, report=said.append)
+    assert said == [f"waiting for 24 requests at {fake_server.url} to end, at most 60 s"]
+    fake_server.vllm = lambda: (1, 0)
+    monkeypatch.setattr(draining, "SAY_SECONDS", 0.0)
+    said.clear()
+    with pytest.raises(BackendError, match=r"still has 1 request after 0\.05 s"):
+        wait_until_idle(fake_server.url, timeout=0.05, report=said.append)
+    assert len(said) > 1
+    assert said[0].startswith("waiting for 1 request at")
+
+
+def test_an_idle_server_is_not_spoken_of(fake_server: Any) -> None:
+    fake_server.stats = ours(0)
+    said: list[str] = []
+    wait_until_idle(fake_server.url, timeout=1.0, report=said.append)
+    assert said == []
+
+
+def test_it_ends_with_the_process_behind(fake_server: Any) -> None:
+    fake_server.stats = ours(3)
+    with pytest.raises(BackendError, match="ended while its last requests"):
+        wait_until_idle(fake_server.url, timeout=10.0, alive=lambda: False)
+
+
+def test_a_load_that_must_be_alone_waits_for_others(fake_server: Any) -> None:
+    """At its first point too: a sweep that was killed may have left requests."""
+    left = iter([(16, 8), (3, 0), (0, 0)])
+    fake_server.vllm = lambda: next(left)
+    served = Attached(fake_server.url, alone=True).start(Path("log"), lambda line: None)
+    assert served.model == "fake"
+    assert list(left) == []
+
+
+def test_a_load_that_must_be_alone_is_not_begun_beside_others(
+    fake_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fgbench.backends.attached.DRAIN_SECONDS", 0.05)
+    fake_server.vllm = lambda: (2, 0)
+    begun = time.monotonic()
+    with pytest.raises(BackendError, match=r"still has 2 requests after 0\.05 s: somebody else's load"):
+        Attached(fake_server.url, alone=True).start(Path("log"), lambda line: None)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_load_that_need_not_be_alone_says_that_it_is_not(fake_server: Any) -> None:
+    fake_server.vllm = lambda: (2, 1)
+    said: list[str] = []
+    Attached(fake_server.url).start(Path("log"), said.append)
+    assert said[-1] == "3 requests are at the server already: what is measured is both loads together"
+    fake_server.vllm = lambda: (0, 0)
+    said.clear()
+    Attached(fake_server.url).start(Path("log"), said.append)
+    assert said == [f"asking {fake_server.url}"]
