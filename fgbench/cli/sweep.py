@@ -50,6 +50,13 @@ def sweep(
         ),
     ] = None,
     rate: Annotated[str, _option("Requests per second: 0.5,1,1.5,2; inf: all at once.", "--rates")] = "",
+    concurrency: Annotated[
+        str,
+        _option(
+            "Instead of --rates: 1,4,16 requests in flight, each sent when one has ended (closed loops).",
+            "--concurrency",
+        ),
+    ] = "",
     seeds: Annotated[int, _option("How many seeds, from --seed on, at each rate.", "--seeds")] = 1,
     restart: Annotated[
         bool, _option("A fresh server for each point; else one for each backend.", "--restart")
@@ -78,7 +85,7 @@ def sweep(
     ] = 0.05,
     max_probes: Annotated[int, _search_option("Rates tried for a backend at most.", "--max-probes")] = 16,
 ) -> None:
-    """Measure backends at several rates and seeds, each point a run, all in one folder.
+    """Measure backends at several rates or concurrencies and seeds, each point a run, all in one folder.
 
     Killed at any moment, by Ctrl-C or kill -9, it goes on with --resume: points that are done are not run
     again. A point that goes wrong is recorded, and the others are run.
@@ -88,6 +95,10 @@ def sweep(
         fgbench sweep --backend fastgen --backend fastgen-fcfs --rates 0.5,1,1.5,2 --seeds 3
         fgbench sweep --resume results/20261124-081303_sweep
         fgbench compare results/20261124-081303_sweep
+
+    A vLLM that runs already, with 1, 4 and 16 requests in flight; each point begins once it is idle:
+
+        fgbench sweep --backend vllm=http://127.0.0.1:8000 --concurrency 1,4,16 --num-prompts 100
 
     Up to which rate a mean of 0.3 s a token is kept, within 5 %:
 
@@ -99,13 +110,14 @@ def sweep(
     from rich.console import Console
 
     from fgbench.cli.sweep_resume import resumed_settings, to_resume, unfinished_sweep
-    from fgbench.cli.sweep_settings import Settings, parse_rates
+    from fgbench.cli.sweep_settings import Settings, parse_concurrency, parse_rates
     from fgbench.cli.sweep_setup import set_up
     from fgbench.sweeping.folder import SweepFolder
 
     wanted = Settings(
         backend=tuple(backend or (DEFAULT_BACKEND,)),
         rate=parse_rates(rate),
+        concurrency=parse_concurrency(concurrency),
         seeds=seeds,
         restart=restart,
         find_rate=find_rate,

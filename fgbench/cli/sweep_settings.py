@@ -11,12 +11,14 @@ from typing import Any
 from fgbench.cli.load_options import ClientOptions, LoadOptions
 from fgbench.cli.options import ServerOptions
 from fgbench.results.fingerprint import fingerprint
+from fgbench.sweeping.plan import Level
+from fgbench.workload.arrivals import Closed
 
 FREE = ("results", "max_error_rate")
 """Options of a load that decide no figure: they may be others when a sweep goes on."""
 FLAGS = {"rate": "--rates"}
 """Options that are not called ``--`` and the parameter's name."""
-MOST_BACKENDS, MOST_RATES, MOST_SEEDS = 32, 100, 100
+MOST_BACKENDS, MOST_LEVELS, MOST_SEEDS = 32, 100, 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,8 @@ class Settings:
     """As the user wrote them."""
     rate: tuple[float, ...]
     """Requests per second. For --find-rate: where the search starts, and within what it stays."""
+    concurrency: tuple[int, ...] | None = None
+    """Instead of rates: closed loops of so many requests in flight."""
     seeds: int = 1
     """How many, from the load's on."""
     restart: bool = False
@@ -50,11 +54,22 @@ class Settings:
             )
         if self.find_rate and self.slo is None:
             raise ValueError("--find-rate needs --slo, such as --slo 'normalized_latency<0.3'")
-        if not self.rate and not self.find_rate:
-            raise ValueError("--rates says at which rates to measure, such as --rates 0.5,1,1.5,2")
+        if self.concurrency and self.rate:
+            raise ValueError("a sweep is over --rates or over --concurrency, not over both")
+        if self.concurrency and self.find_rate:
+            raise ValueError("--find-rate searches a rate, and a closed loop (--concurrency) has none")
+        if not self.rate and not self.concurrency and not self.find_rate:
+            raise ValueError(
+                "--rates says at which rates to measure, such as --rates 0.5,1,1.5,2; or give --concurrency, "
+                "such as 1,4,16"
+            )
         if self.find_rate and any(math.isinf(rate) for rate in self.rate):
             raise ValueError("--find-rate searches among finite rates; inf is none")
         return self
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return tuple(map(Closed, self.concurrency)) if self.concurrency else self.rate
 
     @property
     def seed_numbers(self) -> range:
@@ -115,13 +130,8 @@ GROUPS = ("load", "client", "server")
 
 def parse_rates(text: str) -> tuple[float, ...]:
     """``0.5,1,inf``: requests per second. Raises ValueError, naming what is no rate, for anything else."""
-    if not text.strip():
-        return ()
-    words = [word.strip() for word in text.split(",")]
-    if len(words) > MOST_RATES:
-        raise ValueError(f"--rates takes at most {MOST_RATES} rates, not {len(words)}")
-    rates = []
-    for word in words:
+    rates: list[float] = []
+    for word in _words("--rates", text):
         try:
             rate = float(word)
         except ValueError:
@@ -132,6 +142,27 @@ def parse_rates(text: str) -> tuple[float, ...]:
             raise ValueError(f"--rates: {word} is there twice")
         rates.append(rate)
     return tuple(rates)
+
+
+def parse_concurrency(text: str) -> tuple[int, ...] | None:
+    """``1,4,16``: requests in flight. Raises ValueError for anything else, as ``parse_rates`` does."""
+    levels: list[int] = []
+    for word in _words("--concurrency", text):
+        if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) > 0):
+            raise ValueError(f"--concurrency: {word!r} is no number of requests; write them like 1,4,16")
+        if int(word) in levels:
+            raise ValueError(f"--concurrency: {word} is there twice")
+        levels.append(Closed(int(word)).workers)
+    return tuple(levels) or None
+
+
+def _words(option: str, text: str) -> list[str]:
+    if not text.strip():
+        return []
+    words = [word.strip() for word in text.split(",")]
+    if len(words) > MOST_LEVELS:
+        raise ValueError(f"{option} takes at most {MOST_LEVELS} values, not {len(words)}")
+    return words
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from fgbench.cli.options import ServerOptions
 from fgbench.cli.sweep_settings import Settings
 from fgbench.cli.systems import Choice, ensure_weights, parse_choice, system_of, with_policy
 from fgbench.metrics.slo import parse_slo
-from fgbench.sweeping.estimate import capacity, load_seconds, sampled_lengths
+from fgbench.sweeping.estimate import Capacity, load_seconds, sampled_lengths
 from fgbench.sweeping.plan import Plan, Point
 from fgbench.sweeping.search import Search
 from fgbench.sweeping.systems import Measured, Simulated, System
@@ -41,13 +41,13 @@ class Setup:
     systems: dict[str, System]
     plan: Plan
     dataset: Dataset
-    capacities: dict[str, float]
-    """Requests per second, by label, where a profile tells."""
+    capacities: dict[str, Capacity]
+    """By label, where a profile tells."""
 
     def first_points(self) -> Iterator[Point]:
         """All of a grid; of searches the first probes."""
         if not self.settings.find_rate:
-            yield from self.plan.grid(self.settings.rate, self.settings.seed_numbers)
+            yield from self.plan.grid(self.settings.levels, self.settings.seed_numbers)
             return
         for label in self.systems:
             for seed in self.settings.seed_numbers:
@@ -57,8 +57,9 @@ class Setup:
         """Seconds that a point's load takes; None where nothing tells, as of a simulation."""
         if self.systems[point.backend].simulated:
             return None
-        load = self.plan.load(point.backend, point.rate, point.seed)
-        return load_seconds(load, self.capacities.get(point.backend))
+        load = self.plan.load(point.backend, point.level, point.seed)
+        known = self.capacities.get(point.backend)
+        return load_seconds(load, known.at(point.concurrency) if known else None)
 
     def search(self, label: str) -> Search:
         """Raises ValueError where nothing says from which rate to start."""
@@ -68,7 +69,7 @@ class Setup:
                 f"--find-rate needs a rate to start from: there is no profile that tells {label}'s capacity; "
                 "give one, such as --rates 1"
             )
-        start = rates[0] if rates else float(f"{self.capacities[label]:.3g}")
+        start = rates[0] if rates else float(f"{self.capacities[label].at():.3g}")
         search = Search(start, tolerance=settings.tolerance, max_probes=settings.max_probes)
         return replace(search, lowest=min(rates), highest=max(rates)) if len(rates) > 1 else search
 
@@ -129,7 +130,7 @@ def set_up(settings: Settings, console: Console) -> Setup:
     from fgbench.client.display import display_for
 
     choices = _choices(settings)
-    load_options = _at_highest_rate(settings)
+    load_options = _at_highest_level(settings)
     systems: dict[str, System] = {}
     loads: dict[str, Load] = {}
     for label, choice in choices.items():
@@ -140,8 +141,6 @@ def set_up(settings: Settings, console: Console) -> Setup:
             systems[label] = Measured(backend, label, restart=settings.restart)
             loads[label] = load_options.to_load(settings.client, endpoint)
     load = next(iter(loads.values()))
-    if load.arrivals.concurrency is not None:
-        raise ValueError("a sweep is over rates, and a closed loop (--concurrency) has none")
     if settings.load.speedup is not None:
         raise ValueError("--rates says how fast a trace is replayed: leave out --speedup")
     for rate in settings.rate:
@@ -161,9 +160,11 @@ def set_up(settings: Settings, console: Console) -> Setup:
     return setup
 
 
-def _at_highest_rate(settings: Settings) -> LoadOptions:
+def _at_highest_level(settings: Settings) -> LoadOptions:
     """With --duration the number of requests follows from the rate; points share it, for they share the
     requests, and so it must be enough for the highest rate."""
+    if settings.concurrency:
+        return replace(settings.load, concurrency=max(settings.concurrency))
     finite = [rate for rate in settings.rate if math.isfinite(rate)]
     if settings.load.duration is None or not finite:
         return settings.load
@@ -224,7 +225,7 @@ def _workload(dataset: Dataset, load: Load) -> str:
     ).fingerprint
 
 
-def _capacity(choice: Choice, lengths: list[tuple[int, int]]) -> float | None:
+def _capacity(choice: Choice, lengths: list[tuple[int, int]]) -> Capacity | None:
     """What a profile of the model promises; None where there is none, or nothing to promise for."""
     from fgbench.simulated import find_profile
 
@@ -234,4 +235,4 @@ def _capacity(choice: Choice, lengths: list[tuple[int, int]]) -> float | None:
         cost = find_profile(choice.server).cost
     except ValueError:
         return None
-    return capacity(cost, lengths, choice.server.max_batch_size)
+    return Capacity(cost, lengths, choice.server.max_batch_size)

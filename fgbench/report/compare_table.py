@@ -33,20 +33,22 @@ INTERVAL = f"{CONFIDENCE:.0%}"
 
 
 def comparison_tables(comparison: Comparison, objectives: Sequence[Objective], width: int) -> Group:
-    """Figures down, backends across: a table for each rate, then the verdicts, then the SLOs. Backends that
+    """Figures down, backends across: a table for each level, then the verdicts, then the SLOs. Backends that
     do not fit beside each other in ``width`` columns follow below, each time with the baseline."""
     from rich.console import Group
     from rich.text import Text
 
     parts: list[Table | Text] = [Text(title(comparison), style="bold")]
     if len(comparison.labels) > 1:
-        parts.append(Text(f"x: ratio to {comparison.baseline} at the same rate", style="dim"))
+        parts.append(
+            Text(f"x: ratio to {comparison.baseline} at the same {comparison.axis.name}", style="dim")
+        )
     columns = _columns(comparison, max(1, (width - NAMES_WIDTH) // CELL_WIDTH))
-    for rate in comparison.rates:
-        here = {point.label: point for point in comparison.at(rate)}
+    for level in comparison.levels:
+        here = {point.label: point for point in comparison.at(level)}
         for labels in columns:
             if points := [here[label] for label in labels if label in here]:
-                parts += [Text(), _rate_table(comparison, rate, points)]
+                parts += [Text(), _level_table(comparison, level, points)]
     if is_judged(comparison):
         parts += [part for labels in columns for part in (Text(), _verdict_table(comparison, labels))]
     for objective in objectives:
@@ -83,8 +85,8 @@ def _table(name: str, columns: Sequence[str], names: int = 1) -> Table:
     return table
 
 
-def _rate_table(comparison: Comparison, rate: float, points: Sequence[Point]) -> Table:
-    table = _table(comparison.rate_name(rate), [f"{point.label}{marks(point)}" for point in points], names=2)
+def _level_table(comparison: Comparison, level: float, points: Sequence[Point]) -> Table:
+    table = _table(comparison.axis.say(level), [f"{point.label}{marks(point)}" for point in points], names=2)
     for quantities in (LATENCIES, THROUGHPUTS, SLOWDOWNS, IN_THE_SERVER):
         shown = [q for q in quantities if any(p.figure(q.metric, q.statistic) is not None for p in points)]
         named = ""
@@ -147,8 +149,8 @@ def _verdict_table(comparison: Comparison, labels: Sequence[str]) -> Table:
 
     others = [label for label in labels if label != comparison.baseline]
     table = _table(f"ratio to {comparison.baseline}, and its {INTERVAL} interval", others, names=2)
-    for rate in comparison.rates:
-        points = {point.label: point for point in comparison.at(rate)}
+    for level in comparison.levels:
+        points = {point.label: point for point in comparison.at(level)}
         for quantity in HEADLINES:
             cells = []
             for label in others:
@@ -161,7 +163,7 @@ def _verdict_table(comparison: Comparison, labels: Sequence[str]) -> Table:
                 if ratio.interval:
                     cell += f" {ratio.interval.low:.2f}–{ratio.interval.high:.2f}"
                 cells.append(Text(cell, style=STYLES.get(verdict, "")))
-            name = comparison.rate_name(rate) if quantity is HEADLINES[0] else ""
+            name = comparison.axis.say(level) if quantity is HEADLINES[0] else ""
             table.add_row(name, quantity.name, *cells)
         table.add_section()
     return table
@@ -172,22 +174,23 @@ def _objective_table(objective: Objective, labels: Sequence[str]) -> Table:
 
     comparison = objective.comparison
     table = _table(f"SLO {objective.slo}: met by the run, attained by requests, goodput", labels)
-    for rate in comparison.rates:
-        points = {point.label: point for point in comparison.at(rate)}
+    for level in comparison.levels:
+        points = {point.label: point for point in comparison.at(level)}
         cells = [_attained(objective, points[label]) if label in points else Text("-") for label in labels]
-        table.add_row(comparison.rate_name(rate), *cells)
+        table.add_row(comparison.axis.say(level), *cells)
     table.add_section()
     held = []
     for label in labels:
         reached, ratio = objective.rate(label), objective.ratio(label)
-        cell = Text("-" if reached is None else reached.describe("/s"))
+        cell = Text("-" if reached is None else reached.describe(comparison.axis.unit))
         if ratio is not None and ratio.is_known:
             verdict = objective.verdict(label) or ""
             cell.append(f" {ratio.describe('x')}{_mark(verdict)}", style=STYLES.get(verdict, ""))
         held.append(cell)
     table.add_row("runs meet it up to", *held)
     upto = [objective.attained_up_to(label) for label in labels]
-    table.add_row(f"{TARGET:.0%} attain it up to", *("-" if r is None else r.describe("/s") for r in upto))
+    attained = ["-" if reached is None else reached.describe(comparison.axis.unit) for reached in upto]
+    table.add_row(f"{TARGET:.0%} attain it up to", *attained)
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +15,9 @@ from fgbench.metrics.seeds import Estimate, PairedRatio
 from fgbench.metrics.slowdown import jain_index, slowdowns
 from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.summary import Summary
+from fgbench.report.axis import Axis, level_of
 from fgbench.report.pairing import Workload, group, seed_of, settings_of
 from fgbench.report.quantities import Quantity
-from fgbench.report.units import number
 from fgbench.results.figures import summary_of
 from fgbench.results.run import Run
 
@@ -33,7 +32,8 @@ class Entry:
     """One run and its figures."""
 
     label: str
-    rate: float
+    level: float
+    """On the comparison's axis."""
     seed: int
     run: Run
     summary: Summary
@@ -56,13 +56,12 @@ class Entry:
     def of(cls, run: Run, cost: CostModel | None = None) -> Entry:
         """Figures are computed anew from the records, so that all runs are measured by one definition."""
         workload = run.info.get("workload") or {}
-        rate = float(workload.get("rate") or "nan")
         name = str((run.info.get("backend") or {}).get("name", "unknown"))
         summary = summary_of(run)
         slowed = slowdowns(_counted(run, summary), cost) if cost else []
         return cls(
             label=name,
-            rate=rate,
+            level=level_of(workload),
             seed=seed_of(run.info),
             run=run,
             summary=summary,
@@ -87,10 +86,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Point:
-    """A backend at one rate: a run of each seed."""
+    """A backend under one load: a run of each seed."""
 
     label: str
-    rate: float
+    level: float
+    """On the comparison's axis."""
     entries: tuple[Entry, ...]
     """By seed."""
 
@@ -133,15 +133,15 @@ class Comparison:
     workload: Workload
     points: tuple[Point, ...]
     baseline: str
-    """Label of the points that the others are divided by, rate by rate."""
+    """Label of the points that the others are divided by, level by level."""
     _at: dict[tuple[str, float], Point] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_at", {(point.label, point.rate): point for point in self.points})
+        object.__setattr__(self, "_at", {(point.label, point.level): point for point in self.points})
 
     @cached_property
-    def rates(self) -> list[float]:
-        return sorted({point.rate for point in self.points})
+    def levels(self) -> list[float]:
+        return sorted({point.level for point in self.points})
 
     @cached_property
     def labels(self) -> list[str]:
@@ -157,21 +157,21 @@ class Comparison:
     def runs(self) -> int:
         return sum(len(point.entries) for point in self.points)
 
-    def rate_name(self, rate: float) -> str:
-        if math.isfinite(rate):
-            return f"{number(rate)} request{'' if rate == 1.0 else 's'} / s"
-        return "closed loop" if self.workload.is_closed else "all at once"
+    @property
+    def axis(self) -> Axis:
+        """What the levels are of."""
+        return self.workload.axis
 
-    def at(self, rate: float) -> list[Point]:
-        return [point for label in self.labels if (point := self._at.get((label, rate))) is not None]
+    def at(self, level: float) -> list[Point]:
+        return [point for label in self.labels if (point := self._at.get((label, level))) is not None]
 
     def of(self, label: str) -> list[Point]:
-        """By rate."""
-        return [point for rate in self.rates if (point := self._at.get((label, rate))) is not None]
+        """By level."""
+        return [point for level in self.levels if (point := self._at.get((label, level))) is not None]
 
     def ratio(self, point: Point, quantity: Quantity) -> PairedRatio | None:
-        """``point``'s figure over the baseline's at the same rate, seed by seed; None where there is none."""
-        base = self._at.get((self.baseline, point.rate))
+        """``point``'s figure over the baseline's at its level, seed by seed; None where there is none."""
+        base = self._at.get((self.baseline, point.level))
         if base is None or base is point or quantity.better is None:
             return None
         return PairedRatio.of(
@@ -185,7 +185,7 @@ class Comparison:
         ratio = self.ratio(point, quantity)
         if ratio is None:
             return None
-        if not (point.complete and self._at[self.baseline, point.rate].complete):
+        if not (point.complete and self._at[self.baseline, point.level].complete):
             return "incomplete: not judged"
         return ratio.verdict(lower_is_better=quantity.lower_is_better) or not_judged(ratio.seeds)
 
@@ -233,10 +233,10 @@ def compare(
 def _points(entries: Sequence[Entry]) -> tuple[Point, ...]:
     by_point: dict[tuple[str, float], list[Entry]] = defaultdict(list)
     for entry in entries:
-        by_point[entry.label, entry.rate].append(entry)
+        by_point[entry.label, entry.level].append(entry)
     return tuple(
-        Point(label, rate, tuple(sorted(some, key=lambda entry: entry.seed)))
-        for (label, rate), some in by_point.items()
+        Point(label, level, tuple(sorted(some, key=lambda entry: entry.seed)))
+        for (label, level), some in by_point.items()
     )
 
 
@@ -255,8 +255,8 @@ def _label(entries: Sequence[Entry]) -> tuple[Entry, ...]:
         label = entry.label
         if differing:
             label += " (" + ", ".join(f"{key} {entry.settings.get(key)}" for key in differing) + ")"
-        seen[label, entry.rate, entry.seed] += 1
-        repeat = seen[label, entry.rate, entry.seed]
+        seen[label, entry.level, entry.seed] += 1
+        repeat = seen[label, entry.level, entry.seed]
         labelled.append(replace(entry, label=label if repeat == 1 else f"{label} #{repeat}"))
     return tuple(labelled)
 

@@ -1,6 +1,7 @@
 """A comparison for other programs: nested plain values for JSON, flat rows for CSV. Pure.
 
-Seconds, requests per second, bytes; ratios are to the baseline at the same rate, paired over seeds.
+Seconds, requests per second, bytes; ratios are to the baseline at the same rate, or in closed loops at
+the same concurrency, paired over seeds.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from fgbench.report.pairing import Workload
 from fgbench.report.quantities import QUANTITIES
 
 COLUMNS = (
-    *("model", "dataset", "num_prompts", "arrivals", "baseline", "label", "rate", "seeds"),
+    *("model", "dataset", "num_prompts", "arrivals", "baseline", "label", "rate", "concurrency", "seeds"),
     *("complete", "overloaded", "metric", "statistic", "value", "low", "high"),
     *("ratio", "ratio_low", "ratio_high", "verdict"),
 )
-"""Of the CSV, one row a figure. ``low`` and ``high`` are its interval over seeds, or for a rate that is only
-known to lie above or below what was measured, that bound alone."""
+"""Of the CSV, one row a figure; closed loops have a concurrency for a rate. ``low`` and ``high`` are its
+interval over seeds, or for a rate that is only known to lie above or below what was measured, that bound
+alone."""
 
 
 def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> dict[str, Any]:
@@ -33,20 +35,20 @@ def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> 
         "points": [
             {
                 "label": point.label,
-                "rate": _rate(point.rate),
+                **_level(comparison, point),
                 "seeds": point.seeds,
                 "complete": point.complete,
                 "overloaded": point.overloaded,
                 "figures": _figures(comparison, point),
             }
-            for rate in comparison.rates
-            for point in comparison.at(rate)
+            for level in comparison.levels
+            for point in comparison.at(level)
         ],
         "slos": [_objective(objective) for objective in objectives],
         "runs": [
-            _run(entry)
-            for rate in comparison.rates
-            for point in comparison.at(rate)
+            _run(comparison, entry)
+            for level in comparison.levels
+            for point in comparison.at(level)
             for entry in point.entries
         ],
     }
@@ -55,11 +57,11 @@ def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> 
 def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> Iterator[dict[str, Any]]:
     """Rows of ``COLUMNS``. An SLO is the ``statistic`` of the metrics that depend on it."""
     common = _workload(comparison.workload) | {"baseline": comparison.baseline}
-    for rate in comparison.rates:
-        for point in comparison.at(rate):
+    for level in comparison.levels:
+        for point in comparison.at(level):
             here = common | {
                 "label": point.label,
-                "rate": _rate(point.rate),
+                **_level(comparison, point),
                 "seeds": len(point.seeds),
                 "complete": point.complete,
                 "overloaded": point.overloaded,
@@ -88,7 +90,7 @@ def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> 
             reached = objective.ratio(label)
             yield common | {
                 "label": label,
-                "metric": "rate_at_slo",
+                "metric": f"{comparison.axis.name}_at_slo",
                 "statistic": str(objective.slo),
                 **_range(objective.rate(label)),
                 **{f"ratio{key}": value for key, value in _range(reached, "", "_low", "_high").items()},
@@ -96,7 +98,7 @@ def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> 
             }
             yield common | {
                 "label": label,
-                "metric": f"rate_at_{TARGET:.0%}_attainment",
+                "metric": f"{comparison.axis.name}_at_{TARGET:.0%}_attainment",
                 "statistic": str(objective.slo),
                 **_range(objective.attained_up_to(label)),
             }
@@ -133,32 +135,32 @@ def _objective(objective: Objective) -> dict[str, Any]:
         "backends": [
             {
                 "label": label,
-                "rate": _range(objective.rate(label)),
+                comparison.axis.name: _range(objective.rate(label)),
                 "ratio": _range(objective.ratio(label)),
                 "ratio_over_seeds": _ratio(objective.paired(label)),
                 "verdict": objective.verdict(label),
-                "rate_at_target": _range(objective.attained_up_to(label)),
+                f"{comparison.axis.name}_at_target": _range(objective.attained_up_to(label)),
             }
             for label in comparison.labels
         ],
         "points": [
             {
                 "label": point.label,
-                "rate": _rate(point.rate),
+                **_level(comparison, point),
                 "met": objective.met_by(point),
                 "attainment": _estimate(objective.attainment(point)),
                 "goodput": _estimate(objective.goodput(point)),
             }
-            for rate in comparison.rates
-            for point in comparison.at(rate)
+            for level in comparison.levels
+            for point in comparison.at(level)
         ],
     }
 
 
-def _run(entry: Entry) -> dict[str, Any]:
+def _run(comparison: Comparison, entry: Entry) -> dict[str, Any]:
     return {
         "label": entry.label,
-        "rate": _rate(entry.rate),
+        **_level(comparison, entry),
         "seed": entry.seed,
         "path": str(entry.run.path),
         "status": entry.run.status,
@@ -169,8 +171,8 @@ def _run(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _rate(rate: float) -> float | str:
-    return "inf" if math.isinf(rate) else rate
+def _level(comparison: Comparison, of: Point | Entry) -> dict[str, float | str]:
+    return {comparison.axis.name: "inf" if math.isinf(of.level) else of.level}
 
 
 def _estimate(estimate: Estimate | None) -> dict[str, Any]:

@@ -31,11 +31,11 @@ def _main_table(comparison: Comparison) -> str:
         for point in _points(comparison)
     ]
     lead = (
-        f"Ratios are to {_plain(comparison.baseline)} at the same rate.\n\n"
+        f"Ratios are to {_plain(comparison.baseline)} at the same {comparison.axis.name}.\n\n"
         if _has_ratios(comparison)
         else ""
     )
-    return lead + _table(["rate", "backend", *names], rows)
+    return lead + _table([comparison.axis.name, "backend", *names], rows)
 
 
 def _cell(comparison: Comparison, point: Point, quantity: Quantity) -> str:
@@ -66,10 +66,10 @@ def _objective_table(objective: Objective) -> str:
         rates.append(
             [
                 label,
-                reached.describe("/s") if reached else "-",
+                reached.describe(comparison.axis.unit) if reached else "-",
                 ratio.describe("x") if ratio else "-",
                 verdict,
-                attained.describe("/s") if attained else "-",
+                attained.describe(comparison.axis.unit) if attained else "-",
             ]
         )
     shares = []
@@ -81,7 +81,7 @@ def _objective_table(objective: Objective) -> str:
         (
             f"SLO `{objective.slo}`:",
             _table(["backend", "met up to", "ratio", "verdict", f"attained by {TARGET:.0%} up to"], rates),
-            _table(["rate", "backend", "requests that attain it", "goodput"], shares),
+            _table([comparison.axis.name, "backend", "requests that attain it", "goodput"], shares),
         )
     )
 
@@ -99,16 +99,16 @@ def _details_table(comparison: Comparison) -> str:
         [*_point(comparison, point), *(_cell(comparison, point, quantity) for quantity in shown)]
         for point in _points(comparison)
     ]
-    return _table(["rate", "backend", *map(_name, shown)], rows)
+    return _table([comparison.axis.name, "backend", *map(_name, shown)], rows)
 
 
 def _points(comparison: Comparison) -> Iterator[Point]:
-    for rate in comparison.rates:
-        yield from comparison.at(rate)
+    for level in comparison.levels:
+        yield from comparison.at(level)
 
 
 def _point(comparison: Comparison, point: Point) -> list[str]:
-    return [comparison.rate_name(point.rate), f"{point.label}{marks(point)}"]
+    return [comparison.axis.say(point.level), f"{point.label}{marks(point)}"]
 
 
 def _name(quantity: Quantity) -> str:

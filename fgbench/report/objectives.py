@@ -1,4 +1,7 @@
-"""What a comparison says of an SLO: how much load each backend takes within it. Pure."""
+"""What a comparison says of an SLO: how much load each backend takes within it. Pure.
+
+Rates stand for the levels of the comparison's axis, which of closed loops is the concurrency.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class Objective:
 
     def rate(self, label: str) -> Range | None:
         """The rate up to which a run meets the SLO by its statistics, of the means over seeds."""
-        return self._rate({point.rate: point.counted for point in self._complete(label)})
+        return self._rate({point.level: point.counted for point in self._complete(label)})
 
     def ratio(self, label: str) -> Range | None:
         """``rate`` over the baseline's; None for the baseline itself and where either has none."""
@@ -60,7 +63,7 @@ class Objective:
 
     def attained_up_to(self, label: str) -> Range | None:
         """The rate up to which at least ``TARGET`` of the requests attain the SLO."""
-        shares = [(point.rate, self.attainment(point)) for point in self._complete(label)]
+        shares = [(point.level, self.attainment(point)) for point in self._complete(label)]
         return rate_at(((rate, 1.0 - share.value) for rate, share in shares if share), 1.0 - TARGET)
 
     def attainment(self, point: Point) -> Estimate | None:
@@ -92,7 +95,7 @@ class Objective:
         points = self._complete(label)
         found: dict[int, Range] = {}
         for seed in self.comparison.seeds:
-            entries = {point.rate: [e for e in point.counted if e.seed == seed] for point in points}
+            entries = {point.level: [e for e in point.counted if e.seed == seed] for point in points}
             if (rate := self._rate(entries)) is not None:
                 found[seed] = rate
         return found

@@ -1,8 +1,8 @@
 """Which runs may be compared with each other. Pure.
 
 Runs are comparable on one workload: the same model, dataset, number of prompts and arrival process, at any
-rate and seed. Two runs of one seed are paired only where their fingerprints say that they were sent the same
-prompts and, at one rate, at the same moments.
+rate and seed; closed loops of any concurrency. Two runs of one seed are paired only where their fingerprints
+say that they were sent the same prompts and, under one load, at the same moments.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from fgbench.report.axis import CONCURRENCY, RATE, Axis, axis_of, level_of
 from fgbench.results.run import Run
 
 _PER_RUN = ("rate", "seed", "fingerprint", "prompts_fingerprint", "prompt_tokens", "output_tokens")
@@ -23,7 +24,7 @@ _NAMED = ("dataset", "num_prompts", "arrivals", "arrival_process", "users")
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What two runs must share, besides rate and seed, for their figures to be comparable."""
+    """What two runs must share, besides level and seed, for their figures to be comparable."""
 
     model: str
     """The last part of its name: servers of other makes call a model by the path of its folder."""
@@ -32,11 +33,13 @@ class Workload:
     arrivals: str
     details: str
     """What else run.json says of the workload, and what is left out of the figures."""
-    is_closed: bool = False
+    axis: Axis = RATE
+    """Along which such runs are measured."""
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> Workload:
         work = info.get("workload") or {}
+        axis = axis_of(work)
         others = {
             key: value for key, value in work.items() if key not in _PER_RUN + _NAMED and value is not None
         }
@@ -46,9 +49,9 @@ class Workload:
             model=PurePath(str(info.get("model", "unknown"))).name,
             dataset=str(work.get("dataset", "unknown")),
             num_prompts=int(work.get("num_prompts") or 0),
-            arrivals=str(work.get("arrivals", "unknown")),
+            arrivals="closed-loop" if axis is CONCURRENCY else str(work.get("arrivals", "unknown")),
             details=", ".join(f"{key} {json.dumps(others[key])}" for key in sorted(others)),
-            is_closed=is_closed(info),
+            axis=axis,
         )
 
     def describe(self) -> str:
@@ -65,7 +68,7 @@ class Group:
     workload: Workload
     runs: list[Run] = field(default_factory=list)
     _prompts: dict[int, str] = field(default_factory=dict)
-    _sent: dict[tuple[int, str], str] = field(default_factory=dict)
+    _sent: dict[tuple[int, float], str] = field(default_factory=dict)
 
     def takes(self, run: Run) -> bool:
         """Adds the run unless another one of its seed was sent something else."""
@@ -74,18 +77,13 @@ class Group:
         work = run.info.get("workload") or {}
         seed = seed_of(run.info)
         prompts, sent = str(work.get("prompts_fingerprint")), str(work.get("fingerprint"))
-        at_rate = (seed, str(work.get("rate")))
-        if self._prompts.get(seed, prompts) != prompts or self._sent.get(at_rate, sent) != sent:
+        at_level = (seed, level_of(work))
+        if self._prompts.get(seed, prompts) != prompts or self._sent.get(at_level, sent) != sent:
             return False
         self._prompts[seed] = prompts
-        self._sent[at_rate] = sent
+        self._sent[at_level] = sent
         self.runs.append(run)
         return True
-
-
-def is_closed(info: dict[str, Any]) -> bool:
-    """Whether the load was a closed loop, which asks for no rate."""
-    return "concurrency" in ((info.get("workload") or {}).get("arrival_process") or {})
 
 
 def seed_of(info: dict[str, Any]) -> int:

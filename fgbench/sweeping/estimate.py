@@ -31,12 +31,29 @@ def capacity(cost: CostModel, lengths: Sequence[tuple[int, int]], batch_size: in
     return len(shares) / sum(shares)
 
 
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Requests per second of a backend, as a profile predicts."""
+
+    cost: CostModel
+    lengths: Sequence[tuple[int, int]]
+    """Prompt and output tokens."""
+    batch_size: int
+
+    def at(self, concurrency: int | None = None) -> float:
+        """With full batches, or with so many requests in flight where these are fewer."""
+        return capacity(self.cost, self.lengths, min(self.batch_size, concurrency or self.batch_size))
+
+
 def load_seconds(load: Load, capacity: float | None) -> float | None:
     """As long as the requests need to arrive, or to be served where that is known and takes longer; None
-    where neither is known."""
+    where neither is known. A closed loop ends with its duration, however many requests are left."""
     num_prompts = min(float(load.num_prompts), load.rate * load.duration)
     rate = min(load.rate, capacity or load.rate)
-    return num_prompts / rate if math.isfinite(rate) else None
+    seconds = num_prompts / rate if math.isfinite(rate) else None
+    if load.arrivals.concurrency is None or math.isinf(load.duration):
+        return seconds
+    return load.duration if seconds is None else min(seconds, load.duration)
 
 
 @dataclass

@@ -10,28 +10,47 @@ from typing import Any
 
 from fgbench.benchmark import Load
 from fgbench.results.fingerprint import fingerprint
-from fgbench.workload.arrivals import POISSON
+from fgbench.workload.arrivals import POISSON, Closed
 
 MOST_POINTS = 10_000
+Level = float | Closed
+"""How much load: requests per second, or a closed loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
     backend: str
     """The label of its system."""
-    rate: float
-    """Requests per second."""
+    level: Level
     seed: int
     fingerprint: str
     """Of all that decides the result."""
 
+    @property
+    def rate(self) -> float:
+        """Requests per second; infinite in a closed loop, as it is in its run."""
+        return math.inf if isinstance(self.level, Closed) else self.level
+
+    @property
+    def concurrency(self) -> int | None:
+        """Requests in flight of a closed loop; None of an open one."""
+        return self.level.workers if isinstance(self.level, Closed) else None
+
     def __str__(self) -> str:
-        rate = "all at once" if math.isinf(self.rate) else f"{self.rate:g}/s"
-        return f"{self.backend}, {rate}, seed {self.seed}"
+        if self.concurrency is not None:
+            load = f"{self.concurrency} in flight"
+        else:
+            load = "all at once" if math.isinf(self.rate) else f"{self.rate:g}/s"
+        return f"{self.backend}, {load}, seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
-        rate = "inf" if math.isinf(self.rate) else self.rate
-        return {"backend": self.backend, "rate": rate, "seed": self.seed, "fingerprint": self.fingerprint}
+        told: dict[str, Any] = {
+            "backend": self.backend,
+            "rate": "inf" if math.isinf(self.rate) else self.rate,
+        }
+        if self.concurrency is not None:
+            told["concurrency"] = self.concurrency
+        return told | {"seed": self.seed, "fingerprint": self.fingerprint}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,35 +60,38 @@ class Plan:
     systems: Mapping[str, dict[str, Any]]
     """What is measured, by label: name, policy, settings, model, URL."""
     loads: Mapping[str, Load]
-    """How each is loaded, at any rate and seed."""
+    """How each is loaded, at any level and seed."""
     workloads: Mapping[int, str]
     """By seed, the fingerprint of the requests: of a file's content, not of its name."""
 
-    def point(self, backend: str, rate: float, seed: int) -> Point:
-        load = self.load(backend, rate, seed)
+    def point(self, backend: str, level: Level, seed: int) -> Point:
+        load = self.load(backend, level, seed)
         told_of = dataclasses.asdict(dataclasses.replace(load, arrivals=POISSON))
         told_of["arrivals"] = load.arrivals.label  # a trace's times are in the workload's fingerprint
         told_of["trim"] = load.trim.to_json()
         plain = {name: str(v) if isinstance(v, float) and math.isinf(v) else v for name, v in told_of.items()}
         told = fingerprint(system=self.systems[backend], load=plain, workload=self.workloads[seed])
-        return Point(backend, rate, seed, told)
+        return Point(backend, level, seed, told)
 
-    def load(self, backend: str, rate: float, seed: int) -> Load:
-        return dataclasses.replace(self.loads[backend], rate=rate, seed=seed)
+    def load(self, backend: str, level: Level, seed: int) -> Load:
+        load = dataclasses.replace(self.loads[backend], seed=seed)
+        if isinstance(level, Closed):
+            return dataclasses.replace(load, arrivals=level)
+        return dataclasses.replace(load, rate=level)
 
-    def grid(self, rates: Sequence[float], seeds: Sequence[int]) -> Iterator[Point]:
-        """A backend's points together, since they share a server; of these one seed's rates together, since
+    def grid(self, levels: Sequence[Level], seeds: Sequence[int]) -> Iterator[Point]:
+        """A backend's points together, since they share a server; of these one seed's levels together, since
         an interrupted sweep then has whole curves.
 
         Raises:
             ValueError: there are too many.
         """
-        if (count := len(self.systems) * len(rates) * len(seeds)) > MOST_POINTS:
+        if (count := len(self.systems) * len(levels) * len(seeds)) > MOST_POINTS:
             raise ValueError(f"{count:,} points are too many; a sweep has at most {MOST_POINTS:,}")
         for backend in self.systems:
             for seed in seeds:
-                for rate in rates:
-                    yield self.point(backend, rate, seed)
+                for level in levels:
+                    yield self.point(backend, level, seed)
 
     def describe(self) -> dict[str, Any]:
         """For sweep.json: what the fingerprints are over, besides the settings."""

@@ -167,7 +167,7 @@ class Runner:
         try:
             run = self._systems[point.backend].measure(
                 self._dataset,
-                self._plan.load(point.backend, point.rate, point.seed),
+                self._plan.load(point.backend, point.level, point.seed),
                 results=self._folder.path,
                 point=point.fingerprint,
                 display=self._display,

@@ -31,11 +31,11 @@ def plan_table(points: Sequence[tuple[Point, float | None, bool]]) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    table = _table("backend", "rate", "seed", "about", "")
+    table = _table("backend", _load([point for point, _, _ in points]), "seed", "about", "")
     for point, foretold, done in points:
         about = "-" if done else "?" if foretold is None else clock(foretold)
         state = "done: skipped" if done else "to run"
-        table.add_row(point.backend, number(point.rate), str(point.seed), about, state)
+        table.add_row(point.backend, _how_much(point), str(point.seed), about, state)
     left = [foretold for _, foretold, done in points if not done]
     known = [foretold for foretold in left if foretold is not None]
     text = f"{len(left)} of {len(points)} points to run"
@@ -50,7 +50,8 @@ def results_table(results: Sequence[Result]) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    table = _table("backend", "rate", "seed", "JCT / token", "TTFT", "JCT", "answered", "")
+    load = _load([result.point for result in results])
+    table = _table("backend", load, "seed", "JCT / token", "TTFT", "JCT", "answered", "")
     overloaded = False
     for result in results:
         point, figures = result.point, result.summary
@@ -61,8 +62,8 @@ def results_table(results: Sequence[Result]) -> Group:
             means.append(f"{number(figures.request_throughput)}/s")
         above = figures is not None and figures.overloaded
         overloaded = overloaded or above
-        rate = number(point.rate) + (f" {OVERLOAD_MARK}" if above else "")
-        table.add_row(point.backend, rate, str(point.seed), *means, STATES[result.verdict.code])
+        how_much = _how_much(point) + (f" {OVERLOAD_MARK}" if above else "")
+        table.add_row(point.backend, how_much, str(point.seed), *means, STATES[result.verdict.code])
     return Group(table, *([Text(OVERLOAD_NOTE, style="yellow")] if overloaded else []))
 
 
@@ -107,6 +108,15 @@ def answer(label: str, found: Found, slo: SLO) -> str:
             f"tried; {probes}. Start lower with --rates; perhaps no rate meets it."
         )
     return f"{label}: nothing was tried"
+
+
+def _load(points: Sequence[Point]) -> str:
+    """What the points' loads differ in: a sweep is over one of the two."""
+    return "rate" if all(point.concurrency is None for point in points) else "in flight"
+
+
+def _how_much(point: Point) -> str:
+    return number(point.rate) if point.concurrency is None else f"{point.concurrency}"
 
 
 def _table(*columns: str) -> Table:

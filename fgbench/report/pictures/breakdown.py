@@ -11,25 +11,25 @@ from fgbench.report.pictures.picture import Bar, Bars, Picture, picked
 
 
 def breakdown(comparison: Comparison) -> Picture | None:
-    """A panel for each rate, a bar for each backend whose server accounts for its requests."""
+    """A panel for each load, a bar for each backend whose server accounts for its requests."""
     accounts = {
-        (point.rate, point.label): (point, parts)
+        (point.level, point.label): (point, parts)
         for point in comparison.points
         if point.complete and (parts := _parts(point))
     }
     if not accounts:
         return None
     labels = [label for label in comparison.labels if any(label == there for _, there in accounts)]
-    rates = sorted({rate for rate, _ in accounts})
-    shown = picked(rates)
+    levels = sorted({level for level, _ in accounts})
+    shown = picked(levels)
     panels = []
-    for rate in shown:
+    for level in shown:
         bars = []
         for label in labels:
-            point, parts = accounts.get((rate, label), (None, {}))
+            point, parts = accounts.get((level, label), (None, {}))
             bars.append(Bar(label, parts, marks(point) if point else ""))
-        panels.append(Bars(comparison.rate_name(rate), "mean seconds of a request", bars))
-    notes = [f"{len(shown)} of {len(rates)} rates"] if len(shown) < len(rates) else []
+        panels.append(Bars(comparison.axis.say(level), "mean seconds of a request", bars))
+    notes = [f"{len(shown)} of {len(levels)} loads"] if len(shown) < len(levels) else []
     return Picture("breakdown", title(comparison), panels, len(panels), comparison.labels, notes=notes)
 
 

@@ -17,15 +17,15 @@ METRICS: tuple[tuple[str, Callable[[RequestRecord], float | None]], ...] = (("JC
 
 
 def distributions(comparison: Comparison) -> Picture | None:
-    """A row for each of JCT and TTFT, a column for each rate; the requests of all seeds together."""
-    rates = [rate for rate in comparison.rates if any(point.complete for point in comparison.at(rate))]
-    shown = picked(rates)
+    """A row for each of JCT and TTFT, a column for each load; the requests of all seeds together."""
+    levels = [level for level in comparison.levels if any(point.complete for point in comparison.at(level))]
+    shown = picked(levels)
     panels = []
     for name, metric in METRICS:
-        for rate in shown:
+        for level in shown:
             lines = []
             for style, label in enumerate(comparison.labels):
-                for point in comparison.at(rate):
+                for point in comparison.at(level):
                     if point.label == label and point.complete:
                         records = [record for entry in point.counted for record in entry.records]
                         values = [metric(record) for record in records if record.ok]
@@ -34,7 +34,7 @@ def distributions(comparison: Comparison) -> Picture | None:
                             lines.append(Line(label, style, xs, ys, marked=False))
             if lines:
                 panel = Panel(
-                    f"{name} at {comparison.rate_name(rate)}",
+                    f"{name} at {comparison.axis.say(level)}",
                     f"{name} (s)",
                     "requests",
                     lines,
@@ -43,7 +43,7 @@ def distributions(comparison: Comparison) -> Picture | None:
                 panels.append(replace(panel, x_log=is_wide(panel.x_range)))
     if len(panels) != len(METRICS) * len(shown) or not panels:
         return None
-    which = f"{len(shown)} of {len(rates)} rates" if len(shown) < len(rates) else ""
+    which = f"{len(shown)} of {len(levels)} loads" if len(shown) < len(levels) else ""
     return Picture(
         "cdf", title(comparison), panels, len(shown), comparison.labels, notes=[which] if which else []
     )

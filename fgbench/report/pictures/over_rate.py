@@ -1,4 +1,4 @@
-"""Latencies and SLO attainment over the offered rate. Pure."""
+"""Latencies and SLO attainment over the offered rate, or over a closed loop's concurrency. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fgbench.metrics.seeds import Estimate
+from fgbench.report.axis import CONCURRENCY
 from fgbench.report.comparison import Comparison, Point
 from fgbench.report.notes import title
 from fgbench.report.objectives import TARGET, Objective
@@ -14,11 +15,11 @@ from fgbench.report.pictures.picture import Line, Panel, Picture, is_wide
 from fgbench.report.quantities import LATENCY_NAMES
 
 METRICS = ("normalized_latency", "ttft", "jct")
-RATE = "offered rate (requests / s)"
 
 
 def latency(comparison: Comparison, objectives: Sequence[Objective], statistic: str) -> Picture | None:
     """A panel for each of ``METRICS``; the first bound on one of them is its level."""
+    levels = _finite(comparison)
     panels = []
     for metric in METRICS:
         bounds = [bound for each in objectives for bound in each.slo.bounds]
@@ -26,11 +27,12 @@ def latency(comparison: Comparison, objectives: Sequence[Objective], statistic: 
         unit = "s / token" if metric == "normalized_latency" else "s"
         panel = Panel(
             title=f"{statistic} {LATENCY_NAMES[metric]} ({unit})",
-            x=RATE,
+            x=comparison.axis.title,
             y="",
             lines=_lines(comparison, lambda point, metric=metric: point.estimate(metric, statistic)),  # type: ignore[misc]
             level=limits[0] if limits else None,
-            x_ticks=[rate for rate in comparison.rates if math.isfinite(rate)],
+            x_ticks=levels,
+            x_log=comparison.axis is CONCURRENCY and is_wide(levels),
         )
         if not panel.lines:
             return None
@@ -41,14 +43,16 @@ def latency(comparison: Comparison, objectives: Sequence[Objective], statistic: 
 
 def attainment(comparison: Comparison, objectives: Sequence[Objective]) -> Picture | None:
     """A panel for each SLO."""
+    levels = _finite(comparison)
     panels = [
         Panel(
             title=str(each.slo).replace(",", ", "),
-            x=RATE,
+            x=comparison.axis.title,
             y="requests within the SLO",
             lines=_lines(comparison, each.attainment),
             level=TARGET,
-            x_ticks=[rate for rate in comparison.rates if math.isfinite(rate)],
+            x_ticks=levels,
+            x_log=comparison.axis is CONCURRENCY and is_wide(levels),
             y_percent=True,
         )
         for each in objectives
@@ -58,18 +62,22 @@ def attainment(comparison: Comparison, objectives: Sequence[Objective]) -> Pictu
     return _picture(comparison, "attainment", title(comparison), panels, f"{TARGET:.0%} of the requests")
 
 
+def _finite(comparison: Comparison) -> list[float]:
+    return [level for level in comparison.levels if math.isfinite(level)]
+
+
 def _lines(comparison: Comparison, of: Callable[[Point], Estimate | None]) -> list[Line]:
-    """Of complete runs at finite rates: the means of others are those of the quick requests."""
+    """Of complete runs at finite levels: the means of others are those of the quick requests."""
     lines = []
     for style, label in enumerate(comparison.labels):
-        points = [point for point in comparison.of(label) if point.complete and math.isfinite(point.rate)]
+        points = [point for point in comparison.of(label) if point.complete and math.isfinite(point.level)]
         known = [(point, estimate) for point in points if (estimate := of(point)) is not None]
         if known:
             lines.append(
                 Line(
                     label,
                     style,
-                    xs=[point.rate for point, _ in known],
+                    xs=[point.level for point, _ in known],
                     ys=[estimate.value for _, estimate in known],
                     hollow=[point.overloaded for point, _ in known],
                     intervals=[

@@ -145,7 +145,7 @@ def _draw_lines(axes: Axes, panel: Panel, styles: int) -> None:
         if not line.marked:
             axes.plot(line.xs, line.ys, **style, drawstyle="steps-post" if panel.y_percent else "default")
             continue
-        xs = [x + apart * (line.style - (styles - 1) / 2) for x in line.xs]
+        xs = [_beside(panel, x, apart * (line.style - (styles - 1) / 2)) for x in line.xs]
         axes.plot(xs, line.ys, color=style["color"], linewidth=style["linewidth"], zorder=2)
         hollow = line.hollow or [False] * len(xs)
         for is_hollow, face in ((False, style["color"]), (True, "white")):
@@ -165,10 +165,15 @@ def _draw_lines(axes: Axes, panel: Panel, styles: int) -> None:
 
 
 def _apart(panel: Panel, styles: int) -> float:
-    """Between the points of two backends at one rate, so that their intervals do not cover each other."""
-    xs = sorted({x for line in panel.lines for x in line.xs})
+    """Between the points of two backends at one level, so that their intervals do not cover each other: in
+    x, or in its logarithm where the axis is of that."""
+    xs = sorted({math.log(x) if panel.x_log else x for line in panel.lines for x in line.xs})
     gaps = [later - earlier for earlier, later in pairwise(xs)]
     return min(BESIDE * (xs[-1] - xs[0]), 0.5 * min(gaps) / styles) if gaps else 0.0
+
+
+def _beside(panel: Panel, x: float, apart: float) -> float:
+    return x * math.exp(apart) if panel.x_log else x + apart
 
 
 def _only_markers(face: str) -> dict[str, Any]:
@@ -195,18 +200,22 @@ def _set_x(axes: Axes, panel: Panel) -> None:
     if panel.x_log:
         axes.set_xscale("log")
         _plain_log(axes.xaxis, low, high)
+        if _fit(panel):
+            axes.set_xticks(list(panel.x_ticks), [f"{tick:g}" for tick in panel.x_ticks])
     elif panel.x_ticks:
-        apart = [
-            tick
-            for i, tick in enumerate(panel.x_ticks)
-            if not i or tick - panel.x_ticks[i - 1] > 0.09 * (high - low)
-        ]
-        if len(panel.x_ticks) <= MOST_TICKS and len(apart) == len(panel.x_ticks):
+        if _fit(panel):
             axes.set_xticks(list(panel.x_ticks), [f"{tick:g}" for tick in panel.x_ticks])
         if low == high:
             axes.set_xlim(low * 0.5, high * 1.5)
     elif panel.lines and not panel.lines[0].marked:
         axes.set_xlim(left=0.0)
+
+
+def _fit(panel: Panel) -> bool:
+    """Whether each measured level can be a tick: there are some, few enough, and none too near another."""
+    places = [math.log(tick) if panel.x_log else tick for tick in panel.x_ticks]
+    near = 0.09 * (places[-1] - places[0]) if places else 0.0
+    return 0 < len(places) <= MOST_TICKS and all(b - a > near for a, b in pairwise(places))
 
 
 def _plain_log(axis: Any, low: float, high: float) -> None:

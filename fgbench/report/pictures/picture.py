@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MOST_PANELS = 5
-"""Rates that get a panel of their own in a picture; of more, some are picked."""
+"""Levels that get a panel of their own in a picture; of more, some are picked."""
 LOG_ABOVE = 8.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
@@ -107,9 +107,9 @@ def is_wide(values: Sequence[float]) -> bool:
     return bool(values) and min(values) > 0.0 and max(values) > LOG_ABOVE * min(values)
 
 
-def picked(rates: Sequence[float]) -> list[float]:
-    """``MOST_PANELS`` of sorted rates, the first and the last among them, evenly spread over the others."""
-    if len(rates) <= MOST_PANELS:
-        return list(rates)
-    step = (len(rates) - 1) / (MOST_PANELS - 1)
-    return [rates[round(i * step)] for i in range(MOST_PANELS)]
+def picked(levels: Sequence[float]) -> list[float]:
+    """``MOST_PANELS`` of sorted levels, the first and the last among them, evenly spread over the others."""
+    if len(levels) <= MOST_PANELS:
+        return list(levels)
+    step = (len(levels) - 1) / (MOST_PANELS - 1)
+    return [levels[round(i * step)] for i in range(MOST_PANELS)]

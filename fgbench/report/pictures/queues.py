@@ -11,21 +11,21 @@ ROWS = (("waiting", "waiting for a first token"), ("answering", "being answered"
 
 
 def queues(comparison: Comparison) -> Picture | None:
-    """A row for each of the waiting and the answered, a column for each rate; the first seed of each."""
+    """A row for each of the waiting and the answered, a column for each load; the first seed of each."""
     columns = []
-    for rate in comparison.rates:
-        complete = [point for point in comparison.at(rate) if point.complete]
+    for level in comparison.levels:
+        complete = [point for point in comparison.at(level) if point.complete]
         timelines = [(point.label, queue_lengths(point.counted[0].run.records)) for point in complete]
         found = [(label, timeline) for label, timeline in timelines if timeline is not None]
         if found:
-            columns.append((rate, found))
+            columns.append((level, found))
     if not columns:
         return None
-    chosen = picked([rate for rate, _ in columns])
+    chosen = picked([level for level, _ in columns])
     shown = [column for column in columns if column[0] in chosen]
     panels = [
         Panel(
-            comparison.rate_name(rate),
+            comparison.axis.say(level),
             "seconds into the run",
             name,
             [
@@ -36,9 +36,9 @@ def queues(comparison: Comparison) -> Picture | None:
             ],
         )
         for attribute, name in ROWS
-        for rate, found in shown
+        for level, found in shown
     ]
-    notes = [f"{len(shown)} of {len(columns)} rates"] if len(shown) < len(columns) else []
+    notes = [f"{len(shown)} of {len(columns)} loads"] if len(shown) < len(columns) else []
     if len(comparison.seeds) > 1:
         notes.append("the first seed of each backend")
     return Picture("queues", title(comparison), panels, len(shown), comparison.labels, notes=notes)

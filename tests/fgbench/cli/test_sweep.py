@@ -173,6 +173,59 @@ def test_a_duration_has_requests_enough_for_every_rate() -> None:
         assert load.num_prompts >= 3000 * 4  # the same requests at each rate
 
 
+def test_closed_loops_in_place_of_rates(tmp_path: Path) -> None:
+    argv = [*SIMULATED, "--backend", "simulated-fcfs", "--concurrency", "1,4,16", "--results", tmp_path]
+    told = fgbench("sweep", *argv, "--dry-run")
+    assert "in flight" in told.output
+    done = fgbench("sweep", *argv, "--seeds", 2)
+    assert done.exit_code == 0, done.output
+    assert "simulated-fcfs, 16 in flight, seed 1" in words(done.output)
+    folder = only_sweep(tmp_path)
+    assert [point["concurrency"] for point in read_sweep(folder)["points"]] == [1, 4, 16] * 4
+    shutil.rmtree(next(path for path in find_runs(folder) if "_c4_s1" in path.name))
+    again = fgbench("sweep", "--resume", folder)
+    assert again.exit_code == 0
+    assert "point 1 of 1: " in again.output
+    compared = fgbench("compare", folder, "--out", tmp_path / "drawn")
+    assert compared.exit_code == 0, compared.output
+    assert all(f"{workers} in flight" in compared.output for workers in (1, 4, 16))
+    assert compared.output.count("closed-loop arrivals") == 1  # one comparison of them all
+    other = fgbench("sweep", "--resume", folder, "--concurrency", "1,4")
+    assert other.exit_code == 2
+    assert "--concurrency is 1,4,16 in it and 1,4 now" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["--rates", "1,2", "--concurrency", "1,4"], "over --rates or over --concurrency, not over both"),
+        (["--concurrency", "4", "--find-rate", "--slo", "ttft<1"], "a closed loop (--concurrency) has none"),
+        (["--concurrency", "4,x"], "'x' is no number of requests; write them like 1,4,16"),
+        (["--concurrency", "0"], "'0' is no number of requests"),
+        (["--concurrency", "4,04"], "04 is there twice"),
+        (["--concurrency", "70000"], "--concurrency must be between 1 and 65536"),
+        (["--concurrency", "4", "--cv", "2"], "goes with --arrivals"),
+        (["--arrivals", "closed", "--rates", "1"], "--arrivals closed needs --concurrency"),
+        ([], "or give --concurrency, such as 1,4,16"),
+    ],
+)
+def test_closed_loops_that_cannot_be(argv: list[str], why: str, tmp_path: Path) -> None:
+    done = fgbench("sweep", *SIMULATED, *argv, "--results", tmp_path)
+    assert done.exit_code == 2
+    assert why in words(done.stderr)
+    assert not find_sweeps(tmp_path)
+
+
+def test_a_sweep_over_rates_goes_on_that_was_begun_before_there_were_others(tmp_path: Path) -> None:
+    assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
+    file = only_sweep(tmp_path) / "sweep.json"
+    info = json.loads(file.read_text())
+    assert info["settings"].pop("concurrency") is None
+    file.write_text(json.dumps(info))
+    assert Settings.from_json(info["settings"]).options()["concurrency"] is None  # as the load's always was
+    assert fgbench("sweep", "--resume", file.parent).exit_code == 0
+
+
 def test_an_unfinished_sweep_of_the_same_options_is_pointed_out(tmp_path: Path) -> None:
     assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
     first = only_sweep(tmp_path)

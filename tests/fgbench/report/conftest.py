@@ -76,6 +76,23 @@ def make_run() -> Callable[..., Run]:
 
 
 @pytest.fixture
+def closed_loops() -> list[Run]:
+    """Two backends with 1, 4 and 16 requests in flight: JCTs of so many seconds, ``ours`` of half."""
+    return [
+        fake_run(
+            name,
+            "inf",
+            base * workers,
+            arrivals=f"closed concurrency={workers}",
+            arrival_process={"name": "closed", "concurrency": workers},
+            path=f"{name}-{workers}",
+        )
+        for name, base in (("theirs", 1.0), ("ours", 0.5))
+        for workers in (4, 16, 1)
+    ]
+
+
+@pytest.fixture
 def sweep() -> list[Run]:
     """Two backends, three rates, three seeds: ``ours`` at half of ``fastgen-fcfs``'s latency, within 5%."""
     return [

@@ -83,3 +83,11 @@ def test_each_table_of_many_backends_has_the_baseline(make_run: Make) -> None:
     text = shown([make_run(f"backend-{n}", latency=1.0 + n) for n in range(6)], 100)
     assert text.count("backend-0") == 3  # two tables, and the line that says what x means
     assert all(f"backend-{n}" in text for n in range(6))
+
+
+def test_closed_loops_are_told_by_how_many_were_in_flight(closed_loops: list[Run]) -> None:
+    said = shown(closed_loops, 100, "jct<7")
+    assert "smollm2-135m on synthetic, 4 prompts, closed-loop arrivals" in said
+    assert "at the same concurrency" in said
+    assert all(f"{workers} in flight" in said for workers in (1, 4, 16))
+    assert "7 in flight" in said  # up to where the SLO is met

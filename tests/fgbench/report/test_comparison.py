@@ -18,7 +18,7 @@ P99_NORMALIZED = next(q for q in LATENCIES if (q.metric, q.statistic) == ("norma
 
 
 def point(comparison: Comparison, label: str, rate: float) -> Point:
-    return next(each for each in comparison.of(label) if each.rate == rate)
+    return next(each for each in comparison.of(label) if each.level == rate)
 
 
 def test_ratios_are_taken_at_the_same_rate_only(make_run: Make) -> None:
@@ -31,7 +31,7 @@ def test_ratios_are_taken_at_the_same_rate_only(make_run: Make) -> None:
     ]
     (comparison,) = compare(runs)
     assert comparison.baseline == "fastgen-fcfs"
-    assert comparison.rates == [1.0, 2.0, 3.0]
+    assert comparison.levels == [1.0, 2.0, 3.0]
     assert comparison.labels == ["fastgen", "fastgen-fcfs"]
 
     def ratio(label: str, rate: float, quantity: Quantity) -> float | None:
@@ -143,10 +143,10 @@ def test_overload_is_marked_where_any_seed_shows_it(make_run: Make) -> None:
 def test_rates_are_named(make_run: Make) -> None:
     (at_once,) = compare([make_run("a", "inf")])
     (closed,) = compare([make_run("a", "inf", arrival_process={"name": "closed", "concurrency": 8})])
-    assert [at_once.rate_name(rate) for rate in (1.0, 2.5, math.inf)] == [
+    assert [at_once.axis.say(rate) for rate in (1.0, 2.5, math.inf)] == [
         "1 request / s",
         "2.5 requests / s",
         "all at once",
     ]
-    assert closed.rate_name(math.inf) == "closed loop"
+    assert [closed.axis.say(level) for level in closed.levels] == ["8 in flight"]
     assert not closed.points[0].overloaded

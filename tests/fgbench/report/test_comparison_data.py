@@ -81,3 +81,16 @@ def test_csv_has_a_row_a_figure(sweep: list[Run]) -> None:
     assert {"attainment", "goodput", "rate_at_slo", "rate_at_95%_attainment", "slowdown"} <= metrics
     assert {row["statistic"] for row in rows if row["metric"] == "goodput"} == {"ttft<1,tpot<1"}
     assert not any(row["metric"] == "queued" for row in rows if row["label"] == "fastgen-fcfs")
+
+
+def test_closed_loops_have_a_concurrency_for_a_rate(closed_loops: list[Run]) -> None:
+    comparison, objectives = judged(closed_loops, "jct<7")
+    data = comparison_json(comparison, objectives)
+    assert [point["concurrency"] for point in data["points"]] == [1.0, 1.0, 4.0, 4.0, 16.0, 16.0]
+    assert not any("rate" in point for point in data["points"])
+    by_label = {each["label"]: each for each in data["slos"][0]["backends"]}
+    assert by_label["theirs"]["concurrency"]["value"] == pytest.approx(7.0)
+    rows = list(comparison_rows(comparison, objectives))
+    assert all(set(row) <= set(COLUMNS) for row in rows)
+    assert {row["concurrency"] for row in rows if row["metric"] == "jct"} == {1.0, 4.0, 16.0}
+    assert "concurrency_at_slo" in {row["metric"] for row in rows}

@@ -20,7 +20,10 @@ def test_different_workloads_are_kept_apart_and_the_difference_is_said(make_run:
 def test_seeds_and_rates_are_one_workload(make_run: Make) -> None:
     (comparison,) = compare([make_run("a", rate, seed=seed) for rate in (1.0, 2.0) for seed in range(3)])
     assert comparison.seeds == [0, 1, 2]
-    assert [(point.rate, point.seeds) for point in comparison.of("a")] == [(1.0, [0, 1, 2]), (2.0, [0, 1, 2])]
+    assert [(point.level, point.seeds) for point in comparison.of("a")] == [
+        (1.0, [0, 1, 2]),
+        (2.0, [0, 1, 2]),
+    ]
 
 
 def test_runs_of_one_seed_that_were_sent_something_else_are_not_paired(make_run: Make) -> None:

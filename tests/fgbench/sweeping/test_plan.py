@@ -11,7 +11,7 @@ import pytest
 from fgbench.benchmark import Load
 from fgbench.metrics.trimming import Trim
 from fgbench.sweeping.plan import MOST_POINTS, Plan
-from fgbench.workload.arrivals import Gamma, Ramp, Uniform
+from fgbench.workload.arrivals import Closed, Gamma, Ramp, Uniform
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "a": {"name": "fastgen", "settings": {"policy": "sj-mlfq", "batch": 8}},
@@ -67,3 +67,22 @@ def test_what_has_changed_is_named() -> None:
 def test_too_many_points_are_refused() -> None:
     with pytest.raises(ValueError, match="points are too many"):
         list(PLAN.grid([1.0] * MOST_POINTS, (0,)))
+
+
+def test_closed_loops_are_points_of_their_concurrency() -> None:
+    points = list(PLAN.grid((Closed(1), Closed(16)), (0,)))
+    assert [(p.backend, p.concurrency, p.rate) for p in points] == [
+        (backend, workers, math.inf) for backend in "ab" for workers in (1, 16)
+    ]
+    assert str(points[1]) == "a, 16 in flight, seed 0"
+    assert points[1].to_json() == {
+        "backend": "a",
+        "rate": "inf",
+        "concurrency": 16,
+        "seed": 0,
+        "fingerprint": points[1].fingerprint,
+    }
+    assert PLAN.load("a", Closed(16), 0).arrivals == Closed(16)
+    all_at_once = PLAN.point("a", math.inf, 0)
+    assert len({p.fingerprint for p in [*points, all_at_once]}) == 5
+    assert "concurrency" not in all_at_once.to_json()

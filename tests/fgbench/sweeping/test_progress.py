@@ -12,6 +12,7 @@ from fgbench.benchmark import Load
 from fgbench.report.units import clock
 from fgbench.sweeping.estimate import Pace, load_seconds
 from fgbench.sweeping.progress import Total
+from fgbench.workload.arrivals import Closed
 
 
 def test_a_load_takes_its_arrivals_or_the_server_s_time() -> None:
@@ -22,6 +23,9 @@ def test_a_load_takes_its_arrivals_or_the_server_s_time() -> None:
     assert load_seconds(Load(rate=2.0, num_prompts=100, duration=10.0), 1.0) == 20.0
     assert load_seconds(Load(rate=math.inf, num_prompts=100), 1.0) == 100.0
     assert load_seconds(Load(rate=math.inf, num_prompts=100), None) is None
+    assert load_seconds(Load(arrivals=Closed(4), num_prompts=100), 2.0) == 50.0
+    assert load_seconds(Load(arrivals=Closed(4), num_prompts=100, duration=10.0), 2.0) == 10.0
+    assert load_seconds(Load(arrivals=Closed(4), num_prompts=10**4, duration=10.0), None) == 10.0
 
 
 def test_what_was_foretold_is_corrected_by_what_was_taken() -> None:

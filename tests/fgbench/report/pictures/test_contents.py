@@ -95,7 +95,7 @@ def test_of_many_rates_some_are_picked_and_it_is_said(make_run: Make) -> None:
     assert picked([float(n) for n in range(9)]) == [0.0, 2.0, 4.0, 6.0, 8.0]
     pictures = drawn([make_run("a", float(rate)) for rate in range(1, 10)])
     assert len(pictures["cdf"].panels) == 10
-    assert list(pictures["cdf"].notes) == ["5 of 9 rates"]
+    assert list(pictures["cdf"].notes) == ["5 of 9 loads"]
     assert len(panel(pictures["latency"]).lines[0].xs) == 9
 
 
@@ -106,3 +106,14 @@ def test_a_distribution_of_many_is_thinned_and_keeps_its_ends() -> None:
     assert all(y == pytest.approx((x + 1) / 100_000) for x, y in zip(xs, ys, strict=True))
     assert cumulated([3.0, 1.0]) == ([1.0, 3.0], [0.5, 1.0])
     assert cumulated([]) == ([], [])
+
+
+def test_closed_loops_are_drawn_over_their_concurrency(closed_loops: list[Run]) -> None:
+    pictures = drawn(closed_loops, "jct<3")
+    latency = panel(pictures["latency"], 2)
+    assert latency.x == panel(pictures["attainment"]).x == "concurrency (requests in flight)"
+    assert [list(line.xs) for line in latency.lines] == [[1.0, 4.0, 16.0]] * 2
+    assert list(latency.x_ticks) == [1.0, 4.0, 16.0]
+    assert latency.x_log
+    assert panel(pictures["queues"]).title == "1 in flight"
+    assert panel(pictures["cdf"]).title == "JCT at 1 in flight"
