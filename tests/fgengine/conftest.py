@@ -28,8 +28,8 @@ class SymbolicMachine:
 
     A step fails unless every token it attends to lies where the block table says. A copy happens when it
     ends, not when it is submitted, in random order; what it leaves behind is poisoned. The last step's tokens
-    are not looked up in the requests, where they need not stand yet. A step begins once it is launched and the
-    one before has ended.
+    are not looked up in the requests, where they need not stand yet. A step begins once it is launched and
+    the one before has ended.
     """
 
     def __init__(self, clock: VirtualClock, cost: CostModel, block_size: int, seed: int, eager: bool) -> None:

@@ -218,3 +218,18 @@ def test_a_piece_of_a_prompt_leaves_no_token_to_who_is_ending(symbolic_engine: B
     engine.add("long", [1] * 20, params(2))
     engine.step()
     assert engine.runner.plans[-1].num_tokens == 8  # type: ignore[attr-defined]
+
+
+def test_the_walk_goes_as_far_past_those_that_are_ending(symbolic_engine: Build) -> None:
+    """Of the next two, the first waits for a copy."""
+    engine = symbolic_engine(overlap=True, max_batch_size=1)
+    engine.add("ending", [1, 2], params(1))
+    engine.step()
+    for id in ("copied", "next"):
+        engine.add(id, [1, 2, 3], params(4))
+    kv = engine.scheduler.kv
+    kv.grow("copied", 3)
+    engine.copies.submit(kv.begin_offload("copied"))
+    engine.step()
+    planned = engine.runner.plans[-1].items  # type: ignore[attr-defined]
+    assert [item.request.id for item in planned] == ["next"]
