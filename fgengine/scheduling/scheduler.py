@@ -154,7 +154,7 @@ class Scheduler:
         if plan is not self._presumed:
             self._presume(plan)
         self.counters.steps += 1
-        events = []
+        events, on_step = [], self.policy.on_step
         for item in plan.items:
             request = item.request
             if request.finish_reason is not None:
@@ -162,7 +162,11 @@ class Scheduler:
             request.last_ran_at = now
             if item.yields_token:
                 events.append(self._settle(item, result, now))
-            self._ran(request, result.seconds, now)
+                if request.finish_reason is not None:
+                    self._finished(request)
+                    continue
+            on_step(request, result.seconds, now)
+        self.counters.generated_tokens += len(events)
         self._take_turns(now)
         return events
 
@@ -208,7 +212,6 @@ class Scheduler:
             self.counters.prompt_tokens += request.prompt_len
         if logprob is not None:
             request.logprobs.append(logprob)
-        self.counters.generated_tokens += 1
         params = request.params
         if token in params.stop_token_ids or (token in self.limits.eos_token_ids and not params.ignore_eos):
             request.finish("stop", now)
@@ -216,12 +219,9 @@ class Scheduler:
             request.finish("length", now)
         return TokenEvent(request, token, logprob)
 
-    def _ran(self, request: Request, seconds: float, now: float) -> None:
-        if request.finish_reason is None:
-            self.policy.on_step(request, seconds, now)
-        else:
-            self.counters.finished += 1
-            self._forget(request)
+    def _finished(self, request: Request) -> None:
+        self.counters.finished += 1
+        self._forget(request)
 
     def _forget(self, request: Request) -> None:
         self.policy.remove(request)
@@ -267,7 +267,9 @@ class Scheduler:
                 if len(request.tokens) - request.prompt_len >= request.params.max_tokens:
                     request.finish("length", now)
                     finished.append(request)
-            self._ran(request, seconds, now)
+                    self._finished(request)
+                    continue
+            self.policy.on_step(request, seconds, now)
         return finished
 
     # -- filling a batch -----------------------------------------------------------------------------

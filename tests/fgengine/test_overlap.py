@@ -10,6 +10,8 @@ from fgengine.cost import CostModel, StepShape
 from fgengine.engine import Engine
 from fgengine.plan import StepPlan, StepResult
 from fgengine.request import SamplingParams
+from fgengine.server import messages
+from fgengine.server.worker import _Loop
 
 Build = Callable[..., Engine]
 
@@ -233,3 +235,52 @@ def test_the_walk_goes_as_far_past_those_that_are_ending(symbolic_engine: Build)
     engine.step()
     planned = engine.runner.plans[-1].items  # type: ignore[attr-defined]
     assert [item.request.id for item in planned] == ["next"]
+
+
+def test_the_server_sends_each_token_when_it_comes_and_blocks_with_nothing_in_flight(
+    symbolic_engine: Build,
+) -> None:
+    """One is aborted while its step runs, one ends with a stop token and one by its length."""
+    engine = symbolic_engine(overlap=True)
+    stop = symbolic_engine().generate([[1] * 5], params(4))[0].tokens[-1]
+    script: list[messages.Command] = [
+        messages.Add("stops", [1] * 5, params(40, (stop,)), 0.0),
+        messages.Add("ends", [2] * 5, params(2), 0.0),
+        messages.Add("leaves", [3] * 5, params(40), 0.0),
+    ]
+    sent: list[messages.Event] = []
+    blocked: list[bool] = []
+
+    class Inbox:
+        """Asked while there is work, it has what has come meanwhile; else it would block."""
+
+        def empty(self) -> bool:
+            if len(engine.runner.plans) == 3 and "leaves" in engine.scheduler.requests:  # type: ignore[attr-defined]
+                script.append(messages.Abort("leaves"))
+            return not script
+
+        def get(self) -> messages.Command | None:
+            if script:
+                return script.pop(0)
+            blocked.append(engine.has_work or engine._running is not None)
+            return None
+
+    _Loop(engine, Inbox(), sent.append).run()  # type: ignore[arg-type]
+    assert blocked == [False]
+    tokens = [step.tokens for step in sent if isinstance(step, messages.Stepped)]
+    assert [sorted(token.id for token in step) for step in tokens] == [
+        ["ends", "leaves", "stops"],
+        ["ends", "leaves", "stops"],
+        ["stops"],  # whose abort came with its third token on its way
+        ["stops"],
+    ]
+    last = {
+        token.id: (number, token) for number, step in enumerate(tokens) for token in step if token.account
+    }
+    assert {id: (number, token.finish_reason) for id, (number, token) in last.items()} == {
+        "ends": (1, "length"),
+        "stops": (3, "stop"),
+    }
+    aborted = [event for event in sent if isinstance(event, messages.Aborted)]
+    assert [event.id for event in aborted] == ["leaves"]
+    assert sent.index(aborted[0]) < sent.index(messages.Stepped(tokens[2]))

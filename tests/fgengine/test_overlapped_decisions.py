@@ -84,7 +84,7 @@ def test_tokens_are_the_same_and_no_more_is_computed_for_nothing_than_must_be(
 @pytest.mark.parametrize("mode", ["none", "recompute"])
 @pytest.mark.parametrize("policy", ["static", "fcfs", "sjf"])
 def test_what_hangs_on_no_step_is_decided_alike(symbolic_engine: Build, policy: str, mode: str) -> None:
-    """All there from the start, ending by their lengths, ordered by neither times nor tokens: the same steps."""
+    """All there from the start, ending by their lengths, ordered by neither times nor tokens."""
 
     @QUICK
     @given(workloads, machines)
