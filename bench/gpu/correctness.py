@@ -109,9 +109,8 @@ def _logits_are_right(setting: Setting, shape: ModelShape, dtype: torch.dtype) -
         items.append(PlanItem(_request(i, prompt), 0, len(prompt), blocks, True))
     there, here = (
         _runner(setting.device, shape, taken, 0, dtype),
-        _runner(CPU, shape, taken, 0, torch.float32, SHARPNESS[dtype]),
+        _runner(CPU, shape, taken, 0, torch.float32, SHARPNESS[dtype], TorchOps()),
     )
-    here.model.ops = TorchOps()
     worst = 0.0
     for plan in (StepPlan(0, items), StepPlan(1, _tails(items))):
         wanted = here.logits(plan, everywhere=True)
@@ -224,12 +223,13 @@ def _runner(
     host_blocks: int,
     dtype: torch.dtype = torch.float32,
     sharpness: float | None = None,
+    ops: TorchOps | None = None,
 ) -> TorchRunner:
-    """``sharpness``: None: the dtype's."""
+    """``sharpness``: None: the dtype's; ``ops``: None: the fastest there are."""
     model = copy.copy(
         _model(device, shape, dtype, sharpness or SHARPNESS[dtype])
     )  # the same weights, operations of its own
-    model.ops = ops_for(device, dtype)
+    model.ops = ops or ops_for(device, dtype)
     return TorchRunner(
         model,
         block_size=16,
