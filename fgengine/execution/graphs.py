@@ -37,8 +37,8 @@ def batch_sizes(most: int) -> list[int]:
 
 def cuda_capture() -> Capture:
     """All its graphs share one pool of memory: only one of them runs at a time."""
-    # What ends during a capture may undo it: an older graph takes along the cuBLAS workspace of the stream that
-    # all are captured in, and pinned memory cannot be let go then.
+    # What ends during a capture may undo it: an older graph takes along the cuBLAS workspace of the stream
+    # that all are captured in, and pinned memory cannot be let go then.
     gc.collect()
     pool = torch.cuda.graph_pool_handle()
 
