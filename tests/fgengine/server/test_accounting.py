@@ -46,7 +46,10 @@ class Served:
 
 
 @pytest.fixture
-async def served(tiny_model: Path, codec: TextCodec) -> AsyncIterator[Served]:
+async def served(
+    tiny_model: Path, codec: TextCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Served]:
+    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))  # the profile made here is nobody else's
     seconds: dict[str, float] = {}
 
     @web.middleware
