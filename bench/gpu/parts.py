@@ -65,6 +65,7 @@ class Job:
 
     def begin(self, section: str) -> Findings:
         findings = Findings(section, self.time.left)
+        findings.keep = self.save
         self.findings.append(findings)
         self.save()
         return findings

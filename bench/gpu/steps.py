@@ -49,11 +49,12 @@ def run(setting: Setting, findings: Findings, time: Allowance, model: str) -> No
         f"{ceilings.bytes_per_second / 1e9:.0f} GB/s, matrices multiplied at "
         f"{ceilings.flops_per_second / 1e12:.3g} TFLOP/s at best; {runner.num_device_blocks} KV blocks"
     )
+    judged_steps: list[tuple[dict[str, Any], Target]] = []
     for step, asked, context in _points(setting):
         judged = is_judged(setting, step, asked, context)
         if not time.enough_for(POINT_SECONDS if setting.on_gpu else 0.0):
             findings.note(f"the time for this section is spent: left out {step} of {asked} x {context} on")
-            return
+            break
         requests = fitting(runner, asked, context)
         if requests == 0:
             findings.note(f"{step} of {asked} x {context}: not even one request fits the pool")
@@ -66,12 +67,17 @@ def run(setting: Setting, findings: Findings, time: Allowance, model: str) -> No
         found = measure(runner, step, requests, context, setting.scale.repeats, ceilings)
         findings.row(model=model, asked=asked, **found)
         if judged:
-            _judge(setting, findings, runner, model, found)
+            judged_steps.append((found, _target(setting, model, found)))
+            findings.targets.append(judged_steps[-1][1])
         if judged and step == "decode" and (graphs := runner.graphs) is not None:
             runner.graphs = None
             found = measure(runner, step, requests, context, setting.scale.repeats, ceilings)
             findings.row(model=model, asked=asked, **found | {"step": "decode, eager"})
             runner.graphs = graphs
+    for found, target in judged_steps:  # last: a profiler may go on costing time once it was used
+        if not time.enough_for(POINT_SECONDS if setting.on_gpu else 0.0):
+            return
+        _show_kernels(setting, findings, runner, found, target)
 
 
 def _points(setting: Setting) -> list[tuple[str, int, int]]:
@@ -97,18 +103,20 @@ def fitting(runner: TorchRunner, requests: int, context: int) -> int:
     return most // 8 * 8 or most
 
 
-def _judge(
-    setting: Setting, findings: Findings, runner: TorchRunner, model: str, found: dict[str, Any]
+def _target(setting: Setting, model: str, found: dict[str, Any]) -> Target:
+    requests, context = found["requests"], found["context"]
+    if found["step"] == "decode":
+        what = f"{model}, decode of {requests} at context {context}: times its floor"
+        return Target(what, found["ratio"], MOST_TIMES_FLOOR, judged=setting.on_gpu)
+    what = f"{model}, prefill of {context} tokens: share of the matmul rate"
+    share = found["matmul_share"]
+    return Target(what, share, LEAST_MATMUL_SHARE, at_most=False, judged=setting.on_gpu)
+
+
+def _show_kernels(
+    setting: Setting, findings: Findings, runner: TorchRunner, found: dict[str, Any], target: Target
 ) -> None:
     step, requests, context = found["step"], found["requests"], found["context"]
-    if step == "decode":
-        what = f"{model}, decode of {requests} at context {context}: times its floor"
-        target = Target(what, found["ratio"], MOST_TIMES_FLOOR, judged=setting.on_gpu)
-    else:
-        what = f"{model}, prefill of {context} tokens: share of the matmul rate"
-        share = found["matmul_share"]
-        target = Target(what, share, LEAST_MATMUL_SHARE, at_most=False, judged=setting.on_gpu)
-    findings.targets.append(target)
     plan = plan_of(runner, requests, context, context if step == "prefill" else 1)
     try:
         where = breakdown(lambda: runner.execute(plan), PROFILED_STEPS, runner.device)
