@@ -108,6 +108,7 @@ def _prepare(device: str) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # models of no size only wait for a second thread
     else:
         os.environ.pop("TRITON_INTERPRET", None)
+        os.environ.setdefault("OMP_NUM_THREADS", "4")  # parts that run side by side share the cores
     if find_spec("platformdirs") is None:  # it only says where caches are
         os.environ.setdefault("FGBENCH_CACHE", str(Path.home() / ".cache" / "fgbench"))
 

@@ -49,7 +49,6 @@ def run(setting: Setting, findings: Findings, time: Allowance, model: str) -> No
         f"{ceilings.bytes_per_second / 1e9:.0f} GB/s, matrices multiplied at "
         f"{ceilings.flops_per_second / 1e12:.3g} TFLOP/s at best; {runner.num_device_blocks} KV blocks"
     )
-    judged_steps: list[tuple[dict[str, Any], Target]] = []
     for step, asked, context in _points(setting):
         judged = is_judged(setting, step, asked, context)
         if not time.enough_for(POINT_SECONDS if setting.on_gpu else 0.0):
@@ -67,17 +66,25 @@ def run(setting: Setting, findings: Findings, time: Allowance, model: str) -> No
         found = measure(runner, step, requests, context, setting.scale.repeats, ceilings)
         findings.row(model=model, asked=asked, **found)
         if judged:
-            judged_steps.append((found, _target(setting, model, found)))
-            findings.targets.append(judged_steps[-1][1])
+            findings.targets.append(_target(setting, model, found))
         if judged and step == "decode" and (graphs := runner.graphs) is not None:
             runner.graphs = None
             found = measure(runner, step, requests, context, setting.scale.repeats, ceilings)
             findings.row(model=model, asked=asked, **found | {"step": "decode, eager"})
             runner.graphs = graphs
-    for found, target in judged_steps:  # last: a profiler may go on costing time once it was used
+
+
+def explain(setting: Setting, findings: Findings, time: Allowance, model: str) -> None:
+    """Where the judged steps' time goes. Comes after all that is timed: a profiler that was used once may go
+    on slowing the process down."""
+    runner = setting.runner(model)
+    for row in list(findings.rows):
+        if not is_judged(setting, row["step"], row["asked"], row["context"]):
+            continue
         if not time.enough_for(POINT_SECONDS if setting.on_gpu else 0.0):
+            findings.note("the time for this part is spent: kernels are not listed")
             return
-        _show_kernels(setting, findings, runner, found, target)
+        _show_kernels(setting, findings, runner, row, _target(setting, model, row))
 
 
 def _points(setting: Setting) -> list[tuple[str, int, int]]:
@@ -92,7 +99,7 @@ def is_judged(setting: Setting, step: str, requests: int, context: int) -> bool:
     scale = setting.scale
     if step == "prefill":
         return context == scale.judged_prefill
-    return (requests, context) == (scale.judged_batch, scale.judged_context)
+    return step == "decode" and (requests, context) == (scale.judged_batch, scale.judged_context)
 
 
 def fitting(runner: TorchRunner, requests: int, context: int) -> int:
@@ -123,7 +130,7 @@ def _show_kernels(
     except Exception as error:  # the times above are worth more than where they went
         findings.note(f"the profiler gave nothing: {type(error).__name__}: {error}")
         return
-    findings.details[f"{step} {requests} x {context}"] = where
+    findings.details[found["model"]][f"{step} {requests} x {context}"] = where
     busy = where["busy_seconds"]
     findings.note(f"{step} of {requests} x {context}: the device is busy for {seconds(busy)} of it")
     if target.met is False or setting.profile_every_step:
