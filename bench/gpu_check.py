@@ -10,8 +10,9 @@ Llama-3-8B beside their floors), swapping (c), loop and serving (d: the engine's
 with the paper's settings), vllm (e: beside it, where it is installed). A table for each, and last a line of
 JSON, which --out keeps from the first section on. It needs no network.
 
-The time is kept: what it does not suffice for is left out, with a sentence. Exit codes: 1 when a check is
-wrong or a section failed (a missed target is a figure, not a failure), 2 wrong usage, 130 interrupted.
+A section whose packages are not installed is left out, with their names. The time is kept: what it does not
+suffice for is left out, with a sentence. Exit codes: 1 when a check is wrong or a section failed (a missed
+target is a figure, not a failure), 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,11 @@ SECTIONS = ("correctness", "steps", "swapping", "loop", "serving", "vllm")
 def main() -> int:
     options = _parse()
     _prepare(options.device)
+    from gpu.needs import missing
+
+    if lacking := missing():
+        print(f"not installed here, and needed for anything: {', '.join(lacking)}", file=sys.stderr)
+        return 1
     import torch
     from gpu.setting import REAL, TINY, Setting
 
@@ -101,6 +108,9 @@ def _prepare(device: str) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # models of no size only wait for a second thread
     else:
         os.environ.pop("TRITON_INTERPRET", None)
+        os.environ.setdefault("OMP_NUM_THREADS", "4")  # parts that run side by side share the cores
+    if find_spec("platformdirs") is None:  # it only says where caches are
+        os.environ.setdefault("FGBENCH_CACHE", str(Path.home() / ".cache" / "fgbench"))
 
 
 def _default_out() -> Path:

@@ -65,7 +65,7 @@ class Engine:
         self.work = Work()
         self._started = clock.now()
         self._left_at: float | None = None
-        """When the last step ended, if there was more to do."""
+        """When the last step ended, if there was more to do; where none has yet, when the first began."""
         self._running: tuple[StepPlan, Collect] | None = None
         """Launched, its result not taken in yet."""
         self._ids = count()
@@ -170,8 +170,7 @@ class Engine:
         Any exception means that the engine cannot go on.
         """
         began = self.clock.now()
-        if self._left_at is not None:
-            self.work.between_seconds += began - self._left_at
+        left_at = began if self._left_at is None else self._left_at
         self._left_at = None
         self.scheduler.copied(self.copies.done())
         if self._running is not None:
@@ -182,13 +181,14 @@ class Engine:
             self.copies.submit(transfer)
         launched = (plan, self.runner.launch(plan)) if plan.items else None
         if launched and not self.overlap:
-            return self._take_in(*launched, began)
+            return self._take_in(*launched, left_at, began)
         running, self._running = self._running, launched
         if running:
-            return self._take_in(*running, began)
+            return self._take_in(*running, left_at, began)
         if launched:
-            self._left_at = began
+            self._left_at = left_at
         elif self.scheduler.kv.transfers_in_flight:
+            self.work.between_seconds += began - left_at
             self.scheduler.copied(self.copies.wait())
         elif self.scheduler.has_work:
             raise RuntimeError(
@@ -196,12 +196,12 @@ class Engine:
             )
         return []
 
-    def _take_in(self, plan: StepPlan, collect: Collect, began: float) -> list[TokenEvent]:
+    def _take_in(self, plan: StepPlan, collect: Collect, left_at: float, began: float) -> list[TokenEvent]:
         result = collect()
         events = self.scheduler.update(result, self.clock.now())
         ended = self.clock.now()
-        self.work.add(plan, result.seconds, ended - began)
-        self._left_at = ended if self.scheduler.has_work or self._running else None
+        self.work.add(plan, result.seconds, ended - began, began - left_at)
+        self._left_at = ended if self.scheduler.has_work else None
         return events
 
     def generate(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[Request]:

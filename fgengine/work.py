@@ -24,9 +24,15 @@ class Work:
     engine_seconds: float = 0.0
     """In the rest of the steps: scheduling, and taking in their results."""
     between_seconds: float = 0.0
-    """Between one step and the next while there was work: messages in and out."""
+    """Between one step and the next while there was work: messages in and out.
 
-    def add(self, plan: StepPlan, model_seconds: float, step_seconds: float) -> None:
+    Where steps overlap, of both only what the runner waited for: the rest passed while it computed.
+    """
+
+    def add(
+        self, plan: StepPlan, model_seconds: float, step_seconds: float, between_seconds: float = 0.0
+    ) -> None:
+        """Of ``step_seconds``, after ``between_seconds`` without a step, so much was spent in the runner."""
         shape = StepShape.of_plan(plan)
         self.work_steps += 1
         self.work_prefill_requests += shape.prefill_requests
@@ -34,8 +40,12 @@ class Work:
         self.work_prefill_pairs += shape.prefill_pairs
         self.work_decode_requests += shape.decode_requests
         self.work_decode_context += shape.decode_context
-        self.model_seconds += model_seconds
-        self.engine_seconds += step_seconds - model_seconds
+        wall = step_seconds + between_seconds
+        model = min(model_seconds, wall)  # the device has a clock of its own
+        between = min(between_seconds, wall - model)
+        self.model_seconds += model
+        self.between_seconds += between
+        self.engine_seconds += wall - model - between
 
     @property
     def seconds(self) -> float:

@@ -11,6 +11,8 @@ from gpu.budget import Allowance
 from gpu.report import Columns, Findings
 
 MOST_WORDS = 500
+
+TITLE = "(a) correctness"
 COLUMNS: Columns = {
     "check": lambda row: row["check"],
     "of": lambda row: row["of"],

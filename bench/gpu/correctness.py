@@ -47,9 +47,13 @@ TINY_LENGTHS = (1, 16, 17, 40)
 LOGITS_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.08, torch.bfloat16: 0.6}
 """Largest difference to the logits that the plain path computes on the CPU in float32, as a share of their
 root mean square. There plain torch was off by at most 0.023 in float16 and 0.17 in bfloat16 (rounding adds up
-over layers), and by 1.2 to 4.6 with one key lost, except for opt-350m's kind, 0.09."""
+over layers), and by 1.2 to 4.6 with one key lost."""
 SHARPNESS = {torch.float32: 8.0, torch.float16: 3.0, torch.bfloat16: 3.0}
 """How many times the usual weights: else every token predicts itself. More makes more of rounding too."""
+TIE = 5e-4
+"""Logits so near each other, as a share of their root mean square, may change places in float32 too: for
+another number of rows cuBLAS adds up in another order. Of the 280 tokens of a shape one at most is decided by
+so little; plain torch was off by at most 1.4e-4 from float64."""
 
 
 class Way(NamedTuple):
@@ -109,9 +113,8 @@ def _logits_are_right(setting: Setting, shape: ModelShape, dtype: torch.dtype) -
         items.append(PlanItem(_request(i, prompt), 0, len(prompt), blocks, True))
     there, here = (
         _runner(setting.device, shape, taken, 0, dtype),
-        _runner(CPU, shape, taken, 0, torch.float32, SHARPNESS[dtype]),
+        _runner(CPU, shape, taken, 0, torch.float32, SHARPNESS[dtype], TorchOps()),
     )
-    here.model.ops = TorchOps()
     worst = 0.0
     for plan in (StepPlan(0, items), StepPlan(1, _tails(items))):
         wanted = here.logits(plan, everywhere=True)
@@ -141,7 +144,8 @@ def _alone(setting: Setting, shape: ModelShape) -> list[list[int]]:
 
 def _tokens_differ(setting: Setting, shape: ModelShape) -> tuple[bool, str]:
     """Else that they are the same later shows nothing."""
-    kinds = len({token for tokens in _alone(setting, shape) for token in tokens})
+    outputs = zip(_prompts(setting), _alone(setting, shape), strict=True)
+    kinds = len({token for prompt, tokens in outputs for token in tokens[len(prompt) :]})
     return kinds > 10, f"{kinds} different tokens"
 
 
@@ -151,9 +155,24 @@ def _tokens_are_the_same(setting: Setting, shape: ModelShape, way: Way) -> tuple
     tokens, stats = _serve(setting, shape, way, together=True)
     moved = stats["offloaded_blocks"]
     pressed = stats["recomputed_tokens"] if way.offloading == "recompute" else moved
-    same = sum(ours == theirs for ours, theirs in zip(tokens, alone, strict=True))
+    pairs = list(zip(tokens, alone, strict=True))
+    same = sum(ours == theirs for ours, theirs in pairs)
+    tied = sum(_part_at_a_tie(setting, shape, *pair) for pair in pairs if pair[0] != pair[1])
     found = f"{same} of {len(alone)} equal, {stats['preemptions']} preemptions, {moved} blocks swapped out"
-    return same == len(alone) and pressed > 0, found
+    found += f"; {tied} others part where two logits are all but equal" if tied else ""
+    return same + tied == len(alone) and pressed > 0, found
+
+
+def _part_at_a_tie(setting: Setting, shape: ModelShape, ours: list[int], theirs: list[int]) -> bool:
+    """Whether the first two tokens that differ have logits as good as equal."""
+    first = next(i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other)
+    blocks = range(-(-first // 16))
+    runner = _runner(setting.device, shape, len(blocks), 0)
+    item = PlanItem(_request(0, theirs[:first]), 0, first, blocks, True)
+    (logits,) = runner.logits(StepPlan(0, [item])).cpu()
+    runner.close()
+    apart = (logits[ours[first]] - logits[theirs[first]]).abs() / logits.square().mean().sqrt()
+    return float(apart) <= TIE
 
 
 def _serve(
@@ -224,12 +243,13 @@ def _runner(
     host_blocks: int,
     dtype: torch.dtype = torch.float32,
     sharpness: float | None = None,
+    ops: TorchOps | None = None,
 ) -> TorchRunner:
-    """``sharpness``: None: the dtype's."""
+    """``sharpness``: None: the dtype's; ``ops``: None: the fastest there are."""
     model = copy.copy(
         _model(device, shape, dtype, sharpness or SHARPNESS[dtype])
     )  # the same weights, operations of its own
-    model.ops = ops_for(device, dtype)
+    model.ops = ops or ops_for(device, dtype)
     return TorchRunner(
         model,
         block_size=16,
@@ -244,8 +264,22 @@ def _model(device: torch.device, shape: ModelShape, dtype: torch.dtype, sharpnes
     """The same weights on every device: drawn on the CPU, then copied."""
     drawn = load(shape, None, CPU, torch.float32, 3)
     for name, weights in drawn.named_parameters():
-        if "norm" not in name and "embedding" not in name:
-            weights.data.mul_(sharpness)
+        weights.data.mul_(_times(shape, name, sharpness))
     model = load(shape, None, device, dtype, 3)
     model.load_state_dict(drawn.state_dict())
     return model
+
+
+def _times(shape: ModelShape, name: str, sharpness: float) -> float:
+    """How many times the usual a weight is."""
+    if "norm" in name:
+        return 1.0
+    if shape.pre_norm:
+        return 1.0 if "embedding" in name else sharpness
+    # Norms behind the sums make all that is added there as large as they are. So must be what comes from the
+    # token and its place, and attention sharper, or the answer would be the same to everything.
+    if name in ("embedding", "positions"):
+        return 50.0
+    if name.endswith("bias"):
+        return 1.0
+    return sharpness * 2 if ".qkv." in name else sharpness

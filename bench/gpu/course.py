@@ -18,15 +18,18 @@ These are estimates until a run on an H100 has said what it takes; every section
 
 from __future__ import annotations
 
+import importlib
 import time as clock
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from gpu import checks, loop, serving, steps, swapping, vllm_beside
+from gpu import needs
 from gpu.budget import Allowance
 from gpu.isolation import Isolated, run_isolated, this_script
 from gpu.parts import Job, checking_parts
-from gpu.report import Columns, Findings, Report
+from gpu.report import Findings, Report
 from gpu.setting import Setting
 
 CORRECTNESS_SECONDS = 90.0
@@ -36,14 +39,8 @@ LEAST_SECONDS = 20.0
 """A part is not begun with less."""
 KEPT_BACK = 10.0
 """Of the whole, for ending well."""
-SHOWN: dict[str, tuple[str, Columns]] = {
-    "correctness": ("(a) correctness", checks.COLUMNS),
-    "steps": (steps.TITLE, steps.COLUMNS),
-    "swapping": (swapping.TITLE, swapping.COLUMNS),
-    "loop": (loop.TITLE, loop.COLUMNS),
-    "serving": (serving.TITLE, serving.COLUMNS),
-    "vllm": (vllm_beside.TITLE, vllm_beside.COLUMNS),
-}
+MODULES = {"correctness": "checks", "vllm": "vllm_beside"}
+"""Where a section is, if not in the module of its name."""
 OF_A_MODEL = ("steps", "swapping", "loop")
 
 
@@ -59,6 +56,7 @@ class Course:
         """``isolated``: the options of the processes that parts run in; None: they run in this one."""
         self.setting = setting
         self.only = only
+        self._lacking = {section: names for section in only if (names := needs.missing(section))}
         self.report = Report(seconds / 60.0, out)
         self._isolated = isolated
         self._began = clock.monotonic()
@@ -67,6 +65,9 @@ class Course:
 
     def run(self) -> None:
         model, *others = self.setting.scale.models
+        for section, names in self._lacking.items():
+            self._skip(section, f"{', '.join(names)} must be installed for it, and is not")
+        self.only = [section for section in self.only if section not in self._lacking]
         if "correctness" in self.only:
             parts = [(name, ("correctness",)) for name in checking_parts(self.setting)]
             self._parts(parts, CORRECTNESS_SECONDS)
@@ -78,10 +79,10 @@ class Course:
                 self._parts([(name, wanted)], seconds)
         served = None
         if "serving" in self.only:
-            kept = VLLM_SECONDS if "vllm" in self.only and vllm_beside.installed() else 0.0
-            served = self._here("serving", serving.run, model, self._time.left - kept)
+            kept = VLLM_SECONDS if "vllm" in self.only and _module("vllm").installed() else 0.0
+            served = self._here("serving", self._time.left - kept, model)
         if "vllm" in self.only:
-            self._here("vllm", lambda *given: vllm_beside.run(*given, served), model, self._time.left)
+            self._here("vllm", self._time.left, model, served)
         self.report.seconds = clock.monotonic() - self._began
         self.report.save()
 
@@ -107,17 +108,11 @@ class Course:
         for findings in found:
             self._add(findings)
 
-    def _here(
-        self,
-        section: str,
-        run: Callable[[Setting, Findings, Allowance, str], None],
-        model: str,
-        seconds: float,
-    ) -> Findings:
+    def _here(self, section: str, seconds: float, *more: Any) -> Findings:
         findings = Findings(section, seconds)
         began = clock.monotonic()
         try:
-            run(self.setting, findings, Allowance(seconds), model)
+            _module(section).run(self.setting, findings, Allowance(seconds), *more)
         except Exception as error:
             findings.fail(f"{type(error).__name__}: {error}")
         findings.seconds = clock.monotonic() - began
@@ -131,5 +126,13 @@ class Course:
         self._add(findings)
 
     def _add(self, findings: Findings) -> None:
-        title, columns = SHOWN[findings.name]
+        name = findings.name
+        title, columns = name, {}
+        if name not in self._lacking:
+            title, columns = _module(name).TITLE, _module(name).COLUMNS
         self.report.add(findings, title, columns, clock.monotonic() - self._began)
+
+
+def _module(section: str) -> ModuleType:
+    """Imported when its turn has come: what is not installed, and only it needs, costs no other section."""
+    return importlib.import_module(f"gpu.{MODULES.get(section, section)}")

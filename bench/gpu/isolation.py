@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time as clock
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,11 +58,11 @@ class Isolated:
         if self._process.alive():
             if clock.monotonic() < self.ends + GRACE_SECONDS:
                 return True
-            self._process.stop()
+            self.stop()
             self._take_in("it ran past its time and was stopped")
             return False
         status, words = self._process.exit_status, self._process.tail()
-        self._process.stop()
+        self.stop()
         died = f"its process ended with status {status}; its log ends:\n{words}"
         before = self._checked
         self._take_in("" if status in (0, SPOILT) else died)
@@ -71,7 +73,8 @@ class Isolated:
         return True
 
     def stop(self) -> None:
-        self._process.stop()
+        with suppress(subprocess.TimeoutExpired):  # stuck in the driver: the others go on
+            self._process.stop()
 
     def _take_in(self, wrong: str) -> None:
         """What the process wrote; ``wrong``: how it ended, if that was not well."""

@@ -65,6 +65,7 @@ class Job:
 
     def begin(self, section: str) -> Findings:
         findings = Findings(section, self.time.left)
+        findings.keep = self.save
         self.findings.append(findings)
         self.save()
         return findings
@@ -90,6 +91,8 @@ class Job:
 
     def _large_model(self) -> None:
         for section, run in OF_A_MODEL.items():
+            if section == "loop":  # whose profiler may go on slowing the process down
+                self._profile()
             if section not in self.only:
                 continue
             findings, began = self.begin(section), clock.monotonic()
@@ -106,21 +109,31 @@ class Job:
             findings.settle()
             findings.details = {self.name: findings.details}
             self.save()
-        if "serving" in self.only and self.name == self.setting.scale.models[0]:
-            try:
-                self._profile()
-            except Exception as error:
-                self.begin("serving").fail(f"there is no profile: {type(error).__name__}: {error}")
-                self.save()
+        for findings in self.findings:
+            if findings.name == "steps" and findings.rows:
+                self._explain(findings)
         self.setting.drop_runner()
+
+    def _explain(self, findings: Findings) -> None:
+        try:
+            steps.explain(self.setting, findings, self.time, self.name)
+        except Exception as error:
+            findings.note(f"kernels are not listed: {type(error).__name__}: {error}")
+        self.save()
 
     def _profile(self) -> None:
         """What the servers will schedule by, while the model is here."""
+        if "serving" not in self.only or self.name != self.setting.scale.models[0]:
+            return
         from fgengine import profiler
 
-        runner = self.setting.runner(self.name)
-        profile = profiler.make_profile(self.setting.path_of(self.name), runner, self.setting.scale.grid)
-        profile.save(self.setting.profile_path)
+        try:
+            runner = self.setting.runner(self.name)
+            profile = profiler.make_profile(self.setting.path_of(self.name), runner, self.setting.scale.grid)
+            profile.save(self.setting.profile_path)
+        except Exception as error:
+            self.begin("serving").fail(f"there is no profile: {type(error).__name__}: {error}")
+            self.save()
 
 
 def checking_parts(setting: Setting) -> list[str]:

@@ -69,9 +69,14 @@ class Findings:
     details: dict[str, Any] = field(default_factory=dict)
     """What is too much for the table: kernels by time, settings."""
 
+    def __post_init__(self) -> None:
+        self.keep: Callable[[], None] = lambda: None
+        """Called with each row, so that a process that dies loses none."""
+
     def row(self, **fields: Any) -> None:
         """``right=False`` says that what was checked is wrong."""
         self.rows.append(fields)
+        self.keep()
 
     def note(self, sentence: str) -> None:
         self.notes.append(sentence)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from fgengine.config import EngineConfig
@@ -131,7 +132,7 @@ class Setting:
             "device": self.device.type,
             "max_batch_size": scale.max_batch_size,
             "num_device_blocks": scale.device_blocks,
-            "swap_space_bytes": scale.swap_bytes,
+            "swap_space_bytes": min(scale.swap_bytes, psutil.virtual_memory().available // 2),
         }
         return EngineConfig(**{**settings, **more})
 

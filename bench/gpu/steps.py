@@ -53,7 +53,7 @@ def run(setting: Setting, findings: Findings, time: Allowance, model: str) -> No
         judged = is_judged(setting, step, asked, context)
         if not time.enough_for(POINT_SECONDS if setting.on_gpu else 0.0):
             findings.note(f"the time for this section is spent: left out {step} of {asked} x {context} on")
-            return
+            break
         requests = fitting(runner, asked, context)
         if requests == 0:
             findings.note(f"{step} of {asked} x {context}: not even one request fits the pool")
@@ -66,12 +66,25 @@ def run(setting: Setting, findings: Findings, time: Allowance, model: str) -> No
         found = measure(runner, step, requests, context, setting.scale.repeats, ceilings)
         findings.row(model=model, asked=asked, **found)
         if judged:
-            _judge(setting, findings, runner, model, found)
+            findings.targets.append(_target(setting, model, found))
         if judged and step == "decode" and (graphs := runner.graphs) is not None:
             runner.graphs = None
             found = measure(runner, step, requests, context, setting.scale.repeats, ceilings)
             findings.row(model=model, asked=asked, **found | {"step": "decode, eager"})
             runner.graphs = graphs
+
+
+def explain(setting: Setting, findings: Findings, time: Allowance, model: str) -> None:
+    """Where the judged steps' time goes. Comes after all that is timed: a profiler that was used once may go
+    on slowing the process down."""
+    runner = setting.runner(model)
+    for row in list(findings.rows):
+        if not is_judged(setting, row["step"], row["asked"], row["context"]):
+            continue
+        if not time.enough_for(POINT_SECONDS if setting.on_gpu else 0.0):
+            findings.note("the time for this part is spent: kernels are not listed")
+            return
+        _show_kernels(setting, findings, runner, row, _target(setting, model, row))
 
 
 def _points(setting: Setting) -> list[tuple[str, int, int]]:
@@ -86,7 +99,7 @@ def is_judged(setting: Setting, step: str, requests: int, context: int) -> bool:
     scale = setting.scale
     if step == "prefill":
         return context == scale.judged_prefill
-    return (requests, context) == (scale.judged_batch, scale.judged_context)
+    return step == "decode" and (requests, context) == (scale.judged_batch, scale.judged_context)
 
 
 def fitting(runner: TorchRunner, requests: int, context: int) -> int:
@@ -97,25 +110,27 @@ def fitting(runner: TorchRunner, requests: int, context: int) -> int:
     return most // 8 * 8 or most
 
 
-def _judge(
-    setting: Setting, findings: Findings, runner: TorchRunner, model: str, found: dict[str, Any]
+def _target(setting: Setting, model: str, found: dict[str, Any]) -> Target:
+    requests, context = found["requests"], found["context"]
+    if found["step"] == "decode":
+        what = f"{model}, decode of {requests} at context {context}: times its floor"
+        return Target(what, found["ratio"], MOST_TIMES_FLOOR, judged=setting.on_gpu)
+    what = f"{model}, prefill of {context} tokens: share of the matmul rate"
+    share = found["matmul_share"]
+    return Target(what, share, LEAST_MATMUL_SHARE, at_most=False, judged=setting.on_gpu)
+
+
+def _show_kernels(
+    setting: Setting, findings: Findings, runner: TorchRunner, found: dict[str, Any], target: Target
 ) -> None:
     step, requests, context = found["step"], found["requests"], found["context"]
-    if step == "decode":
-        what = f"{model}, decode of {requests} at context {context}: times its floor"
-        target = Target(what, found["ratio"], MOST_TIMES_FLOOR, judged=setting.on_gpu)
-    else:
-        what = f"{model}, prefill of {context} tokens: share of the matmul rate"
-        share = found["matmul_share"]
-        target = Target(what, share, LEAST_MATMUL_SHARE, at_most=False, judged=setting.on_gpu)
-    findings.targets.append(target)
     plan = plan_of(runner, requests, context, context if step == "prefill" else 1)
     try:
         where = breakdown(lambda: runner.execute(plan), PROFILED_STEPS, runner.device)
     except Exception as error:  # the times above are worth more than where they went
         findings.note(f"the profiler gave nothing: {type(error).__name__}: {error}")
         return
-    findings.details[f"{step} {requests} x {context}"] = where
+    findings.details[found["model"]][f"{step} {requests} x {context}"] = where
     busy = where["busy_seconds"]
     findings.note(f"{step} of {requests} x {context}: the device is busy for {seconds(busy)} of it")
     if target.met is False or setting.profile_every_step:

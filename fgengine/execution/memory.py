@@ -84,7 +84,7 @@ def measure(trial: TorchRunner, config: EngineConfig, probe: MemoryProbe, *, gra
     trial.pool.zero_()
     with _shortage_explained(trial, config, probe):
         full, decode = _full_step(trial, config), _decode_step(trial, config)
-        for plan in (full, decode):
+        for plan in (full, decode, _step(trial, [1])):  # one alone has its context split, by other kernels
             trial.execute(plan)  # compiles kernels and fills workspaces: what stays is no step's
         of_steps = [_peak_of(partial(trial.execute, plan), probe) for plan in (full, decode)]
         of_graphs = _peak_of(partial(trial.logits, decode), probe)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -45,7 +46,8 @@ def pinned_empty(sizes: tuple[int, ...], dtype: torch.dtype, cudart: Any = None)
     except (OSError, OverflowError) as error:
         raise ValueError(f"the system does not give {_gib(size)} of memory: {error}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)  # pinning goes page by page
+        with suppress(OSError):  # a kernel without them, as small virtual machines have
+            pages.madvise(mmap.MADV_HUGEPAGE)  # pinning goes page by page
     flat = torch.frombuffer(pages, dtype=torch.uint8)
     cudart = cudart or torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = flat.data_ptr()

@@ -84,6 +84,10 @@ class Policy(ABC):
     def priority(self, request: Request) -> Priority:
         """The request's place: distinct, and ascending along ``order``."""
 
+    def on_start(self, request: Request) -> None:  # noqa: B027 (may do nothing)
+        """It is in the batch just made, and its computation begins with it, or begins anew where its KV was
+        thrown away. The next batch may be made before ``on_step`` tells of this one."""
+
     def on_step(self, request: Request, seconds: float, now: float) -> None:  # noqa: B027 (may do nothing)
         """It was in a batch that took ``seconds``, and goes on. Its progress is already updated.
 
@@ -147,6 +151,10 @@ class SortedPolicy(Policy):
         return self._places[request.id]
 
     def on_step(self, request: Request, seconds: float, now: float) -> None:
+        self.replace(request)
+
+    def replace(self, request: Request) -> None:
+        """Give it the place that its key asks for now."""
         old = self._places[request.id]
         new = (*self.key(request), old[-1])
         if new != old:

@@ -17,7 +17,7 @@ from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager, Where
 from fgengine.kv.transfer import Transfer
 from fgengine.plan import PlanItem, StepPlan, StepResult, TokenEvent
-from fgengine.request import Request
+from fgengine.request import Phase, Request
 from fgengine.scheduling.draft import Counters, Draft, Limits
 from fgengine.scheduling.horizon import ONCE, Horizon, steps_like
 from fgengine.scheduling.policy import Policy
@@ -56,6 +56,9 @@ class Scheduler:
         """The last one that ``presume`` has counted on."""
         self._ending: set[str] = set()
         """Whose last token is being computed: presumed, they hold no memory and are in no further batch."""
+        self._turns: list[tuple[Request, Phase, bool]] = []
+        """Who enters which phase, preempted or not, when the step planned last begins: once the one before it
+        has ended, where they overlap."""
         self._next_step = 0
         self._draft = Draft(0.0, 0)
         """Of the last plan: how it came about says for how long it holds."""
@@ -107,20 +110,23 @@ class Scheduler:
         self.room.keep_reserve(draft)
         batch = {item.request.id: item.request for item in draft.items}
         for id, request in self._running.items():
-            if id not in batch and id not in self._ending and not request.finished:
-                request.preemptions += 1
-                self.counters.preemptions += 1
-                request.enter("queued", now)
+            if id not in batch:
+                self._turns.append((request, "queued", True))
         for id, request in self._delayed.items():
-            if id not in draft.delayed and not request.finished:
-                request.enter("queued", now)
+            if id not in draft.delayed:
+                self._turns.append((request, "queued", False))
         for request in draft.delayed.values():
-            request.enter("swapped", now)
+            self._turns.append((request, "swapped", False))
         self._running, self._delayed = batch, draft.delayed
-        for item in draft.items:
-            request = item.request
-            decode = item.num_tokens == 1 and len(request.tokens) > request.prompt_len
-            request.enter("decode" if decode else "prefill", now)
+        for request, start, num_tokens, _, _ in draft.items:
+            decode = num_tokens == 1 and len(request.tokens) > request.prompt_len
+            phase: Phase = "decode" if decode else "prefill"
+            if request.phase != phase:
+                self._turns.append((request, phase, False))
+            if start == 0:
+                self.policy.on_start(request)
+        if not self._planned:
+            self._take_turns(now)
         plan = StepPlan(self._next_step, draft.items, draft.offloads, draft.uploads)
         if plan.items:
             self._next_step += 1
@@ -148,7 +154,7 @@ class Scheduler:
         if plan is not self._presumed:
             self._presume(plan)
         self.counters.steps += 1
-        events = []
+        events, on_step = [], self.policy.on_step
         for item in plan.items:
             request = item.request
             if request.finish_reason is not None:
@@ -156,7 +162,12 @@ class Scheduler:
             request.last_ran_at = now
             if item.yields_token:
                 events.append(self._settle(item, result, now))
-            self._ran(request, result.seconds, now)
+                if request.finish_reason is not None:
+                    self._finished(request)
+                    continue
+            on_step(request, result.seconds, now)
+        self.counters.generated_tokens += len(events)
+        self._take_turns(now)
         return events
 
     def copied(self, transfers: list[Transfer]) -> None:
@@ -165,6 +176,16 @@ class Scheduler:
             self.kv.finish(transfer)
             if (request := self.requests.get(transfer.request_id)) is not None:
                 self.room.rests(request)
+
+    def _take_turns(self, now: float) -> None:
+        """The step planned last begins."""
+        for request, phase, preempted in self._turns:
+            if request.finish_reason is None:
+                request.enter(phase, now)
+                if preempted:
+                    request.preemptions += 1
+                    self.counters.preemptions += 1
+        self._turns.clear()
 
     def _presume(self, plan: StepPlan) -> None:
         self._presumed = plan
@@ -191,7 +212,6 @@ class Scheduler:
             self.counters.prompt_tokens += request.prompt_len
         if logprob is not None:
             request.logprobs.append(logprob)
-        self.counters.generated_tokens += 1
         params = request.params
         if token in params.stop_token_ids or (token in self.limits.eos_token_ids and not params.ignore_eos):
             request.finish("stop", now)
@@ -199,12 +219,9 @@ class Scheduler:
             request.finish("length", now)
         return TokenEvent(request, token, logprob)
 
-    def _ran(self, request: Request, seconds: float, now: float) -> None:
-        if request.finish_reason is None:
-            self.policy.on_step(request, seconds, now)
-        else:
-            self.counters.finished += 1
-            self._forget(request)
+    def _finished(self, request: Request) -> None:
+        self.counters.finished += 1
+        self._forget(request)
 
     def _forget(self, request: Request) -> None:
         self.policy.remove(request)
@@ -250,7 +267,9 @@ class Scheduler:
                 if len(request.tokens) - request.prompt_len >= request.params.max_tokens:
                     request.finish("length", now)
                     finished.append(request)
-            self._ran(request, seconds, now)
+                    self._finished(request)
+                    continue
+            self.policy.on_step(request, seconds, now)
         return finished
 
     # -- filling a batch -----------------------------------------------------------------------------
@@ -264,7 +283,7 @@ class Scheduler:
         most, items = self.limits.max_batch_size, draft.items
         admitting = True
         seen: set[str] = set()
-        for request in islice(self.policy.order(draft.now), 2 * most):
+        for request in islice(self.policy.order(draft.now), 2 * most + len(self._ending)):
             if len(items) >= most or draft.tokens_left == 0:
                 return
             if request.id in self._ending:
@@ -331,7 +350,8 @@ class Scheduler:
         if pending == 1:
             return 1
         if self.limits.chunked_prefill:
-            others = min(self.limits.max_batch_size, len(self.requests)) - len(draft.items) - 1
+            most = min(self.limits.max_batch_size, len(self.requests) - len(self._ending))
+            others = most - len(draft.items) - 1
             least = 0 if draft.items else 1
             return min(pending, max(least, draft.tokens_left - others))
         if pending <= draft.tokens_left:

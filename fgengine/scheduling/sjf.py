@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 
 from fgengine.request import Request
-from fgengine.scheduling.policy import Priority
+from fgengine.scheduling.policy import PolicyContext, Priority
 from fgengine.scheduling.predicting import PredictingPolicy
 
 LONG_TOKENS = 1024.0
@@ -21,14 +21,25 @@ class SJF(PredictingPolicy):
     summary = "shortest predicted job first, not preemptive, with aging"
     paper = "SSJF (Qiu et al., AIOps'24)"
 
+    def __init__(self, context: PolicyContext) -> None:
+        super().__init__(context)
+        self._begun: set[str] = set()
+
     def key(self, request: Request) -> Priority:
-        begun = request.num_computed > 0 or request.num_generated > 0
+        waits = 0.0 if request.id in self._begun else 1.0
         share = min(1.0, self.predictions[request.id].median / LONG_TOKENS)
-        return (0.0 if begun else 1.0, request.arrival + self.context.starvation_limit * share)
+        return (waits, request.arrival + self.context.starvation_limit * share)
+
+    def remove(self, request: Request) -> None:
+        super().remove(request)
+        self._begun.discard(request.id)
+
+    def on_start(self, request: Request) -> None:
+        self._begun.add(request.id)
+        self.replace(request)
 
     def on_step(self, request: Request, seconds: float, now: float) -> None:
-        if self.priority(request)[0] != 0.0:  # its first step; later ones change nothing
-            super().on_step(request, seconds, now)
+        """No progress changes its place."""
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
         return math.inf

@@ -90,8 +90,6 @@ class VTC(Policy):
     def remove(self, request: Request) -> None:
         job = self._jobs.pop(request.id)
         user = job.user
-        if job.start is None and request.num_computed > 0:
-            self._start(job)  # it ended in its first step
         self._charge_output(job)
         if job.start is None:
             self._leave_queue(job)
@@ -116,11 +114,13 @@ class VTC(Policy):
         first = next(iter(job.user.waiting.values()))
         return (1, job.user.counter + job.prompts_before - first.prompts_before, job.user.rank)
 
-    def on_step(self, request: Request, seconds: float, now: float) -> None:
+    def on_start(self, request: Request) -> None:
         job = self._jobs[request.id]
         if job.start is None:
             self._start(job)
-        self._charge_output(job)
+
+    def on_step(self, request: Request, seconds: float, now: float) -> None:
+        self._charge_output(self._jobs[request.id])
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
         return math.inf

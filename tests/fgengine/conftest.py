@@ -28,7 +28,8 @@ class SymbolicMachine:
 
     A step fails unless every token it attends to lies where the block table says. A copy happens when it
     ends, not when it is submitted, in random order; what it leaves behind is poisoned. The last step's tokens
-    are not looked up in the requests, where they need not stand yet.
+    are not looked up in the requests, where they need not stand yet. A step begins once it is launched and
+    the one before has ended.
     """
 
     def __init__(self, clock: VirtualClock, cost: CostModel, block_size: int, seed: int, eager: bool) -> None:
@@ -40,6 +41,7 @@ class SymbolicMachine:
         self.plans: list[StepPlan] = []
         self.last_tokens: dict[Request, tuple[int, int]] = {}
         """Position and token that the last step gave."""
+        self.busy_until = 0.0
 
     @staticmethod
     def next_token(tokens: list[int]) -> int:
@@ -71,8 +73,13 @@ class SymbolicMachine:
                 last_tokens[request] = (len(tokens), results[request.id])
         self.last_tokens = last_tokens
         seconds = self.cost.step_seconds(StepShape.of_plan(plan))
-        self.clock.advance(seconds)
-        return lambda: StepResult(plan.step, seconds, results)
+        end = self.busy_until = max(self.clock.now(), self.busy_until) + seconds
+
+        def collect() -> StepResult:
+            self.clock.advance_to(max(self.clock.now(), end))
+            return StepResult(plan.step, seconds, results)
+
+        return collect
 
     def submit(self, transfer: Transfer) -> None:
         self.flying.append(transfer)

@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
+from fgengine.cost import CostModel, StepShape
 from fgengine.engine import Engine
 from fgengine.plan import StepPlan, StepResult
 from fgengine.request import SamplingParams
+from fgengine.server import messages
+from fgengine.server.worker import _Loop
 
 Build = Callable[..., Engine]
 
@@ -120,3 +123,164 @@ def test_the_times_of_overlapping_steps_sum_to_the_walls(symbolic_engine: Build)
     assert work.work_steps == len(engine.runner.plans)  # type: ignore[attr-defined]
     assert work.model_seconds > 0.0
     assert work.seconds == pytest.approx(engine.clock.now() - began)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_time_is_charged_to_what_runs_then(symbolic_engine: Build, overlap: bool) -> None:
+    """The step behind is planned while a prompt is computed; its phases begin when it does."""
+    cost = CostModel(step=0.01, prefill_token=0.1)
+    engine = symbolic_engine(overlap=overlap, cost=cost, max_batch_size=1)
+    first, second = engine.generate([[1] * 5, [1] * 8], params(4))
+    assert first.seconds == pytest.approx({"queued": 0.0, "swapped": 0.0, "prefill": 0.51, "decode": 0.03})
+    assert second.seconds == pytest.approx({"queued": 0.54, "swapped": 0.0, "prefill": 0.81, "decode": 0.03})
+
+
+def test_one_that_ends_while_it_is_left_out_was_not_preempted(
+    symbolic_engine: Build,
+) -> None:
+    alone = symbolic_engine().generate([[1] * 5], params(4))[0]
+    engine = symbolic_engine("srpt", overlap=True, max_batch_size=1)
+    request = engine.add("a", [1] * 5, params(40, (alone.tokens[-1],)))
+    while request.num_generated < 3:
+        engine.step()
+    engine.add("b", [2] * 3, params(1))  # planned instead of a while a's fourth token, its last, comes
+    engine.step()
+    assert (request.finish_reason, request.num_generated) == ("stop", 4)
+    while engine.has_work:
+        engine.step()
+    assert request.preemptions == engine.stats()["preemptions"] == 0
+
+
+def test_what_only_grows_only_grows(symbolic_engine: Build) -> None:
+    """Though time between steps passes while one runs: of that no more is counted than it waits for."""
+    engine = symbolic_engine(overlap=True)
+    began = engine.clock.now()
+    for n in (3, 15, 7):
+        engine.add(str(n), [1] * n, params(20))
+    before = engine.stats()
+    while engine.has_work:
+        engine.step()
+        if engine.has_work:
+            engine.clock.advance(0.004)  # type: ignore[attr-defined]
+        after = engine.stats()
+        for name in ("model_seconds", "engine_seconds", "between_seconds"):
+            assert after[name] >= before[name]
+        before = after
+    assert engine.work.seconds == pytest.approx(engine.clock.now() - began)
+    steps = engine.runner.plans  # type: ignore[attr-defined]
+    computed = sum(engine.runner.cost.step_seconds(StepShape.of_plan(plan)) for plan in steps)  # type: ignore[attr-defined]
+    assert engine.work.model_seconds == pytest.approx(computed)
+
+
+def test_time_after_the_last_request_is_nobodys(symbolic_engine: Build) -> None:
+    """A stop token came, and the step that was planned once more is still to be taken in."""
+    alone = symbolic_engine().generate([[1] * 5], params(4))[0]
+    engine = symbolic_engine(overlap=True)
+    engine.generate([[1] * 5], params(40, (alone.tokens[-1],)))
+    assert engine.has_work
+    engine.clock.advance(1000.0)  # type: ignore[attr-defined]
+    engine.generate([[1] * 5], params(4))
+    assert engine.work.seconds < 1.0
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_sjf_lets_who_has_begun_run_on(symbolic_engine: Build, overlap: bool) -> None:
+    """A shorter one comes during its first step."""
+    engine = symbolic_engine("sjf", overlap=overlap, max_batch_size=1)
+    longer = engine.add("longer", [1] * 5, params(40))
+    engine.step()
+    shorter = engine.add("shorter", [1] * 5, params(1))
+    while not longer.finished:
+        engine.step()
+    assert (longer.preemptions, shorter.num_generated) == (0, 0)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_vtc_takes_no_place_away_for_fairness(symbolic_engine: Build, overlap: bool) -> None:
+    """A user who got less asks again during the other's first step."""
+    engine = symbolic_engine("vtc", overlap=overlap, max_batch_size=2)
+    engine.add("a1", [1] * 5, params(60), user="a")
+    engine.add("b1", [1] * 50, params(1), user="b")
+    for _ in range(3):
+        engine.step()
+    other = engine.add("b2", [1] * 5, params(20), user="b")
+    engine.step()
+    engine.add("a2", [1] * 5, params(3), user="a")
+    while not other.finished:
+        engine.step()
+    assert other.preemptions == 0
+
+
+def test_a_piece_of_a_prompt_leaves_no_token_to_who_is_ending(symbolic_engine: Build) -> None:
+    """Chunked, everybody else in the batch is left a token: not those whose last one is computed."""
+    engine = symbolic_engine(overlap=True, chunked_prefill=True, max_tokens_per_batch=8, max_batch_size=4)
+    for id in "abc":
+        engine.add(id, [1, 2], params(1))
+    engine.step()
+    engine.add("long", [1] * 20, params(2))
+    engine.step()
+    assert engine.runner.plans[-1].num_tokens == 8  # type: ignore[attr-defined]
+
+
+def test_the_walk_goes_as_far_past_those_that_are_ending(symbolic_engine: Build) -> None:
+    """Of the next two, the first waits for a copy."""
+    engine = symbolic_engine(overlap=True, max_batch_size=1)
+    engine.add("ending", [1, 2], params(1))
+    engine.step()
+    for id in ("copied", "next"):
+        engine.add(id, [1, 2, 3], params(4))
+    kv = engine.scheduler.kv
+    kv.grow("copied", 3)
+    engine.copies.submit(kv.begin_offload("copied"))
+    engine.step()
+    planned = engine.runner.plans[-1].items  # type: ignore[attr-defined]
+    assert [item.request.id for item in planned] == ["next"]
+
+
+def test_the_server_sends_each_token_when_it_comes_and_blocks_with_nothing_in_flight(
+    symbolic_engine: Build,
+) -> None:
+    """One is aborted while its step runs, one ends with a stop token and one by its length."""
+    engine = symbolic_engine(overlap=True)
+    stop = symbolic_engine().generate([[1] * 5], params(4))[0].tokens[-1]
+    script: list[messages.Command] = [
+        messages.Add("stops", [1] * 5, params(40, (stop,)), 0.0),
+        messages.Add("ends", [2] * 5, params(2), 0.0),
+        messages.Add("leaves", [3] * 5, params(40), 0.0),
+    ]
+    sent: list[messages.Event] = []
+    blocked: list[bool] = []
+
+    class Inbox:
+        """Asked while there is work, it has what has come meanwhile; else it would block."""
+
+        def empty(self) -> bool:
+            if len(engine.runner.plans) == 3 and "leaves" in engine.scheduler.requests:  # type: ignore[attr-defined]
+                script.append(messages.Abort("leaves"))
+            return not script
+
+        def get(self) -> messages.Command | None:
+            if script:
+                return script.pop(0)
+            blocked.append(engine.has_work or engine._running is not None)
+            return None
+
+    _Loop(engine, Inbox(), sent.append).run()  # type: ignore[arg-type]
+    assert blocked == [False]
+    tokens = [step.tokens for step in sent if isinstance(step, messages.Stepped)]
+    assert [sorted(token.id for token in step) for step in tokens] == [
+        ["ends", "leaves", "stops"],
+        ["ends", "leaves", "stops"],
+        ["stops"],  # whose abort came with its third token on its way
+        ["stops"],
+    ]
+    last = {
+        token.id: (number, token) for number, step in enumerate(tokens) for token in step if token.account
+    }
+    assert {id: (number, token.finish_reason) for id, (number, token) in last.items()} == {
+        "ends": (1, "length"),
+        "stops": (3, "stop"),
+    }
+    aborted = [event for event in sent if isinstance(event, messages.Aborted)]
+    assert [event.id for event in aborted] == ["leaves"]
+    assert sent.index(aborted[0]) < sent.index(messages.Stepped(tokens[2]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, note, settings
@@ -33,6 +34,8 @@ NIGHTLY = os.environ.get("FGBENCH_NIGHTLY") == "1"
 NIGHTLY_STEPS = 10_000
 EXAMPLES, RULES = (20, 100) if NIGHTLY else (5, 40)
 """Of each mode, whole prompts and pieces, under each policy."""
+EOS = frozenset(range(0, 1009, 9))
+"""Of the machine's 1009 tokens: most answers end unforeseen where these end them."""
 MOST_STEPS_TO_A_TOKEN = 1000
 """The longest request has 60 tokens, and a step computes one at least: a token comes within some of their
 prompts' lengths (116 steps at the most were seen), however often work is thrown away."""
@@ -59,18 +62,24 @@ class Unruly(RuleBasedStateMachine):
         starvation_limit=st.sampled_from([0.02, 0.2, 30.0]),
         seed=st.integers(0, 1000),
         overlap=st.booleans(),
+        eos=st.sampled_from([frozenset(), EOS]),
     )
-    def start(self, **sizes: int) -> None:
+    def start(self, **sizes: Any) -> None:
         note(self.name)
         self.engine = self.make(**sizes)
         self.machine = self.engine.runner
         self.limits = self.engine.scheduler.limits
 
-    @rule(prompt=st.integers(1, 40), max_tokens=st.integers(1, 20), user=st.sampled_from("abc"))
-    def add(self, prompt: int, max_tokens: int, user: str) -> None:
+    @rule(
+        prompt=st.integers(1, 40),
+        max_tokens=st.integers(1, 20),
+        user=st.sampled_from("abc"),
+        ignore_eos=st.booleans(),
+    )
+    def add(self, prompt: int, max_tokens: int, user: str, ignore_eos: bool) -> None:
         number = len(self.requests)
         tokens = [(number * 7 + k) % 90 for k in range(prompt)]
-        wanted = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        wanted = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=ignore_eos)
         self.requests.append(self.engine.add(str(number), tokens, wanted, user=user))
 
     @precondition(lambda self: self.requests)
@@ -99,7 +108,7 @@ class Unruly(RuleBasedStateMachine):
 
     def one_step(self) -> None:
         plans = self.machine.plans
-        before = len(plans)
+        before, over = len(plans), {request for request in self.requests if request.finished}
         events = self.engine.step()  # raises when the scheduler is stuck
         self.steps[0] += 1
         items = plans[-1].items if len(plans) > before else None
@@ -110,7 +119,7 @@ class Unruly(RuleBasedStateMachine):
             assert not ids & {transfer.request_id for transfer in self.machine.flying}
         if self.engine.overlap:
             items, self.due = self.due, items
-        expected = [i.request for i in items or () if i.yields_token and i.request.finish_reason != "abort"]
+        expected = [item.request for item in items or () if item.yields_token and item.request not in over]
         assert [event.request for event in events] == expected
 
     @invariant()
@@ -160,6 +169,16 @@ class Unruly(RuleBasedStateMachine):
             while len(expected) < len(request.tokens):
                 expected.append(self.machine.next_token(expected))
             assert request.tokens == expected
+            self.ends_in_time(request)
+
+    def ends_in_time(self, request: Request) -> None:
+        answer = request.tokens[request.prompt_len :]
+        ends = frozenset() if request.params.ignore_eos else self.limits.eos_token_ids
+        assert not ends.intersection(answer[:-1])
+        if request.finish_reason != "abort":
+            stopped = answer[-1] in ends
+            assert request.finish_reason == ("stop" if stopped else "length")
+            assert stopped or len(answer) == request.params.max_tokens
 
 
 @pytest.mark.parametrize("policy", policy_names())

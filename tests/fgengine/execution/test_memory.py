@@ -112,7 +112,8 @@ def test_the_largest_step_and_a_full_decode_run_to_the_longest_context(
 ) -> None:
     measure(trial, config(tokens, requests), gpu, graphs=True)
     kinds = [[item.num_tokens for item in plan.items] for plan in gpu.plans]
-    assert kinds == [lengths, [1] * len(lengths)] * 2
+    largest = [lengths, [1] * len(lengths)]
+    assert kinds == [*largest, [1], *largest]
     for item in (item for plan in gpu.plans for item in plan.items):
         assert item.yields_token
         assert item.start + item.num_tokens == 100
@@ -176,4 +177,4 @@ def test_only_the_first_step_compiles(trial: TorchRunner, gpu: FakeGpu) -> None:
     measure(trial, config(64, 4), gpu, graphs=True)
     one = ["settle", "reset_peak", "execute"]
     of_graphs = ["settle", "reset_peak", "logits"]
-    assert order == ["execute", "execute", *one, *one, *of_graphs, "settle"]
+    assert order == ["execute", "execute", "execute", *one, *one, *of_graphs, "settle"]

@@ -50,6 +50,16 @@ def test_it_is_pinned_while_any_part_of_it_is_held() -> None:
     assert cudart.pinned == {}
 
 
+def test_a_system_without_huge_pages_pins_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(pages: object, option: int) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr("fgengine.execution.pinned._PinnedPages.madvise", refused, raising=False)
+    cudart = FakeCudart()
+    pool = pinned_empty((100,), torch.float16, cudart)
+    assert cudart.pinned == {pool.data_ptr(): 200}
+
+
 def test_nothing_is_pinned_for_an_empty_pool() -> None:
     cudart = FakeCudart()
     assert pinned_empty((0, 4), torch.float16, cudart).shape == (0, 4)

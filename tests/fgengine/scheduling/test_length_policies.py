@@ -52,6 +52,8 @@ def order(policy: Policy, now: float = 0.0) -> str:
 def ran(policy: Policy, request: Request, tokens: int = 1) -> None:
     """The request computed what it knew and got a token, so many times."""
     for _ in range(tokens):
+        if request.num_computed == 0:
+            policy.on_start(request)
         request.num_computed = request.num_known
         request.tokens.append(0)
         policy.on_step(request, 1.0, 0.0)
@@ -59,6 +61,8 @@ def ran(policy: Policy, request: Request, tokens: int = 1) -> None:
 
 def ran_piece(policy: Policy, request: Request, tokens: int) -> None:
     """A piece of its prompt was computed."""
+    if request.num_computed == 0:
+        policy.on_start(request)
     request.num_computed += tokens
     policy.on_step(request, 1.0, 0.0)
 
@@ -254,6 +258,9 @@ def test_priorities_ascend_along_the_order_whatever_happens(
             policy.add(request, now)
         elif what == "step":
             batch = [request for _, request in zip(range(size), policy.order(now), strict=False)]
+            for request in batch:
+                if request.num_computed == 0:
+                    policy.on_start(request)
             for place, request in enumerate(batch):
                 if place == 0 and request.num_pending > detail > 0:
                     request.num_computed += detail  # a piece

@@ -39,6 +39,8 @@ def order(policy: VTC) -> str:
 
 def ran(policy: VTC, request: Request) -> None:
     """The request computed what it knew and got a token."""
+    if request.num_computed == 0:
+        policy.on_start(request)
     request.num_computed = request.num_known
     request.tokens.append(0)
     if request.num_generated == request.params.max_tokens:

@@ -46,7 +46,10 @@ class Served:
 
 
 @pytest.fixture
-async def served(tiny_model: Path, codec: TextCodec) -> AsyncIterator[Served]:
+async def served(
+    tiny_model: Path, codec: TextCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Served]:
+    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))  # the profile made here is nobody else's
     seconds: dict[str, float] = {}
 
     @web.middleware
@@ -105,9 +108,9 @@ async def one_round(served: Served) -> list[tuple[float, dict[str, float]]]:
 
 async def test_the_phases_sum_to_the_time_at_the_server(served: Served) -> None:
     """Within 1 %, or 2 ms of a short one. Another program may take the processor while a last piece is on
-    its way from the engine's process, so one round of three must do; the sum is never more than the time."""
+    its way from the engine's process, so one round of five must do; the sum is never more than the time."""
     rounds = []
-    for _ in range(3):
+    for _ in range(5):
         answers = await one_round(served)
         assert sum(account["queued"] for _, account in answers) > 0.1
         assert sum(account["swapped"] for _, account in answers) > 0
