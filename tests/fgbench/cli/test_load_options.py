@@ -67,7 +67,6 @@ def test_a_trace_is_its_own_dataset_unless_another_is_named(trace: Path) -> None
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--concurrency", "4"], "a sweep is over rates, and a closed loop (--concurrency) has none"),
         (["--speedup", "2"], "leave out --speedup"),
         (["--rate-to", "4", "--rates", "inf"], "a ramp needs a finite --rate"),
     ],
