@@ -152,9 +152,8 @@ def _shortage_explained(trial: TorchRunner, config: EngineConfig, probe: MemoryP
         yield
     except torch.OutOfMemoryError as error:
         free, total = probe.free_and_total()
-        weights = (
-            trial.shape.num_parameters * trial.dtype.itemsize
-        )  # what the step had taken is reserved still
+        # Not what is reserved, of which the step that failed still has its part.
+        weights = trial.shape.num_parameters * trial.dtype.itemsize
         gpu = GpuMemory(total, outside=total - free - probe.reserved(), weights=weights)
         raise ValueError(
             f"there is no memory for a step of {config.max_tokens_per_batch} tokens or "
