@@ -1,9 +1,10 @@
 """What scheduling costs: schedule() + update() of one step, by policy, batch and number waiting.
 
-    python bench/scheduler.py [--steps N]
+    python bench/scheduler.py [--steps N] [--only waiting|full]
 
-The steps themselves are simulated, so all the time measured is the scheduler's. Prints a table, and last a
-line of JSON.
+The second table is of a device pool that is full: 30,000 blocks, held by 6,000 requests that have started,
+and a batch of 64, so that each step has to choose whose KV leaves. The steps themselves are simulated, so all
+the time measured is the scheduler's. Prints tables, and last a line of JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fgengine.clock import VirtualClock
+from fgengine.config import Offloading
 from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager
 from fgengine.request import Request, SamplingParams
@@ -25,6 +27,7 @@ from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_names
 from fgengine.scheduling.predictor import Noisy
 from fgengine.scheduling.scheduler import Scheduler
+from fgengine.simulation.copying import SimulatedCopyEngine
 from fgengine.simulation.runner import SimulatedRunner
 
 COST = CostModel(step=0.01, prefill_token=0.0005, decode_request=0.0005)
@@ -43,31 +46,94 @@ def microseconds(policy: str, batch: int, waiting: int, steps: int) -> float:
         scheduler.add(Request.new(str(i), [0] * source.randint(4, 200), params, 0.0), 0.0)
     runner, spent = SimulatedRunner(COST, clock), []
     for _ in range(2 * steps):
-        began = time.perf_counter()
+        began = time.thread_time()
         plan = scheduler.schedule(clock.now())
-        planned = time.perf_counter()
+        planned = time.thread_time()
         result = runner.execute(plan)
-        executed = time.perf_counter()
+        executed = time.thread_time()
         scheduler.update(result, clock.now())
-        spent.append(planned - began + time.perf_counter() - executed)
+        spent.append(planned - began + time.thread_time() - executed)
     return statistics.median(spent[steps:]) * 1e6
+
+
+FULL_BLOCKS, FULL_REQUESTS, FULL_BATCH = 30_000, 6_000, 64
+FULL_MODES: tuple[Offloading, ...] = ("reactive", "proactive")
+FULL_POLICIES = ("mlfq", "sj-mlfq")
+"""Those that start so many requests before the first ones end."""
+
+
+def full_memory(policy: str, mode: Offloading, steps: int) -> dict[str, float]:
+    """Microseconds of a step, median and 99th percentile, once the device pool is full. Requests of 16 to 144
+    prompt tokens, so about five blocks each; the host pool holds four times as many blocks."""
+    clock, source = VirtualClock(), random.Random(0)
+    limits = Limits(FULL_BATCH, 8192, 2048, block_bytes=2**21)
+    context = PolicyContext(COST, max_batch_size=FULL_BATCH, predictor=Noisy(1.0))
+    kv = KVManager(FULL_BLOCKS, 4 * FULL_BLOCKS, 16)
+    scheduler = Scheduler(make_policy(policy, context), kv, limits, offloading=mode, cost=COST)
+    runner, copies = SimulatedRunner(COST, clock), SimulatedCopyEngine(clock, limits.block_bytes, 25e9)
+    spent: list[float] = []
+    added = 0
+    while len(spent) < steps:
+        while len(scheduler.requests) < FULL_REQUESTS + FULL_BATCH:
+            params = SamplingParams(max_tokens=source.randint(100, 1000), temperature=0.0, ignore_eos=True)
+            tokens = [0] * source.randint(16, 144)
+            scheduler.add(Request.new(str(added), tokens, params, clock.now(), f"u{added % 7}"), clock.now())
+            added += 1
+        full = kv.device.num_free < FULL_BATCH
+        began = time.thread_time()
+        scheduler.copied(copies.done())
+        plan = scheduler.schedule(clock.now())
+        planned = time.thread_time()
+        for transfer in (*plan.uploads, *plan.offloads):
+            copies.submit(transfer)
+        if not plan.items:
+            scheduler.copied(copies.wait())
+            continue
+        result = runner.execute(plan)
+        executed = time.thread_time()
+        scheduler.update(result, clock.now())
+        if full or spent:
+            spent.append(planned - began + time.thread_time() - executed)
+    quantiles = statistics.quantiles(spent, n=100)
+    return {"median": round(quantiles[49] * 1e6, 1), "p99": round(quantiles[98] * 1e6, 1)}
+
+
+def waiting_table(steps: int) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    table = Table(title="schedule() + update(), median microseconds a step")
+    for name in ("policy", "batch", *(f"{n:,} waiting" for n in WAITING)):
+        table.add_column(name, justify="right")
+    for policy in policy_names():
+        for batch in BATCHES:
+            figures = {str(n): round(microseconds(policy, batch, n, steps), 1) for n in WAITING}
+            rows.append({"policy": policy, "batch": batch, "microseconds": figures})
+            table.add_row(policy, str(batch), *map(str, figures.values()))
+    Console().print(table)
+    return rows
+
+
+def full_table(steps: int) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    title = f"the same with {FULL_BLOCKS:,} blocks full of {FULL_REQUESTS:,} requests, batch {FULL_BATCH}"
+    table = Table(title=title)
+    for name in ("policy", "offloading", "median", "p99"):
+        table.add_column(name, justify="right")
+    for policy in FULL_POLICIES:
+        for mode in FULL_MODES:
+            figures = full_memory(policy, mode, steps)
+            rows.append({"policy": policy, "offloading": mode, "microseconds": figures})
+            table.add_row(policy, mode, *map(str, figures.values()))
+    Console().print(table)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
-    steps = parser.parse_args().steps
-    rows = []
-    for policy in policy_names():
-        for batch in BATCHES:
-            figures = {str(n): round(microseconds(policy, batch, n, steps), 1) for n in WAITING}
-            rows.append({"policy": policy, "batch": batch, "microseconds": figures})
-    table = Table(title="schedule() + update(), median microseconds a step")
-    for name in ("policy", "batch", *(f"{n:,} waiting" for n in WAITING)):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(str(row["policy"]), str(row["batch"]), *map(str, row["microseconds"].values()))  # type: ignore[attr-defined]
-    Console().print(table)
+    parser.add_argument("--only", choices=("waiting", "full"))
+    chosen = parser.parse_args()
+    rows = [] if chosen.only == "full" else waiting_table(chosen.steps)
+    rows += [] if chosen.only == "waiting" else full_table(5 * chosen.steps)
     print(json.dumps(rows))
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Offloading = Literal["none", "reactive", "proactive", "recompute", "auto"]
+Offloading = Literal["none", "reactive", "proactive", "blocking", "recompute", "auto"]
 
 
 @dataclass(frozen=True, slots=True)

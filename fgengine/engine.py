@@ -176,8 +176,9 @@ class Engine:
         if self._running is not None:
             self.scheduler.presume()
         plan = self.scheduler.schedule(self.clock.now())
-        # Before the step is launched: copies wait for the steps before it, not for itself.
-        for transfer in (*plan.offloads, *plan.uploads):
+        # Before the step is launched: copies wait for the steps before it, not for itself. Uploads go first:
+        # requests at the front of the order wait for them, and for no offload of this plan.
+        for transfer in (*plan.uploads, *plan.offloads):
             self.copies.submit(transfer)
         launched = (plan, self.runner.launch(plan)) if plan.items else None
         if launched and not self.overlap:
@@ -224,7 +225,7 @@ class Engine:
             "waiting": len(scheduler.requests) - running - swapped,
             "free_device_blocks": kv.device.num_free,
             "num_device_blocks": kv.device.num_blocks,
-            "free_host_blocks": kv.host.num_free,
+            "free_host_blocks": kv.host_available,
             "num_host_blocks": kv.host.num_blocks,
             "transfers_in_flight": kv.transfers_in_flight,
             "block_bytes": scheduler.limits.block_bytes,

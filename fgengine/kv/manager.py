@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -21,15 +22,20 @@ class Where(Enum):
 class _Holding:
     device: list[int] = field(default_factory=list)
     host: list[int] = field(default_factory=list)
+    """Where the KV is on the device: a copy of its first ``saved_tokens`` tokens, or empty."""
+    saved_tokens: int = 0
+    """Leading tokens whose KV ``host`` holds, or will hold when the running offload ends."""
     transfer: Transfer | None = None
 
 
 class KVManager:
     """Accounts for two pools of blocks; it moves no bytes itself.
 
-    A transfer takes its target blocks when it begins and gives its source blocks back when it has
-    finished, so a block that is being copied belongs to nobody else. Invariant at every tier, always:
-    free + held by requests + held by abandoned transfers = total.
+    A transfer takes its target blocks when it begins and gives an offload's source blocks back when it has
+    finished, so a block that is being copied has one owner. KV is append-only, so the host blocks of a
+    request stay valid after its upload: they are retained, and the next offload copies only the blocks
+    written since. Retained copies are given up, the oldest first, when others need host blocks.
+    Invariant at every tier, always: free + held by requests + held by abandoned transfers = total.
     """
 
     def __init__(self, num_device_blocks: int, num_host_blocks: int, block_size: int) -> None:
@@ -40,9 +46,19 @@ class KVManager:
         self._transfers: dict[int, Transfer] = {}
         self._abandoned: set[int] = set()
         """Transfers whose request was released midway: both ends are freed when the copy is done."""
+        self._retained: OrderedDict[str, None] = OrderedDict()
+        """Requests on the device with a copy of their KV on the host, the oldest copy first."""
+        self._retained_blocks = 0
         self._next_transfer = 0
         self.incoming = 0
         """Device blocks that running copies will give back."""
+        self.in_flight: dict[Direction, int] = {"offload": 0, "upload": 0}
+        """Blocks that are being copied in each direction."""
+
+    @property
+    def host_available(self) -> int:
+        """Host blocks that offloads can take: the free ones, and those of retained copies."""
+        return self.host.num_free + self._retained_blocks
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -80,6 +96,10 @@ class KVManager:
         holding = self._holdings.get(request_id)
         return self.blocks_for(num_tokens) - (0 if holding is None else len(holding.device))
 
+    def unsaved_blocks(self, request_id: str, num_tokens: int) -> int:
+        """Blocks that an offload of the request's first ``num_tokens`` tokens has to copy."""
+        return self.blocks_for(num_tokens) - self._saved_blocks(self._holdings[request_id], num_tokens)
+
     def grow(self, request_id: str, num_tokens: int) -> None:
         """Lengthen the device table to hold ``num_tokens`` tokens.
 
@@ -92,14 +112,36 @@ class KVManager:
             blocks = self.device.take(missing)
             self._holdings.setdefault(request_id, _Holding()).device.extend(blocks)
 
-    def begin_offload(self, request_id: str) -> Transfer:
-        """Device to host. Raises ValueError when it is not on the device or the host pool is short."""
+    def begin_offload(self, request_id: str, num_tokens: int) -> Transfer | None:
+        """Device to host: the KV of the request's first ``num_tokens`` tokens.
+
+        Device blocks that the host has a copy of, and those that hold no token, are free at once. Returns the
+        copy of the others; None where there are none: the KV is on the host now.
+
+        Raises ValueError when the KV is not on the device, ``num_tokens`` is not positive or more than the
+        device table holds, or the host pool is short; nothing has changed then.
+        """
         holding = self._holdings.get(request_id)
         if holding is None or self.where(request_id) is not Where.DEVICE:
             raise ValueError(f"{request_id} has no KV on the device to offload")
-        holding.host = self.host.take(len(holding.device))
-        self.incoming += len(holding.device)
-        return self._begin(request_id, holding, "offload")
+        needed = self.blocks_for(num_tokens)
+        if not 0 < needed <= len(holding.device):
+            raise ValueError(
+                f"{request_id} holds {len(holding.device)} device blocks, not {num_tokens} tokens"
+            )
+        if needed > self.host_available:
+            raise ValueError(f"{needed} host blocks wanted, {self.host_available} available")
+        self._unretain(request_id, holding)
+        self._reclaim(needed - len(holding.host))
+        holding.host += self.host.take(needed - len(holding.host))
+        saved = self._saved_blocks(holding, num_tokens)
+        unsaved = holding.device[saved:needed]
+        self.device.give(holding.device[:saved] + holding.device[needed:])
+        holding.device, holding.saved_tokens = unsaved, num_tokens
+        if not unsaved:
+            return None
+        self.incoming += len(unsaved)
+        return self._begin(request_id, holding, "offload", unsaved, holding.host[saved:])
 
     def begin_upload(self, request_id: str) -> Transfer:
         """Host to device. Raises ValueError when it is not on the host or the device pool is short."""
@@ -107,35 +149,39 @@ class KVManager:
         if holding is None or self.where(request_id) is not Where.HOST:
             raise ValueError(f"{request_id} has no KV on the host to upload")
         holding.device = self.device.take(len(holding.host))
-        return self._begin(request_id, holding, "upload")
+        return self._begin(request_id, holding, "upload", holding.host, holding.device)
 
     def finish(self, transfer: Transfer) -> None:
-        """The copy's bytes are in place: the source blocks are free from now on."""
+        """The copy's bytes are in place: an offload's device blocks are free from now on."""
         if self._transfers.pop(transfer.id, None) is not transfer:
             raise ValueError(f"transfer {transfer.id} is not in flight")
         offload = transfer.direction == "offload"
-        source, target = (self.device, self.host) if offload else (self.host, self.device)
-        source.give(transfer.source)
-        if offload:
-            self.incoming -= len(transfer.source)
+        self.in_flight[transfer.direction] -= len(transfer.source)
         if transfer.id in self._abandoned:
             self._abandoned.remove(transfer.id)
-            target.give(transfer.target)
+            device, host = transfer.source, transfer.target
             if not offload:
-                self.incoming -= len(transfer.target)
+                device, host = host, device
+            self.device.give(device)
+            self.host.give(host)
+            self.incoming -= len(device)
             return
         holding = self._holdings[transfer.request_id]
         holding.transfer = None
         if offload:
+            self.device.give(transfer.source)
+            self.incoming -= len(transfer.source)
             holding.device = []
         else:
-            holding.host = []
+            self._retained[transfer.request_id] = None
+            self._retained_blocks += len(holding.host)
 
     def release(self, request_id: str) -> None:
         """Forget the request's KV, from any state; blocks in a running copy are freed when it is done."""
         holding = self._holdings.pop(request_id, None)
         if holding is None:
             return
+        self._unretain(request_id, holding)
         if holding.transfer is None:
             self.device.give(holding.device)
             self.host.give(holding.host)
@@ -143,6 +189,8 @@ class KVManager:
         self._abandoned.add(holding.transfer.id)
         if holding.transfer.direction == "upload":
             self.incoming += len(holding.device)
+        else:
+            self.host.give(holding.host[: len(holding.host) - len(holding.transfer.target)])
 
     @property
     def transfers_in_flight(self) -> int:
@@ -169,17 +217,44 @@ class KVManager:
         )
         if self.incoming != expected:
             raise AssertionError(f"incoming is {self.incoming}, transfers say {expected}")
+        for direction, blocks in self.in_flight.items():
+            flying = sum(len(t.source) for t in self._transfers.values() if t.direction == direction)
+            if blocks != flying:
+                raise AssertionError(f"{direction}: {blocks} blocks in flight, transfers say {flying}")
+        retained = {id for id, h in self._holdings.items() if h.device and h.host and h.transfer is None}
+        if retained != set(self._retained):
+            raise AssertionError(f"retained are {set(self._retained)}, holdings say {retained}")
+        if self._retained_blocks != sum(len(self._holdings[id].host) for id in retained):
+            raise AssertionError(f"{self._retained_blocks} retained blocks, holdings say otherwise")
 
-    def _begin(self, request_id: str, holding: _Holding, direction: Direction) -> Transfer:
-        offload = direction == "offload"
-        transfer = Transfer(
-            id=self._next_transfer,
-            request_id=request_id,
-            direction=direction,
-            source=tuple(holding.device if offload else holding.host),
-            target=tuple(holding.host if offload else holding.device),
-        )
+    def _saved_blocks(self, holding: _Holding, num_tokens: int) -> int:
+        """Leading blocks that the host has as they are, now that ``num_tokens`` tokens are computed. A block
+        that was not full when it was copied has changed if a token has come since."""
+        if holding.saved_tokens == num_tokens:
+            return self.blocks_for(num_tokens)
+        return holding.saved_tokens // self.block_size
+
+    def _unretain(self, request_id: str, holding: _Holding) -> None:
+        """Its host blocks are no longer there for others to take."""
+        if request_id in self._retained:
+            del self._retained[request_id]
+            self._retained_blocks -= len(holding.host)
+
+    def _reclaim(self, blocks: int) -> None:
+        """Give up retained copies until so many host blocks are free."""
+        while self.host.num_free < blocks:
+            request_id = next(iter(self._retained))
+            holding = self._holdings[request_id]
+            self._unretain(request_id, holding)
+            self.host.give(holding.host)
+            holding.host, holding.saved_tokens = [], 0
+
+    def _begin(
+        self, request_id: str, holding: _Holding, direction: Direction, source: list[int], target: list[int]
+    ) -> Transfer:
+        transfer = Transfer(self._next_transfer, request_id, direction, tuple(source), tuple(target))
         self._next_transfer += 1
         self._transfers[transfer.id] = transfer
+        self.in_flight[direction] += len(source)
         holding.transfer = transfer
         return transfer

@@ -35,6 +35,8 @@ class Counters:
     """Computed tokens thrown away, for want of room in the host pool or because that was cheaper."""
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    pressure_seconds: float = 0.0
+    """Seconds in which KV memory was under pressure: nothing new started."""
 
 
 @dataclass(slots=True)
@@ -52,8 +54,10 @@ class Draft:
     """Whose turn it is, but whose KV is on the host or on its way."""
     has_prefill: bool = False
     short: bool = False
-    """Somebody did not find the room it needs among the free blocks."""
-    dropped: bool = False
-    """Computed work was thrown away."""
-    victims: list[tuple[float, Priority, Request]] | None = None
-    """Requests on the device, the first to leave at the end; made when memory first runs short."""
+    """A request did not find the blocks it needs among the free ones."""
+    moved: bool = False
+    """KV left the device, or comes back to it."""
+    next_up: list[Request] = field(default_factory=list)
+    """Requests on the host whose turn comes soon, the next one in front."""
+    leaving: list[tuple[Priority, Request]] | None = None
+    """Under proactive offloading: the requests that leave first, made when memory first runs short."""

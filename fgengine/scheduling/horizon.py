@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fgengine.kv.manager import KVManager
 from fgengine.plan import PlanItem
 from fgengine.scheduling.draft import Draft
-from fgengine.scheduling.room import Room
+from fgengine.scheduling.residency import KVResidency
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +25,27 @@ class Horizon:
 ONCE = Horizon(1, math.inf)
 
 
-def steps_like(draft: Draft, kv: KVManager, room: Room) -> int:
+def steps_like(draft: Draft, kv: KVManager, residency: KVResidency) -> int:
     """How often the plan just made would be made again, were it made at every step, the policy's order being
     the same.
 
     Conservative: 1 wherever it cannot be told. A plan of decodes holds until one of them ends, as long as the
     free blocks last; where memory is short, until one of them needs a block.
     """
-    if draft.has_prefill or draft.offloads or draft.uploads or draft.dropped:
+    if draft.has_prefill or draft.moved:
         return 1
     steps = _steps_to_an_end(draft.items)
+    if (steady := residency.pressure.steady_steps(len(draft.items))) is not None:
+        steps = min(steps, steady)
     spare = 0 if draft.short else kv.device.num_free
-    if room.reserve is not None:
-        # Who comes back and who leaves ahead of need hangs on waits that change with every step.
-        reserve = room.reserve.blocks(draft.now)
-        if room.swapped or kv.transfers_in_flight or spare < reserve:
+    if (until_full := residency.pressure.blocks_until_full) is not None:
+        if until_full < 0:
+            return 1  # the next step begins under pressure
+        spare = min(spare, until_full)
+    if residency.reserve is not None:
+        # Which requests are moved ahead of need depends on waits, which change with every step.
+        reserve = residency.reserve.blocks(draft.now)
+        if residency.swapped or kv.transfers_in_flight or spare < reserve:
             return 1
         spare -= reserve
     return _steps_within(spare, draft.items, steps, kv.block_size) if steps > 1 else 1

@@ -10,7 +10,7 @@ computed, all but the values of its tokens. Those come with ``update``, as does 
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
+from itertools import chain, islice
 
 from fgengine.config import Offloading
 from fgengine.cost import CostModel
@@ -21,7 +21,7 @@ from fgengine.request import Phase, Request
 from fgengine.scheduling.draft import Counters, Draft, Limits
 from fgengine.scheduling.horizon import ONCE, Horizon, steps_like
 from fgengine.scheduling.policy import Policy
-from fgengine.scheduling.room import Room
+from fgengine.scheduling.residency import KVResidency
 
 
 class RequestRefused(ValueError):
@@ -45,7 +45,7 @@ class Scheduler:
         self.counters = Counters()
         self.requests: dict[str, Request] = {}
         """All unfinished requests by id."""
-        self.room = Room(policy, kv, limits, self.counters, offloading, cost)
+        self.residency = KVResidency(policy, kv, limits, self.counters, offloading, cost)
         self._running: dict[str, Request] = {}
         """The last batch."""
         self._delayed: dict[str, Request] = {}
@@ -73,7 +73,12 @@ class Scheduler:
 
     @property
     def num_swapped(self) -> int:
-        return len(self.room.swapped)
+        return len(self.residency.swapped)
+
+    @property
+    def under_pressure(self) -> bool:
+        """Whether KV memory is nearly full: nothing new starts, and started requests run by arrival."""
+        return self.residency.pressure.active
 
     def add(self, request: Request, now: float) -> None:
         """Raises RequestRefused for a request that can never fit or whose id is in use."""
@@ -92,7 +97,7 @@ class Scheduler:
             )
         self.requests[request.id] = request
         self.policy.add(request, now)
-        self.room.arrived(request, now)
+        self.residency.arrived(request, now)
 
     def abort(self, request_id: str, now: float) -> Request | None:
         """Forget the request, from any state; None when it is not known (any more)."""
@@ -106,25 +111,35 @@ class Scheduler:
     def schedule(self, now: float) -> StepPlan:
         """The next step. Every transfer in it is submitted and every item executed by the caller."""
         draft = self._draft = Draft(now, self.limits.max_tokens_per_batch)
+        residency = self.residency
+        residency.begin_step(now)
+        if residency.blocking and self.kv.transfers_in_flight:
+            return StepPlan(self._next_step)
         self._walk(draft)
-        self.room.keep_reserve(draft)
+        residency.work_ahead(draft)
+        held: dict[str, Request] = {}
+        if residency.blocking and (draft.offloads or draft.uploads):
+            held = {item.request.id: item.request for item in draft.items}
+            draft.delayed |= held
+            draft.items.clear()
         batch = {item.request.id: item.request for item in draft.items}
         for id, request in self._running.items():
             if id not in batch:
-                self._turns.append((request, "queued", True))
+                self._turns.append((request, "queued", id not in held))
         for id, request in self._delayed.items():
             if id not in draft.delayed:
                 self._turns.append((request, "queued", False))
         for request in draft.delayed.values():
             self._turns.append((request, "swapped", False))
         self._running, self._delayed = batch, draft.delayed
-        for request, start, num_tokens, _, _ in draft.items:
-            decode = num_tokens == 1 and len(request.tokens) > request.prompt_len
+        for request, start, num_tokens, _, yields_token in draft.items:
+            decode = num_tokens == 1 and yields_token and len(request.tokens) > request.prompt_len
             phase: Phase = "decode" if decode else "prefill"
             if request.phase != phase:
                 self._turns.append((request, phase, False))
             if start == 0:
                 self.policy.on_start(request)
+        residency.ran(batch.values())
         if not self._planned:
             self._take_turns(now)
         plan = StepPlan(self._next_step, draft.items, draft.offloads, draft.uploads)
@@ -166,6 +181,8 @@ class Scheduler:
                     self._finished(request)
                     continue
             on_step(request, result.seconds, now)
+        self.residency.ran(item.request for item in plan.items)
+        self.residency.pressure.budget.computed(plan.num_tokens)
         self.counters.generated_tokens += len(events)
         self._take_turns(now)
         return events
@@ -175,7 +192,7 @@ class Scheduler:
         for transfer in transfers:
             self.kv.finish(transfer)
             if (request := self.requests.get(transfer.request_id)) is not None:
-                self.room.rests(request)
+                self.residency.copied(request)
 
     def _take_turns(self, now: float) -> None:
         """The step planned last begins."""
@@ -196,7 +213,7 @@ class Scheduler:
             if yields_token:
                 request.tokens.append(0)
                 if len(request.tokens) - request.prompt_len >= request.params.max_tokens:
-                    self.room.forget(request)
+                    self.residency.forget(request)
                     self._ending.add(request.id)
 
     def _settle(self, item: PlanItem, result: StepResult, now: float) -> TokenEvent:
@@ -225,7 +242,7 @@ class Scheduler:
 
     def _forget(self, request: Request) -> None:
         self.policy.remove(request)
-        self.room.forget(request)
+        self.residency.forget(request)
         self._ending.discard(request.id)
         for group in (self.requests, self._running, self._delayed):
             group.pop(request.id, None)
@@ -236,7 +253,7 @@ class Scheduler:
         """How often, and until when, the plan just made for ``now`` would be made again at every step."""
         if self.limits.eos_token_ids:
             return ONCE
-        steps = steps_like(self._draft, self.kv, self.room)
+        steps = steps_like(self._draft, self.kv, self.residency)
         if steps <= 1:
             return ONCE
         return Horizon(steps, now + self.policy.steady_seconds(self._running.values(), now))
@@ -270,12 +287,14 @@ class Scheduler:
                     self._finished(request)
                     continue
             self.policy.on_step(request, seconds, now)
+        self.residency.ran(item.request for item in plan.items)
+        self.residency.pressure.budget.computed(plan.num_tokens * steps)  # several steps are of decodes
         return finished
 
     # -- filling a batch -----------------------------------------------------------------------------
 
     def _walk(self, draft: Draft) -> None:
-        """In policy order until the batch is full, the tokens are spent or the memory is.
+        """In order until the batch is full, the tokens are spent or the memory is.
 
         A request that waits for a copy takes no place in the batch; as many again as the batch holds are
         looked at for those, so that a step never depends on the number of waiting requests.
@@ -283,33 +302,44 @@ class Scheduler:
         most, items = self.limits.max_batch_size, draft.items
         admitting = True
         seen: set[str] = set()
-        for request in islice(self.policy.order(draft.now), 2 * most + len(self._ending)):
+        for request in islice(self.residency.pressure.order(draft.now), 2 * most + len(self._ending)):
             if len(items) >= most or draft.tokens_left == 0:
-                return
+                if self.residency.reserve is None:
+                    return
+                if request.id in self.residency.swapped:
+                    draft.next_up.append(request)
+                continue
             if request.id in self._ending:
                 continue
+            seen.add(request.id)
             if admitting:
-                seen.add(request.id)
                 admitting = self._try(request, draft)
             elif self._runs_in_place(request):
+                self._try(request, draft, evict=False)
+        if admitting and not draft.delayed:
+            return
+        # The first in the order wait for memory or copies. Those that need neither run on meanwhile, however
+        # far back in the order: the last batch first, since its policy gave it the device.
+        last_batch = sorted(self._running.values(), key=self.residency.pressure.priority)
+        for request in chain(last_batch, self.residency.in_order(2 * most + len(seen))):
+            if len(items) >= most or draft.tokens_left == 0:
+                return
+            if request.id not in seen and self._runs_in_place(request):
                 seen.add(request.id)
                 self._try(request, draft, evict=False)
-        if admitting:
+        if items or self.kv.transfers_in_flight:
             return
-        # Nobody can be admitted; who ran last and needs no room runs on, however far back in the order. Where
-        # that is nobody, nothing is on its way and a step is to be had at all, it is one of the others.
-        for group in (self._running, self.room.resident):
-            rest = [r for r in group.values() if r.id not in seen and self._runs_in_place(r)]
-            for request in sorted(rest, key=self.policy.priority):
-                if len(items) >= most or draft.tokens_left == 0:
-                    return
-                self._try(request, draft, evict=False)
+        # Every request on the device needs a block and none is free: the first goes on at the others' cost.
+        for request in self.residency.in_order(most):
+            draft.claimed = 0
+            self._try(request, draft)
             if items or self.kv.transfers_in_flight:
                 return
 
     def _runs_in_place(self, request: Request) -> bool:
         """Whether it may run without being admitted: a decode, or one that has room for its longest."""
-        return request.id in self.room.resident and (request.num_pending == 1 or self.room.booked)
+        residency = self.residency
+        return request.id in residency.resident and (request.num_pending == 1 or residency.booked)
 
     def _try(self, request: Request, draft: Draft, *, evict: bool = True) -> bool:
         """Put the request into the batch, or start what it waits for. False: let no later one be admitted."""
@@ -327,17 +357,17 @@ class Scheduler:
             return True
         if where is Where.HOST:
             draft.delayed[request.id] = request
-            return self.room.bring_back(request, draft, evict=evict) != "never"
+            return self.residency.bring_back(request, draft, evict=evict) != "never"
         count = self._tokens_now(pending, draft)
         if count == 0:
             return self.limits.chunked_prefill  # a decode may find its token where a prompt found none
         reached = start + count
-        found = self.room.admit(request, reached, draft, evict=evict)
+        found = self.residency.admit(request, reached, draft, evict=evict)
         if found == "now":
             yields = reached == len(request.tokens)
             draft.items.append(PlanItem(request, start, count, kv.table(request.id), yields))
             draft.tokens_left -= count
-            draft.has_prefill |= count > 1
+            draft.has_prefill |= pending > 1
         return found != "never"
 
     def _tokens_now(self, pending: int, draft: Draft) -> int:

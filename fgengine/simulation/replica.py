@@ -103,7 +103,7 @@ class Replica:
             self.outstanding_seconds = 0.0  # whatever sums and differences have left of it
             return
         plan = self.scheduler.schedule(now)
-        for transfer in (*plan.offloads, *plan.uploads):
+        for transfer in (*plan.uploads, *plan.offloads):
             self.copies.submit(transfer)
         if plan.items:
             self._begin_leap(plan, now)

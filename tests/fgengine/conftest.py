@@ -106,7 +106,8 @@ class SymbolicMachine:
                 for i in range(self.block_size):
                     target.pop((new, i), None)
                     if (old, i) in source:
-                        target[new, i] = source.pop((old, i))
+                        # An upload leaves the host's copy as it is: the next offload counts on it.
+                        target[new, i] = source.pop((old, i)) if offload else source[old, i]
         return chosen
 
 

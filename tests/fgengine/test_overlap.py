@@ -231,7 +231,7 @@ def test_the_walk_goes_as_far_past_those_that_are_ending(symbolic_engine: Build)
         engine.add(id, [1, 2, 3], params(4))
     kv = engine.scheduler.kv
     kv.grow("copied", 3)
-    engine.copies.submit(kv.begin_offload("copied"))
+    engine.copies.submit(kv.begin_offload("copied", 3))
     engine.step()
     planned = engine.runner.plans[-1].items  # type: ignore[attr-defined]
     assert [item.request.id for item in planned] == ["next"]

@@ -29,7 +29,7 @@ from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.policy import policy_names
 
 Build = Callable[..., Engine]
-MODES = ["none", "reactive", "proactive", "recompute", "auto"]
+MODES = ["none", "reactive", "proactive", "blocking", "recompute", "auto"]
 NIGHTLY = os.environ.get("FGBENCH_NIGHTLY") == "1"
 NIGHTLY_STEPS = 10_000
 EXAMPLES, RULES = (20, 100) if NIGHTLY else (5, 40)
@@ -140,8 +140,8 @@ class Unruly(RuleBasedStateMachine):
     def is_in_one_place(self, request: Request) -> None:
         scheduler = self.engine.scheduler
         where = scheduler.kv.where(request.id)
-        assert (request.id in scheduler.room.resident) == (where is Where.DEVICE)
-        assert (request.id in scheduler.room.swapped) == (where is Where.HOST)
+        assert (request.id in scheduler.residency.resident) == (where is Where.DEVICE)
+        assert (request.id in scheduler.residency.swapped) == (where is Where.HOST)
         room = scheduler.kv.num_blocks(request.id) * scheduler.kv.block_size
         assert request.num_computed <= room or request.finished or request.id in scheduler._ending
         if request.finished:

@@ -92,7 +92,8 @@ class Traffic:
             self.kv.finish(transfer)
             offload = transfer.direction == OFFLOAD
             source, target = (self.device, self.host) if offload else (self.host, self.device)
-            source[list(transfer.source)] = POISON
+            if offload or abandoned:
+                source[list(transfer.source)] = POISON  # an upload leaves the host's copy as it is
             if abandoned:
                 target[list(transfer.target)] = POISON
             self.uploaded += not offload and not abandoned
@@ -108,8 +109,9 @@ class Traffic:
             self.lengths[id], self.lives[id] = 0, next(self.births)
         for id in self.random.sample(sorted(self.lengths), len(self.lengths)):
             where, choice = kv.where(id), self.random.random()
-            if where is Where.DEVICE and choice < 0.25 and kv.num_blocks(id) <= kv.host.num_free:
-                transfers.append(kv.begin_offload(id))
+            if where is Where.DEVICE and choice < 0.25 and kv.num_blocks(id) <= kv.host_available:
+                transfer = kv.begin_offload(id, self.lengths[id])
+                transfers += [transfer] if transfer else []
             elif where is Where.DEVICE and choice < 0.35:  # thrown away, to be computed again
                 kv.release(id)
                 self.lengths[id], self.lives[id] = 0, next(self.births)

@@ -12,6 +12,11 @@ from fgengine.kv.pool import BlockPool
 from fgengine.kv.transfer import Transfer
 
 
+def begun(transfer: Transfer | None) -> Transfer:
+    assert transfer is not None
+    return transfer
+
+
 def test_a_pool_hands_out_each_block_once_and_refuses_to_go_short() -> None:
     pool = BlockPool(3)
     taken = pool.take(3)
@@ -46,7 +51,8 @@ def test_tokens_fill_blocks_to_the_edge() -> None:
 def test_offloaded_blocks_are_free_only_when_their_copy_is_done() -> None:
     kv = KVManager(2, 2, 16)
     kv.grow("a", 32)
-    transfer = kv.begin_offload("a")
+    transfer = kv.begin_offload("a", 32)
+    assert transfer is not None
     assert kv.where("a") is Where.OFFLOADING
     assert (kv.device.num_free, kv.incoming, kv.host.num_free) == (0, 2, 0)
     kv.finish(transfer)
@@ -56,7 +62,52 @@ def test_offloaded_blocks_are_free_only_when_their_copy_is_done() -> None:
     assert kv.host.num_free == 0
     kv.finish(back)
     assert kv.where("a") is Where.DEVICE
-    assert kv.host.num_free == 2
+    assert (kv.host.num_free, kv.host_available) == (0, 2)  # the copy stays until others need the blocks
+    kv.check()
+
+
+def test_only_blocks_written_since_the_upload_are_copied_out_again() -> None:
+    kv = KVManager(8, 8, 16)
+    kv.grow("a", 40)
+    kv.finish(begun(kv.begin_offload("a", 40)))
+    kv.finish(kv.begin_upload("a"))
+    assert kv.unsaved_blocks("a", 40) == 0
+    assert kv.unsaved_blocks("a", 41) == 1  # the third block had room for more, and has changed
+    kv.grow("a", 50)
+    device, transfer = list(kv.table("a")), begun(kv.begin_offload("a", 50))
+    assert list(transfer.source) == device[2:]
+    assert kv.device.num_free == 6  # the first two were free at once
+    kv.finish(transfer)
+    assert kv.host.num_free == 4
+    kv.check()
+
+
+def test_unchanged_kv_leaves_without_a_copy_and_empty_blocks_are_not_copied() -> None:
+    kv = KVManager(8, 8, 16)
+    kv.grow("a", 64)  # the last two blocks hold no token
+    kv.finish(begun(kv.begin_offload("a", 32)))
+    kv.finish(kv.begin_upload("a"))
+    kv.grow("a", 48)
+    assert kv.begin_offload("a", 32) is None
+    assert kv.where("a") is Where.HOST
+    assert (kv.device.num_free, kv.host.num_free, kv.transfers_in_flight) == (8, 6, 0)
+    kv.check()
+
+
+def test_retained_copies_are_given_up_for_others_the_oldest_first() -> None:
+    kv = KVManager(8, 4, 16)
+    for id in "ab":
+        kv.grow(id, 32)
+        kv.finish(begun(kv.begin_offload(id, 32)))
+    for id in "ab":
+        kv.finish(kv.begin_upload(id))
+    kv.grow("c", 16)
+    kv.finish(begun(kv.begin_offload("c", 16)))
+    assert (kv.unsaved_blocks("a", 32), kv.unsaved_blocks("b", 32)) == (2, 0)
+    kv.grow("b", 64)
+    with pytest.raises(ValueError, match="4 host blocks wanted, 3 available"):
+        kv.begin_offload("b", 64)
+    assert kv.unsaved_blocks("b", 32) == 0  # nothing has changed
     kv.check()
 
 
@@ -64,7 +115,7 @@ def test_offloaded_blocks_are_free_only_when_their_copy_is_done() -> None:
 def test_release_in_the_middle_of_a_copy_frees_both_ends_when_it_is_done(direction: str) -> None:
     kv = KVManager(3, 3, 16)
     kv.grow("a", 48)
-    transfer = kv.begin_offload("a")
+    transfer = begun(kv.begin_offload("a", 48))
     if direction == "upload":
         kv.finish(transfer)
         transfer = kv.begin_upload("a")
@@ -81,13 +132,31 @@ def test_release_in_the_middle_of_a_copy_frees_both_ends_when_it_is_done(directi
 def test_kv_that_is_not_at_rest_on_the_device_cannot_grow_or_leave() -> None:
     kv = KVManager(2, 2, 16)
     kv.grow("a", 16)
-    kv.begin_offload("a")
+    with pytest.raises(ValueError, match="1 device blocks, not 17 tokens"):
+        kv.begin_offload("a", 17)
+    kv.begin_offload("a", 16)
     with pytest.raises(ValueError, match="offloading"):
         kv.grow("a", 32)
     with pytest.raises(ValueError, match="no KV on the device"):
-        kv.begin_offload("a")
+        kv.begin_offload("a", 16)
     with pytest.raises(ValueError, match="no KV on the host"):
         kv.begin_upload("a")
+
+
+@pytest.mark.parametrize("saved", [0, 32])
+def test_release_during_an_offload_frees_the_host_blocks_that_are_not_written_at_once(saved: int) -> None:
+    kv = KVManager(4, 4, 16)
+    kv.grow("a", 48)
+    if saved:
+        kv.finish(begun(kv.begin_offload("a", saved)))
+        kv.finish(kv.begin_upload("a"))
+        kv.grow("a", 48)
+    transfer = begun(kv.begin_offload("a", 48))
+    kv.release("a")
+    assert kv.host.num_free == 4 - len(transfer.target) == (3 if saved else 1)
+    kv.check()
+    kv.finish(transfer)
+    assert (kv.device.num_free, kv.host.num_free) == (4, 4)
 
 
 class Accounting(RuleBasedStateMachine):
@@ -99,6 +168,8 @@ class Accounting(RuleBasedStateMachine):
         super().__init__()
         self.kv = KVManager(num_device_blocks=12, num_host_blocks=7, block_size=8)
         self.flying: list[Transfer] = []
+        self.saved: dict[str, int] = {}
+        """Tokens of each request that were offloaded last."""
 
     @rule(target=requests, name=st.sampled_from([f"r{i}" for i in range(8)]))
     def name(self, name: str) -> str:
@@ -117,14 +188,27 @@ class Accounting(RuleBasedStateMachine):
                 self.kv.grow(request, tokens)
             assert self.kv.device.num_free == before
 
-    @rule(request=requests)
-    def offload(self, request: str) -> None:
-        fits = self.kv.num_blocks(request) <= self.kv.host.num_free
-        if self.kv.where(request) is Where.DEVICE and fits:
-            self.flying.append(self.kv.begin_offload(request))
+    @rule(request=requests, tokens=st.integers(1, 70))
+    def offload(self, request: str, tokens: int) -> None:
+        """Whatever was saved of fewer tokens before; more may have come since, and not fewer."""
+        kv, blocks = self.kv, self.kv.blocks_for(tokens)
+        before = (kv.device.num_free, kv.host_available, kv.incoming)
+        saved = self.saved.get(request, 0)
+        tokens = max(tokens, saved)
+        possible = kv.where(request) is Where.DEVICE and (
+            (blocks := kv.blocks_for(tokens)) <= min(len(kv.table(request)), kv.host_available)
+        )
+        if possible:
+            unsaved = kv.unsaved_blocks(request, tokens)
+            transfer = kv.begin_offload(request, tokens)
+            assert unsaved == (len(transfer.source) if transfer else 0)
+            self.flying += [transfer] if transfer else []
+            self.saved[request] = tokens
+            assert kv.num_blocks(request) == blocks
         else:
-            with pytest.raises(ValueError, match=r"no KV|wanted"):
-                self.kv.begin_offload(request)
+            with pytest.raises(ValueError, match=r"no KV|wanted|not \d+ tokens"):
+                kv.begin_offload(request, tokens)
+            assert (kv.device.num_free, kv.host_available, kv.incoming) == before
 
     @rule(request=requests)
     def upload(self, request: str) -> None:
@@ -138,6 +222,7 @@ class Accounting(RuleBasedStateMachine):
     @rule(request=requests)
     def release(self, request: str) -> None:
         self.kv.release(request)
+        self.saved.pop(request, None)
         assert self.kv.where(request) is Where.NOWHERE
 
     @rule(data=st.data())

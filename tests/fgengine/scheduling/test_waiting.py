@@ -65,7 +65,9 @@ def test_no_job_waits_longer_than_alpha_and_a_turn_of_those_ahead(
             if request.finished:
                 del ran[request]
     assert long.finished
-    assert ALPHA < longest <= ALPHA + step + CROWD * (turn + COPY)
+    assert longest <= ALPHA + step + CROWD * (turn + COPY)
+    if host_blocks and mode != "recompute":  # else memory is short, and the jobs run in order of arrival
+        assert longest > ALPHA
 
 
 @pytest.mark.parametrize("policy", ["mlfq", "sj-mlfq"])
@@ -88,7 +90,7 @@ def test_a_promoted_job_has_its_token_before_it_is_thrown_away_again(
 def test_auto_recomputes_no_more_than_reactive_where_copies_are_sooner(
     host_blocks: int, symbolic_engine: Build
 ) -> None:
-    recomputed = []
+    recomputed: list[int] = []
     for mode in ("reactive", "auto"):
         engine = symbolic_engine(
             "sj-mlfq",
@@ -101,4 +103,5 @@ def test_auto_recomputes_no_more_than_reactive_where_copies_are_sooner(
         )
         engine.generate([[k] * (20 + k) for k in range(12)], params(20))
         recomputed.append(engine.stats()["recomputed_tokens"])
-    assert 0 < recomputed[1] <= recomputed[0]
+    assert recomputed[1] <= recomputed[0]
+    assert (recomputed[0] > 0) == (host_blocks < 100)

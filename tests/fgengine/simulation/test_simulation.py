@@ -128,6 +128,7 @@ def test_a_short_pool_costs_swapping_and_is_accounted_for() -> None:
     engine = build("sj-mlfq", device_blocks=150)
     requests = serve(engine, lengths, rate=1.5, seed=1)
     stats = engine.stats()
-    assert stats["offloaded_blocks"] == stats["uploaded_blocks"] > 0
-    assert sum(r.bytes_moved for r in requests) == 2 * stats["offloaded_blocks"] * BLOCK_BYTES
+    assert 0 < stats["offloaded_blocks"] < stats["uploaded_blocks"]  # the host's copies survive an upload
+    moved = stats["offloaded_blocks"] + stats["uploaded_blocks"]
+    assert sum(r.bytes_moved for r in requests) == moved * BLOCK_BYTES
     assert sum(r.seconds["swapped"] for r in requests) > 0

@@ -1,0 +1,97 @@
+"""Requests sorted by their priority, with cheap changes at both ends. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from sortedcontainers import SortedList
+
+from fgengine.request import Request
+from fgengine.scheduling.policy import Priority
+
+
+class Ranking:
+    """A set of requests that gives its last ones, or its first ones, without looking at the others.
+
+    A request's priority may change while it is in the set. Whoever changes it says so by ``touch``; what is
+    not said is seen when the request comes up. ``last_first`` is exact as long as every priority that grows
+    is touched. A change costs O(log n), and only when the order is next asked for.
+
+        ranking = Ranking(policy.priority)
+        ranking.add(request)
+        ranking.touch([request])        # after a step
+        victim = next(ranking.last_first())
+    """
+
+    def __init__(self, priority: Callable[[Request], Priority]) -> None:
+        self._priority = priority
+        self._sorted: Any = SortedList()
+        """(priority, serial, request), ascending. The serial decides between equal priorities."""
+        self._entries: dict[str, tuple[Priority, int, Request]] = {}
+        self._touched: dict[str, Request] = {}
+        """Members whose place may be wrong, and those that have none yet."""
+        self._serial = 0
+
+    def add(self, request: Request) -> None:
+        self._touched[request.id] = request
+
+    def discard(self, request_id: str) -> None:
+        self._touched.pop(request_id, None)
+        entry = self._entries.pop(request_id, None)
+        if entry is not None:
+            self._sorted.remove(entry)
+
+    def touch(self, requests: Iterable[Request]) -> None:
+        """The priorities of these members may have changed."""
+        self._touched.update((request.id, request) for request in requests)
+
+    def rebuild(self, requests: Iterable[Request], priority: Callable[[Request], Priority]) -> None:
+        """Start again with these members and another priority: O(n log n)."""
+        self._priority = priority
+        self._touched.clear()
+        entries = [(priority(request), serial, request) for serial, request in enumerate(requests)]
+        self._serial = len(entries)
+        self._entries = {entry[2].id: entry for entry in entries}
+        self._sorted = SortedList(entries)
+
+    def last_first(self) -> Iterator[tuple[Priority, Request]]:
+        """The members with their priorities, the largest first. Not to be used after a change."""
+        self._settle()
+        index = len(self._sorted)
+        while index > 0:
+            for entry in self._sorted.islice(0, index, reverse=True):
+                current = self._priority(entry[2])
+                if current != entry[0]:
+                    break  # moving it ends this iteration
+                index -= 1
+                yield current, entry[2]
+            else:
+                return
+            self._move(entry, current)
+            if current > entry[0]:
+                index -= 1
+                yield current, entry[2]
+
+    def first_first(self) -> Iterator[Request]:
+        """The members in ascending order of the priorities last seen. Not to be used after a change."""
+        self._settle()
+        for _, _, request in self._sorted:
+            yield request
+
+    def _settle(self) -> None:
+        for request_id, request in self._touched.items():
+            current = self._priority(request)
+            entry = self._entries.get(request_id)
+            if entry is None:
+                self._serial += 1
+                new = self._entries[request_id] = (current, self._serial, request)
+                self._sorted.add(new)
+            elif entry[0] != current:
+                self._move(entry, current)
+        self._touched.clear()
+
+    def _move(self, entry: tuple[Priority, int, Request], priority: Priority) -> None:
+        self._sorted.remove(entry)
+        moved = self._entries[entry[2].id] = (priority, entry[1], entry[2])
+        self._sorted.add(moved)

@@ -1,0 +1,81 @@
+"""The order of the requests on the device, with priorities that change meanwhile."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.policy import Priority
+from fgengine.scheduling.ranking import Ranking
+
+PARAMS = SamplingParams(max_tokens=4)
+
+
+class Places:
+    """Requests and the priorities that a policy gives them."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, float] = {}
+        self.asked = 0
+
+    def __call__(self, request: Request) -> Priority:
+        self.asked += 1
+        return (self.of[request.id],)
+
+
+def ranking_of(places: dict[str, float]) -> tuple[Ranking, Places, dict[str, Request]]:
+    priority = Places()
+    priority.of.update(places)
+    requests = {id: Request.new(id, [0], PARAMS, 0.0) for id in places}
+    ranking = Ranking(priority)
+    for request in requests.values():
+        ranking.add(request)
+    return ranking, priority, requests
+
+
+@given(st.data())
+def test_it_gives_the_order_of_the_priorities_whatever_changed(data: st.DataObject) -> None:
+    """As long as growing priorities are touched; sinking ones are seen without."""
+    names = [f"r{i}" for i in range(8)]
+    values = st.floats(0, 100)
+    ranking, priority, requests = ranking_of({name: data.draw(values) for name in names})
+    members = dict(requests)
+    for _ in range(data.draw(st.integers(0, 12))):
+        name, value = data.draw(st.sampled_from(names)), data.draw(values)
+        if data.draw(st.booleans()):
+            ranking.discard(name)
+            members.pop(name, None)
+        elif name not in members:
+            ranking.add(requests[name])
+            members[name] = requests[name]
+        else:
+            grows = value > priority.of[name]
+            priority.of[name] = value
+            if grows:
+                ranking.touch([requests[name]])
+        if data.draw(st.booleans()):
+            got = [(place[0], request.id) for place, request in ranking.last_first()]
+            assert sorted(id for _, id in got) == sorted(members)
+            assert [place for place, _ in got] == sorted((priority.of[id] for id in members), reverse=True)
+
+
+def test_a_rebuilt_ranking_goes_by_the_new_priorities() -> None:
+    ranking, _, requests = ranking_of({"a": 1.0, "b": 2.0, "c": 3.0})
+    assert [r.id for r in ranking.first_first()] == ["a", "b", "c"]
+    ranking.rebuild([requests["a"], requests["c"]], lambda request: (-ord(request.id[0]),))
+    assert [r.id for r in ranking.first_first()] == ["c", "a"]
+    ranking.add(requests["b"])
+    assert [request.id for _, request in ranking.last_first()] == ["a", "b", "c"]
+
+
+def test_the_last_of_thousands_is_found_without_looking_at_the_others() -> None:
+    ranking, priority, _ = ranking_of({str(i): float(i) for i in range(5000)})
+    next(iter(ranking.last_first()))
+    priority.asked = 0
+    assert [r.id for _, r in zip(range(3), (r for _, r in ranking.last_first()), strict=False)] == [
+        "4999",
+        "4998",
+        "4997",
+    ]
+    assert priority.asked <= 4
