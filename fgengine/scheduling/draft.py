@@ -35,6 +35,9 @@ class Counters:
     """Computed tokens thrown away, for want of room in the host pool or because that was cheaper."""
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    pressure_seconds: float = 0.0
+    """In which KV memory was under pressure: both pools nearly full, so that nothing new started and the
+    started requests finished in order of arrival."""
 
 
 @dataclass(slots=True)

@@ -75,6 +75,11 @@ class Scheduler:
     def num_swapped(self) -> int:
         return len(self.room.swapped)
 
+    @property
+    def under_pressure(self) -> bool:
+        """Whether KV memory is nearly full, so that nothing new starts."""
+        return False
+
     def add(self, request: Request, now: float) -> None:
         """Raises RequestRefused for a request that can never fit or whose id is in use."""
         if request.id in self.requests:
