@@ -31,7 +31,8 @@ def test_runs_from_before_copy_waits_were_counted_have_a_speed() -> None:
     for side in ("before", "after"):
         stats = older["server_stats"][side]
         older["server_stats"][side] = {k: v for k, v in stats.items() if k != "copy_wait_seconds"}
-    assert Speed.of(older, COST) == Speed.of(info(), COST) != None  # noqa: E711
+    assert Speed.of(older, COST) is not None
+    assert Speed.of(older, COST) == Speed.of(info(), COST)
 
 
 def test_a_simulation_has_no_speed() -> None:
