@@ -1,11 +1,12 @@
 """What an overload does to a real server: each policy in a closed loop, then offered a multiple of that.
 
-    python bench/overload_server.py [--policies fcfs,sj-mlfq] [--factors 2,10] [--seconds 120] [-- SERVER OPTIONS]
+    python bench/overload_server.py [--policies fcfs,sj-mlfq] [--factors 2,10] [-- SERVER OPTIONS]
 
-For each policy it starts `fgbench serve` (opt-125m with dummy weights; what stands after `--` is passed on:
-`-- --max-queue 0 --swap-space 8`), measures a closed loop, and then sends Poisson arrivals at each factor times
-the requests per second that fcfs answered in its closed loop, so that all policies are offered the same. What has
-not been answered when the time is over is dropped. All figures are of that time.
+For each policy it starts `fgbench serve` (opt-125m with dummy weights; what follows `--` is passed on, such
+as `-- --max-queue 0`), measures a closed loop, and then sends Poisson arrivals at each factor times the
+requests per second of fcfs's closed loop (its tokens per second over the tokens of an answer), so that all
+policies are offered the same. What is unanswered when the time is over is dropped. All figures are of that
+time.
 
 Prints a table, and last a line of JSON: a row for each policy and load. `vs_closed` is tokens per second over
 those of the policy's own closed loop; `vs_fcfs` is requests answered over those of fcfs at the same factor. A
@@ -107,7 +108,7 @@ def measure(
     factor: float | None = None,
     rate: float | None = None,
 ) -> Row:
-    """Send ``requests`` for ``length`` seconds, drop what is unanswered then, and wait until the server is idle."""
+    """Send ``requests`` for ``length`` seconds, drop what is unanswered, wait until the server is idle."""
     records: list[RequestRecord] = []
     window = Window(target.url, length)
     outcome = run_async(
@@ -141,7 +142,7 @@ def measure(
 
 
 def measure_policy(policy: str, options: argparse.Namespace, rate: float | None, log: Path) -> list[Row]:
-    """The closed loop, then each factor. ``rate``: requests per second taken as 1; None: its closed loop's."""
+    """The closed loop, then each factor times ``rate`` requests per second; None: times its closed loop's."""
     port = free_port()
     serve = [sys.executable, "-m", "fgbench", "serve", "--port", str(port), "--policy", policy]
     server = ServerProcess(
@@ -171,9 +172,9 @@ def measure_policy(policy: str, options: argparse.Namespace, rate: float | None,
             concurrency=options.concurrency,
             policy=policy,
         )
-        if not closed.answered:
-            raise SystemExit("the closed loop answered no request: give it more --closed-seconds")
-        rows, base = [closed], rate or closed.answered / options.closed_seconds
+        if not closed.tokens_per_second:
+            raise SystemExit("the closed loop gave no token: give it more --closed-seconds")
+        rows, base = [closed], rate or closed.tokens_per_second / options.output_tokens
         for factor in options.factors:
             offered = factor * base
             say(f"{policy}: {factor:g}x, {number(offered)} requests/s, {options.seconds:g} s")
@@ -259,7 +260,7 @@ def main() -> None:
     baseline: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for policy in policies:
-            rate = baseline[0].answered / options.closed_seconds if baseline else None
+            rate = baseline[0].tokens_per_second / options.output_tokens if baseline else None
             measured = measure_policy(policy, options, rate, Path(folder) / "server.log")
             baseline = baseline or measured
             hold_against(measured, baseline)
