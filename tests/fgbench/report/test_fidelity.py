@@ -1,4 +1,4 @@
-"""How fast a run's server was, told from the sums in its run.json."""
+"""How fast a run's server was, computed from the sums in its run.json."""
 
 from __future__ import annotations
 
