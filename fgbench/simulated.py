@@ -73,7 +73,7 @@ class Simulation:
         keep_token_times: bool = True,
         concurrency: int | None = None,
         duration: float = math.inf,
-    ) -> Iterator[RequestRecord]:
+    ) -> Serving:
         """The record of each request as it ends; a refused one is an error. ``seed``: of a random router.
 
         With ``concurrency`` so many workers send the requests in their order, each as its last one ends.
@@ -84,7 +84,7 @@ class Simulation:
             ended = cluster.serve_closed(map(_request, requests), concurrency, duration)
         else:
             ended = cluster.serve(_request(spec) for spec in requests if spec.scheduled < duration)
-        return map(_record, ended)
+        return Serving(cluster, ended)
 
     def _cluster(self, seed: int, keep_token_times: bool) -> Cluster:
         return make_cluster(
@@ -96,6 +96,27 @@ class Simulation:
             seed=seed,
             keep_token_times=keep_token_times,
         )
+
+
+class Serving:
+    """A load being served: an iterator of the requests' records."""
+
+    def __init__(self, cluster: Cluster, endings: Iterator[Ending]) -> None:
+        self._cluster = cluster
+        self._records = map(_record, endings)
+
+    def __iter__(self) -> Iterator[RequestRecord]:
+        return self._records
+
+    def server_stats(self) -> dict[str, Any]:
+        """For run.json, as a real server's: counters before the load, which are zeros, and now. They are sums
+        over ``replicas``, but for ``uptime_seconds``."""
+        after = self._cluster.stats()
+        return {
+            "before": dict.fromkeys(after, 0.0),
+            "after": after,
+            "replicas": len(self._cluster.replicas),
+        }
 
 
 def find_profile(options: ServerOptions) -> Profile:
@@ -149,21 +170,22 @@ def run_simulation(
     with RunWriter(
         results, _info(simulation, workload, load, token_times=whole) | {"point": point}
     ) as writer:
+        serving = simulation.serve(
+            workload.requests,
+            seed=load.seed,
+            keep_token_times=whole,
+            concurrency=load.arrivals.concurrency,
+            duration=load.duration,
+        )
         try:
-            for record in simulation.serve(
-                workload.requests,
-                seed=load.seed,
-                keep_token_times=whole,
-                concurrency=load.arrivals.concurrency,
-                duration=load.duration,
-            ):
+            for record in serving:
                 records.append(record)
                 writer.append(record)
                 progress(len(records), record.finished or 0.0)
         except KeyboardInterrupt:
             status = "interrupted"
         summary = summarize(records, offered_rate=load.offered_rate, trim=load.trim)
-        writer.finish(status, records, summary.to_dict())
+        writer.finish(status, records, summary.to_dict(), server_stats=serving.server_stats())
     return Run(writer.path, writer.info, tuple(records))
 
 

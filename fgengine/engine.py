@@ -65,7 +65,8 @@ class Engine:
         self.work = Work()
         self._started = clock.now()
         self._left_at: float | None = None
-        """When the last step ended, if there was more to do; where none has yet, when the first began."""
+        """When the last step or wait for a copy ended, if there was more to do; where none has yet, when the
+        first step began."""
         self._running: tuple[StepPlan, Collect] | None = None
         """Launched, its result not taken in yet."""
         self._ids = count()
@@ -189,13 +190,24 @@ class Engine:
         if launched:
             self._left_at = left_at
         elif self.scheduler.kv.transfers_in_flight:
-            self.work.between_seconds += began - left_at
-            self.scheduler.copied(self.copies.wait())
+            self._wait_for_copies(left_at, began)
         elif self.scheduler.has_work:
             raise RuntimeError(
                 "the scheduler is stuck: there is work, yet nothing runs and nothing is copied"
             )
         return []
+
+    def _wait_for_copies(self, left_at: float, began: float) -> None:
+        """Nothing can run before the next copy is done. Charged to copies only where a request waits: blocks
+        of requests that are gone are waited for as well."""
+        waits = self.clock.now()
+        self.work.between_seconds += began - left_at
+        self.scheduler.copied(self.copies.wait())
+        if self.scheduler.has_work:
+            ended = self.clock.now()
+            self.work.engine_seconds += waits - began
+            self.work.copy_wait_seconds += ended - waits
+            self._left_at = ended
 
     def _take_in(self, plan: StepPlan, collect: Collect, left_at: float, began: float) -> list[TokenEvent]:
         result = collect()
@@ -228,6 +240,7 @@ class Engine:
             "free_host_blocks": kv.host_available,
             "num_host_blocks": kv.host.num_blocks,
             "transfers_in_flight": kv.transfers_in_flight,
+            "under_pressure": scheduler.under_pressure,
             "block_bytes": scheduler.limits.block_bytes,
             "max_batch_size": scheduler.limits.max_batch_size,
             "levels": [level._asdict() for level in scheduler.policy.levels()],

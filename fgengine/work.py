@@ -28,6 +28,12 @@ class Work:
 
     Where steps overlap, of both only what the runner waited for: the rest passed while it computed.
     """
+    copy_wait_seconds: float = 0.0
+    """In which the device had nothing to run, because every request waited for a copy of its KV blocks.
+
+    In none of the three above. Copies made while a step runs delay requests, not the device: they are not
+    in here.
+    """
 
     def add(
         self, plan: StepPlan, model_seconds: float, step_seconds: float, between_seconds: float = 0.0
@@ -49,6 +55,8 @@ class Work:
 
     @property
     def seconds(self) -> float:
+        """That the steps took, the time between them included: all the time in which there was work, less
+        ``copy_wait_seconds``, in which no step could run."""
         return self.model_seconds + self.engine_seconds + self.between_seconds
 
     def predicted_seconds(self, cost: CostModel) -> float:

@@ -90,7 +90,11 @@ def ask_stats(url: str) -> dict[str, float] | None:
         return None
     if "work_steps" not in body:
         return None
-    return {key: value for key, value in body.items() if isinstance(value, int | float)}
+    return {
+        key: value
+        for key, value in body.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 class StatsError(BackendError):

@@ -32,6 +32,9 @@ def watch(
 ) -> None:
     """Watch a running server: who runs and who waits, jobs per MLFQ level, KV memory, swaps, tokens a second.
 
+    Says so when KV memory is under pressure (nothing new starts), and for how much of the time the device has
+    nothing to run because every request waits for a copy.
+
     Shows everything of a fastgen server, and what a vLLM server tells. It only asks; a question costs the
     server a message between two steps. Where the output is no terminal a line is printed at each look.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -13,6 +13,8 @@ from fgbench.backends.probe import StatsError
 from fgbench.live.series import Series
 from fgbench.live.stats import Rates, Snapshot, rates_between, started_again
 
+RECENT_SECONDS = 60.0
+"""Over which ``recent_pressure`` looks back."""
 RATES = tuple(f.name for f in fields(Rates) if f.name != "seconds")
 
 
@@ -27,6 +29,8 @@ class Meter:
         self.history: defaultdict[str, Series] = defaultdict(Series)
         """Of each of ``RATES``."""
         self.restarts = 0
+        self._recent: deque[Snapshot] = deque()
+        """Those of the last ``RECENT_SECONDS``, and one before them."""
 
     def take(self, values: Mapping[str, Any], at: float) -> None:
         """``values``: the JSON of /stats; ``at``: seconds on the asker's clock."""
@@ -34,10 +38,24 @@ class Meter:
         rates = None if before is None else rates_between(before, snapshot)
         if before is not None and started_again(before, snapshot):
             self.restarts += 1
+            self._recent.clear()
         for name in RATES:
             if before is not None:
                 self.history[name].add(None if rates is None else getattr(rates, name))
         self.snapshot, self.rates = snapshot, rates
+        self._recent.append(snapshot)
+        while len(self._recent) > 2 and at - self._recent[1].at >= RECENT_SECONDS:
+            self._recent.popleft()
+
+    def recent_pressure(self) -> tuple[float, float] | None:
+        """Seconds under memory pressure of the last so many seconds, a minute where it was watched so long;
+        None where the server does not say, or was looked at only once."""
+        if len(self._recent) < 2:
+            return None
+        rates = rates_between(self._recent[0], self._recent[-1])
+        if rates is None or rates.pressure_share is None:
+            return None
+        return rates.pressure_share * rates.seconds, rates.seconds
 
     def miss(self) -> None:
         """It did not answer in time: a gap."""

@@ -7,13 +7,17 @@ from rich.text import Text
 from fgbench.live.layout import bar, clean, figure, flow, gauge, rule, trend
 from fgbench.live.meter import Meter
 from fgbench.live.stats import LevelCount, Pool, Snapshot
-from fgbench.report.units import number, seconds, size
+from fgbench.report.units import number, seconds, share, size
 
 FEWEST_LEVELS = 4
 """Shown even when the deeper ones are empty."""
 TWO_COLUMNS = 70
 """Width from which on levels stand side by side."""
 BUSY, FULL = "cyan", "yellow"
+LAST_MINUTE = 55.0
+"""Seconds from which on a look back is called a minute: looks are not taken to the second."""
+NOTABLE_WAIT = 0.1
+"""Share of time that the device idles for copies, from which on the figure is coloured."""
 
 
 def clock(spent: float) -> str:
@@ -55,6 +59,21 @@ def counts(meter: Meter, width: int) -> list[Text]:
         ("preemptions", snapshot.counters.get("preemptions")),
     ]
     return flow((figure(name, f"{value:,.0f}") for name, value in told if value is not None), width)
+
+
+def pressure_line(meter: Meter) -> list[Text]:
+    """One line while KV memory is under pressure, and for a minute after; else none."""
+    snapshot, recent = meter.snapshot, meter.recent_pressure()
+    if snapshot is None:
+        return []
+    lately = ""
+    if recent is not None and recent[0] > 0.0:
+        spent, watched = recent
+        span = "minute" if watched >= LAST_MINUTE else seconds(watched)
+        lately = f" ({seconds(spent)} of the last {span})"
+    if snapshot.under_pressure:
+        return [Text(f"memory pressure: nothing new starts{lately}", style=FULL)]
+    return [Text(f"memory pressure is over{lately}", style="dim")] if lately else []
 
 
 def level_lines(levels: tuple[LevelCount, ...], width: int, most: int = 16) -> list[Text]:
@@ -117,6 +136,7 @@ def trends(meter: Meter, width: int) -> list[tuple[int, list[Text]]]:
     row(3, "preemptions", "preemptions/s", per_second("preemptions"))
     row(4, "offloaded_blocks", "swap out blocks/s", moved("offloaded_blocks", "offloaded_bytes"))
     row(4, "uploaded_blocks", "swap in blocks/s", moved("uploaded_blocks", "uploaded_bytes"))
+    row(4, "copy_wait_share", "idle for copies", share(rates.copy_wait_share if rates else None))
     row(5, "recomputed_tokens", "recomputed tok/s", per_second("recomputed_tokens"))
     return shown
 
@@ -139,9 +159,12 @@ def brief(meter: Meter, width: int, silence: float) -> list[Text]:
     if rates is not None and rates.offloaded_bytes is not None and rates.uploaded_bytes is not None:
         swap = f"{size(rates.offloaded_bytes)}/s out, {size(rates.uploaded_bytes)}/s in"
         parts.append(figure("swaps", swap))
+    if rates is not None and rates.copy_wait_share is not None:
+        style = FULL if rates.copy_wait_share >= NOTABLE_WAIT else "bold"
+        parts.append(figure("device idle for copies", share(rates.copy_wait_share), style))
     if (held := level_line(snapshot.levels)) is not None:
         parts.append(held)
-    return lines + flow(parts, width)
+    return lines + pressure_line(meter) + flow(parts, width)
 
 
 def _pool(pool: Pool) -> str:

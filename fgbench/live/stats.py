@@ -24,6 +24,8 @@ COUNTERS = (
     "work_steps",
     "model_seconds",
     "engine_seconds",
+    "copy_wait_seconds",
+    "pressure_seconds",
 )
 """They only grow while a server lives."""
 
@@ -56,6 +58,8 @@ class Snapshot:
     swapped: int | None = None
     device: Pool | None = None
     host: Pool | None = None
+    under_pressure: bool | None = None
+    """Whether both pools are nearly full, so that nothing new starts."""
     levels: tuple[LevelCount, ...] = ()
     counters: Mapping[str, float] = field(default_factory=dict)
     """Those of ``COUNTERS`` that were told."""
@@ -76,6 +80,7 @@ class Snapshot:
             swapped=_count(values.get("swapped")),
             device=_pool(values, "device"),
             host=_pool(values, "host"),
+            under_pressure=flag if isinstance(flag := values.get("under_pressure"), bool) else None,
             levels=_levels(values.get("levels")),
             counters={name: n for name in COUNTERS if (n := _number(values.get(name))) is not None},
             block_bytes=_number(values.get("block_bytes")) or None,
@@ -109,6 +114,10 @@ class Rates:
     uploaded_bytes: float | None = None
     step_seconds: float | None = None
     """Mean length of a step; None too where there was none."""
+    copy_wait_share: float | None = None
+    """Of the time, in which the device had nothing to run because every request waited for a copy."""
+    pressure_share: float | None = None
+    """Of the time, in which KV memory was under pressure."""
 
 
 def started_again(before: Snapshot, after: Snapshot) -> bool:
@@ -125,6 +134,11 @@ def rates_between(before: Snapshot, after: Snapshot) -> Rates | None:
     def rate(name: str, unit: float | None = 1.0) -> float | None:
         return None if unit is None or name not in grown else grown[name] * unit / seconds
 
+    def share(name: str) -> float | None:
+        """A counter of seconds that ends with a step may grow by more than the seconds between two looks."""
+        per_second = rate(name)
+        return None if per_second is None else min(1.0, per_second)
+
     steps = grown.get("work_steps", 0.0)
     spent = [grown[name] for name in ("model_seconds", "engine_seconds") if name in grown]
     return Rates(
@@ -139,6 +153,8 @@ def rates_between(before: Snapshot, after: Snapshot) -> Rates | None:
         offloaded_bytes=rate("offloaded_blocks", after.block_bytes),
         uploaded_bytes=rate("uploaded_blocks", after.block_bytes),
         step_seconds=sum(spent) / steps if steps > 0 and spent else None,
+        copy_wait_share=share("copy_wait_seconds"),
+        pressure_share=share("pressure_seconds"),
     )
 
 

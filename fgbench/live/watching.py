@@ -12,8 +12,8 @@ from rich.text import Text
 from fgbench.backends.probe import NotReady, SilentServer, StatsError, read_metrics, read_stats
 from fgbench.live.layout import Lines, clean, rule
 from fgbench.live.meter import Meter
-from fgbench.live.server_panel import clock, counts, gauges, level_lines, name_of, trends
-from fgbench.report.units import number, seconds, size
+from fgbench.live.server_panel import clock, counts, gauges, level_lines, name_of, pressure_line, trends
+from fgbench.report.units import number, seconds, share, size
 
 PATIENCE_SECONDS = 15.0
 """How long a server that was there may be silent: a long step lets nobody in between."""
@@ -114,6 +114,9 @@ class Watch:
                 parts.append(f"step {seconds(rates.step_seconds)}")
             if rates.offloaded_bytes is not None and rates.uploaded_bytes is not None:
                 parts.append(f"swaps {size(rates.offloaded_bytes)}/s out {size(rates.uploaded_bytes)}/s in")
+            if rates.copy_wait_share is not None:
+                parts.append(f"device idle for copies {share(rates.copy_wait_share)}")
+        parts += [text.plain for text in pressure_line(self.meter)]
         return ", ".join(parts)
 
     def json(self) -> dict[str, Any]:
@@ -140,6 +143,8 @@ class Watch:
             sections.append((9, [Text(f"started again {times} since", style="yellow")]))
         if meter.snapshot is None:
             return sections or [(0, [Text("waiting for its first answer", style="dim")])]
+        if pressed := pressure_line(meter):
+            sections.append((1, pressed))
         sections.append((1, counts(meter, width)))
         sections.append((2, gauges(meter.snapshot, width)))
         if levels := level_lines(meter.snapshot.levels, width):

@@ -19,6 +19,12 @@ class Breakdown:
     bytes_moved: float | None
     """Of KV, between device and host."""
 
+    @property
+    def swapped_share(self) -> float | None:
+        """Share of the requests' time at the server in which their turn had come, but their KV had not."""
+        whole = sum(self.seconds.values())
+        return self.seconds["swapped"] / whole if "swapped" in self.seconds and whole > 0.0 else None
+
     @classmethod
     def of(cls, summary: Summary) -> Breakdown | None:
         """None where no request came with an account: the server is of another make."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.client.record import RequestRecord
 from fgbench.metrics.breakdown import STATES, Breakdown
+from fgbench.metrics.memory import MemoryAccount
 from fgbench.metrics.seeds import Estimate, PairedRatio
 from fgbench.metrics.slowdown import jain_index, slowdowns
 from fgbench.metrics.statistics import Distribution
@@ -39,6 +40,8 @@ class Entry:
     summary: Summary
     breakdown: Breakdown | None
     """None: the server gave no account of its requests."""
+    memory: MemoryAccount | None
+    """None: the server gave no account of its KV memory."""
     slowdown: Distribution | None
     """None, as ``fairness``: no cost model of the model is at hand, or no request was answered."""
     fairness: float | None
@@ -66,6 +69,7 @@ class Entry:
             run=run,
             summary=summary,
             breakdown=Breakdown.of(summary),
+            memory=MemoryAccount.of(run.info),
             slowdown=Distribution.of(slowed),
             fairness=jain_index(slowed),
         )
@@ -75,8 +79,10 @@ class Entry:
         value: Any
         if metric in STATES:
             value = self.breakdown.seconds.get(metric) if self.breakdown else None
-        elif metric in ("preemptions", "bytes_moved"):
+        elif metric in ("preemptions", "bytes_moved", "swapped_share"):
             value = getattr(self.breakdown, metric, None)
+        elif metric in ("pressure_seconds", "copy_wait_share"):
+            value = getattr(self.memory, metric, None)
         else:
             value = getattr(self if metric in ("slowdown", "fairness") else self.summary, metric)
         if isinstance(value, Distribution):

@@ -1,13 +1,14 @@
 """A comparison for other programs: nested plain values for JSON, flat rows for CSV. Pure.
 
-Seconds, requests per second, bytes; ratios are to the baseline at the same rate, or in closed loops at
-the same concurrency, paired over seeds.
+Seconds, requests per second, bytes, shares of 1; ratios are to the baseline at the same rate, or in closed
+loops at the same concurrency, paired over seeds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fgbench.metrics.crossing import Range
@@ -167,6 +168,7 @@ def _run(comparison: Comparison, entry: Entry) -> dict[str, Any]:
         "overloaded": entry.summary.overloaded,
         "slowdown": None if entry.slowdown is None else entry.slowdown.to_dict(),
         "fairness": entry.fairness,
+        "memory": None if entry.memory is None else asdict(entry.memory),
         "summary": entry.summary.to_dict(),
     }
 

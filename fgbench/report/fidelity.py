@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from fgbench.results.run import Run
 
+OUTSIDE_STEPS = ("copy_wait_seconds",)
+"""Of ``Work``: says nothing of how long steps took, and runs of older servers do not have it."""
 NOTABLE = 0.1
 """A ratio farther from 1 than this is marked."""
 
@@ -54,7 +56,7 @@ class Speed:
         before, after = stats.get("before"), stats.get("after")
         if not before or not after:
             return None
-        names = [f.name for f in fields(Work)]
+        names = [f.name for f in fields(Work) if f.name not in OUTSIDE_STEPS]
         if not all(name in before and name in after for name in names):
             return None
         work = Work(**{name: after[name] - before[name] for name in names})

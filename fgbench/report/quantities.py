@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fgbench.report.units import number, seconds, size
+from fgbench.report.units import number, seconds, share, size
 
-Kind = Literal["seconds", "number", "bytes"]
+Kind = Literal["seconds", "number", "bytes", "share"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ class Quantity:
             return seconds(value)
         if self.kind == "bytes":
             return "-" if value is None else size(value)
+        if self.kind == "share":
+            return share(value)
         return number(value)
 
 
@@ -56,6 +58,9 @@ IN_THE_SERVER = (
     Quantity("decode", None, "decode", "seconds", None),
     Quantity("preemptions", None, "preemptions", "number", None),
     Quantity("bytes_moved", None, "KV moved", "bytes", None),
+    Quantity("swapped_share", None, "waiting for copies / JCT", "share", None),
+    Quantity("copy_wait_share", None, "device idle for copies", "share", None),
+    Quantity("pressure_seconds", None, "under memory pressure", "seconds", None),
 )
 QUANTITIES = (*LATENCIES, *THROUGHPUTS, *SLOWDOWNS, *IN_THE_SERVER)
 HEADLINES = tuple(quantity for quantity in LATENCIES if quantity.statistic == "mean") + THROUGHPUTS

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from fgbench.report.units import number, seconds, size
+from fgbench.metrics.memory import MemoryAccount
+from fgbench.report.units import number, seconds, share, size
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -32,8 +33,11 @@ RATE_TOLERANCE = 0.02
 COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
 
 
-def summary_table(title: str, summary: Summary) -> Group:
-    """What ``fgbench run`` ends with: latencies from the scheduled moment, then counts and rates."""
+def summary_table(title: str, summary: Summary, memory: MemoryAccount | None = None) -> Group:
+    """What ``fgbench run`` ends with: latencies from the scheduled moment, then counts and rates.
+
+    ``memory``: where the server gave an account of its KV memory.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -47,7 +51,7 @@ def summary_table(title: str, summary: Summary) -> Group:
     table.add_row("client's lag", *_cells(summary.lag), style="dim")
 
     facts = Table.grid(padding=(0, 2))
-    for name, value in _facts(summary):
+    for name, value in _facts(summary, memory):
         facts.add_row(Text(name, style="dim"), value)
     parts: list[Table | Text] = [table, facts]
     parts += [Text(note, style="yellow") for note in _notes(summary)]
@@ -58,7 +62,8 @@ def run_table(info: dict[str, Any], summary: Summary) -> Group:
     """``summary_table`` of a run, under what run.json says of it."""
     workload = info.get("workload") or {}
     system = f"{(info.get('backend') or {}).get('name')}, {info.get('model')}"
-    return summary_table(f"{system}, {workload.get('dataset')}, {load_in_words(workload)}", summary)
+    title = f"{system}, {workload.get('dataset')}, {load_in_words(workload)}"
+    return summary_table(title, summary, MemoryAccount.of(info))
 
 
 def _notes(summary: Summary) -> list[str]:
@@ -91,7 +96,7 @@ def _cells(distribution: Distribution | None) -> list[str]:
     return [seconds(getattr(distribution, column)) for column in COLUMNS]
 
 
-def _facts(summary: Summary) -> list[tuple[str, str]]:
+def _facts(summary: Summary, memory: MemoryAccount | None) -> list[tuple[str, str]]:
     failed = "".join(f"; failed: {count} x {kind}" for kind, count in sorted(summary.errors.items()))
     facts = [
         ("requests", f"{summary.ok} of {summary.requests} answered in full{failed}"),
@@ -118,7 +123,21 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         )
     if summary.server_requests:
         facts.append(("in the server", _server_account(summary)))
+    if memory is not None:
+        facts.append(("KV memory", _memory_account(memory)))
     return facts
+
+
+def _memory_account(memory: MemoryAccount) -> str:
+    """Of several replicas the mean."""
+    pressure = "never under pressure"
+    if memory.pressure_seconds > 0.0:
+        pressure = (
+            f"under pressure for {seconds(memory.pressure_seconds)} of {seconds(memory.seconds)} "
+            "(nothing new started)"
+        )
+    whose = f"mean of {memory.replicas} replicas: " if memory.replicas > 1 else ""
+    return f"{whose}{pressure}; device idle for copies {share(memory.copy_wait_share)} of the time"
 
 
 def _offered(rate: float | None) -> str:

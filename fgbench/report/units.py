@@ -29,6 +29,15 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
+def share(value: float | None) -> str:
+    """``45%``; below a tenth ``4.5%``."""
+    if value is None or math.isnan(value):
+        return "-"
+    if 0.0 < value < 0.001:
+        return "<0.1%"
+    return f"{value:.0%}" if value == 0.0 or value >= 0.1 else f"{value:.1%}"
+
+
 def size(num_bytes: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(num_bytes) < 1024.0:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgbench.metrics.memory import MemoryAccount
 from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.summary import DISTRIBUTIONS, Summary
 from fgbench.results.figures import summary_of
@@ -37,6 +38,7 @@ RATES = (
     "achieved_rate",
     "shortfall",
 )
+MEMORY = ("pressure_seconds", "copy_wait_seconds", "copy_wait_share")
 EXAMPLE = (
     "SELECT backend, rate, count(*) AS n, avg((last_token - scheduled) / requests.output_tokens) AS latency "
     "FROM requests JOIN runs USING (run) WHERE requests.error IS NULL GROUP BY ALL ORDER BY rate, backend"
@@ -113,7 +115,7 @@ def runs_table(runs: Sequence[Run]) -> pa.Table:
         *((name, pa.string()) for name in texts),
         ("rate", pa.float64()),
         *((name, pa.int64()) for name in ("seed", "num_prompts", "users", "warmup", *COUNTS)),
-        *((name, pa.float64()) for name in RATES),
+        *((name, pa.float64()) for name in (*RATES, *MEMORY)),
         ("overloaded", pa.bool_()),
         *((f"{name}_{statistic}", pa.float64()) for name in DISTRIBUTIONS for statistic in STATISTICS),
     ]
@@ -140,6 +142,7 @@ def requests_table(runs: Sequence[Run]) -> pa.Table:
 def _row(run: Run) -> dict[str, Any]:
     backend, work = run.info.get("backend") or {}, run.info.get("workload") or {}
     environment, summary = run.info.get("environment") or {}, summary_of(run)
+    memory = MemoryAccount.of(run.info)
     rate = work.get("rate")
     return {
         **_texts(run.info, ("model", "started", "ended", "error", "fingerprint")),
@@ -155,6 +158,7 @@ def _row(run: Run) -> dict[str, Any]:
         **{name: work.get(name) for name in ("seed", "num_prompts", "users")},
         "warmup": run.info.get("warmup"),
         **{name: getattr(summary, name) for name in (*COUNTS, *RATES, "overloaded")},
+        **{name: getattr(memory, name, None) for name in MEMORY},
         "errors": json.dumps(summary.errors),
         "server_totals": json.dumps(summary.server_totals),
         **_distributions(summary),

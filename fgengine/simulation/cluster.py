@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from heapq import heappop, heappush
 from itertools import islice
 
@@ -42,6 +43,17 @@ class Cluster:
             for request in islice(waiting, 1):
                 request.arrival = request.phase_since = ending.request.phase_since
                 self._receive(request)
+
+    def stats(self) -> dict[str, float]:
+        """What ``Engine.stats`` counts, so far, in sum over the replicas: requests, blocks, tokens, and the
+        seconds of ``Counters`` and of waiting for copies. ``uptime_seconds`` alone is no sum: the simulated
+        seconds since the start."""
+        sums: dict[str, float] = {}
+        for replica in self.replicas:
+            counted = asdict(replica.scheduler.counters) | {"copy_wait_seconds": replica.copy_wait_seconds}
+            for name, value in counted.items():
+                sums[name] = sums.get(name, 0) + value
+        return sums | {"uptime_seconds": max(replica.clock.now() for replica in self.replicas)}
 
     def _receive(self, request: Request) -> None:
         index = self.router(self.replicas)

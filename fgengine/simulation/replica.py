@@ -44,6 +44,8 @@ class Replica:
         )
         self.next_at = math.inf
         """When it has something to do, seconds; infinite: not before the next request."""
+        self.copy_wait_seconds = 0.0
+        """In which nothing ran, because every request waited for a copy; as in ``Work``."""
         self.outstanding_seconds = 0.0
         """Predicted seconds of machine time of the requests it was given and has not finished."""
         self._inbox: list[Request] = []
@@ -109,6 +111,8 @@ class Replica:
             self._begin_leap(plan, now)
         elif self.scheduler.kv.transfers_in_flight:
             self.next_at = self.copies.next_end
+            if self.scheduler.has_work:
+                self.copy_wait_seconds += self.next_at - now
         elif self.scheduler.has_work:
             raise RuntimeError(
                 "the scheduler is stuck: there is work, yet nothing runs and nothing is copied"

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from fgbench.metrics.memory import MemoryAccount
 from fgbench.results.run import Run, find_runs, read_run
 
 DONE, CLIENT_LIMIT = 0, 4  # on a machine busy with other tests both are a good end
@@ -73,6 +74,11 @@ def test_a_run_starts_its_server_loads_it_and_stops_it(backend: str, model: Path
     run = only_run(tmp_path)
     assert run.complete
     assert len(run.records) == 40
+    account = MemoryAccount.of(run.info)
+    assert account is not None
+    assert account.pressure_seconds >= 0.0
+    assert 0.0 <= account.copy_wait_share < 1.0
+    assert "device idle for copies" in " ".join(output.split())
     for record in run.records:
         assert record.ok
         assert record.output_tokens == record.asked_tokens

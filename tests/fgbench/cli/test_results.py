@@ -222,6 +222,18 @@ def test_sql_over_runs_and_requests_killed_ones_too(root: Path) -> None:
     assert row == {"batch": "16"}
 
 
+def test_sql_knows_what_kv_memory_did(root: Path) -> None:
+    said = {"uptime_seconds": 10.0, "pressure_seconds": 2.0, "copy_wait_seconds": 4.0}
+    with RunWriter(root, info("memory")) as writer:
+        stats = {"before": dict.fromkeys(said, 0.0), "after": said}
+        writer.finish("complete", [], None, server_stats=stats)
+    columns = "pressure_seconds, copy_wait_seconds, copy_wait_share"
+    (row,) = ask(root, f"SELECT {columns} FROM runs WHERE backend = 'memory'")
+    assert row == {"pressure_seconds": 2.0, "copy_wait_seconds": 4.0, "copy_wait_share": 0.4}
+    (row,) = ask(root, f"SELECT {columns} FROM runs WHERE backend = 'vllm'")
+    assert set(row.values()) == {None}
+
+
 def test_sql_formats(root: Path) -> None:
     query = "SELECT backend, jct_mean FROM runs ORDER BY started LIMIT 2"
     table = results("sql", root, query)

@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fgbench.cli.main import app
+from fgbench.metrics.memory import MemoryAccount
+from fgbench.report.units import share
 from fgbench.results.run import find_runs, read_run
 from fgbench.workload.build import build_workload
 from fgbench.workload.load import load_dataset
@@ -52,6 +54,31 @@ def test_more_replicas_serve_more(tmp_path: Path) -> None:
         assert run.info["backend"]["settings"]["router"] == "least-loaded"
         means.append(run.info["summary"]["jct"]["mean"])
     assert means[1] < 0.7 * means[0]
+
+
+def test_a_simulation_keeps_the_account_of_its_kv_memory(tmp_path: Path) -> None:
+    """A slow link and a small pool: at times every request of a replica waits for a copy."""
+    profile = json.loads(Path(PROFILE).read_text())
+    profile["cost"]["copy_bytes_per_second"] = 2e7
+    slow = tmp_path / "slow.json"
+    slow.write_text(json.dumps(profile))
+    argv = ["--num-prompts", "60", "--rate", "6", "--num-device-blocks", "150", "--replicas", "2"]
+    runs = tmp_path / "runs"
+    done = fgbench("simulate", "--profile", str(slow), *argv, "--results", str(runs))
+    assert done.exit_code == 0, done.output
+    (run,) = map(read_run, find_runs(runs))
+    stats = run.info["server_stats"]
+    assert stats["replicas"] == 2
+    assert set(stats["before"].values()) == {0.0}
+    assert stats["after"]["finished"] == 60
+    account = MemoryAccount.of(run.info)
+    assert account is not None
+    assert account.copy_wait_seconds == pytest.approx(stats["after"]["copy_wait_seconds"] / 2)
+    assert account.seconds == pytest.approx(max(r.finished or 0.0 for r in run.records), rel=0.01)
+    assert 0.01 < account.copy_wait_share < 1.0
+    said = " ".join(done.output.split())
+    assert "KV memory mean of 2 replicas: " in said
+    assert f"device idle for copies {share(account.copy_wait_share)} of the time" in said
 
 
 def test_a_simulation_replayed_is_itself(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ def stats(second: int, **values: Any) -> dict[str, Any]:
         "work_steps": 20 * second,
         "model_seconds": 0.6 * second,
         "engine_seconds": 0.1 * second,
+        "copy_wait_seconds": 0.25 * second,
+        "pressure_seconds": 0.0,
+        "under_pressure": False,
         "levels": [
             {"name": f"Q{k + 1}", "requests": n, "quantum": 0.01 * 2**k}
             for k, n in enumerate([4, 0, 31, 9, 0, 1, 0, 0])
@@ -109,7 +112,8 @@ def test_a_load_shows_all_its_figures(width: int) -> None:
     has(lines, "62 (most 62)", "11 (most 11)")
     has(lines, "server tiny · sj-mlfq", "13/16", "350/400", "88%", "119/1,000", "12%")
     has(lines, "waiting 27", "swapped 5", "preemptions 183 (3/s)", "swaps 8 MiB/s out, 6 MiB/s in")
-    has(lines, "Q1:4  Q3:31  Q4:9  Q6:1")
+    has(lines, "device idle for copies 25%", "Q1:4  Q3:31  Q4:9  Q6:1")
+    assert not any("pressure" in line for line in lines)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -130,10 +134,47 @@ def test_a_watched_server_shows_all_its_figures(width: int) -> None:
         ("preemptions/s", "3"),
         ("swap out blocks/s", "8 (8 MiB)"),
         ("swap in blocks/s", "6 (6 MiB)"),
+        ("idle for copies", "25%"),
         ("recomputed tok/s", "41"),
     ):
         row = next(line for line in lines if label in line)
         assert re.search(rf"{label} +{re.escape(figure)} ", row), row
+
+
+def pressed(seconds: float, now: bool, looks: int) -> tuple[list[str], list[str], str]:
+    """What watch's panel, a load's panel and a line of watch say after ``looks`` looks, one
+    a second: under memory pressure in the last ``seconds`` of them."""
+    values = [
+        stats(second, under_pressure=now, pressure_seconds=max(0.0, seconds - looks + second))
+        for second in range(1, looks + 1)
+    ]
+    meter, answers = Meter(1.0), iter(values)
+    watched = Watch("http://127.0.0.1:10000", lambda: next(answers), 1.0)
+    for second, value in enumerate(values, 1):
+        meter.take(value, float(second))
+        watched.tick()
+    return drawn(watched.panel(), 80), drawn(view(meter).draw(float(looks)), 80), watched.line()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "now", "looks", "says"),
+    [
+        (12.0, True, 61, "memory pressure: nothing new starts (12 s of the last minute)"),
+        (3.0, True, 11, "memory pressure: nothing new starts (3 s of the last 10 s)"),
+        (0.0, True, 1, "memory pressure: nothing new starts"),
+        (12.0, False, 61, "memory pressure is over (12 s of the last minute)"),
+    ],
+)
+def test_memory_pressure_is_said(seconds: float, now: bool, looks: int, says: str) -> None:
+    panel, load, line = pressed(seconds, now, looks)
+    has(panel, says)
+    has(load, says)
+    assert says in line
+
+
+def test_without_memory_pressure_there_is_no_line() -> None:
+    panel, load, line = pressed(0.0, False, 61)
+    assert "pressure" not in "".join(panel) + "".join(load) + line
 
 
 @pytest.mark.parametrize("width", [1, 10, 25, 40])
@@ -163,7 +204,7 @@ def test_a_low_watch_gives_up_recomputation_before_levels() -> None:
 def test_at_80_by_24_a_load_and_its_server_are_whole() -> None:
     meter = Meter(1.0)
     for second in (60, 61):
-        meter.take(stats(second), float(second))
+        meter.take(stats(second, under_pressure=True), float(second))
     has(
         drawn(view(meter).draw(61.0, height=23), 80, 24),
         "JCT/token",
@@ -171,6 +212,8 @@ def test_at_80_by_24_a_load_and_its_server_are_whole() -> None:
         "host KV",
         "Q3:31",
         "swaps",
+        "device idle for copies",
+        "memory pressure: nothing new starts",
     )
 
 

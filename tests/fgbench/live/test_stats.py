@@ -53,6 +53,41 @@ def test_a_snapshot_of_an_older_server() -> None:
     assert (snapshot.device, snapshot.host, snapshot.levels, snapshot.uptime) == (None, None, (), None)
 
 
+def test_memory_pressure_is_told_or_not_known() -> None:
+    assert Snapshot.of(stats(under_pressure=True), 0.0).under_pressure is True
+    assert Snapshot.of(stats(under_pressure=False), 0.0).under_pressure is False
+    assert Snapshot.of(stats(), 0.0).under_pressure is None
+    assert Snapshot.of(stats(under_pressure="yes"), 0.0).under_pressure is None
+
+
+def test_recent_pressure_is_of_a_minute() -> None:
+    """From 100 s to 130 s of the server's 200 s memory was under pressure."""
+    meter = Meter(1.0)
+    seen = {}
+    for second in range(1, 201):
+        spent = min(30.0, max(0.0, second - 100.0))
+        meter.take(stats(uptime_seconds=float(second), pressure_seconds=spent), float(second))
+        seen[second] = meter.recent_pressure()
+    assert seen[1] is None
+    assert seen[11] == (0.0, 10.0)
+    assert seen[100] == (0.0, 60.0)
+    assert seen[112] == pytest.approx((12.0, 60.0))
+    assert seen[150] == pytest.approx((30.0, 60.0))
+    assert seen[180] == pytest.approx((10.0, 60.0))
+    assert seen[200] == (0.0, 60.0)
+
+
+def test_recent_pressure_ends_with_the_server_that_had_it() -> None:
+    meter = Meter(1.0)
+    for second, spent in ((50.0, 20.0), (51.0, 21.0), (1.0, 0.0), (2.0, 0.0)):
+        meter.take(stats(uptime_seconds=second, pressure_seconds=spent), second)
+    assert meter.recent_pressure() == (0.0, 1.0)
+    older = Meter(1.0)
+    for second in (1.0, 2.0):
+        older.take({"running": 3, "uptime_seconds": second}, second)
+    assert older.recent_pressure() is None
+
+
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -82,6 +117,8 @@ def test_rates_are_per_second_of_the_servers_own_clock() -> None:
         work_steps=10,
         model_seconds=0.4,
         engine_seconds=0.1,
+        copy_wait_seconds=0.9,
+        pressure_seconds=2.1,
     )
     rates = rates_between(before, Snapshot.of(later, 8.0))  # the answer took its time
     assert rates is not None
@@ -97,6 +134,8 @@ def test_rates_are_per_second_of_the_servers_own_clock() -> None:
         "offloaded_bytes": 4000.0,
         "uploaded_bytes": 3000.0,
         "step_seconds": pytest.approx(0.05),
+        "copy_wait_share": pytest.approx(0.45),
+        "pressure_share": 1.0,  # its last step began before the first look
     }
 
 

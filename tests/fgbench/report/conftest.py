@@ -23,6 +23,12 @@ ACCOUNT = {
     "bytes_moved": 4096.0,
 }
 
+MEMORY = {
+    "before": {"uptime_seconds": 10.0, "pressure_seconds": 0.0, "copy_wait_seconds": 1.0},
+    "after": {"uptime_seconds": 110.0, "pressure_seconds": 31.0, "copy_wait_seconds": 46.0},
+}
+"""Over 100 s the device idled for copies 45 s, and memory was under pressure for 31 s."""
+
 
 def record(index: int, latency: float, server: dict[str, float] | None) -> RequestRecord:
     """Two tokens, at half of ``latency`` and at its end."""
@@ -45,9 +51,10 @@ def fake_run(
     path: str = "run",
     records: int = 4,
     account: bool = False,
+    server_stats: dict[str, Any] | None = None,
     **workload: Any,
 ) -> Run:
-    info = {
+    info: dict[str, Any] = {
         "status": status,
         "fingerprint": f"{backend} {settings} {rate} {seed} {num_prompts}",
         "model": "smollm2-135m",
@@ -66,6 +73,8 @@ def fake_run(
             **workload,
         },
     }
+    if server_stats is not None:
+        info["server_stats"] = server_stats
     server = ACCOUNT if account else None
     return Run(Path(path), info, tuple(record(i, latency, server) for i in range(records)))
 
@@ -73,6 +82,11 @@ def fake_run(
 @pytest.fixture
 def make_run() -> Callable[..., Run]:
     return fake_run
+
+
+@pytest.fixture
+def server_stats() -> dict[str, Any]:
+    return MEMORY
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -36,6 +37,20 @@ def test_the_table_shows_figures_ratios_marks_and_says_what_they_mean(make_run: 
         *("fairness (Jain)", "250 ms", "4 KiB", "One seed: not judged"),
     ):
         assert expected in text
+
+
+def test_a_thrash_shows_where_requests_hardly_wait_for_copies(
+    make_run: Make, server_stats: dict[str, Any]
+) -> None:
+    runs = [make_run("fastgen-fcfs"), make_run("fastgen", account=True, server_stats=server_stats)]
+    lines = [" ".join(line.split()) for line in shown(runs).splitlines()]
+    assert "waiting for copies / JCT 0% -" in lines
+    assert "device idle for copies 45% -" in lines
+    assert "under memory pressure 31 s -" in lines
+    older = shown([make_run("fastgen-fcfs"), make_run("fastgen", account=True)])
+    assert "waiting for copies" in older
+    assert "device idle" not in older
+    assert "pressure" not in older
 
 
 def test_seeds_give_intervals_and_verdicts(sweep: list[Run]) -> None:

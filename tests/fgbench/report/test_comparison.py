@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fgbench.report.comparison import Comparison, Point, compare
-from fgbench.report.quantities import LATENCIES, QUANTITIES, SLOWDOWNS, THROUGHPUTS, Quantity
+from fgbench.report.quantities import IN_THE_SERVER, LATENCIES, QUANTITIES, SLOWDOWNS, THROUGHPUTS, Quantity
 from fgbench.results.run import Run
 from fgengine.cost import CostModel
 
@@ -119,16 +120,22 @@ def test_slowdown_and_fairness_come_with_a_cost_model(make_run: Make) -> None:
     assert all(without.figure(q.metric, q.statistic) is None for q in SLOWDOWNS)
 
 
-def test_every_quantity_can_be_asked_of_a_run_of_any_server(make_run: Make) -> None:
+def test_every_quantity_can_be_asked_of_a_run_of_any_server(
+    make_run: Make, server_stats: dict[str, Any]
+) -> None:
     (comparison,) = compare(
-        [make_run("fastgen", account=True), make_run("vllm")], cost_of=lambda _: CostModel(0.1)
+        [make_run("fastgen", account=True, server_stats=server_stats), make_run("vllm")],
+        cost_of=lambda _: CostModel(0.1),
     )
     ours, theirs = comparison.of("fastgen")[0], comparison.of("vllm")[0]
     assert all(ours.figure(q.metric, q.statistic) is not None for q in QUANTITIES)
     missing = {q.metric for q in QUANTITIES if theirs.figure(q.metric, q.statistic) is None}
-    assert missing == {"queued", "swapped", "prefill", "decode", "preemptions", "bytes_moved"}
+    assert missing == {quantity.metric for quantity in IN_THE_SERVER}
     assert ours.figure("queued") == 0.25
     assert ours.figure("bytes_moved") == 4096.0
+    assert ours.figure("swapped_share") == 0.0
+    assert ours.figure("copy_wait_share") == 0.45
+    assert ours.figure("pressure_seconds") == 31.0
 
 
 def test_overload_is_marked_where_any_seed_shows_it(make_run: Make) -> None:

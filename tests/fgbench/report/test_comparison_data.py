@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,20 @@ def test_csv_has_a_row_a_figure(sweep: list[Run]) -> None:
     assert {"attainment", "goodput", "rate_at_slo", "rate_at_95%_attainment", "slowdown"} <= metrics
     assert {row["statistic"] for row in rows if row["metric"] == "goodput"} == {"ttft<1,tpot<1"}
     assert not any(row["metric"] == "queued" for row in rows if row["label"] == "fastgen-fcfs")
+
+
+def test_the_account_of_kv_memory_is_in_both(make_run: Make, server_stats: dict[str, Any]) -> None:
+    comparison, objectives = judged([make_run("a"), make_run("b", server_stats=server_stats)], "jct<7")
+    data = comparison_json(comparison, objectives)
+    ours, theirs = (point["figures"] for point in data["points"])
+    assert ours["copy_wait_share"]["value"]["value"] == 0.45
+    assert ours["pressure_seconds"]["value"]["value"] == 31.0
+    assert "copy_wait_share" not in theirs
+    account = {"seconds": 100.0, "pressure_seconds": 31.0, "copy_wait_seconds": 45.0, "replicas": 1}
+    assert [run["memory"] for run in data["runs"]] == [account, None]
+    rows = list(comparison_rows(comparison, objectives))
+    assert [(r["label"], r["value"]) for r in rows if r["metric"] == "copy_wait_share"] == [("b", 0.45)]
+    assert [(r["label"], r["value"]) for r in rows if r["metric"] == "pressure_seconds"] == [("b", 31.0)]
 
 
 def test_closed_loops_have_a_concurrency_for_a_rate(closed_loops: list[Run]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from fgbench.metrics.slo import parse_slo
 from fgbench.report.comparison import compare
@@ -38,6 +39,13 @@ def test_tables_are_whole_and_say_what_the_terminal_says(sweep: list[Run]) -> No
     assert ["1 request / s", "fastgen-fcfs", "0%", "0/s"] in shares
     assert next(row for row in details if row[:2] == ["1 request / s", "ours"])[2] == "250 ms"
     assert "✔ better" in text
+
+
+def test_the_account_of_kv_memory_is_in_the_details(make_run: Make, server_stats: dict[str, Any]) -> None:
+    (comparison,) = compare([make_run("a", server_stats=server_stats), make_run("b")])
+    _, details = tables(comparison_markdown(comparison, []))
+    assert details[0][2:] == ["device idle for copies", "under memory pressure"]
+    assert [row[2:] for row in details[2:]] == [["-", "-"], ["45%", "31 s"]]
 
 
 def test_names_cannot_break_a_table(make_run: Make) -> None:

@@ -6,9 +6,10 @@ import math
 from rich.console import Console
 
 from fgbench.client.record import RequestRecord
+from fgbench.metrics.memory import MemoryAccount
 from fgbench.metrics.summary import summarize
 from fgbench.report.tables import summary_table
-from fgbench.report.units import number, seconds, size
+from fgbench.report.units import number, seconds, share, size
 
 
 def test_units_read_as_people_write_them() -> None:
@@ -27,6 +28,14 @@ def test_units_read_as_people_write_them() -> None:
         "123",
         "12,346",
         "all at once",
+    ]
+    assert [share(v) for v in (None, 0.0, 0.0002, 0.0456, 0.456, 1.0)] == [
+        "-",
+        "0%",
+        "<0.1%",
+        "4.6%",
+        "46%",
+        "100%",
     ]
     assert [size(v) for v in (10, 2048, 1020 * 1024, 3 * 1024**3)] == ["10 B", "2 KiB", "1,020 KiB", "3 GiB"]
 
@@ -52,3 +61,20 @@ def test_the_table_of_a_run_shows_what_was_measured_and_what_failed() -> None:
     for expected in ("fastgen at 1/s", "667 ms", "1 of 2 answered", "1 x http 500", "3 preemptions", "2 KiB"):
         assert expected in text
     assert "above capacity" not in text
+    assert "KV memory" not in text
+
+
+def test_the_table_of_a_run_says_what_kv_memory_did() -> None:
+    def shown(memory: MemoryAccount) -> str:
+        console = Console(width=120, record=True, file=io.StringIO())
+        console.print(summary_table("t", summarize([], offered_rate=1.0), memory))
+        (line,) = (line for line in console.export_text().splitlines() if "KV memory" in line)
+        return line.partition("KV memory")[2].strip()
+
+    assert shown(MemoryAccount(120.0, 0.0, 0.0)) == (
+        "never under pressure; device idle for copies 0% of the time"
+    )
+    assert shown(MemoryAccount(120.0, 98.0, 54.0)) == (
+        "under pressure for 98 s of 120 s (nothing new started); device idle for copies 45% of the time"
+    )
+    assert shown(MemoryAccount(120.0, 0.0, 0.5, replicas=8)).startswith("mean of 8 replicas: never under")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -60,10 +61,10 @@ def request(index: int, arrival: float, prompt: int, output: int) -> Request:
     return Request(str(index), prompt, params, arrival, bytearray(prompt), phase_since=arrival)
 
 
-def step_by_step(scheduler: Scheduler, work: Work) -> list[Ending]:
+def step_by_step(scheduler: Scheduler, work: Work, cost: CostModel = COST) -> tuple[list[Ending], Engine]:
     clock = VirtualClock()
-    copies = SimulatedCopyEngine(clock, BLOCK_BYTES, COST.copy_bytes_per_second)
-    engine = Engine(scheduler, SimulatedRunner(COST, clock), copies, clock)
+    copies = SimulatedCopyEngine(clock, BLOCK_BYTES, cost.copy_bytes_per_second)
+    engine = Engine(scheduler, SimulatedRunner(cost, clock), copies, clock)
     requests: list[Request] = []
     times: dict[str, list[float]] = {}
     while len(requests) < len(work) or engine.has_work:
@@ -74,7 +75,7 @@ def step_by_step(scheduler: Scheduler, work: Work) -> list[Ending]:
             scheduler.add(requests[-1], clock.now())
         for event in engine.step():
             times.setdefault(event.request.id, []).append(clock.now())
-    return [Ending(r, times[r.id]) for r in requests]
+    return [Ending(r, times[r.id]) for r in requests], engine
 
 
 def leaping(replicas: Sequence[Replica], work: Work, router: str = "round-robin") -> list[Ending]:
@@ -115,7 +116,7 @@ def leaps_decide_as_single_steps(
     policy: str, device_blocks: int, host_blocks: int, offloading: Offloading, work: Work
 ) -> None:
     single = scheduler(policy, device_blocks, host_blocks, offloading)
-    expected = step_by_step(single, work)
+    expected, engine = step_by_step(single, work)
     replica = Replica(scheduler(policy, device_blocks, host_blocks, offloading), COST, keep_token_times=True)
     got = leaping([replica], work)
     for mine, theirs in zip(got, expected, strict=True):
@@ -123,6 +124,7 @@ def leaps_decide_as_single_steps(
         assert mine.request.phase_since == theirs.request.phase_since
         assert mine.request.accounting() == pytest.approx(theirs.request.accounting(), abs=1e-9)
     assert replica.scheduler.counters == single.counters
+    assert replica.copy_wait_seconds == pytest.approx(engine.work.copy_wait_seconds, abs=1e-9)
     replica.scheduler.kv.check()
     assert replica.scheduler.kv.device.num_free == device_blocks
 
@@ -146,6 +148,32 @@ def test_every_router_serves_all_and_uses_every_replica(router: str) -> None:
     assert all(replica.scheduler.counters.finished > 0 for replica in replicas)
     assert sum(replica.scheduler.counters.finished for replica in replicas) == 80
     assert all(replica.outstanding_seconds == 0.0 for replica in replicas)
+
+
+def test_waiting_for_a_slow_link_is_accounted() -> None:
+    """Copies of 40 ms a block, and a pool that a few requests fill: at times nothing can run."""
+    slow = replace(COST, copy_bytes_per_second=BLOCK_BYTES / 0.04)
+    work = some_work(40, 5.0, seed=3)
+    endings, engine = step_by_step(scheduler("sj-mlfq", 60), work, slow)
+    replica = Replica(scheduler("sj-mlfq", 60), slow)
+    leaping([replica], work)
+    took = max(ending.request.phase_since for ending in endings)
+    assert engine.work.copy_wait_seconds > 0.01 * took
+    assert replica.copy_wait_seconds == pytest.approx(engine.work.copy_wait_seconds)
+    assert engine.work.seconds + engine.work.copy_wait_seconds <= took * (1 + 1e-9)
+
+
+def test_a_cluster_sums_its_replicas_up() -> None:
+    replicas = [Replica(scheduler("sj-mlfq", 90), COST) for _ in range(2)]
+    cluster = Cluster(replicas, make_router("round-robin"))
+    requests = (request(i, *one) for i, one in enumerate(some_work(40, 10.0, seed=3)))
+    ends = [ending.request.phase_since for ending in cluster.serve(requests)]
+    stats = cluster.stats()
+    assert stats["finished"] == 40
+    assert stats["offloaded_blocks"] == sum(r.scheduler.counters.offloaded_blocks for r in replicas) > 0
+    assert stats["copy_wait_seconds"] == pytest.approx(sum(r.copy_wait_seconds for r in replicas))
+    assert stats["pressure_seconds"] == sum(r.scheduler.counters.pressure_seconds for r in replicas)
+    assert stats["uptime_seconds"] == pytest.approx(max(ends), abs=0.1)  # the last copies may end later
 
 
 class _Seen:

@@ -1,0 +1,40 @@
+"""How fast a run's server was, computed from the sums in its run.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from fgbench.report.fidelity import Speed
+from fgengine.cost import CostModel
+from fgengine.work import Work
+
+COST = CostModel(step=0.01)
+WORK = Work(work_steps=100, model_seconds=1.1, engine_seconds=0.05, between_seconds=0.05)
+NOTHING = dataclasses.asdict(Work())
+
+
+def info(**values: float) -> dict[str, Any]:
+    return {"server_stats": {"before": NOTHING, "after": dataclasses.asdict(WORK) | values}}
+
+
+def test_waiting_for_copies_does_not_make_steps_slower() -> None:
+    expected = Speed(model=pytest.approx(1.1), whole=pytest.approx(1.2))
+    assert Speed.of(info(), COST) == expected
+    assert Speed.of(info(copy_wait_seconds=30.0), COST) == expected
+
+
+def test_runs_from_before_copy_waits_were_counted_have_a_speed() -> None:
+    older = info()
+    for side in ("before", "after"):
+        stats = older["server_stats"][side]
+        older["server_stats"][side] = {k: v for k, v in stats.items() if k != "copy_wait_seconds"}
+    assert Speed.of(older, COST) is not None
+    assert Speed.of(older, COST) == Speed.of(info(), COST)
+
+
+def test_a_simulation_has_no_speed() -> None:
+    assert Speed.of({"server_stats": {"before": {"finished": 0.0}, "after": {"finished": 4}}}, COST) is None
+    assert Speed.of({}, COST) is None
