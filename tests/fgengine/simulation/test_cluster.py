@@ -15,6 +15,8 @@ from fgengine.kv.manager import KVManager
 from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy
+from fgengine.scheduling.queue_limit import NO_LIMIT, QueueLimit
+from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.scheduling.scheduler import Scheduler
 from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.copying import SimulatedCopyEngine
@@ -35,7 +37,11 @@ Work = Sequence[tuple[float, int, int]]
 
 
 def scheduler(
-    policy: str, device_blocks: int = 4000, host_blocks: int = 100, offloading: Offloading = "reactive"
+    policy: str,
+    device_blocks: int = 4000,
+    host_blocks: int = 100,
+    offloading: Offloading = "reactive",
+    queue: QueueLimit = NO_LIMIT,
 ) -> Scheduler:
     return Scheduler(
         make_policy(policy, PolicyContext(COST, starvation_limit=3.0, max_batch_size=8)),
@@ -43,6 +49,7 @@ def scheduler(
         Limits(8, 2048, 2048, block_bytes=BLOCK_BYTES),
         offloading=offloading,
         cost=COST,
+        queue=queue,
     )
 
 
@@ -66,15 +73,22 @@ def step_by_step(scheduler: Scheduler, work: Work) -> list[Ending]:
     engine = Engine(scheduler, SimulatedRunner(COST, clock), copies, clock)
     requests: list[Request] = []
     times: dict[str, list[float]] = {}
+    refusals: dict[str, RequestRefused] = {}
     while len(requests) < len(work) or engine.has_work:
         if not engine.has_work:
             clock.advance_to(max(clock.now(), work[len(requests)][0]))
         while len(requests) < len(work) and work[len(requests)][0] <= clock.now():
             requests.append(request(len(requests), *work[len(requests)]))
-            scheduler.add(requests[-1], clock.now())
-        for event in engine.step():
+            try:
+                scheduler.add(requests[-1], clock.now())
+            except RequestRefused as refusal:
+                requests[-1].finish("error", clock.now())
+                refusals[requests[-1].id] = refusal
+        for dropped, why in engine.expire():
+            refusals[dropped.id] = why
+        for event in engine.step() if engine.has_work else ():
             times.setdefault(event.request.id, []).append(clock.now())
-    return [Ending(r, times[r.id]) for r in requests]
+    return [Ending(r, times.get(r.id, ()), refusals.get(r.id)) for r in requests]
 
 
 def leaping(replicas: Sequence[Replica], work: Work, router: str = "round-robin") -> list[Ending]:
@@ -111,15 +125,43 @@ def test_no_leap_passes_over_an_early_upload(rate: float, seed: int) -> None:
     leaps_decide_as_single_steps("sj-mlfq", 150, 100, "proactive", some_work(40, rate, seed))
 
 
-def leaps_decide_as_single_steps(
-    policy: str, device_blocks: int, host_blocks: int, offloading: Offloading, work: Work
+@pytest.mark.parametrize("policy", ["fcfs", "sj-mlfq", "srpt"])
+@pytest.mark.parametrize(
+    ("queue", "refusal"),
+    [
+        (QueueLimit(requests=3), QueueFull),
+        (QueueLimit(prompt_tokens=500), QueueFull),
+        (QueueLimit(timeout=2.0), QueueTimeout),
+        (QueueLimit(requests=6, prompt_tokens=2000, timeout=1.0), RequestRefused),
+    ],
+)
+def test_leaps_refuse_and_drop_as_single_steps_do(
+    policy: str, queue: QueueLimit, refusal: type[RequestRefused]
 ) -> None:
-    single = scheduler(policy, device_blocks, host_blocks, offloading)
+    work = some_work(80, 12.0, seed=3)
+    leaps_decide_as_single_steps(policy, 90, 100, "reactive", work, queue)
+    endings = leaping([Replica(scheduler(policy, 90, 100, queue=queue), COST)], work)
+    kinds = [type(ending.refusal) for ending in endings if ending.refusal is not None]
+    assert 0 < len(kinds) < len(work)
+    assert all(issubclass(kind, refusal) for kind in kinds)
+
+
+def leaps_decide_as_single_steps(
+    policy: str,
+    device_blocks: int,
+    host_blocks: int,
+    offloading: Offloading,
+    work: Work,
+    queue: QueueLimit = NO_LIMIT,
+) -> None:
+    single = scheduler(policy, device_blocks, host_blocks, offloading, queue)
     expected = step_by_step(single, work)
-    replica = Replica(scheduler(policy, device_blocks, host_blocks, offloading), COST, keep_token_times=True)
+    leaps = scheduler(policy, device_blocks, host_blocks, offloading, queue)
+    replica = Replica(leaps, COST, keep_token_times=True)
     got = leaping([replica], work)
     for mine, theirs in zip(got, expected, strict=True):
-        assert mine.token_times == theirs.token_times
+        assert str(mine.refusal) == str(theirs.refusal)
+        assert list(mine.token_times) == list(theirs.token_times)
         assert mine.request.phase_since == theirs.request.phase_since
         assert mine.request.accounting() == pytest.approx(theirs.request.accounting(), abs=1e-9)
     assert replica.scheduler.counters == single.counters
