@@ -180,4 +180,6 @@ def _options_of(info: dict[str, Any], folder: Path) -> ServerOptions:
     if "policy" not in settings or "max_batch_size" not in settings:
         raise ValueError(f"{folder} does not say how its server was set: --like needs a run of fastgen")
     known = {field.name for field in dataclasses.fields(ServerOptions)}
-    return ServerOptions(**{key: value for key, value in settings.items() if key in known})
+    options = {key: value for key, value in settings.items() if key in known}
+    options.setdefault("max_queue", 0)  # servers older than the option had a queue without a bound
+    return ServerOptions(**options)
