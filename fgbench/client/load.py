@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from fgbench.client.answer import Answer
-from fgbench.client.endpoints import Endpoint, error_message
+from fgbench.client.endpoints import Endpoint, error_message, rejection
 from fgbench.client.http import Connections
 from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
@@ -194,6 +194,8 @@ async def _exchange(
         response = await connections.post(message, take, target.request_timeout)
         if response.status != 200:
             words = error_message(response.body) or response.reason
+            if (kind := rejection(response.status, response.body)) is not None:
+                return answer.record(now(), rejected=f"{kind}: {words}")
             return answer.record(now(), f"http {response.status}: {words}")
         answer.close(now())
         return answer.record(now())

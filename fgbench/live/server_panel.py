@@ -52,6 +52,8 @@ def counts(meter: Meter, width: int) -> list[Text]:
         ("swapped", snapshot.swapped),
         ("done", snapshot.counters.get("finished")),
         ("aborted", snapshot.counters.get("aborted")),
+        ("rejected", snapshot.counters.get("requests_rejected")),
+        ("timed out", snapshot.counters.get("requests_timed_out") or None),
         ("preemptions", snapshot.counters.get("preemptions")),
     ]
     return flow((figure(name, f"{value:,.0f}") for name, value in told if value is not None), width)

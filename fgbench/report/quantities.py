@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fgbench.report.units import number, seconds, size
+from fgbench.report.units import number, percent, seconds, size
 
-Kind = Literal["seconds", "number", "bytes"]
+Kind = Literal["seconds", "number", "bytes", "share"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ class Quantity:
             return seconds(value)
         if self.kind == "bytes":
             return "-" if value is None else size(value)
+        if self.kind == "share":
+            return "-" if value is None else percent(value)
         return number(value)
 
 
@@ -44,6 +46,7 @@ THROUGHPUTS = (
     Quantity("request_throughput", None, "requests / s", "number", "higher"),
     Quantity("output_token_throughput", None, "output tokens / s", "number", "higher"),
 )
+OUTCOMES = (Quantity("rejected_share", None, "rejected", "share", None),)
 SLOWDOWNS = (
     Quantity("slowdown", "mean", "slowdown", "number", "lower"),
     Quantity("slowdown", "p99", "slowdown", "number", "lower"),
@@ -57,6 +60,6 @@ IN_THE_SERVER = (
     Quantity("preemptions", None, "preemptions", "number", None),
     Quantity("bytes_moved", None, "KV moved", "bytes", None),
 )
-QUANTITIES = (*LATENCIES, *THROUGHPUTS, *SLOWDOWNS, *IN_THE_SERVER)
+QUANTITIES = (*LATENCIES, *THROUGHPUTS, *OUTCOMES, *SLOWDOWNS, *IN_THE_SERVER)
 HEADLINES = tuple(quantity for quantity in LATENCIES if quantity.statistic == "mean") + THROUGHPUTS
 """Those with a verdict in the tables; files hold one for every quantity that has a better side."""

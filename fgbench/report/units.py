@@ -54,3 +54,10 @@ def span(low: float, high: float) -> str:
 def times(ratio: float) -> str:
     """``0.46x``; of ten and more two digits."""
     return f"{number(ratio, 2) if ratio >= 10.0 else f'{ratio:.2f}'}x"
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1: ``0%``, ``<0.1%``, ``4.2%``, ``37%``."""
+    if 0.0 < share < 0.001:
+        return "<0.1%"
+    return f"{share:.1%}" if 0.0 < share < 0.0995 else f"{share:.0%}"
