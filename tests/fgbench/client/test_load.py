@@ -139,6 +139,34 @@ async def test_a_failure_to_keep_a_record_is_no_outcome(fake_server):
         await run_load(specs(4), target_of(fake_server), full_disk)
 
 
+@pytest.mark.parametrize(
+    ("fault", "rejected"),
+    [("reject", "http 429: too busy"), ("queue timeout", "queue timeout: waited 5 s")],
+)
+async def test_a_rejected_request_is_neither_an_answer_nor_an_error(fake_server, fault, rejected):
+    fake_server.misbehave = {5: fault}
+    requests = specs(4, 5, 4)
+    state = LoadState.of(requests)
+    records = []
+    await run_load(requests, target_of(fake_server), records.append, state=state)
+    records.sort(key=lambda record: record.index)
+    assert [record.ok for record in records] == [True, False, True]
+    refused = records[1]
+    assert (refused.rejected, refused.error, refused.output_tokens) == (rejected, None, 0)
+    assert refused.sent <= refused.finished
+    assert (refused.first_token, refused.last_token, refused.token_times) == (None, None, ())
+    assert (state.ok, state.failed, state.rejected, state.in_flight) == (2, 0, 1, 0)
+    assert state.last_error is None
+    assert len(fake_server.bodies) == 3  # nothing is sent again
+    assert RequestRecord.from_dict(refused.to_dict()) == refused
+
+
+async def test_a_503_of_another_kind_is_an_error(fake_server):
+    fake_server.misbehave = {5: "unavailable"}
+    _, (record,) = await load(fake_server, specs(5))
+    assert (record.rejected, record.error) == (None, "http 503: starting")
+
+
 async def test_state_follows_the_load(fake_server):
     fake_server.misbehave = {5: "crash"}
     requests = specs(4, 5, 4, every=0.05)
