@@ -57,7 +57,8 @@ class Simulation:
         self.policy = options.effective_policy
         self.name = SIMULATED if self.policy == DEFAULT_POLICY else f"{SIMULATED}-{self.policy}"
         self._options = options
-        self._cluster(seed=0, keep_token_times=False)
+        self.queue = self._cluster(seed=0, keep_token_times=False).replicas[0].scheduler.queue.limit
+        """Of each replica."""
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -90,6 +90,7 @@ def simulate_load(
     wanted = load.to_load()
     simulation = Simulation(server, find_profile(server), replicas=replicas, router=router)
     console.print(f"step times of {simulation.profile.device}, {simulation.profile.dtype}", highlight=False)
+    console.print(simulation.queue.describe(), highlight=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     dataset = load.to_dataset(server, display_for(console).report)
     with bar(simulation.name, wanted.num_prompts, console) as progress:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
 
 from fgengine.clock import WallClock
-from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
+from fgengine.scheduling.refusal import Busy, QueueFull, RequestRefused
 from fgengine.server.client import EngineError
 from fgengine.server.generation import Generation, Service
 from fgengine.server.schemas import MAX_BODY_BYTES, BadRequestError, Body, read_body
@@ -41,15 +40,14 @@ def error_response(status: int, message: str, kind: str, field: str | None = Non
     )
 
 
-def busy_response(error: QueueFull | QueueTimeout) -> web.Response:
+def busy_response(error: Busy) -> web.Response:
     """429 where the queue was full, 503 where a request waited in it for too long; both with Retry-After."""
-    seconds = max(1, math.ceil(error.retry_after))
-    message = f"{error}; try again in {seconds} s"
+    message = f"{error}; try again in {error.whole_seconds} s"
     if isinstance(error, QueueFull):
         status, body = 429, error_body(message, "rate_limit_error", code=QUEUE_FULL)
     else:
         status, body = 503, error_body(message, "service_unavailable", code=QUEUE_TIMEOUT)
-    headers = {"Retry-After": str(seconds)}
+    headers = {"Retry-After": str(error.whole_seconds)}
     return BusyResponse(status=status, body=body, content_type="application/json", headers=headers)
 
 
@@ -94,7 +92,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     """
     try:
         return await handler(request)
-    except (QueueFull, QueueTimeout) as error:
+    except Busy as error:
         return busy_response(error)
     except (BadRequestError, TextError, RequestRefused) as error:
         return error_response(400, str(error), "invalid_request_error", getattr(error, "field", None))

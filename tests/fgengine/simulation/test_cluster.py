@@ -214,3 +214,19 @@ def test_what_can_never_run_is_refused_and_hurts_nobody() -> None:
     assert refused.request.num_generated == 0
     assert served.refusal is None
     assert served.request.num_generated == 10
+
+
+def test_a_refused_worker_of_a_closed_loop_pauses_before_its_next_request() -> None:
+    """As the load generator's workers do, for whole seconds."""
+    replica = Replica(scheduler("fcfs", queue=QueueLimit(requests=2)), COST)
+    work = [request(index, 0.0, 40, 100) for index in range(60)]
+    endings = list(Cluster([replica], make_router("round-robin")).serve_closed(work, concurrency=14))
+    assert len(endings) == 60
+    refused = [ending for ending in endings if ending.refusal is not None]
+    assert 4 <= len(refused) < 30
+    starts = [ending.request.arrival for ending in endings]
+    for ending in refused:
+        assert isinstance(ending.refusal, QueueFull)
+        again = ending.request.phase_since + ending.refusal.whole_seconds
+        assert again in starts or again > max(starts)
+    assert sum(ending.request.num_generated == 100 for ending in endings) == 60 - len(refused)
