@@ -257,7 +257,6 @@ def test_in_overload_no_request_waits_for_much_longer_than_the_bound_is_worth(
     assert run.info["summary"]["failed"] == 0
     assert 0.4 < run.info["summary"]["rejected"] / 1200 < 0.8
     waits = {record.index: (record.first_token or 0.0) - record.scheduled for record in served}
-    print(max(waits.values()), len(served))
     assert max(waits.values()) < 100.0
 
 
