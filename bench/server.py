@@ -26,6 +26,7 @@ from tokenizers.models import BPE
 from fgengine.config import EngineConfig
 from fgengine.plan import TokenEvent
 from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.refusal import QueueTimeout
 
 SERVE = """
 import sys
@@ -41,6 +42,7 @@ class NullEngine:
     """A token for every request in every step, at no cost."""
 
     model_name, vocab_size, max_model_len = "null", 256, 1 << 20
+    retry_after = None
 
     def __init__(self) -> None:
         self.requests: dict[str, Request] = {}
@@ -57,6 +59,9 @@ class NullEngine:
 
     def abort(self, id: str) -> bool:
         return self.requests.pop(id, None) is not None
+
+    def expire(self) -> list[tuple[Request, QueueTimeout]]:
+        return []
 
     def step(self) -> list[TokenEvent]:
         time.sleep(0.002)  # otherwise 64 requests would all be in the channel before one was read

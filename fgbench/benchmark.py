@@ -155,7 +155,8 @@ def _warm_up(requests: tuple[RequestSpec, ...], target: Target, backend: Backend
     if outcome == "server died":
         raise BackendError(f"the server died while warming up; its log ends:\n{backend.last_words()}")
     if not any(r.ok for r in records):
-        raise BackendError(f"no warm-up request was answered; the first failed with {records[0].error}")
+        why = records[0].error or records[0].rejected
+        raise BackendError(f"no warm-up request was answered; the first failed with {why}")
 
 
 def _measure(

@@ -22,6 +22,7 @@ from fgbench.workload.spec import RequestSpec, Workload
 from fgengine.model.catalog import shape_of
 from fgengine.profile import Profile
 from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.replica import Ending
 from fgengine.simulation.setup import make_cluster
@@ -56,7 +57,8 @@ class Simulation:
         self.policy = options.effective_policy
         self.name = SIMULATED if self.policy == DEFAULT_POLICY else f"{SIMULATED}-{self.policy}"
         self._options = options
-        self._cluster(seed=0, keep_token_times=False)
+        self.queue = self._cluster(seed=0, keep_token_times=False).replicas[0].scheduler.queue.limit
+        """Of each replica."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -224,11 +226,19 @@ def _request(spec: RequestSpec) -> Request:
     )
 
 
+def _rejection(refusal: RequestRefused | None) -> str | None:
+    """As a client would write down the server's answer."""
+    if isinstance(refusal, QueueFull):
+        return f"http 429: {refusal}"
+    return f"queue timeout: {refusal}" if isinstance(refusal, QueueTimeout) else None
+
+
 def _record(ending: Ending) -> RequestRecord:
     """Times to the microsecond, as a client rounds them."""
     request = ending.request
     finished = round(request.phase_since, 6)
     first = request.first_token_at
+    rejected = _rejection(ending.refusal)
     return RequestRecord(
         index=int(request.id),
         scheduled=request.arrival,
@@ -240,7 +250,8 @@ def _record(ending: Ending) -> RequestRecord:
         last_token=None if first is None else finished,
         token_times=tuple(round(at, 6) for at in ending.token_times),
         finished=finished,
-        error=None if ending.refusal is None else f"refused: {ending.refusal}",
-        server=request.accounting(),
+        error=None if rejected or ending.refusal is None else f"refused: {ending.refusal}",
+        server=request.accounting() if ending.refusal is None else None,
         user=request.user,
+        rejected=rejected,
     )

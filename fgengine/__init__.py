@@ -9,7 +9,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 from fgengine.config import EngineConfig
-from fgengine.engine import Engine, RequestRefused
+from fgengine.engine import Engine, QueueFull, QueueTimeout, RequestRefused
 from fgengine.request import SamplingParams
 
-__all__ = ["Engine", "EngineConfig", "RequestRefused", "SamplingParams"]
+__all__ = ["Engine", "EngineConfig", "QueueFull", "QueueTimeout", "RequestRefused", "SamplingParams"]

@@ -61,6 +61,14 @@ class EngineConfig:
     admitted only with room for its longest; ``reactive``: swapped to the host; ``proactive``: swapped ahead
     of need (the paper's); ``recompute``: thrown away; ``auto``: swapped or thrown away, whichever the cost
     model says is sooner undone. A full host pool always means thrown away."""
+    max_queue: int | None = None
+    """Most requests that may wait: unfinished ones beyond a full batch. More are refused. None: about a
+    minute's work of this machine (``fgengine.scheduling.queue_limit``); 0: no limit."""
+    max_queue_tokens: int | None = None
+    """Most prompt tokens of requests that have not started. None and 0: as for ``max_queue``, whose 0 is
+    this one's default too."""
+    queue_timeout: float | None = None
+    """Seconds after its arrival at which a request that has not started is dropped; None: never."""
     profile: Path | None = None
     """A profile written by ``fgengine.profiler``; None: measured when the policy needs one."""
 
@@ -78,6 +86,10 @@ class EngineConfig:
         between("num_device_blocks", 1, 2**31)
         between("swap_space_bytes", 0, 2**60)
         between("seed", 0, 2**63 - 1)
+        between("max_queue", 0, 2**31)
+        between("max_queue_tokens", 0, 2**40)
+        if self.queue_timeout is not None and not 0.0 < self.queue_timeout < math.inf:
+            raise ValueError(f"queue_timeout must be above 0 seconds and finite, not {self.queue_timeout}")
         if self.block_size not in (8, 16, 32, 64, 128):
             raise ValueError(f"block_size must be 8, 16, 32, 64 or 128, not {self.block_size}")
         if not 0.0 < self.device_memory_utilization <= 1.0:

@@ -16,10 +16,12 @@ from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_class
 from fgengine.scheduling.predictor import Predictor
-from fgengine.scheduling.scheduler import RequestRefused, Scheduler
+from fgengine.scheduling.queue_limit import QueueLimit
+from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
+from fgengine.scheduling.scheduler import Scheduler
 from fgengine.work import Work
 
-__all__ = ["Engine", "RequestRefused", "Runner", "TokenEvent"]
+__all__ = ["Engine", "QueueFull", "QueueTimeout", "RequestRefused", "Runner", "TokenEvent"]
 
 
 Collect = Callable[[], StepResult]
@@ -78,7 +80,7 @@ class Engine:
         ``report`` is told each slow step in a sentence. Raises ValueError for a model, policy or profile
         that cannot be used.
         """
-        from fgengine import profiler
+        from fgengine import profiler, quick_speed
         from fgengine.execution.runner import TorchRunner
         from fgengine.model import catalog, store
         from fgengine.scheduling.predictor import make_predictor
@@ -96,6 +98,8 @@ class Engine:
         needs_cost = policy.needs_cost or config.offloading == "auto"
         cost = profiler.ensure(config, runner, report).cost if needs_cost else None
         predictor = make_predictor(config.predictor, config.model) if policy.needs_predictor else None
+        queue = QueueLimit.of(config, lambda: quick_speed.speed_of(config, runner, cost, report))
+        report(queue.describe())
         context = PolicyContext(cost, config.starvation_limit, config.max_batch_size, predictor)
         scheduler = Scheduler(
             make_policy(config.policy, context),
@@ -110,6 +114,7 @@ class Engine:
             ),
             offloading=config.offloading,
             cost=cost,
+            queue=queue,
         )
         return cls(
             scheduler,
@@ -149,7 +154,7 @@ class Engine:
     ) -> Request:
         """Queue a request that came at ``arrival`` (seconds on the engine's clock; None: now).
 
-        Raises RequestRefused, with the reason, for one that could never run.
+        Raises RequestRefused, with the reason, for one that could never run; QueueFull where too many wait.
         """
         if not prompt:
             raise RequestRefused("the prompt is empty; it needs at least one token")
@@ -163,6 +168,18 @@ class Engine:
     def abort(self, id: str) -> bool:
         """Stop a request and free what it holds; False when it is not running (any more)."""
         return self.scheduler.abort(id, self.clock.now()) is not None
+
+    def expire(self) -> list[tuple[Request, QueueTimeout]]:
+        """Drop the requests that have waited for their start for too long: to be called between steps."""
+        now = self.clock.now()
+        expired = self.scheduler.expire(now)
+        return [(request, self.scheduler.queue.timeout_error(now)) for request in expired]
+
+    @property
+    def retry_after(self) -> float | None:
+        """While the queue is full: seconds after which a request is worth sending. None: there is room."""
+        queue = self.scheduler.queue
+        return queue.retry_after(self.clock.now()) if queue.full else None
 
     def step(self) -> list[TokenEvent]:
         """One iteration: the new tokens; none after waiting for a copy, or while the first of several
@@ -218,16 +235,28 @@ class Engine:
         return events
 
     def generate(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[Request]:
-        """Serve all prompts together; the finished requests, in the prompts' order."""
-        requests = [self.add(f"generate-{next(self._ids)}", prompt, params) for prompt in prompts]
-        while not all(request.finished for request in requests):
-            self.step()
+        """Serve all prompts together; the finished requests, in the prompts' order.
+
+        Those that the queue has no room for are held back until it has. With a queue timeout some may end
+        with the finish reason "timeout" and no tokens.
+        """
+        requests: list[Request] = []
+        while len(requests) < len(prompts) or not all(request.finished for request in requests):
+            while len(requests) < len(prompts):
+                try:
+                    request = self.add(f"generate-{next(self._ids)}", prompts[len(requests)], params)
+                except QueueFull:
+                    break
+                requests.append(request)
+            self.expire()
+            if self.has_work:
+                self.step()
         return requests
 
     def stats(self) -> dict[str, Any]:
         """Counters and work since the start; requests in each place and level, and free blocks of each pool,
         now; what is served how. Plain JSON; its cost does not grow with the number of requests."""
-        scheduler, kv = self.scheduler, self.scheduler.kv
+        scheduler, kv, queue = self.scheduler, self.scheduler.kv, self.scheduler.queue
         running, swapped = scheduler.num_running, scheduler.num_swapped
         return {
             **asdict(scheduler.counters),
@@ -241,6 +270,12 @@ class Engine:
             "num_host_blocks": kv.host.num_blocks,
             "transfers_in_flight": kv.transfers_in_flight,
             "under_pressure": scheduler.under_pressure,
+            "queued_requests": queue.waiting,
+            "max_queue": queue.limit.requests,
+            "unstarted_requests": queue.unstarted,
+            "unstarted_prompt_tokens": queue.prompt_tokens,
+            "max_queue_tokens": queue.limit.prompt_tokens,
+            "queue_timeout": queue.limit.timeout,
             "block_bytes": scheduler.limits.block_bytes,
             "max_batch_size": scheduler.limits.max_batch_size,
             "levels": [level._asdict() for level in scheduler.policy.levels()],

@@ -6,7 +6,8 @@ from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-FinishReason = Literal["length", "stop", "abort", "error"]
+FinishReason = Literal["length", "stop", "abort", "error", "timeout"]
+"""timeout: it waited for its start for too long."""
 Phase = Literal["queued", "swapped", "prefill", "decode"]
 """swapped: its turn has come, but its KV is on the host or on its way. One that waits for its turn is queued,
 wherever its KV is, and in prefill or decode while it is in a batch."""

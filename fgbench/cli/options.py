@@ -21,6 +21,7 @@ def _option(panel: str, help: str, *names: str) -> Any:
 
 _model = functools.partial(_option, "Model")
 _scheduling = functools.partial(_option, "Scheduling")
+_queue = functools.partial(_option, "Queue")
 _memory = functools.partial(_option, "Memory")
 
 
@@ -88,6 +89,30 @@ class ServerOptions:
         Path | None,
         _scheduling("Cost model from 'fgbench profile'.", "--profile", "--profiling-file"),
     ] = None
+
+    max_queue: Annotated[
+        int | None,
+        _queue(
+            "Most requests that wait beyond a full batch; more get HTTP 429. Default: about a minute's work, "
+            "printed at the start; 0: no limit.",
+            "--max-queue",
+        ),
+    ] = DEFAULTS.max_queue
+    max_queue_tokens: Annotated[
+        int | None,
+        _queue(
+            "Most prompt tokens of requests that have not started; more get HTTP 429. Default: about a "
+            "minute's work; 0, and with --max-queue 0: no limit.",
+            "--max-queue-tokens",
+        ),
+    ] = DEFAULTS.max_queue_tokens
+    queue_timeout: Annotated[
+        float | None,
+        _queue(
+            "Seconds after which a request that has not started is dropped with HTTP 503; default: never.",
+            "--queue-timeout",
+        ),
+    ] = DEFAULTS.queue_timeout
 
     block_size: Annotated[int, _memory("Tokens in a KV block.", "--block-size")] = DEFAULTS.block_size
     gpu_memory_utilization: Annotated[
@@ -166,6 +191,9 @@ class ServerOptions:
             offloading=self.effective_offloading,
             predictor=self.predictor,
             chunked_prefill=self.chunked_prefill,
+            max_queue=self.max_queue,
+            max_queue_tokens=self.max_queue_tokens,
+            queue_timeout=self.queue_timeout,
             profile=self.profile,
         )
 

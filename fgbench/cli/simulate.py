@@ -90,6 +90,7 @@ def simulate_load(
     wanted = load.to_load()
     simulation = Simulation(server, find_profile(server), replicas=replicas, router=router)
     console.print(f"step times of {simulation.profile.device}, {simulation.profile.dtype}", highlight=False)
+    console.print(simulation.queue.describe(), highlight=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     dataset = load.to_dataset(server, display_for(console).report)
     with bar(simulation.name, wanted.num_prompts, console) as progress:
@@ -180,4 +181,6 @@ def _options_of(info: dict[str, Any], folder: Path) -> ServerOptions:
     if "policy" not in settings or "max_batch_size" not in settings:
         raise ValueError(f"{folder} does not say how its server was set: --like needs a run of fastgen")
     known = {field.name for field in dataclasses.fields(ServerOptions)}
-    return ServerOptions(**{key: value for key, value in settings.items() if key in known})
+    options = {key: value for key, value in settings.items() if key in known}
+    options.setdefault("max_queue", 0)  # servers older than the option had a queue without a bound
+    return ServerOptions(**options)

@@ -36,9 +36,9 @@ class Answer:
             self._take(self._endpoint.read(message), now)
         self._ended = self._ended or not self._endpoint.ends_with_marker
 
-    def record(self, now: float, error: str | None = None) -> RequestRecord:
+    def record(self, now: float, error: str | None = None, rejected: str | None = None) -> RequestRecord:
         """``error``: what went wrong around the answer; None leaves the verdict to what was answered.
-        Times are kept to the microsecond."""
+        ``rejected``: why the server did not serve it. Times are kept to the microsecond."""
         ended_well = error is None and self._error is None and self._ended
         output_tokens = self._output_tokens
         if output_tokens is None:
@@ -56,7 +56,8 @@ class Answer:
             last_token=round(self._times[-1], 6) if self._times else None,
             token_times=tuple(round(t, 6) for t in self._times),
             finished=round(now, 6),
-            error=error or self._verdict(),
+            error=None if rejected else error or self._verdict(),
+            rejected=rejected,
             server=self._server,
             user=self._spec.user,
         )

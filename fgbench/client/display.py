@@ -156,13 +156,14 @@ def display_for(console: Console, header: Callable[[], RenderableType] | None = 
 
 
 def progress_line(state: LoadState) -> str:
-    """``sent 12/100, done 9, in flight 3, errors 0, 2.48/s, ...`` with the latest error, if any."""
+    """``sent 12/100, done 9, in flight 3, rejected 0, errors 0, ...`` with the latest error, if any."""
     from fgbench.live.layout import clean
 
     parts = [
         f"sent {state.sent}/{state.planned}",
         f"done {state.ok}",
         f"in flight {state.in_flight}",
+        f"rejected {state.rejected}",
         f"errors {state.failed}",
         f"{state.achieved_rate:.2f}/s sent",
     ]

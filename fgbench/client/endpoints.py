@@ -27,6 +27,8 @@ class Piece:
     error: str | None = None
 
 
+QUEUE_TIMEOUT = "queue_timeout"
+"""The code by which our server says so."""
 CONTENT = Piece(content=True)
 """What nearly all messages say."""
 
@@ -166,6 +168,22 @@ def error_message(body: bytes) -> str:
         message = None
     text = message or body.decode("utf-8", "replace")
     return " ".join(text.split())[:300]
+
+
+def rejection(status: int, body: bytes) -> str | None:
+    """The class of a rejection, where a response says that its server has too much to do; None of others.
+
+    ``http 429`` of any server; ``queue timeout`` where ours took the request and dropped it before its start.
+    """
+    if status == 429:
+        return "http 429"
+    if status != 503:
+        return None
+    try:
+        error = _message(body).error
+    except StreamError:
+        return None
+    return "queue timeout" if isinstance(error, dict) and error.get("code") == QUEUE_TIMEOUT else None
 
 
 def _user(spec: RequestSpec) -> dict[str, str]:

@@ -32,6 +32,8 @@ class Response:
     reason: str
     body: bytes
     """Of an answer that is not 200: its first 64 KiB. That of a 200 was handed on as it came."""
+    retry_after: float | None = None
+    """Seconds after which the server asks to be asked again; None where it does not say."""
 
 
 class StaleConnection(ConnectionError):
@@ -141,6 +143,7 @@ class _Connection(asyncio.Protocol):
         self._sent_at = self._loop.time()
         self._touched = self._complete = self._sized = self._keep = False
         self._status = 0
+        self._retry_after: float | None = None
         self._reason = b""
         self._pieces: list[bytes] = []
         self._error_body = b""
@@ -204,8 +207,11 @@ class _Connection(asyncio.Protocol):
         self._reason = reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() in (b"content-length", b"transfer-encoding"):
+        name = name.lower()
+        if name in (b"content-length", b"transfer-encoding"):
             self._sized = True
+        elif name == b"retry-after" and value.isdigit() and len(value) < 10:
+            self._retry_after = float(value)
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
@@ -244,4 +250,5 @@ class _Connection(asyncio.Protocol):
             self._idle.append(self)
         else:
             self.abort()
-        ended.set_result(Response(self._status, self._reason.decode("latin-1"), self._error_body))
+        reason = self._reason.decode("latin-1")
+        ended.set_result(Response(self._status, reason, self._error_body, self._retry_after))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from fgbench.client.answer import Answer
-from fgbench.client.endpoints import Endpoint, error_message
+from fgbench.client.endpoints import Endpoint, error_message, rejection
 from fgbench.client.http import Connections
 from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
@@ -28,6 +28,11 @@ T = TypeVar("T")
 LIVENESS_SECONDS = 0.5
 LEAD_SECONDS = 0.05
 """From now to the start of the load: for everything to be in place when the first request leaves."""
+PAUSE_SECONDS = 1.0
+"""Pause of a closed loop's worker after a rejection without a Retry-After: else a full server would be sent
+the whole load at once."""
+MOST_PAUSE_SECONDS = 60.0
+"""Whatever the server asks."""
 TICK_SECONDS = 0.1
 """How often ``LoadState.elapsed`` moves on."""
 
@@ -58,7 +63,8 @@ async def run_load(
 
     With ``concurrency`` it is a closed loop: so many workers send the requests in their order, each the next
     when its last has ended, which then is the moment it counts as scheduled. What is scheduled ``duration``
-    seconds after the start or later is not sent; what is in flight then is awaited.
+    seconds after the start or later is not sent; what is in flight then is awaited. Nothing is sent twice,
+    but a worker whose request was rejected waits for as long as the server asks, or ``PAUSE_SECONDS``.
 
     SIGINT or SIGTERM stops the sending and drops what is in flight: such requests leave no record. So does a
     server for which ``alive`` turns False. A request's own failure never stops the load.
@@ -74,12 +80,12 @@ async def run_load(
         async with connections:
             start = time.perf_counter() + LEAD_SECONDS
 
-            async def send(spec: RequestSpec, message: bytes) -> RequestRecord:
+            async def send(spec: RequestSpec, message: bytes) -> float:
                 state.leave(max(0.0, time.perf_counter() - start - spec.scheduled))
-                record = await _exchange(connections, target, spec, message, start, state)
+                record, pause = await _exchange(connections, target, spec, message, start, state)
                 state.take(record)
                 on_record(record)
-                return record
+                return (record.finished or 0.0) + pause
 
             todo = zip(requests, messages, strict=True)
             if concurrency is None:
@@ -106,7 +112,8 @@ async def run_load(
     return "interrupted" if jobs[1] in done else "server died"
 
 
-Send = Callable[[RequestSpec, bytes], Coroutine[Any, Any, RequestRecord]]
+Send = Callable[[RequestSpec, bytes], Coroutine[Any, Any, float]]
+"""Gives the moment from which its worker may send again, seconds after the start."""
 
 
 async def _dispatch(
@@ -140,8 +147,9 @@ async def _take_turns(
         while free < duration and (turn := next(waiting, None)) is not None:
             spec, message = turn
             state.last_arrival = max(state.last_arrival, free)
-            record = await send(replace(spec, scheduled=free), message)
-            free = record.finished or free
+            free = max(free, await send(replace(spec, scheduled=free), message))
+            if (pause := start + free - time.perf_counter()) > 0 and free < duration:
+                await asyncio.sleep(pause)
 
     await asyncio.sleep(max(0.0, start - time.perf_counter()))
     async with _Tasks() as tasks:
@@ -180,8 +188,11 @@ async def _exchange(
     message: bytes,
     start: float,
     state: LoadState,
-) -> RequestRecord:
-    """Send one request and read its answer to the end. Every failure is in the record's ``error``."""
+) -> tuple[RequestRecord, float]:
+    """Send one request and read its answer to the end. Every failure is in the record's ``error``.
+
+    Also the seconds for which a worker of a closed loop pauses afterwards: 0 unless it was rejected.
+    """
 
     def now() -> float:
         return time.perf_counter() - start
@@ -194,15 +205,18 @@ async def _exchange(
         response = await connections.post(message, take, target.request_timeout)
         if response.status != 200:
             words = error_message(response.body) or response.reason
-            return answer.record(now(), f"http {response.status}: {words}")
+            if (kind := rejection(response.status, response.body)) is not None:
+                asked = PAUSE_SECONDS if response.retry_after is None else response.retry_after
+                return answer.record(now(), rejected=f"{kind}: {words}"), min(asked, MOST_PAUSE_SECONDS)
+            return answer.record(now(), f"http {response.status}: {words}"), 0.0
         answer.close(now())
-        return answer.record(now())
+        return answer.record(now()), 0.0
     except asyncio.TimeoutError:
-        return answer.record(now(), f"timeout: no complete answer within {target.request_timeout:g} s")
+        return answer.record(now(), f"timeout: no complete answer within {target.request_timeout:g} s"), 0.0
     except StreamError as error:
-        return answer.record(now(), f"protocol: {error}")
+        return answer.record(now(), f"protocol: {error}"), 0.0
     except OSError as error:
-        return answer.record(now(), f"connect: {error or type(error).__name__}")
+        return answer.record(now(), f"connect: {error or type(error).__name__}"), 0.0
 
 
 def _allow_many_connections() -> None:

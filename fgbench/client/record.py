@@ -30,16 +30,20 @@ class RequestRecord:
     finished: float | None = None
     """When the response ended, well or not."""
     error: str | None = None
-    """None: answered in full. Else a class and a sentence: ``timeout: ...``, ``http 400: ...``."""
+    """None: answered in full or rejected. Else a class and a sentence: ``timeout: ...``, ``http 400: ...``"""
     server: dict[str, float] | None = None
     """fgengine's own account of the request where it gave one: seconds queued, swapped, prefill,
     decode; preemptions; bytes_moved."""
     user: str = ""
     """On whose behalf it was sent; empty: none was said."""
+    rejected: str | None = None
+    """None, unless the server had too much to do and said so: then a class and a sentence, ``http 429: ...``
+    or ``queue timeout: ...``. Such a request has no ``error``: nothing went wrong, nothing was measured."""
 
     @property
     def ok(self) -> bool:
-        return self.error is None
+        """Whether it was answered in full."""
+        return self.error is None and self.rejected is None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

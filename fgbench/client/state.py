@@ -40,6 +40,7 @@ class LoadState:
     sent: int = 0
     ok: int = 0
     failed: int = 0
+    rejected: int = 0
     tokens: int = 0
     """Output tokens so far: streamed pieces, set right by the server's usage as each request ends."""
     last_error: str | None = None
@@ -72,6 +73,9 @@ class LoadState:
 
     def take(self, record: RequestRecord) -> None:
         """A request has ended."""
+        if record.rejected is not None:
+            self.rejected += 1
+            return
         if not record.ok:
             self.failed += 1
             self.last_error = record.error
@@ -91,7 +95,7 @@ class LoadState:
 
     @property
     def ended(self) -> int:
-        return self.ok + self.failed
+        return self.ok + self.failed + self.rejected
 
     @property
     def in_flight(self) -> int:

@@ -81,6 +81,7 @@ def counts(state: LoadState, width: int) -> list[Text]:
         figure("sent", f"{state.sent:,}"),
         figure("done", f"{state.ok:,}"),
         figure("in flight", f"{state.in_flight:,}"),
+        figure("rejected", f"{state.rejected:,}", "bold yellow" if state.rejected else "bold"),
         figure("errors", f"{state.failed:,}", "bold red" if state.failed else "bold"),
         figure("offered", offered),
         figure("sent", f"{number(state.achieved_rate)}/s"),
@@ -90,7 +91,7 @@ def counts(state: LoadState, width: int) -> list[Text]:
             f"p50 {seconds(state.lag.quantile(0.5))}, p99 {seconds(state.lag.quantile(0.99))}",
         ),
     ]
-    return flow(parts[:4], width) + flow(parts[4:], width)
+    return flow(parts[:5], width) + flow(parts[5:], width)
 
 
 def latencies(state: LoadState, width: int) -> list[Text]:

@@ -7,7 +7,7 @@ from rich.text import Text
 from fgbench.live.layout import bar, clean, figure, flow, gauge, rule, trend
 from fgbench.live.meter import Meter
 from fgbench.live.stats import LevelCount, Pool, Snapshot
-from fgbench.report.units import number, seconds, share, size
+from fgbench.report.units import number, percent, seconds, size
 
 FEWEST_LEVELS = 4
 """Shown even when the deeper ones are empty."""
@@ -56,6 +56,8 @@ def counts(meter: Meter, width: int) -> list[Text]:
         ("swapped", snapshot.swapped),
         ("done", snapshot.counters.get("finished")),
         ("aborted", snapshot.counters.get("aborted")),
+        ("rejected", snapshot.counters.get("requests_rejected")),
+        ("timed out", snapshot.counters.get("requests_timed_out") or None),
         ("preemptions", snapshot.counters.get("preemptions")),
     ]
     return flow((figure(name, f"{value:,.0f}") for name, value in told if value is not None), width)
@@ -136,7 +138,7 @@ def trends(meter: Meter, width: int) -> list[tuple[int, list[Text]]]:
     row(3, "preemptions", "preemptions/s", per_second("preemptions"))
     row(4, "offloaded_blocks", "swap out blocks/s", moved("offloaded_blocks", "offloaded_bytes"))
     row(4, "uploaded_blocks", "swap in blocks/s", moved("uploaded_blocks", "uploaded_bytes"))
-    row(4, "copy_wait_share", "idle for copies", share(rates.copy_wait_share if rates else None))
+    row(4, "copy_wait_share", "idle for copies", percent(rates.copy_wait_share if rates else None))
     row(5, "recomputed_tokens", "recomputed tok/s", per_second("recomputed_tokens"))
     return shown
 
@@ -161,7 +163,7 @@ def brief(meter: Meter, width: int, silence: float) -> list[Text]:
         parts.append(figure("swaps", swap))
     if rates is not None and rates.copy_wait_share is not None:
         style = FULL if rates.copy_wait_share >= NOTABLE_WAIT else "bold"
-        parts.append(figure("device idle for copies", share(rates.copy_wait_share), style))
+        parts.append(figure("device idle for copies", percent(rates.copy_wait_share), style))
     if (held := level_line(snapshot.levels)) is not None:
         parts.append(held)
     return lines + pressure_line(meter) + flow(parts, width)

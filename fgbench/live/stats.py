@@ -17,6 +17,8 @@ COUNTERS = (
     "generated_tokens",
     "finished",
     "aborted",
+    "requests_rejected",
+    "requests_timed_out",
     "preemptions",
     "offloaded_blocks",
     "uploaded_blocks",

@@ -13,7 +13,7 @@ from fgbench.backends.probe import NotReady, SilentServer, StatsError, read_metr
 from fgbench.live.layout import Lines, clean, rule
 from fgbench.live.meter import Meter
 from fgbench.live.server_panel import clock, counts, gauges, level_lines, name_of, pressure_line, trends
-from fgbench.report.units import number, seconds, share, size
+from fgbench.report.units import number, percent, seconds, size
 
 PATIENCE_SECONDS = 15.0
 """How long a server that was there may be silent: a long step lets nobody in between."""
@@ -115,7 +115,7 @@ class Watch:
             if rates.offloaded_bytes is not None and rates.uploaded_bytes is not None:
                 parts.append(f"swaps {size(rates.offloaded_bytes)}/s out {size(rates.uploaded_bytes)}/s in")
             if rates.copy_wait_share is not None:
-                parts.append(f"device idle for copies {share(rates.copy_wait_share)}")
+                parts.append(f"device idle for copies {percent(rates.copy_wait_share)}")
         parts += [text.plain for text in pressure_line(self.meter)]
         return ", ".join(parts)
 

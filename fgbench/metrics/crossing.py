@@ -55,12 +55,14 @@ def rate_at(points: Iterable[tuple[float, float]], limit: float) -> Range | None
     """The rate up to which a figure stays at or below ``limit``.
 
     Args:
-        points: (rate, figure), in any order; rates that are not finite are left out.
+        points: (rate, figure), in any order; rates that are not finite are left out. An infinite figure is
+            one that is above any limit.
         limit: In the figure's unit.
 
     Returns:
-        The rate of the first crossing; above the highest rate where the limit is never passed, below the
-        lowest where it is passed from the start; None without points.
+        The rate of the first crossing, or what is known of it where the figure there is infinite; above the
+        highest rate where the limit is never passed, below the lowest where it is passed from the start; None
+        without points.
     """
     curve = sorted((rate, value) for rate, value in points if math.isfinite(rate))
     if not curve:
@@ -70,6 +72,8 @@ def rate_at(points: Iterable[tuple[float, float]], limit: float) -> Range | None
         if value > limit:
             if below is None:
                 return Range(0.0, rate)
+            if math.isinf(value):  # nothing to interpolate with
+                return Range(below[0], rate)
             share = (limit - below[1]) / (value - below[1])
             found = below[0] + share * (rate - below[0])
             return Range(found, found)

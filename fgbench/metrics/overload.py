@@ -13,6 +13,10 @@ queue holds, a share that vanishes as the run grows; one that is offered rho tim
 by 1 - 1/rho. A shortfall above ``THRESHOLD`` is overload. Tokens are counted, not requests, because
 work left over does not depend on the order of service: SRPT keeps few requests waiting even when it drowns.
 
+A server with a bounded queue rejects what it cannot serve, and its backlog stays small. So the tokens that a
+rejected request asked for are due, and never delivered. A run also counts as overloaded where more than
+``THRESHOLD`` of its requests were rejected, since too few answers may be left to judge it by.
+
 **Limits.** Load within about 10% of capacity is not told apart from capacity. A run much shorter than the
 time it takes to fill the batch cannot show overload and is not marked. Requests that failed or were never
 finished (an interrupted run) are not seen. Answers that were not streamed cannot be judged.
@@ -48,7 +52,9 @@ def shortfall(records: Sequence[RequestRecord]) -> float | None:
     else:
         gap = float(np.percentile([tpot(record) or 0.0 for record in streams], 10))
     end = max(record.scheduled for record in records)
-    due = delivered = 0.0
+    rejected = (record for record in records if record.rejected is not None)
+    due = sum(_due_of_rejected(record, end - first_token_time, gap) for record in rejected)
+    delivered = 0.0
     for record in streams:
         pieces = _pieces(record)
         ideal = _ideal_pieces(end - record.scheduled - first_token_time, gap, pieces)
@@ -59,6 +65,16 @@ def shortfall(records: Sequence[RequestRecord]) -> float | None:
 
 def is_overloaded(share: float | None) -> bool:
     return share is not None and share > THRESHOLD
+
+
+def rejects_many(records: Sequence[RequestRecord]) -> bool:
+    """Whether the server rejected more of the requests than one that keeps up would."""
+    return sum(record.rejected is not None for record in records) > THRESHOLD * len(records)
+
+
+def _due_of_rejected(record: RequestRecord, end: float, gap: float) -> float:
+    """Tokens, one a piece, that would have been delivered by ``end`` had the request not been rejected."""
+    return _ideal_pieces(end - record.scheduled, gap, record.asked_tokens)
 
 
 def _ideal_pieces(seconds: float, gap: float, pieces: int) -> float:

@@ -51,6 +51,8 @@ _LIMIT = re.compile(
 )
 MOST_CHARACTERS = 200
 MOST_BOUNDS = 8
+MOST_REJECTED = 0.01
+"""Share of the requests that a run may reject and still meet an SLO by its statistics."""
 EXAMPLE = "write one like 'normalized_latency<0.3', 'p95 jct<20s' or 'ttft<1.55,tpot<150ms'"
 
 
@@ -94,7 +96,10 @@ class SLO:
         return ",".join(map(str, self.bounds))
 
     def met_by(self, summary: Summary) -> bool | None:
-        """Whether a run met it by its statistics; None where a figure is missing and no other broke it."""
+        """Whether a run met it by its statistics. Not where it rejected requests, but for next to none: its
+        figures are of those that it served. None where a figure is missing and no other broke it."""
+        if rejects_too_many(summary.rejected_share):
+            return False
         verdicts = [bound.met_by(summary) for bound in self.bounds]
         return False if False in verdicts else None if None in verdicts else True
 
@@ -103,8 +108,14 @@ class SLO:
         return record.ok and all(bound.held_by(record) for bound in self.bounds)
 
 
+def rejects_too_many(share: float) -> bool:
+    """Whether a run that rejected this share of its requests (0 to 1) misses every SLO."""
+    return share > MOST_REJECTED
+
+
 def attainment(records: Sequence[RequestRecord], slo: SLO) -> float | None:
-    """Share of the requests that attained ``slo``, failed ones counted as missed; None of no requests."""
+    """Share of the requests that attained ``slo``, failed and rejected ones counted as missed; None of
+    no requests."""
     return _attained(records, slo) / len(records) if records else None
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from fgbench.client.record import RequestRecord
 from fgbench.metrics import latency
-from fgbench.metrics.overload import is_overloaded, shortfall
+from fgbench.metrics.overload import is_overloaded, rejects_many, shortfall
 from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.trimming import WHOLE, Trim
 
@@ -18,7 +18,8 @@ from fgbench.metrics.trimming import WHOLE, Trim
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Seconds, tokens, requests per second. Latencies and throughput are over requests answered in full;
-    failed ones are counted in ``failed`` and ``errors`` and nowhere else."""
+    failed ones are counted in ``failed`` and ``errors`` and nowhere else, rejected ones in ``rejected``,
+    ``rejections``, ``overloaded`` and ``shortfall``."""
 
     requests: int
     ok: int
@@ -38,9 +39,10 @@ class Summary:
     """Requests per second that left the client while it was sending."""
     overloaded: bool
     """The load was above capacity (``fgbench.metrics.overload`` says how that is told, and when it cannot
-    be), or all was sent at once: means depend on the number of requests."""
+    be), or all was sent at once: means depend on the number of requests, and on how many were rejected."""
     shortfall: float | None
-    """Share of the tokens due by the last arrival that were not delivered by then; None: cannot be told."""
+    """Share of the tokens due by the last arrival that were not delivered by then, those of rejected requests
+    among them; None: cannot be told."""
     scheduled_rate: float | None = None
     """Requests per second that were to leave, by the times drawn: what ``achieved_rate`` is held against."""
     trimmed: int = 0
@@ -50,6 +52,10 @@ class Summary:
     then of what ended within it, whenever it had been scheduled."""
     errors: dict[str, int] = field(default_factory=dict)
     """Failed requests by error class."""
+    rejected: int = 0
+    """Requests that the server had too much to do for and said so."""
+    rejections: dict[str, int] = field(default_factory=dict)
+    """The same by class: ``http 429``, ``queue timeout``."""
 
     lag: Distribution | None = None
     ttft: Distribution | None = None
@@ -65,6 +71,11 @@ class Summary:
     """Requests that came with the server's own account; the totals below are over these."""
     server_totals: dict[str, float] = field(default_factory=dict)
     """Sums of what the server accounted for: preemptions, bytes_moved, and seconds in each state."""
+
+    @property
+    def rejected_share(self) -> float:
+        """Of the requests, 0 to 1; 0 of none."""
+        return self.rejected / self.requests if self.requests else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; an infinite rate is the string "inf"."""
@@ -132,7 +143,7 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None, t
     return Summary(
         requests=len(records),
         ok=len(good),
-        failed=len(records) - len(good),
+        failed=sum(record.error is not None for record in records),
         duration_s=duration,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
@@ -144,9 +155,11 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None, t
         scheduled_rate=_rate([record.scheduled for record in records]),
         trimmed=len(everything) - len(records),
         window=window,
-        overloaded=all_at_once or (open_loop and is_overloaded(behind)),
+        overloaded=all_at_once or (open_loop and is_overloaded(behind)) or rejects_many(everything),
         shortfall=behind,
-        errors=dict(Counter(_error_class(record) for record in records if not record.ok)),
+        errors=_by_class(record.error for record in records),
+        rejected=sum(record.rejected is not None for record in records),
+        rejections=_by_class(record.rejected for record in records),
         lag=Distribution.of(map(latency.lag, records)),
         ttft=Distribution.of(map(latency.ttft, good)),
         jct=Distribution.of(map(latency.jct, good)),
@@ -167,9 +180,9 @@ def _ended_within(record: RequestRecord, window: tuple[float, float]) -> bool:
     return record.finished is not None and window[0] <= record.finished <= window[1]
 
 
-def _error_class(record: RequestRecord) -> str:
-    """``http 500`` of ``http 500: the engine stopped``."""
-    return (record.error or "").partition(":")[0].strip()
+def _by_class(sentences: Iterable[str | None]) -> dict[str, int]:
+    """Counts by what stands before the colon: ``http 500`` of ``http 500: the engine stopped``."""
+    return dict(Counter(sentence.partition(":")[0].strip() for sentence in sentences if sentence is not None))
 
 
 def _duration(records: Sequence[RequestRecord]) -> float:

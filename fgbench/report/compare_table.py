@@ -16,7 +16,15 @@ from fgbench.report.notes import (
     title,
 )
 from fgbench.report.objectives import TARGET, Objective
-from fgbench.report.quantities import HEADLINES, IN_THE_SERVER, LATENCIES, SLOWDOWNS, THROUGHPUTS, Quantity
+from fgbench.report.quantities import (
+    HEADLINES,
+    IN_THE_SERVER,
+    LATENCIES,
+    OUTCOMES,
+    SLOWDOWNS,
+    THROUGHPUTS,
+    Quantity,
+)
 from fgbench.report.units import number, span, times
 
 if TYPE_CHECKING:
@@ -100,6 +108,8 @@ def _level_table(comparison: Comparison, level: float, points: Sequence[Point]) 
                 table.add_row("", INTERVAL, *(_interval(point, quantity) for point in points), style="dim")
         if quantities is THROUGHPUTS:
             table.add_row("answered", "", *(_answered(p, comparison.workload.num_prompts) for p in points))
+            for quantity in OUTCOMES:
+                table.add_row(quantity.name, "", *(_cell(comparison, p, quantity) for p in points))
         table.add_section()
     return table
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from fgbench.report.comparison import Comparison, Point
 from fgbench.report.notes import VERDICT_MARKS, marks, notes, title
 from fgbench.report.objectives import TARGET, Objective
-from fgbench.report.quantities import HEADLINES, IN_THE_SERVER, LATENCIES, SLOWDOWNS, Quantity
+from fgbench.report.quantities import HEADLINES, IN_THE_SERVER, LATENCIES, OUTCOMES, SLOWDOWNS, Quantity
 from fgbench.report.units import number, span, times
 
 TAILS = tuple(quantity for quantity in LATENCIES if quantity.statistic == "p95")[:3]
-FIGURES = (*HEADLINES, *TAILS)
+FIGURES = (*HEADLINES, *TAILS, *OUTCOMES)
 
 
 def comparison_markdown(comparison: Comparison, objectives: Sequence[Objective]) -> str:

@@ -14,6 +14,10 @@ INCOMPLETE_NOTE = (
     f"{INCOMPLETE_MARK} not a complete run, and not in the pictures: requests that had not ended are "
     "missing, the slow ones above all."
 )
+REJECTED_NOTE = (
+    "Some requests were rejected by a server with a full queue. They have no latency, so latencies of "
+    "systems that rejected different shares are not of the same requests; goodput counts them as missed."
+)
 VERDICT_MARKS = {"better": "✔", "worse": "✘", "not distinguishable": "≈"}
 
 
@@ -49,6 +53,8 @@ def notes(comparison: Comparison) -> list[Note]:
     said = []
     if any(point.overloaded for point in comparison.points):
         said.append(Note(OVERLOAD_NOTE, True))
+    if any(entry.summary.rejected for point in comparison.points for entry in point.counted):
+        said.append(Note(REJECTED_NOTE, True))
     if not all(point.complete for point in comparison.points):
         said.append(Note(INCOMPLETE_NOTE, True))
     if dropped := sum(len(point.entries) - len(point.counted) for point in comparison.points):

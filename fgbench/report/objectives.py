@@ -5,6 +5,7 @@ Rates stand for the levels of the comparison's axis, which of closed loops is th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -12,7 +13,7 @@ from statistics import fmean
 
 from fgbench.metrics.crossing import Range, rate_at
 from fgbench.metrics.seeds import Estimate, PairedRatio
-from fgbench.metrics.slo import SLO, Bound, attainment, goodput
+from fgbench.metrics.slo import SLO, Bound, attainment, goodput, rejects_too_many
 from fgbench.report.comparison import Comparison, Entry, Point, not_judged
 
 TARGET = 0.95
@@ -56,6 +57,8 @@ class Objective:
 
     def met_by(self, point: Point) -> bool | None:
         """As ``SLO.met_by``, of the means over seeds."""
+        if _rejects_too_many(point.counted):
+            return False
         figures = [(_figure(point.counted, bound), bound.limit) for bound in self.slo.bounds]
         if any(value is not None and value > limit for value, limit in figures):
             return False
@@ -101,7 +104,7 @@ class Objective:
         return found
 
     def _rate(self, entries_by_rate: Mapping[float, Sequence[Entry]]) -> Range | None:
-        """Where the first of the bounds is crossed; None where one has no figures."""
+        """Where the first bound is crossed, or requests are rejected; None where one has no figures."""
         crossings = []
         for bound in self.slo.bounds:
             curve = [(rate, _figure(entries, bound)) for rate, entries in entries_by_rate.items()]
@@ -112,8 +115,15 @@ class Objective:
         return reduce(Range.and_below, known) if len(known) == len(self.slo.bounds) else None
 
 
+def _rejects_too_many(entries: Sequence[Entry]) -> bool:
+    """By the mean over seeds."""
+    return bool(entries) and rejects_too_many(fmean(entry.summary.rejected_share for entry in entries))
+
+
 def _figure(entries: Sequence[Entry], bound: Bound) -> float | None:
-    """The mean over seeds."""
+    """The mean over seeds; infinite where too many requests were rejected for any SLO to be met."""
+    if _rejects_too_many(entries):
+        return math.inf
     figures = [entry.figure(bound.metric, bound.statistic) for entry in entries]
     known = [value for value in figures if value is not None]
     return fmean(known) if known else None

@@ -43,6 +43,8 @@ class Overview:
             said.append("client was the limit")
         if self.summary.failed:
             said.append(f"{self.summary.failed} failed")
+        if self.summary.rejected:
+            said.append(f"{self.summary.rejected} rejected")
         return said
 
     def to_json(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fgbench.report.units import number, seconds, share, size
+from fgbench.report.units import number, percent, seconds, size
 
 Kind = Literal["seconds", "number", "bytes", "share"]
 
@@ -30,7 +30,7 @@ class Quantity:
         if self.kind == "bytes":
             return "-" if value is None else size(value)
         if self.kind == "share":
-            return share(value)
+            return percent(value)
         return number(value)
 
 
@@ -46,6 +46,7 @@ THROUGHPUTS = (
     Quantity("request_throughput", None, "requests / s", "number", "higher"),
     Quantity("output_token_throughput", None, "output tokens / s", "number", "higher"),
 )
+OUTCOMES = (Quantity("rejected_share", None, "rejected", "share", None),)
 SLOWDOWNS = (
     Quantity("slowdown", "mean", "slowdown", "number", "lower"),
     Quantity("slowdown", "p99", "slowdown", "number", "lower"),
@@ -62,6 +63,6 @@ IN_THE_SERVER = (
     Quantity("copy_wait_share", None, "device idle for copies", "share", None),
     Quantity("pressure_seconds", None, "under memory pressure", "seconds", None),
 )
-QUANTITIES = (*LATENCIES, *THROUGHPUTS, *SLOWDOWNS, *IN_THE_SERVER)
+QUANTITIES = (*LATENCIES, *THROUGHPUTS, *OUTCOMES, *SLOWDOWNS, *IN_THE_SERVER)
 HEADLINES = tuple(quantity for quantity in LATENCIES if quantity.statistic == "mean") + THROUGHPUTS
 """Those with a verdict in the tables; files hold one for every quantity that has a better side."""

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.memory import MemoryAccount
-from fgbench.report.units import number, seconds, share, size
+from fgbench.report.units import number, percent, seconds, size
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -75,6 +75,13 @@ def _notes(summary: Summary) -> list[str]:
             f"The client sent {number(sent)}/s where its schedule has {number(scheduled)}/s "
             f"({sent / scheduled - 1.0:+.1%}): this is not the load that was asked for."
         )
+    if summary.rejected:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(summary.rejections.items()))
+        notes.append(
+            f"{summary.rejected} of {summary.requests} requests were rejected ({kinds}): more came than the "
+            "server's queue takes. They have no latency, and goodput counts them as missed. A server of this "
+            "suite lets all wait with --max-queue 0."
+        )
     if summary.trimmed and not summary.requests:
         notes.append("Trimming left no request: there are no figures. The requests are kept all the same.")
     return notes
@@ -97,9 +104,10 @@ def _cells(distribution: Distribution | None) -> list[str]:
 
 
 def _facts(summary: Summary, memory: MemoryAccount | None) -> list[tuple[str, str]]:
+    rejected = f", {percent(summary.rejected_share)} rejected"
     failed = "".join(f"; failed: {count} x {kind}" for kind, count in sorted(summary.errors.items()))
     facts = [
-        ("requests", f"{summary.ok} of {summary.requests} answered in full{failed}"),
+        ("requests", f"{summary.ok} of {summary.requests} answered in full{rejected}{failed}"),
         (
             "rate",
             f"{_offered(summary.offered_rate)}{number(summary.achieved_rate)}/s sent, "
@@ -137,7 +145,7 @@ def _memory_account(memory: MemoryAccount) -> str:
             "(nothing new started)"
         )
     whose = f"mean of {memory.replicas} replicas: " if memory.replicas > 1 else ""
-    return f"{whose}{pressure}; device idle for copies {share(memory.copy_wait_share)} of the time"
+    return f"{whose}{pressure}; device idle for copies {percent(memory.copy_wait_share)} of the time"
 
 
 def _offered(rate: float | None) -> str:

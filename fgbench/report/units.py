@@ -29,15 +29,6 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
-def share(value: float | None) -> str:
-    """``45%``; below a tenth ``4.5%``."""
-    if value is None or math.isnan(value):
-        return "-"
-    if 0.0 < value < 0.001:
-        return "<0.1%"
-    return f"{value:.0%}" if value == 0.0 or value >= 0.1 else f"{value:.1%}"
-
-
 def size(num_bytes: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(num_bytes) < 1024.0:
@@ -63,3 +54,12 @@ def span(low: float, high: float) -> str:
 def times(ratio: float) -> str:
     """``0.46x``; of ten and more two digits."""
     return f"{number(ratio, 2) if ratio >= 10.0 else f'{ratio:.2f}'}x"
+
+
+def percent(share: float | None) -> str:
+    """A share from 0 to 1: ``0%``, ``<0.1%``, ``4.2%``, ``37%``; ``-`` where there is none."""
+    if share is None or math.isnan(share):
+        return "-"
+    if 0.0 < share < 0.001:
+        return "<0.1%"
+    return f"{share:.1%}" if 0.0 < share < 0.0995 else f"{share:.0%}"

@@ -29,7 +29,7 @@ SEAL = (
 )
 MOST_CHARACTERS = 100_000
 STATISTICS = tuple(f.name for f in fields(Distribution) if f.name != "count")
-COUNTS = ("requests", "ok", "failed", "prompt_tokens", "output_tokens", "server_requests")
+COUNTS = ("requests", "ok", "failed", "rejected", "prompt_tokens", "output_tokens", "server_requests")
 RATES = (
     "duration_s",
     "request_throughput",
@@ -37,11 +37,13 @@ RATES = (
     "total_token_throughput",
     "achieved_rate",
     "shortfall",
+    "rejected_share",
 )
 MEMORY = ("pressure_seconds", "copy_wait_seconds", "copy_wait_share")
 EXAMPLE = (
     "SELECT backend, rate, count(*) AS n, avg((last_token - scheduled) / requests.output_tokens) AS latency "
-    "FROM requests JOIN runs USING (run) WHERE requests.error IS NULL GROUP BY ALL ORDER BY rate, backend"
+    "FROM requests JOIN runs USING (run) WHERE requests.error IS NULL AND requests.rejected IS NULL "
+    "GROUP BY ALL ORDER BY rate, backend"
 )
 
 
@@ -109,7 +111,7 @@ def runs_table(runs: Sequence[Run]) -> pa.Table:
     texts = (
         *("run", "path", "status", "backend", "policy", "model", "endpoint", "url", "dataset", "arrivals"),
         *("settings", "started", "ended", "error", "fingerprint", "prompts_fingerprint"),
-        *("git_commit", "cpu", "errors", "server_totals"),
+        *("git_commit", "cpu", "errors", "rejections", "server_totals"),
     )
     kinds: list[tuple[str, Any]] = [
         *((name, pa.string()) for name in texts),
@@ -160,6 +162,7 @@ def _row(run: Run) -> dict[str, Any]:
         **{name: getattr(summary, name) for name in (*COUNTS, *RATES, "overloaded")},
         **{name: getattr(memory, name, None) for name in MEMORY},
         "errors": json.dumps(summary.errors),
+        "rejections": json.dumps(summary.rejections),
         "server_totals": json.dumps(summary.server_totals),
         **_distributions(summary),
     }

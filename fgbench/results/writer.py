@@ -111,6 +111,7 @@ def record_schema() -> pa.Schema:
             ("error", pa.string()),
             ("server", pa.map_(pa.string(), pa.float64())),
             ("user", pa.string()),
+            ("rejected", pa.string()),
         ]
     )
 

@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fgbench.backends.backend import BackendError
 from fgbench.client.display import Display
-from fgbench.metrics.slo import SLO
+from fgbench.metrics.slo import SLO, rejects_too_many
 from fgbench.metrics.summary import Summary
 from fgbench.report.tables import OVERLOAD_MARK
-from fgbench.report.units import clock, seconds
+from fgbench.report.units import clock, percent, seconds
 from fgbench.sweeping.folder import SweepFolder
 from fgbench.sweeping.plan import Plan, Point
 from fgbench.sweeping.progress import Total
@@ -39,7 +40,8 @@ class Found:
 
     bracket: Bracket
     tried: list[dict[str, Any]]
-    """By probe: ``rate``, ``figures`` (means over the seeds, by bound), ``met``, ``overloaded``."""
+    """By probe: ``rate``, ``figures`` (means over the seeds, by bound), ``met``, ``overloaded``, ``rejected``
+    (share of the requests)."""
     codes: tuple[int, ...]
     """Of its runs."""
     stopped: str = ""
@@ -135,13 +137,17 @@ class Runner:
                     summaries.append(result.summary)
                 figures = mean_figures(slo, summaries)
                 errors = TOO_MANY_ERRORS in codes[-len(seeds) :]
-                if None in figures.values() and not errors:
+                rejected = fmean(summary.rejected_share for summary in summaries)
+                busy = rejects_too_many(rejected)
+                if None in figures.values() and not (errors or busy):
                     return found(f"at {rate:g}/s no request has the figure that the SLO bounds")
-                met = not errors and holds(slo, figures)
+                met = not (errors or busy) and holds(slo, figures)
                 probes.append(Probe(rate, met))
                 overloaded = any(summary.overloaded for summary in summaries)
-                tried.append({"rate": rate, "figures": figures, "met": met, "overloaded": overloaded})
+                probe = {"rate": rate, "figures": figures, "met": met, "overloaded": overloaded}
+                tried.append(probe | {"rejected": rejected})
                 said = ", ".join(f"{bound} {seconds(value)}" for bound, value in figures.items())
+                said += f", {percent(rejected)} rejected" if rejected else ""
                 self._display.report(f"  {rate:g}/s {'meets' if met else 'misses'} it: {said}")
         return found()
 
@@ -215,7 +221,10 @@ def _said(how: Verdict, summary: Summary | None) -> str:
     assert summary is not None
     figures = [("JCT / token", summary.normalized_latency), ("TTFT", summary.ttft), ("JCT", summary.jct)]
     mark = f"{OVERLOAD_MARK} " if summary.overloaded else ""
-    return mark + ", ".join(f"mean {name} {seconds(d.mean)}" for name, d in figures if d is not None)
+    said = [f"mean {name} {seconds(d.mean)}" for name, d in figures if d is not None]
+    if summary.rejected:
+        said.append(f"{percent(summary.rejected_share)} rejected")
+    return mark + ", ".join(said)
 
 
 def _search_json(found: Found) -> dict[str, Any]:

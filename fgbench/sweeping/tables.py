@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fgbench.report.tables import OVERLOAD_MARK, OVERLOAD_NOTE
-from fgbench.report.units import clock, number, seconds
+from fgbench.report.units import clock, number, percent, seconds
 from fgbench.verdict import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 
 if TYPE_CHECKING:
@@ -51,15 +51,16 @@ def results_table(results: Sequence[Result]) -> Group:
     from rich.text import Text
 
     load = _load([result.point for result in results])
-    table = _table("backend", load, "seed", "JCT / token", "TTFT", "JCT", "answered", "")
+    table = _table("backend", load, "seed", "JCT / token", "TTFT", "JCT", "answered", "rejected", "")
     overloaded = False
     for result in results:
         point, figures = result.point, result.summary
-        means = ["-"] * 4
+        means = ["-"] * 5
         if figures is not None:
             kept = (figures.normalized_latency, figures.ttft, figures.jct)
             means = [seconds(d.mean if d else None) for d in kept]
             means.append(f"{number(figures.request_throughput)}/s")
+            means.append(percent(figures.rejected_share))
         above = figures is not None and figures.overloaded
         overloaded = overloaded or above
         how_much = _how_much(point) + (f" {OVERLOAD_MARK}" if above else "")
@@ -74,12 +75,13 @@ def search_tables(found: Mapping[str, Found], slo: SLO, seeds: int) -> Group:
 
     parts: list[Table | Text] = []
     for label, one in found.items():
-        table = _table("rate", *map(str, slo.bounds), "")
+        table = _table("rate", *map(str, slo.bounds), "rejected", "")
         table.title = label
         for probe in sorted(one.tried, key=lambda probe: float(probe["rate"])):
             rate = f"{number(probe['rate'], 4)}/s" + (f" {OVERLOAD_MARK}" if probe["overloaded"] else "")
             figures = [seconds(value) for value in probe["figures"].values()]
-            table.add_row(rate, *figures, "met" if probe["met"] else "missed")
+            rejected = percent(probe.get("rejected", 0.0))
+            table.add_row(rate, *figures, rejected, "met" if probe["met"] else "missed")
         parts += [table, Text(answer(label, one, slo), style="bold"), Text()]
     chance = "one seed: another may say otherwise" if seeds == 1 else f"means over {seeds} seeds"
     note = f"The answers hang on chance, and above capacity on the number of requests; {chance}."
@@ -123,7 +125,7 @@ def _table(*columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     words = {"backend", ""}
     for name in columns:
         table.add_column(name, justify="left" if name in words else "right", overflow="fold")

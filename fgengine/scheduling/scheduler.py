@@ -21,11 +21,9 @@ from fgengine.request import Phase, Request
 from fgengine.scheduling.draft import Counters, Draft, Limits
 from fgengine.scheduling.horizon import ONCE, Horizon, steps_like
 from fgengine.scheduling.policy import Policy
+from fgengine.scheduling.queue_limit import NO_LIMIT, Queue, QueueLimit
+from fgengine.scheduling.refusal import RequestRefused
 from fgengine.scheduling.residency import KVResidency
-
-
-class RequestRefused(ValueError):
-    """A request that could never run; the message says which limit it breaks."""
 
 
 class Scheduler:
@@ -37,6 +35,7 @@ class Scheduler:
         *,
         offloading: Offloading = "reactive",
         cost: CostModel | None = None,
+        queue: QueueLimit = NO_LIMIT,
     ) -> None:
         """``offloading="auto"`` takes a cost model. Raises ValueError when there is none."""
         self.policy = policy
@@ -45,6 +44,7 @@ class Scheduler:
         self.counters = Counters()
         self.requests: dict[str, Request] = {}
         """All unfinished requests by id."""
+        self.queue = Queue(queue, limits.max_batch_size)
         self.residency = KVResidency(policy, kv, limits, self.counters, offloading, cost)
         self._running: dict[str, Request] = {}
         """The last batch."""
@@ -81,7 +81,7 @@ class Scheduler:
         return self.residency.pressure.active
 
     def add(self, request: Request, now: float) -> None:
-        """Raises RequestRefused for a request that can never fit or whose id is in use."""
+        """Raises RequestRefused for a request that can never fit or whose id is in use, and QueueFull."""
         if request.id in self.requests:
             raise RequestRefused(f"a request with the id {request.id!r} is running already")
         if request.max_len > self.limits.max_model_len:
@@ -95,7 +95,9 @@ class Scheduler:
                 f"the prompt's {request.prompt_len} tokens and max_tokens {request.params.max_tokens} need "
                 f"{blocks} KV blocks; the device pool has {self.kv.device.num_blocks}"
             )
+        self.queue.check(request.prompt_len, now)
         self.requests[request.id] = request
+        self.queue.add(request, now)
         self.policy.add(request, now)
         self.residency.arrived(request, now)
 
@@ -107,6 +109,14 @@ class Scheduler:
             self.counters.aborted += 1
             self._forget(request)
         return request
+
+    def expire(self, now: float) -> list[Request]:
+        """Drop the requests that have waited for their start for longer than the queue's timeout."""
+        overdue = self.queue.overdue(now)
+        for request in overdue:
+            request.finish("timeout", now)
+            self._forget(request)
+        return overdue
 
     def schedule(self, now: float) -> StepPlan:
         """The next step. Every transfer in it is submitted and every item executed by the caller."""
@@ -138,6 +148,7 @@ class Scheduler:
             if request.phase != phase:
                 self._turns.append((request, phase, False))
             if start == 0:
+                self.queue.start(request)
                 self.policy.on_start(request)
         residency.ran(batch.values())
         if not self._planned:
@@ -242,6 +253,7 @@ class Scheduler:
 
     def _forget(self, request: Request) -> None:
         self.policy.remove(request)
+        self.queue.forget(request)
         self.residency.forget(request)
         self._ending.discard(request.id)
         for group in (self.requests, self._running, self._delayed):

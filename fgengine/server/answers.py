@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from fgengine.clock import WallClock
-from fgengine.scheduling.scheduler import RequestRefused
+from fgengine.scheduling.refusal import Busy, QueueFull, RequestRefused
 from fgengine.server.client import EngineError
 from fgengine.server.generation import Generation, Service
 from fgengine.server.schemas import MAX_BODY_BYTES, BadRequestError, Body, read_body
@@ -24,9 +24,13 @@ log = logging.getLogger("fgengine.server")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def error_body(message: str, kind: str, field: str | None = None) -> bytes:
+QUEUE_FULL, QUEUE_TIMEOUT = "queue_full", "queue_timeout"
+"""The codes of errors that say that the server has too much to do."""
+
+
+def error_body(message: str, kind: str, field: str | None = None, code: str | None = None) -> bytes:
     """An error as OpenAI shapes it."""
-    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": field, "code": None}})
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": field, "code": code}})
 
 
 def error_response(status: int, message: str, kind: str, field: str | None = None) -> web.Response:
@@ -34,6 +38,21 @@ def error_response(status: int, message: str, kind: str, field: str | None = Non
     return web.Response(
         status=status, body=error_body(message, kind, field), content_type="application/json", headers=headers
     )
+
+
+def busy_response(error: Busy) -> web.Response:
+    """429 where the queue was full, 503 where a request waited in it for too long; both with Retry-After."""
+    message = f"{error}; try again in {error.whole_seconds} s"
+    if isinstance(error, QueueFull):
+        status, body = 429, error_body(message, "rate_limit_error", code=QUEUE_FULL)
+    else:
+        status, body = 503, error_body(message, "service_unavailable", code=QUEUE_TIMEOUT)
+    headers = {"Retry-After": str(error.whole_seconds)}
+    return BusyResponse(status=status, body=body, content_type="application/json", headers=headers)
+
+
+class BusyResponse(web.Response):
+    """The server has too much to do; nothing is wrong with it or with the request."""
 
 
 @web.middleware
@@ -51,7 +70,12 @@ async def count_requests(request: web.Request, handler: Handler) -> web.StreamRe
         raise
     finally:
         counters.requests_in_flight -= 1
-    if response.status >= 500 or (isinstance(response, StreamedResponse) and response.failed):
+    if isinstance(response, BusyResponse):
+        if response.status == 429:
+            counters.requests_rejected += 1
+        else:
+            counters.requests_timed_out += 1
+    elif response.status >= 500 or (isinstance(response, StreamedResponse) and response.failed):
         counters.requests_failed += 1
     elif response.status >= 400:
         counters.requests_refused += 1
@@ -68,6 +92,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     """
     try:
         return await handler(request)
+    except Busy as error:
+        return busy_response(error)
     except (BadRequestError, TextError, RequestRefused) as error:
         return error_response(400, str(error), "invalid_request_error", getattr(error, "field", None))
     except EngineError as error:
@@ -127,11 +153,13 @@ class Stream:
         )
 
     async def open(self) -> None:
-        """Send the headers."""
+        """Send the headers. Without it they go with the first message."""
         await self._response.prepare(self._request)
 
     async def write(self, bodies: list[bytes]) -> None:
         """One message each, in one piece over the network."""
+        if not self._response.prepared:
+            await self.open()
         await self._response.write(b"".join(map(self._wrap, bodies)))
 
     async def close(self, last: bytes = b"") -> web.StreamResponse:

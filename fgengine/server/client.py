@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fgengine.config import EngineConfig
 from fgengine.request import SamplingParams
-from fgengine.scheduling.scheduler import RequestRefused
+from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.server import messages
 from fgengine.server.messages import Account, NewToken
 
@@ -38,6 +38,7 @@ class TokenStream:
 
         Raises:
             EngineError: the engine broke down or stops.
+            QueueTimeout: the engine dropped the request, which had not started.
         """
         await self._news.wait()
         if not self._tokens:
@@ -88,6 +89,10 @@ class EngineClient:
         self.settled = asyncio.Event()
         """Set when the engine is ready, broken or stopping."""
         self.broken = asyncio.Event()
+        self.drops_waiting = False
+        """Whether a request that was taken may be dropped before its first token."""
+        self._full_for: float | None = None
+        """What the engine said last of its queue: seconds after which a request is worth sending."""
         self._report = report
         self._streams: dict[str, TokenStream] = {}
         self._stats: deque[asyncio.Future[dict[str, Any]]] = deque()
@@ -97,6 +102,7 @@ class EngineClient:
     async def connect(self, channel: socket.socket, config: EngineConfig) -> None:
         """Start talking; the engine is ready only when ``state`` says so."""
         reader, self._writer = await asyncio.open_connection(sock=channel)
+        self.drops_waiting = config.queue_timeout is not None
         self._send(messages.Start(config))
         self._reading = asyncio.create_task(self._read(reader))
 
@@ -117,7 +123,7 @@ class EngineClient:
         """Hand a request that came at ``arrival`` to the engine; returns when it has taken it.
 
         Raises:
-            RequestRefused: it could never run.
+            RequestRefused: it could never run, or, as a QueueFull, not now.
             EngineError: not ready, broken or stopping.
         """
         self.check_ready()
@@ -148,6 +154,17 @@ class EngineClient:
         if self.state != "ready":
             raise EngineError(f"the engine is {self.state}: {self.message}")
 
+    def check_room(self) -> None:
+        """Whether it is worth reading a request at all: as of the engine's last step, which judges again.
+
+        Raises:
+            QueueFull: it would be refused.
+            EngineError: not ready, broken or stopping.
+        """
+        self.check_ready()
+        if self._full_for is not None:
+            raise QueueFull("the queue is full (max_queue, max_queue_tokens)", self._full_for)
+
     def _send(self, command: messages.Command) -> None:
         assert self._writer is not None
         self._writer.write(messages.frame(command))
@@ -165,6 +182,7 @@ class EngineClient:
 
     def _handle(self, event: messages.Event) -> None:
         if isinstance(event, messages.Stepped):
+            self._full_for = event.full_for
             for token in event.tokens:
                 stream = self._streams.get(token.id)
                 if stream is not None:
@@ -175,8 +193,16 @@ class EngineClient:
             if event.id in self._streams:
                 self._streams[event.id].accept()
         elif isinstance(event, messages.Refused):
-            self._streams.pop(event.id).fail(RequestRefused(event.reason))
+            self._streams.pop(event.id).fail(
+                RequestRefused(event.reason)
+                if event.retry_after is None
+                else QueueFull(event.reason, event.retry_after)
+            )
+        elif isinstance(event, messages.Expired):
+            self._full_for = None  # there is room, and perhaps no step any more that would say so
+            self._streams.pop(event.id).fail(QueueTimeout(event.reason, event.retry_after))
         elif isinstance(event, messages.Aborted):
+            self._full_for = None
             self._streams.pop(event.id).end(event.account)
         elif isinstance(event, messages.Stats):
             answer = self._stats.popleft()

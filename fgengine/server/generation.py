@@ -34,7 +34,11 @@ class Counters:
     requests_aborted: int = 0
     """The client left before the end."""
     requests_refused: int = 0
-    """The client's mistake: answered with a 4xx."""
+    """The client's mistake: answered with a 4xx other than 429."""
+    requests_rejected: int = 0
+    """The queue was full: answered with 429."""
+    requests_timed_out: int = 0
+    """Dropped after the queue's timeout, before they had started: answered with 503."""
     requests_failed: int = 0
     """Ours: the engine was not ready, broke down or was stopped under them."""
     requests_in_flight: int = 0
@@ -62,6 +66,7 @@ class Generation:
 
         Raises:
             EngineError: the engine broke down or stops.
+            QueueTimeout: the engine dropped the request, which had not started.
         """
         while self.finish_reason is None:
             batch: list[Piece] = []
@@ -132,7 +137,7 @@ class Service:
         to end is in its account.
 
         Raises:
-            RequestRefused: it could never run; the message says why.
+            RequestRefused: it could never run, or, as a QueueFull, not now; the message says why.
             EngineError: the engine is not ready, breaks down or stops.
         """
         id = f"cmpl-{next(self._ids)}"

@@ -19,7 +19,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     The last one also has ``usage`` and ``fgengine``, which old clients do not look at.
     """
     service = request.app[SERVICE]
-    service.engine.check_ready()
+    service.engine.check_room()
     body, arrival = await read_posted(request, GenerateBody)
     given = body.one_prompt()
     prompt = await prompt_ids(given, service.codec)
@@ -29,7 +29,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
         async with service.generate(
             prompt, body.params(max_tokens=16), body.stops(), arrival=arrival, user=body.user or ""
         ) as generation:
-            if body.stream:
+            if body.stream and not service.engine.drops_waiting:
                 await stream.open()
             async for batch in generation.pieces():
                 bodies: list[bytes] = []

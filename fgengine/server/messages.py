@@ -23,7 +23,8 @@ class Start(msgspec.Struct, tag=True, frozen=True):
 
 
 class Add(msgspec.Struct, tag=True, frozen=True):
-    """Answered by Accepted or Refused, then by tokens in Stepped until one has a finish reason."""
+    """Answered by Accepted or Refused, then by tokens in Stepped until one has a finish reason, or by Expired
+    before the first token."""
 
     id: str
     prompt: list[int]
@@ -63,6 +64,17 @@ class Accepted(msgspec.Struct, tag=True, frozen=True):
 class Refused(msgspec.Struct, tag=True, frozen=True):
     id: str
     reason: str
+    retry_after: float | None = None
+    """Seconds; set where the queue was full, so that the same request may be taken later."""
+
+
+class Expired(msgspec.Struct, tag=True, frozen=True):
+    """Accepted, but dropped: it waited for its start for too long."""
+
+    id: str
+    reason: str
+    retry_after: float
+    """Seconds."""
 
 
 class Account(msgspec.Struct, frozen=True, array_like=True):
@@ -88,6 +100,8 @@ class Stepped(msgspec.Struct, tag=True, frozen=True):
     """All tokens of one step."""
 
     tokens: list[NewToken]
+    full_for: float | None = None
+    """While the queue is full: seconds after which a request is worth sending. None: there is room."""
 
 
 class Aborted(msgspec.Struct, tag=True, frozen=True):
@@ -107,7 +121,7 @@ class Broken(msgspec.Struct, tag=True, frozen=True):
 
 
 Command = Start | Add | Abort | AskStats
-Event = Progress | Ready | Accepted | Refused | Stepped | Aborted | Stats | Broken
+Event = Progress | Ready | Accepted | Refused | Expired | Stepped | Aborted | Stats | Broken
 
 
 def _encode_path(value: Any) -> str:

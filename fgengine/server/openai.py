@@ -76,7 +76,7 @@ class ChatForm:
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
     service = request.app[SERVICE]
-    service.engine.check_ready()
+    service.engine.check_room()
     body, arrival = await read_posted(request, CompletionBody)
     logprobs = body.wants_logprobs()
     prompt = await prompt_ids(body.one_prompt(), service.codec)
@@ -86,7 +86,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
     service = request.app[SERVICE]
-    service.engine.check_ready()
+    service.engine.check_room()
     body, arrival = await read_posted(request, ChatBody)
     if body.max_completion_tokens is not None:
         body.max_tokens = body.max_completion_tokens
@@ -128,7 +128,8 @@ async def _answer(
             head["id"] = generation.id
             if not body.stream:
                 return await _answer_whole(form, head, prompt, generation, codec)
-            await stream.open()
+            if not service.engine.drops_waiting:  # else the status is known only once it has started
+                await stream.open()
             asks_usage = body.stream_options is not None and body.stream_options.include_usage
             await _answer_parts(stream, form, head, prompt, generation, codec, asks_usage)
         return await stream.close(b"data: [DONE]\n\n")

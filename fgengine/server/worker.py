@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from fgengine.config import EngineConfig
 from fgengine.plan import TokenEvent
 from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.refusal import QueueFull, QueueTimeout
 from fgengine.server import messages
 
 GRACE_SECONDS = 3.0
@@ -38,10 +39,13 @@ class Steps(Protocol):
     def max_model_len(self) -> int: ...
     @property
     def has_work(self) -> bool: ...
+    @property
+    def retry_after(self) -> float | None: ...
     def add(
         self, id: str, prompt: list[int], params: SamplingParams, *, user: str, arrival: float
     ) -> Request: ...
     def abort(self, id: str) -> bool: ...
+    def expire(self) -> Sequence[tuple[Request, QueueTimeout]]: ...
     def step(self) -> Sequence[TokenEvent]: ...
     def stats(self) -> Mapping[str, Any]: ...
     def close(self) -> None: ...
@@ -104,8 +108,12 @@ class _Loop:
                 if command is None:
                     return
                 self._obey(command)
-            if events := self._engine.step():
-                self._send(messages.Stepped([self._new_token(event) for event in events]))
+            for request, why in self._engine.expire():
+                del self._open[request.id]
+                self._send(messages.Expired(request.id, str(why), why.retry_after))
+            if self._engine.has_work and (events := self._engine.step()):
+                tokens = [self._new_token(event) for event in events]
+                self._send(messages.Stepped(tokens, self._engine.retry_after))
 
     def _obey(self, command: messages.Command) -> None:
         if isinstance(command, messages.Add):
@@ -114,7 +122,8 @@ class _Loop:
                     command.id, command.prompt, command.params, user=command.user, arrival=command.arrival
                 )
             except ValueError as error:
-                self._send(messages.Refused(command.id, str(error)))
+                retry_after = error.retry_after if isinstance(error, QueueFull) else None
+                self._send(messages.Refused(command.id, str(error), retry_after))
             else:
                 self._send(messages.Accepted(command.id))
         elif isinstance(command, messages.Abort):

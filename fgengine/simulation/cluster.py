@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from heapq import heappop, heappush
-from itertools import islice
 
 from fgengine.request import Request
+from fgengine.scheduling.refusal import Busy
 from fgengine.simulation.replica import Ending, Replica
 from fgengine.simulation.routing import Router
 
@@ -32,16 +32,23 @@ class Cluster:
         self, requests: Iterable[Request], concurrency: int, duration: float = math.inf
     ) -> Iterator[Ending]:
         """The same in a closed loop: ``concurrency`` workers, each sending the next request at the moment its
-        last has ended, none after ``duration`` seconds. When requests arrive is set here."""
+        last has ended, none after ``duration`` seconds. A worker whose request was refused for want of time
+        waits first for as long as it was told to. When requests arrive is set here."""
         waiting = iter(requests)
-        for request in islice(waiting, concurrency):
-            self._receive(request)
-        for ending in self._advance(math.inf):
-            yield ending
-            if ending.request.phase_since >= duration:
+        free = [0.0] * concurrency
+        """A heap: when each worker that is not waiting for an answer may send."""
+        while True:
+            endings = self._next(free[0] if free else math.inf)
+            if endings is not None:
+                for ending in endings:
+                    heappush(free, _free_at(ending))
+                    yield ending
                 continue
-            for request in islice(waiting, 1):
-                request.arrival = request.phase_since = ending.request.phase_since
+            if not free:
+                return
+            at = heappop(free)
+            if at < duration and (request := next(waiting, None)) is not None:
+                request.arrival = request.phase_since = at
                 self._receive(request)
 
     def stats(self) -> dict[str, float]:
@@ -65,12 +72,25 @@ class Cluster:
 
     def _advance(self, until: float) -> Iterator[Ending]:
         """All that happens before ``until``."""
+        while (endings := self._next(until)) is not None:
+            yield from endings
+
+    def _next(self, until: float) -> list[Ending] | None:
+        """What ends with the next event; None where there is none before ``until``."""
         events = self._events
         while events and events[0][0] < until:
             at, index = heappop(events)
             replica = self.replicas[index]
             if at != replica.next_at:
                 continue  # its leap was cut short since
-            yield from replica.advance()
+            endings = replica.advance()
             if replica.next_at < math.inf:
                 heappush(events, (replica.next_at, index))
+            return endings
+        return None
+
+
+def _free_at(ending: Ending) -> float:
+    """When a worker may send its next request, seconds."""
+    pause = ending.refusal.whole_seconds if isinstance(ending.refusal, Busy) else 0.0
+    return ending.request.phase_since + pause

@@ -18,7 +18,8 @@ from fgengine.clock import VirtualClock
 from fgengine.cost import CostModel, StepShape
 from fgengine.plan import PlanItem, StepPlan
 from fgengine.request import Request
-from fgengine.scheduling.scheduler import RequestRefused, Scheduler
+from fgengine.scheduling.refusal import RequestRefused
+from fgengine.scheduling.scheduler import Scheduler
 from fgengine.simulation.copying import SimulatedCopyEngine
 
 
@@ -28,8 +29,8 @@ class Ending(NamedTuple):
     request: Request
     token_times: Sequence[float]
     """When each of its tokens came, seconds; empty where times are not kept."""
-    refusal: str | None = None
-    """Why it could never run; it then has no tokens."""
+    refusal: RequestRefused | None = None
+    """Why it was not served, in words and by its class; it then has no tokens."""
 
 
 class Replica:
@@ -85,6 +86,8 @@ class Replica:
         endings = self._end_leap(now) if self._steps else []
         endings += [refused for request in self._inbox if (refused := self._take_in(request, now))]
         self._inbox.clear()
+        for request in self.scheduler.expire(now):
+            endings.append(Ending(request, (), self.scheduler.queue.timeout_error(now)))
         self.scheduler.copied(self.copies.done())
         for ending in endings:
             self.outstanding_seconds -= self._share(ending.request)
@@ -96,7 +99,7 @@ class Replica:
             self.scheduler.add(request, now)
         except RequestRefused as refusal:
             request.finish("error", now)
-            return Ending(request, (), str(refusal))
+            return Ending(request, (), refusal)
         return None
 
     def _plan(self, now: float) -> None:
@@ -126,7 +129,7 @@ class Replica:
         horizon = self.scheduler.horizon(now)
         shape = StepShape.of_plan(plan)
         first = self.cost.step_seconds(shape)
-        durations, until = [first], min(horizon.until, self.copies.next_end)
+        durations, until = [first], min(horizon.until, self.copies.next_end, self.scheduler.queue.deadline)
         if horizon.steps > 1 and now + first < until:
             # Steps only get longer, so no more than this many begin before ``until``.
             most = min(horizon.steps, int((until - now) / first) + 2) if until < math.inf else horizon.steps

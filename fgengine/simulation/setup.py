@@ -10,10 +10,12 @@ from fgengine.profile import ELEMENT_BYTES, Profile
 from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_class
 from fgengine.scheduling.predictor import make_predictor
+from fgengine.scheduling.queue_limit import QueueLimit
 from fgengine.scheduling.scheduler import Scheduler
 from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.replica import Replica
 from fgengine.simulation.routing import make_router
+from fgengine.speed import Speed
 
 
 def make_cluster(
@@ -57,6 +59,7 @@ def make_replica(
         ),
         offloading=config.offloading,
         cost=profile.cost,
+        queue=QueueLimit.of(config, lambda: Speed.of(profile.cost, config.max_batch_size)),
     )
     return Replica(scheduler, profile.cost, keep_token_times=keep_token_times)
 

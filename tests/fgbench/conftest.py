@@ -86,6 +86,13 @@ class FakeServer:
         fault = self.misbehave.get(count, "")
         if fault == "refuse":
             return web.json_response({"error": {"message": "too\nlong"}}, status=400)
+        if fault == "reject":
+            return web.json_response({"error": {"message": "too busy"}}, status=429)
+        if fault == "queue timeout":
+            error = {"message": "waited 5 s", "type": "service_unavailable", "code": "queue_timeout"}
+            return web.json_response({"error": error}, status=503, headers={"Retry-After": "3"})
+        if fault == "unavailable":
+            return web.json_response({"error": {"message": "starting", "code": None}}, status=503)
         if fault == "crash":
             return web.Response(status=500, text="Internal Server Error")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

@@ -18,6 +18,7 @@ from fgengine.request import Request
 from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import Policy, PolicyContext, make_policy
 from fgengine.scheduling.predictor import Noisy
+from fgengine.scheduling.queue_limit import NO_LIMIT, QueueLimit
 from fgengine.scheduling.scheduler import Scheduler
 
 Slot = tuple[str, int, int]
@@ -135,6 +136,7 @@ def symbolic_engine() -> Callable[..., Engine]:
         seed: int = 0,
         cost: CostModel = COST,
         overlap: bool = False,
+        queue: QueueLimit = NO_LIMIT,
     ) -> Engine:
         clock = VirtualClock()
         machine = SymbolicMachine(clock, cost, block_size, seed, eager_copies)
@@ -147,6 +149,7 @@ def symbolic_engine() -> Callable[..., Engine]:
             ),
             offloading=offloading,
             cost=cost,
+            queue=queue,
         )
         return Engine(scheduler, machine, machine, clock, vocab_size=2000, overlap=overlap)
 

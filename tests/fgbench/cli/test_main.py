@@ -103,7 +103,7 @@ def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_serve_help_has_an_example_and_panels() -> None:
     text = _fgbench("serve", "--help").stdout
-    assert all(word in text for word in ("fgbench serve --policy", "Model", "Scheduling", "Memory"))
+    assert all(word in text for word in ("fgbench serve --policy", "Model", "Scheduling", "Queue", "Memory"))
 
 
 # the server's options
@@ -175,6 +175,9 @@ def test_a_verb_takes_several_groups_and_the_earlier_one_has_a_shared_name() -> 
         num_device_blocks=st.none() | st.integers(1, 9999),
         swap_space=st.floats(0, 512),
         proactive_offloading=st.booleans(),
+        max_queue=st.none() | st.integers(0, 9999),
+        max_queue_tokens=st.none() | st.integers(0, 9999),
+        queue_timeout=st.none() | st.floats(0.001, 1e6),
     )
 )
 def test_argv_says_the_same_again(options: ServerOptions) -> None:

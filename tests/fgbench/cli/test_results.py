@@ -307,3 +307,37 @@ def test_help_teaches_with_an_example(verb: str) -> None:
 def test_what_is_read_is_what_was_written(root: Path) -> None:
     run = read_run(next(path for path in find_runs(root) if "fcfs" in path.name))
     assert run.records == tuple(records(1.0))
+
+
+def test_rejected_requests_are_told_apart_from_failed_ones(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    away = RequestRecord(4, 4.0, 4.0, 8, 2, finished=4.1, rejected="http 429: the queue is full")
+    made = [*records(1.0), away]
+    with RunWriter(root, info("fastgen")) as writer:
+        for record in made:
+            writer.append(record)
+        writer.finish("complete", made, summarize(made, offered_rate=2.0).to_dict())
+    assert "1 rejected" in results("list", root).output
+    assert "failed" not in results("list", root).output
+    (listed,) = json.loads(results("list", root, "--json").output)
+    assert listed["summary"]["rejected"] == 1
+    shown = results("show", root, name_of(root, "fastgen", 2.0)).output
+    assert "4 of 5 answered in full, 20% rejected" in shown
+    query = "SELECT rejected, failed, rejected_share, rejections FROM runs"
+    (row,) = json.loads(results("sql", root, query, "--json").output)
+    assert row == {"rejected": 1, "failed": 0, "rejected_share": 0.2, "rejections": '{"http 429": 1}'}
+    query = "SELECT index, rejected FROM requests WHERE rejected IS NOT NULL"
+    assert json.loads(results("sql", root, query, "--json").output) == [
+        {"index": 4, "rejected": "http 429: the queue is full"}
+    ]
+
+
+def test_a_run_kept_before_there_were_rejections_has_none(root: Path) -> None:
+    for path in root.rglob("requests.jsonl"):
+        path.write_bytes(path.read_bytes().replace(b',"rejected":null', b""))
+        assert b"rejected" not in path.read_bytes()
+    for path in find_runs(root):
+        if "damaged" not in path.name:
+            assert all(record.rejected is None and record.index >= 0 for record in read_run(path).records)
+    (row,) = json.loads(results("sql", root, "SELECT sum(rejected) AS n FROM runs", "--json").stdout)
+    assert row == {"n": 0}

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fgbench.cli.main import app
 from fgbench.metrics.memory import MemoryAccount
-from fgbench.report.units import share
+from fgbench.report.units import percent
 from fgbench.results.run import find_runs, read_run
 from fgbench.workload.build import build_workload
 from fgbench.workload.load import load_dataset
@@ -78,7 +78,7 @@ def test_a_simulation_keeps_the_account_of_its_kv_memory(tmp_path: Path) -> None
     assert 0.01 < account.copy_wait_share < 1.0
     said = " ".join(done.output.split())
     assert "KV memory mean of 2 replicas: " in said
-    assert f"device idle for copies {share(account.copy_wait_share)} of the time" in said
+    assert f"device idle for copies {percent(account.copy_wait_share)} of the time" in said
 
 
 def test_a_simulation_replayed_is_itself(tmp_path: Path) -> None:
@@ -229,3 +229,73 @@ def test_a_simulation_stops_sending_too(tmp_path: Path, load: list[str]) -> None
     assert max(record.finished or 0.0 for record in run.records) > 20.0  # what was in flight is awaited
     assert run.info["summary"]["trimmed"] > 0
     assert "left out" in done.output
+
+
+def test_a_bounded_queue_rejects_as_a_server_would(tmp_path: Path) -> None:
+    argv = ["--num-prompts", "200", "--rate", "10", "--results", str(tmp_path), "--policy", "fcfs"]
+    done = fgbench("simulate", "--profile", PROFILE, *argv, "--max-queue", "20")
+    assert done.exit_code == 0, done.output
+    assert "rejected" in done.output
+    (run,) = map(read_run, find_runs(tmp_path))
+    away = [record for record in run.records if record.rejected]
+    assert 100 < len(away) == run.info["summary"]["rejected"] < 200
+    assert run.info["summary"]["failed"] == 0
+    assert run.info["summary"]["overloaded"]
+    assert run.info["backend"]["settings"]["max_queue"] == 20
+    for record in away:
+        assert record.rejected is not None
+        assert record.rejected.startswith("http 429: the queue is full: 20 requests wait")
+        assert (record.error, record.output_tokens, record.first_token) == (None, 0, None)
+        assert record.finished is not None
+        assert record.finished >= record.sent
+
+
+def test_requests_that_wait_too_long_are_dropped(tmp_path: Path) -> None:
+    argv = ["--num-prompts", "150", "--rate", "10", "--results", str(tmp_path), "--policy", "fcfs"]
+    done = fgbench("simulate", "--profile", PROFILE, *argv, "--queue-timeout", "5", "--max-queue", "0")
+    assert done.exit_code == 0, done.output
+    (run,) = map(read_run, find_runs(tmp_path))
+    away = [record for record in run.records if record.rejected]
+    assert len(away) > 30
+    assert run.info["summary"]["rejections"] == {"queue timeout": len(away)}
+    assert all(5.0 <= (record.finished or 0.0) - record.sent < 7.0 for record in away)
+    assert all((r.first_token or 0.0) - r.sent < 7.0 for r in run.records if r.ok)
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "sj-mlfq"])
+@pytest.mark.parametrize("load", [["--rate", "1.93", "--num-prompts", "150"], ["--rate", "inf"]])
+def test_by_default_a_run_of_the_readme_is_not_rejected(tmp_path: Path, policy: str, load: list[str]) -> None:
+    """150 prompts at 1.3 times the capacity, and the default number of prompts all at once."""
+    argv = ["--profile", PROFILE, *load, "--policy", policy, "--results", str(tmp_path)]
+    assert fgbench("simulate", *argv).exit_code == 0
+    (run,) = map(read_run, find_runs(tmp_path))
+    assert run.info["summary"]["rejected"] == 0
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "sj-mlfq"])
+def test_in_overload_no_request_waits_for_much_longer_than_the_bound_is_worth(
+    tmp_path: Path, policy: str
+) -> None:
+    """At three times the capacity. The default is worth about a minute of typical requests."""
+    argv = ["--num-prompts", "1200", "--rate", "5", "--results", str(tmp_path), "--policy", policy]
+    assert fgbench("simulate", "--profile", PROFILE, *argv).exit_code == 0
+    (run,) = map(read_run, find_runs(tmp_path))
+    served = [record for record in run.records if record.ok]
+    assert run.info["summary"]["failed"] == 0
+    assert 0.4 < run.info["summary"]["rejected"] / 1200 < 0.8
+    waits = {record.index: (record.first_token or 0.0) - record.scheduled for record in served}
+    assert max(waits.values()) < 100.0
+
+
+def test_a_run_older_than_the_bound_is_replayed_without_one(tmp_path: Path) -> None:
+    argv = ["--num-prompts", "150", "--rate", "30", "--results", str(tmp_path), "--policy", "fcfs"]
+    assert fgbench("simulate", "--profile", PROFILE, *argv, "--max-queue", "0").exit_code == 0
+    (folder,) = find_runs(tmp_path)
+    info = json.loads((folder / "run.json").read_text())
+    for name in ("max_queue", "max_queue_tokens", "queue_timeout"):
+        del info["backend"]["settings"][name]
+    (folder / "run.json").write_text(json.dumps(info))
+    done = fgbench("simulate", "--profile", PROFILE, "--like", str(folder), "--json")
+    figures = {figure["name"]: figure for figure in json.loads(done.output)["figures"]}
+    assert figures["mean JCT"]["ratio"] == pytest.approx(1.0, rel=1e-6)
+    assert figures["output tokens / s"]["ratio"] == pytest.approx(1.0, rel=1e-6)

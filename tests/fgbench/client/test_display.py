@@ -24,17 +24,18 @@ def answered(i):
 
 def test_plain_progress_says_where_the_load_is():
     lines = []
-    state = LoadState(planned=4, last_arrival=3.0, elapsed=2.0, sent=3)
+    state = LoadState(planned=4, last_arrival=3.0, elapsed=2.0, sent=4)
     state.take(answered(0))
+    state.take(RequestRecord(2, 0.0, 0.0, 4, 2, rejected="http 429: busy"))
     state.take(RequestRecord(1, 0.0, 0.0, 4, 2, error="http 500: \x1b[31mno"))
     with Plain(lines.append, every=0.01).load("fastgen", state):
         time.sleep(0.1)
     assert len(lines) > 2
     assert lines[-1] == f"fastgen: {progress_line(state)}"
-    for words in ("sent 3/4", "done 1", "in flight 1", "errors 1", "1.00/s sent", "mean latency 0.60 s"):
+    for words in ("sent 4/4", "done 1", "in flight 1", "rejected 1", "errors 1", "mean latency 0.60 s"):
         assert words in lines[-1]
     assert "300.0 ms/token" in lines[-1]
-    assert "0:02 to go; last error: http 500: [31mno" in lines[-1]
+    assert "0:01 to go; last error: http 500: [31mno" in lines[-1]
 
 
 class Terminal:

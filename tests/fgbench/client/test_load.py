@@ -139,6 +139,56 @@ async def test_a_failure_to_keep_a_record_is_no_outcome(fake_server):
         await run_load(specs(4), target_of(fake_server), full_disk)
 
 
+@pytest.mark.parametrize(
+    ("fault", "rejected"),
+    [("reject", "http 429: too busy"), ("queue timeout", "queue timeout: waited 5 s")],
+)
+async def test_a_rejected_request_is_neither_an_answer_nor_an_error(fake_server, fault, rejected):
+    fake_server.misbehave = {5: fault}
+    requests = specs(4, 5, 4)
+    state = LoadState.of(requests)
+    records = []
+    await run_load(requests, target_of(fake_server), records.append, state=state)
+    records.sort(key=lambda record: record.index)
+    assert [record.ok for record in records] == [True, False, True]
+    refused = records[1]
+    assert (refused.rejected, refused.error, refused.output_tokens) == (rejected, None, 0)
+    assert refused.sent <= refused.finished
+    assert (refused.first_token, refused.last_token, refused.token_times) == (None, None, ())
+    assert (state.ok, state.failed, state.rejected, state.in_flight) == (2, 0, 1, 0)
+    assert state.last_error is None
+    assert len(fake_server.bodies) == 3  # nothing is sent again
+    assert RequestRecord.from_dict(refused.to_dict()) == refused
+
+
+async def test_a_worker_that_was_rejected_pauses_for_as_long_as_it_was_asked(fake_server):
+    """Else a closed loop would send all it has to a full server at once. Nothing is sent a second time."""
+    fake_server.misbehave = {5: "reject", 6: "queue timeout"}
+    records = []
+    requests = specs(5, 4, 4, 6, 4)
+    await run_load(requests, target_of(fake_server), records.append, concurrency=1)
+    assert [record.asked_tokens for record in records] == [5, 4, 4, 6, 4]
+    first, second, third, fourth, fifth = records
+    assert second.scheduled == pytest.approx(first.finished + 1.0)  # it named no time
+    assert second.scheduled <= second.sent
+    assert third.scheduled == second.finished
+    assert fourth.scheduled == third.finished
+    assert fifth.scheduled == pytest.approx(fourth.finished + 3.0)
+
+
+async def test_an_open_loop_pauses_for_nothing(fake_server):
+    fake_server.misbehave = {5: "queue timeout"}
+    _, records = await load(fake_server, specs(5, 5, 4, every=0.05))
+    assert [record.scheduled for record in records] == [0.0, 0.05, 0.1]
+    assert all(record.sent < 1.0 for record in records)
+
+
+async def test_a_503_of_another_kind_is_an_error(fake_server):
+    fake_server.misbehave = {5: "unavailable"}
+    _, (record,) = await load(fake_server, specs(5))
+    assert (record.rejected, record.error) == (None, "http 503: starting")
+
+
 async def test_state_follows_the_load(fake_server):
     fake_server.misbehave = {5: "crash"}
     requests = specs(4, 5, 4, every=0.05)

@@ -103,7 +103,7 @@ def test_a_load_shows_all_its_figures(width: int) -> None:
         meter.take(stats(second), float(second))
     lines = drawn(view(meter).draw(61.0), width)
     has(lines, "fastgen", "61/200", "30%", "1:01, 2:19 to go")
-    has(lines, "sent 123", "done 61", "in flight 62", "errors 0")
+    has(lines, "sent 123", "done 61", "in flight 62", "rejected 0", "errors 0")
     has(lines, "offered 2/s", "sent 2/s", "answered 1/s", "client lag p50 2", "p99 2")
     has(lines, "mean", "p50", "p99", "last 30 s")
     for label, figure in (("TTFT", "500 ms"), ("TPOT", "50 ms"), ("JCT ", "1 s"), ("JCT/token", "90.9 ms")):
@@ -313,3 +313,13 @@ def test_sections_go_by_rank() -> None:
     assert "third" not in "".join(drawn(Lines("t", sections, height=5), 40))
     assert "second" in "".join(drawn(Lines("t", sections, height=5), 40))
     assert "third" in "".join(drawn(Lines("t", sections, height=7), 40))
+
+
+def test_rejected_requests_are_counted_apart() -> None:
+    state = LoadState(10, 0.0)
+    for index in range(3):
+        state.leave(0.0)
+        state.take(RequestRecord(index, 0.0, 0.0, 4, 11, rejected="http 429: busy"))
+    lines = drawn(LoadView("fastgen", state).draw(0.0), 80)
+    has(lines, "sent 3", "done 0", "in flight 0", "rejected 3", "errors 0")
+    has(drawn(watch(requests_rejected=41, requests_timed_out=2).panel(), 80), "rejected 41", "timed out 2")

@@ -80,3 +80,8 @@ def test_the_papers_ratios_come_out_of_its_own_curves() -> None:
         "vllm": pytest.approx(2.13, abs=0.005),
         "fcfs": pytest.approx(2.03, abs=0.005),
     }
+
+
+def test_between_a_rate_within_the_limit_and_one_infinitely_above_it_nothing_is_interpolated() -> None:
+    assert rate_at([(1.0, 0.1), (2.0, math.inf), (3.0, 0.2)], 0.3) == Range(1.0, 2.0)
+    assert rate_at([(1.0, math.inf)], 0.3) == Range(0.0, 1.0)

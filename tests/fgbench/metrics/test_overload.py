@@ -104,3 +104,48 @@ def test_a_load_that_stopped_early_is_judged_by_what_was_sent() -> None:
         records = queue_trace(load, 600, 1)
         half = sorted(record.scheduled for record in records)[300]
         assert is_overloaded(shortfall([r for r in records if r.scheduled < half])) is expected
+
+
+def with_a_bounded_queue(
+    load: float, num_requests: int, seed: int, most_waiting: int = 20
+) -> list[RequestRecord]:
+    """As ``queue_trace``, in order of arrival, but a request that finds the queue full is rejected."""
+    arrivals = sorted(queue_trace(load, num_requests, seed), key=lambda record: record.scheduled)
+    free, starts, records = [0.0] * SERVERS, list[float](), []
+    for asked in arrivals:
+        if sum(start > asked.scheduled for start in starts) >= most_waiting:
+            away = RequestRecord(asked.index, asked.scheduled, asked.sent, 5, asked.asked_tokens)
+            records.append(replace(away, rejected="http 429: the queue is full"))
+            continue
+        start = max(asked.scheduled, heapq.heappop(free))
+        times = tuple(start + GAP * (k + 1) for k in range(asked.asked_tokens))
+        heapq.heappush(free, times[-1])
+        starts.append(start)
+        records.append(
+            replace(asked, first_token=times[0], last_token=times[-1], token_times=times, finished=times[-1])
+        )
+    return records
+
+
+@pytest.mark.parametrize("load", [1.5, 2.0, 10.0])
+def test_a_server_that_rejects_what_it_cannot_serve_is_overloaded(load: float) -> None:
+    """Its backlog stays small, and each request that it takes is served in time."""
+    for seed in range(4):
+        records = with_a_bounded_queue(load, 1500, seed)
+        behind = shortfall(records)
+        assert behind == pytest.approx(1.0 - 1.0 / load, abs=0.1)
+        assert summarize(records, offered_rate=load).overloaded
+
+
+def test_a_server_that_keeps_up_rejects_next_to_nothing_and_is_not_overloaded() -> None:
+    for seed in range(4):
+        records = with_a_bounded_queue(0.7, 600, seed)
+        assert not summarize(records, offered_rate=0.7).overloaded
+
+
+def test_a_run_that_rejects_nearly_all_is_overloaded_however_few_are_left() -> None:
+    served = queue_trace(0.3, 10, 0)
+    rejected = [RequestRecord(i, 0.1 * i, 0.1 * i, 5, 5, rejected="http 429: busy") for i in range(10, 100)]
+    assert shortfall(served + rejected) is None
+    assert summarize(served + rejected, offered_rate=1.0).overloaded
+    assert summarize(served + rejected, offered_rate=None).overloaded  # in a closed loop too

@@ -122,3 +122,20 @@ def test_failed_requests_are_missed_ones() -> None:
     assert goodput(records, slo, 4.0) == pytest.approx(1 / 4)
     assert attainment([], slo) is None
     assert goodput([], slo, 0.0) == 0.0
+
+
+def rejected() -> RequestRecord:
+    return RequestRecord(0, 0.0, 0.0, 4, 2, finished=0.01, rejected="http 429: the queue is full")
+
+
+def test_a_rejected_request_is_one_that_missed() -> None:
+    slo = parse_slo("jct<3")
+    records = [answered(1.0, 2.0)] * 3 + [rejected()]
+    assert attainment(records, slo) == 0.75
+    assert goodput(records, slo, duration=10.0) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("turned_away", "met"), [(0, True), (1, True), (3, False), (500, False)])
+def test_a_run_that_rejects_more_than_next_to_nothing_meets_no_slo(turned_away: int, met: bool) -> None:
+    records = [answered(1.0, 2.0)] * 200 + [rejected()] * turned_away
+    assert parse_slo("p99 jct<3").met_by(summarize(records, offered_rate=1.0)) is met

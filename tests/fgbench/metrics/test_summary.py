@@ -98,3 +98,28 @@ def test_newer_files_can_be_read_and_broken_ones_are_named() -> None:
     del data["ok"]
     with pytest.raises(ValueError, match=r"not a summary.*ok"):
         Summary.from_dict(data)
+
+
+def rejected(index: int, scheduled: float, why: str = "http 429: the queue is full") -> RequestRecord:
+    return RequestRecord(index, scheduled, scheduled, 10, 5, finished=scheduled + 0.01, rejected=why)
+
+
+def test_rejected_requests_are_no_failures_and_have_no_latency() -> None:
+    turned_away = [rejected(4, 3.5), rejected(5, 3.6), rejected(6, 3.7, "queue timeout: it waited 5 s")]
+    summary, without = (summarize(records, offered_rate=0.5) for records in (RUN + turned_away, RUN))
+    assert (summary.requests, summary.ok, summary.failed, summary.rejected) == (7, 2, 2, 3)
+    assert summary.rejections == {"http 429": 2, "queue timeout": 1}
+    assert summary.errors == without.errors
+    assert summary.rejected_share == pytest.approx(3 / 7)
+    for name in ("ttft", "jct", "normalized_latency", "tpot", "itl", "output_token_throughput"):
+        assert getattr(summary, name) == getattr(without, name)
+    assert summary.overloaded
+    assert not without.overloaded
+    assert Summary.from_dict(json.loads(json.dumps(summary.to_dict()))) == summary
+
+
+def test_a_summary_written_before_there_were_rejections_has_none() -> None:
+    old = summarize(RUN, offered_rate=0.5).to_dict()
+    del old["rejected"], old["rejections"]
+    assert Summary.from_dict(old).rejected_share == 0.0
+    assert summarize([], offered_rate=1.0).rejected_share == 0.0

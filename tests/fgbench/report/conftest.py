@@ -39,6 +39,11 @@ def record(index: int, latency: float, server: dict[str, float] | None) -> Reque
     )
 
 
+def turned_away(index: int) -> RequestRecord:
+    at = 0.5 * index
+    return RequestRecord(index, at, at, 8, 2, finished=at + 0.01, rejected="http 429: the queue is full")
+
+
 def fake_run(
     backend: str,
     rate: float | str = 2.0,
@@ -52,6 +57,7 @@ def fake_run(
     records: int = 4,
     account: bool = False,
     server_stats: dict[str, Any] | None = None,
+    rejected: int = 0,
     **workload: Any,
 ) -> Run:
     info: dict[str, Any] = {
@@ -76,7 +82,9 @@ def fake_run(
     if server_stats is not None:
         info["server_stats"] = server_stats
     server = ACCOUNT if account else None
-    return Run(Path(path), info, tuple(record(i, latency, server) for i in range(records)))
+    served = [record(i, latency, server) for i in range(records - rejected)]
+    away = [turned_away(i) for i in range(records - rejected, records)]
+    return Run(Path(path), info, (*served, *away))
 
 
 @pytest.fixture

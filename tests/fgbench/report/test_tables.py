@@ -9,7 +9,7 @@ from fgbench.client.record import RequestRecord
 from fgbench.metrics.memory import MemoryAccount
 from fgbench.metrics.summary import summarize
 from fgbench.report.tables import summary_table
-from fgbench.report.units import number, seconds, share, size
+from fgbench.report.units import number, percent, seconds, size
 
 
 def test_units_read_as_people_write_them() -> None:
@@ -29,7 +29,7 @@ def test_units_read_as_people_write_them() -> None:
         "12,346",
         "all at once",
     ]
-    assert [share(v) for v in (None, 0.0, 0.0002, 0.0456, 0.456, 1.0)] == [
+    assert [percent(v) for v in (None, 0.0, 0.0002, 0.0456, 0.456, 1.0)] == [
         "-",
         "0%",
         "<0.1%",
@@ -78,3 +78,22 @@ def test_the_table_of_a_run_says_what_kv_memory_did() -> None:
         "under pressure for 98 s of 120 s (nothing new started); device idle for copies 45% of the time"
     )
     assert shown(MemoryAccount(120.0, 0.0, 0.5, replicas=8)).startswith("mean of 8 replicas: never under")
+
+
+def test_the_table_of_a_run_says_how_many_were_rejected_and_what_to_do() -> None:
+    good = RequestRecord(0, 0.0, 0.0, 8, 3, 3, 1.0, 2.0, (1.0, 1.5, 2.0), finished=2.0)
+    away = RequestRecord(1, 1.0, 1.0, 8, 3, finished=1.1, rejected="http 429: the queue is full")
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(summary_table("a", summarize([good] * 3 + [away], offered_rate=1.0)))
+    text = console.export_text()
+    assert "3 of 4 answered in full, 25% rejected" in text
+    assert "failed" not in text
+    assert "1 of 4 requests were rejected (1 x http 429)" in text
+    assert "--max-queue 0" in text
+    console.print(summary_table("b", summarize([good], offered_rate=1.0)))
+    assert "1 of 1 answered in full, 0% rejected" in console.export_text()
+
+
+def test_shares_read_as_people_write_them() -> None:
+    shares = (0.0, 0.0001, 0.004, 0.05, 0.0996, 0.25, 1.0)
+    assert list(map(percent, shares)) == ["0%", "<0.1%", "0.4%", "5.0%", "10%", "25%", "100%"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from fgbench.backends.backend import BackendError
 from fgbench.benchmark import Load
@@ -21,6 +23,7 @@ from fgbench.sweeping.plan import Plan
 from fgbench.sweeping.progress import Total
 from fgbench.sweeping.runner import Runner
 from fgbench.sweeping.search import Search
+from fgbench.sweeping.tables import results_table, search_tables
 from fgbench.verdict import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS, Verdict, worst
 from fgbench.workload.datasets import Synthetic
 
@@ -258,3 +261,40 @@ def test_the_worst_code() -> None:
         False,
         False,
     ]
+
+
+class Bounded(Made):
+    """Answers soon, and above 3/s rejects a quarter of the requests."""
+
+    def measure(self, dataset: Any, load: Load, *, results: Path, point: str, display: Any) -> Run:
+        workload = {"dataset": "d", "num_prompts": REQUESTS, "rate": load.rate, "seed": load.seed}
+        info = {"backend": {"name": "a"}, "model": "m", "workload": workload, "point": point}
+        with RunWriter(results, info) as writer:
+            records = [record(i, 0.01, False) for i in range(REQUESTS)]
+            if load.rate > 3.0:
+                records[0] = RequestRecord(0, 0.0, 0.0, 4, 2, finished=0.01, rejected="http 429: busy")
+            for one in records:
+                writer.append(one)
+            writer.finish("complete", records, summarize(records, offered_rate=load.rate).to_dict())
+        return read_run(writer.path)
+
+
+def test_a_rate_at_which_requests_are_rejected_misses_the_slo(tmp_path: Path) -> None:
+    """However soon the others are answered."""
+    slo = parse_slo("jct<5")
+    sweep = Sweep(tmp_path, Bounded("a"))
+    found = sweep.runner.find_rate("a", Search(1.0, tolerance=0.2), slo, [0])
+    assert (found.bracket.met, found.bracket.missed) == (2.828, 4.0)
+    assert (found.stopped, found.code) == ("", DONE)
+    by_rate = {probe["rate"]: probe for probe in found.tried}
+    assert (by_rate[4.0]["met"], by_rate[4.0]["rejected"]) == (False, 0.25)
+    assert (by_rate[2.0]["met"], by_rate[2.0]["rejected"]) == (True, 0.0)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(search_tables({"a": found}, slo, 1))
+    assert "25%" in console.export_text()
+    (result,) = sweep.runner.grid([sweep.plan.point("a", 4.0, 0)])
+    assert result.verdict.code == DONE  # a rejection is no error
+    console.print(results_table([result]))
+    text = console.export_text()
+    assert "rejected" in text
+    assert "25%" in text

@@ -32,6 +32,11 @@ class FakeEngine:
         """Of every request, in order."""
         self.aborted: list[str] = []
         self.closed = False
+        self.refuse: Exception | None = None
+        """What ``add`` raises."""
+        self.retry_after: float | None = None
+        self.expired: list[Any] = []
+        """(request, why) of those to drop before the next step."""
 
     @property
     def has_work(self) -> bool:
@@ -40,6 +45,8 @@ class FakeEngine:
     def add(
         self, id: str, prompt: list[int], params: SamplingParams, *, user: str, arrival: float
     ) -> Request:
+        if self.refuse is not None:
+            raise self.refuse
         request = Request.new(id, prompt, params, arrival, user)
         if request.max_len > self.max_model_len:
             raise ValueError(f"prompt + max_tokens is {request.max_len}, more than {self.max_model_len}")
@@ -54,6 +61,12 @@ class FakeEngine:
         request.finish("abort", time.monotonic())
         self.aborted.append(id)
         return True
+
+    def expire(self) -> list[Any]:
+        expired, self.expired = self.expired, []
+        for request, _ in expired:
+            del self.requests[request.id]
+        return expired
 
     def step(self) -> list[TokenEvent]:
         time.sleep(self.step_seconds)

@@ -75,6 +75,8 @@ async def test_counters(served: Any) -> None:
         "requests_received": 4,
         "requests_finished": 3,
         "requests_refused": 1,
+        "requests_rejected": 0,
+        "requests_timed_out": 0,
         "requests_aborted": 0,
         "requests_failed": 0,
         "requests_in_flight": 0,

@@ -16,6 +16,8 @@ from fgengine.kv.manager import KVManager
 from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy
+from fgengine.scheduling.queue_limit import NO_LIMIT, QueueLimit
+from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.scheduling.scheduler import Scheduler
 from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.copying import SimulatedCopyEngine
@@ -36,7 +38,11 @@ Work = Sequence[tuple[float, int, int]]
 
 
 def scheduler(
-    policy: str, device_blocks: int = 4000, host_blocks: int = 100, offloading: Offloading = "reactive"
+    policy: str,
+    device_blocks: int = 4000,
+    host_blocks: int = 100,
+    offloading: Offloading = "reactive",
+    queue: QueueLimit = NO_LIMIT,
 ) -> Scheduler:
     return Scheduler(
         make_policy(policy, PolicyContext(COST, starvation_limit=3.0, max_batch_size=8)),
@@ -44,6 +50,7 @@ def scheduler(
         Limits(8, 2048, 2048, block_bytes=BLOCK_BYTES),
         offloading=offloading,
         cost=COST,
+        queue=queue,
     )
 
 
@@ -67,15 +74,22 @@ def step_by_step(scheduler: Scheduler, work: Work, cost: CostModel = COST) -> tu
     engine = Engine(scheduler, SimulatedRunner(cost, clock), copies, clock)
     requests: list[Request] = []
     times: dict[str, list[float]] = {}
+    refusals: dict[str, RequestRefused] = {}
     while len(requests) < len(work) or engine.has_work:
         if not engine.has_work:
             clock.advance_to(max(clock.now(), work[len(requests)][0]))
         while len(requests) < len(work) and work[len(requests)][0] <= clock.now():
             requests.append(request(len(requests), *work[len(requests)]))
-            scheduler.add(requests[-1], clock.now())
-        for event in engine.step():
+            try:
+                scheduler.add(requests[-1], clock.now())
+            except RequestRefused as refusal:
+                requests[-1].finish("error", clock.now())
+                refusals[requests[-1].id] = refusal
+        for dropped, why in engine.expire():
+            refusals[dropped.id] = why
+        for event in engine.step() if engine.has_work else ():
             times.setdefault(event.request.id, []).append(clock.now())
-    return [Ending(r, times[r.id]) for r in requests], engine
+    return [Ending(r, times.get(r.id, ()), refusals.get(r.id)) for r in requests], engine
 
 
 def leaping(replicas: Sequence[Replica], work: Work, router: str = "round-robin") -> list[Ending]:
@@ -112,15 +126,43 @@ def test_no_leap_passes_over_an_early_upload(rate: float, seed: int) -> None:
     leaps_decide_as_single_steps("sj-mlfq", 150, 100, "proactive", some_work(40, rate, seed))
 
 
-def leaps_decide_as_single_steps(
-    policy: str, device_blocks: int, host_blocks: int, offloading: Offloading, work: Work
+@pytest.mark.parametrize("policy", ["fcfs", "sj-mlfq", "srpt"])
+@pytest.mark.parametrize(
+    ("queue", "refusal"),
+    [
+        (QueueLimit(requests=3), QueueFull),
+        (QueueLimit(prompt_tokens=500), QueueFull),
+        (QueueLimit(timeout=2.0), QueueTimeout),
+        (QueueLimit(requests=6, prompt_tokens=2000, timeout=1.0), RequestRefused),
+    ],
+)
+def test_leaps_refuse_and_drop_as_single_steps_do(
+    policy: str, queue: QueueLimit, refusal: type[RequestRefused]
 ) -> None:
-    single = scheduler(policy, device_blocks, host_blocks, offloading)
+    work = some_work(80, 12.0, seed=3)
+    leaps_decide_as_single_steps(policy, 90, 100, "reactive", work, queue)
+    endings = leaping([Replica(scheduler(policy, 90, 100, queue=queue), COST)], work)
+    kinds = [type(ending.refusal) for ending in endings if ending.refusal is not None]
+    assert 0 < len(kinds) < len(work)
+    assert all(issubclass(kind, refusal) for kind in kinds)
+
+
+def leaps_decide_as_single_steps(
+    policy: str,
+    device_blocks: int,
+    host_blocks: int,
+    offloading: Offloading,
+    work: Work,
+    queue: QueueLimit = NO_LIMIT,
+) -> None:
+    single = scheduler(policy, device_blocks, host_blocks, offloading, queue)
     expected, engine = step_by_step(single, work)
-    replica = Replica(scheduler(policy, device_blocks, host_blocks, offloading), COST, keep_token_times=True)
+    leaps = scheduler(policy, device_blocks, host_blocks, offloading, queue)
+    replica = Replica(leaps, COST, keep_token_times=True)
     got = leaping([replica], work)
     for mine, theirs in zip(got, expected, strict=True):
-        assert mine.token_times == theirs.token_times
+        assert str(mine.refusal) == str(theirs.refusal)
+        assert list(mine.token_times) == list(theirs.token_times)
         assert mine.request.phase_since == theirs.request.phase_since
         assert mine.request.accounting() == pytest.approx(theirs.request.accounting(), abs=1e-9)
     assert replica.scheduler.counters == single.counters
@@ -200,3 +242,19 @@ def test_what_can_never_run_is_refused_and_hurts_nobody() -> None:
     assert refused.request.num_generated == 0
     assert served.refusal is None
     assert served.request.num_generated == 10
+
+
+def test_a_refused_worker_of_a_closed_loop_pauses_before_its_next_request() -> None:
+    """As the load generator's workers do, for whole seconds."""
+    replica = Replica(scheduler("fcfs", queue=QueueLimit(requests=2)), COST)
+    work = [request(index, 0.0, 40, 100) for index in range(60)]
+    endings = list(Cluster([replica], make_router("round-robin")).serve_closed(work, concurrency=14))
+    assert len(endings) == 60
+    refused = [ending for ending in endings if ending.refusal is not None]
+    assert 4 <= len(refused) < 30
+    starts = [ending.request.arrival for ending in endings]
+    for ending in refused:
+        assert isinstance(ending.refusal, QueueFull)
+        again = ending.request.phase_since + ending.refusal.whole_seconds
+        assert again in starts or again > max(starts)
+    assert sum(ending.request.num_generated == 100 for ending in endings) == 60 - len(refused)
