@@ -98,6 +98,8 @@ def simulate(case: Case) -> dict[str, Any]:
         num_device_blocks=case.device_blocks,
         swap_space_bytes=int(case.host_gib * 2**30),
         predictor="noisy:1.7",
+        max_queue=0,
+        max_queue_tokens=0,
     )
     used = profile()
     if case.link is not None:

@@ -145,11 +145,13 @@ class MemoryPressure:
         return peak_blocks([*self._started.values(), request], self._kv.block_size) <= self._capacity
 
     def _is_short(self) -> bool:
-        return self.budget.in_debt or (self._device_free <= self._full and self._host_is_short())
+        in_debt = self.budget.in_debt and bool(self._started)
+        return in_debt or (self._device_free <= self._full and self._host_is_short())
 
     def _is_relieved(self) -> bool:
+        in_debt = self.budget.in_debt and bool(self._started)
         free = self._device_free + (self._kv.host_available if self._watched == "both" else 0)
-        return not self.budget.in_debt and free >= ENOUGH_FREE * self._capacity
+        return not in_debt and free >= ENOUGH_FREE * self._capacity
 
 
 def peak_blocks(requests: Sequence[Request], block_size: int) -> int:

@@ -78,7 +78,7 @@ class Scheduler:
     @property
     def under_pressure(self) -> bool:
         """Whether KV memory is nearly full: nothing new starts, and started requests run by arrival."""
-        return self.residency.pressure.active
+        return self.has_work and self.residency.pressure.active
 
     def add(self, request: Request, now: float) -> None:
         """Raises RequestRefused for a request that can never fit or whose id is in use, and QueueFull."""
