@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sortedcontainers import SortedList
@@ -28,6 +28,16 @@ Priority = tuple[float, ...]
 ENTRY_POINTS = "fgengine.policies"
 
 
+class PolicyError(RuntimeError):
+    """A policy broke its contract, or raised: the message names it and says what it did. Nothing can be
+    scheduled after that."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"the policy {name!r} cannot be used: {reason}")
+        self.name = name
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyContext:
     """What a policy may know when it is made."""
@@ -40,6 +50,8 @@ class PolicyContext:
     """Requests in one step, at most."""
     predictor: Predictor | None = None
     """Present when the policy's ``needs_predictor`` is true, else perhaps not."""
+    name: str = ""
+    """By which the policy was asked for, for messages; empty where it was made by hand."""
 
 
 class Level(NamedTuple):
@@ -168,6 +180,7 @@ _BUILT_IN = {
     "fcfs": "fgengine.scheduling.fcfs:FCFS",
     "mlfq": "fgengine.scheduling.mlfq:MLFQ",
     "sj-mlfq": "fgengine.scheduling.mlfq:SkipJoinMLFQ",
+    "sj-mlfq-artifact": "fgengine.scheduling.mlfq:ArtifactMLFQ",
     "srpt": "fgengine.scheduling.srpt:SRPT",
     "sjf": "fgengine.scheduling.sjf:SJF",
     "sprpt": "fgengine.scheduling.sprpt:SPRPT",
@@ -210,8 +223,20 @@ def policy_class(name: str) -> type[Policy]:
 
 
 def make_policy(name: str, context: PolicyContext) -> Policy:
-    """Raises ValueError when the name is unknown or the policy needs a cost model and there is none."""
+    """The policy of that name, its context told the name.
+
+    Raises:
+        ValueError: the name is unknown, the policy needs a cost model and there is none, or it refused.
+        PolicyError: it raised when it was made.
+    """
     cls = policy_class(name)
     if cls.needs_cost and context.cost is None:
         raise ValueError(f"policy {name!r} needs a profile: run `fgbench profile` or give one with --profile")
-    return cls(context)
+    try:
+        policy = cls(replace(context, name=name))
+        policy.context  # noqa: B018 (set by Policy.__init__, which a subclass may have forgotten to call)
+    except ValueError as error:  # it does not take these settings
+        raise ValueError(f"policy {name!r}: {error}") from error
+    except Exception as error:  # the class may be of another package: whatever it does wrong
+        raise PolicyError(name, f"its __init__() raised {type(error).__name__}: {error}") from error
+    return policy
