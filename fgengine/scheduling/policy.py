@@ -2,7 +2,7 @@
 
 A policy orders requests. It sees requests, predicted seconds (the cost model) and measured seconds
 (``on_step``); never blocks, tensors or clocks. The scheduler fills the batch in its order and takes
-memory from those at its end.
+memory from those at its end. ``guard`` checks what is promised here.
 """
 
 from __future__ import annotations
@@ -88,13 +88,13 @@ class Policy(ABC):
     def order(self, now: float) -> Iterator[Request]:
         """The requests that may run, the next one first. Lazy: the scheduler takes about a batch of them.
 
-        Nothing is added or removed while the iterator is in use. A request may be left out only as long as
-        another one is given.
+        Each at most once, and none that has ended. Nothing is added or removed while the iterator is in use.
+        A request may be left out only as long as another one is given.
         """
 
     @abstractmethod
     def priority(self, request: Request) -> Priority:
-        """The request's place: distinct, and ascending along ``order``."""
+        """The request's place, numbers but no NaN: distinct, and ascending along ``order``."""
 
     def on_start(self, request: Request) -> None:  # noqa: B027 (may do nothing)
         """It is in the batch just made, and its computation begins with it, or begins anew where its KV was
@@ -115,10 +115,16 @@ class Policy(ABC):
         return 0.0
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
-        """For how long steps of this very batch may be reported to ``on_step`` as one, and the batch is sure
-        to stay at the head of the order, if nothing arrives, ends or is aborted meanwhile.
+        """Seconds for which a simulation may take the steps of the batch ``running`` as one, if nothing
+        arrives, ends or is aborted meanwhile. Until then the policy promises:
 
-        0: not known; a simulation then takes every step.
+        - The batch stays at the head of the order. Unless it is full, the order behind it does not change
+          either: the next request there may be admitted as soon as there is room.
+        - The order of the requests that hold KV does not change: memory is taken from its end.
+        - ``on_step`` with several steps in one report, their seconds added up, leaves the policy as it would
+          be after as many reports. The step that runs when the time is over is still part of the report.
+
+        0: not known, every step is taken. Infinite: until something arrives, ends or is aborted.
         """
         return 0.0
 
