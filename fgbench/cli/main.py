@@ -53,6 +53,10 @@ class Verbs(TyperGroup):
             raise  # `fgbench compare | head`: typer ends it quietly
         except (ValueError, OSError) as error:
             raise typer.Exit(tell(error)) from error
+        except RuntimeError as error:
+            if not is_policy_error(error):
+                raise
+            raise typer.Exit(tell(error)) from error
 
 
 def load_verb(name: str) -> Any:
@@ -72,6 +76,13 @@ def look_in_working_directory() -> None:
     """
     if not getattr(sys.flags, "safe_path", False) and not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
+
+
+def is_policy_error(error: RuntimeError) -> bool:
+    """Whether a scheduling policy, perhaps the user's own, broke its contract in a simulation."""
+    # The class is looked up, not imported: only a verb that has loaded the engine can have raised it.
+    module = sys.modules.get("fgengine.scheduling.policy")
+    return module is not None and isinstance(error, module.PolicyError)
 
 
 def tell(error: Exception) -> int:

@@ -65,7 +65,10 @@ class ServerOptions:
     ] = False
     starvation_limit: Annotated[
         float,
-        _scheduling("Seconds of waiting after which MLFQ promotes; the aging of sjf.", "--starvation-limit"),
+        _scheduling(
+            "Seconds of waiting after which MLFQ promotes, at the earliest; the aging of sjf.",
+            "--starvation-limit",
+        ),
     ] = DEFAULTS.starvation_limit
     predictor: Annotated[
         str,
@@ -140,7 +143,7 @@ class ServerOptions:
             ValueError: skip-join asked for with a policy that has no queues to skip.
         """
         policy = self.policy or DEFAULTS.policy
-        if not self.use_skip_join or policy == "sj-mlfq":
+        if not self.use_skip_join or policy in ("sj-mlfq", "sj-mlfq-artifact"):
             return policy
         if policy == "mlfq":
             return "sj-mlfq"

@@ -2,7 +2,7 @@
 
 A policy orders requests. It sees requests, predicted seconds (the cost model) and measured seconds
 (``on_step``); never blocks, tensors or clocks. The scheduler fills the batch in its order and takes
-memory from those at its end.
+memory from those at its end. ``guard`` checks what is promised here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sortedcontainers import SortedList
@@ -28,6 +28,16 @@ Priority = tuple[float, ...]
 ENTRY_POINTS = "fgengine.policies"
 
 
+class PolicyError(RuntimeError):
+    """A policy broke its contract, or raised: the message names it and says what it did. Nothing can be
+    scheduled after that."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"the policy {name!r} cannot be used: {reason}")
+        self.name = name
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyContext:
     """What a policy may know when it is made."""
@@ -40,6 +50,8 @@ class PolicyContext:
     """Requests in one step, at most."""
     predictor: Predictor | None = None
     """Present when the policy's ``needs_predictor`` is true, else perhaps not."""
+    name: str = ""
+    """By which the policy was asked for, for messages; empty where it was made by hand."""
 
 
 class Level(NamedTuple):
@@ -76,13 +88,13 @@ class Policy(ABC):
     def order(self, now: float) -> Iterator[Request]:
         """The requests that may run, the next one first. Lazy: the scheduler takes about a batch of them.
 
-        Nothing is added or removed while the iterator is in use. A request may be left out only as long as
-        another one is given.
+        Each at most once, and none that has ended. Nothing is added or removed while the iterator is in use.
+        A request may be left out only as long as another one is given.
         """
 
     @abstractmethod
     def priority(self, request: Request) -> Priority:
-        """The request's place: distinct, and ascending along ``order``."""
+        """The request's place, numbers but no NaN: distinct, and ascending along ``order``."""
 
     def on_start(self, request: Request) -> None:  # noqa: B027 (may do nothing)
         """It is in the batch just made, and its computation begins with it, or begins anew where its KV was
@@ -103,10 +115,16 @@ class Policy(ABC):
         return 0.0
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
-        """For how long steps of this very batch may be reported to ``on_step`` as one, and the batch is sure
-        to stay at the head of the order, if nothing arrives, ends or is aborted meanwhile.
+        """Seconds for which a simulation may take the steps of the batch ``running`` as one, if nothing
+        arrives, ends or is aborted meanwhile. Until then the policy promises:
 
-        0: not known; a simulation then takes every step.
+        - The batch stays at the head of the order. Unless it is full, the order behind it does not change
+          either: the next request there may be admitted as soon as there is room.
+        - The order of the requests that hold KV does not change: memory is taken from its end.
+        - ``on_step`` with several steps in one report, their seconds added up, leaves the policy as it would
+          be after as many reports. The step that runs when the time is over is still part of the report.
+
+        0: not known, every step is taken. Infinite: until something arrives, ends or is aborted.
         """
         return 0.0
 
@@ -168,6 +186,7 @@ _BUILT_IN = {
     "fcfs": "fgengine.scheduling.fcfs:FCFS",
     "mlfq": "fgengine.scheduling.mlfq:MLFQ",
     "sj-mlfq": "fgengine.scheduling.mlfq:SkipJoinMLFQ",
+    "sj-mlfq-artifact": "fgengine.scheduling.mlfq:ArtifactMLFQ",
     "srpt": "fgengine.scheduling.srpt:SRPT",
     "sjf": "fgengine.scheduling.sjf:SJF",
     "sprpt": "fgengine.scheduling.sprpt:SPRPT",
@@ -210,8 +229,20 @@ def policy_class(name: str) -> type[Policy]:
 
 
 def make_policy(name: str, context: PolicyContext) -> Policy:
-    """Raises ValueError when the name is unknown or the policy needs a cost model and there is none."""
+    """The policy of that name, its context told the name.
+
+    Raises:
+        ValueError: the name is unknown, the policy needs a cost model and there is none, or it refused.
+        PolicyError: it raised when it was made.
+    """
     cls = policy_class(name)
     if cls.needs_cost and context.cost is None:
         raise ValueError(f"policy {name!r} needs a profile: run `fgbench profile` or give one with --profile")
-    return cls(context)
+    try:
+        policy = cls(replace(context, name=name))
+        policy.context  # noqa: B018 (set by Policy.__init__, which a subclass may have forgotten to call)
+    except ValueError as error:  # it does not take these settings
+        raise ValueError(f"policy {name!r}: {error}") from error
+    except Exception as error:  # the class may be of another package: whatever it does wrong
+        raise PolicyError(name, f"its __init__() raised {type(error).__name__}: {error}") from error
+    return policy

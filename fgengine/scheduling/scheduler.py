@@ -19,6 +19,7 @@ from fgengine.kv.transfer import Transfer
 from fgengine.plan import PlanItem, StepPlan, StepResult, TokenEvent
 from fgengine.request import Phase, Request
 from fgengine.scheduling.draft import Counters, Draft, Limits
+from fgengine.scheduling.guard import Guarded
 from fgengine.scheduling.horizon import ONCE, Horizon, steps_like
 from fgengine.scheduling.policy import Policy
 from fgengine.scheduling.queue_limit import NO_LIMIT, Queue, QueueLimit
@@ -38,7 +39,7 @@ class Scheduler:
         queue: QueueLimit = NO_LIMIT,
     ) -> None:
         """``offloading="auto"`` takes a cost model. Raises ValueError when there is none."""
-        self.policy = policy
+        self.policy = policy = Guarded(policy)
         self.kv = kv
         self.limits = limits
         self.counters = Counters()
@@ -180,7 +181,7 @@ class Scheduler:
         if plan is not self._presumed:
             self._presume(plan)
         self.counters.steps += 1
-        events, on_step = [], self.policy.on_step
+        events, on_step = [], self.policy.inner.on_step  # the guard's would double the cost of the call
         for item in plan.items:
             request = item.request
             if request.finish_reason is not None:
@@ -191,7 +192,10 @@ class Scheduler:
                 if request.finish_reason is not None:
                     self._finished(request)
                     continue
-            on_step(request, result.seconds, now)
+            try:
+                on_step(request, result.seconds, now)
+            except Exception as error:
+                raise self.policy.raised("on_step", error) from error
         self.residency.ran(item.request for item in plan.items)
         self.residency.pressure.budget.computed(plan.num_tokens)
         self.counters.generated_tokens += len(events)

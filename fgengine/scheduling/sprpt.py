@@ -10,10 +10,14 @@ makes no difference: what remains is never small enough for the rule to hold.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+
 from fgengine.request import Request
 from fgengine.scheduling.policy import PolicyContext, Priority
 from fgengine.scheduling.predicting import PredictingPolicy
-from fgengine.scheduling.srpt import on_grid
+from fgengine.scheduling.srpt import next_on_grid, on_grid
+from fgengine.scheduling.steady import seconds_of_steps
 
 PREEMPTIBLE_SHARE = 0.8
 """TRAIL's c: a request that has come this far of its predicted length is not preempted any more."""
@@ -48,3 +52,11 @@ class SPRPT(PredictingPolicy):
         if generated != self._seen.get(request.id, 0):
             self._seen[request.id] = generated
             super().on_step(request, seconds, now)
+
+    def steady_seconds(self, running: Collection[Request], now: float) -> float:
+        """Until one of the batch has as many tokens as its place is next made from."""
+        steps = math.inf
+        for request in running:
+            generated = request.num_generated
+            steps = min(steps, next_on_grid(generated) - generated)
+        return seconds_of_steps(self.cost, running, steps)

@@ -22,6 +22,12 @@ def on_grid(tokens: int) -> int:
     return tokens >> shift << shift
 
 
+def next_on_grid(tokens: int) -> int:
+    """The smallest number above ``tokens`` that ``on_grid`` leaves as it is."""
+    shift = max(0, tokens.bit_length() - GRID_BITS)
+    return ((tokens >> shift) + 1) << shift
+
+
 class SRPT(SortedPolicy):
     """Least of the machine's time left first: what is left of the prefill, and the tokens to come.
 

@@ -123,7 +123,10 @@ class VTC(Policy):
         self._charge_output(self._jobs[request.id])
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
-        return math.inf
+        """For ever while the batch is full or no request waits. Else a waiting one may be admitted as soon as
+        it fits, and which one comes first changes with every token that its user's requests get."""
+        full = len(running) >= self.context.max_batch_size
+        return math.inf if full or not self._waiting else 0.0
 
     def counter_of(self, user: str) -> int:
         """Weighted tokens charged to the user, lifts included; 0 for one never seen, or forgotten."""

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from fgengine.config import EngineConfig
 from fgengine.plan import TokenEvent
 from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.policy import PolicyError
 from fgengine.scheduling.refusal import QueueFull, QueueTimeout
 from fgengine.server import messages
 
@@ -83,6 +84,8 @@ def run(channel: socket.socket, make_engine: MakeEngine, on_close: Callable[[], 
         if engine is None and isinstance(error, (ValueError, OSError)):
             reason = str(error)  # a setting that cannot be, said in a sentence
         else:
+            if isinstance(error, PolicyError):
+                reason = str(error)  # a sentence that names the policy
             traceback.print_exc()
         with contextlib.suppress(OSError):
             send(messages.Broken(reason))

@@ -299,3 +299,28 @@ def test_a_run_older_than_the_bound_is_replayed_without_one(tmp_path: Path) -> N
     figures = {figure["name"]: figure for figure in json.loads(done.output)["figures"]}
     assert figures["mean JCT"]["ratio"] == pytest.approx(1.0, rel=1e-6)
     assert figures["output tokens / s"]["ratio"] == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("verb", ["simulate", "run"])
+def test_a_policy_that_breaks_its_contract_is_told_in_a_sentence(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "backwards_policy.py").write_text(
+        "from fgengine.scheduling.fcfs import FCFS\n"
+        "class Backwards(FCFS):\n"
+        "    def order(self, now):\n"
+        "        return reversed(list(super().order(now)))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    argv = ["--profile", PROFILE, "--num-prompts", "40", "--rate", "9", "--results", str(tmp_path / "runs")]
+    if verb == "run":
+        argv += ["--backend", "simulated-backwards_policy:Backwards"]
+    else:
+        argv += ["--policy", "backwards_policy:Backwards"]
+    done = fgbench(verb, *argv)
+    assert done.exit_code == 1
+    says = "fgbench: the policy 'backwards_policy:Backwards' cannot be used: its order gives request"
+    assert says in done.output
+    assert "Traceback" not in done.output
+    (folder,) = find_runs(tmp_path / "runs")
+    assert read_run(folder).info["status"] == "failed"

@@ -6,12 +6,18 @@ import pytest
 
 from fgengine.cost import CostModel
 from fgengine.request import Request, SamplingParams
-from fgengine.scheduling.mlfq import MLFQ, SkipJoinMLFQ
+from fgengine.scheduling.mlfq import BACKLOGS, MLFQ, ArtifactMLFQ, SkipJoinMLFQ
 from fgengine.scheduling.policy import Policy, PolicyContext, make_policy, policy_class, policy_names
 
 # A decode takes 1 s, a prefill 1 s a token: quanta are 1, 2, 4, 8 ... seconds.
 COST = CostModel(step=0.5, prefill_token=1.0, decode_request=0.5, prefill_request=0.0)
 CONTEXT = PolicyContext(COST, starvation_limit=100.0)
+
+
+class PlainOnWholeSteps(ArtifactMLFQ):
+    """Every job starts in the first queue, and a step is charged what the test says it took."""
+
+    entry_level = MLFQ.entry_level
 
 
 def make(id: str, prompt_len: int = 2, max_tokens: int = 10, arrival: float = 0.0) -> Request:
@@ -54,7 +60,7 @@ def test_srpt_runs_the_fewest_tokens_left_and_follows_progress() -> None:
 
 
 def test_mlfq_demotes_whoever_used_its_quantum_to_the_back() -> None:
-    policy = MLFQ(CONTEXT)
+    policy = PlainOnWholeSteps(CONTEXT)
     a, b = make("a"), make("b")
     policy.add(a, 0.0)
     policy.add(b, 0.0)
@@ -70,6 +76,84 @@ def test_mlfq_demotes_whoever_used_its_quantum_to_the_back() -> None:
     ran(policy, a, 0.1, 4.1)
     assert (order(policy), policy.level_of(a)) == ("ba", 2)
     assert policy.level_of(b) == 1
+
+
+def test_a_decode_is_charged_a_full_step_of_decodes_whatever_else_ran_in_its_step() -> None:
+    policy = MLFQ(PolicyContext(COST, max_batch_size=3))  # a decode counts 0.5 + 3 x 0.5 s
+    short, other = make("s", prompt_len=1, max_tokens=99), make("o")
+    policy.add(short, 0.0)
+    policy.add(other, 0.0)
+    ran(policy, short, 60.0, 60.0)  # a long prompt ran in the same step: 2 s for its own token
+    assert policy.level_of(short) == 1
+    ran(policy, short, 60.0, 120.0)  # 2 s again, all that the second queue gives
+    assert policy.level_of(short) == 2
+    ran(policy, short, 0.1, 120.1)
+    assert policy.level_of(short) == 2
+    ran(policy, short, 0.1, 120.2)
+    assert policy.level_of(short) == 3
+
+
+def test_a_prefill_is_charged_what_it_takes_alone() -> None:
+    policy = SkipJoinMLFQ(CONTEXT)
+    long = make("l", prompt_len=7)
+    policy.add(long, 0.0)
+    assert policy.level_of(long) == 3  # 0.5 + 7 x 1 s fits into 8 s
+    ran(policy, long, 60.0, 60.0)
+    assert policy.level_of(long) == 3  # 7.5 s of them are used
+    ran(policy, long, 60.0, 120.0)
+    assert policy.level_of(long) == 4
+
+
+def test_known_tokens_that_are_computed_again_are_charged_as_a_prefill() -> None:
+    policy = MLFQ(PolicyContext(COST, max_batch_size=1))
+    job = make("a", prompt_len=7)
+    policy.add(job, 0.0)
+    policy.on_start(job)
+    for _ in range(3):
+        ran(policy, job, 0.1, 0.0)
+    level = policy.level_of(job)
+    job.num_computed = 0  # thrown away
+    policy.on_start(job)
+    ran(policy, job, 0.1, 0.0)  # 10 tokens: 10.5 s
+    assert policy.level_of(job) > level
+
+
+def test_steps_reported_as_one_are_charged_as_many() -> None:
+    once, often = (MLFQ(PolicyContext(COST, max_batch_size=1)) for _ in range(2))
+    jobs = [make("a", prompt_len=1, max_tokens=99) for _ in range(2)]
+    for policy, job in zip((once, often), jobs, strict=True):
+        policy.add(job, 0.0)
+        ran(policy, job, 1.0, 1.0)
+        assert policy.level_of(job) == 1
+    for _ in range(2):
+        ran(often, jobs[1], 1.0, 3.0)
+    jobs[0].num_computed += 2
+    jobs[0].tokens.extend([0, 0])
+    once.on_step(jobs[0], 2.0, 3.0)
+    assert once.level_of(jobs[0]) == often.level_of(jobs[1]) == 2
+
+
+def test_the_promotion_limit_follows_the_backlog_and_is_never_below_the_starvation_limit() -> None:
+    context = PolicyContext(COST, starvation_limit=10.0, max_batch_size=2)
+    policy, artifact = SkipJoinMLFQ(context), ArtifactMLFQ(context)
+    for number in range(21):
+        for kind in (policy, artifact):
+            kind.add(make(str(number), prompt_len=3), 0.0)
+    assert policy.promotion_limit == 10.0  # nothing has finished: the work of a request is not known
+    done = make("0", prompt_len=3)
+    done.tokens.extend([0] * 4)
+    done.finish("length", 1.0)
+    for kind in (policy, artifact):
+        kind.remove(done)
+    # A prefill of 3 s and 3 decodes of 0.5 s, and half of the 4 steps, which two share.
+    share = 3.0 + 3 * 0.5 + 4 * 0.5 / 2
+    assert policy.promotion_limit == pytest.approx(BACKLOGS * 20 * share)
+    assert artifact.promotion_limit == 10.0
+    for number in range(1, 21):
+        request = make(str(number))
+        request.finish("abort", 2.0)
+        policy.remove(request)
+    assert policy.promotion_limit == 10.0
 
 
 def test_a_new_job_overtakes_those_that_have_sunk() -> None:
@@ -112,7 +196,7 @@ def test_a_demoted_job_lands_where_its_next_iteration_fits() -> None:
 
 
 def test_waiting_for_the_limit_promotes_to_the_first_queue_with_a_fresh_quantum() -> None:
-    policy = MLFQ(PolicyContext(COST, starvation_limit=10.0))
+    policy = PlainOnWholeSteps(PolicyContext(COST, starvation_limit=10.0))
     a, b = make("a"), make("b")
     policy.add(a, 0.0)
     ran(policy, a, 7.0, 7.0)

@@ -112,7 +112,7 @@ def test_the_pool_that_holds_one_request_serves_them_all(symbolic_engine: Build)
 
 def test_room_is_taken_from_the_last_in_the_policys_order(symbolic_engine: Build) -> None:
     engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=1, eager_copies=True)
-    policy = engine.scheduler.policy
+    policy = engine.scheduler.policy.inner
     assert isinstance(policy, Chosen)
     a, _, c = (engine.add(id, [1] * 7, params()) for id in "abc")
     for id in "abc":  # two blocks each: the pool is full
@@ -133,7 +133,7 @@ def test_blocks_on_their_way_are_kept_for_whom_they_are_meant(
     symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=3)
-    policy = engine.scheduler.policy
+    policy = engine.scheduler.policy.inner
     assert isinstance(policy, Chosen)
     monkeypatch.setattr(engine.copies, "wait", list)
     monkeypatch.setattr(engine.copies, "done", list)
@@ -156,7 +156,7 @@ def test_blocks_on_their_way_are_kept_for_whom_they_are_meant(
 
 def test_free_blocks_are_kept_for_the_first_who_could_not_get_enough(symbolic_engine: Build) -> None:
     engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=3)
-    policy = engine.scheduler.policy
+    policy = engine.scheduler.policy.inner
     assert isinstance(policy, Chosen)
     engine.add("first", [1] * 9, params(3))  # 3 blocks, and needs no more
     engine.add("low", [1] * 8, params(3))  # 2 blocks, full: its next token needs a third
@@ -198,7 +198,7 @@ def test_work_is_thrown_away_for_a_next_token_when_the_host_is_full(symbolic_eng
 
 def test_abort_frees_from_every_state(symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=1)
-    policy = engine.scheduler.policy
+    policy = engine.scheduler.policy.inner
     assert isinstance(policy, Chosen)
     for id in "abc":
         engine.add(id, [1] * 15, params())
@@ -247,7 +247,7 @@ def test_a_requests_seconds_sum_to_its_time_in_the_engine(symbolic_engine: Build
 
 def test_no_work_is_thrown_away_for_a_start(symbolic_engine: Build) -> None:
     engine = symbolic_engine(Chosen, device_blocks=6, host_blocks=0, max_batch_size=3)
-    policy = engine.scheduler.policy
+    policy = engine.scheduler.policy.inner
     assert isinstance(policy, Chosen)
     engine.add("first", [1] * 9, params(3))
     low = engine.add("low", [1] * 9, params(3))
@@ -269,7 +269,7 @@ def test_a_prompt_half_computed_runs_on_in_its_own_room_while_the_first_in_line_
     engine = symbolic_engine(
         Chosen, device_blocks=6, max_batch_size=1, max_tokens_per_batch=4, offloading="none"
     )
-    policy = engine.scheduler.policy
+    policy = engine.scheduler.policy.inner
     assert isinstance(policy, Chosen)
     engine.add("half", [1] * 12, params(4))  # 4 blocks at its longest, all of them from the start
     engine.step()

@@ -9,7 +9,19 @@ from typing import Any
 import aiohttp
 import pytest
 
+from fgengine.request import Request
+from fgengine.scheduling.fcfs import FCFS
+from fgengine.scheduling.guard import Guarded
+from fgengine.scheduling.policy import PolicyContext, Priority
+
 LONG = {"prompt": "abc", "max_tokens": 4000}
+
+
+class Backwards(FCFS):
+    """Its priority contradicts its order."""
+
+    def priority(self, request: Request) -> Priority:
+        return tuple(-number for number in super().priority(request))
 
 
 async def _stats(served: Any) -> dict[str, Any]:
@@ -88,6 +100,27 @@ async def test_stats_carry_what_the_engine_says(served: Any) -> None:
     stats = await _stats(served)
     assert stats["levels"] == [{"name": "Q1", "requests": 0, "quantum": 0.5}]
     assert stats["policy"] == "fake"
+
+
+async def test_a_policy_that_breaks_its_contract_is_named_to_everybody(served: Any, fake: Any) -> None:
+    def broken(engine: Any) -> None:
+        policy = Guarded(Backwards(PolicyContext(name="my_policies:Backwards")))
+        for request in engine.requests.values():
+            policy.add(request, 0.0)
+        list(policy.order(0.0))
+
+    body = {"prompt": [*b"abc", fake.WAIT], "max_tokens": 99, "stream": False}
+    answers = [asyncio.create_task(_text(served, body)) for _ in range(2)]
+    await served.until(lambda: len(served.engine.requests) == 2)
+    served.engine.step = lambda: broken(served.engine)
+    says = "the policy 'my_policies:Backwards' cannot be used: its order gives request"
+    for answer in answers:
+        status, text = await answer
+        assert status == 503
+        assert says in json.loads(text)["error"]["message"]
+    status, health = await _health(served)
+    assert (status, health["status"]) == (503, "broken")
+    assert health["message"].startswith(says)
 
 
 async def test_broken_engine_answers_everybody_at_once(served: Any, fake: Any) -> None:
