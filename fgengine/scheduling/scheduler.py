@@ -273,7 +273,10 @@ class Scheduler:
                     finished.append(request)
                     self._finished(request)
                     continue
-            self.policy.on_step(request, seconds, now)
+            try:
+                self.policy.inner.on_step(request, seconds, now)
+            except Exception as error:
+                raise self.policy.raised("on_step", error) from error
         return finished
 
     # -- filling a batch -----------------------------------------------------------------------------
