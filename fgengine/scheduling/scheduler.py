@@ -302,7 +302,10 @@ class Scheduler:
                     finished.append(request)
                     self._finished(request)
                     continue
-            self.policy.on_step(request, seconds, now)
+            try:
+                self.policy.inner.on_step(request, seconds, now)
+            except Exception as error:
+                raise self.policy.raised("on_step", error) from error
         self.residency.ran(item.request for item in plan.items)
         self.residency.pressure.budget.computed(plan.num_tokens * steps)  # several steps are of decodes
         return finished
