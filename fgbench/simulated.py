@@ -24,7 +24,7 @@ from fgengine.profile import Profile
 from fgengine.request import Request, SamplingParams
 from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.replica import Ending
-from fgengine.simulation.setup import make_cluster
+from fgengine.simulation.setup import make_cluster, pools_in_words
 
 if TYPE_CHECKING:
     from fgbench.cli.options import ServerOptions
@@ -64,6 +64,11 @@ class Simulation:
         profile = f"{self.profile.device}, {self.profile.dtype}, {self.profile.measured}"
         cluster = {"profile": profile, "replicas": self.replicas, "router": self.router}
         return settings_of(self._options) | cluster
+
+    @property
+    def pools(self) -> str:
+        """What each copy's KV pools hold, in a line."""
+        return pools_in_words(self.config, self.shape, self.profile)
 
     def serve(
         self,

@@ -78,6 +78,7 @@ class Engine:
         that cannot be used.
         """
         from fgengine import profiler
+        from fgengine.execution.machine import require_memory
         from fgengine.execution.runner import TorchRunner
         from fgengine.model import catalog, store
         from fgengine.scheduling.predictor import make_predictor
@@ -86,6 +87,7 @@ class Engine:
         shape = catalog.shape_of(config.model)
         folder = None if config.dummy_weights else store.folder_of(config.model)
         if folder is None and not config.dummy_weights:
+            require_memory(config, shape)  # before anybody downloads what could not be loaded
             raise ValueError(
                 f"the weights of {config.model} are not here: pull them with `fgbench models pull "
                 f"{config.model}`, or ask for dummy weights"

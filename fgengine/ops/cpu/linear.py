@@ -55,7 +55,9 @@ class OwnLinear:
         self._linear = library.linear
         self.outputs, self.inputs = weight.shape
         missing = (0, self.inputs % 2, 0, -self.outputs % PANEL)
-        padded = F.pad(weight, missing) if any(missing) else weight  # F.pad copies even where nothing is missing
+        padded = (
+            F.pad(weight, missing) if any(missing) else weight
+        )  # F.pad copies even where nothing is missing
         pairs = padded.view(torch.int32)  # two bfloat16 move as one
         self._weight = pairs.view(-1, PANEL, pairs.shape[1]).transpose(1, 2).contiguous()
 
