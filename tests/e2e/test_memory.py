@@ -51,6 +51,24 @@ def test_serve_refuses_a_model_that_does_not_fit(environment: dict[str, str]) ->
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_serve_says_so_before_anybody_pulls_the_weights(environment: dict[str, str]) -> None:
+    done = fgbench(environment, "serve", "--model", "opt-13b", *ON_CPU, "--port", "0")
+    assert done.returncode == 1
+    assert "opt-13b does not fit into memory" in done.stdout
+    assert "models pull" not in done.stdout
+    done = fgbench(environment, "serve", "--model", "opt-125m", *ON_CPU, "--port", "0")
+    assert done.returncode == 1
+    assert "models pull opt-125m" in done.stdout
+
+
+def test_profile_refuses_it_too(environment: dict[str, str]) -> None:
+    done = fgbench(environment, "profile", "--model", "opt-13b", "--use-dummy-weights", *ON_CPU)
+    assert done.returncode == 2
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "opt-13b does not fit into memory" in said
+    assert "Traceback" not in said
+
+
 def test_serve_refuses_pools_by_hand_that_do_not_fit(environment: dict[str, str], tiny_model: Path) -> None:
     argv = ["serve", "--model", str(tiny_model), "--use-dummy-weights", *ON_CPU, "--port", "0"]
     done = fgbench(environment, *argv, "--swap-space", "5")
