@@ -25,7 +25,7 @@ from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.replica import Ending
-from fgengine.simulation.setup import make_cluster
+from fgengine.simulation.setup import make_cluster, pools_in_words
 
 if TYPE_CHECKING:
     from fgbench.cli.options import ServerOptions
@@ -66,6 +66,11 @@ class Simulation:
         profile = f"{self.profile.device}, {self.profile.dtype}, {self.profile.measured}"
         cluster = {"profile": profile, "replicas": self.replicas, "router": self.router}
         return settings_of(self._options) | cluster
+
+    @property
+    def pools(self) -> str:
+        """What each copy's KV pools hold, in a line."""
+        return pools_in_words(self.config, self.shape, self.profile)
 
     def serve(
         self,

@@ -54,8 +54,9 @@ class EngineConfig:
     """On a GPU the share of its memory for weights, activations and KV; on a CPU, where the operating
     system's own need comes first, the share of what is available after loading, capped by
     ``fgengine.kv.sizing.CPU_POOL_LIMIT_BYTES``."""
-    swap_space_bytes: int = 2 * 1024**3
-    """Size of the host pool; 0: an evicted request is recomputed."""
+    swap_space_bytes: int | None = None
+    """Size of the host pool; 0: an evicted request is recomputed. None: about four times the device pool, as
+    far as free memory allows (``fgengine.kv.sizing``); 0 where ``offloading`` never copies."""
     offloading: Offloading = "reactive"
     """What becomes of a preempted request's KV when others need the room. ``none``: nothing, a request is
     admitted only with room for its longest; ``reactive``: swapped to the host; ``proactive``: swapped ahead
@@ -71,6 +72,11 @@ class EngineConfig:
     """Seconds after its arrival at which a request that has not started is dropped; None: never."""
     profile: Path | None = None
     """A profile written by ``fgengine.profiler``; None: measured when the policy needs one."""
+
+    @property
+    def copies_to_host(self) -> bool:
+        """Whether ``offloading`` ever copies KV to the host pool."""
+        return self.offloading not in ("none", "recompute")
 
     def __post_init__(self) -> None:
         def between(name: str, low: int, high: int) -> None:

@@ -81,6 +81,7 @@ class Engine:
         that cannot be used.
         """
         from fgengine import profiler, quick_speed
+        from fgengine.execution.machine import require_memory
         from fgengine.execution.runner import TorchRunner
         from fgengine.model import catalog, store
         from fgengine.scheduling.predictor import make_predictor
@@ -89,6 +90,7 @@ class Engine:
         shape = catalog.shape_of(config.model)
         folder = None if config.dummy_weights else store.folder_of(config.model)
         if folder is None and not config.dummy_weights:
+            require_memory(config, shape)  # before anybody downloads what could not be loaded
             raise ValueError(
                 f"the weights of {config.model} are not here: pull them with `fgbench models pull "
                 f"{config.model}`, or ask for dummy weights"

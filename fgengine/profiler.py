@@ -49,9 +49,7 @@ class ProfiledRunner(Protocol):
     block_size: int
     block_bytes: int
     num_device_blocks: int
-    num_host_blocks: int
     max_model_len: int
-    copies: CopyEngine
     pool: Any
     """The device pool, its first axis counting blocks."""
 
@@ -60,8 +58,17 @@ class ProfiledRunner(Protocol):
         """A larger batch of decodes is not computed as an engine computes its own."""
         ...
 
+    @property
+    def most_blocks(self) -> int:
+        """As many as ``larger_pool`` can give."""
+        ...
+
     def larger_pool(self, num_blocks: int) -> AbstractContextManager[None]:
         """Meanwhile ``pool`` has at least so many blocks."""
+        ...
+
+    def trial_copies(self, num_blocks: int) -> AbstractContextManager[CopyEngine]:
+        """Copies between ``pool`` and a host pool of so many blocks that is there meanwhile."""
         ...
 
     def execute(self, plan: StepPlan) -> StepResult: ...
@@ -138,18 +145,24 @@ def measure(
     """Medians of the seconds of every point of the grid that the runner's requests and batches reach.
 
     On a CPU they do not depend on the size of the engine's own pool: where it is too small, a larger one
-    serves. On a GPU nothing is left for a larger one, and points beyond it are left out.
+    serves, as far as memory is free. On a GPU nothing is left for a larger one. Points beyond are left out.
 
     Raises:
-        ValueError: requests may not be long enough for any of the prefills or decodes.
+        ValueError: requests may not be long enough, or too little memory is free, for any of the prefills or
+            decodes.
     """
-    points = [point for point in grid.points() if _reached(point, runner)]
-    if not any(point.prefill_tokens for point in points) or not any(
-        point.decode_requests for point in points
-    ):
+    short_enough = [point for point in grid.points() if _reached(point, runner)]
+    most = runner.most_blocks
+    points = [point for point in short_enough if _blocks_of(point, runner.block_size) <= most]
+    if not _enough(short_enough):
         raise ValueError(
             f"a max_model_len of {runner.max_model_len} tokens is too short to measure a profile with; "
             "raise it, or give a profile measured before"
+        )
+    if not _enough(points):
+        raise ValueError(
+            f"a KV pool of {most:,} blocks is too small to measure a profile with, and no memory is free for "
+            "a larger one; give a profile measured before"
         )
     num_blocks = max(_blocks_of(point, runner.block_size) for point in points)
     with runner.larger_pool(num_blocks):
@@ -193,8 +206,12 @@ def _plan_items(point: Point, runner: ProfiledRunner) -> list[PlanItem]:
 
 
 def _reached(point: Point, runner: ProfiledRunner) -> bool:
-    fits = runner.device.type == "cpu" or _blocks_of(point, runner.block_size) <= runner.num_device_blocks
-    return fits and _longest(point) <= runner.max_model_len and point.decode_requests <= runner.most_decodes
+    return _longest(point) <= runner.max_model_len and point.decode_requests <= runner.most_decodes
+
+
+def _enough(points: Sequence[Point]) -> bool:
+    """Whether there is one of each kind."""
+    return any(p.prefill_tokens for p in points) and any(p.decode_requests for p in points)
 
 
 def _longest(point: Point) -> int:
@@ -211,22 +228,25 @@ def _fill_pool(runner: ProfiledRunner, num_blocks: int) -> None:
     runner.pool[:num_blocks] = 0.01
 
 
-def measure_copies(runner: ProfiledRunner) -> float | None:
-    """Bytes per second between the pools, the slower of the two directions; None without a host pool."""
-    n = min(COPY_BLOCKS, runner.num_device_blocks, runner.num_host_blocks)
-    if n == 0:
-        return None
+def measure_copies(runner: ProfiledRunner) -> float:
+    """Bytes per second between the pools, the slower of the two directions.
+
+    Raises:
+        ValueError: there is no host memory for a few blocks.
+    """
+    n = min(COPY_BLOCKS, runner.num_device_blocks)
     blocks = range(n)
     seconds = []
-    for direction in ("offload", "upload"):
-        samples = []
-        for index in range(COPY_REPEATS + 1):
-            began = time.perf_counter()
-            runner.copies.submit(Transfer(index, "profile", direction, blocks, blocks))
-            while not runner.copies.wait():
-                pass
-            samples.append(time.perf_counter() - began)
-        seconds.append(median(samples[1:]))
+    with runner.trial_copies(n) as copies:
+        for direction in ("offload", "upload"):
+            samples = []
+            for index in range(COPY_REPEATS + 1):
+                began = time.perf_counter()
+                copies.submit(Transfer(index, "profile", direction, blocks, blocks))
+                while not copies.wait():
+                    pass
+                samples.append(time.perf_counter() - began)
+            seconds.append(median(samples[1:]))
     return n * runner.block_bytes / max(seconds)
 
 
@@ -280,13 +300,12 @@ def make_profile(
 
     best = ceilings()
     points = measure(runner, grid, progress)
-    copies = measure_copies(runner)
     profile = Profile(
         model=model,
         shape=shape_key(runner.shape),
         device=describe_device(runner),
         dtype=runner.dtype_name,
-        cost=fit(points, copies or best.bytes_per_second),
+        cost=fit(points, measure_copies(runner)),
         ceilings=best,
         points=tuple(points),
         versions={"python": platform.python_version(), "torch": torch.__version__},
@@ -335,9 +354,9 @@ def ensure(config: EngineConfig, runner: ProfiledRunner, report: Callable[[str],
 
 
 def is_whole(profile: Profile, runner: ProfiledRunner, grid: Grid) -> bool:
-    """Whether nothing was left out that an engine with other settings would need: copies, longer requests."""
+    """Whether nothing was left out that an engine with other settings would need, such as longer requests."""
     possible = [point for point in grid.points() if _longest(point) <= runner.shape.max_position]
-    return runner.num_host_blocks > 0 and len(profile.points) == len(possible)
+    return len(profile.points) == len(possible)
 
 
 def profiles_of(model: str) -> list[Path]:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from fgengine.config import Device, Dtype, EngineConfig, Offloading
+from fgengine.kv.sizing import GIB, HOST_POOL_RATIO
 
-GIB = 1024**3
 DEFAULTS = EngineConfig()
 
 
@@ -126,8 +126,13 @@ class ServerOptions:
         int | None, _memory("KV blocks on the device, by hand.", "--num-device-blocks")
     ] = None
     swap_space: Annotated[
-        float, _memory("Host memory for evicted KV, GiB; 0: recompute.", "--swap-space")
-    ] = DEFAULTS.swap_space_bytes / GIB
+        float | None,
+        _memory(
+            f"Host memory for evicted KV, GiB; 0: recompute; default: {HOST_POOL_RATIO} times the device "
+            "pool, as far as free memory allows.",
+            "--swap-space",
+        ),
+    ] = None
     offloading: Annotated[
         Offloading, _memory("What becomes of preempted KV when room is needed.", "--offloading")
     ] = DEFAULTS.offloading
@@ -171,7 +176,7 @@ class ServerOptions:
         shape_of(self.model)
         policy_class(self.effective_policy)
         check_predictor(self.predictor)
-        if not 0.0 <= self.swap_space < 2**30:
+        if self.swap_space is not None and not 0.0 <= self.swap_space < 2**30:
             raise ValueError(f"--swap-space must be 0 or more GiB, not {self.swap_space}")
         if self.profile is not None and not self.profile.is_file():
             raise ValueError(f"--profile: there is no file {self.profile}; 'fgbench profile' writes one")
@@ -190,7 +195,7 @@ class ServerOptions:
             block_size=self.block_size,
             num_device_blocks=self.num_device_blocks,
             device_memory_utilization=self.gpu_memory_utilization,
-            swap_space_bytes=int(self.swap_space * GIB),
+            swap_space_bytes=None if self.swap_space is None else int(self.swap_space * GIB),
             offloading=self.effective_offloading,
             predictor=self.predictor,
             chunked_prefill=self.chunked_prefill,

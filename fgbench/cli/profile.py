@@ -59,6 +59,7 @@ def profile(
         block_size=block_size,
         dummy_weights=use_dummy_weights,
         max_batch_size=max(grid.decode),
+        swap_space_bytes=0,  # copies are measured in a host pool of their own; pinning a large one takes long
     )
     with console.status(f"loading {model}"):
         runner = _create_runner(config, console)

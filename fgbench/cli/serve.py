@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fgbench.cli.option_groups import takes_options
 from fgbench.cli.options import ServerOptions
+
+if TYPE_CHECKING:
+    from fgengine.config import EngineConfig
 
 
 @takes_options
@@ -30,17 +34,29 @@ def serve(
     Ends within 5 seconds of Ctrl-C (exit code 130) or SIGTERM (0); a second signal ends it at once.
     """
     config = server.to_engine_config()
-    from fgengine.model.store import tokenizer_folder
+    from fgengine.model.store import folder_of, tokenizer_folder
     from fgengine.server.app import run
 
     def report(sentence: str) -> None:
         print(f"fgbench serve: {sentence}", flush=True)
 
+    def find_tokenizer() -> Path:
+        if not server.use_dummy_weights and folder_of(server.model) is None:
+            _require_memory(config)  # before "pull the weights" is the answer
+        return tokenizer_folder(server.tokenizer or server.model, server.use_dummy_weights)
+
     code = run(
         config,
-        lambda: tokenizer_folder(server.tokenizer or server.model, server.use_dummy_weights),
+        find_tokenizer,
         host=host,
         port=port,
         report=report,
     )
     raise typer.Exit(code)
+
+
+def _require_memory(config: EngineConfig) -> None:
+    from fgengine.execution.machine import require_memory
+    from fgengine.model.catalog import shape_of
+
+    require_memory(config, shape_of(config.model))

@@ -17,6 +17,7 @@ from fgbench.cli.option_groups import takes_options
 from fgbench.cli.options import ServerOptions
 from fgbench.cli.run import conclude
 from fgbench.report.units import clock
+from fgengine.kv.sizing import GIB
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,6 +92,7 @@ def simulate_load(
     simulation = Simulation(server, find_profile(server), replicas=replicas, router=router)
     console.print(f"step times of {simulation.profile.device}, {simulation.profile.dtype}", highlight=False)
     console.print(simulation.queue.describe(), highlight=False, soft_wrap=True)
+    console.print(simulation.pools, soft_wrap=True, highlight=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     dataset = load.to_dataset(server, display_for(console).report)
     with bar(simulation.name, wanted.num_prompts, console) as progress:
@@ -181,6 +183,19 @@ def _options_of(info: dict[str, Any], folder: Path) -> ServerOptions:
     if "policy" not in settings or "max_batch_size" not in settings:
         raise ValueError(f"{folder} does not say how its server was set: --like needs a run of fastgen")
     known = {field.name for field in dataclasses.fields(ServerOptions)}
-    options = {key: value for key, value in settings.items() if key in known}
-    options.setdefault("max_queue", 0)  # servers older than the option had a queue without a bound
-    return ServerOptions(**options)
+    found = {key: value for key, value in settings.items() if key in known}
+    found.setdefault("max_queue", 0)  # servers older than the option had a queue without a bound
+    return ServerOptions(**found | _pools_of(found, info))
+
+
+def _pools_of(settings: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+    """The pools that the run's server found memory for, as options, where they were not set by hand."""
+    stats = (info.get("server_stats") or {}).get("after") or {}
+    pools: dict[str, Any] = {}
+    if settings.get("num_device_blocks") is None and "num_device_blocks" in stats:
+        pools["num_device_blocks"] = stats["num_device_blocks"]
+    if settings.get("swap_space") is None and "block_bytes" in stats:
+        # Half a block more: rounding a size in GiB must not cost a block.
+        blocks = stats["num_host_blocks"] + 0.5 if stats["num_host_blocks"] else 0
+        pools["swap_space"] = blocks * stats["block_bytes"] / GIB
+    return pools

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fgbench.backends.backend import Backend
+    from fgengine.config import EngineConfig
+    from fgengine.model.shape import ModelShape
 
 CLIENT_SIDE_OPTIONS = ("--model", "--tokenizer")
 """Of the server's options, those that mean something to a server that runs already."""
@@ -148,6 +150,27 @@ def ensure_weights(server: ServerOptions, console: Console) -> None:
 
     if server.use_dummy_weights or folder_of(server.model) is not None:
         return
+    _require_memory(server)
     console.print(f"The weights of {server.model} are not here yet: pulling them.", highlight=False)
     if subprocess.run([sys.executable, "-m", "fgbench", "models", "pull", server.model]).returncode != 0:
         raise BackendError(f"could not pull {server.model}; with --use-dummy-weights no weights are needed")
+
+
+def _require_memory(server: ServerOptions) -> None:
+    """Raises ValueError for a model that does not fit into free memory: nobody should download it first.
+
+    Asked in a process of its own: torch has no place in the load generator.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from fgengine.model.catalog import shape_of
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        process.submit(_require_memory_here, server.to_engine_config(), shape_of(server.model)).result()
+
+
+def _require_memory_here(config: EngineConfig, shape: ModelShape) -> None:
+    from fgengine.execution.machine import require_memory
+
+    require_memory(config, shape)

@@ -100,19 +100,6 @@ def measure(trial: TorchRunner, config: EngineConfig, probe: MemoryProbe, *, gra
     )
 
 
-def require_room_for_weights(num_parameters: int, dtype: torch.dtype, probe: MemoryProbe) -> None:
-    """Raises ValueError where the GPU is not free enough to load so many."""
-    weights = num_parameters * dtype.itemsize
-    probe.settle()
-    free, total = probe.free_and_total()
-    if weights > free:
-        gpu = GpuMemory(total, outside=total - free, weights=weights)
-        raise ValueError(
-            f"the model does not fit on the GPU: of its {size(total)} {size(free)} are free, and the weights "
-            f"take {size(weights)}; {gpu.advice}"
-        )
-
-
 def _full_step(trial: TorchRunner, config: EngineConfig) -> StepPlan:
     """As many tokens as a step can have, in as many requests: prompts as long as can be, all else decodes,
     and every one ends where the longest request does."""

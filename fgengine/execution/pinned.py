@@ -11,9 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
+
+from fgengine.execution.host_memory import host_memory
 
 
 class _PinnedPages(mmap.mmap):
@@ -38,7 +39,7 @@ def pinned_empty(sizes: tuple[int, ...], dtype: torch.dtype, cudart: Any = None)
     size = math.prod(sizes) * dtype.itemsize
     if size == 0:
         return torch.empty(sizes, dtype=dtype)
-    available = psutil.virtual_memory().available
+    available = host_memory().free
     if size > available:
         raise ValueError(f"{_gib(size)} were to be pinned, but {_gib(available)} of memory are available")
     try:

@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -18,17 +17,24 @@ from fgengine.execution import memory
 from fgengine.execution.copying import copy_engine
 from fgengine.execution.device import device_name, pick_device, pick_dtype
 from fgengine.execution.graphs import Capture, DecodeGraphs, Track, cuda_capture
+from fgengine.execution.host_memory import host_memory
+from fgengine.execution.machine import require_memory
 from fgengine.execution.pinned import pinned_empty
 from fgengine.execution.sampler import logprobs_of, sample
 from fgengine.execution.timing import timer_on, to_host
 from fgengine.execution.unread import Unread, fill_in, sources
 from fgengine.kv import sizing
+from fgengine.kv.fitting import step_bytes
+from fgengine.kv.transfer import CopyEngine
 from fgengine.model.loader import Model, load, pack_linears
 from fgengine.model.shape import ModelShape
 from fgengine.ops.batch import RaggedBatch, place
 from fgengine.ops.select import ops_for
 from fgengine.plan import PlanItem, StepPlan, StepResult
 from fgengine.progress import track
+
+SHARE_FOR_PROFILING = 0.9
+"""Of the memory that is free on a CPU, what a profile may take for a while."""
 
 
 class TorchRunner:
@@ -87,7 +93,8 @@ class TorchRunner:
 
         Raises:
             ValueError: no such device, a folder that is not this model's, a longer ``max_model_len`` than the
-                model was made for, or no memory for the weights, a step, or the KV blocks asked for.
+                model was made for, or no memory for the weights, a step, or the KV blocks asked for. What
+                cannot fit into the memory that is free is refused before anything is loaded.
         """
         max_model_len = config.max_model_len or shape.max_position
         if max_model_len > shape.max_position:
@@ -95,11 +102,10 @@ class TorchRunner:
                 f"max_model_len {max_model_len} is more than the {shape.max_position} tokens this model "
                 "was made for"
             )
+        require_memory(config, shape)
         device = pick_device(config.device)
         dtype = pick_dtype(config.dtype, device, shape.family)
         gpu = memory.probe_of(device)
-        if gpu is not None:
-            memory.require_room_for_weights(shape.num_parameters, dtype, gpu)
         model = load(shape, folder, device, dtype, config.seed)
         model.ops = ops_for(device, dtype)
         per_block = sizing.block_bytes(shape, config.block_size, dtype.itemsize)
@@ -119,13 +125,16 @@ class TorchRunner:
             with closing(runner(1, 0)) as trial:
                 measured = memory.measure(trial, config, gpu, graphs=not config.eager)
             parts, blocks = measured.parts, sizing.device_blocks_on_gpu(config, per_block, measured)
+            on_host = sizing.host_blocks_beside_gpu(config, blocks, per_block, host_memory().free)
+            pools = sizing.Pools(blocks, on_host)
         else:
             pack_linears(model)
             parts = {"weights": shape.num_parameters * dtype.itemsize}
-            blocks = sizing.device_blocks_on_cpu(config, per_block, psutil.virtual_memory().available)
-        on_host = sizing.host_blocks(config, per_block)
-        report(sizing.division(parts, blocks, on_host, config.block_size, per_block))
-        made = runner(blocks, on_host)
+            available = host_memory().free - step_bytes(config, shape, dtype.itemsize)
+            pools = sizing.pools_on_cpu(config, per_block, available)
+        request_tokens = min(sizing.TYPICAL_REQUEST_TOKENS, max_model_len)
+        report(sizing.division(parts, pools, config.block_size, per_block, request_tokens))
+        made = runner(pools.device, pools.host)
         if device.type == "cuda" and not config.eager:
             report("capturing CUDA graphs of decode steps; --eager does without")
             made.capture_graphs(config.max_batch_size, track=track("CUDA graphs"))
@@ -232,6 +241,28 @@ class TorchRunner:
         logits: Tensor = self.model(tokens, batch, self.pool, rows)
         return logits
 
+    @property
+    def most_blocks(self) -> int:
+        """What ``larger_pool`` can give: on a CPU as much as is free, on a GPU no more than the pool has."""
+        if self.device.type != "cpu":
+            return self.num_device_blocks
+        free = int(host_memory().free * SHARE_FOR_PROFILING)
+        return max(self.num_device_blocks, free // self.block_bytes - sizing.DUMMY_BLOCKS)
+
+    @contextmanager
+    def trial_copies(self, num_blocks: int) -> Iterator[CopyEngine]:
+        """A copy engine between the device pool and a host pool of ``num_blocks`` that is there meanwhile.
+
+        So what is measured with it does not depend on the engine's own host pool. Raises ValueError where
+        there is no memory for it.
+        """
+        pool = _host_pool((num_blocks, *self.pool.shape[1:]), self.dtype, pinned=self.device.type == "cuda")
+        copies = copy_engine(self.pool[: self.num_device_blocks], pool)
+        try:
+            yield copies
+        finally:
+            copies.close()
+
     @contextmanager
     def larger_pool(self, num_blocks: int) -> Iterator[None]:
         """Meanwhile computes in a pool of at least so many blocks; what is in its own is kept."""
@@ -261,10 +292,8 @@ def _pool(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, reme
 
 def _host_pool(sizes: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> Tensor:
     if not pinned:
-        return _pool(sizes, dtype, torch.device("cpu"), "lower swap_space_bytes")
+        return _pool(sizes, dtype, torch.device("cpu"), "lower swap_space")
     try:
         return pinned_empty(sizes, dtype)
     except ValueError as error:
-        raise ValueError(
-            f"there is no host memory for evicted KV: {error}; lower swap_space_bytes"
-        ) from error
+        raise ValueError(f"there is no host memory for evicted KV: {error}; lower swap_space") from error

@@ -169,6 +169,10 @@ class EngineClient:
         assert self._writer is not None
         self._writer.write(messages.frame(command))
 
+    async def _ending(self) -> str:
+        """How the engine's process ended, once the channel has been closed from its side."""
+        return "its process closed the channel"
+
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while self.state != "broken":
@@ -176,7 +180,7 @@ class EngineClient:
                 body = await reader.readexactly(int.from_bytes(header, "big"))
                 self._handle(messages.read_event(body))
         except (asyncio.IncompleteReadError, ConnectionError):
-            self._break("its process ended unexpectedly")
+            self._break(await self._ending())
         except Exception as error:  # whatever it is, nobody may wait for an answer that will not come
             self._break(f"its process said what the server cannot follow: {error!r}")
 

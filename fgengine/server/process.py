@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import subprocess
 import sys
@@ -51,3 +52,24 @@ class EngineProcess(EngineClient):
         """End the process at once."""
         if self._process is not None:
             self._process.kill()
+
+    async def _ending(self) -> str:
+        assert self._process is not None
+        try:
+            status = await asyncio.to_thread(self._process.wait, PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return await super()._ending()
+        return describe_exit(status)
+
+
+def describe_exit(status: int) -> str:
+    """An exit status, as ``subprocess`` gives it, in words: negative is the signal that ended the process."""
+    if status >= 0:
+        return f"its process ended with exit status {status}"
+    if status == -signal.SIGKILL:
+        return "its process was killed (signal 9, SIGKILL); the kernel does this when memory runs out"
+    try:
+        name = f", {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal has no name
+        name = ""
+    return f"its process was ended by signal {-status}{name}"

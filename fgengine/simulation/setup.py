@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 from fgengine.config import EngineConfig
 from fgengine.kv.manager import KVManager
-from fgengine.kv.sizing import CPU_POOL_LIMIT_BYTES, block_bytes, host_blocks
+from fgengine.kv.sizing import (
+    CPU_POOL_LIMIT_BYTES,
+    PINNED_LIMIT_BYTES,
+    TYPICAL_REQUEST_TOKENS,
+    Pools,
+    block_bytes,
+    default_host_blocks,
+    division,
+)
 from fgengine.model.shape import ModelShape
 from fgengine.profile import ELEMENT_BYTES, Profile
 from fgengine.scheduling.draft import Limits
@@ -43,13 +53,13 @@ def make_replica(
     config: EngineConfig, shape: ModelShape, profile: Profile, keep_token_times: bool
 ) -> Replica:
     per_block = block_bytes(shape, config.block_size, ELEMENT_BYTES[profile.dtype])
-    num_blocks = device_blocks(config, profile, per_block)
+    pools = pools_of(config, shape, profile)
     wants_prediction = policy_class(config.policy).needs_predictor
     predictor = make_predictor(config.predictor, config.model, keep=False) if wants_prediction else None
     context = PolicyContext(profile.cost, config.starvation_limit, config.max_batch_size, predictor)
     scheduler = Scheduler(
         make_policy(config.policy, context),
-        KVManager(num_blocks, host_blocks(config, per_block), config.block_size),
+        KVManager(pools.device, pools.host, config.block_size),
         Limits(
             max_batch_size=config.max_batch_size,
             max_tokens_per_batch=config.max_tokens_per_batch,
@@ -77,17 +87,37 @@ def check_profile(config: EngineConfig, shape: ModelShape, profile: Profile) -> 
         )
 
 
-def device_blocks(config: EngineConfig, profile: Profile, per_block: int) -> int:
-    """Blocks of the device pool of ``per_block`` bytes each.
+def pools_of(config: EngineConfig, shape: ModelShape, profile: Profile) -> Pools:
+    """The blocks of the two pools: an engine's default ones where it finds as much memory as it would use.
+
+    A profile does not say how much memory was free on its machine, so this assumes that it is no limit: the
+    device pool of a CPU is ``CPU_POOL_LIMIT_BYTES``, a host pool four times the device pool, beside a GPU at
+    most ``PINNED_LIMIT_BYTES``.
 
     Raises:
-        ValueError: the profile is of a GPU, whose memory it does not tell.
+        ValueError: the profile is of a GPU, whose memory it does not say, and ``num_device_blocks`` is not
+            set.
     """
-    if config.num_device_blocks is not None:
-        return config.num_device_blocks
-    if not profile.on_cpu:
-        raise ValueError(
-            f"the profile does not say how much memory {profile.device} has: give --num-device-blocks "
-            f"(a block of {config.block_size} tokens takes {per_block:,} bytes)"
-        )
-    return max(1, CPU_POOL_LIMIT_BYTES // per_block)
+    per_block = block_bytes(shape, config.block_size, ELEMENT_BYTES[profile.dtype])
+    device = config.num_device_blocks
+    if device is None:
+        if not profile.on_cpu:
+            raise ValueError(
+                f"the profile does not say how much memory {profile.device} has: give --num-device-blocks "
+                f"(a block of {config.block_size} tokens takes {per_block:,} bytes)"
+            )
+        device = max(1, CPU_POOL_LIMIT_BYTES // per_block)
+    if config.swap_space_bytes is not None:
+        return Pools(device, config.swap_space_bytes // per_block)
+    most = sys.maxsize if profile.on_cpu else PINNED_LIMIT_BYTES
+    return Pools(device, default_host_blocks(config, device, per_block, most))
+
+
+def pools_in_words(config: EngineConfig, shape: ModelShape, profile: Profile) -> str:
+    """The pools of ``pools_of``, and what was assumed of them, in a line."""
+    pools = pools_of(config, shape, profile)
+    per_block = block_bytes(shape, config.block_size, ELEMENT_BYTES[profile.dtype])
+    longest = min(TYPICAL_REQUEST_TOKENS, config.max_model_len or shape.max_position)
+    line = division({}, pools, config.block_size, per_block, longest)
+    by_rule = config.num_device_blocks is None or (config.swap_space_bytes is None and config.copies_to_host)
+    return f"{line}; assumed: memory enough for the default pools" if by_rule else line

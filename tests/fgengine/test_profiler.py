@@ -59,7 +59,7 @@ class KnownRunner:
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.device_name, self.dtype_name = "abacus", "float32"
         self.block_size, self.block_bytes = 16, 16 * self.shape.kv_bytes_per_token(4)
-        self.num_device_blocks, self.num_host_blocks = num_device_blocks, 8
+        self.num_device_blocks, self.most_blocks = num_device_blocks, 10**9
         self.max_model_len, self.most_decodes = 2048, 128
         self.copies = InstantCopies()
         self.pool: Any = np.zeros((num_device_blocks, 1))
@@ -70,6 +70,11 @@ class KnownRunner:
         self.plans.append(plan)
         assert all(block < len(self.pool) for item in plan.items for block in item.blocks)
         return StepResult(plan.step, COST.step_seconds(StepShape.of_plan(plan)) / self.speedup)
+
+    @contextmanager
+    def trial_copies(self, num_blocks: int) -> Iterator[InstantCopies]:
+        self.copied_blocks = num_blocks
+        yield self.copies
 
     @contextmanager
     def larger_pool(self, num_blocks: int) -> Iterator[None]:
@@ -269,18 +274,18 @@ def test_a_profile_measured_on_a_busy_machine_is_used_but_not_kept(
     assert not (cache / "profiles").exists()
 
 
-def test_copies_are_timed_both_ways_and_absent_without_a_host_pool() -> None:
+def test_copies_are_timed_both_ways_whatever_the_engines_host_pool() -> None:
     runner = KnownRunner()
     submitted: list[str] = []
     submit: Callable[[Transfer], None] = runner.copies.submit
     runner.copies.submit = lambda t: (submitted.append(t.direction), submit(t))[1]  # type: ignore[method-assign]
-    assert (profiler.measure_copies(runner) or 0.0) > 0.0
+    assert profiler.measure_copies(runner) > 0.0
     assert set(submitted) == {"offload", "upload"}
-    runner.num_host_blocks = 0
-    assert profiler.measure_copies(runner) is None
+    assert runner.copied_blocks == profiler.COPY_BLOCKS
 
 
-def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings]) -> None:
+@pytest.mark.parametrize("swap_space", [0, 2**20])
+def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings], swap_space: int) -> None:
     from fgengine.execution.runner import TorchRunner
 
     shape = replace(
@@ -288,7 +293,7 @@ def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings]) -> None:
     )
     shape = replace(shape, num_heads=4, num_kv_heads=2, head_dim=16, max_position=512)
     config = EngineConfig(
-        dummy_weights=True, device="cpu", dtype="float32", num_device_blocks=128, swap_space_bytes=2**20
+        dummy_weights=True, device="cpu", dtype="float32", num_device_blocks=128, swap_space_bytes=swap_space
     )
     runner = TorchRunner.create(config, shape, None)
     try:
@@ -301,13 +306,20 @@ def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings]) -> None:
 
 
 def test_points_that_an_engine_would_not_compute_so_are_left_out() -> None:
-    """Batches beyond the captured graphs; on a GPU, whose memory is taken, also what its pool cannot hold."""
+    """Batches beyond the captured graphs, and what no pool has memory for, as on a GPU."""
     runner = KnownRunner()
     runner.most_decodes = 16
     assert max(point.decode_requests for point in profiler.measure(runner, profiler.FULL)) == 16
     runner = KnownRunner(num_device_blocks=400)
-    runner.device = torch.device("cuda")
+    runner.most_blocks = 400
     points = profiler.measure(runner, profiler.GPU)
     assert max(point.decode_requests * point.context_tokens for point in points) <= 400 * 16
     assert max(point.decode_requests for point in points) == 128
     assert len(runner.measured_in) == 400
+
+
+def test_without_memory_for_a_pool_to_measure_in_it_says_so(slow_machine: list[Ceilings]) -> None:
+    runner = KnownRunner(num_device_blocks=1)
+    runner.most_blocks = 1
+    with pytest.raises(ValueError, match=r"a KV pool of 1 blocks is too small .* no memory is free"):
+        profiler.measure(runner, profiler.QUICK)

@@ -54,7 +54,10 @@ class OwnLinear:
     def __init__(self, library: ctypes.CDLL, weight: Tensor) -> None:
         self._linear = library.linear
         self.outputs, self.inputs = weight.shape
-        padded = F.pad(weight, (0, self.inputs % 2, 0, -self.outputs % PANEL))
+        missing = (0, self.inputs % 2, 0, -self.outputs % PANEL)
+        padded = (
+            F.pad(weight, missing) if any(missing) else weight
+        )  # F.pad copies even where nothing is missing
         pairs = padded.view(torch.int32)  # two bfloat16 move as one
         self._weight = pairs.view(-1, PANEL, pairs.shape[1]).transpose(1, 2).contiguous()
 

@@ -173,7 +173,7 @@ def test_a_verb_takes_several_groups_and_the_earlier_one_has_a_shared_name() -> 
         starvation_limit=st.floats(0.001, 1e9),
         profile=st.none() | st.just(Path("p q.json")),
         num_device_blocks=st.none() | st.integers(1, 9999),
-        swap_space=st.floats(0, 512),
+        swap_space=st.none() | st.floats(0, 512),
         proactive_offloading=st.booleans(),
         max_queue=st.none() | st.integers(0, 9999),
         max_queue_tokens=st.none() | st.integers(0, 9999),
@@ -182,6 +182,12 @@ def test_a_verb_takes_several_groups_and_the_earlier_one_has_a_shared_name() -> 
 )
 def test_argv_says_the_same_again(options: ServerOptions) -> None:
     assert _parse(*options.to_argv()) == options
+
+
+def test_the_host_pool_is_sized_by_the_engine_unless_it_is_set() -> None:
+    assert _parse().to_engine_config().swap_space_bytes is None
+    assert _parse("--swap-space", "0").to_engine_config().swap_space_bytes == 0
+    assert _parse("--swap-space", "1.5").to_engine_config().swap_space_bytes == 3 * 2**29
 
 
 @pytest.mark.parametrize("name", ["nonsense", "noisy:x", "noisy:-1", "noisy"])

@@ -11,11 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from fgbench.cli.main import app
+from fgbench.cli.simulate import _options_of
 from fgbench.metrics.memory import MemoryAccount
 from fgbench.report.units import percent
 from fgbench.results.run import find_runs, read_run
 from fgbench.workload.build import build_workload
 from fgbench.workload.load import load_dataset
+from fgengine.config import EngineConfig
 
 REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu"
 PROFILE = str(REFERENCE / "profile.json")
@@ -89,6 +91,40 @@ def test_a_simulation_replayed_is_itself(tmp_path: Path) -> None:
     figures = {figure["name"]: figure for figure in json.loads(done.output)["figures"]}
     assert figures["mean JCT"]["ratio"] == pytest.approx(1.0, rel=1e-6)
     assert figures["mean TTFT"]["measured"] > 0.0
+
+
+def test_a_replay_takes_the_pools_that_the_server_found_memory_for() -> None:
+    stats = {"num_device_blocks": 1234, "num_host_blocks": 5678, "block_bytes": 368_640}
+    info = {"server_stats": {"before": {}, "after": stats}}
+    settings = {"policy": "fcfs", "max_batch_size": 16, "num_device_blocks": None, "swap_space": None}
+
+    def replayed(**changed: object) -> EngineConfig:
+        backend = {"settings": settings | changed}
+        return _options_of(info | {"backend": backend}, Path()).to_engine_config()
+
+    found = replayed()
+    assert found.num_device_blocks == 1234
+    assert (found.swap_space_bytes or 0) // 368_640 == 5678
+    by_hand = replayed(num_device_blocks=9, swap_space=2.0)
+    assert (by_hand.num_device_blocks, by_hand.swap_space_bytes) == (9, 2 * 2**30)
+    info = {}
+    assert replayed().swap_space_bytes is None
+
+
+@pytest.mark.parametrize("replayed", sorted(REFERENCE.glob("*_fastgen*_r1.1_s0")), ids=lambda path: path.name)
+def test_runs_from_before_the_pool_was_sized_by_memory_can_be_replayed(replayed: Path) -> None:
+    assert read_run(replayed).info["backend"]["settings"]["swap_space"] == 2.0
+    done = fgbench("simulate", "--profile", PROFILE, "--like", str(replayed), "--json")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_simulation_says_how_large_its_pools_are(tmp_path: Path) -> None:
+    argv = ["--num-prompts", "3", "--results", str(tmp_path)]
+    done = fgbench("simulate", "--profile", PROFILE, *argv)
+    assert (
+        "host pool 8.0 GiB = 23,300 blocks (372,800 tokens, about 728 requests of 512 tokens)" in done.output
+    )
+    assert "assumed: memory enough for the default pools" in done.output
 
 
 def test_requests_that_never_fit_are_errors_of_the_run(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fgengine.config import EngineConfig
-from fgengine.execution.memory import measure, require_room_for_weights
+from fgengine.execution.memory import measure
 from fgengine.execution.runner import TorchRunner
 from fgengine.model.loader import load
 from fgengine.model.shape import ModelShape
@@ -143,18 +143,6 @@ def test_another_failure_is_not_taken_for_a_lack_of_memory(
     monkeypatch.setattr(trial, "execute", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         measure(trial, config(64, 4), gpu, graphs=True)
-
-
-def test_weights_that_cannot_be_loaded_are_refused_before(gpu: FakeGpu) -> None:
-    free = TOTAL - gpu.outside - gpu.staying
-    require_room_for_weights(free // 2, torch.float16, gpu)
-    with pytest.raises(
-        ValueError, match=r"of its 2\.0 GiB 1\.4 GiB are free, and the weights take 2\.0 GiB; choose"
-    ):
-        require_room_for_weights(1000 * MIB, torch.float16, gpu)
-    gpu.outside = 1800 * MIB
-    with pytest.raises(ValueError, match=r"the weights take 1\.0 GiB; end the other processes on this GPU"):
-        require_room_for_weights(513 * MIB, torch.float16, gpu)
 
 
 def test_only_the_first_step_compiles(trial: TorchRunner, gpu: FakeGpu) -> None:

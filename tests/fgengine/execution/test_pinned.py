@@ -8,6 +8,7 @@ import mmap
 import pytest
 import torch
 
+from fgengine.execution.host_memory import HostMemory
 from fgengine.execution.pinned import pinned_empty
 
 
@@ -73,6 +74,6 @@ def test_what_cannot_be_pinned_is_refused_in_a_sentence(monkeypatch: pytest.Monk
         pinned_empty((100,), torch.float16, FakeCudart(status=2))
     with pytest.raises(ValueError, match=r"2097152\.0 GiB were to be pinned, but .* GiB of memory are avail"):
         pinned_empty((2**50,), torch.float16, FakeCudart())
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Free", (), {"available": 2**60}))
+    monkeypatch.setattr("fgengine.execution.pinned.host_memory", lambda: HostMemory(2**60, 2**60))
     with pytest.raises(ValueError, match=r"the system does not give 2097152\.0 GiB of memory: .*allocate"):
         pinned_empty((2**50,), torch.float16, FakeCudart())

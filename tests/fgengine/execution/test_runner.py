@@ -8,9 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fgengine.config import EngineConfig
-from fgengine.execution import memory
+from fgengine.engine import Engine
+from fgengine.execution import machine, memory
+from fgengine.execution import runner as runner_module
+from fgengine.execution.host_memory import HostMemory
 from fgengine.execution.runner import TorchRunner
 from fgengine.kv.transfer import Transfer
+from fgengine.model.catalog import shape_of
 from fgengine.model.loader import Model, load
 from fgengine.model.shape import ModelShape
 from fgengine.plan import PlanItem, StepPlan
@@ -50,11 +54,62 @@ def test_a_longer_context_than_the_model_has_is_refused() -> None:
         TorchRunner.create(EngineConfig(device="cpu", max_model_len=129), SHAPE, None)
 
 
+@pytest.fixture
+def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: object) -> None:
+        raise AssertionError("loaded although it does not fit")
+
+    monkeypatch.setattr(runner_module, "load", load)
+
+
+def free_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """So much is free, and no machine has more."""
+    found = HostMemory(free, free)
+    for module in (runner_module, machine):
+        monkeypatch.setattr(module, "host_memory", lambda: found)
+
+
+@pytest.mark.usefixtures("unloadable")
 @pytest.mark.parametrize("setting", ["num_device_blocks", "swap_space_bytes"])
-def test_a_pool_beyond_all_memory_is_refused_in_a_sentence(setting: str) -> None:
+def test_a_pool_beyond_all_memory_is_refused_before_anything_is_loaded(setting: str) -> None:
     beyond = {"num_device_blocks": 2**31, "swap_space_bytes": 2**55}
-    with pytest.raises(ValueError, match=f"no memory for a KV pool of .* GiB; lower {setting}"):
+    name = setting.removesuffix("_bytes")
+    with pytest.raises(ValueError, match=f"{name} .*takes .* GiB.* are free and weights .*; lower {name} to"):
         TorchRunner.create(replace(CONFIG, **{setting: beyond[setting]}), SHAPE, None)
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_a_model_beyond_free_memory_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    free_memory(monkeypatch, 2 * 2**30)
+    config = EngineConfig(model="opt-13b", device="cpu", dtype="bfloat16", dummy_weights=True)
+    with pytest.raises(ValueError, match=r"opt-13b does not fit .* needs 25\..* 2\.0 GiB of .* qwen2"):
+        TorchRunner.create(config, shape_of("opt-13b"), None)
+    with pytest.raises(ValueError, match="opt-13b does not fit"):
+        Engine.from_config(replace(config, dummy_weights=False))
+
+
+def test_the_default_pools_are_those_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngineConfig(device="cpu", dtype="float32")
+    free_memory(monkeypatch, 2**30)
+    runner = TorchRunner.create(config, SHAPE, None)
+    runner.close()
+    per_block = runner.block_bytes
+    assert 0.8 * 2**30 < (runner.num_device_blocks + runner.num_host_blocks) * per_block < 2**30
+    assert runner.num_host_blocks == 0, "device blocks come first"
+    free_memory(monkeypatch, 3 * 2**30)
+    runner = TorchRunner.create(config, SHAPE, None)
+    runner.close()
+    assert runner.num_device_blocks == 2 * 2**30 // per_block
+    assert 0.5 * 2**30 < runner.num_host_blocks * per_block < 2**30
+
+
+def test_a_profile_takes_no_more_memory_than_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = TorchRunner.create(CONFIG, SHAPE, None)
+    free_memory(monkeypatch, 2**20)
+    assert 10 < runner.most_blocks < 2**20 // runner.block_bytes
+    free_memory(monkeypatch, 0)
+    assert runner.most_blocks == runner.num_device_blocks == 10
+    runner.close()
 
 
 def test_the_dummy_block_stands_behind_those_that_requests_get() -> None:
@@ -84,8 +139,9 @@ def test_how_the_memory_was_divided_is_reported() -> None:
     runner.close()
     assert len(said) == 1
     assert said[0] == (
-        f"weights {SHAPE.num_parameters * 4 / 2**20:.1f} MiB, KV pool 0.1 MiB = 10 blocks (160 tokens), "
-        "host pool 0.1 MiB = 12 blocks (192 tokens)"
+        f"weights {SHAPE.num_parameters * 4 / 2**20:.1f} MiB, "
+        "KV pool 0.1 MiB = 10 blocks (160 tokens, about 1 request of 128 tokens), "
+        "host pool 0.1 MiB = 12 blocks (192 tokens, about 1 request of 128 tokens)"
     )
 
 
@@ -122,7 +178,9 @@ def test_a_gpus_pool_is_what_the_measured_steps_leave(
     assert said[0].startswith("running the largest steps once")
     assert said[1].startswith("weights 19.8 MiB, activations 10.0 MiB, CUDA graphs 10.0 MiB, other processes")
     runner.close()
-    with pytest.raises(ValueError, match=r"num_device_blocks 900 would take .* lower it to 161 or"):
+    with pytest.raises(ValueError, match=r"num_device_blocks 300 would take .* lower it to 161 or"):
+        TorchRunner.create(replace(config, num_device_blocks=300), shape, None)
+    with pytest.raises(ValueError, match=r"num_device_blocks 900 takes .* GPU's memory .* less than 315"):
         TorchRunner.create(replace(config, num_device_blocks=900), shape, None)
 
 

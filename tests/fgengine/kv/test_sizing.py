@@ -5,23 +5,113 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fgengine.config import EngineConfig
+from fgengine.config import EngineConfig, Offloading
 from fgengine.kv import sizing
-from fgengine.kv.sizing import GpuMemory
+from fgengine.kv.sizing import GpuMemory, Pools
+from fgengine.model.catalog import shape_of
 
 GIB, MIB = 1024**3, 1024**2
 CONFIG = EngineConfig(device_memory_utilization=0.5, swap_space_bytes=1000)
+BY_RULE = EngineConfig()
 GPU = GpuMemory(total=80 * GIB, outside=GIB, weights=24 * GIB, activations=2 * GIB, graphs=GIB)
 
 
-def test_on_a_cpu() -> None:
-    assert sizing.device_blocks_on_cpu(CONFIG, 100, 10_000) == 50
-    assert sizing.device_blocks_on_cpu(CONFIG, 2**20, 2**50) == sizing.CPU_POOL_LIMIT_BYTES // 2**20
-    assert sizing.device_blocks_on_cpu(replace(CONFIG, num_device_blocks=7), 100, 10_000) == 7
-    assert sizing.host_blocks(CONFIG, 300) == 3
-    with pytest.raises(ValueError, match="no memory is left for the KV pool: a block takes 100 bytes of 95"):
-        sizing.device_blocks_on_cpu(CONFIG, 100, 190)
+def test_pools_on_a_cpu() -> None:
+    assert sizing.pools_on_cpu(CONFIG, 100, 10_000) == Pools((5000 - 100 - 1000) // 100, 10)
+    ample = sizing.pools_on_cpu(BY_RULE, MIB, 64 * GIB)
+    assert ample == Pools(sizing.CPU_POOL_LIMIT_BYTES // MIB, 4 * sizing.CPU_POOL_LIMIT_BYTES // MIB)
+    # A dummy block and 2 GiB of 4 GiB are taken before the host pool gets the rest of nine tenths.
+    assert sizing.pools_on_cpu(BY_RULE, MIB, 4 * GIB) == Pools(2048, int(4096 * 0.9) - 1 - 2048)
+    assert sizing.pools_on_cpu(BY_RULE, MIB, 2 * GIB) == Pools(int(2048 * 0.9) - 1, 0)
+    by_hand = replace(BY_RULE, num_device_blocks=7)
+    assert sizing.pools_on_cpu(by_hand, MIB, 64 * GIB) == Pools(7, sizing.LEAST_HOST_POOL_BYTES // MIB)
+    assert sizing.pools_on_cpu(replace(by_hand, swap_space_bytes=0), MIB, 64 * GIB) == Pools(7, 0)
+
+
+@pytest.mark.parametrize("offloading", ["none", "recompute"])
+def test_a_mode_that_never_copies_gets_a_host_pool_only_by_hand(offloading: Offloading) -> None:
+    config = replace(BY_RULE, offloading=offloading)
+    assert sizing.pools_on_cpu(config, MIB, 64 * GIB).host == 0
+    assert sizing.host_blocks_beside_gpu(config, 1000, MIB, 64 * GIB) == 0
+    assert sizing.pools_on_cpu(replace(config, swap_space_bytes=GIB), MIB, 64 * GIB).host == 1024
+
+
+def test_what_does_not_fit_on_a_cpu_is_said_with_figures() -> None:
+    with pytest.raises(ValueError, match=r"left for the KV pool: a block takes 64\.0 MiB of the 96"):
+        sizing.pools_on_cpu(BY_RULE, 64 * MIB, 96 * MIB)
+    with pytest.raises(ValueError, match=r"beside a host pool of 3\.0 GiB: .* lower swap_space"):
+        sizing.pools_on_cpu(replace(BY_RULE, swap_space_bytes=3 * GIB), MIB, 3 * GIB)
+    too_many = replace(BY_RULE, num_device_blocks=5000, swap_space_bytes=GIB)
+    with pytest.raises(
+        ValueError,
+        match=r"5,000 device blocks of 4\.9 GiB and 1\.0 GiB of swap .* the 5\.0 GiB .* lower num_device",
+    ):
+        sizing.pools_on_cpu(too_many, MIB, 5 * GIB)
+    with pytest.raises(ValueError, match="lower swap_space"):
+        sizing.pools_on_cpu(replace(too_many, num_device_blocks=9, swap_space_bytes=7 * GIB), MIB, 5 * GIB)
+
+
+SETTINGS = st.builds(
+    EngineConfig,
+    num_device_blocks=st.none() | st.integers(1, 10**6),
+    swap_space_bytes=st.none() | st.integers(0, 64 * GIB),
+    device_memory_utilization=st.floats(0.01, 1.0),
+    offloading=st.sampled_from(["none", "reactive", "proactive", "recompute", "auto"]),
+)
+BLOCK = st.integers(1, 64 * MIB)
+FREE = st.integers(0, 2**45)
+
+
+@given(SETTINGS, BLOCK, FREE)
+def test_the_pools_of_a_cpu_never_exceed_what_is_free(config: EngineConfig, block: int, free: int) -> None:
+    try:
+        pools = sizing.pools_on_cpu(config, block, free)
+    except ValueError:
+        return
+    assert (pools.device + sizing.DUMMY_BLOCKS + pools.host) * block <= free
+    assert pools.device >= 1
+    assert pools.host >= 0
+    if config.num_device_blocks is not None:
+        assert pools.device == config.num_device_blocks
+    else:
+        assert pools.device * block <= sizing.CPU_POOL_LIMIT_BYTES
+    if config.swap_space_bytes is not None:
+        assert pools.host == config.swap_space_bytes // block
+
+
+@given(SETTINGS, BLOCK, FREE, st.integers(0, 2**40))
+def test_more_free_memory_never_makes_a_pool_smaller(
+    config: EngineConfig, block: int, free: int, more: int
+) -> None:
+    try:
+        less = sizing.pools_on_cpu(config, block, free)
+    except ValueError:
+        return
+    greater = sizing.pools_on_cpu(config, block, free + more)
+    assert greater.device >= less.device
+    assert greater.host >= less.host
+
+
+@given(st.integers(1, 10**6), BLOCK, FREE, st.integers(0, 2**40))
+def test_a_gpus_host_pool_is_bounded_by_free_memory_and_by_what_is_pinned_soon(
+    device: int, block: int, free: int, more: int
+) -> None:
+    blocks = sizing.host_blocks_beside_gpu(BY_RULE, device, block, free)
+    assert 0 <= blocks * block <= min(free * sizing.PINNED_SHARE, sizing.PINNED_LIMIT_BYTES)
+    assert blocks * block <= max(4 * device * block, sizing.LEAST_HOST_POOL_BYTES)
+    assert sizing.host_blocks_beside_gpu(BY_RULE, device, block, free + more) >= blocks
+    assert sizing.host_blocks_beside_gpu(BY_RULE, device + 1, block, free) >= blocks
+
+
+def test_opt_13b_on_a_large_gpu_gets_the_papers_host_pool() -> None:
+    per_block = sizing.block_bytes(shape_of("opt-13b"), 16, 2)
+    device = sizing.device_blocks_on_gpu(EngineConfig(), per_block, GPU)
+    host = sizing.host_blocks_beside_gpu(EngineConfig(), device, per_block, 200 * GIB)
+    assert host == 32 * GIB // per_block
+    assert sizing.host_blocks_beside_gpu(EngineConfig(), device, per_block, 60 * GIB) == 15 * GIB // per_block
 
 
 def test_on_a_gpu_it_is_the_share_less_all_that_is_taken_and_a_dummy() -> None:
@@ -67,15 +157,19 @@ def test_blocks_asked_for_may_take_all_that_is_free_and_no_more() -> None:
 
 
 def test_the_division_in_a_line() -> None:
-    line = sizing.division(GPU.parts, 3120, 163, 16, 12 * MIB)
+    line = sizing.division(GPU.parts, Pools(3120, 163), 16, 12 * MIB)
     assert line == (
         "weights 24.0 GiB, activations 2.0 GiB, CUDA graphs 1.0 GiB, other processes and CUDA itself 1.0 GiB"
-        ", KV pool 36.6 GiB = 3,120 blocks (49,920 tokens), host pool 1.9 GiB = 163 blocks (2,608 tokens)"
+        ", KV pool 36.6 GiB = 3,120 blocks (49,920 tokens, about 97 requests of 512 tokens), "
+        "host pool 1.9 GiB = 163 blocks (2,608 tokens, about 5 requests of 512 tokens)"
     )
     assert replace(GPU, graphs=0).parts.keys() == {
         "weights",
         "activations",
         "other processes and CUDA itself",
     }
-    assert sizing.division({"weights": MIB}, 2, 0, 16, MIB).endswith("KV pool 2.0 MiB = 2 blocks (32 tokens)")
+    small = sizing.division({"weights": MIB}, Pools(2, 0), 16, MIB)
+    assert small.endswith("KV pool 2.0 MiB = 2 blocks (32 tokens, less than a request of 512 tokens)")
+    of_twenty = sizing.division({}, Pools(2, 0), 16, MIB, 20)
+    assert of_twenty == "KV pool 2.0 MiB = 2 blocks (32 tokens, about 1 request of 20 tokens)"
     assert sizing.size(5 * MIB + MIB // 2) == "5.5 MiB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +12,11 @@ from fgengine.config import EngineConfig
 from fgengine.plan import TokenEvent
 from fgengine.request import Request, SamplingParams
 
-VOCAB_SIZE = 260
+VOCAB_SIZE = 261
 MAX_MODEL_LEN = 4096
-BREAK, CRASH, EOS, WAIT = 256, 257, 258, 259
+BREAK, CRASH, EOS, WAIT, KILL = 256, 257, 258, 259, 260
 """Prompt tokens that break the engine in its first step, end its process, end the answer after the
-prompt has been repeated once, and stop time until the request is aborted."""
+prompt has been repeated once, stop time until the request is aborted, and kill the process."""
 
 
 class FakeEngine:
@@ -77,6 +78,8 @@ class FakeEngine:
                 raise RuntimeError("the fake broke")
             if CRASH in prompt:
                 os._exit(9)
+            if KILL in prompt:
+                os.kill(os.getpid(), signal.SIGKILL)
             if WAIT in prompt and request.num_generated:
                 continue
             token = prompt[request.num_generated % request.prompt_len]

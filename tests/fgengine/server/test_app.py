@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from fgengine.config import EngineConfig
 from fgengine.server.app import run
+from fgengine.server.process import describe_exit
 
 SERVE = """
 import sys
@@ -141,7 +142,14 @@ def test_killed_server_takes_the_engine_with_it(server: Server) -> None:
     assert server.no_orphans()
 
 
-@pytest.mark.parametrize(("poison", "says"), [(256, "the fake broke"), (257, "ended unexpectedly")])
+@pytest.mark.parametrize(
+    ("poison", "says"),
+    [
+        (256, "the fake broke"),
+        (257, "its process ended with exit status 9"),
+        (260, "its process was killed (signal 9, SIGKILL); the kernel does this when memory runs out"),
+    ],
+)
 def test_broken_engine_answers_and_ends_the_server(server: Server, poison: int, says: str) -> None:
     status, answer = server.ask("POST", "/v1/completions", {"prompt": [poison]})
     assert status == 503
@@ -151,6 +159,12 @@ def test_broken_engine_answers_and_ends_the_server(server: Server, poison: int, 
     assert says in health["message"]
     assert server.exit_code() == 1
     assert server.no_orphans()
+
+
+def test_how_a_process_ended_in_words() -> None:
+    assert describe_exit(1) == "its process ended with exit status 1"
+    assert describe_exit(-signal.SIGSEGV) == "its process was ended by signal 11, SIGSEGV"
+    assert describe_exit(-40) == "its process was ended by signal 40"
 
 
 def test_engine_that_cannot_start(folder: Path, fake_engine_file: Path) -> None:
