@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
-THROWN_SHARE = 0.04
-"""Of the computed tokens, the share that may be thrown away and computed again."""
+TOKENS_PER_THROWN = 25
+"""Computed tokens that pay for one that was thrown away: a share of 4%."""
 
 
 class RecomputeBudget:
-    """A debt of tokens: what is thrown away adds to it, and each computed token pays ``THROWN_SHARE`` of one.
+    """A debt of tokens: what is thrown away adds to it, and each computed token pays a share of one.
 
     Where lengths are unknown, starting a request that fits now may cost another one its KV later. That is
     mostly worth it, since it fills the batch; but only while the debt is paid is it done. In debt a request
@@ -17,19 +15,19 @@ class RecomputeBudget:
     """
 
     def __init__(self) -> None:
-        self._debt = 0.0
+        self._unpaid = 0
+        """Tokens to compute until the debt is paid."""
 
     @property
     def in_debt(self) -> bool:
-        return self._debt > 0.0
+        return self._unpaid > 0
 
     def computed(self, tokens: int) -> None:
-        if self._debt > 0.0:
-            self._debt = max(0.0, self._debt - THROWN_SHARE * tokens)
+        self._unpaid = max(0, self._unpaid - tokens)
 
     def thrown_away(self, tokens: int) -> None:
-        self._debt += tokens
+        self._unpaid += TOKENS_PER_THROWN * tokens
 
     def steps_in_debt(self, tokens: int) -> int:
         """Steps of so many tokens each until the debt is paid."""
-        return math.ceil(self._debt / (THROWN_SHARE * max(1, tokens)))
+        return -(-self._unpaid // max(1, tokens))

@@ -55,8 +55,10 @@ class Draft:
     has_prefill: bool = False
     short: bool = False
     """A request did not find the blocks it needs among the free ones."""
+    grew: bool = False
+    """A request took device blocks, so that more are free when it leaves."""
     moved: bool = False
-    """KV left the device, or comes back to it."""
+    """KV left the device or comes back to it, or a request runs for the first time since it came back."""
     next_up: list[Request] = field(default_factory=list)
     """Requests on the host whose turn comes soon, the next one in front."""
     leaving: list[tuple[Priority, Request]] | None = None

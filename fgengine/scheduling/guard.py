@@ -35,6 +35,10 @@ class Guarded(Policy):
         self._unchecked: list[Request] = []
         """The same head, given again without a look at its priorities."""
 
+    def begin_step(self) -> None:
+        """The head of the last step's order is of no more use: priorities have changed since."""
+        self._unchecked = []
+
     def add(self, request: Request, now: float) -> None:
         try:
             self.inner.add(request, now)

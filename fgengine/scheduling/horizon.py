@@ -32,7 +32,7 @@ def steps_like(draft: Draft, kv: KVManager, residency: KVResidency) -> int:
     Conservative: 1 wherever it cannot be told. A plan of decodes holds until one of them ends, as long as the
     free blocks last; where memory is short, until one of them needs a block.
     """
-    if draft.has_prefill or draft.moved:
+    if draft.has_prefill or draft.moved or (draft.short and draft.grew):
         return 1
     steps = _steps_to_an_end(draft.items)
     if (steady := residency.pressure.steady_steps(len(draft.items))) is not None:

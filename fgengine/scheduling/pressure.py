@@ -101,13 +101,17 @@ class MemoryPressure:
     def update(self, now: float) -> bool:
         """Enter or leave the state; whether that changed it."""
         if self.active:
-            self._counters.pressure_seconds = self._seconds_before + now - self._began
             self.active = not self._is_relieved()
             return not self.active
         self.active = self._is_short()
         if self.active:
             self._began, self._seconds_before = now, self._counters.pressure_seconds
         return self.active
+
+    def ended_step(self, now: float) -> None:
+        """Count the seconds since pressure began. Not where a step begins: no step may follow for long."""
+        if self.active:
+            self._counters.pressure_seconds = self._seconds_before + now - self._began
 
     def order(self, now: float) -> Iterator[Request]:
         """The requests, the next one to run first. Lazy; used within one step."""

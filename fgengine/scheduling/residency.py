@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Literal
 
@@ -10,6 +10,7 @@ from fgengine.config import Offloading
 from fgengine.cost import CostModel, StepShape
 from fgengine.kv.manager import KVManager, Where
 from fgengine.kv.transfer import Direction
+from fgengine.plan import StepPlan
 from fgengine.request import Request
 from fgengine.scheduling.draft import Counters, Draft, Limits
 from fgengine.scheduling.offload import ArrivalReserve, swap_is_sooner
@@ -85,10 +86,19 @@ class KVResidency:
 
     def ran(self, batch: Iterable[Request]) -> None:
         """These are in a batch, and their priorities may have changed with it."""
-        resident = [request for request in batch if request.id in self.resident]
-        self._ranking.touch(resident)
-        if self._unused:
-            self._unused.difference_update(request.id for request in resident)
+        self._ranking.touch(request for request in batch if request.id in self.resident)
+
+    def ended_step(self, plan: StepPlan, steps: int, now: float) -> None:
+        """The plan was executed ``steps`` times, each time but the first for decodes."""
+        self.ran(item.request for item in plan.items)
+        self.pressure.budget.computed(plan.num_tokens * steps)
+        self.pressure.ended_step(now)
+
+    def uses(self, batch: Collection[str]) -> bool:
+        """The batch just made is of these. Whether one of them runs for the first time since its upload."""
+        used = self._unused.intersection(batch)
+        self._unused -= used
+        return bool(used)
 
     def copied(self, request: Request) -> None:
         """A copy of its KV is done."""
@@ -123,6 +133,7 @@ class KVResidency:
         else:
             found = self._find(need, request, draft, evict)
         if found == "now":
+            draft.grew |= need > 0
             self._kv.grow(request.id, to_hold)
             self._settle_on_device(request)
             self.pressure.started(request)

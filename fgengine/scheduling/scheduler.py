@@ -123,6 +123,7 @@ class Scheduler:
         """The next step. Every transfer in it is submitted and every item executed by the caller."""
         draft = self._draft = Draft(now, self.limits.max_tokens_per_batch)
         residency = self.residency
+        self.policy.begin_step()
         residency.begin_step(now)
         if residency.blocking and self.kv.transfers_in_flight:
             return StepPlan(self._next_step)
@@ -152,6 +153,7 @@ class Scheduler:
                 self.queue.start(request)
                 self.policy.on_start(request)
         residency.ran(batch.values())
+        draft.moved |= residency.uses(batch.keys())
         if not self._planned:
             self._take_turns(now)
         plan = StepPlan(self._next_step, draft.items, draft.offloads, draft.uploads)
@@ -196,8 +198,7 @@ class Scheduler:
                 on_step(request, result.seconds, now)
             except Exception as error:
                 raise self.policy.raised("on_step", error) from error
-        self.residency.ran(item.request for item in plan.items)
-        self.residency.pressure.budget.computed(plan.num_tokens)
+        self.residency.ended_step(plan, 1, now)
         self.counters.generated_tokens += len(events)
         self._take_turns(now)
         return events
@@ -306,8 +307,7 @@ class Scheduler:
                 self.policy.inner.on_step(request, seconds, now)
             except Exception as error:
                 raise self.policy.raised("on_step", error) from error
-        self.residency.ran(item.request for item in plan.items)
-        self.residency.pressure.budget.computed(plan.num_tokens * steps)  # several steps are of decodes
+        self.residency.ended_step(plan, steps, now)
         return finished
 
     # -- filling a batch -----------------------------------------------------------------------------

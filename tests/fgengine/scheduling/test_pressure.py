@@ -10,7 +10,7 @@ import pytest
 
 from fgengine.engine import Engine
 from fgengine.request import Request, SamplingParams
-from fgengine.scheduling.budget import THROWN_SHARE, RecomputeBudget
+from fgengine.scheduling.budget import TOKENS_PER_THROWN, RecomputeBudget
 from fgengine.scheduling.policy import policy_names
 from fgengine.scheduling.pressure import peak_blocks
 
@@ -99,7 +99,7 @@ def test_thrown_away_work_is_a_debt_that_computed_tokens_pay() -> None:
     budget.thrown_away(8)
     assert budget.in_debt
     steps = budget.steps_in_debt(10)
-    assert steps == 8 / THROWN_SHARE / 10
+    assert steps == 8 * TOKENS_PER_THROWN / 10
     for _ in range(steps - 1):
         budget.computed(10)
     assert budget.in_debt
