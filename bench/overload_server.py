@@ -34,7 +34,7 @@ from fgbench.backends.process import ServerProcess, free_port
 from fgbench.client.endpoints import endpoint_called
 from fgbench.client.load import Target, run_async, run_load
 from fgbench.client.record import RequestRecord
-from fgbench.report.units import number, seconds, share, times
+from fgbench.report.units import number, percent, seconds, times
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Synthetic
 from fgbench.workload.lengths import parse_lengths
@@ -231,7 +231,7 @@ def table(rows: list[Row]) -> Table:
             "-" if row.ttft_vs_fcfs is None else times(row.ttft_vs_fcfs),
             number(row.recomputed_tokens),
             seconds(row.pressure_seconds),
-            share(row.copy_wait_share),
+            percent(row.copy_wait_share),
         )
     return shown
 

@@ -94,6 +94,10 @@ class MemoryPressure:
         if place is not None:
             self._promised_blocks -= _longest(self._started.pop(place), self._kv)
 
+    def has_started(self, request: Request) -> bool:
+        """Whether the request holds KV blocks, at either tier."""
+        return request.id in self._places
+
     def may_start(self, request: Request) -> bool:
         """Whether the request may start if its first blocks are free."""
         return not self.budget.in_debt or self._all_could_end(request)

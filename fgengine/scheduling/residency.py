@@ -122,12 +122,13 @@ class KVResidency:
         """Device blocks for the request's first ``reached`` tokens, taken if they are free."""
         to_hold = request.max_len - 1 if self.booked else reached
         need = self._kv.missing(request.id, to_hold)
-        if request.num_computed == 0 and not self.pressure.may_start(request):
+        started = self.pressure.has_started(request)
+        if not started and not self.pressure.may_start(request):
             draft.short = True
             return "never"
-        if request.num_computed > 0 and need <= self._kv.device.num_free:
+        if started and need <= self._kv.device.num_free:
             found: Found = "now"  # those who wait for more blocks than are free gain nothing by its waiting
-        elif request.num_computed == 0 and self.pressure.active:
+        elif not started and self.pressure.active:
             margin = self._limits.max_batch_size if self.resident else 0  # the started ones grow
             found = self._find(need + margin, request, draft, evict=False)
         else:
