@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +89,6 @@ def simulate_load(
     wanted = load.to_load()
     simulation = Simulation(server, find_profile(server), replicas=replicas, router=router)
     console.print(f"step times of {simulation.profile.device}, {simulation.profile.dtype}", highlight=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     dataset = load.to_dataset(server, display_for(console).report)
     with bar(simulation.name, wanted.num_prompts, console) as progress:
         done = run_simulation(simulation, dataset, wanted, results=load.results, progress=progress)
