@@ -41,8 +41,8 @@ markers.default_environment = lambda: dict(theirs)
 from pip._internal.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
-"""With --python-version alone, pip chooses files for that Python, but evaluates `; python_version < "3.11"` for
-the Python that it runs on."""
+"""With --python-version alone, pip chooses files for that Python, but evaluates `; python_version < "3.11"`
+for the Python that it runs on."""
 
 pytestmark = [
     pytest.mark.skipif(

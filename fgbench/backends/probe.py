@@ -145,7 +145,7 @@ def _get(url: str) -> tuple[int | None, Any]:
 
 @functools.cache
 def _opener() -> urllib.request.OpenerDirector:
-    """One for all questions: from Python 3.12 on, making one loads all TLS certificates, which takes 50 ms."""
+    """One for all questions: from Python 3.12 on, making one loads all TLS certificates (some 50 ms)."""
     # The empty ProxyHandler ignores proxies that the environment names.
     return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
