@@ -12,6 +12,7 @@
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALLED := .venv/installed
+NVIDIA_DEVICE := /dev/nvidiactl
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 CUDA_SIZE := a 1.6 GB download that takes 5 GB of disk
 
@@ -48,28 +49,27 @@ lint: $(INSTALLED)
 	$(PYTHON) -m venv --clear .venv
 
 $(INSTALLED): .venv/bin/python$(VERSION) pyproject.toml setup.py constraints.txt
-	@$(TORCH_FROM_INDEX)
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]' || { echo "$(FAILED)" >&2; exit 1; }
+	@$(INSTALL_TORCH)
+	@echo "Installing the versions of constraints.txt into .venv."
+	@$(PIP) install --quiet -c constraints.txt -e '.[dev]' || { echo "$(FAILED)" >&2; exit 1; }
 	touch $@
 
 FAILED := The installation failed, for the reason above: check that pip reaches its package index and that 6 GB of \
 disk are free, then try 'make clean' and a Python between 3.10 and 3.13, as in 'make PYTHON=python3.12'.
 
 # From an index of torch builds comes torch alone. What it needs comes from pip's usual index, at the pinned versions.
-TORCH_ALONE = install --no-deps "$$(grep '^torch==' constraints.txt)" --index-url
-ifneq ($(origin TORCH_INDEX),undefined)
-ifneq ($(TORCH_INDEX),)
-TORCH_FROM_INDEX = $(PIP) $(TORCH_ALONE) $(TORCH_INDEX) --quiet \
+TORCH_FROM = $(PIP) install --no-deps "$$(grep '^torch==' constraints.txt)" --index-url
+ifeq ($(origin TORCH_INDEX),undefined)
+# Asked once and briefly: where a network blocks the index, that must not take minutes.
+INSTALL_TORCH = if test "$$(uname -s)" = Linux && ! nvidia-smi -L >/dev/null 2>&1 && ! test -e $(NVIDIA_DEVICE); then \
+	echo "No NVIDIA GPU here: installing the CPU build of torch from $(CPU_INDEX)."; \
+	$(TORCH_FROM) $(CPU_INDEX) -qqq --timeout 10 --retries 0 || echo "That index does not answer, or has no build" \
+	"for this Python: pip takes the torch of its usual index. On PyPI that is the build for CUDA, $(CUDA_SIZE)."; fi
+else ifneq ($(TORCH_INDEX),)
+INSTALL_TORCH = $(TORCH_FROM) $(TORCH_INDEX) --quiet \
 	|| { echo "There is no fitting torch at $(TORCH_INDEX): check TORCH_INDEX, or leave it out." >&2; exit 1; }
 else
-TORCH_FROM_INDEX = :
-endif
-else
-# Asked once and briefly: where the network blocks this index, the answer must not take minutes.
-TORCH_FROM_INDEX = if test "$$(uname -s)" = Linux && ! nvidia-smi -L >/dev/null 2>&1 && ! test -e /dev/nvidiactl; then \
-	echo "No NVIDIA GPU here: installing the CPU build of torch from $(CPU_INDEX)."; \
-	$(PIP) $(TORCH_ALONE) $(CPU_INDEX) -qq --timeout 10 --retries 0 || echo "It has none for this machine, or does not answer:" \
-	"pip takes the torch that its usual index has. On PyPI that is the build for CUDA, $(CUDA_SIZE)."; fi
+INSTALL_TORCH = :
 endif
 
 clean:
