@@ -63,7 +63,7 @@ ifeq ($(origin TORCH_INDEX),undefined)
 # Asked once and briefly: where a network blocks the index, that must not take minutes.
 INSTALL_TORCH = if test "$$(uname -s)" = Linux && ! nvidia-smi -L >/dev/null 2>&1 && ! test -e $(NVIDIA_DEVICE); then \
 	echo "No NVIDIA GPU here: installing the CPU build of torch from $(CPU_INDEX)."; \
-	$(TORCH_FROM) $(CPU_INDEX) -qqq --timeout 10 --retries 0 || echo "That index does not answer, or has no build" \
+	$(TORCH_FROM) $(CPU_INDEX) -qq --timeout 10 --retries 0 || echo "That index does not answer, or has no build" \
 	"for this Python: pip takes the torch of its usual index. On PyPI that is the build for CUDA, $(CUDA_SIZE)."; fi
 else ifneq ($(TORCH_INDEX),)
 INSTALL_TORCH = $(TORCH_FROM) $(TORCH_INDEX) --quiet \
