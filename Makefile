@@ -47,6 +47,7 @@ lint: $(INSTALLED)
 		|| { echo "'$(PYTHON)' is not Python 3.10 or newer: name one that is, as in 'make PYTHON=python3.12'." >&2; exit 1; }
 	@test ! -e .venv || echo "Making .venv again, with Python $(VERSION)."
 	$(PYTHON) -m venv --clear .venv
+	@test -e $@ || ln -s python $@
 
 $(INSTALLED): .venv/bin/python$(VERSION) pyproject.toml setup.py constraints.txt
 	@$(INSTALL_TORCH)
