@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ORDINARY, CPU = "", "+cpu"
 """torch's builds by their local version: PyPI's ordinary one, which needs CUDA's libraries; the CPU build."""
-SECONDS = 500
+SECONDS = 1000
+"""At most, for one resolution: pip reads a hundred packages, and on a busy machine several times at once."""
 AT_ONCE = 4
 CHATTER = re.compile(r" *(Collecting|Downloading|Obtaining|Using|Processing|Looking)|WARNING")
 
