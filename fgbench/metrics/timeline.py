@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from fgbench.client.record import RequestRecord
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 PARTS = 120
