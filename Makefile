@@ -4,14 +4,27 @@
 # make lint   formatting, lint and types
 # make clean  remove .venv and what tools left behind
 #
-# PYTHON=python3.12      another interpreter, 3.10 or newer
-# TORCH_INDEX=URL        where torch comes from. On Linux plain PyPI gives the CUDA build (gigabytes);
-#                        PyTorch's own index for CPU builds gives the small one.
+# PYTHON=python3.12      another interpreter, 3.10 or newer. A .venv of another Python version is made again.
+# TORCH_INDEX=URL        the package index that torch comes from. Where it is not given, a Linux machine without an
+#                        NVIDIA GPU takes the CPU build from PyTorch's own index, and any other machine asks pip's
+#                        usual index. An empty one (TORCH_INDEX=) always means pip's usual index.
 
-PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALLED := .venv/installed
+NVIDIA_DEVICE := /dev/nvidiactl
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+CUDA_SIZE := a 1.6 GB download that takes 5 GB of disk
+
+version = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+
+# A .venv is used whatever made it, unless PYTHON asks for another one.
+ifeq ($(origin PYTHON),undefined)
+PYTHON := python3
+VERSION := $(or $(call version,$(PY)),$(call version,$(PYTHON)),-unknown)
+else
+VERSION := $(or $(call version,$(PYTHON)),-unknown)
+endif
 
 .PHONY: demo test nightly lint clean
 
@@ -29,13 +42,36 @@ lint: $(INSTALLED)
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 
-$(INSTALLED): pyproject.toml setup.py constraints.txt
+.venv/bin/python$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-		|| { echo "Python 3.10 or newer is needed: make PYTHON=python3.12" >&2; exit 1; }
-	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+		|| { echo "'$(PYTHON)' is not Python 3.10 or newer: name one that is, as in 'make PYTHON=python3.12'." >&2; exit 1; }
+	@test ! -e .venv || echo "Making .venv again, with Python $(VERSION)."
+	$(PYTHON) -m venv --clear .venv
+	@test -e $@ || ln -s python $@
+
+$(INSTALLED): .venv/bin/python$(VERSION) pyproject.toml setup.py constraints.txt
+	@$(INSTALL_TORCH)
+	@echo "Installing the versions of constraints.txt into .venv."
+	@$(PIP) install --quiet -c constraints.txt -e '.[dev]' || { echo "$(FAILED)" >&2; exit 1; }
 	touch $@
+
+FAILED := The installation failed, for the reason above: check that pip reaches its package index and that 6 GB of \
+disk are free, then try 'make clean' and a Python between 3.10 and 3.13, as in 'make PYTHON=python3.12'.
+
+# From an index of torch builds comes torch alone. What it needs comes from pip's usual index, at the pinned versions.
+TORCH_FROM = $(PIP) install --no-deps "$$(grep '^torch==' constraints.txt)" --index-url
+ifeq ($(origin TORCH_INDEX),undefined)
+# Asked once and briefly: where a network blocks the index, that must not take minutes.
+INSTALL_TORCH = if test "$$(uname -s)" = Linux && ! nvidia-smi -L >/dev/null 2>&1 && ! test -e $(NVIDIA_DEVICE); then \
+	echo "No NVIDIA GPU here: installing the CPU build of torch from $(CPU_INDEX)."; \
+	$(TORCH_FROM) $(CPU_INDEX) -qq --timeout 10 --retries 0 || echo "That index does not answer, or has no build" \
+	"for this Python: pip takes the torch of its usual index. On PyPI that is the build for CUDA, $(CUDA_SIZE)."; fi
+else ifneq ($(TORCH_INDEX),)
+INSTALL_TORCH = $(TORCH_FROM) $(TORCH_INDEX) --quiet \
+	|| { echo "There is no fitting torch at $(TORCH_INDEX): check TORCH_INDEX, or leave it out." >&2; exit 1; }
+else
+INSTALL_TORCH = :
+endif
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

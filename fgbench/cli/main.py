@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -45,6 +47,7 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; a user's mistake becomes a sentence."""
         look_in_working_directory()
+        end_on_signals()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -67,6 +70,17 @@ def load_verb(name: str) -> Any:
     verb = typer.Typer(add_completion=False)
     verb.command(name)(getattr(module, name))
     return typer.main.get_command(verb)
+
+
+def end_on_signals() -> None:
+    """Let SIGINT and SIGTERM end every verb as Ctrl-C does: its servers stop, the terminal is restored.
+
+    SIGINT too must be set: a job that a script puts into the background starts with SIGINT ignored, and then
+    Python raises no KeyboardInterrupt. Only the main thread may set handlers; elsewhere nothing changes.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
 
 
 def look_in_working_directory() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -82,7 +81,6 @@ def run(
         return
     system, endpoint = system_of(server, backend, url, port)
     wanted = load.to_load(client, endpoint)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: nothing is left running
     try:
         if system.policy is not None:
             ensure_weights(server, console)

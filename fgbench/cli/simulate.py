@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +92,6 @@ def simulate_load(
     console.print(f"step times of {simulation.profile.device}, {simulation.profile.dtype}", highlight=False)
     console.print(simulation.queue.describe(), highlight=False, soft_wrap=True)
     console.print(simulation.pools, soft_wrap=True, highlight=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     dataset = load.to_dataset(server, display_for(console).report)
     with bar(simulation.name, wanted.num_prompts, console) as progress:
         done = run_simulation(simulation, dataset, wanted, results=load.results, progress=progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -182,7 +181,6 @@ def _run(setup: Setup, kept: SweepFolder, fail_fast: bool, console: Console) -> 
     """Runs what is left, prints the results and ends with the worst code."""
     from fgbench.verdict import DONE, INTERRUPTED
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: nothing is left running
     code = DONE
     try:
         with kept.at_work():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -53,7 +52,6 @@ def watch(
     address = base_url(url)
     console = Console()
     watched = Watch(address, reader(address), interval)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: the terminal is put right
     try:
         if once:
             _once(watched, console, as_json)

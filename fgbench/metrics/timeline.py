@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fgbench.client.record import RequestRecord
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import NDArray
 
 PARTS = 120
 """A picture has no room for more."""
@@ -54,7 +54,7 @@ def queue_lengths(records: Sequence[RequestRecord], parts: int = PARTS) -> Timel
     )
 
 
-def _seconds_since(events: np.ndarray, moments: np.ndarray) -> np.ndarray:
+def _seconds_since(events: NDArray[Any], moments: NDArray[Any]) -> NDArray[Any]:
     """At each moment, the seconds passed since each event that had come by then, in sum."""
     import numpy as np
 

@@ -100,7 +100,7 @@ class Learned:
             loss="squared_error", learning_rate="constant", eta0=0.15, alpha=1e-6, shuffle=False
         )
         self._regressor.partial_fit(self._rows([(np.empty(0, np.int64), np.empty(0))]), [0.0])
-        self._seen_in = np.zeros(1 << BITS, dtype=np.int32)
+        self._seen_in: NDArray[np.int32] = np.zeros(1 << BITS, dtype=np.int32)
         """In how many learned prompts each feature was."""
         self._pending: list[tuple[Features, float]] = []
         """With the shifted log lengths."""

@@ -1,8 +1,10 @@
 import threading
 import time
+import urllib.request
 
 import pytest
 
+from fgbench.backends import probe
 from fgbench.backends.attached import Attached
 from fgbench.backends.backend import BackendError
 from fgbench.backends.fastgen import FastGen, policy_of
@@ -34,6 +36,19 @@ def test_attached_waits_and_says_what_the_server_is_doing(fake_server, tmp_path)
     served = Attached(fake_server.url + "/v1").start(tmp_path / "log", said.append)
     assert said == [f"asking {fake_server.url}", "loading the model"]
     assert (served.url, served.model, served.vocab_size) == (fake_server.url, "fake", 512)
+
+
+def test_many_questions_load_tls_certificates_once(fake_server, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        urllib.request,
+        "build_opener",
+        lambda *handlers, make=urllib.request.build_opener: made.append(1) or make(*handlers),
+    )
+    probe._opener.cache_clear()
+    for _ in range(3):
+        ask_served(fake_server.url)
+    assert len(made) == 1
 
 
 def test_models_are_chosen_by_name(fake_server):

@@ -67,8 +67,8 @@ def test_it_says_that_it_waits_and_for_how_many(fake_server: Any, monkeypatch: p
     fake_server.vllm = lambda: (1, 0)
     monkeypatch.setattr(draining, "SAY_SECONDS", 0.0)
     said.clear()
-    with pytest.raises(BackendError, match=r"still has 1 request after 0\.05 s"):
-        wait_until_idle(fake_server.url, timeout=0.05, report=said.append)
+    with pytest.raises(BackendError, match=r"still has 1 request after 0\.5 s"):
+        wait_until_idle(fake_server.url, timeout=0.5, report=said.append)
     assert len(said) > 1
     assert said[0].startswith("waiting for 1 request at")
 

@@ -57,6 +57,22 @@ def test_it_is_asked_first(tmp_path):
     process.stop()  # harmless
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_hears_what_its_starter_ignores(tmp_path, monkeypatch, number):
+    """SIGINT is ignored from the start in a job that a script puts into the background."""
+    monkeypatch.setattr("fgbench.backends.process.STOP_STEPS", [(number, 10.0), (signal.SIGKILL, 10.0)])
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        process = ServerProcess(
+            python("print('up', flush=True); import time; time.sleep(60)"), tmp_path / "log"
+        )
+    finally:
+        signal.signal(number, before)
+    wait_for(lambda: "up" in process.tail())
+    process.stop()
+    assert process.exit_status == -number
+
+
 def test_the_stubborn_are_killed_with_their_children(tmp_path, monkeypatch):
     monkeypatch.setattr("fgbench.backends.process.STOP_STEPS", [(number, 0.3) for number, _ in STOP_STEPS])
     process = ServerProcess(python(STUBBORN), tmp_path / "log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,26 @@ def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(main, "load_verb", interrupted)
     assert CliRunner().invoke(main.app, ["serve"]).exit_code == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_every_verb_ends_on_a_signal_even_where_it_was_ignored(number: signal.Signals) -> None:
+    """SIGINT is ignored from the start in a job that a script puts into the background."""
+    verb = "import signal, time; from fgbench.cli import main\n"
+    verb += "main.load_verb = lambda name: (print('up', flush=True), time.sleep(60))\nmain.app(['results'])"
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen([sys.executable, "-c", verb], stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(number, before)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        try:
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
 
 
 def test_serve_help_has_an_example_and_panels() -> None:
