@@ -59,9 +59,11 @@ class EngineConfig:
     far as free memory allows (``fgengine.kv.sizing``); 0 where ``offloading`` never copies."""
     offloading: Offloading = "reactive"
     """What becomes of a preempted request's KV when others need the room. ``none``: nothing, a request is
-    admitted only with room for its longest; ``reactive``: swapped to the host; ``proactive``: swapped ahead
-    of need (the paper's); ``recompute``: thrown away; ``auto``: swapped or thrown away, whichever the cost
-    model says is sooner undone. A full host pool always means thrown away."""
+    admitted only with room for its longest; ``reactive``: swapped to the host while steps go on;
+    ``proactive``: ahead of need as well (the paper's); ``blocking``: swapped while no step runs (the paper's
+    reactive swapping); ``recompute``: thrown away; ``auto``: swapped or thrown away, whichever the cost model
+    says is sooner undone. With a full host pool KV is thrown away only for the next token of a request that
+    could not go on otherwise."""
     max_queue: int | None = None
     """Most requests that may wait: unfinished ones beyond a full batch. More are refused. None: about a
     minute's work of this machine (``fgengine.scheduling.queue_limit``); 0: no limit."""
