@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fgengine.config import Offloading
 from fgengine.engine import Engine
 from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.policy import policy_names
@@ -57,7 +58,7 @@ def plans(engine: Engine) -> list[list[tuple[str, int, int]]]:
     return [[(item.request.id, item.start, item.num_tokens) for item in plan.items] for plan in made]
 
 
-@pytest.mark.parametrize("mode", ["none", "reactive", "proactive", "recompute", "auto"])
+@pytest.mark.parametrize("mode", get_args(Offloading))
 @pytest.mark.parametrize("policy", policy_names())
 def test_tokens_are_the_same_and_no_more_is_computed_for_nothing_than_must_be(
     symbolic_engine: Build, policy: str, mode: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -59,7 +60,7 @@ SETTINGS = st.builds(
     num_device_blocks=st.none() | st.integers(1, 10**6),
     swap_space_bytes=st.none() | st.integers(0, 64 * GIB),
     device_memory_utilization=st.floats(0.01, 1.0),
-    offloading=st.sampled_from(["none", "reactive", "proactive", "recompute", "auto"]),
+    offloading=st.sampled_from(get_args(Offloading)),
 )
 BLOCK = st.integers(1, 64 * MIB)
 FREE = st.integers(0, 2**45)
