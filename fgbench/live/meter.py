@@ -48,7 +48,7 @@ class Meter:
             self._recent.popleft()
 
     def recent_pressure(self) -> tuple[float, float] | None:
-        """Seconds under memory pressure of the last so many seconds, a minute where it was watched so long;
+        """Seconds under pressure of the last so many seconds, a minute where it was watched so long;
         None where the server does not say, or was looked at only once."""
         if len(self._recent) < 2:
             return None

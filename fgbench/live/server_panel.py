@@ -74,8 +74,8 @@ def pressure_line(meter: Meter) -> list[Text]:
         span = "minute" if watched >= LAST_MINUTE else seconds(watched)
         lately = f" ({seconds(spent)} of the last {span})"
     if snapshot.under_pressure:
-        return [Text(f"memory pressure: nothing new starts{lately}", style=FULL)]
-    return [Text(f"memory pressure is over{lately}", style="dim")] if lately else []
+        return [Text(f"under pressure: nothing new starts{lately}", style=FULL)]
+    return [Text(f"pressure is over{lately}", style="dim")] if lately else []
 
 
 def level_lines(levels: tuple[LevelCount, ...], width: int, most: int = 16) -> list[Text]:

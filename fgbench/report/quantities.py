@@ -61,7 +61,7 @@ IN_THE_SERVER = (
     Quantity("bytes_moved", None, "KV moved", "bytes", None),
     Quantity("swapped_share", None, "waiting for copies / JCT", "share", None),
     Quantity("copy_wait_share", None, "device idle for copies", "share", None),
-    Quantity("pressure_seconds", None, "under memory pressure", "seconds", None),
+    Quantity("pressure_seconds", None, "under pressure", "seconds", None),
 )
 QUANTITIES = (*LATENCIES, *THROUGHPUTS, *OUTCOMES, *SLOWDOWNS, *IN_THE_SERVER)
 HEADLINES = tuple(quantity for quantity in LATENCIES if quantity.statistic == "mean") + THROUGHPUTS

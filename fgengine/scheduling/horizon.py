@@ -37,6 +37,8 @@ def steps_like(draft: Draft, kv: KVManager, residency: KVResidency) -> int:
     steps = _steps_to_an_end(draft.items)
     if (steady := residency.pressure.steady_steps(len(draft.items))) is not None:
         steps = min(steps, steady)
+    if not residency.pressure.active:
+        steps = min(steps, residency.pressure.work.steps_until_too_much(draft.items))
     spare = 0 if draft.short else kv.device.num_free
     if (until_full := residency.pressure.blocks_until_full) is not None:
         if until_full < 0:

@@ -1,9 +1,11 @@
-"""Memory pressure: the state in which the KV pools are nearly full and started requests are finished first.
+"""Pressure: the state in which nothing new starts and the started requests are finished first. Pure.
 
 A preemptive policy keeps starting requests, and each started one holds KV. Under a long overload both pools
 fill, and then each further start forces computed KV to be thrown away: soon more work is thrown away than
-done, and the queue never drains. So while memory is nearly full nothing new starts, and the requests that
-have KV run in order of arrival, whatever the policy, until a good part of the memory is free again. Pure.
+done, and the queue never drains. And far above capacity all requests get a few tokens and none its last.
+So there is pressure while memory is nearly full, while thrown-away work is not made up for (``budget``), and
+while too much work is in requests that have not ended (``progress``). Under it the requests that have KV run
+in order of arrival, whatever the policy.
 """
 
 from __future__ import annotations
@@ -13,34 +15,42 @@ from typing import Any, Literal
 
 from sortedcontainers import SortedDict
 
+from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager
 from fgengine.request import Request
 from fgengine.scheduling.budget import RecomputeBudget
 from fgengine.scheduling.draft import Counters, Limits
 from fgengine.scheduling.policy import Policy, Priority
+from fgengine.scheduling.progress import WorkInProgress
 
 HOST_NEARLY_FULL = 0.2
 """Pressure begins when no more than this share of the host pool is available, and the device pool is full."""
 ENOUGH_FREE = 0.3
 """Pressure ends when this share of both pools together is free."""
 GROWTH_BLOCKS = 2
-"""The device pool is full when no more blocks than this are free for each place in the batch,"""
+"""The device pool is full when no more blocks than this are free for each place in the batch."""
 DEVICE_NEARLY_FULL = 0.15
-"""and no more than this share of it."""
+"""In small pools: when no more than this share of it is free."""
 
 Watched = Literal["nothing", "device", "both"]
 """The pools whose free blocks decide: both, the device pool where nothing is offloaded, and neither where no
 request is ever evicted, so that no work can be lost."""
 
 
-class MemoryPressure:
-    """The order in which requests run: the policy's, and under pressure that of arrival.
+class Pressure:
+    """The state, and the order in which requests run: the policy's, and under pressure that of arrival.
 
     ``update`` is called before each step; then ``order`` and ``priority`` agree until the next one.
     """
 
     def __init__(
-        self, policy: Policy, kv: KVManager, limits: Limits, counters: Counters, watched: Watched
+        self,
+        policy: Policy,
+        kv: KVManager,
+        limits: Limits,
+        counters: Counters,
+        watched: Watched,
+        cost: CostModel | None,
     ) -> None:
         self._policy = policy
         self._kv = kv
@@ -48,6 +58,7 @@ class MemoryPressure:
         self._watched = watched
         self._batch = limits.max_batch_size
         self.budget = RecomputeBudget()
+        self.work = WorkInProgress(cost, limits.max_batch_size)
         self._full = min(
             GROWTH_BLOCKS * limits.max_batch_size, int(DEVICE_NEARLY_FULL * kv.device.num_blocks)
         )
@@ -87,6 +98,7 @@ class MemoryPressure:
             place = self._places[request.id] = (request.arrival, self._serial)
             self._started[place] = request
             self._promised_blocks += _longest(request, self._kv)
+            self.work.started(request)
 
     def ended(self, request_id: str) -> None:
         """The request has no KV any more."""
@@ -102,12 +114,12 @@ class MemoryPressure:
         """Whether the request may start if its first blocks are free."""
         return not self.budget.in_debt or self._all_could_end(request)
 
-    def update(self, now: float) -> bool:
-        """Enter or leave the state; whether that changed it."""
+    def update(self, now: float, num_unfinished: int) -> bool:
+        """Enter or leave the state, with so many requests in the system; whether that changed it."""
         if self.active:
             self.active = not self._is_relieved()
             return not self.active
-        self.active = self._is_short()
+        self.active = self._is_short(num_unfinished)
         if self.active:
             self._began, self._seconds_before = now, self._counters.pressure_seconds
         return self.active
@@ -152,14 +164,16 @@ class MemoryPressure:
             return False
         return peak_blocks([*self._started.values(), request], self._kv.block_size) <= self._capacity
 
-    def _is_short(self) -> bool:
+    def _is_short(self, num_unfinished: int) -> bool:
         in_debt = self.budget.in_debt and bool(self._started)
-        return in_debt or (self._device_free <= self._full and self._host_is_short())
+        if in_debt or self.work.is_too_much(num_unfinished):
+            return True
+        return self._device_free <= self._full and self._host_is_short()
 
     def _is_relieved(self) -> bool:
         in_debt = self.budget.in_debt and bool(self._started)
         free = self._device_free + (self._kv.host_available if self._watched == "both" else 0)
-        return not in_debt and free >= ENOUGH_FREE * self._capacity
+        return not in_debt and self.work.is_moderate and free >= ENOUGH_FREE * self._capacity
 
 
 def peak_blocks(requests: Sequence[Request], block_size: int) -> int:

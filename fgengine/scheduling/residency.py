@@ -15,7 +15,7 @@ from fgengine.request import Request
 from fgengine.scheduling.draft import Counters, Draft, Limits
 from fgengine.scheduling.offload import ArrivalReserve, swap_is_sooner
 from fgengine.scheduling.policy import Policy, Priority
-from fgengine.scheduling.pressure import MemoryPressure, Watched
+from fgengine.scheduling.pressure import Pressure, Watched
 from fgengine.scheduling.ranking import Ranking
 
 Found = Literal["now", "later", "never"]
@@ -55,7 +55,7 @@ class KVResidency:
         self._offloading = offloading
         self._cost = cost
         self._most_in_flight = blocks_in_flight(limits, cost)
-        self.pressure = MemoryPressure(policy, kv, limits, counters, self._watched())
+        self.pressure = Pressure(policy, kv, limits, counters, self._watched(), cost)
         self.resident: dict[str, Request] = {}
         """Those whose KV is on the device and not being copied."""
         self.swapped: dict[str, Request] = {}
@@ -76,8 +76,8 @@ class KVResidency:
         """No step runs while KV is being copied."""
         return self._offloading == "blocking"
 
-    def begin_step(self, now: float) -> None:
-        if self.pressure.update(now):
+    def begin_step(self, now: float, num_unfinished: int) -> None:
+        if self.pressure.update(now, num_unfinished):
             self._ranking.rebuild(self.resident.values(), self.pressure.priority)
 
     def arrived(self, request: Request, now: float) -> None:
@@ -117,6 +117,13 @@ class KVResidency:
         self.pressure.ended(request.id)
         if self.reserve is not None:
             self.reserve.started(request.id)
+
+    def ended(self, request: Request, *, last: bool) -> None:
+        """The request is over; ``last``: no other is left."""
+        self.forget(request)
+        self.pressure.work.ended(request)
+        if last:
+            self.pressure.work.idle()
 
     def admit(self, request: Request, reached: int, draft: Draft, *, evict: bool) -> Found:
         """Device blocks for the request's first ``reached`` tokens, taken if they are free."""
@@ -333,6 +340,7 @@ class KVResidency:
         self._kv.release(victim.id)
         self._leave_device(victim)
         self.pressure.ended(victim.id)
+        self.pressure.work.ended(victim)
         self._counters.recomputed_tokens += victim.num_computed
         self.pressure.budget.thrown_away(victim.num_computed)
         victim.num_computed = 0

@@ -124,7 +124,7 @@ class Scheduler:
         draft = self._draft = Draft(now, self.limits.max_tokens_per_batch)
         residency = self.residency
         self.policy.begin_step()
-        residency.begin_step(now)
+        residency.begin_step(now, len(self.requests))
         if residency.blocking and self.kv.transfers_in_flight:
             return StepPlan(self._next_step)
         self._walk(draft)
@@ -183,6 +183,7 @@ class Scheduler:
         if plan is not self._presumed:
             self._presume(plan)
         self.counters.steps += 1
+        self.residency.pressure.work.computed(plan, 1)  # before the requests that end with it are taken out
         events, on_step = [], self.policy.inner.on_step  # the guard's would double the cost of the call
         for item in plan.items:
             request = item.request
@@ -259,10 +260,10 @@ class Scheduler:
     def _forget(self, request: Request) -> None:
         self.policy.remove(request)
         self.queue.forget(request)
-        self.residency.forget(request)
         self._ending.discard(request.id)
         for group in (self.requests, self._running, self._delayed):
             group.pop(request.id, None)
+        self.residency.ended(request, last=not self.requests)
 
     # -- many steps as one: for simulations ------------------------------------------------------------
 
@@ -284,6 +285,7 @@ class Scheduler:
             raise RuntimeError("no step is planned")
         plan = self._planned.popleft()
         self.counters.steps += steps
+        self.residency.pressure.work.computed(plan, steps)
         zeros = bytes(steps)
         finished = []
         for item in plan.items:

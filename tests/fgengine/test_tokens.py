@@ -174,8 +174,8 @@ def test_greedy_tokens_are_those_of_each_request_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = build(family, policy, overlap=overlap, graphs=graphs, **settings)  # type: ignore[arg-type]
-    if policy is Shuffled:  # memory pressure would have them run in order of arrival
-        monkeypatch.setattr(engine.scheduler.residency.pressure, "_is_short", lambda: False)
+    if policy is Shuffled:  # pressure would have them run in order of arrival
+        monkeypatch.setattr(engine.scheduler.residency.pressure, "_is_short", lambda unfinished: False)
     done = engine.generate(prompts(), params())
     assert [request.tokens for request in done] == alone(family)
     while engine.has_work:

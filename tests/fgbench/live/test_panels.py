@@ -143,7 +143,7 @@ def test_a_watched_server_shows_all_its_figures(width: int) -> None:
 
 def pressed(seconds: float, now: bool, looks: int) -> tuple[list[str], list[str], str]:
     """What watch's panel, a load's panel and a line of watch say after ``looks`` looks, one
-    a second: under memory pressure in the last ``seconds`` of them."""
+    a second: under pressure in the last ``seconds`` of them."""
     values = [
         stats(second, under_pressure=now, pressure_seconds=max(0.0, seconds - looks + second))
         for second in range(1, looks + 1)
@@ -159,10 +159,10 @@ def pressed(seconds: float, now: bool, looks: int) -> tuple[list[str], list[str]
 @pytest.mark.parametrize(
     ("seconds", "now", "looks", "says"),
     [
-        (12.0, True, 61, "memory pressure: nothing new starts (12 s of the last minute)"),
-        (3.0, True, 11, "memory pressure: nothing new starts (3 s of the last 10 s)"),
-        (0.0, True, 1, "memory pressure: nothing new starts"),
-        (12.0, False, 61, "memory pressure is over (12 s of the last minute)"),
+        (12.0, True, 61, "under pressure: nothing new starts (12 s of the last minute)"),
+        (3.0, True, 11, "under pressure: nothing new starts (3 s of the last 10 s)"),
+        (0.0, True, 1, "under pressure: nothing new starts"),
+        (12.0, False, 61, "pressure is over (12 s of the last minute)"),
     ],
 )
 def test_memory_pressure_is_said(seconds: float, now: bool, looks: int, says: str) -> None:
@@ -213,7 +213,7 @@ def test_at_80_by_24_a_load_and_its_server_are_whole() -> None:
         "Q3:31",
         "swaps",
         "device idle for copies",
-        "memory pressure: nothing new starts",
+        "under pressure: nothing new starts",
     )
 
 

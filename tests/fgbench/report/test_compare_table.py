@@ -46,7 +46,7 @@ def test_a_thrash_shows_where_requests_hardly_wait_for_copies(
     lines = [" ".join(line.split()) for line in shown(runs).splitlines()]
     assert "waiting for copies / JCT 0% -" in lines
     assert "device idle for copies 45% -" in lines
-    assert "under memory pressure 31 s -" in lines
+    assert "under pressure 31 s -" in lines
     older = shown([make_run("fastgen-fcfs"), make_run("fastgen", account=True)])
     assert "waiting for copies" in older
     assert "device idle" not in older

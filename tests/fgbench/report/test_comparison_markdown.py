@@ -44,7 +44,7 @@ def test_tables_are_whole_and_say_what_the_terminal_says(sweep: list[Run]) -> No
 def test_the_account_of_kv_memory_is_in_the_details(make_run: Make, server_stats: dict[str, Any]) -> None:
     (comparison,) = compare([make_run("a", server_stats=server_stats), make_run("b")])
     _, details = tables(comparison_markdown(comparison, []))
-    assert details[0][2:] == ["device idle for copies", "under memory pressure"]
+    assert details[0][2:] == ["device idle for copies", "under pressure"]
     assert [row[2:] for row in details[2:]] == [["-", "-"], ["45%", "31 s"]]
 
 
