@@ -156,7 +156,7 @@ def test_the_reference_itself_is_not_trivial(family: str) -> None:
         ("ample", {}),
         ("swap", {"device_blocks": 12}),
         ("swap ahead of need", {"device_blocks": 16, "offloading": "proactive"}),
-        ("recompute", {"device_blocks": 12, "host_blocks": 0}),
+        ("recompute", {"device_blocks": 12, "host_blocks": 0, "offloading": "recompute"}),
         ("both", {"device_blocks": 10, "host_blocks": 9}),
         ("pieces", {"device_blocks": 12, "host_blocks": 6, "max_tokens_per_batch": 10}),
     ],
@@ -184,7 +184,8 @@ def test_greedy_tokens_are_those_of_each_request_alone(
     stats = engine.stats()
     assert stats["free_device_blocks"] == stats["num_device_blocks"]
     if policy is Shuffled:
-        assert stats["preemptions"] > 8
+        # Without host blocks starts wait for free ones, and fewer requests are preempted.
+        assert stats["preemptions"] > (4 if memory == "recompute" else 8)
         assert memory == "ample" or stats["offloaded_blocks"] + stats["recomputed_tokens"] > 8
     engine.close()
 
