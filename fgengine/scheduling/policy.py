@@ -109,8 +109,8 @@ class Policy(ABC):
     def expected_wait(self, request: Request, now: float) -> float:
         """Seconds until an idle request is expected to run again: the paper's ENST (section 5).
 
-        Of the requests behind the one that needs room, the one with the longest wait leaves the device first,
-        and of those outside the one with the shortest wait comes back first; equal waits go by ``priority``.
+        Under proactive offloading, of the last requests in the order that are on the device, the one with the
+        longest wait leaves first; equal waits go by ``priority``.
         """
         return 0.0
 
