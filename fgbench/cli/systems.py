@@ -157,7 +157,7 @@ def ensure_weights(server: ServerOptions, console: Console) -> None:
 
 
 def _require_memory(server: ServerOptions) -> None:
-    """Raises ValueError for a model that does not fit into free memory: nobody should download it first.
+    """Raises ValueError for a model that does not fit into free memory, before it is downloaded.
 
     Asked in a process of its own: torch has no place in the load generator.
     """
