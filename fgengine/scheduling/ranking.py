@@ -14,9 +14,9 @@ from fgengine.scheduling.policy import Priority
 class Ranking:
     """A set of requests that gives its last ones, or its first ones, without looking at the others.
 
-    A request's priority may change while it is in the set. Call ``touch`` when it may have grown; one that has
-    become smaller is noticed when the request comes up. ``last_first`` is exact as long as every priority that
-    grows is touched. A change costs O(log n), and only when the order is next asked for.
+    A request's priority may change while it is in the set. Call ``touch`` when it may have grown; one that
+    has become smaller is noticed when the request comes up. ``last_first`` is exact as long as every priority
+    that grows is touched. A change costs O(log n), and only when the order is next asked for.
 
         ranking = Ranking(policy.priority)
         ranking.add(request)
