@@ -8,10 +8,10 @@ from fgengine.cost import CostModel, StepShape
 from fgengine.plan import PlanItem, StepPlan
 from fgengine.request import Request
 
-MOST_SHARE = 0.2
+MOST_SHARE = 0.1
 """Of the work done since the machine was last idle, the share that may be in unfinished requests. By so much
 less has been finished than under fcfs."""
-ENOUGH_SHARE = 0.1
+ENOUGH_SHARE = 0.05
 """The share at which requests may start again."""
 TYPICAL_OUTPUT = 256
 """Tokens, where as many requests as a batch holds have not finished yet."""

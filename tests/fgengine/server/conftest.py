@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ from fgengine.server import worker
 from fgengine.server.app import make_app
 from fgengine.server.client import EngineClient
 from fgengine.server.generation import Service
+from fgengine.server.process import EngineProcess
 from fgengine.text import ChatTemplate, TextCodec
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
@@ -129,3 +131,42 @@ async def served(fake: ModuleType, codec: TextCodec) -> AsyncIterator[Served]:
     await runner.cleanup()
     await asyncio.to_thread(thread.join, 5)
     assert not thread.is_alive()
+
+
+Serving = Callable[..., AbstractAsyncContextManager[tuple[str, aiohttp.ClientSession]]]
+"""(middlewares of the HTTP server, settings of the engine) -> its URL and a session."""
+
+
+@pytest.fixture
+def serving(tiny_model: Path, codec: TextCodec) -> Serving:
+    """A server of the tiny model, with the engine in a process of its own, as `fgbench serve` starts it."""
+
+    @asynccontextmanager
+    async def serve(*middlewares: Any, **settings: Any) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
+        engine = EngineProcess()
+        await engine.start(
+            EngineConfig(
+                model=str(tiny_model),
+                dummy_weights=True,
+                device="cpu",
+                dtype="float32",
+                num_device_blocks=200,
+                **settings,
+            )
+        )
+        await engine.settled.wait()
+        assert engine.state == "ready", engine.message
+        service = Service(engine)
+        service.codec = codec
+        app = make_app(service)
+        app.middlewares.extend(middlewares)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with aiohttp.ClientSession() as session:
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}", session
+        await engine.close()
+        await runner.cleanup()
+        await engine.stop()
+
+    return serve

@@ -8,16 +8,11 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
-
-from fgengine.config import EngineConfig
-from fgengine.server.app import make_app
-from fgengine.server.generation import Service
-from fgengine.server.process import EngineProcess
-from fgengine.text import TextCodec
 
 PHASES = ("queued", "swapped", "prefill", "decode")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -46,9 +41,7 @@ class Served:
 
 
 @pytest.fixture
-async def served(
-    tiny_model: Path, codec: TextCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Served]:
+async def served(serving: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
     monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))  # the profile made here is nobody else's
     seconds: dict[str, float] = {}
 
@@ -61,33 +54,8 @@ async def served(
         finally:
             seconds[request.headers["X-Mark"]] = time.monotonic() - begun
 
-    engine = EngineProcess()
-    await engine.start(
-        EngineConfig(
-            model=str(tiny_model),
-            dummy_weights=True,
-            device="cpu",
-            dtype="float32",
-            policy="srpt",
-            max_batch_size=4,
-            num_device_blocks=200,
-            swap_space_bytes=2**22,
-        )
-    )
-    await engine.settled.wait()
-    assert engine.state == "ready", engine.message
-    service = Service(engine)
-    service.codec = codec
-    app = make_app(service)
-    app.middlewares.append(timed)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with aiohttp.ClientSession() as session:
-        yield Served(f"http://127.0.0.1:{runner.addresses[0][1]}", session, seconds)
-    await engine.close()
-    await runner.cleanup()
-    await engine.stop()
+    async with serving(timed, policy="srpt", max_batch_size=4, swap_space_bytes=2**22) as (url, session):
+        yield Served(url, session, seconds)
 
 
 async def one_round(served: Served) -> list[tuple[float, dict[str, float]]]:

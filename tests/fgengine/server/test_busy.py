@@ -5,19 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
-from fgengine.config import EngineConfig
 from fgengine.scheduling.refusal import QueueFull, QueueTimeout
-from fgengine.server.app import make_app
-from fgengine.server.generation import Service
-from fgengine.server.process import EngineProcess
-from fgengine.text import TextCodec
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "abc"},
@@ -113,36 +106,17 @@ async def test_a_request_that_waited_too_long_is_a_503_before_any_byte(
 
 
 @pytest.fixture
-async def busy(tiny_model: Path, codec: TextCodec) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
+async def busy(serving: Any) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
     """A real engine in its own process that computes one request at a time."""
-    engine = EngineProcess()
-    await engine.start(
-        EngineConfig(
-            model=str(tiny_model),
-            dummy_weights=True,
-            device="cpu",
-            dtype="float32",
-            policy="fcfs",
-            max_batch_size=1,
-            num_device_blocks=200,
-            swap_space_bytes=0,
-            max_queue=3,
-            max_queue_tokens=100_000,
-            queue_timeout=0.8,
-        )
-    )
-    await engine.settled.wait()
-    assert engine.state == "ready", engine.message
-    service = Service(engine)
-    service.codec = codec
-    runner = web.AppRunner(make_app(service), handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    async with aiohttp.ClientSession() as session:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}", session
-    await engine.stop()
-    await runner.cleanup()
+    async with serving(
+        policy="fcfs",
+        max_batch_size=1,
+        swap_space_bytes=0,
+        max_queue=3,
+        max_queue_tokens=100_000,
+        queue_timeout=0.8,
+    ) as served:
+        yield served
 
 
 async def test_a_real_engine_refuses_and_drops_and_is_well_afterwards(
