@@ -50,6 +50,8 @@ class ProfiledRunner(Protocol):
     block_bytes: int
     num_device_blocks: int
     max_model_len: int
+    num_threads: int
+    """That compute at most, on a CPU."""
     pool: Any
     """The device pool, its first axis counting blocks."""
 
@@ -378,6 +380,4 @@ def describe_device(runner: ProfiledRunner) -> str:
     """A CPU with its threads: half the threads is another device."""
     if runner.device.type != "cpu":
         return runner.device_name
-    import torch
-
-    return f"{runner.device_name}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+    return f"{runner.device_name}, {runner.num_threads} threads of {os.cpu_count()}"

@@ -21,6 +21,7 @@ from fgengine.execution.host_memory import host_memory
 from fgengine.execution.machine import require_memory
 from fgengine.execution.pinned import pinned_empty
 from fgengine.execution.sampler import logprobs_of, sample
+from fgengine.execution.threads import Threads
 from fgengine.execution.timing import timer_on, to_host
 from fgengine.execution.unread import Unread, fill_in, sources
 from fgengine.kv import sizing
@@ -29,6 +30,7 @@ from fgengine.kv.transfer import CopyEngine
 from fgengine.model.loader import Model, load, pack_linears
 from fgengine.model.shape import ModelShape
 from fgengine.ops.batch import RaggedBatch, place
+from fgengine.ops.cpu.program import record
 from fgengine.ops.select import ops_for
 from fgengine.plan import PlanItem, StepPlan, StepResult
 from fgengine.progress import track
@@ -78,6 +80,9 @@ class TorchRunner:
         self._unread: Unread | None = None
         """What the last launched step sampled, until it is collected."""
         self.graphs: DecodeGraphs | None = None
+        self.program = record(model, self.pool)
+        self._threads = Threads() if self.device.type == "cpu" else None
+        self.num_threads = self._threads.most if self._threads is not None else torch.get_num_threads()
 
     @classmethod
     def create(
@@ -177,6 +182,8 @@ class TorchRunner:
         A token that is still to be sampled by the one before it never leaves the device. Returns what waits
         for the step's end and reads its tokens.
         """
+        if self._threads is not None:
+            self._threads.adapt()
         timer = timer_on(self.device)
         items = sorted(plan.items, key=lambda item: item.num_tokens > 1)  # decodes first: see RaggedBatch
         ending = [item for item in items if item.yields_token]
@@ -238,6 +245,8 @@ class TorchRunner:
             ends = itertools.accumulate(item.num_tokens for item in items)
             last = [end - 1 for end, item in zip(ends, items, strict=True) if item.yields_token]
             rows = place(np.array(last, np.int64), self.device)
+        if self.program is not None and rows is not None:
+            return self.program.logits(tokens, batch, self.pool, rows)
         logits: Tensor = self.model(tokens, batch, self.pool, rows)
         return logits
 

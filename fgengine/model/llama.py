@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fgengine.model.layers import Linear, parameter, rope_table
 from fgengine.model.shape import ModelShape
@@ -54,7 +53,7 @@ class Llama(nn.Module):
         """
         shape, ops, eps = self.shape, self.ops, self.shape.rms_norm_eps
         queries = shape.num_heads * shape.head_dim
-        residual = F.embedding(tokens, self.embedding)
+        residual = ops.embed(tokens, self.embedding)
         change: Tensor | None = None
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, LlamaLayer)
@@ -63,16 +62,16 @@ class Llama(nn.Module):
                 x = ops.rms_norm(residual, layer.attention_norm, eps)
             else:
                 x = ops.add_rms_norm(change, residual, layer.attention_norm, eps)
-            qkv = layer.qkv(x)
+            qkv = ops.linear(layer.qkv, x)
             ops.write_kv(qkv, kv, batch, self.rope)
-            q = qkv[:, :queries].unflatten(1, (shape.num_heads, shape.head_dim))
-            x = ops.add_rms_norm(layer.out(ops.attention(q, kv, batch)), residual, layer.mlp_norm, eps)
-            change = layer.down(ops.silu_mul(layer.gate_up(x)))
+            q = qkv[:, :queries].view(-1, shape.num_heads, shape.head_dim)
+            x = ops.linear(layer.out, ops.attention(q, kv, batch))
+            x = ops.add_rms_norm(x, residual, layer.mlp_norm, eps)
+            change = ops.linear(layer.down, ops.silu_mul(ops.linear(layer.gate_up, x)))
         assert change is not None
         if rows is not None:
-            change, residual = change[rows], residual[rows]
-        logits: Tensor = self.head(ops.add_rms_norm(change, residual, self.final_norm, eps))
-        return logits
+            change, residual = ops.pick(change, rows), ops.pick(residual, rows)
+        return ops.linear(self.head, ops.add_rms_norm(change, residual, self.final_norm, eps))
 
     def places(self) -> dict[str, Tensor]:
         """Where each tensor of a Hugging Face checkpoint goes: a view, often of a part of a fused weight."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fgengine.model.layers import Linear, parameter
 from fgengine.model.shape import ModelShape
@@ -55,10 +54,11 @@ class Opt(nn.Module):
 
     def forward(self, tokens: Tensor, batch: RaggedBatch, pool: Tensor, rows: Tensor | None = None) -> Tensor:
         """As ``Llama.forward``."""
-        residual = F.embedding(tokens, self.embedding)
+        ops = self.ops
+        residual = ops.embed(tokens, self.embedding)
         if self.project_in is not None:
-            residual = self.project_in(residual)
-        residual += F.embedding(batch.positions, self.positions[POSITION_OFFSET:])
+            residual = ops.linear(self.project_in, residual)
+        residual = ops.add_positions(residual, self.positions[POSITION_OFFSET:], batch)
         change: Tensor | None = None
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, OptLayer)
@@ -72,14 +72,15 @@ class Opt(nn.Module):
                 residual = self._norm(layer.attention_norm, change, residual)
                 residual = self._norm(layer.mlp_norm, self._mlp(layer, residual), residual)
         if rows is not None:
-            residual = residual[rows]
+            residual = ops.pick(residual, rows)
         if self.final_norm is not None:
             assert change is not None
-            residual = self._norm(self.final_norm, change if rows is None else change[rows], residual)
+            residual = self._norm(
+                self.final_norm, change if rows is None else ops.pick(change, rows), residual
+            )
         if self.project_out is not None:
-            residual = self.project_out(residual)
-        logits: Tensor = self.head(residual)
-        return logits
+            residual = ops.linear(self.project_out, residual)
+        return ops.linear(self.head, residual)
 
     def _norm(self, norm: LayerNorm, change: Tensor | None, residual: Tensor) -> Tensor:
         """Of the sum, which the residual becomes."""
@@ -89,15 +90,13 @@ class Opt(nn.Module):
 
     def _attend(self, layer: OptLayer, x: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
         shape = self.shape
-        qkv = layer.qkv(x)
+        qkv = self.ops.linear(layer.qkv, x)
         self.ops.write_kv(qkv, kv, batch)
-        q = qkv[:, : shape.hidden_size].unflatten(1, (shape.num_heads, shape.head_dim))
-        out: Tensor = layer.out(self.ops.attention(q, kv, batch))
-        return out
+        q = qkv[:, : shape.hidden_size].view(-1, shape.num_heads, shape.head_dim)
+        return self.ops.linear(layer.out, self.ops.attention(q, kv, batch))
 
     def _mlp(self, layer: OptLayer, x: Tensor) -> Tensor:
-        out: Tensor = layer.down(self.ops.linear_relu(layer.up, x))
-        return out
+        return self.ops.linear(layer.down, self.ops.linear_relu(layer.up, x))
 
     def places(self) -> dict[str, Tensor]:
         """As ``Llama.places``."""

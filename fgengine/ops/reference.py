@@ -26,6 +26,23 @@ class TorchOps:
 
     name = "torch"
 
+    def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
+        """tokens [T] int64, table [vocab_size, hidden] -> [T, hidden]."""
+        return F.embedding(tokens, table)
+
+    def add_positions(self, x: Tensor, table: Tensor, batch: RaggedBatch) -> Tensor:
+        """Adds to x [T, hidden], in place, each token's row of the table of positions."""
+        return x.add_(F.embedding(batch.positions, table))
+
+    def pick(self, x: Tensor, rows: Tensor) -> Tensor:
+        """[T, hidden] -> [R, hidden]: the rows that yield a token; no others are computed from here on."""
+        return x[rows]
+
+    def linear(self, linear: Linear, x: Tensor) -> Tensor:
+        """[T, inputs] -> [T, outputs]."""
+        out: Tensor = linear(x)
+        return out
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """[T, hidden] -> [T, hidden]; computed in float32."""
         wide = x.float()

@@ -21,13 +21,10 @@ SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 TIMEOUT = 120.0
 
-P, N, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 SIGNATURES = {
-    "rms_norm": (P, P, P, P, F, N, N),
-    "silu_mul": (P, P, N, N),
-    "write_kv": (P, P, P, P, P, N, N, N, N, N, N),
-    "attention": (P, P, P, P, P, P, N, N, N, N, N, N, N, N),
-    "linear": (P, P, P, P, N, N, N, N),
+    "run": (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64),
+    "lanes": (),
+    "group": (),
 }
 
 
@@ -49,9 +46,7 @@ def kernels(bfloat16: bool) -> ctypes.CDLL | None:
             log.info("CPU kernels with %s: %s", " ".join(flags), reason)
             continue
         for name, arguments in SIGNATURES.items():
-            if hasattr(library, name):  # some are only for some processors
-                function = getattr(library, name)
-                function.argtypes, function.restype = arguments, None
+            getattr(library, name).argtypes = arguments
         return library
     log.warning(
         "the CPU kernels could not be compiled (%s): plain torch computes instead, more slowly", reason

@@ -1,201 +1,47 @@
-/* The operations between a model's matrix multiplications, for CPUs. The meaning of each is in
- * fgengine/ops/reference.py; what is here only goes faster.
+/* A model's step on a CPU: a program of operations, gone through by all threads together. The meaning of each
+ * operation is in fgengine/ops/reference.py; what is here only goes faster.
  *
  * Compiled once for each element type: float, or with -DBFLOAT16 bfloat16, which is a float's upper half.
- * All arithmetic is in float. Vectors are the compiler's own (GCC and clang), as wide as the processor's.
- * Strides and sizes are in elements. */
+ * All arithmetic is in float. Strides and sizes are in elements. The structs are those of program.py. */
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512F__
-#include <immintrin.h> /* where GCC makes too much of the portable form */
-#endif
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
+#include "vectors.h"
+
 #define MAX_HEAD_DIM 256
-#define ALIGNED __attribute__((aligned(64))) /* a load across two cache lines costs two */
+#define MAX_ROWS 64
 /* Below this many elements a second thread costs more than it brings. */
 #define WORTH_SHARING 32768
+/* Elements that a thread takes at once of work that goes row by row. */
+#define WORTH_TAKING 4096
 
-typedef float vec __attribute__((vector_size(LANES * 4), aligned(4)));
-typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4)));
-typedef uint32_t uvec __attribute__((vector_size(LANES * 4), aligned(4)));
+enum kind { EMBED, RMS_NORM, LAYER_NORM, LINEAR, SILU_MUL, WRITE_KV, ATTENTION, PICK };
 
-#ifdef BFLOAT16
-typedef uint16_t element;
-typedef uint16_t hvec __attribute__((vector_size(LANES * 2), aligned(2)));
+struct instruction {
+    int64_t kind;
+    int64_t ending; /* computed for the rows that yield a token, not for all */
+    element *out;
+    const element *x;
+    element *residual;
+    const element *weight, *bias;
+    const float *rope;
+    const element *kv;
+    int64_t out_stride, x_stride, residual_stride;
+    int64_t size, outputs;
+    int64_t flag; /* EMBED: by position, and added; LINEAR: relu */
+    int64_t heads, kv_heads, dim, block_size, block_stride;
+    double eps;
+};
 
-static inline vec load(const element *p) {
-#ifdef __AVX512F__
-    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16);
-#else
-    return (vec)(__builtin_convertvector(*(const hvec *)p, uvec) << 16);
-#endif
-}
-static inline void store(element *p, vec x) { /* to nearest, ties to even; NaN stays NaN */
-    uvec bits = (uvec)x;
-    uvec nan = (uvec)(x != x);
-    bits += 0x7fff + ((bits >> 16) & 1);
-    *(hvec *)p = __builtin_convertvector((bits >> 16 & ~nan) | (0x7fc0 & nan), hvec);
-}
-static inline float load1(const element *p) {
-    uint32_t bits = (uint32_t)*p << 16;
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-static inline void store1(element *p, float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    *p = x != x ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-#else
-typedef float element;
-static inline vec load(const element *p) { return *(const vec *)p; }
-static inline void store(element *p, vec x) { *(vec *)p = x; }
-static inline float load1(const element *p) { return *p; }
-static inline void store1(element *p, float x) { *p = x; }
-#endif
-
-static inline vec broadcast(float x) { return x - (vec){0}; }
-static inline vec pick(ivec mask, vec yes, vec no) {
-    return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
-}
-static inline vec larger(vec a, vec b) {
-#ifdef __AVX512F__
-    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
-#else
-    return pick(a > b, a, b);
-#endif
-}
-
-#if LANES == 16
-#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
-#define COUNT 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-#elif LANES == 8
-#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
-#define ODD 1, 3, 5, 7, 9, 11, 13, 15
-#define COUNT 0, 1, 2, 3, 4, 5, 6, 7
-#else
-#define EVEN 0, 2, 4, 6
-#define ODD 1, 3, 5, 7
-#define COUNT 0, 1, 2, 3
-#endif
-#ifdef __clang__
-#define EVENS(a, b) __builtin_shufflevector(a, b, EVEN)
-#define ODDS(a, b) __builtin_shufflevector(a, b, ODD)
-#else
-#define EVENS(a, b) __builtin_shuffle(a, b, (ivec){EVEN})
-#define ODDS(a, b) __builtin_shuffle(a, b, (ivec){ODD})
-#endif
-
-/* One vector that holds the sum of each of the LANES given ones, in their order. */
-static inline vec sums(vec *v) {
-#pragma GCC unroll 4
-    for (int n = LANES / 2; n > 0; n /= 2)
-#pragma GCC unroll 8
-        for (int i = 0; i < n; i++) v[i] = EVENS(v[2 * i], v[2 * i + 1]) + ODDS(v[2 * i], v[2 * i + 1]);
-    return v[0];
-}
-static inline float sum(vec v) {
-#pragma GCC unroll 4
-    for (int n = LANES; n > 1; n /= 2) v = EVENS(v, v) + ODDS(v, v);
-    return v[0];
-}
-static inline float largest(vec v) {
-#ifdef __AVX512F__
-    return _mm512_reduce_max_ps((__m512)v);
-#else
-#pragma GCC unroll 4
-    for (int n = LANES; n > 1; n /= 2) v = larger(EVENS(v, v), ODDS(v, v));
-    return v[0];
-#endif
-}
-
-/* e^x: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf coefficients); below -87 it is 0. */
-static inline vec exponential(vec x) {
-    ivec none = x < -87.0f;
-    x = -larger(-larger(x, broadcast(-87.0f)), broadcast(-88.0f));
-    vec n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f; /* to the nearest whole number */
-    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vec y = 1.9875691500e-4f * r + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.0f;
-    ivec power = (__builtin_convertvector(n, ivec) + 127) << 23;
-    return (vec)((ivec)(y * (vec)power) & ~none);
-}
-
-/* residual += x where x is given; out = residual / rms(residual) * weight. [rows, size] each, contiguous. */
-void rms_norm(element *out, const element *x, element *residual, const element *weight, float eps,
-              int64_t rows, int64_t size) {
-#pragma omp parallel for if (rows * size > WORTH_SHARING)
-    for (int64_t row = 0; row < rows; row++) {
-        element *r = residual + row * size, *o = out + row * size;
-        int64_t whole = size / LANES * LANES, i;
-        if (x) {
-            const element *added = x + row * size;
-            for (i = 0; i < whole; i += LANES) store(r + i, load(r + i) + load(added + i));
-            for (; i < size; i++) store1(r + i, load1(r + i) + load1(added + i));
-        }
-        vec squares = {0};
-        for (i = 0; i < whole; i += LANES) squares += load(r + i) * load(r + i);
-        float total = sum(squares);
-        for (; i < size; i++) total += load1(r + i) * load1(r + i);
-        float scale = 1.0f / sqrtf(total / size + eps);
-        for (i = 0; i < whole; i += LANES) store(o + i, load(r + i) * scale * load(weight + i));
-        for (; i < size; i++) store1(o + i, load1(r + i) * scale * load1(weight + i));
-    }
-}
-
-/* gate_up [rows, 2 * size] -> out [rows, size]; size is a multiple of LANES. */
-void silu_mul(element *out, const element *gate_up, int64_t rows, int64_t size) {
-#pragma omp parallel for if (rows * size > WORTH_SHARING)
-    for (int64_t row = 0; row < rows; row++) {
-        const element *gate = gate_up + row * 2 * size, *up = gate + size;
-        for (int64_t i = 0; i < size; i += LANES) {
-            vec g = load(gate + i);
-            store(out + row * size + i, g / (1.0f + exponential(-g)) * load(up + i));
-        }
-    }
-}
-
-/* Rotates queries and keys in place by rope [max_position, dim] (none when rope is null), then stores keys
- * and values; dim / 2 is a multiple of LANES where there is a rope. */
-void write_kv(element *qkv, element *kv, const float *rope, const int64_t *positions, const int64_t *slots,
-              int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_size,
-              int64_t block_stride) {
-    int64_t width = (heads + 2 * kv_heads) * dim, half = dim / 2;
-#pragma omp parallel for if (tokens * width > WORTH_SHARING)
-    for (int64_t t = 0; t < tokens; t++) {
-        element *row = qkv + t * width;
-        if (rope) {
-            const float *cosine = rope + positions[t] * dim, *sine = cosine + half;
-            for (int64_t h = 0; h < heads + kv_heads; h++) {
-                element *low = row + h * dim, *high = low + half;
-                for (int64_t i = 0; i < half; i += LANES) {
-                    vec a = load(low + i), b = load(high + i);
-                    vec c = *(const vec *)(cosine + i), s = *(const vec *)(sine + i);
-                    store(low + i, a * c - b * s);
-                    store(high + i, b * c + a * s);
-                }
-            }
-        }
-        element *block = kv + slots[t] / block_size * block_stride + slots[t] % block_size * dim;
-        for (int64_t h = 0; h < 2 * kv_heads; h++) /* keys of all heads, then values */
-            memcpy(block + h * block_size * dim, row + (heads + h) * dim, dim * sizeof(element));
-    }
-}
+struct step {
+    int64_t rows, ending_rows, requests, table_width;
+    int64_t pool_shift; /* elements from the pool that a program was made with to this step's */
+    const int64_t *tokens, *positions, *slots, *ending;
+    const int32_t *tables, *query_starts, *context_lens;
+};
 
 struct sequence { /* one request's place in the pool, for one key head */
     const element *kv;
@@ -203,54 +49,151 @@ struct sequence { /* one request's place in the pool, for one key head */
     int64_t block_size, block_stride, values; /* values: from a block's keys to its values */
 };
 
-#define MAX_ROWS 64
+#include "rows.h"
+#include "team.h"
+#include "linear.h"
 #if defined(BFLOAT16) && defined(__AVX512BF16__)
 #include "attend_bf16.h"
-#include "linear.h"
 #else
 #include "attend.h"
 #endif
 
-/* q [tokens, heads, dim] with its own stride between tokens -> out [tokens, heads * dim], contiguous.
- * The work is shared out by request, key head and tile of queries. heads / kv_heads <= MAX_ROWS,
- * dim <= MAX_HEAD_DIM and a multiple of LANES. */
-void attention(element *out, const element *q, const element *kv, const int32_t *tables,
-               const int32_t *query_starts, const int32_t *context_lens, int64_t requests, int64_t table_width,
-               int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_size, int64_t block_stride,
-               int64_t q_stride) {
-    const int64_t group = heads / kv_heads, tile = group < 32 ? 32 / group : 1;
-    const float scale = 1.0f / sqrtf((float)dim);
-#pragma omp parallel
-    for (int64_t b = 0; b < requests; b++) {
-        int64_t begin = query_starts[b], new_tokens = query_starts[b + 1] - begin;
-        int64_t tiles = (new_tokens + tile - 1) / tile;
-#pragma omp for schedule(dynamic) nowait
-        for (int64_t piece = 0; piece < tiles * kv_heads; piece++) {
-            int64_t head = piece % kv_heads, from = piece / kv_heads * tile;
-            int64_t to = from + tile < new_tokens ? from + tile : new_tokens;
-            query_element queries[MAX_ROWS * MAX_HEAD_DIM] ALIGNED;
-            float acc[MAX_ROWS * MAX_HEAD_DIM] ALIGNED;
-            int64_t ends[MAX_ROWS];
-            int rows = 0;
-            for (int64_t t = from; t < to; t++)
-                for (int64_t h = head * group; h < (head + 1) * group; h++, rows++) {
-                    take_query(queries + rows * dim, q + (begin + t) * q_stride + h * dim, dim);
-                    ends[rows] = context_lens[b] - new_tokens + t + 1;
-                }
-            struct sequence at = {kv + head * block_size * dim, tables + b * table_width, block_size,
-                                  block_stride, kv_heads * block_size * dim};
-            switch (dim) { /* the usual sizes as constants, so that the loops over a head unroll */
-            case 64: attend(&at, queries, scale, acc, ends, rows, 64); break;
-            case 128: attend(&at, queries, scale, acc, ends, rows, 128); break;
-            default: attend(&at, queries, scale, acc, ends, rows, (int)dim);
-            }
-            rows = 0;
-            for (int64_t t = from; t < to; t++)
-                for (int64_t h = head * group; h < (head + 1) * group; h++, rows++)
-                    for (int64_t d = 0; d < dim; d += LANES)
-                        store(out + ((begin + t) * heads + h) * dim + d, *(vec *)(acc + rows * dim + d));
-        }
+/* Queries of one request that share a key head are computed in tiles of this many tokens. */
+static inline int64_t tile_of(const struct instruction *in) {
+    const int64_t group = in->heads / in->kv_heads;
+    return group < 32 ? 32 / group : 1;
+}
+
+/* starts [requests + 1]: the first of each request's tiles, and how many there are. */
+static void count_tiles(int64_t *starts, const struct step *step, int64_t tile) {
+    starts[0] = 0;
+    for (int64_t b = 0; b < step->requests; b++) {
+        int64_t tokens = step->query_starts[b + 1] - step->query_starts[b];
+        starts[b + 1] = starts[b] + (tokens + tile - 1) / tile;
     }
 }
 
+/* One tile of queries and one key head. */
+static void attention(const struct instruction *in, const struct step *step, const int64_t *starts,
+                      int64_t piece) {
+    const int64_t head = piece % in->kv_heads, at_tile = piece / in->kv_heads, dim = in->dim;
+    const int64_t group = in->heads / in->kv_heads, tile = tile_of(in);
+    int64_t b = 0, above = step->requests; /* starts[b] <= at_tile < starts[above] */
+    while (above - b > 1) {
+        int64_t middle = (b + above) / 2;
+        if (starts[middle] <= at_tile) b = middle;
+        else above = middle;
+    }
+    const int64_t begin = step->query_starts[b], tokens = step->query_starts[b + 1] - begin;
+    const int64_t from = (at_tile - starts[b]) * tile, to = from + tile < tokens ? from + tile : tokens;
+    query_element queries[MAX_ROWS * MAX_HEAD_DIM] ALIGNED;
+    float acc[MAX_ROWS * MAX_HEAD_DIM] ALIGNED;
+    int64_t ends[MAX_ROWS];
+    int rows = 0;
+    for (int64_t t = from; t < to; t++)
+        for (int64_t h = head * group; h < (head + 1) * group; h++, rows++) {
+            take_query(queries + rows * dim, in->x + (begin + t) * in->x_stride + h * dim, dim);
+            ends[rows] = step->context_lens[b] - tokens + t + 1;
+        }
+    const int64_t block_size = in->block_size;
+    const element *kv = in->kv + step->pool_shift + head * block_size * dim;
+    struct sequence at = {kv, step->tables + b * step->table_width, block_size, in->block_stride,
+                          in->kv_heads * block_size * dim};
+    const float scale = 1.0f / sqrtf((float)dim);
+    switch (dim) { /* the usual sizes as constants, so that the loops over a head unroll */
+    case 64: attend(&at, queries, scale, acc, ends, rows, 64); break;
+    case 128: attend(&at, queries, scale, acc, ends, rows, 128); break;
+    default: attend(&at, queries, scale, acc, ends, rows, (int)dim);
+    }
+    rows = 0;
+    for (int64_t t = from; t < to; t++)
+        for (int64_t h = head * group; h < (head + 1) * group; h++, rows++)
+            for (int64_t d = 0; d < dim; d += LANES)
+                store(in->out + (begin + t) * in->out_stride + h * dim + d, *(vec *)(acc + rows * dim + d));
+}
+
+/* Elements that an operation looks at or makes, roughly: whether it is worth a second thread. */
+static int64_t work_of(const struct instruction *in, int64_t rows) {
+    if (in->kind == LINEAR) return in->outputs * in->size;
+    if (in->kind == ATTENTION) return WORTH_SHARING + 1;
+    return rows * in->size;
+}
+
+static void execute(const struct instruction *in, struct phase *phase, const struct step *step,
+                    const int64_t *starts, int64_t threads) {
+    const int64_t rows = in->ending ? step->ending_rows : step->rows;
+    const int64_t size = in->size, many = size < WORTH_TAKING ? WORTH_TAKING / size : 1;
+    int64_t total = rows;
+#define OUT (in->out + row * in->out_stride)
+#define X (in->x ? in->x + row * in->x_stride : NULL)
+#define RESIDUAL (in->residual + row * in->residual_stride)
+    switch (in->kind) {
+    case EMBED:
+        SHARED(phase, total, many, row) {
+            const int64_t index = in->flag ? step->positions[row] : step->tokens[row];
+            embed(OUT, in->weight + index * size, size, (int)in->flag);
+        }
+        break;
+    case RMS_NORM:
+        SHARED(phase, total, many, row) rms_norm(OUT, X, RESIDUAL, in->weight, (float)in->eps, size);
+        break;
+    case LAYER_NORM:
+        SHARED(phase, total, many, row)
+            layer_norm(OUT, X, RESIDUAL, in->weight, in->bias, (float)in->eps, size);
+        break;
+    case SILU_MUL:
+        SHARED(phase, total, many, row) silu_mul(OUT, X, size);
+        break;
+    case WRITE_KV:
+        SHARED(phase, total, many, row) {
+            const int64_t slot = step->slots[row], block_size = in->block_size;
+            element *place = (element *)in->kv + step->pool_shift + slot / block_size * in->block_stride +
+                             slot % block_size * in->dim;
+            const float *rope = in->rope ? in->rope + step->positions[row] * in->dim : NULL;
+            write_kv(OUT, place, rope, in->heads, in->kv_heads, in->dim, block_size);
+        }
+        break;
+    case PICK:
+        SHARED(phase, total, many, row)
+            memcpy(OUT, in->x + step->ending[row] * in->x_stride, size * sizeof(element));
+        break;
+    case ATTENTION:
+        total = starts[step->requests] * in->kv_heads;
+        SHARED(phase, total, 1, piece) attention(in, step, starts, piece);
+        break;
+    case LINEAR:
+        total = linear_panels(in->outputs) * linear_blocks(rows);
+        SHARED(phase, total, 1, piece)
+            linear(in->out, in->x, in->weight, in->bias, rows, in->outputs, size / GROUP, in->x_stride,
+                   in->out_stride, (int)in->flag, piece, threads);
+        break;
+    }
+    await_all(phase, total);
+}
+
+/* Goes through the program once. Returns 0, or 1 where there is no memory. */
+int run(const struct instruction *program, int64_t count, const struct step *step, int64_t threads) {
+    struct phase *phases = aligned_alloc(sizeof(struct phase), count * sizeof(struct phase));
+    int64_t *starts = malloc((step->requests + 1) * sizeof(int64_t));
+    if (!phases || !starts) {
+        free(phases);
+        free(starts);
+        return 1;
+    }
+    memset(phases, 0, count * sizeof(struct phase));
+    for (int64_t i = 0; i < count; i++)
+        if (program[i].kind == ATTENTION) { /* a model's are all alike */
+            count_tiles(starts, step, tile_of(&program[i]));
+            break;
+        }
+    if (count == 1 && work_of(program, program->ending ? step->ending_rows : step->rows) <= WORTH_SHARING)
+        threads = 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < count; i++) execute(&program[i], &phases[i], step, starts, threads);
+    free(phases);
+    free(starts);
+    return 0;
+}
+
 int lanes(void) { return LANES; }
+int group(void) { return GROUP; } /* inputs that are multiplied together */

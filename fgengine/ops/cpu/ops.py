@@ -3,90 +3,164 @@
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from fgengine.ops.batch import RaggedBatch
+from fgengine.ops.cpu.instructions import Instruction, Kind, address, run, step_of
 from fgengine.ops.reference import TorchOps
+
+if TYPE_CHECKING:
+    from fgengine.model.layers import Linear
 
 MAX_HEAD_DIM = 256  # as in kernels.c
 MAX_GROUP = 64
 
 
 class CpuOps(TorchOps):
-    """Tensors of one dtype, on the CPU; results agree with TorchOps up to rounding."""
+    """Tensors of one dtype, on the CPU; results agree with TorchOps up to rounding.
+
+    Each operation is one instruction, executed at once. ``program.Recorder`` keeps them instead.
+    """
 
     name = "cpu kernels"
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
+        self.library = library
         self._lanes = int(library.lanes())
 
+    def execute(self, instruction: Instruction, rows: int, batch: RaggedBatch | None = None) -> None:
+        run(self.library, (Instruction * 1)(instruction), step_of(rows, batch))
+
+    def new(self, like: Tensor, width: int) -> Tensor:
+        """[rows of ``like``, width], for what an operation gives."""
+        return like.new_empty(like.shape[0], width)
+
+    def fall_back(self) -> None:
+        """Called where the kernels do not apply and torch computes instead."""
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return self._rms_norm(None, x.contiguous(), weight, eps)
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        return self._norm(Kind.RMS_NORM, None, x, weight, None, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if not residual.is_contiguous():
+        if residual.stride(1) != 1:
+            self.fall_back()
             return super().add_rms_norm(x, residual, weight, eps)
-        return self._rms_norm(x.contiguous(), residual, weight, eps)
+        return self._norm(Kind.RMS_NORM, x, residual, weight, None, eps)
 
-    def _rms_norm(self, x: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out = torch.empty_like(residual)
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        return self._norm(Kind.LAYER_NORM, None, x, weight, bias, eps)
+
+    def add_layer_norm(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        if residual.stride(1) != 1:
+            self.fall_back()
+            return super().add_layer_norm(x, residual, weight, bias, eps)
+        return self._norm(Kind.LAYER_NORM, x, residual, weight, bias, eps)
+
+    def _norm(
+        self, kind: Kind, x: Tensor | None, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        if x is not None and x.stride(1) != 1:
+            x = x.contiguous()
         rows, size = residual.shape
-        added = None if x is None else x.data_ptr()
-        self._library.rms_norm(out.data_ptr(), added, residual.data_ptr(), weight.data_ptr(), eps, rows, size)
+        out = self.new(residual, size)
+        instruction = Instruction(
+            kind=kind,
+            out=out.data_ptr(),
+            out_stride=out.stride(0),
+            x=address(x),
+            x_stride=0 if x is None else x.stride(0),
+            residual=residual.data_ptr(),
+            residual_stride=residual.stride(0),
+            weight=weight.data_ptr(),
+            bias=address(bias),
+            size=size,
+            eps=eps,
+        )
+        self.execute(instruction, rows)
+        return out
+
+    def linear(self, linear: Linear, x: Tensor) -> Tensor:
+        return self._linear(linear, x, relu=False)
+
+    def linear_relu(self, linear: Linear, x: Tensor) -> Tensor:
+        return self._linear(linear, x, relu=True)
+
+    def _linear(self, linear: Linear, x: Tensor, relu: bool) -> Tensor:
+        packed = linear.packed
+        if packed is None:
+            self.fall_back()
+            return super().linear_relu(linear, x) if relu else super().linear(linear, x)
+        x = packed.aligned(x)
+        out = self.new(x, packed.outputs)
+        self.execute(packed.instruction(out, x, linear.bias, relu), x.shape[0])
         return out
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
-        if size % self._lanes or not gate_up.is_contiguous():
+        if size % self._lanes or gate_up.stride(1) != 1:
+            self.fall_back()
             return super().silu_mul(gate_up)
-        out = gate_up.new_empty(rows, size)
-        self._library.silu_mul(out.data_ptr(), gate_up.data_ptr(), rows, size)
+        out = self.new(gate_up, size)
+        instruction = Instruction(
+            kind=Kind.SILU_MUL,
+            out=out.data_ptr(),
+            out_stride=out.stride(0),
+            x=gate_up.data_ptr(),
+            x_stride=gate_up.stride(0),
+            size=size,
+        )
+        self.execute(instruction, rows)
         return out
 
     def write_kv(self, qkv: Tensor, kv: Tensor, batch: RaggedBatch, rope: Tensor | None = None) -> None:
         _, _, kv_heads, block_size, dim = kv.shape
-        if not self._fits(kv) or (rope is not None and dim // 2 % self._lanes) or not qkv.is_contiguous():
+        if not self._fits(kv) or (rope is not None and dim // 2 % self._lanes) or qkv.stride(1) != 1:
+            self.fall_back()
             super().write_kv(qkv, kv, batch, rope)
             return
-        self._library.write_kv(
-            qkv.data_ptr(),
-            kv.data_ptr(),
-            None if rope is None else rope.data_ptr(),
-            batch.positions.data_ptr(),
-            batch.slots.data_ptr(),
-            qkv.shape[0],
-            qkv.shape[1] // dim - 2 * kv_heads,
-            kv_heads,
-            dim,
-            block_size,
-            kv.stride(0),
+        instruction = Instruction(
+            kind=Kind.WRITE_KV,
+            out=qkv.data_ptr(),
+            out_stride=qkv.stride(0),
+            kv=kv.data_ptr(),
+            rope=address(rope),
+            size=qkv.shape[1],
+            heads=qkv.shape[1] // dim - 2 * kv_heads,
+            kv_heads=kv_heads,
+            dim=dim,
+            block_size=block_size,
+            block_stride=kv.stride(0),
         )
+        self.execute(instruction, qkv.shape[0], batch)
 
     def attention(self, q: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
-        tokens, heads, dim = q.shape
+        rows, heads, dim = q.shape
         _, _, kv_heads, block_size, _ = kv.shape
         if not self._fits(kv) or q.stride()[1:] != (dim, 1) or heads // kv_heads > MAX_GROUP:
+            self.fall_back()
             return super().attention(q, kv, batch)
-        out = q.new_empty(tokens, heads * dim)
-        self._library.attention(
-            out.data_ptr(),
-            q.data_ptr(),
-            kv.data_ptr(),
-            batch.block_tables.data_ptr(),
-            batch.query_starts.data_ptr(),
-            batch.context_lens.data_ptr(),
-            len(batch.query_lens),
-            batch.block_tables.shape[1],
-            heads,
-            kv_heads,
-            dim,
-            block_size,
-            kv.stride(0),
-            q.stride(0),
+        out = self.new(q, heads * dim)
+        instruction = Instruction(
+            kind=Kind.ATTENTION,
+            out=out.data_ptr(),
+            out_stride=out.stride(0),
+            x=q.data_ptr(),
+            x_stride=q.stride(0),
+            kv=kv.data_ptr(),
+            size=heads * dim,
+            heads=heads,
+            kv_heads=kv_heads,
+            dim=dim,
+            block_size=block_size,
+            block_stride=kv.stride(0),
         )
+        self.execute(instruction, rows, batch)
         return out
 
     def _fits(self, kv: Tensor) -> bool:

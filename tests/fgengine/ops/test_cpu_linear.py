@@ -7,9 +7,7 @@ from torch.nn import functional as F
 
 from fgengine.model.layers import Linear
 from fgengine.ops.cpu import linear
-from fgengine.ops.cpu.build import kernels
-from fgengine.ops.cpu.linear import OwnLinear, pack_linear
-from fgengine.ops.cpu.processor import cpu_flags
+from fgengine.ops.cpu.linear import PackedLinear, pack_linear
 
 CPU = torch.device("cpu")
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float32: 1e-5}
@@ -54,36 +52,31 @@ def test_rows_may_lie_apart_and_transposed() -> None:
     assert_near(packed(wide[:, :96].T.contiguous().T), plain(wide[:, :96].float()), 96)
 
 
-def test_a_row_does_not_depend_on_the_others() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
     """To the bit: what a request says must not depend on what it is batched with."""
-    if "avx512_bf16" not in cpu_flags():
-        return  # oneDNN computes there, which promises nothing
-    packed, _ = layer_of(576, 200, True, torch.bfloat16)
-    assert isinstance(packed.packed, OwnLinear)
-    x = torch.randn(131, 576).bfloat16()
+    packed, _ = layer_of(576, 200, True, dtype)
+    x = torch.randn(131, 576).to(dtype)
     alone = torch.cat([packed(row) for row in x.unsqueeze(1)])
     for rows in (2, 12, 13, 29, 131):
         assert torch.equal(packed(x[:rows]), alone[:rows])
 
 
-def test_elsewhere_onednn_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_kernel_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "kernels", lambda bfloat16: None)
-    packed, plain = layer_of(64, 48, True, torch.bfloat16)
-    assert not isinstance(packed.packed, OwnLinear)
+    plain = Linear(64, 48, True, CPU, torch.bfloat16)
+    for value in plain.parameters():
+        value.data.normal_()
+    plain.pack()
+    assert plain.packed is None
     x = torch.randn(5, 64).bfloat16()
-    assert_near(packed(x), plain(x.float()), 64)
+    assert torch.equal(plain(x), F.linear(x, plain.weight, plain.bias))
+    assert pack_linear(torch.randn(8, 8).half(), None) is None
 
 
 def test_a_wrong_result_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    weight = torch.randn(8, 8)
-    monkeypatch.setattr(linear, "_onednn", lambda weight: lambda x, bias: F.linear(x, weight) + 1.0)
-    assert pack_linear(weight, None) is None
+    monkeypatch.setattr(PackedLinear, "__call__", lambda self, x, bias: x + 1.0)
+    assert pack_linear(torch.randn(8, 8), None) is None
     assert "off by" in caplog.text
-
-
-def test_the_kernel_is_there_where_the_processor_has_it() -> None:
-    library = kernels(True)
-    assert library is not None
-    assert hasattr(library, "linear") == ("avx512_bf16" in cpu_flags())

@@ -1,0 +1,129 @@
+"""How many threads compute: all, or fewer while other programs keep some of the cores busy.
+
+A thread that shares its core with another program runs half of the time, in slices of milliseconds, and what
+it was just computing is missing to all others meanwhile. So one such core costs half of the speed, however
+many there are. It is better left to the other program, while at least half of the cores are free.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+INTERVAL = 0.25
+"""Seconds between two looks at the machine, which take some 0.2 ms."""
+MEMORY = 0.3
+"""Seconds after which what was seen counts for a third."""
+WORTH_LEAVING = 0.6
+"""Of a core, taken by others, from which on it is left to them."""
+MOST_WAITING = 0.8
+"""Of the time, as far as it is believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Processor seconds since some moment in the past."""
+
+    at: float
+    """Of the clock."""
+    all: float
+    """Of all programs on our cores, and of other virtual machines on theirs."""
+    own: float
+    """Of this process."""
+    running: float
+    """Of this process's threads."""
+    waiting: float
+    """For which its threads could have run but had no core."""
+
+
+def usage(proc: Path = Path("/proc")) -> Usage | None:
+    """None where the system does not say (it is not Linux)."""
+    try:
+        everything = _busy_seconds(proc / "stat", _cores())
+        running, waiting = _scheduled(proc / "self/task")
+    except (OSError, ValueError, IndexError):
+        return None
+    return Usage(time.monotonic(), everything, time.process_time(), running, waiting)
+
+
+def demand(before: Usage, after: Usage) -> float:
+    """Cores that other programs would take if they got all they wanted.
+
+    They wait as often as we do, where they share a core with us.
+    """
+    seconds = max(after.at - before.at, 1e-6)
+    others = max(0.0, (after.all - before.all) - (after.own - before.own)) / seconds
+    running, waiting = after.running - before.running, after.waiting - before.waiting
+    share = waiting / (running + waiting) if running + waiting > 0.0 else 0.0
+    return others / (1.0 - min(max(share, 0.0), MOST_WAITING))
+
+
+def threads_for(demand: float, most: int, cores: int) -> int:
+    """Threads that compute, of at most ``most``, where others want ``demand`` of the cores."""
+    left = cores - math.floor(demand + 1.0 - WORTH_LEAVING)
+    return min(most, left) if 2 * left >= cores else most
+
+
+class Threads:
+    """Sets torch's number of threads, which is that of our kernels too."""
+
+    def __init__(
+        self,
+        read: Callable[[], Usage | None] = usage,
+        set_threads: Callable[[int], None] = torch.set_num_threads,
+    ) -> None:
+        self.most = self._now = torch.get_num_threads()
+        self._cores = max(self.most, len(_cores()))
+        self._read, self._set = read, set_threads
+        self._last = read()
+        self._demand = 0.0
+
+    def adapt(self) -> None:
+        """Called before each step; looks at the machine now and then."""
+        if self._last is None or time.monotonic() - self._last.at < INTERVAL:
+            return
+        now = self._read()
+        if now is not None:
+            newest = 1.0 - math.exp((self._last.at - now.at) / MEMORY)
+            self._demand += newest * (demand(self._last, now) - self._demand)
+            wanted = threads_for(self._demand, self.most, self._cores)
+            if wanted != self._now:
+                self._now = wanted
+                self._set(wanted)
+        self._last = now
+
+
+def _cores() -> frozenset[int]:
+    """On which this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def _busy_seconds(file: Path, cores: frozenset[int]) -> float:
+    ticks = 0
+    for line in file.read_text().splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cores:
+            user, nice, system, _, _, irq, softirq, steal = (int(field) for field in fields[:8])
+            ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _scheduled(tasks: Path) -> tuple[float, float]:
+    """Seconds for which this process's threads ran and waited; zeros where the kernel does not count them."""
+    running = waiting = 0
+    for task in tasks.iterdir():
+        try:
+            fields = (task / "schedstat").read_text().split()
+        except OSError:  # the thread has ended, or the kernel has no such file
+            continue
+        running += int(fields[0])
+        waiting += int(fields[1])
+    return running / 1e9, waiting / 1e9

@@ -1,0 +1,167 @@
+"""How many threads compute beside other programs."""
+
+import itertools
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fgengine.execution import threads
+from fgengine.execution.threads import Threads, Usage, demand, threads_for, usage
+
+
+@pytest.mark.parametrize(
+    ("wanted", "most", "cores", "expected"),
+    [
+        (0.0, 2, 2, 2),
+        (0.3, 2, 2, 2),  # a client
+        (0.55, 2, 2, 2),
+        (0.65, 2, 2, 1),
+        (1.0, 2, 2, 1),
+        (1.5, 2, 2, 1),
+        (2.0, 2, 2, 2),  # none is free: we take our share of all
+        (9.0, 2, 2, 2),
+        (1.0, 8, 8, 7),
+        (4.0, 8, 8, 4),
+        (5.0, 8, 8, 8),
+        (1.0, 4, 8, 4),  # set by OMP_NUM_THREADS: there are cores enough
+        (5.0, 4, 8, 4),
+        (0.0, 1, 1, 1),
+        (1.0, 1, 1, 1),
+    ],
+)
+def test_cores_are_left_to_others_while_half_are_free(
+    wanted: float, most: int, cores: int, expected: int
+) -> None:
+    assert threads_for(wanted, most, cores) == expected
+
+
+def test_at_least_half_of_the_cores_compute() -> None:
+    for cores, most, tenths in itertools.product(range(1, 20), range(1, 20), range(300)):
+        chosen = threads_for(tenths / 10, most, cores)
+        assert min(most, (cores + 1) // 2) <= chosen <= most
+
+
+def after(before: Usage, seconds: float, others: float, own: float, waiting: float) -> Usage:
+    """So many seconds later; others and own in cores, waiting in threads."""
+    return Usage(
+        before.at + seconds,
+        before.all + (others + own) * seconds,
+        before.own + own * seconds,
+        before.running + own * seconds,
+        before.waiting + waiting * seconds,
+    )
+
+
+def test_who_waits_with_us_wants_more_than_it_gets() -> None:
+    start = Usage(5.0, 100.0, 50.0, 50.0, 10.0)
+    assert demand(start, after(start, 0.5, others=1.0, own=1.0, waiting=0.0)) == pytest.approx(1.0)
+    assert demand(start, after(start, 0.5, others=1.0, own=1.0, waiting=1.0)) == pytest.approx(2.0)
+    assert demand(start, after(start, 0.5, others=0.0, own=2.0, waiting=0.0)) == 0.0
+    assert demand(start, after(start, 0.5, others=-0.1, own=2.0, waiting=0.0)) == 0.0, "rounded ticks"
+    assert demand(start, after(start, 0.5, others=1.0, own=0.0, waiting=2.0)) == pytest.approx(5.0)
+    assert demand(start, start) == 0.0
+
+
+class Machine:
+    """Says what is read of it, a third of a second after the last time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = Usage(100.0, 0.0, 0.0, 0.0, 0.0)
+        self.set: list[int] = []
+        monkeypatch.setattr(threads.time, "monotonic", lambda: self.now.at)
+        monkeypatch.setattr(threads, "_cores", lambda: frozenset(range(4)))
+        monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 4)
+
+    def threads(self) -> Threads:
+        return Threads(lambda: self.now, self.set.append)
+
+    def goes_on(self, others: float, own: float, waiting: float) -> None:
+        self.now = after(self.now, 0.3, others, own, waiting)
+
+
+def test_threads_follow_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    crew = machine.threads()
+    for _ in range(4):
+        machine.goes_on(0.0, 4.0, 0.0)
+        crew.adapt()
+    assert machine.set == []
+    for _ in range(4):
+        machine.goes_on(1.0, 3.0, 0.0)
+        crew.adapt()
+    assert machine.set == [3]
+    for _ in range(6):
+        machine.goes_on(2.0, 2.0, 2.0)  # four others
+        crew.adapt()
+    assert machine.set[-1] == 4
+    for _ in range(6):
+        machine.goes_on(0.0, 4.0, 0.0)
+        crew.adapt()
+    assert machine.set[-1] == 4
+    assert crew.most == 4
+
+
+def test_it_looks_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    reads = 0
+
+    def read() -> Usage:
+        nonlocal reads
+        reads += 1
+        return machine.now
+
+    crew = Threads(read, machine.set.append)
+    for _ in range(100):
+        machine.now = after(machine.now, 0.01, 0.0, 4.0, 0.0)
+        crew.adapt()
+    assert 3 <= reads <= 5
+
+
+def test_where_the_system_says_nothing_all_threads_compute(tmp_path: Path) -> None:
+    assert usage(tmp_path) is None
+    crew = Threads(lambda: usage(tmp_path), lambda count: pytest.fail("changed"))
+    crew.adapt()
+    assert crew.most == torch.get_num_threads()
+
+
+def test_usage_of_our_cores_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """user + nice + system + irq + softirq + steal; guests are in user already."""
+    (tmp_path / "stat").write_text(
+        "cpu 999 9 9 9 9 9 9 9 9 9\n"
+        "cpu0 100 10 20 5000 300 1 2 7 50 0\n"
+        "cpu1 900 0 0 0 0 0 0 0 0 0\n"
+        "cpu10 60 0 0 0 0 0 0 0 0 0\n"
+        "intr 5\n"
+    )
+    for number, counts in enumerate(["1000000000 500000000 3", "2000000000 0 9"]):
+        task = tmp_path / "self/task" / str(number)
+        task.mkdir(parents=True)
+        (task / "schedstat").write_text(counts + "\n")
+    (tmp_path / "self/task/2").mkdir()  # it has just ended
+    monkeypatch.setattr(threads, "_cores", lambda: frozenset({0, 10}))
+    found = usage(tmp_path)
+    assert found is not None
+    assert found.all == (140 + 60) / os.sysconf("SC_CLK_TCK")
+    assert (found.running, found.waiting) == (3.0, 0.5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_usage_of_this_machine() -> None:
+    before = usage()
+    assert before is not None
+    until = time.monotonic() + 0.3
+    other = threading.Thread(target=time.sleep, args=(0.3,))
+    other.start()
+    while time.monotonic() < until:
+        pass
+    now = usage()
+    other.join()
+    assert now is not None
+    assert now.own - before.own > 0.01
+    assert now.all - before.all > 0.01
+    assert now.at - before.at >= 0.3
