@@ -132,7 +132,7 @@ def find_profile(options: ServerOptions) -> Profile:
     Raises:
         ValueError: there is none.
     """
-    from fgengine.profiler import profiles_of
+    from fgengine.profile_cache import profiles_of
 
     if options.profile is not None:
         return Profile.load(options.profile)

@@ -80,7 +80,7 @@ class Engine:
         ``report`` is told each slow step in a sentence. Raises ValueError for a model, policy or profile
         that cannot be used.
         """
-        from fgengine import profiler, quick_speed
+        from fgengine import profile_cache, quick_speed
         from fgengine.execution.machine import require_memory
         from fgengine.execution.runner import TorchRunner
         from fgengine.model import catalog, store
@@ -98,7 +98,7 @@ class Engine:
         report(f"loading {config.model}")
         runner = TorchRunner.create(config, shape, folder, report)
         needs_cost = policy.needs_cost or config.offloading == "auto"
-        cost = profiler.ensure(config, runner, report).cost if needs_cost else None
+        cost = profile_cache.ensure(config, runner, report).cost if needs_cost else None
         predictor = make_predictor(config.predictor, config.model) if policy.needs_predictor else None
         queue = QueueLimit.of(config, lambda: quick_speed.speed_of(config, runner, cost, report))
         report(queue.describe())

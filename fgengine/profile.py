@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fgengine.cache import write_durably
 from fgengine.cost import CostModel, StepShape
+from fgengine.machine_load import MachineLoad
 from fgengine.model.shape import ModelShape
 from fgengine.physics import Ceilings, floor_of, impossible
 
@@ -51,6 +52,24 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What else the machine did while a profile was measured."""
+
+    other_cores: float
+    """That other programs took."""
+    stolen_cores: float
+    """That other virtual machines took."""
+    mhz: float | None
+    """Of the processor, where the system says it."""
+    busy: bool
+    """Whether that was too much for a profile of this machine alone."""
+
+    @classmethod
+    def of(cls, load: MachineLoad) -> Conditions:
+        return cls(load.other_cores, load.stolen_cores, load.mhz, load.is_busy)
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """All there is to know about how long steps take."""
 
@@ -65,6 +84,8 @@ class Profile:
     versions: dict[str, str]
     measured: str
     """When, ISO 8601."""
+    conditions: Conditions | None = None
+    """None: measured before they were kept."""
 
     @property
     def on_cpu(self) -> bool:
@@ -115,14 +136,15 @@ class Profile:
             raise ValueError(f"the profile cannot be true: {problems[0]}; {REMEASURE}")
 
     def save(self, path: Path) -> None:
-        """Writes the file whole or not at all."""
+        """Writes the file whole or not at all. Raises OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        write_durably(path, self.to_json())
+
+    def to_json(self) -> bytes:
         data = {"version": VERSION, **asdict(self), "median_error": self.median_error}
         if math.isnan(self.median_error):
             data["median_error"] = None
-        partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
 
     @classmethod
     def load(cls, path: Path) -> Profile:
@@ -149,8 +171,10 @@ class Profile:
         points = tuple(Point(**point) for point in data["points"])
         if not all(0.0 < point.seconds < math.inf for point in points):
             raise ValueError("a point's seconds must be above 0 and finite")
-        parts = {f.name: data[f.name] for f in fields(cls)}
+        parts = {f.name: data[f.name] for f in fields(cls) if f.name != "conditions"}
+        conditions = data.get("conditions")
         parts |= {
+            "conditions": None if conditions is None else Conditions(**conditions),
             "cost": CostModel.from_dict(data["cost"]),
             "ceilings": Ceilings(**data["ceilings"]),
             "points": points,

@@ -14,17 +14,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import count, product
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fgengine.config import EngineConfig
 from fgengine.cost import CostModel, StepShape
 from fgengine.kv.transfer import CopyEngine, Transfer
+from fgengine.machine_load import load_between, look
 from fgengine.model.shape import ModelShape
 from fgengine.physics import Ceilings
 from fgengine.plan import PlanItem, StepPlan, StepResult
-from fgengine.profile import ELEMENT_BYTES, Point, Profile, file_name, profiles_in, shape_key
+from fgengine.profile import ELEMENT_BYTES, Conditions, Point, Profile, shape_key
 from fgengine.request import Request, SamplingParams
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ LEAST_STEP_SECONDS = 1e-6
 COPY_BLOCKS = 64
 COPY_REPEATS = 5
 CEILING_ATTEMPTS = 3
-WORTH_KEEPING = 0.25
-"""Median held-out error up to which a quick profile is kept for the next engines."""
 
 
 class ProfiledRunner(Protocol):
@@ -300,6 +297,7 @@ def make_profile(
         weight_bytes = runner.shape.num_parameters * ELEMENT_BYTES[runner.dtype_name]
         return measure_ceilings(runner.device, runner.dtype, weight_bytes)
 
+    before = look()
     best = ceilings()
     points = measure(runner, grid, progress)
     profile = Profile(
@@ -312,6 +310,7 @@ def make_profile(
         points=tuple(points),
         versions={"python": platform.python_version(), "torch": torch.__version__},
         measured=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        conditions=Conditions.of(load_between(before, look())),
     )
     for _ in range(CEILING_ATTEMPTS):
         if profile.closest_to_floor(runner.shape)[1] >= 1.0:
@@ -323,57 +322,10 @@ def make_profile(
     return profile
 
 
-def ensure(config: EngineConfig, runner: ProfiledRunner, report: Callable[[str], None]) -> Profile:
-    """The profile the engine runs by: the one asked for, else the cached one, else a quick new one.
-
-    Raises:
-        ValueError: the profile asked for is of another model, device or dtype, or beats physics; or none
-            can be measured.
-    """
-
-    def usable(path: Path) -> Profile:
-        profile = Profile.load(path)
-        profile.require(shape=runner.shape, device=describe_device(runner), dtype=runner.dtype_name)
-        return profile
-
-    if config.profile is not None:
-        return usable(config.profile)
-    path = default_path(config.model, runner)
-    if path.exists():
-        try:
-            return usable(path)
-        except ValueError as error:
-            report(f"the cached profile is not used: {error}")
-    report("no profile of this model on this device yet: measuring a quick one, some seconds")
-    profile = make_profile(config.model, runner, QUICK)
-    trust = f"median error {profile.median_error:.0%} on points kept from the fit"
-    if profile.median_error > WORTH_KEEPING:
-        report(f"the profile is rough ({trust}), as on a busy machine: used now, measured anew next time")
-    elif is_whole(profile, runner, QUICK):
-        profile.save(path)
-        report(f"profile kept in {path} ({trust}); `fgbench profile` measures a thorough one")
-    return profile
-
-
-def is_whole(profile: Profile, runner: ProfiledRunner, grid: Grid) -> bool:
+def is_complete(profile: Profile, runner: ProfiledRunner, grid: Grid) -> bool:
     """Whether nothing was left out that an engine with other settings would need, such as longer requests."""
     possible = [point for point in grid.points() if _longest(point) <= runner.shape.max_position]
     return len(profile.points) == len(possible)
-
-
-def profiles_of(model: str) -> list[Path]:
-    """The cached profiles of a model, for any device."""
-    return profiles_in(_cache(), model)
-
-
-def _cache() -> Path:
-    from fgengine.cache import cache_folder
-
-    return cache_folder() / "profiles"
-
-
-def default_path(model: str, runner: ProfiledRunner) -> Path:
-    return _cache() / file_name(model, describe_device(runner), runner.dtype_name)
 
 
 def describe_device(runner: ProfiledRunner) -> str:

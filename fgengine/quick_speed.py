@@ -8,6 +8,7 @@ from fgengine import profiler
 from fgengine.config import EngineConfig
 from fgengine.cost import CostModel
 from fgengine.profile import Profile
+from fgengine.profile_cache import default_path
 from fgengine.speed import TYPICAL_CONTEXT, TYPICAL_PROMPT, Speed
 
 
@@ -56,7 +57,7 @@ def timed_speed(runner: profiler.ProfiledRunner, max_batch_size: int) -> Speed |
 
 def _cost_at_hand(config: EngineConfig, runner: profiler.ProfiledRunner) -> CostModel | None:
     """Of the profile asked for, or of the one in the cache; None where neither is usable here."""
-    path = config.profile or profiler.default_path(config.model, runner)
+    path = config.profile or default_path(config.model, runner)
     try:
         profile = Profile.load(path)
         profile.require(shape=runner.shape, device=profiler.describe_device(runner), dtype=runner.dtype_name)

@@ -70,8 +70,8 @@ def cost_models(profile: Path | None, say: Say) -> Callable[[str], CostModel | N
     Raises:
         ValueError: ``profile`` is no usable profile.
     """
-    from fgengine.cache import cache_folder
-    from fgengine.profile import Profile, profiles_in
+    from fgengine.profile import Profile
+    from fgengine.profile_cache import profiles_of
 
     given = Profile.load(profile) if profile else None
 
@@ -82,7 +82,7 @@ def cost_models(profile: Path | None, say: Say) -> Callable[[str], CostModel | N
                 say(f"No slowdowns of {model}: {profile} is the profile of {given.model}.")
                 return None
             return given.cost
-        cached = [Profile.load(path) for path in profiles_in(cache_folder() / "profiles", model)]
+        cached = [Profile.load(path) for path in profiles_of(model)]
         if not cached:
             say(f"No slowdowns: there is no profile of {model}: 'fgbench profile' makes one.")
             return None

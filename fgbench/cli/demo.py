@@ -84,7 +84,7 @@ def demo(
     else:
         _verb("models", "pull", model)
     _headline(console, "2. How fast is it here? A quick profile")
-    _verb("profile", "--quick", "--model", model, *weights)
+    _verb("profile", "--quick", "--patience", "20", "--even-if-busy", "--model", model, *weights)
     dataset = load_dataset("sharegpt-lengths")
     plan = make_plan(_cost_of(model), sampled_lengths(dataset, seed), minutes * 60.0)
     console.print(
@@ -137,7 +137,7 @@ def _measure(
 def _cost_of(model: str) -> CostModel:
     """The newest profile of the model: the one made a moment ago."""
     from fgengine.profile import Profile
-    from fgengine.profiler import profiles_of
+    from fgengine.profile_cache import profiles_of
 
     return Profile.load(max(profiles_of(model), key=lambda path: path.stat().st_mtime)).cost
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,11 +35,18 @@ def profile(
         Path | None, typer.Option(help="File to write; default: where 'fgbench serve' looks for it.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer points: seconds, not minutes.")] = False,
+    patience: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to wait for other programs to leave the machine alone.")
+    ] = 60.0,
+    even_if_busy: Annotated[
+        bool, typer.Option("--even-if-busy", help="Then measure all the same, and write the file.")
+    ] = False,
 ) -> None:
     """Measure step times over prefill length x decode batch x context, and fit the cost model.
 
     A third of the points is kept from the fit to judge it by. What beats the machine's own memory
-    bandwidth and arithmetic is refused.
+    bandwidth and arithmetic is refused. Other programs make steps seem slow, and a profile steers all later
+    starts and simulations: so it waits until the machine is quiet, and writes nothing if it does not stay so.
 
     Example: a profile of the default model, then a server that schedules by it:
 
@@ -47,10 +55,14 @@ def profile(
     """
     from rich.console import Console
 
-    from fgengine import profiler
+    from fgengine import profile_cache, profiler
     from fgengine.execution.device import pick_device
 
     console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False)
+
     grid = profiler.QUICK if quick else profiler.GPU if pick_device(device).type == "cuda" else profiler.FULL
     config = EngineConfig(
         model=model,
@@ -63,15 +75,54 @@ def profile(
     )
     with console.status(f"loading {model}"):
         runner = _create_runner(config, console)
+    path = out or profile_cache.default_path(model, runner)
     try:
-        measured = _measure(model, runner, grid, console)
-        path = out or profiler.default_path(model, runner)
-        measured.save(path)
+        with profile_cache.one_at_a_time(say):
+            _await_quiet(patience, even_if_busy, console)
+            measured = _measure(model, runner, grid, console)
+            busy = measured.conditions is not None and measured.conditions.busy
+            written = (not busy or even_if_busy) and _write(measured, out, path, say)
     finally:
         runner.close()
     console.print(held_out_table(measured))
     _print_verdict(measured, runner, console)
-    console.print(f"written: {path}", soft_wrap=True, highlight=False)
+    if busy and not even_if_busy:
+        assert measured.conditions is not None
+        console.print(
+            f"other programs took {measured.conditions.other_cores:.2f} cores meanwhile, so this is not the "
+            "machine's own speed and nothing was written; stop them, or use --even-if-busy",
+            style="bold red",
+        )
+        raise typer.Exit(1)
+    if written:
+        say(f"written: {path}")
+
+
+def _await_quiet(patience: float, even_if_busy: bool, console: Console) -> None:
+    """Raises ValueError where others do not leave the machine alone within so many seconds."""
+    from fgengine.machine_load import wait_until_quiet
+
+    with console.status("looking for other programs that compute") as status:
+        load = wait_until_quiet(patience, lambda line: status.update(f"waiting for a quiet machine: {line}"))
+    if not load.is_busy:
+        return
+    if not even_if_busy:
+        console.print(
+            f"{load.describe()}: a profile measured now would be wrong; stop them, or use --even-if-busy",
+            style="bold red",
+        )
+        raise typer.Exit(1)
+    console.print(f"{load.describe()}: the profile will say so", style="yellow")
+
+
+def _write(profile: Profile, out: Path | None, path: Path, say: Callable[[str], None]) -> bool:
+    """A file asked for must be written; one for the cache may fail."""
+    from fgengine.profile_cache import keep_profile
+
+    if out is None:
+        return keep_profile(profile, path, say)
+    profile.save(out)
+    return True
 
 
 def _create_runner(config: EngineConfig, console: Console) -> TorchRunner:

@@ -8,13 +8,14 @@ many there are. It is better left to the other program, while at least half of t
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from fgengine.machine_load import core_seconds, our_cores
 
 INTERVAL = 0.25
 """Seconds between two looks at the machine, which take some 0.2 ms."""
@@ -42,14 +43,13 @@ class Usage:
     """For which its threads could have run but had no core."""
 
 
-def usage(proc: Path = Path("/proc")) -> Usage | None:
+def usage(tasks: Path = Path("/proc/self/task")) -> Usage | None:
     """None where the system does not say (it is not Linux)."""
     try:
-        everything = _busy_seconds(proc / "stat", _cores())
-        running, waiting = _scheduled(proc / "self/task")
+        running, waiting = _scheduled(tasks)
     except (OSError, ValueError, IndexError):
         return None
-    return Usage(time.monotonic(), everything, time.process_time(), running, waiting)
+    return Usage(time.monotonic(), sum(core_seconds()), time.process_time(), running, waiting)
 
 
 def demand(before: Usage, after: Usage) -> float:
@@ -79,7 +79,7 @@ class Threads:
         set_threads: Callable[[int], None] = torch.set_num_threads,
     ) -> None:
         self.most = self._now = torch.get_num_threads()
-        self._cores = max(self.most, len(_cores()))
+        self._cores = max(self.most, len(our_cores()))
         self._read, self._set = read, set_threads
         self._last = read()
         self._demand = 0.0
@@ -97,23 +97,6 @@ class Threads:
                 self._now = wanted
                 self._set(wanted)
         self._last = now
-
-
-def _cores() -> frozenset[int]:
-    """On which this process may run."""
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
-
-
-def _busy_seconds(file: Path, cores: frozenset[int]) -> float:
-    ticks = 0
-    for line in file.read_text().splitlines():
-        name, *fields = line.split()
-        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cores:
-            user, nice, system, _, _, irq, softirq, steal = (int(field) for field in fields[:8])
-            ticks += user + nice + system + irq + softirq + steal
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _scheduled(tasks: Path) -> tuple[float, float]:

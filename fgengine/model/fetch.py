@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+
+from fgengine.cache import locked
 
 Report = Callable[[str], None]
 """Told, in a few words, what is being done now."""
@@ -84,7 +84,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.with_name(f".{target.name}.lock")):
+    with locked(target.with_name(f".{target.name}.lock")):
         if target.is_dir():
             return target
         partial = target.with_name(f".{target.name}.partial")
@@ -96,16 +96,6 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
-    """Holds the lock file; the operating system lets go of it when the process ends, however it ends."""
-    import fcntl
-
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
 
 
 def _check(name: str, found: str, wanted: str) -> None:

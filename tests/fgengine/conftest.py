@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from fgengine import profile_cache, profiler
 from fgengine.clock import VirtualClock
 from fgengine.config import Offloading
 from fgengine.cost import CostModel, StepShape
 from fgengine.engine import Engine
 from fgengine.kv.manager import KVManager
 from fgengine.kv.transfer import Transfer
+from fgengine.machine_load import MachineLoad
+from fgengine.model.catalog import shape_of
+from fgengine.physics import Ceilings
 from fgengine.plan import StepPlan, StepResult
 from fgengine.request import Request
 from fgengine.scheduling.draft import Limits
@@ -154,3 +162,100 @@ def symbolic_engine() -> Callable[..., Engine]:
         return Engine(scheduler, machine, machine, clock, vocab_size=2000, overlap=overlap)
 
     return build
+
+
+KNOWN_COST = CostModel(
+    step=0.02,
+    prefill_request=1e-3,
+    prefill_token=3e-4,
+    prefill_pair=2e-7,
+    decode_request=5e-4,
+    decode_context=4e-6,
+    copy_bytes_per_second=1e9,
+)
+
+
+class InstantCopies:
+    def __init__(self) -> None:
+        self.finished: list[Transfer] = []
+
+    def submit(self, transfer: Transfer) -> None:
+        self.finished.append(transfer)
+
+    def done(self) -> list[Transfer]:
+        finished, self.finished = self.finished, []
+        return finished
+
+    wait = done
+
+    def close(self) -> None:
+        pass
+
+
+class KnownRunner:
+    """Takes what ``cost`` says, and remembers every plan."""
+
+    cost = KNOWN_COST
+
+    def __init__(self, speedup: float = 1.0, num_device_blocks: int = 400) -> None:
+        self.shape = shape_of("smollm2-135m")
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.device_name, self.dtype_name = "abacus", "float32"
+        self.block_size, self.block_bytes = 16, 16 * self.shape.kv_bytes_per_token(4)
+        self.num_device_blocks, self.most_blocks = num_device_blocks, 10**9
+        self.max_model_len, self.most_decodes, self.num_threads = 2048, 128, 2
+        self.copies = InstantCopies()
+        self.pool: Any = np.zeros((num_device_blocks, 1))
+        self.speedup = speedup
+        self.plans: list[StepPlan] = []
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self.plans.append(plan)
+        assert all(block < len(self.pool) for item in plan.items for block in item.blocks)
+        return StepResult(plan.step, self.cost.step_seconds(StepShape.of_plan(plan)) / self.speedup)
+
+    @contextmanager
+    def trial_copies(self, num_blocks: int) -> Iterator[InstantCopies]:
+        self.copied_blocks = num_blocks
+        yield self.copies
+
+    @contextmanager
+    def larger_pool(self, num_blocks: int) -> Iterator[None]:
+        own = self.pool
+        self.pool = np.zeros((max(num_blocks, len(own)), 1))
+        yield
+        self.measured_in, self.pool = self.pool, own
+
+
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> list[Ceilings]:
+    """Ceilings to be measured, in this order; the last again and again."""
+    found = [Ceilings(40e9, 1e12)]
+    monkeypatch.setattr(
+        "fgengine.ceilings.measure_ceilings", lambda *_: found.pop(0) if len(found) > 1 else found[0]
+    )
+    return found
+
+
+@pytest.fixture
+def known_runner() -> type[KnownRunner]:
+    """Makes runners whose steps take what is known."""
+    return KnownRunner
+
+
+@pytest.fixture
+def other_load(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets how many cores other programs take; none until it is called."""
+    found = [0.0]
+
+    def between(before: object, after: object) -> MachineLoad:
+        return MachineLoad(1.0, found[0], 0.0, 0.0, 3000.0, (("make", found[0]),) if found[0] else ())
+
+    for module in (profiler, profile_cache):
+        monkeypatch.setattr(module, "load_between", between)
+        monkeypatch.setattr(module, "look", lambda *own: None)
+
+    def set_load(cores: float) -> None:
+        found[0] = cores
+
+    return set_load

@@ -2,96 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from fgengine import profiler
 from fgengine.config import EngineConfig
-from fgengine.cost import CostModel, StepShape
 from fgengine.kv.transfer import Transfer
 from fgengine.model.catalog import shape_of
 from fgengine.physics import Ceilings
-from fgengine.plan import StepPlan, StepResult
-from fgengine.profile import Point, Profile
+from fgengine.plan import StepResult
+from fgengine.profile import Point
 
-COST = CostModel(
-    step=0.02,
-    prefill_request=1e-3,
-    prefill_token=3e-4,
-    prefill_pair=2e-7,
-    decode_request=5e-4,
-    decode_context=4e-6,
-    copy_bytes_per_second=1e9,
-)
 SMALL = profiler.Grid((16, 64, 256), (64,), (1, 4, 8), (32, 128, 256), (), repeats=3, seconds_per_point=60.0)
-
-
-class InstantCopies:
-    def __init__(self) -> None:
-        self.finished: list[Transfer] = []
-
-    def submit(self, transfer: Transfer) -> None:
-        self.finished.append(transfer)
-
-    def done(self) -> list[Transfer]:
-        finished, self.finished = self.finished, []
-        return finished
-
-    wait = done
-
-    def close(self) -> None:
-        pass
-
-
-class KnownRunner:
-    """Takes what ``COST`` says, and remembers every plan."""
-
-    def __init__(self, speedup: float = 1.0, num_device_blocks: int = 400) -> None:
-        self.shape = shape_of("smollm2-135m")
-        self.device, self.dtype = torch.device("cpu"), torch.float32
-        self.device_name, self.dtype_name = "abacus", "float32"
-        self.block_size, self.block_bytes = 16, 16 * self.shape.kv_bytes_per_token(4)
-        self.num_device_blocks, self.most_blocks = num_device_blocks, 10**9
-        self.max_model_len, self.most_decodes = 2048, 128
-        self.copies = InstantCopies()
-        self.pool: Any = np.zeros((num_device_blocks, 1))
-        self.speedup = speedup
-        self.plans: list[StepPlan] = []
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        self.plans.append(plan)
-        assert all(block < len(self.pool) for item in plan.items for block in item.blocks)
-        return StepResult(plan.step, COST.step_seconds(StepShape.of_plan(plan)) / self.speedup)
-
-    @contextmanager
-    def trial_copies(self, num_blocks: int) -> Iterator[InstantCopies]:
-        self.copied_blocks = num_blocks
-        yield self.copies
-
-    @contextmanager
-    def larger_pool(self, num_blocks: int) -> Iterator[None]:
-        own = self.pool
-        self.pool = np.zeros((max(num_blocks, len(own)), 1))
-        yield
-        self.measured_in, self.pool = self.pool, own
-
-
-@pytest.fixture
-def slow_machine(monkeypatch: pytest.MonkeyPatch) -> list[Ceilings]:
-    """Ceilings to be measured, in this order; the last again and again."""
-    found = [Ceilings(40e9, 1e12)]
-    monkeypatch.setattr(
-        "fgengine.ceilings.measure_ceilings", lambda *_: found.pop(0) if len(found) > 1 else found[0]
-    )
-    return found
 
 
 @pytest.mark.parametrize("grid", [profiler.QUICK, profiler.FULL, profiler.GPU, SMALL])
@@ -112,10 +38,10 @@ def test_held_out_points_are_within_the_grid_and_at_most_a_third(grid: profiler.
         assert any(inside), point
 
 
-def test_the_known_costs_are_found_again() -> None:
-    points = profiler.measure(KnownRunner(), profiler.FULL)
+def test_the_known_costs_are_found_again(known_runner: Any) -> None:
+    points = profiler.measure(known_runner(), profiler.FULL)
     cost = profiler.fit(points, 1e9)
-    for name, value in COST.to_dict().items():
+    for name, value in known_runner.cost.to_dict().items():
         assert getattr(cost, name) == pytest.approx(value, rel=1e-6), name
 
 
@@ -136,8 +62,8 @@ def test_the_fit_weighs_relative_errors() -> None:
     assert profiler.fit(points, 1e9).min_iteration_seconds == pytest.approx(0.010, rel=0.1)
 
 
-def test_every_request_of_a_step_has_blocks_of_its_own_and_kv_behind_it() -> None:
-    runner = KnownRunner()
+def test_every_request_of_a_step_has_blocks_of_its_own_and_kv_behind_it(known_runner: Any) -> None:
+    runner = known_runner()
     profiler.measure(runner, SMALL)
     for plan in runner.plans:
         used = [block for item in plan.items for block in item.blocks]
@@ -150,8 +76,8 @@ def test_every_request_of_a_step_has_blocks_of_its_own_and_kv_behind_it() -> Non
     assert (runner.measured_in[: touched + 1] != 0).all()  # memory that was never written would seem fast
 
 
-def test_a_point_is_the_median_of_its_repeats_without_the_first() -> None:
-    runner = KnownRunner()
+def test_a_point_is_the_median_of_its_repeats_without_the_first(known_runner: Any) -> None:
+    runner = known_runner()
     num_points = len(SMALL.points())
     by_round = [seconds for seconds in (9.0, 0.3, 0.1, 0.2) for _ in range(num_points)]
     runner.execute = lambda plan: StepResult(plan.step, by_round[plan.step])  # type: ignore[method-assign]
@@ -160,20 +86,20 @@ def test_a_point_is_the_median_of_its_repeats_without_the_first() -> None:
     assert {(point.seconds, point.repeats) for point in points} == {(0.2, 3)}
 
 
-def test_slow_points_are_repeated_less() -> None:
-    runner = KnownRunner(speedup=1e-3)
+def test_slow_points_are_repeated_less(known_runner: Any) -> None:
+    runner = known_runner(speedup=1e-3)
     points = profiler.measure(runner, replace(SMALL, seconds_per_point=1.0))
     assert {point.repeats for point in points} == {1}
 
 
-def test_the_points_do_not_depend_on_the_engines_own_pool() -> None:
-    tiny = KnownRunner(num_device_blocks=1)
-    assert profiler.measure(tiny, SMALL) == profiler.measure(KnownRunner(), SMALL)
+def test_the_points_do_not_depend_on_the_engines_own_pool(known_runner: Any) -> None:
+    tiny = known_runner(num_device_blocks=1)
+    assert profiler.measure(tiny, SMALL) == profiler.measure(known_runner(), SMALL)
     assert (tiny.num_device_blocks, len(tiny.pool)) == (1, 1)
 
 
-def test_what_is_longer_than_a_request_may_be_is_left_out() -> None:
-    runner = KnownRunner()
+def test_what_is_longer_than_a_request_may_be_is_left_out(known_runner: Any) -> None:
+    runner = known_runner()
     runner.max_model_len = 64
     points = profiler.measure(runner, SMALL)
     assert max(p.prefill_tokens for p in points) == 64
@@ -182,100 +108,28 @@ def test_what_is_longer_than_a_request_may_be_is_left_out() -> None:
         profiler.measure(runner, SMALL)
 
 
-def test_progress_is_told_repeat_by_repeat() -> None:
+def test_progress_is_told_repeat_by_repeat(known_runner: Any) -> None:
     told: list[tuple[int, int]] = []
-    points = profiler.measure(KnownRunner(), SMALL, lambda done, total, _: told.append((done, total)))
+    points = profiler.measure(known_runner(), SMALL, lambda done, total, _: told.append((done, total)))
     total = SMALL.repeats * len(points)
     assert told == [(done, total) for done in range(1, total + 1)]
 
 
-def test_ceilings_measured_on_a_busy_machine_get_another_look(slow_machine: list[Ceilings]) -> None:
+def test_ceilings_measured_on_a_busy_machine_get_another_look(
+    slow_machine: list[Ceilings], known_runner: Any
+) -> None:
     honest = Ceilings(40e9, 1e12)
     slow_machine[:] = [Ceilings(1e9, 1e10), honest]  # by the first, every step would be impossible
-    assert profiler.make_profile("smollm2-135m", KnownRunner(), SMALL).ceilings == honest
+    assert profiler.make_profile("smollm2-135m", known_runner(), SMALL).ceilings == honest
 
 
-def test_steps_that_beat_physics_give_no_profile(slow_machine: list[Ceilings]) -> None:
+def test_steps_that_beat_physics_give_no_profile(slow_machine: list[Ceilings], known_runner: Any) -> None:
     with pytest.raises(ValueError, match="cannot be true, so no profile is made of it: a step of"):
-        profiler.make_profile("smollm2-135m", KnownRunner(speedup=10.0), SMALL)
+        profiler.make_profile("smollm2-135m", known_runner(speedup=10.0), SMALL)
 
 
-def test_the_asked_for_profile_is_loaded_and_checked(slow_machine: list[Ceilings], tmp_path: Path) -> None:
-    runner = KnownRunner()
-    path = tmp_path / "mine.json"
-    profile = profiler.make_profile("smollm2-135m", runner, SMALL)
-    profile.save(path)
-    said: list[str] = []
-    config = EngineConfig(profile=path)
-    runner.plans.clear()
-    assert profiler.ensure(config, runner, said.append) == profile
-    assert not runner.plans
-    assert not said
-    runner.device_name = "another"
-    with pytest.raises(ValueError, match=r"device abacus.*, not another"):
-        profiler.ensure(config, runner, said.append)
-
-
-@pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def test_without_a_profile_a_quick_one_is_measured_aloud_and_kept(
-    slow_machine: list[Ceilings], cache: Path
-) -> None:
-    runner, said = KnownRunner(num_device_blocks=1000), []
-    first = profiler.ensure(EngineConfig(), runner, said.append)
-    (kept,) = (cache / "profiles").glob("smollm2-135m-abacus*.json")
-    assert Profile.load(kept) == first
-    assert any("measuring a quick one" in line for line in said)
-    assert profiler.profiles_of("smollm2-135m") == [kept]
-    assert profiler.profiles_of("smollm2") == []
-    runner.plans.clear()
-    assert profiler.ensure(EngineConfig(), runner, said.append) == first
-    assert not runner.plans
-
-
-def test_a_cached_profile_that_cannot_be_used_is_replaced(slow_machine: list[Ceilings], cache: Path) -> None:
-    runner = KnownRunner(num_device_blocks=1000)
-    said: list[str] = []
-    path = profiler.default_path("smollm2-135m", runner)
-    path.parent.mkdir(parents=True)
-    path.write_text("{")
-    assert profiler.profiles_of("smollm2-135m") == []
-    profile = profiler.ensure(EngineConfig(), runner, said.append)
-    assert any("the cached profile is not used" in line for line in said)
-    assert Profile.load(path) == profile
-
-
-def test_a_profile_without_the_long_requests_is_not_kept_for_others(
-    slow_machine: list[Ceilings], cache: Path
-) -> None:
-    runner = KnownRunner()
-    runner.max_model_len = 128
-    profiler.ensure(EngineConfig(), runner, lambda line: None)
-    assert not (cache / "profiles").exists()
-
-
-def test_a_profile_measured_on_a_busy_machine_is_used_but_not_kept(
-    slow_machine: list[Ceilings], cache: Path
-) -> None:
-    runner, said = KnownRunner(num_device_blocks=1000), []
-    execute, noise = runner.execute, np.random.default_rng(0)
-
-    def disturbed(plan: StepPlan) -> StepResult:
-        return replace(execute(plan), seconds=execute(plan).seconds * 20.0 ** noise.uniform())
-
-    runner.execute = disturbed  # type: ignore[method-assign]
-    profile = profiler.ensure(EngineConfig(), runner, said.append)
-    assert profile.median_error > profiler.WORTH_KEEPING
-    assert any("rough (median error" in line for line in said)
-    assert not (cache / "profiles").exists()
-
-
-def test_copies_are_timed_both_ways_whatever_the_engines_host_pool() -> None:
-    runner = KnownRunner()
+def test_copies_are_timed_both_ways_whatever_the_engines_host_pool(known_runner: Any) -> None:
+    runner = known_runner()
     submitted: list[str] = []
     submit: Callable[[Transfer], None] = runner.copies.submit
     runner.copies.submit = lambda t: (submitted.append(t.direction), submit(t))[1]  # type: ignore[method-assign]
@@ -305,12 +159,12 @@ def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings], swap_space:
     profile.require(shape=shape, device=profiler.describe_device(runner), dtype="float32")
 
 
-def test_points_that_an_engine_would_not_compute_so_are_left_out() -> None:
+def test_points_that_an_engine_would_not_compute_so_are_left_out(known_runner: Any) -> None:
     """Batches beyond the captured graphs, and what no pool has memory for, as on a GPU."""
-    runner = KnownRunner()
+    runner = known_runner()
     runner.most_decodes = 16
     assert max(point.decode_requests for point in profiler.measure(runner, profiler.FULL)) == 16
-    runner = KnownRunner(num_device_blocks=400)
+    runner = known_runner(num_device_blocks=400)
     runner.most_blocks = 400
     points = profiler.measure(runner, profiler.GPU)
     assert max(point.decode_requests * point.context_tokens for point in points) <= 400 * 16
@@ -318,8 +172,10 @@ def test_points_that_an_engine_would_not_compute_so_are_left_out() -> None:
     assert len(runner.measured_in) == 400
 
 
-def test_without_memory_for_a_pool_to_measure_in_it_says_so(slow_machine: list[Ceilings]) -> None:
-    runner = KnownRunner(num_device_blocks=1)
+def test_without_memory_for_a_pool_to_measure_in_it_says_so(
+    slow_machine: list[Ceilings], known_runner: Any
+) -> None:
+    runner = known_runner(num_device_blocks=1)
     runner.most_blocks = 1
     with pytest.raises(ValueError, match=r"a KV pool of 1 blocks is too small .* no memory is free"):
         profiler.measure(runner, profiler.QUICK)

@@ -19,6 +19,7 @@ from fgengine.model.catalog import shape_of
 from fgengine.physics import Ceilings
 from fgengine.plan import StepPlan, StepResult
 from fgengine.profile import Point, Profile, shape_key
+from fgengine.profile_cache import default_path
 from fgengine.speed import Speed
 
 COST = CostModel(step=0.02, prefill_token=3e-4, decode_request=5e-4, decode_context=4e-6)
@@ -91,10 +92,10 @@ def test_a_profile_in_the_cache_is_enough(cache: Path) -> None:
         {},
         "2026-11-25",
     )
-    profile.save(profiler.default_path("smollm2-135m", typed))
+    profile.save(default_path("smollm2-135m", typed))
     assert speed(runner) == Speed.of(cost, 16)
     assert runner.steps == 0
-    profiler.default_path("smollm2-135m", typed).write_text("{}")
+    default_path("smollm2-135m", typed).write_text("{}")
     assert speed(runner) is not None
     assert runner.steps > 0
 

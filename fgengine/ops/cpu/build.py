@@ -12,7 +12,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from fgengine.cache import cache_folder
+from fgengine.cache import cache_folder, is_whole, keep
 from fgengine.ops.cpu.processor import cpu_flags
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def kernels(bfloat16: bool) -> ctypes.CDLL | None:
     for parallel in (("-fopenmp",), ()):
         flags = (*FLAGS, *parallel, *(("-DBFLOAT16",) if bfloat16 else ()))
         try:
-            library = ctypes.CDLL(str(_built(compiler, flags)))
+            library = _library(compiler, flags)
         except (OSError, subprocess.SubprocessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
             log.info("CPU kernels with %s: %s", " ".join(flags), reason)
@@ -54,21 +54,23 @@ def kernels(bfloat16: bool) -> ctypes.CDLL | None:
     return None
 
 
-def _built(compiler: str, flags: tuple[str, ...]) -> Path:
-    """The compiled library's path; the name says all that decides its content."""
+def _library(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+    """From the cache, where the file's name says all that decides its content, else compiled now."""
     sources = [file.read_bytes() for file in sorted(SOURCE.parent.glob("*.[ch]"))]
     what = (*sources, *(text.encode() for text in (os.path.realpath(compiler), *flags, *sorted(cpu_flags()))))
-    name = hashlib.sha256(b"\0".join(what)).hexdigest()[:24]
-    folder = cache_folder() / "kernels"
-    path = folder / f"{name}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            compiled, linked = Path(scratch, "kernels.o"), Path(scratch, "kernels.so")
-            _run([compiler, *flags, "-c", str(SOURCE), "-o", str(compiled)])
-            _run([compiler, "-shared", str(compiled), "-o", str(linked), "-lm"])
-            os.replace(linked, path)  # whole or not at all, should another process do the same
-    return path
+    path = cache_folder() / "kernels" / f"{hashlib.sha256(bytes(1).join(what)).hexdigest()[:24]}.so"
+    if is_whole(path):
+        return ctypes.CDLL(str(path))
+    with tempfile.TemporaryDirectory() as scratch:
+        compiled, linked = Path(scratch, "kernels.o"), Path(scratch, "kernels.so")
+        _run([compiler, *flags, "-c", str(SOURCE), "-o", str(compiled)])
+        _run([compiler, "-shared", str(compiled), "-o", str(linked), "-lm"])
+        try:
+            keep(path, linked.read_bytes())
+        except OSError as error:
+            log.warning("the compiled CPU kernels cannot be kept (%s): each start compiles them", error)
+            return ctypes.CDLL(str(linked))
+    return ctypes.CDLL(str(path))
 
 
 def _run(command: list[str]) -> None:

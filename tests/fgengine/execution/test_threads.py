@@ -1,7 +1,6 @@
 """How many threads compute beside other programs."""
 
 import itertools
-import os
 import sys
 import threading
 import time
@@ -74,7 +73,7 @@ class Machine:
         self.now = Usage(100.0, 0.0, 0.0, 0.0, 0.0)
         self.set: list[int] = []
         monkeypatch.setattr(threads.time, "monotonic", lambda: self.now.at)
-        monkeypatch.setattr(threads, "_cores", lambda: frozenset(range(4)))
+        monkeypatch.setattr(threads, "our_cores", lambda: frozenset(range(4)))
         monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 4)
 
     def threads(self) -> Threads:
@@ -123,31 +122,23 @@ def test_it_looks_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_the_system_says_nothing_all_threads_compute(tmp_path: Path) -> None:
-    assert usage(tmp_path) is None
-    crew = Threads(lambda: usage(tmp_path), lambda count: pytest.fail("changed"))
+    missing = tmp_path / "task"
+    assert usage(missing) is None
+    crew = Threads(lambda: usage(missing), lambda count: pytest.fail("changed"))
     crew.adapt()
     assert crew.most == torch.get_num_threads()
 
 
-def test_usage_of_our_cores_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """user + nice + system + irq + softirq + steal; guests are in user already."""
-    (tmp_path / "stat").write_text(
-        "cpu 999 9 9 9 9 9 9 9 9 9\n"
-        "cpu0 100 10 20 5000 300 1 2 7 50 0\n"
-        "cpu1 900 0 0 0 0 0 0 0 0 0\n"
-        "cpu10 60 0 0 0 0 0 0 0 0 0\n"
-        "intr 5\n"
-    )
+def test_usage_sums_up_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "core_seconds", lambda: (200.0, 3.0))
     for number, counts in enumerate(["1000000000 500000000 3", "2000000000 0 9"]):
-        task = tmp_path / "self/task" / str(number)
-        task.mkdir(parents=True)
+        task = tmp_path / str(number)
+        task.mkdir()
         (task / "schedstat").write_text(counts + "\n")
-    (tmp_path / "self/task/2").mkdir()  # it has just ended
-    monkeypatch.setattr(threads, "_cores", lambda: frozenset({0, 10}))
+    (tmp_path / "2").mkdir()  # it has just ended
     found = usage(tmp_path)
     assert found is not None
-    assert found.all == (140 + 60) / os.sysconf("SC_CLK_TCK")
-    assert (found.running, found.waiting) == (3.0, 0.5)
+    assert (found.all, found.running, found.waiting) == (203.0, 3.0, 0.5)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fgengine.cache import is_whole
 from fgengine.ops.batch import RaggedBatch
 from fgengine.ops.cpu import build
 from fgengine.ops.cpu.ops import CpuOps
@@ -156,6 +157,39 @@ def test_a_failing_compiler_is_reported(
     assert build.kernels.__wrapped__(False) is None
     assert "could not be compiled" in caplog.text
     assert list(tmp_path.rglob("*.so")) == []
+
+
+@pytest.mark.parametrize("damage", ["cut off", "emptied", "hash gone"])
+def test_damaged_kernels_are_compiled_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
+) -> None:
+    """Opening half a library would end the process, at every start."""
+    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path))
+    assert build.kernels.__wrapped__(False) is not None
+    (path,) = tmp_path.rglob("*.so")
+    whole, inode = path.read_bytes(), path.stat().st_ino
+    if damage == "hash gone":
+        path.with_name(f"{path.name}.sha256").unlink()
+    else:
+        # A new file, since the old one is open as code.
+        path.unlink()
+        path.write_bytes(whole[: 0 if damage == "emptied" else len(whole) // 2])
+    assert build.kernels.__wrapped__(False) is not None
+    assert path.read_bytes() == whole
+    assert damage != "hash gone" or path.stat().st_ino != inode
+    assert is_whole(path)
+
+
+def test_kernels_that_cannot_be_kept_are_compiled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """As in a container whose cache is read-only. For root nothing is: a file is in the folder's place."""
+    (tmp_path / "cache").write_text("in the way")
+    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))
+    library = build.kernels.__wrapped__(False)
+    assert library is not None
+    assert library.lanes() > 0
+    assert "cannot be kept" in caplog.text
 
 
 def test_a_block_table_that_is_too_short_is_refused() -> None:

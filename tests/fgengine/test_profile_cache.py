@@ -1,0 +1,244 @@
+"""Which profile an engine runs by, and what speaks against one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fgengine import profile_cache, profiler
+from fgengine.cache import is_whole, keep, locked
+from fgengine.config import EngineConfig
+from fgengine.physics import Ceilings
+from fgengine.plan import StepPlan, StepResult
+from fgengine.profile import Profile
+from fgengine.profile_cache import default_path, ensure, profiles_of, times_predicted
+
+SetLoad = Callable[[float], None]
+
+
+@pytest.fixture
+def cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow_machine: list[Ceilings], other_load: SetLoad
+) -> Path:
+    """An empty one, on a quiet machine."""
+    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def runner(known_runner: Any) -> Any:
+    return known_runner(num_device_blocks=1000)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def kept_in(cache: Path) -> list[Path]:
+    return sorted((cache / "profiles").glob("*.json"))
+
+
+def is_measured_anew(runner: Any) -> bool:
+    """More than the few steps that a kept profile is held against."""
+    return len(runner.plans) > len(profile_cache.CHECKED.points()) * 5
+
+
+def test_without_a_profile_a_quick_one_is_measured_aloud_and_kept(
+    cache: Path, runner: Any, said: list[str]
+) -> None:
+    first = ensure(EngineConfig(), runner, said.append)
+    (kept,) = kept_in(cache)
+    assert Profile.load(kept) == first
+    assert is_whole(kept)
+    assert any("measuring a quick one" in line for line in said)
+    assert profiles_of("smollm2-135m") == [kept]
+    assert profiles_of("smollm2") == []
+    assert first.conditions is not None
+    assert not first.conditions.busy
+    runner.plans.clear()
+    assert ensure(EngineConfig(), runner, said.append) == first
+    assert runner.plans, "it was held against a few steps"
+    assert not is_measured_anew(runner)
+
+
+def test_the_asked_for_profile_is_loaded_and_checked(
+    cache: Path, tmp_path: Path, runner: Any, said: list[str]
+) -> None:
+    path = tmp_path / "mine.json"
+    profile = profiler.make_profile("smollm2-135m", runner, profiler.QUICK)
+    profile.save(path)
+    config = EngineConfig(profile=path)
+    assert ensure(config, runner, said.append) == profile
+    assert not said
+    runner.speedup = 0.5
+    assert ensure(config, runner, said.append) == profile
+    (line,) = said
+    assert "mine.json: steps take 2.00 times what the profile says, on a quiet machine" in line
+    runner.device_name = "another"
+    with pytest.raises(ValueError, match=r"device abacus.*, not another"):
+        ensure(config, runner, said.append)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "changed", "no hash", "no profile", "gone"])
+def test_a_damaged_profile_is_measured_anew(cache: Path, runner: Any, said: list[str], damage: str) -> None:
+    ensure(EngineConfig(), runner, said.append)
+    (path,) = kept_in(cache)
+    whole = path.read_bytes()
+    if damage == "cut off":
+        path.write_bytes(whole[:500])
+    elif damage == "changed":
+        path.write_bytes(whole.replace(b'"step": 0', b'"step": 1'))
+    elif damage == "no hash":
+        path.with_name(path.name + ".sha256").unlink()
+    elif damage == "no profile":
+        keep(path, b"{}")
+    else:
+        path.unlink()
+    said.clear()
+    runner.plans.clear()
+    ensure(EngineConfig(), runner, said.append)
+    assert is_measured_anew(runner)
+    assert damage == "gone" or any("the kept profile is not used" in line for line in said)
+    assert is_whole(path)
+
+
+def test_a_profile_without_the_long_requests_is_not_kept_for_others(cache: Path, runner: Any) -> None:
+    runner.max_model_len = 128
+    ensure(EngineConfig(), runner, lambda line: None)
+    assert not kept_in(cache)
+
+
+def test_a_profile_that_fits_badly_is_used_but_not_kept(cache: Path, runner: Any, said: list[str]) -> None:
+    execute, noise = runner.execute, np.random.default_rng(0)
+
+    def disturbed(plan: StepPlan) -> StepResult:
+        return replace(execute(plan), seconds=execute(plan).seconds * 20.0 ** noise.uniform())
+
+    runner.execute = disturbed
+    profile = ensure(EngineConfig(), runner, said.append)
+    assert profile.median_error > profile_cache.WORTH_KEEPING
+    assert any("rough (median error" in line for line in said)
+    assert not kept_in(cache)
+
+
+def test_a_profile_measured_beside_other_programs_is_used_but_not_kept(
+    cache: Path, runner: Any, said: list[str], other_load: SetLoad
+) -> None:
+    """Everything is slow alike then, so that the fit looks as good as ever."""
+    other_load(0.9)
+    runner.speedup = 0.1
+    profile = ensure(EngineConfig(), runner, said.append)
+    assert profile.median_error < profile_cache.WORTH_KEEPING
+    assert profile.conditions is not None
+    assert profile.conditions.other_cores == 0.9
+    assert any("while other programs took 0.90 cores" in line for line in said)
+    assert not kept_in(cache)
+
+
+@pytest.mark.parametrize(("speedup", "times"), [(0.5, "2.00"), (1.6, "0.6")])
+def test_a_kept_profile_that_does_not_hold_is_measured_anew(
+    cache: Path, runner: Any, said: list[str], speedup: float, times: str
+) -> None:
+    first = ensure(EngineConfig(), runner, said.append)
+    said.clear()
+    runner.speedup = speedup
+    second = ensure(EngineConfig(), runner, said.append)
+    assert any(f"steps take {times}" in line and "on a quiet machine" in line for line in said)
+    assert second.cost.step == pytest.approx(first.cost.step / speedup)
+    assert Profile.load(kept_in(cache)[0]) == second
+
+
+def test_beside_other_programs_a_kept_profile_is_doubted_and_left_as_it_is(
+    cache: Path, runner: Any, said: list[str], other_load: SetLoad
+) -> None:
+    first = ensure(EngineConfig(), runner, said.append)
+    said.clear()
+    runner.speedup = 0.4
+    other_load(1.2)
+    assert ensure(EngineConfig(), runner, said.append) == first
+    (line,) = said
+    assert line.startswith(
+        "steps take 2.50 times what the profile says, while other programs took 1.20 cores"
+    )
+    assert Profile.load(kept_in(cache)[0]) == first
+
+
+def test_a_thorough_profile_is_never_replaced_by_a_quick_one(
+    cache: Path, runner: Any, said: list[str]
+) -> None:
+    thorough = profiler.make_profile("smollm2-135m", runner, profiler.FULL)
+    path = default_path("smollm2-135m", runner)
+    keep(path, thorough.to_json())
+    runner.speedup = 0.5
+    assert ensure(EngineConfig(), runner, said.append) == thorough
+    assert any("`fgbench profile` measures a new one" in line for line in said)
+    assert Profile.load(path) == thorough
+
+
+def test_a_kept_profile_of_a_busy_machine_is_measured_anew(
+    cache: Path, runner: Any, said: list[str], other_load: SetLoad
+) -> None:
+    other_load(0.9)
+    busy = profiler.make_profile("smollm2-135m", runner, profiler.QUICK)
+    keep(default_path("smollm2-135m", runner), busy.to_json())
+    other_load(0.0)
+    profile = ensure(EngineConfig(), runner, said.append)
+    assert profile.conditions is not None
+    assert not profile.conditions.busy
+
+
+def test_small_differences_are_no_mismatch(cache: Path, runner: Any) -> None:
+    profile = ensure(EngineConfig(), runner, lambda line: None)
+    runner.speedup = 1 / 1.2
+    assert times_predicted(profile, runner) == pytest.approx(1.2)
+    assert profile_cache.mismatch_of(profile, runner) is None
+    runner.max_model_len = 10
+    assert times_predicted(profile, runner) is None
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(
+    cache: Path, runner: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root nothing is read-only, so a file stands where the folder should be."""
+    cache.write_text("in the way")
+    profile = ensure(EngineConfig(), runner, said.append)
+    assert profile.median_error < 0.05
+    assert any("cannot be kept" in line and "each start measures one" in line for line in said)
+
+
+def hold(path: Path, held: Any, let_go: Any) -> None:
+    with locked(path):
+        held.set()
+        let_go.wait(20.0)
+
+
+def test_a_second_profiler_waits_for_the_first(cache: Path, runner: Any, said: list[str]) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, let_go = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(cache / "profiles/.lock", held, let_go))
+    other.start()
+    try:
+        assert held.wait(60.0)
+
+        def report(line: str) -> None:
+            said.append(line)
+            let_go.set()
+
+        began = time.monotonic()
+        ensure(EngineConfig(), runner, report)
+        assert said[0].startswith("another profile is being measured")
+        assert time.monotonic() - began < 20.0
+    finally:
+        let_go.set()
+        other.join()
+    said.clear()
+    ensure(EngineConfig(), runner, said.append)
+    assert not any("another profile" in line for line in said)
