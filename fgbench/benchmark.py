@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from fgbench.client.endpoints import endpoint_called
 from fgbench.client.load import Outcome, Target, run_async, run_load
 from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
+from fgbench.machine import MachineWatch, server_processes
 from fgbench.metrics.summary import Summary, summarize
 from fgbench.metrics.trimming import WHOLE, Trim
 from fgbench.results.environment import environment
@@ -109,7 +112,10 @@ def run_benchmark(
                 _warm_up(workload.warmup, target, backend, display)
             before = ask_stats(served.url)
             stats_url = None if before is None else served.url
-            outcome, records = _measure(workload.requests, load, target, backend, writer, display, stats_url)
+            with _watching(served.url, writer):
+                outcome, records = _measure(
+                    workload.requests, load, target, backend, writer, display, stats_url
+                )
             if before is not None and (after := ask_stats(served.url)) is not None:
                 writer.describe(server_stats={"before": before, "after": after})
             died = {"error": f"the server died: {backend.last_words()}"} if outcome == "server died" else {}
@@ -118,6 +124,19 @@ def run_benchmark(
         finally:
             backend.stop()
     return read_run(writer.path)
+
+
+@contextmanager
+def _watching(url: str, writer: RunWriter) -> Iterator[None]:
+    """Keeps what else the machine did meanwhile, where that can be told from the server's own work."""
+    server = server_processes(url)
+    if server is None:
+        yield
+        return
+    with MachineWatch(server) as watch:
+        yield
+    if watch.account is not None:
+        writer.describe(machine=watch.account.to_json())
 
 
 def client_was_the_limit(summary: Summary) -> str | None:

@@ -40,6 +40,9 @@ class Look:
     programs: Mapping[int, tuple[str, float]]
     """Name and seconds of each program that is not ours, by process id."""
     own: float
+    """By ours."""
+    ours: frozenset[int]
+    """Their process ids."""
     memory_stalled: float | None
     """In which a program waited for memory; None where the system does not say."""
     mhz: float | None
@@ -110,7 +113,7 @@ def look(own: Iterable[int] = ()) -> Look:
         else:
             programs[one["pid"]] = (one["name"] or "?", times.user + times.system)
     busy, stolen = core_seconds()
-    return Look(time.monotonic(), busy, stolen, programs, spent, _memory_stalled(), _mhz())
+    return Look(time.monotonic(), busy, stolen, programs, spent, frozenset(ours), memory_stalled(), mhz())
 
 
 def load_between(before: Look, after: Look) -> MachineLoad:
@@ -166,15 +169,19 @@ def family(roots: Iterable[int], parents: Mapping[int, int]) -> set[int]:
     return ours
 
 
-def _memory_stalled() -> float | None:
-    """From a line such as ``some avg10=0.00 avg60=0.00 avg300=0.00 total=1234`` in microseconds."""
+def memory_stalled() -> float | None:
+    """Seconds since the machine was started in which a program waited for memory.
+
+    From a line such as ``some avg10=0.00 avg60=0.00 avg300=0.00 total=1234``, in microseconds.
+    """
     try:
         return int(MEMORY_PRESSURE.read_text().split("\n")[0].split("total=")[1]) / 1e6
     except (OSError, IndexError, ValueError):
         return None
 
 
-def _mhz() -> float | None:
+def mhz() -> float | None:
+    """Of the processor, now; None where the system does not say."""
     try:
         frequency: Any = psutil.cpu_freq()
     except (OSError, NotImplementedError, RuntimeError):

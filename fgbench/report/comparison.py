@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.client.record import RequestRecord
 from fgbench.metrics.breakdown import STATES, Breakdown
+from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.memory import MemoryAccount
 from fgbench.metrics.seeds import Estimate, PairedRatio
 from fgbench.metrics.slowdown import jain_index, slowdowns
@@ -42,6 +43,8 @@ class Entry:
     """None: the server gave no account of its requests."""
     memory: MemoryAccount | None
     """None: the server gave no account of its KV memory."""
+    machine: MachineAccount | None
+    """None: nobody watched what else the machine did."""
     slowdown: Distribution | None
     """None, as ``fairness``: no cost model of the model is at hand, or no request was answered."""
     fairness: float | None
@@ -70,6 +73,7 @@ class Entry:
             summary=summary,
             breakdown=Breakdown.of(summary),
             memory=MemoryAccount.of(run.info),
+            machine=MachineAccount.of(run.info),
             slowdown=Distribution.of(slowed),
             fairness=jain_index(slowed),
         )
@@ -117,6 +121,11 @@ class Point:
     def overloaded(self) -> bool:
         """With any of its seeds."""
         return any(entry.summary.overloaded for entry in self.counted)
+
+    @property
+    def disturbed(self) -> bool:
+        """By other programs, with any of its seeds."""
+        return any(entry.machine is not None and entry.machine.busy for entry in self.counted)
 
     def values(self, metric: str, statistic: str | None = None) -> dict[int, float]:
         """By seed."""

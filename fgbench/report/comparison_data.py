@@ -20,7 +20,7 @@ from fgbench.report.quantities import QUANTITIES
 
 COLUMNS = (
     *("model", "dataset", "num_prompts", "arrivals", "baseline", "label", "rate", "concurrency", "seeds"),
-    *("complete", "overloaded", "metric", "statistic", "value", "low", "high"),
+    *("complete", "overloaded", "disturbed", "metric", "statistic", "value", "low", "high"),
     *("ratio", "ratio_low", "ratio_high", "verdict"),
 )
 """Of the CSV, one row a figure; closed loops have a concurrency for a rate. ``low`` and ``high`` are its
@@ -40,6 +40,7 @@ def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> 
                 "seeds": point.seeds,
                 "complete": point.complete,
                 "overloaded": point.overloaded,
+                "disturbed": point.disturbed,
                 "figures": _figures(comparison, point),
             }
             for level in comparison.levels
@@ -66,6 +67,7 @@ def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> 
                 "seeds": len(point.seeds),
                 "complete": point.complete,
                 "overloaded": point.overloaded,
+                "disturbed": point.disturbed,
             }
             for quantity in QUANTITIES:
                 estimate = point.estimate(quantity.metric, quantity.statistic)
@@ -169,6 +171,7 @@ def _run(comparison: Comparison, entry: Entry) -> dict[str, Any]:
         "slowdown": None if entry.slowdown is None else entry.slowdown.to_dict(),
         "fairness": entry.fairness,
         "memory": None if entry.memory is None else asdict(entry.memory),
+        "machine": None if entry.machine is None else entry.machine.to_json(),
         "summary": entry.summary.to_dict(),
     }
 

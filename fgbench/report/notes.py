@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fgbench.metrics.seeds import CONFIDENCE, MIN_SEEDS
 from fgbench.report.comparison import Comparison, Point, not_judged
 from fgbench.report.quantities import HEADLINES
-from fgbench.report.tables import OVERLOAD_MARK, OVERLOAD_NOTE
+from fgbench.report.tables import DISTURBED_MARK, DISTURBED_NOTE, OVERLOAD_MARK, OVERLOAD_NOTE
 
 INCOMPLETE_MARK = "◌"
 INCOMPLETE_NOTE = (
@@ -34,7 +34,8 @@ def title(comparison: Comparison) -> str:
 
 def marks(point: Point) -> str:
     overloaded = f" {OVERLOAD_MARK}" if point.overloaded else ""
-    return overloaded + ("" if point.complete else f" {INCOMPLETE_MARK}")
+    disturbed = f" {DISTURBED_MARK}" if point.disturbed else ""
+    return overloaded + disturbed + ("" if point.complete else f" {INCOMPLETE_MARK}")
 
 
 def seeds_paired(comparison: Comparison) -> list[int]:
@@ -53,6 +54,8 @@ def notes(comparison: Comparison) -> list[Note]:
     said = []
     if any(point.overloaded for point in comparison.points):
         said.append(Note(OVERLOAD_NOTE, True))
+    if any(point.disturbed for point in comparison.points):
+        said.append(Note(DISTURBED_NOTE, True))
     if any(entry.summary.rejected for point in comparison.points for entry in point.counted):
         said.append(Note(REJECTED_NOTE, True))
     if not all(point.complete for point in comparison.points):

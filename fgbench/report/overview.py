@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgbench.benchmark import client_was_the_limit
+from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.summary import Summary
 from fgbench.report.tables import load_in_words
 from fgbench.report.units import number, seconds
@@ -39,6 +40,9 @@ class Overview:
     def marks(self) -> list[str]:
         """What a reader of its figures must know."""
         said = ["overloaded"] if self.summary.overloaded else []
+        machine = MachineAccount.of(self.info)
+        if machine is not None and machine.busy:
+            said.append("busy machine")
         if client_was_the_limit(self.summary):
             said.append("client was the limit")
         if self.summary.failed:

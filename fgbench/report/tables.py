@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.memory import MemoryAccount
 from fgbench.report.units import number, percent, seconds, size
 
@@ -21,6 +22,12 @@ OVERLOAD_NOTE = (
     "many requests were sent. Compare such runs only at the same number of prompts."
 )
 
+DISTURBED_MARK = "◆"
+DISTURBED_NOTE = (
+    f"{DISTURBED_MARK} other programs took part of the machine meanwhile, so these figures are not of the "
+    "system alone. Measure again when the machine is quiet."
+)
+
 LATENCIES = (
     ("ttft", "TTFT"),
     ("tpot", "TPOT"),
@@ -33,10 +40,15 @@ RATE_TOLERANCE = 0.02
 COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
 
 
-def summary_table(title: str, summary: Summary, memory: MemoryAccount | None = None) -> Group:
+def summary_table(
+    title: str,
+    summary: Summary,
+    memory: MemoryAccount | None = None,
+    machine: MachineAccount | None = None,
+) -> Group:
     """What ``fgbench run`` ends with: latencies from the scheduled moment, then counts and rates.
 
-    ``memory``: where the server gave an account of its KV memory.
+    ``memory``: where the server gave an account of its KV memory. ``machine``: where somebody watched it.
     """
     from rich.console import Group
     from rich.table import Table
@@ -51,10 +63,10 @@ def summary_table(title: str, summary: Summary, memory: MemoryAccount | None = N
     table.add_row("client's lag", *_cells(summary.lag), style="dim")
 
     facts = Table.grid(padding=(0, 2))
-    for name, value in _facts(summary, memory):
+    for name, value in _facts(summary, memory, machine):
         facts.add_row(Text(name, style="dim"), value)
     parts: list[Table | Text] = [table, facts]
-    parts += [Text(note, style="yellow") for note in _notes(summary)]
+    parts += [Text(note, style="yellow") for note in _notes(summary, machine)]
     return Group(*parts)
 
 
@@ -63,12 +75,14 @@ def run_table(info: dict[str, Any], summary: Summary) -> Group:
     workload = info.get("workload") or {}
     system = f"{(info.get('backend') or {}).get('name')}, {info.get('model')}"
     title = f"{system}, {workload.get('dataset')}, {load_in_words(workload)}"
-    return summary_table(title, summary, MemoryAccount.of(info))
+    return summary_table(title, summary, MemoryAccount.of(info), MachineAccount.of(info))
 
 
-def _notes(summary: Summary) -> list[str]:
+def _notes(summary: Summary, machine: MachineAccount | None) -> list[str]:
     """What a reader of the figures must know first."""
     notes = [OVERLOAD_NOTE] if summary.overloaded else []
+    if machine is not None and machine.busy:
+        notes.append(DISTURBED_NOTE)
     sent, scheduled = summary.achieved_rate, summary.scheduled_rate
     if sent and scheduled and abs(sent / scheduled - 1.0) > RATE_TOLERANCE:
         notes.append(
@@ -103,7 +117,9 @@ def _cells(distribution: Distribution | None) -> list[str]:
     return [seconds(getattr(distribution, column)) for column in COLUMNS]
 
 
-def _facts(summary: Summary, memory: MemoryAccount | None) -> list[tuple[str, str]]:
+def _facts(
+    summary: Summary, memory: MemoryAccount | None, machine: MachineAccount | None
+) -> list[tuple[str, str]]:
     rejected = f", {percent(summary.rejected_share)} rejected"
     failed = "".join(f"; failed: {count} x {kind}" for kind, count in sorted(summary.errors.items()))
     facts = [
@@ -133,6 +149,8 @@ def _facts(summary: Summary, memory: MemoryAccount | None) -> list[tuple[str, st
         facts.append(("in the server", _server_account(summary)))
     if memory is not None:
         facts.append(("KV memory", _memory_account(memory)))
+    if machine is not None and machine.busy:
+        facts.append(("the machine", machine.describe()))
     return facts
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.memory import MemoryAccount
 from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.summary import DISTRIBUTIONS, Summary
@@ -40,6 +41,7 @@ RATES = (
     "rejected_share",
 )
 MEMORY = ("pressure_seconds", "copy_wait_seconds", "copy_wait_share")
+MACHINE = ("other_cores", "stolen_cores")
 EXAMPLE = (
     "SELECT backend, rate, count(*) AS n, avg((last_token - scheduled) / requests.output_tokens) AS latency "
     "FROM requests JOIN runs USING (run) WHERE requests.error IS NULL AND requests.rejected IS NULL "
@@ -117,8 +119,8 @@ def runs_table(runs: Sequence[Run]) -> pa.Table:
         *((name, pa.string()) for name in texts),
         ("rate", pa.float64()),
         *((name, pa.int64()) for name in ("seed", "num_prompts", "users", "warmup", *COUNTS)),
-        *((name, pa.float64()) for name in (*RATES, *MEMORY)),
-        ("overloaded", pa.bool_()),
+        *((name, pa.float64()) for name in (*RATES, *MEMORY, *MACHINE)),
+        *((name, pa.bool_()) for name in ("overloaded", "disturbed")),
         *((f"{name}_{statistic}", pa.float64()) for name in DISTRIBUTIONS for statistic in STATISTICS),
     ]
     schema = pa.schema(kinds)
@@ -144,7 +146,7 @@ def requests_table(runs: Sequence[Run]) -> pa.Table:
 def _row(run: Run) -> dict[str, Any]:
     backend, work = run.info.get("backend") or {}, run.info.get("workload") or {}
     environment, summary = run.info.get("environment") or {}, summary_of(run)
-    memory = MemoryAccount.of(run.info)
+    memory, machine = MemoryAccount.of(run.info), MachineAccount.of(run.info)
     rate = work.get("rate")
     return {
         **_texts(run.info, ("model", "started", "ended", "error", "fingerprint")),
@@ -161,6 +163,8 @@ def _row(run: Run) -> dict[str, Any]:
         "warmup": run.info.get("warmup"),
         **{name: getattr(summary, name) for name in (*COUNTS, *RATES, "overloaded")},
         **{name: getattr(memory, name, None) for name in MEMORY},
+        **{name: getattr(machine, name, None) for name in MACHINE},
+        "disturbed": getattr(machine, "busy", None),
         "errors": json.dumps(summary.errors),
         "rejections": json.dumps(summary.rejections),
         "server_totals": json.dumps(summary.server_totals),

@@ -12,9 +12,10 @@ from typing import Any
 
 from fgbench.backends.backend import BackendError
 from fgbench.client.display import Display
+from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.slo import SLO, rejects_too_many
 from fgbench.metrics.summary import Summary
-from fgbench.report.tables import OVERLOAD_MARK
+from fgbench.report.tables import DISTURBED_MARK, OVERLOAD_MARK
 from fgbench.report.units import clock, percent, seconds
 from fgbench.sweeping.folder import SweepFolder
 from fgbench.sweeping.plan import Plan, Point
@@ -32,6 +33,8 @@ class Result:
     summary: Summary | None
     """None where the run did not get so far."""
     run: Path | None
+    disturbed: bool = False
+    """Other programs took part of the machine meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,7 @@ class Runner:
         if (kept := self._folder.result(point, self._max_error_rate)) is None:
             return None
         path, info, how = kept
-        return Result(point, how, Summary.from_dict(info["summary"]), path)
+        return Result(point, how, Summary.from_dict(info["summary"]), path, _is_disturbed(info))
 
     @contextmanager
     def _running(self, label: str) -> Iterator[None]:
@@ -195,8 +198,10 @@ class Runner:
             self._display.report(how.sentence)
             raise KeyboardInterrupt
         summary = Summary.from_dict(info["summary"]) if info and info.get("summary") else None
-        self._display.report(f"  {_said(how, summary)}; {clock(took)}")
-        return Result(point, how, summary, path)
+        disturbed = info is not None and _is_disturbed(info)
+        mark = f"{DISTURBED_MARK} " if disturbed else ""
+        self._display.report(f"  {mark}{_said(how, summary)}; {clock(took)}")
+        return Result(point, how, summary, path, disturbed)
 
 
 def mean_figures(slo: SLO, summaries: Sequence[Summary]) -> dict[str, float | None]:
@@ -213,6 +218,11 @@ def holds(slo: SLO, figures: Mapping[str, float | None]) -> bool:
     """Whether every bound is held by its mean figure."""
     values = [(bound, figures[str(bound)]) for bound in slo.bounds]
     return all(value is not None and value <= bound.limit for bound, value in values)
+
+
+def _is_disturbed(info: Mapping[str, Any]) -> bool:
+    machine = MachineAccount.of(info)
+    return machine is not None and machine.busy
 
 
 def _said(how: Verdict, summary: Summary | None) -> str:

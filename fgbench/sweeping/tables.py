@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fgbench.report.tables import OVERLOAD_MARK, OVERLOAD_NOTE
+from fgbench.report.tables import DISTURBED_MARK, DISTURBED_NOTE, OVERLOAD_MARK, OVERLOAD_NOTE
 from fgbench.report.units import clock, number, percent, seconds
 from fgbench.verdict import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 
@@ -52,7 +52,6 @@ def results_table(results: Sequence[Result]) -> Group:
 
     load = _load([result.point for result in results])
     table = _table("backend", load, "seed", "JCT / token", "TTFT", "JCT", "answered", "rejected", "")
-    overloaded = False
     for result in results:
         point, figures = result.point, result.summary
         means = ["-"] * 5
@@ -61,11 +60,16 @@ def results_table(results: Sequence[Result]) -> Group:
             means = [seconds(d.mean if d else None) for d in kept]
             means.append(f"{number(figures.request_throughput)}/s")
             means.append(percent(figures.rejected_share))
-        above = figures is not None and figures.overloaded
-        overloaded = overloaded or above
-        how_much = _how_much(point) + (f" {OVERLOAD_MARK}" if above else "")
+        how_much = _how_much(point) + (f" {OVERLOAD_MARK}" if _is_overloaded(result) else "")
+        how_much += f" {DISTURBED_MARK}" if result.disturbed else ""
         table.add_row(point.backend, how_much, str(point.seed), *means, STATES[result.verdict.code])
-    return Group(table, *([Text(OVERLOAD_NOTE, style="yellow")] if overloaded else []))
+    notes = [OVERLOAD_NOTE] if any(map(_is_overloaded, results)) else []
+    notes += [DISTURBED_NOTE] if any(result.disturbed for result in results) else []
+    return Group(table, *(Text(note, style="yellow") for note in notes))
+
+
+def _is_overloaded(result: Result) -> bool:
+    return result.summary is not None and result.summary.overloaded
 
 
 def search_tables(found: Mapping[str, Found], slo: SLO, seeds: int) -> Group:

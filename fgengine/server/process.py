@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import IO
 
 from fgengine.config import EngineConfig
 from fgengine.server.client import EngineClient
 
 WORKER = (sys.executable, "-m", "fgengine.server.worker")
+STANDARD_ERROR = 2
+MOST_LINES, MOST_CHARACTERS = 3, 200
+"""Of what the process said last, in the message about its end; all of it is in the log."""
 PATIENCE_SECONDS = 2.0
 """How long the process may take to end by itself; then it is killed."""
 
@@ -26,14 +34,22 @@ class EngineProcess(EngineClient):
         super().__init__(report)
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
+        self._said: LastLines | None = None
 
     async def start(self, config: EngineConfig) -> None:
         """Start the process; loading goes on in it after this returns."""
         ours, theirs = socket.socketpair()
+        # On a terminal the engine draws its own progress, and its last words can be read there.
+        errors = None if sys.stderr.isatty() else subprocess.PIPE
         with theirs:
             self._process = subprocess.Popen(
-                [*self._command, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+                [*self._command, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=errors,
             )
+        if self._process.stderr is not None:
+            self._said = LastLines(self._process.stderr)
         ours.setblocking(False)
         await self.connect(ours, config)
 
@@ -59,7 +75,29 @@ class EngineProcess(EngineClient):
             status = await asyncio.to_thread(self._process.wait, PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             return await super()._ending()
-        return describe_exit(status)
+        said = "" if self._said is None else await asyncio.to_thread(self._said.text)
+        return describe_exit(status) + (f"; it last said: {said}" if said else "")
+
+
+class LastLines:
+    """Passes on to our standard error what a process says there, and remembers the end of it."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._lines: deque[str] = deque(maxlen=MOST_LINES)
+        self._thread = threading.Thread(target=self._pass_on, args=(source,), daemon=True)
+        self._thread.start()
+
+    def text(self) -> str:
+        """The last lines, once the process has ended."""
+        self._thread.join(PATIENCE_SECONDS)
+        return " / ".join(line for line in self._lines if line)
+
+    def _pass_on(self, source: IO[bytes]) -> None:
+        with source:
+            for line in source:
+                with contextlib.suppress(OSError):
+                    os.write(STANDARD_ERROR, line)
+                self._lines.append(line[:MOST_CHARACTERS].decode("utf-8", "replace").rstrip())
 
 
 def describe_exit(status: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import queue
 import signal
@@ -184,6 +185,7 @@ def _load_engine(config: EngineConfig, report: Callable[[str], None]) -> Steps:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the server decides what follows
+    faulthandler.enable()  # a fault in compiled code says where in Python it was
     _die_with_parent()
     channel = socket.socket(fileno=int(sys.argv[1]))
     sys.exit(run(channel, _load_engine, on_close=_exit_after_grace))

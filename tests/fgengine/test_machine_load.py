@@ -42,11 +42,20 @@ def test_a_family_is_all_below_its_roots() -> None:
     assert family([0], parents) == set(parents)
 
 
-BEFORE = Look(10.0, 100.0, 1.0, {7: ("old", 50.0), 8: ("idle", 3.0)}, 20.0, 2.0, 3000.0)
+BEFORE = Look(10.0, 100.0, 1.0, {7: ("old", 50.0), 8: ("idle", 3.0)}, 20.0, frozenset({5}), 2.0, 3000.0)
 
 
 def test_a_load_is_what_others_took() -> None:
-    after = Look(20.0, 119.0, 2.0, {7: ("old", 52.0), 8: ("idle", 3.0), 9: ("new", 7.0)}, 30.0, 3.0, 2500.0)
+    after = Look(
+        20.0,
+        119.0,
+        2.0,
+        {7: ("old", 52.0), 8: ("idle", 3.0), 9: ("new", 7.0)},
+        30.0,
+        frozenset(),
+        3.0,
+        2500.0,
+    )
     load = load_between(BEFORE, after)
     assert load.seconds == 10.0
     assert load.other_cores == pytest.approx(0.9)
@@ -61,13 +70,13 @@ def test_a_load_is_what_others_took() -> None:
 
 
 def test_a_quiet_machine_is_not_marked() -> None:
-    after = Look(20.0, 110.5, 1.0, {7: ("old", 50.1)}, 30.0, None, None)
+    after = Look(20.0, 110.5, 1.0, {7: ("old", 50.1)}, 30.0, frozenset(), None, None)
     load = load_between(BEFORE, after)
     assert not load.is_busy
     assert load.memory_stalled_share is None
     assert load.describe() == "other programs took 0.05 cores"
     # Rounded ticks: less than nothing is nothing.
-    assert load_between(BEFORE, Look(20.0, 109.9, 1.0, {}, 30.0, None, None)).other_cores == 0.0
+    assert load_between(BEFORE, Look(20.0, 109.9, 1.0, {}, 30.0, frozenset(), None, None)).other_cores == 0.0
 
 
 def test_memory_pressure_is_read_where_there_is_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,7 @@ def fake_run(
     account: bool = False,
     server_stats: dict[str, Any] | None = None,
     rejected: int = 0,
+    machine: dict[str, Any] | None = None,
     **workload: Any,
 ) -> Run:
     info: dict[str, Any] = {
@@ -81,6 +82,8 @@ def fake_run(
     }
     if server_stats is not None:
         info["server_stats"] = server_stats
+    if machine is not None:
+        info["machine"] = machine
     server = ACCOUNT if account else None
     served = [record(i, latency, server) for i in range(records - rejected)]
     away = [turned_away(i) for i in range(records - rejected, records)]

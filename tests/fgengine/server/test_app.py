@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from fgengine.config import EngineConfig
 from fgengine.server.app import run
-from fgengine.server.process import describe_exit
+from fgengine.server.process import EngineProcess, describe_exit
 
 SERVE = """
 import sys
@@ -165,6 +165,17 @@ def test_how_a_process_ended_in_words() -> None:
     assert describe_exit(1) == "its process ended with exit status 1"
     assert describe_exit(-signal.SIGSEGV) == "its process was ended by signal 11, SIGSEGV"
     assert describe_exit(-40) == "its process was ended by signal 40"
+
+
+async def test_a_death_says_what_was_said_last() -> None:
+    """An exit status or signal alone says little."""
+    dying = "import os, sys; print('loading\\n\\nno room left', file=sys.stderr, flush=True); os.abort()"
+    engine = EngineProcess(command=[sys.executable, "-c", dying])
+    await engine.start(EngineConfig())
+    await engine.settled.wait()
+    assert engine.state == "broken"
+    assert engine.message.endswith("ended by signal 6, SIGABRT; it last said: loading / no room left")
+    await engine.stop()
 
 
 def test_engine_that_cannot_start(folder: Path, fake_engine_file: Path) -> None:

@@ -1,0 +1,83 @@
+"""Watching what else the machine does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from fgbench import machine
+from fgbench.machine import MachineWatch, server_processes
+
+HOG = [sys.executable, "-c", "while True: pass"]
+START_ALONE = (
+    "import subprocess, sys; silent = subprocess.DEVNULL; "
+    "print(subprocess.Popen(sys.argv[1:], start_new_session=True, stdout=silent, stderr=silent).pid)"
+)
+
+
+@pytest.fixture
+def orphan() -> Iterator[int]:
+    """A busy program that is nobody's child here."""
+    started = subprocess.run([sys.executable, "-c", START_ALONE, *HOG], capture_output=True, check=True)
+    pid = int(started.stdout)
+    yield pid
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_another_program_is_seen_second_by_second(orphan: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "INTERVAL", 0.2)
+    with MachineWatch() as watch:
+        time.sleep(1.1)
+    account = watch.account
+    assert account is not None
+    assert account.busy
+    assert account.other_cores > 0.1
+    assert account.peak_cores >= account.other_cores
+    assert account.busy_share > 0.5
+    assert account.seconds >= 1.0
+    assert account.programs
+
+
+def test_the_server_under_test_is_no_other_program(orphan: int) -> None:
+    """Its seconds are ours, so they are no other program's."""
+    with MachineWatch([orphan]) as watch:
+        time.sleep(0.5)
+    assert watch._before is not None
+    assert orphan in watch._before.ours
+    assert orphan not in watch._before.programs
+
+
+def test_an_exception_passes_and_the_watch_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = MachineWatch()
+    with pytest.raises(KeyboardInterrupt), watch:
+        raise KeyboardInterrupt
+    assert watch.account is not None
+    assert not watch._thread.is_alive()
+
+
+def test_who_listens_on_a_port_here_is_the_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for host in ("127.0.0.1", "localhost"):
+            assert server_processes(f"http://{host}:{port}") == [os.getpid()]
+    assert server_processes(f"http://127.0.0.1:{port}") is None, "nobody is there that could be told"
+
+
+def test_of_a_forwarder_nothing_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = psutil.Process().name()
+    monkeypatch.setattr(machine, "FORWARDERS", (name,))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert server_processes(f"http://127.0.0.1:{server.getsockname()[1]}") is None
+
+
+def test_a_server_elsewhere_takes_nothing_of_this_machine() -> None:
+    assert server_processes("http://192.0.2.7:8000") == []
+    assert server_processes("https://example.org") == []
