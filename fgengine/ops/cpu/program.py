@@ -147,6 +147,7 @@ class Recorder(CpuOps):
         last = self._instructions[-1]
         if last.out != logits.data_ptr():
             raise NotRecordable
+        self._buffers.pop()  # each step's logits are a tensor of their own
         return Program(self.library, self._instructions, self._buffers, logits.shape[1], self._pool)
 
     def _buffer_of(self, address: int) -> Buffer:
@@ -167,7 +168,7 @@ class Program:
         vocab_size: int,
         pool: Tensor,
     ) -> None:
-        """``instructions`` point into the buffers' stand-ins."""
+        """``instructions`` point into the buffers' stand-ins, but for where the last one puts the logits."""
         self._library = library
         self._instructions = (Instruction * len(instructions))(*instructions)
         self._vocab_size = vocab_size

@@ -105,7 +105,7 @@ def test_logits_stay_when_the_next_step_is_computed() -> None:
 
 
 def test_memory_is_shared_by_layers() -> None:
-    """A program's memory does not grow with the number of layers."""
+    """A program's memory does not grow with its layers, and holds no logits of a prompt's tokens."""
     few, many = (runner_of(replace(LLAMA, num_layers=layers), "float32") for layers in (2, 12))
     sizes = []
     for runner in (few, many):
@@ -113,6 +113,8 @@ def test_memory_is_shared_by_layers() -> None:
         runner.logits(plan_of(STEPS["a prompt"]))
         sizes.append(runner.program.num_bytes)
     assert sizes[0] == sizes[1] > 0
+    widths = 4 * LLAMA.hidden_size + 2 * (4 + 2 * 2) * 32 + 3 * LLAMA.intermediate_size
+    assert sizes[0] <= 150 * (widths + 6 * 32) * 4
 
 
 def test_what_our_kernels_do_not_compute_is_no_program() -> None:
