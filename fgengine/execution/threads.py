@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from fgengine.execution.control_groups import core_limit
 from fgengine.machine_load import core_seconds, our_cores
 
 INTERVAL = 0.25
@@ -78,9 +79,14 @@ class Threads:
         read: Callable[[], Usage | None] = usage,
         set_threads: Callable[[int], None] = torch.set_num_threads,
     ) -> None:
+        self._set = set_threads
         self.most = self._now = torch.get_num_threads()
+        if (limit := core_limit()) < self.most:
+            # More threads than that would be stopped, all at once, for the rest of each tenth of a second.
+            self.most = self._now = max(1, math.floor(limit))
+            self._set(self.most)
         self._cores = max(self.most, len(our_cores()))
-        self._read, self._set = read, set_threads
+        self._read = read
         self._last = read()
         self._demand = 0.0
 

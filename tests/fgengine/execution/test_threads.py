@@ -105,6 +105,16 @@ def test_threads_follow_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
     assert crew.most == 4
 
 
+@pytest.mark.parametrize(("limit", "most"), [(2.5, 2), (0.5, 1), (4.0, 4), (64.0, 4)])
+def test_a_container_computes_with_as_many_threads_as_it_has_cores(
+    monkeypatch: pytest.MonkeyPatch, limit: float, most: int
+) -> None:
+    machine = Machine(monkeypatch)
+    monkeypatch.setattr(threads, "core_limit", lambda: limit)
+    assert machine.threads().most == most
+    assert machine.set == ([most] if most < 4 else [])
+
+
 def test_it_looks_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     reads = 0

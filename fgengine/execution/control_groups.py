@@ -1,0 +1,70 @@
+"""The control groups around this process: what a container, or a slice of systemd, may take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+OF_PROCESS = Path("/proc/self/cgroup")
+MOUNT = Path("/sys/fs/cgroup")
+
+
+class Group(NamedTuple):
+    folder: Path
+    version: Literal[1, 2]
+
+
+def groups(controller: str, process: Path = OF_PROCESS, mount: Path = MOUNT) -> Iterator[Group]:
+    """The process's group and all around it, since the limit of each binds; none where there are none.
+
+    Args:
+        controller: "memory" or "cpu".
+        process: the file that names the process's groups, a line for each hierarchy.
+        mount: where the hierarchies are mounted. In a container the group's path may name a folder of the
+            host, while the container's own group is the mount itself: what is missing is passed over.
+    """
+    try:
+        lines = process.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            yield from _around(mount, path, 2)
+        elif controller in controllers.split(","):
+            yield from _around(mount / controller, path, 1)
+
+
+def _around(root: Path, path: str, version: Literal[1, 2]) -> Iterator[Group]:
+    folder = root / path.strip("/")
+    for group in (folder, *folder.parents):
+        if group.is_relative_to(root) and ".." not in group.parts:
+            yield Group(group, version)
+
+
+def number(file: Path) -> int | None:
+    """None where the file is missing or says "max", no limit."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def core_limit(process: Path = OF_PROCESS, mount: Path = MOUNT) -> float:
+    """Cores that the process may take on average, as of ``docker run --cpus``; infinite without a limit."""
+    return min((_cores(group) for group in groups("cpu", process, mount)), default=math.inf)
+
+
+def _cores(group: Group) -> float:
+    if group.version == 1:
+        quota, period = number(group.folder / "cpu.cfs_quota_us"), number(group.folder / "cpu.cfs_period_us")
+    else:
+        try:
+            said = (group.folder / "cpu.max").read_text().split()
+            quota, period = int(said[0]), int(said[1])
+        except (OSError, ValueError, IndexError):  # "max 100000" is no limit
+            return math.inf
+    return quota / period if quota is not None and quota > 0 and period else math.inf
