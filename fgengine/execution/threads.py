@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -72,19 +73,24 @@ def threads_for(demand: float, most: int, cores: int) -> int:
 
 
 class Threads:
-    """Sets torch's number of threads, which is that of our kernels too."""
+    """Sets torch's number of threads: that of our kernels too, and of all engines in this process."""
+
+    _set_last: ClassVar[tuple[int, int]] = (0, 0)
+    """What an engine of this process has set it to, and what it had been."""
 
     def __init__(
         self,
         read: Callable[[], Usage | None] = usage,
         set_threads: Callable[[int], None] = torch.set_num_threads,
     ) -> None:
-        self._set = set_threads
+        self._set_threads = set_threads
         self.most = self._now = torch.get_num_threads()
+        if self.most == Threads._set_last[0]:
+            self.most = Threads._set_last[1]
         if (limit := core_limit()) < self.most:
             # More threads than that would be stopped, all at once, for the rest of each tenth of a second.
-            self.most = self._now = max(1, math.floor(limit))
-            self._set(self.most)
+            self.most = max(1, math.floor(limit))
+        self._set(self.most)
         self._cores = max(self.most, len(our_cores()))
         self._read = read
         self._last = read()
@@ -98,11 +104,14 @@ class Threads:
         if now is not None:
             newest = 1.0 - math.exp((self._last.at - now.at) / MEMORY)
             self._demand += newest * (demand(self._last, now) - self._demand)
-            wanted = threads_for(self._demand, self.most, self._cores)
-            if wanted != self._now:
-                self._now = wanted
-                self._set(wanted)
+            self._set(threads_for(self._demand, self.most, self._cores))
         self._last = now
+
+    def _set(self, count: int) -> None:
+        if count != self._now:
+            self._now = count
+            Threads._set_last = count, self.most
+            self._set_threads(count)
 
 
 def _scheduled(tasks: Path) -> tuple[float, float]:

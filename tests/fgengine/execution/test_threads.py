@@ -72,12 +72,18 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = Usage(100.0, 0.0, 0.0, 0.0, 0.0)
         self.set: list[int] = []
+        self.count = 4
+        monkeypatch.setattr(Threads, "_set_last", (0, 0))
         monkeypatch.setattr(threads.time, "monotonic", lambda: self.now.at)
         monkeypatch.setattr(threads, "our_cores", lambda: frozenset(range(4)))
-        monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 4)
+        monkeypatch.setattr(threads.torch, "get_num_threads", lambda: self.count)
 
     def threads(self) -> Threads:
-        return Threads(lambda: self.now, self.set.append)
+        return Threads(lambda: self.now, self.set_threads)
+
+    def set_threads(self, count: int) -> None:
+        self.set.append(count)
+        self.count = count
 
     def goes_on(self, others: float, own: float, waiting: float) -> None:
         self.now = after(self.now, 0.3, others, own, waiting)
@@ -103,6 +109,19 @@ def test_threads_follow_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
         crew.adapt()
     assert machine.set[-1] == 4
     assert crew.most == 4
+
+
+def test_the_next_engine_of_the_process_starts_with_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    first = machine.threads()
+    for _ in range(4):
+        machine.goes_on(1.0, 3.0, 0.0)
+        first.adapt()
+    assert machine.count == 3
+    assert machine.threads().most == 4
+    assert machine.count == 4
+    machine.count = 2  # somebody else's choice
+    assert machine.threads().most == 2
 
 
 @pytest.mark.parametrize(("limit", "most"), [(2.5, 2), (0.5, 1), (4.0, 4), (64.0, 4)])
