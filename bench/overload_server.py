@@ -57,7 +57,7 @@ class Row:
     sent: int
     answered: int
     rejected: int
-    """With HTTP 429."""
+    """By a full queue."""
     failed: int
     """In another way."""
     tokens_per_second: float
@@ -120,7 +120,7 @@ def measure(
         raise SystemExit("all requests had ended before the time was over: more of them are needed")
     took = window.grown("uptime_seconds")
     ok = [record for record in records if record.ok]
-    rejected = sum((record.error or "").startswith("http 429") for record in records)
+    rejected = sum(record.rejected is not None for record in records)
     ttfts = [record.first_token - record.scheduled for record in ok if record.first_token is not None]
     due = sum(request.scheduled < length for request in requests)
     row = Row(
