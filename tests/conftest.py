@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +40,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     (folder / "config.json").write_text(json.dumps(TINY_LLAMA))
     return folder
+
+
+START_ALONE = """
+import subprocess, sys
+silent = subprocess.DEVNULL
+busy = [sys.executable, "-c", "while True: pass"]
+print(subprocess.Popen(busy, start_new_session=True, stdout=silent, stderr=silent).pid)
+"""
+
+
+@pytest.fixture
+def busy_program() -> Iterator[int]:
+    """The process id of a program that computes without a pause, and is nobody's child here."""
+    started = subprocess.run([sys.executable, "-c", START_ALONE], capture_output=True, check=True)
+    pid = int(started.stdout)
+    yield pid
+    os.kill(pid, signal.SIGKILL)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -17,22 +14,9 @@ from fgbench import machine
 from fgbench.machine import MachineWatch, server_processes
 
 HOG = [sys.executable, "-c", "while True: pass"]
-START_ALONE = (
-    "import subprocess, sys; silent = subprocess.DEVNULL; "
-    "print(subprocess.Popen(sys.argv[1:], start_new_session=True, stdout=silent, stderr=silent).pid)"
-)
 
 
-@pytest.fixture
-def orphan() -> Iterator[int]:
-    """A busy program that is nobody's child here."""
-    started = subprocess.run([sys.executable, "-c", START_ALONE, *HOG], capture_output=True, check=True)
-    pid = int(started.stdout)
-    yield pid
-    os.kill(pid, signal.SIGKILL)
-
-
-def test_another_program_is_seen_second_by_second(orphan: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_program_is_seen_second_by_second(busy_program: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "INTERVAL", 0.2)
     with MachineWatch() as watch:
         time.sleep(1.1)
@@ -46,13 +30,13 @@ def test_another_program_is_seen_second_by_second(orphan: int, monkeypatch: pyte
     assert account.programs
 
 
-def test_the_server_under_test_is_no_other_program(orphan: int) -> None:
+def test_the_server_under_test_is_no_other_program(busy_program: int) -> None:
     """Its seconds are ours, so they are no other program's."""
-    with MachineWatch([orphan]) as watch:
+    with MachineWatch([busy_program]) as watch:
         time.sleep(0.5)
     assert watch._before is not None
-    assert orphan in watch._before.ours
-    assert orphan not in watch._before.programs
+    assert busy_program in watch._before.ours
+    assert busy_program not in watch._before.programs
 
 
 def test_an_exception_passes_and_the_watch_ends(monkeypatch: pytest.MonkeyPatch) -> None:

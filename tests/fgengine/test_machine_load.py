@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,35 +84,20 @@ def test_memory_pressure_is_read_where_there_is_any(tmp_path: Path, monkeypatch:
     assert look().memory_stalled == 1.5
 
 
-START_ALONE = (
-    "import subprocess, sys; silent = subprocess.DEVNULL; "
-    "print(subprocess.Popen(sys.argv[1:], start_new_session=True, stdout=silent, stderr=silent).pid)"
-)
-
-
-@pytest.fixture
-def orphan() -> Iterator[int]:
-    """A busy program that is nobody's child here."""
-    started = subprocess.run([sys.executable, "-c", START_ALONE, *HOG], capture_output=True, check=True)
-    pid = int(started.stdout)
-    yield pid
-    os.kill(pid, signal.SIGKILL)
-
-
-def test_another_program_is_seen(orphan: int) -> None:
+def test_another_program_is_seen(busy_program: int) -> None:
     before = look()
     time.sleep(0.5)
     load = load_between(before, look())
-    assert orphan in before.programs
+    assert busy_program in before.programs
     assert load.programs
     assert load.other_cores > machine_load.BUSY_CORES
 
 
-def test_what_is_named_as_ours_is_no_other_program(orphan: int) -> None:
-    before, with_it = look(), look([orphan])
+def test_what_is_named_as_ours_is_no_other_program(busy_program: int) -> None:
+    before, with_it = look(), look([busy_program])
     time.sleep(0.3)
-    assert orphan not in with_it.programs
-    assert look([orphan]).own - with_it.own > 0.01
+    assert busy_program not in with_it.programs
+    assert look([busy_program]).own - with_it.own > 0.01
     assert with_it.own >= before.own
 
 
