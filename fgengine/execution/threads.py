@@ -93,7 +93,7 @@ class Threads:
         self._set(self.most)
         self._cores = max(self.most, len(our_cores()))
         self._read = read
-        self._last = read()
+        self._last = read() if self.most > 1 else None
         self._demand = 0.0
 
     def adapt(self) -> None:
