@@ -18,8 +18,9 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     one's; the field of the other stays at its default. So a verb that asks for a thing in another way
     (``--rates`` for ``rate``) gives its own parameter the field's name.
     """
-    hints = get_type_hints(command, include_extras=True)
-    parameters = inspect.signature(command).parameters
+    # Not by get_type_hints: for a parameter that is None by default, Python 3.10's hides what is annotated.
+    parameters = inspect.signature(command, eval_str=True).parameters
+    hints = {name: parameter.annotation for name, parameter in parameters.items()}
     groups = {name: hints[name] for name in parameters if is_dataclass(hints[name])}
     options = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
