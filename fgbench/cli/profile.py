@@ -39,7 +39,7 @@ def profile(
         float, typer.Option(min=0.0, help="Seconds to wait for other programs to leave the machine alone.")
     ] = 60.0,
     even_if_busy: Annotated[
-        bool, typer.Option("--even-if-busy", help="Then measure all the same, and write the file.")
+        bool, typer.Option("--even-if-busy", help="After that, measure and write the file all the same.")
     ] = False,
 ) -> None:
     """Measure step times over prefill length x decode batch x context, and fit the cost model.
@@ -99,7 +99,7 @@ def profile(
 
 
 def _await_quiet(patience: float, even_if_busy: bool, console: Console) -> None:
-    """Raises ValueError where others do not leave the machine alone within so many seconds."""
+    """Ends the verb where others do not leave the machine alone within so many seconds."""
     from fgengine.machine_load import wait_until_quiet
 
     with console.status("looking for other programs that compute") as status:

@@ -17,6 +17,7 @@ from sortedcontainers import SortedDict
 
 from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager
+from fgengine.plan import StepPlan
 from fgengine.request import Request
 from fgengine.scheduling.budget import RecomputeBudget
 from fgengine.scheduling.draft import Counters, Limits
@@ -123,6 +124,15 @@ class Pressure:
         if self.active:
             self._began, self._seconds_before = now, self._counters.pressure_seconds
         return self.active
+
+    def computed(self, plan: StepPlan, steps: int) -> None:
+        """The plan is executed ``steps`` times, each time but the first for decodes.
+
+        Told before the requests that end with it are taken out, and, where steps overlap, before the next is
+        planned, so that the next is planned alike with and without overlap.
+        """
+        self.work.computed(plan, steps)
+        self.budget.computed(plan.num_tokens * steps)
 
     def ended_step(self, now: float) -> None:
         """Count the seconds since pressure began. Not where a step begins: no step may follow for long."""

@@ -88,10 +88,9 @@ class KVResidency:
         """These are in a batch, and their priorities may have changed with it."""
         self._ranking.touch(request for request in batch if request.id in self.resident)
 
-    def ended_step(self, plan: StepPlan, steps: int, now: float) -> None:
-        """The plan was executed ``steps`` times, each time but the first for decodes."""
+    def ended_step(self, plan: StepPlan, now: float) -> None:
+        """The plan was executed."""
         self.ran(item.request for item in plan.items)
-        self.pressure.budget.computed(plan.num_tokens * steps)
         self.pressure.ended_step(now)
 
     def uses(self, batch: Collection[str]) -> bool:

@@ -183,7 +183,6 @@ class Scheduler:
         if plan is not self._presumed:
             self._presume(plan)
         self.counters.steps += 1
-        self.residency.pressure.work.computed(plan, 1)  # before the requests that end with it are taken out
         events, on_step = [], self.policy.inner.on_step  # the guard's would double the cost of the call
         for item in plan.items:
             request = item.request
@@ -199,7 +198,7 @@ class Scheduler:
                 on_step(request, result.seconds, now)
             except Exception as error:
                 raise self.policy.raised("on_step", error) from error
-        self.residency.ended_step(plan, 1, now)
+        self.residency.ended_step(plan, now)
         self.counters.generated_tokens += len(events)
         self._take_turns(now)
         return events
@@ -223,6 +222,7 @@ class Scheduler:
 
     def _presume(self, plan: StepPlan) -> None:
         self._presumed = plan
+        self.residency.pressure.computed(plan, 1)
         for request, _, num_tokens, _, yields_token in plan.items:
             if request.finish_reason is not None:
                 continue
@@ -285,7 +285,7 @@ class Scheduler:
             raise RuntimeError("no step is planned")
         plan = self._planned.popleft()
         self.counters.steps += steps
-        self.residency.pressure.work.computed(plan, steps)
+        self.residency.pressure.computed(plan, steps)
         zeros = bytes(steps)
         finished = []
         for item in plan.items:
@@ -309,7 +309,7 @@ class Scheduler:
                 self.policy.inner.on_step(request, seconds, now)
             except Exception as error:
                 raise self.policy.raised("on_step", error) from error
-        self.residency.ended_step(plan, steps, now)
+        self.residency.ended_step(plan, now)
         return finished
 
     # -- filling a batch -----------------------------------------------------------------------------

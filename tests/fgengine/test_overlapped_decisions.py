@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fgengine.config import Offloading
@@ -37,6 +37,19 @@ machines = st.fixed_dictionaries(
         "starvation_limit": st.sampled_from([0.1, 30.0]),
     }
 )
+THROWN_AWAY_IN_THE_NEXT_STEP = [
+    (prompt, most, True, 0, "a")
+    for prompt, most in [(8, 7), (9, 4), (1, 1), (1, 1), (1, 1), (1, 8), (20, 10), (1, 1), (32, 2)]
+]
+"""A long prompt is computed in one step and KV is thrown away in the next: the first pays for the second."""
+SMALL = {
+    "device_blocks": 16,
+    "host_blocks": 0,
+    "max_batch_size": 4,
+    "max_tokens_per_batch": 64,
+    "chunked_prefill": False,
+    "starvation_limit": 0.1,
+}
 
 
 def serve(engine: Engine, workload: list[tuple[int, int, bool, int, str]]) -> list[Request]:
@@ -89,6 +102,7 @@ def test_what_hangs_on_no_step_is_decided_alike(symbolic_engine: Build, policy: 
 
     @QUICK
     @given(workloads, machines)
+    @example(THROWN_AWAY_IN_THE_NEXT_STEP, SMALL)
     def check(workload: list[tuple[int, int, bool, int, str]], sizes: dict[str, Any]) -> None:
         at_once = [(prompt, most, True, 0, user) for prompt, most, _, _, user in workload]
         made = {}
