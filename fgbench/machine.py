@@ -76,9 +76,9 @@ class MachineWatch:
 
 
 def server_processes(url: str) -> list[int] | None:
-    """Whose work the answers of a server are, on this machine: none where it runs elsewhere.
+    """The process that serves ``url``, as a list; empty where the server runs on another machine.
 
-    None: it is here, and nobody can tell which programs it consists of, since it is in a container, behind a
+    None: the server is on this machine, but its process cannot be found. It is in a container, behind a
     tunnel, or another user's.
     """
     parts = urlsplit(url)

@@ -1,9 +1,11 @@
 """What else the machine does while something is measured on it.
 
-before = look()
-...
-load = load_between(before, look())
-load.is_busy, load.describe()   # True, "other programs took 0.93 cores (python3 0.92)"
+Look before and after, and ask for what other programs took between the two:
+
+    before = look()
+    ...
+    load = load_between(before, look())
+    load.is_busy, load.describe()   # True, "other programs took 0.93 cores (python3 0.92)"
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import psutil
 BUSY_CORES = 0.1
 """Of others. Above it a measurement is not of this machine alone, and is marked."""
 BUSY_SHARE = 0.02
-"""Of all cores: on a large machine somebody always takes a tenth of a core."""
+"""Of all cores. On a machine with many cores, background programs always take a tenth of one core."""
 MEMORY_PRESSURE = Path("/proc/pressure/memory")
 LOOK_SECONDS = 1.0
 MOST_NAMED = 3
@@ -137,16 +139,16 @@ def load_between(before: Look, after: Look) -> MachineLoad:
     )
 
 
-def wait_until_quiet(patience: float, report: Callable[[str], None], own: Iterable[int] = ()) -> MachineLoad:
+def wait_until_quiet(patience: float, report: Callable[[str], None]) -> MachineLoad:
     """Looks at the machine for a second at a time, until it is quiet or ``patience`` seconds are over.
 
-    ``report`` is told of each second in which they did not. Returns the load of the last one.
+    ``report`` is told the load of each second that was not quiet. Returns the load of the last second.
     """
     until = time.monotonic() + patience
     while True:
-        before = look(own)
+        before = look()
         time.sleep(LOOK_SECONDS)
-        load = load_between(before, look(own))
+        load = load_between(before, look())
         if not load.is_busy:
             return load
         report(load.describe())

@@ -71,7 +71,7 @@ def one_at_a_time(report: Report) -> Iterator[None]:
     """Two profilers would measure each other, so the second waits until the first is done."""
     waiting = "another profile is being measured on this machine: waiting for it"
     with ExitStack() as held:
-        with suppress(OSError):  # nothing can be written here, so nobody else keeps a profile here either
+        with suppress(OSError):  # a cache that cannot be written has no lock; measure without it
             held.enter_context(locked(profiles_folder() / ".lock", lambda: report(waiting)))
         yield
 
@@ -160,10 +160,10 @@ def _measure_and_keep(model: str, path: Path, runner: ProfiledRunner, report: Re
     if conditions is not None and conditions.busy:
         report(
             f"the profile was measured while other programs took {conditions.other_cores:.2f} cores: "
-            "it is used now, and measured anew next time"
+            "this engine uses it, and the next one measures again"
         )
     elif profile.median_error > WORTH_KEEPING:
-        report(f"the profile is rough ({trust}): used now, measured anew next time")
+        report(f"the profile is rough ({trust}): this engine uses it, and the next one measures again")
     elif is_complete(profile, runner, QUICK) and keep_profile(profile, path, report):
         report(f"profile kept in {path} ({trust}); `fgbench profile` measures a thorough one")
     return profile

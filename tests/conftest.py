@@ -52,7 +52,7 @@ print(subprocess.Popen(busy, start_new_session=True, stdout=silent, stderr=silen
 
 @pytest.fixture
 def busy_program() -> Iterator[int]:
-    """The process id of a program that computes without a pause, and is nobody's child here."""
+    """The process id of a program that computes without a pause, and that no test process started."""
     started = subprocess.run([sys.executable, "-c", START_ALONE], capture_output=True, check=True)
     pid = int(started.stdout)
     yield pid

@@ -51,7 +51,7 @@ class MachineAccount:
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> MachineAccount | None:
-        """From run.json's ``machine``; None where nobody looked, or the run was killed."""
+        """From run.json's ``machine``; None where the run has none: it was killed, or is a simulation."""
         said = info.get("machine")
         if not isinstance(said, dict) or any(f.name not in said for f in fields(cls)):
             return None

@@ -44,7 +44,7 @@ class Entry:
     memory: MemoryAccount | None
     """None: the server gave no account of its KV memory."""
     machine: MachineAccount | None
-    """None: nobody watched what else the machine did."""
+    """None: run.json says nothing of the machine's other load."""
     slowdown: Distribution | None
     """None, as ``fairness``: no cost model of the model is at hand, or no request was answered."""
     fairness: float | None

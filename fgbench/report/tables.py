@@ -48,7 +48,7 @@ def summary_table(
 ) -> Group:
     """What ``fgbench run`` ends with: latencies from the scheduled moment, then counts and rates.
 
-    ``memory``: where the server gave an account of its KV memory. ``machine``: where somebody watched it.
+    ``memory``: the server's account of its KV memory. ``machine``: the machine's other load. None: not known.
     """
     from rich.console import Group
     from rich.table import Table

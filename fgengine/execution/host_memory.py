@@ -20,7 +20,7 @@ class HostMemory(NamedTuple):
 
 
 class _Files(NamedTuple):
-    """Of a memory controller."""
+    """The files of a memory controller."""
 
     limits: tuple[str, ...]
     usage: str

@@ -52,7 +52,7 @@ def test_who_listens_on_a_port_here_is_the_server() -> None:
         port = server.getsockname()[1]
         for host in ("127.0.0.1", "localhost"):
             assert server_processes(f"http://{host}:{port}") == [os.getpid()]
-    assert server_processes(f"http://127.0.0.1:{port}") is None, "nobody is there that could be told"
+    assert server_processes(f"http://127.0.0.1:{port}") is None, "no process listens there any more"
 
 
 def test_of_a_forwarder_nothing_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,8 @@ def pictures_of(comparison: Comparison, objectives: Sequence[Objective]) -> list
 
 def _disturbed(comparison: Comparison) -> str:
     """Which points other programs may have changed; empty: none."""
-    points = [point for point in comparison.points if point.complete and point.disturbed]
+    found = [point for point in comparison.points if point.complete and point.disturbed]
+    points = sorted(found, key=lambda point: (point.label, point.level))
     named = [f"{point.label} at {comparison.axis.say(point.level)}" for point in points]
     more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
     return f"measured beside other programs: {', '.join(named[:MOST_NAMED])}{more}" if named else ""

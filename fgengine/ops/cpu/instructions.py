@@ -95,5 +95,11 @@ def run(library: ctypes.CDLL, program: Any, step: Step) -> None:
         raise MemoryError("there is no memory for a step")
 
 
+def rows_of(**tensors: Tensor) -> dict[str, int]:
+    """Where each tensor's rows begin and how far apart they are: the fields ``NAME`` and ``NAME_stride``."""
+    places = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    return places | {f"{name}_stride": tensor.stride(0) for name, tensor in tensors.items()}
+
+
 def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()

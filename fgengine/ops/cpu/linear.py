@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgengine.ops.cpu.build import kernels
-from fgengine.ops.cpu.instructions import Instruction, Kind, address, run, step_of
+from fgengine.ops.cpu.instructions import Instruction, Kind, address, rows_of, run, step_of
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +60,7 @@ class PackedLinear:
         """``out`` [T, outputs] from an aligned ``x``."""
         return Instruction(
             kind=Kind.LINEAR,
-            out=out.data_ptr(),
-            out_stride=out.stride(0),
-            x=x.data_ptr(),
-            x_stride=x.stride(0),
+            **rows_of(out=out, x=x),
             weight=self._weight.data_ptr(),
             bias=address(bias),
             size=self._padded_inputs,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fgengine.ops.batch import RaggedBatch
-from fgengine.ops.cpu.instructions import Instruction, Kind, address, run, step_of
+from fgengine.ops.cpu.instructions import Instruction, Kind, address, rows_of, run, step_of
 from fgengine.ops.reference import TorchOps
 
 if TYPE_CHECKING:
@@ -71,12 +71,7 @@ class CpuOps(TorchOps):
         out = self.new(residual, size)
         instruction = Instruction(
             kind=kind,
-            out=out.data_ptr(),
-            out_stride=out.stride(0),
-            x=address(x),
-            x_stride=0 if x is None else x.stride(0),
-            residual=residual.data_ptr(),
-            residual_stride=residual.stride(0),
+            **rows_of(out=out, residual=residual, **({} if x is None else {"x": x})),
             weight=weight.data_ptr(),
             bias=address(bias),
             size=size,
@@ -109,10 +104,7 @@ class CpuOps(TorchOps):
         out = self.new(gate_up, size)
         instruction = Instruction(
             kind=Kind.SILU_MUL,
-            out=out.data_ptr(),
-            out_stride=out.stride(0),
-            x=gate_up.data_ptr(),
-            x_stride=gate_up.stride(0),
+            **rows_of(out=out, x=gate_up),
             size=size,
         )
         self.execute(instruction, rows)
@@ -126,8 +118,7 @@ class CpuOps(TorchOps):
             return
         instruction = Instruction(
             kind=Kind.WRITE_KV,
-            out=qkv.data_ptr(),
-            out_stride=qkv.stride(0),
+            **rows_of(out=qkv),
             kv=kv.data_ptr(),
             rope=address(rope),
             size=qkv.shape[1],
@@ -148,10 +139,7 @@ class CpuOps(TorchOps):
         out = self.new(q, heads * dim)
         instruction = Instruction(
             kind=Kind.ATTENTION,
-            out=out.data_ptr(),
-            out_stride=out.stride(0),
-            x=q.data_ptr(),
-            x_stride=q.stride(0),
+            **rows_of(out=out, x=q),
             kv=kv.data_ptr(),
             size=heads * dim,
             heads=heads,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fgengine.ops.batch import RaggedBatch
-from fgengine.ops.cpu.instructions import Instruction, Kind, run, step_of
+from fgengine.ops.cpu.instructions import Instruction, Kind, rows_of, run, step_of
 from fgengine.ops.cpu.linear import WAYS_APART
 from fgengine.ops.cpu.ops import CpuOps
 
@@ -120,8 +120,7 @@ class Recorder(CpuOps):
     def _embed(self, out: Tensor, table: Tensor, positions: bool) -> None:
         instruction = Instruction(
             kind=Kind.EMBED,
-            out=out.data_ptr(),
-            out_stride=out.stride(0),
+            **rows_of(out=out),
             weight=table.data_ptr(),
             size=table.shape[1],
             flag=positions,
@@ -133,10 +132,7 @@ class Recorder(CpuOps):
         out = self.new(x, x.shape[1])
         instruction = Instruction(
             kind=Kind.PICK,
-            out=out.data_ptr(),
-            out_stride=out.stride(0),
-            x=x.data_ptr(),
-            x_stride=x.stride(0),
+            **rows_of(out=out, x=x),
             size=x.shape[1],
         )
         self.execute(instruction, RECORDED_ROWS)

@@ -18,6 +18,7 @@ from fgbench.cli.main import app
 from fgbench.cli.options import ServerOptions
 from fgbench.cli.systems import system_of
 from fgbench.client.record import RequestRecord
+from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.summary import summarize
 from fgbench.results.run import find_runs, read_run
 from fgbench.workload.datasets import Lengths, Synthetic
@@ -60,6 +61,25 @@ def test_a_run_against_a_url(fake_server, tmp_path):
     assert (run.path / "requests.parquet").is_file()
     assert "JCT" in result.output
     assert str(run.path) in result.output.replace("\n", "")
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_a_run_keeps_and_shows_what_other_programs_took(fake_server, tmp_path, busy_program):
+    argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 20, "--num-prompts", 10, "--results", tmp_path]
+    result = fgbench(*argv, "--warmup", 0)
+    machine = MachineAccount.of(only_run(tmp_path).info)
+    assert machine is not None
+    assert machine.busy
+    assert machine.programs
+    assert "◆ other programs took part of the machine" in result.output.replace("\n", " ")
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_where_the_servers_own_work_cannot_be_told_nothing_is_said(fake_server, tmp_path, monkeypatch):
+    monkeypatch.setattr("fgbench.benchmark.server_processes", lambda url: None)
+    argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 50, "--num-prompts", 4, "--results", tmp_path]
+    assert fgbench(*argv, "--warmup", 0).exit_code == 0
+    assert "machine" not in only_run(tmp_path).info
 
 
 @pytest.mark.usefixtures("_lag_is_no_matter")

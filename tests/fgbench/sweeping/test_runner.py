@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +299,6 @@ def test_a_rate_at_which_requests_are_rejected_misses_the_slo(tmp_path: Path) ->
     text = console.export_text()
     assert "rejected" in text
     assert "25%" in text
+    assert "◆" not in text
+    console.print(results_table([replace(result, disturbed=True)]))
+    assert "◆ other programs took part of the machine" in console.export_text()

@@ -120,7 +120,7 @@ def test_the_next_engine_of_the_process_starts_with_all_threads(monkeypatch: pyt
     assert machine.count == 3
     assert machine.threads().most == 4
     assert machine.count == 4
-    machine.count = 2  # somebody else's choice
+    machine.count = 2  # the user of the library has set it
     assert machine.threads().most == 2
 
 

@@ -73,6 +73,19 @@ def test_a_program_computes_what_its_operations_do(name: str, dtype: str) -> Non
         assert torch.equal(runner.pool, stored)
 
 
+def test_an_engine_s_step_is_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the model's operations one by one, and with as many threads as the machine allows then."""
+    runner = runner_of(LLAMA, "float32")
+    plan = plan_of(STEPS["a mixture"])
+    want = runner.logits(plan).max(-1).indices.tolist()
+    looks: list[None] = []
+    assert runner._threads is not None
+    monkeypatch.setattr(runner._threads, "adapt", lambda: looks.append(None))
+    monkeypatch.setattr(runner.model, "forward", lambda *arguments: pytest.fail("one by one"))
+    assert list(runner.execute(plan).tokens.values()) == [want[int(item)] for item in ("0", "1", "2", "3")]
+    assert len(looks) == 1
+
+
 def test_more_threads_than_cores_compute_the_same() -> None:
     """Threads that are late find the work done by others; none is done twice, and none is left out."""
     runner = runner_of(LLAMA, "float32")
