@@ -17,7 +17,7 @@ from rich.table import Table
 
 from fgengine.ceilings import measure_ceilings
 from fgengine.config import EngineConfig
-from fgengine.execution.runner import TorchRunner
+from fgengine.execution.create import create_runner
 from fgengine.model.catalog import shape_of
 
 DECODES = [(batch, context) for batch in (1, 4, 16) for context in (128, 512)]
@@ -37,7 +37,7 @@ def main() -> None:
     config = EngineConfig(
         model=options.model, device=options.device, num_device_blocks=1024, swap_space_bytes=0, block_size=16
     )
-    runner = TorchRunner.create(config, shape_of(options.model), None)
+    runner = create_runner(config, shape_of(options.model), None)
     runner.pool.zero_()
     ceilings = measure_ceilings(
         runner.device, runner.dtype, runner.shape.num_parameters * runner.dtype.itemsize

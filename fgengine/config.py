@@ -37,7 +37,8 @@ class EngineConfig:
     """MLFQ's alpha: seconds a job may wait since it last ran before it is promoted to the first queue.
     Under sjf: a request is never overtaken by one that arrived more than this later."""
     predictor: str = "learned"
-    """Where sjf and sprpt take output lengths from: ``oracle``, ``noisy:SIGMA`` or ``learned``."""
+    """Where sjf and sprpt take output lengths from: ``oracle``, ``noisy:SIGMA``, ``learned`` or
+    ``package.module:Class``."""
     max_batch_size: int = 16
     max_tokens_per_batch: int = 2048
     """New tokens computed in one step. A longer prompt is computed over several steps."""

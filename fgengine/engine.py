@@ -81,10 +81,10 @@ class Engine:
         that cannot be used.
         """
         from fgengine import profile_cache, quick_speed
+        from fgengine.execution.create import create_runner
         from fgengine.execution.machine import require_memory
-        from fgengine.execution.runner import TorchRunner
         from fgengine.model import catalog, store
-        from fgengine.scheduling.predictor import make_predictor
+        from fgengine.scheduling.predictors import make_predictor
 
         policy = policy_class(config.policy)  # a misspelt name should not cost a model load
         shape = catalog.shape_of(config.model)
@@ -96,7 +96,7 @@ class Engine:
                 f"{config.model}`, or ask for dummy weights"
             )
         report(f"loading {config.model}")
-        runner = TorchRunner.create(config, shape, folder, report)
+        runner = create_runner(config, shape, folder, report)
         needs_cost = policy.needs_cost or config.offloading == "auto"
         cost = profile_cache.ensure(config, runner, report).cost if needs_cost else None
         predictor = make_predictor(config.predictor, config.model) if policy.needs_predictor else None

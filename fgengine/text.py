@@ -1,6 +1,6 @@
 """Between text and tokens: encoding, chat templates, incremental detokenizing, stop strings.
 
-Only the ``tokenizers`` library is needed, not transformers: the server process stays light.
+No model is loaded and torch is not imported: the server process stays light.
 """
 
 from __future__ import annotations
@@ -8,12 +8,9 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
 
-from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
 
 
@@ -24,14 +21,20 @@ class TextError(ValueError):
 class TextCodec:
     """One model's tokenizer and chat template."""
 
-    def __init__(self, tokenizer: Tokenizer, chat_template: ChatTemplate | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, chat_template: ChatTemplate | None = None, chat_problem: str = ""
+    ) -> None:
+        """``chat_problem``: why chats cannot be encoded although the model has a template."""
         self._tokenizer = tokenizer
         self._chat_template = chat_template
+        self.chat_problem = chat_problem
         self._token_bytes = token_bytes(tokenizer)
 
     @classmethod
     def load(cls, folder: Path) -> TextCodec:
         """From ``tokenizer.json`` and, for chat, ``tokenizer_config.json`` and ``chat_template.jinja``.
+
+        A chat template that cannot be used costs chat alone: ``chat_problem`` says why.
 
         Raises:
             TextError: there is no ``tokenizer.json``, or it cannot be read.
@@ -43,7 +46,10 @@ class TextCodec:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise TextError(f"{path} cannot be read: {error}") from error
-        return cls(tokenizer, ChatTemplate.load(folder))
+        try:
+            return cls(tokenizer, ChatTemplate.load(folder))
+        except TextError as error:
+            return cls(tokenizer, chat_problem=str(error))
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Token ids; with the model's own beginning-of-sequence tokens unless told otherwise."""
@@ -57,7 +63,8 @@ class TextCodec:
             TextError: the model has no chat template, or the template refuses these messages.
         """
         if self._chat_template is None:
-            raise TextError("this model has no chat template; use /v1/completions")
+            reason = self.chat_problem or "this model has no chat template"
+            raise TextError(f"{reason}; use /v1/completions")
         return self.encode(self._chat_template.render(messages), special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -132,11 +139,15 @@ class StopStrings:
 
 
 class ChatTemplate:
-    """A model's chat template, rendered in Jinja's sandbox: it comes with the weights, from strangers."""
+    """A model's chat template. transformers renders it in Jinja's sandbox: it comes with the weights, from
+    strangers."""
 
-    def __init__(self, template: Template, special_tokens: Mapping[str, str]) -> None:
-        self._template = template
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        self._source = source
         self._special_tokens = special_tokens
+        self._render = render_jinja_template
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate | None:
@@ -148,36 +159,27 @@ class ChatTemplate:
             source = file.read_text("utf-8") if file.is_file() else config.get("chat_template")
             if isinstance(source, list):  # several templates by name, an older layout
                 source = next((t["template"] for t in source if t.get("name") == "default"), None)
-            template = _jinja().from_string(source) if source else None
-        except (ValueError, KeyError, OSError, TemplateError) as error:
+            names = ("bos_token", "eos_token", "unk_token", "pad_token")
+            tokens = {name: _content(config[name]) for name in names if config.get(name)}
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise TextError(f"the chat template in {folder} cannot be read: {error}") from error
-        names = ("bos_token", "eos_token", "unk_token", "pad_token")
-        tokens = {name: _content(config[name]) for name in names if config.get(name)}
-        return cls(template, tokens) if template else None
+        return cls(source, tokens) if source else None
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Raises TextError with the template's own reason."""
+        """Raises TextError for a template that cannot be read, and with the reason of one that refuses."""
         try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=True, **self._special_tokens
+            rendered, _ = self._render(
+                [list(messages)],
+                chat_template=self._source,
+                add_generation_prompt=True,
+                **self._special_tokens,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except TemplateSyntaxError as error:
+            reason = f"the model's chat template cannot be read: {error}"
+            raise TextError(f"{reason}; use /v1/completions") from error
+        except Exception as error:  # whatever the template does wrong
             raise TextError(f"the model's chat template refuses these messages: {error}") from error
-
-
-def _jinja() -> ImmutableSandboxedEnvironment:
-    """What chat templates may use, as transformers gives it to them."""
-
-    def refuse(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+        return str(rendered[0])
 
 
 def _content(token: str | Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from fgengine.config import EngineConfig
+from fgengine.execution.create import create_runner
 from fgengine.execution.runner import TorchRunner
 from fgengine.model.catalog import shape_of
 from fgengine.model.shape import ModelShape
@@ -152,7 +153,7 @@ class Setting:
             return self._runner[1]
         self.drop_runner()
         config = self.config(model)
-        runner = TorchRunner.create(config, shape_of(config.model), None)
+        runner = create_runner(config, shape_of(config.model), None)
         runner.pool.normal_()  # not zeros, which cost a card less power; no denormals, which cost a CPU more
         self._runner = (model, runner)
         return runner

@@ -72,7 +72,10 @@ class ServerOptions:
     ] = DEFAULTS.starvation_limit
     predictor: Annotated[
         str,
-        _scheduling("Output lengths for sjf and sprpt: oracle, noisy:SIGMA or learned.", "--predictor"),
+        _scheduling(
+            "Output lengths for sjf and sprpt: oracle, noisy:SIGMA, learned or package.module:Class.",
+            "--predictor",
+        ),
     ] = DEFAULTS.predictor
     max_batch_size: Annotated[int, _scheduling("Requests in one step.", "--max-batch-size")] = (
         DEFAULTS.max_batch_size
@@ -171,7 +174,7 @@ class ServerOptions:
         """Raises ValueError for a value out of range, naming it, and for what would take a start to fail."""
         from fgengine.model.catalog import shape_of
         from fgengine.scheduling.policy import policy_class
-        from fgengine.scheduling.predictor import check_predictor
+        from fgengine.scheduling.predictors import check_predictor
 
         shape_of(self.model)
         policy_class(self.effective_policy)

@@ -127,7 +127,7 @@ def _write(profile: Profile, out: Path | None, path: Path, say: Callable[[str], 
 
 def _create_runner(config: EngineConfig, console: Console) -> TorchRunner:
     """Weights that are not here are made up: a step takes as long with them."""
-    from fgengine.execution.runner import TorchRunner
+    from fgengine.execution.create import create_runner
     from fgengine.model import catalog, store
 
     shape = catalog.shape_of(config.model)
@@ -136,7 +136,7 @@ def _create_runner(config: EngineConfig, console: Console) -> TorchRunner:
         console.print(
             f"the weights of {config.model} are not here: measuring with random ones, at the same speed"
         )
-    return TorchRunner.create(config, shape, folder)
+    return create_runner(config, shape, folder)
 
 
 def _measure(model: str, runner: TorchRunner, grid: Grid, console: Console) -> Profile:

@@ -166,17 +166,17 @@ def _info(folder: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Held by one process at a time; the system takes it back however the process ends."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path / LOCK_FILE)
     try:
-        import fcntl
-    except ImportError:  # no such thing here
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"another process is running the sweep in {path}") from None
+    try:
         yield
-        return
-    with (path / LOCK_FILE).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is running the sweep in {path}") from None
-        yield
+    finally:
+        lock.release()
 
 
 def _now() -> str:

@@ -5,35 +5,27 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fgengine.config import EngineConfig
-from fgengine.execution import memory
 from fgengine.execution.copying import copy_engine
-from fgengine.execution.device import device_name, pick_device, pick_dtype
+from fgengine.execution.device import device_name
 from fgengine.execution.graphs import Capture, DecodeGraphs, Track, cuda_capture
 from fgengine.execution.host_memory import host_memory
-from fgengine.execution.machine import require_memory
 from fgengine.execution.pinned import pinned_empty
 from fgengine.execution.sampler import logprobs_of, sample
 from fgengine.execution.threads import Threads
 from fgengine.execution.timing import timer_on, to_host
 from fgengine.execution.unread import Unread, fill_in, sources
 from fgengine.kv import sizing
-from fgengine.kv.fitting import step_bytes
 from fgengine.kv.transfer import CopyEngine
-from fgengine.model.loader import Model, load, pack_linears
-from fgengine.model.shape import ModelShape
+from fgengine.model.loader import Model
 from fgengine.ops.batch import RaggedBatch, place
 from fgengine.ops.cpu.program import record
-from fgengine.ops.select import ops_for
 from fgengine.plan import PlanItem, StepPlan, StepResult
-from fgengine.progress import track
 
 SHARE_FOR_PROFILING = 0.9
 """Of the memory that is free on a CPU, what a profile may take for a while."""
@@ -83,67 +75,6 @@ class TorchRunner:
         self.program = record(model, self.pool)
         self._threads = Threads() if self.device.type == "cpu" else None
         self.num_threads = self._threads.most if self._threads is not None else torch.get_num_threads()
-
-    @classmethod
-    def create(
-        cls,
-        config: EngineConfig,
-        shape: ModelShape,
-        folder: Path | None,
-        report: Callable[[str], None] = lambda line: None,
-    ) -> TorchRunner:
-        """Picks device and dtype, loads the model (None: dummy weights), sizes the pools, captures graphs.
-
-        ``report`` is told how the memory was divided.
-
-        Raises:
-            ValueError: no such device, a folder that is not this model's, a longer ``max_model_len`` than the
-                model was made for, or no memory for the weights, a step, or the KV blocks asked for. What
-                cannot fit into the memory that is free is refused before anything is loaded.
-        """
-        max_model_len = config.max_model_len or shape.max_position
-        if max_model_len > shape.max_position:
-            raise ValueError(
-                f"max_model_len {max_model_len} is more than the {shape.max_position} tokens this model "
-                "was made for"
-            )
-        require_memory(config, shape)
-        device = pick_device(config.device)
-        dtype = pick_dtype(config.dtype, device, shape.family)
-        gpu = memory.probe_of(device)
-        model = load(shape, folder, device, dtype, config.seed)
-        model.ops = ops_for(device, dtype)
-        per_block = sizing.block_bytes(shape, config.block_size, dtype.itemsize)
-
-        def runner(device_blocks: int, host_blocks: int) -> TorchRunner:
-            return cls(
-                model,
-                block_size=config.block_size,
-                num_device_blocks=device_blocks,
-                num_host_blocks=host_blocks,
-                max_model_len=max_model_len,
-                seed=config.seed,
-            )
-
-        if gpu is not None:
-            report("running the largest steps once, to see how much memory is left for KV")
-            with closing(runner(1, 0)) as trial:
-                measured = memory.measure(trial, config, gpu, graphs=not config.eager)
-            parts, blocks = measured.parts, sizing.device_blocks_on_gpu(config, per_block, measured)
-            on_host = sizing.host_blocks_beside_gpu(config, blocks, per_block, host_memory().free)
-            pools = sizing.Pools(blocks, on_host)
-        else:
-            pack_linears(model)
-            parts = {"weights": shape.num_parameters * dtype.itemsize}
-            available = host_memory().free - step_bytes(config, shape, dtype.itemsize)
-            pools = sizing.pools_on_cpu(config, per_block, available)
-        request_tokens = min(sizing.TYPICAL_REQUEST_TOKENS, max_model_len)
-        report(sizing.division(parts, pools, config.block_size, per_block, request_tokens))
-        made = runner(pools.device, pools.host)
-        if device.type == "cuda" and not config.eager:
-            report("capturing CUDA graphs of decode steps; --eager does without")
-            made.capture_graphs(config.max_batch_size, track=track("CUDA graphs"))
-        return made
 
     @torch.inference_mode()
     def capture_graphs(

@@ -7,7 +7,6 @@ memory from those at its end. ``guard`` checks what is promised here.
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -18,6 +17,7 @@ from sortedcontainers import SortedList
 
 from fgengine.cost import CostModel
 from fgengine.request import Request
+from fgengine.scheduling.lookup import load
 
 if TYPE_CHECKING:
     from fgengine.scheduling.predictor import Predictor
@@ -217,12 +217,7 @@ def policy_class(name: str) -> type[Policy]:
         raise ValueError(
             f"there is no policy {name!r}; there are {', '.join(policy_names())}, or package.module:Class"
         )
-    module, _, attribute = target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is somebody else's: whatever it does wrong
-        reason = str(error) if isinstance(error, (ImportError, AttributeError)) else repr(error)
-        raise ValueError(f"policy {name!r} could not be loaded from {target}: {reason}") from error
+    found = load("policy", name, target)
     if not (isinstance(found, type) and issubclass(found, Policy)):
         raise ValueError(f"policy {name!r}: {target} is not a subclass of fgengine.scheduling.policy.Policy")
     return found

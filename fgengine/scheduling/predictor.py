@@ -77,32 +77,3 @@ class Noisy(Oracle):
     def predict(self, request: Request) -> Prediction:
         error = random.Random(request.id).gauss(0.0, self.sigma)
         return Prediction(max(1.0, request.params.max_tokens * math.exp(error)), self.sigma)
-
-
-def check_predictor(name: str) -> None:
-    """Raises ValueError for a name that ``make_predictor`` does not know, without making anything."""
-    kind, colon, value = name.partition(":")
-    if kind == "noisy" and colon:
-        try:
-            sigma = float(value)
-        except ValueError:
-            raise ValueError(f"noisy:SIGMA takes a number, such as noisy:0.5, not {value!r}") from None
-        Noisy(sigma)
-    elif name not in ("oracle", "learned"):
-        raise ValueError(f"there is no predictor {name!r}; there are oracle, noisy:SIGMA and learned")
-
-
-def make_predictor(name: str, model: str, *, keep: bool = True) -> Predictor:
-    """``oracle``, ``noisy:SIGMA``, or ``learned``, which goes on from what is kept for ``model``.
-
-    ``keep``: whether what it learns on the way is kept as well.
-
-    Raises:
-        ValueError: there is no such predictor, or what is kept is damaged.
-    """
-    check_predictor(name)
-    if name == "learned":
-        from fgengine.scheduling.learned import open_predictor
-
-        return open_predictor(model, keep=keep)
-    return Oracle() if name == "oracle" else Noisy(float(name.partition(":")[2]))

@@ -142,6 +142,8 @@ class _Server:
             service.codec = await asyncio.to_thread(TextCodec.load, folder)
         except (ValueError, OSError) as error:
             return str(error)
+        if service.codec.chat_problem:
+            self._report(f"no chat completions: {service.codec.chat_problem}")
         await self._engine.start(config)
         await self._engine.settled.wait()
         if self._engine.model is None:

@@ -19,7 +19,7 @@ from fgengine.model.shape import ModelShape
 from fgengine.profile import ELEMENT_BYTES, Profile
 from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_class
-from fgengine.scheduling.predictor import make_predictor
+from fgengine.scheduling.predictors import make_predictor
 from fgengine.scheduling.queue_limit import QueueLimit
 from fgengine.scheduling.scheduler import Scheduler
 from fgengine.simulation.cluster import Cluster

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from fgengine import Engine, EngineConfig, SamplingParams
-from fgengine.execution.runner import TorchRunner
+from fgengine.execution.create import create_runner
 from fgengine.model.catalog import shape_of
 from fgengine.model.store import pull
 from fgengine.ops.cpu.linear import pack_linear
@@ -41,7 +41,7 @@ def test_logits_equal_transformers_at_every_position(folder: Path) -> None:
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
         expected = reference(torch.tensor([ids])).logits[0]
-    runner = TorchRunner.create(config(num_device_blocks=16, swap_space_bytes=0), shape_of(NAME), folder)
+    runner = create_runner(config(num_device_blocks=16, swap_space_bytes=0), shape_of(NAME), folder)
     request = Request.new("a", ids, SamplingParams(), 0.0)
     blocks = (3, 0, 7, 5, 1)[: -(-len(ids) // 16)]
     plan = StepPlan(0, [PlanItem(request, 0, len(ids), blocks, True)])

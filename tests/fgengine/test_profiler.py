@@ -140,7 +140,7 @@ def test_copies_are_timed_both_ways_whatever_the_engines_host_pool(known_runner:
 
 @pytest.mark.parametrize("swap_space", [0, 2**20])
 def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings], swap_space: int) -> None:
-    from fgengine.execution.runner import TorchRunner
+    from fgengine.execution.create import create_runner
 
     shape = replace(
         shape_of("smollm2-135m"), hidden_size=64, intermediate_size=128, num_layers=2, vocab_size=512
@@ -149,7 +149,7 @@ def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings], swap_space:
     config = EngineConfig(
         dummy_weights=True, device="cpu", dtype="float32", num_device_blocks=128, swap_space_bytes=swap_space
     )
-    runner = TorchRunner.create(config, shape, None)
+    runner = create_runner(config, shape, None)
     try:
         profile = profiler.make_profile("tiny", runner, SMALL)
     finally:

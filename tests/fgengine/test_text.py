@@ -208,11 +208,42 @@ def test_templates_are_kept_in_the_sandbox(tmp_path: Path, source: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("tokenizer.json", "{"), ("tokenizer_config.json", "{"), ("chat_template.jinja", "{% if %}")],
+    [
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", b"[]"),
+        ("chat_template.jinja", b"{% if %}"),
+        ("chat_template.jinja", b"\xff\xfe"),
+    ],
 )
-def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: str) -> None:
+def test_a_chat_template_that_cannot_be_read_costs_chat_alone(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
     BYTE_LEVEL.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content)
+    codec = TextCodec.load(tmp_path)
+    assert codec.decode(codec.encode("hi")) == "hi"
+    with pytest.raises(TextError, match=r"chat template .*cannot be read.*; use /v1/completions"):
+        codec.encode_chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", "hi"),
+        ("{% for m in messages %}{{ m.content }}{% break %}{% endfor %}", "hi"),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true) }}", '{"a": 2, "b": 1}'),
+        ("{{ strftime_now('%Y')[:2] }}", "20"),
+    ],
+)
+def test_what_templates_of_the_hub_use_is_there(tmp_path: Path, source: str, text: str) -> None:
+    BYTE_LEVEL.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text(source)
+    codec = TextCodec.load(tmp_path)
+    assert codec.decode(codec.encode_chat([{"role": "user", "content": "hi"}])) == text
+
+
+def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(TextError, match="cannot be read"):
         TextCodec.load(tmp_path)
 

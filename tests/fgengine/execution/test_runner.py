@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from fgengine.config import EngineConfig
 from fgengine.engine import Engine
-from fgengine.execution import machine, memory
+from fgengine.execution import create, machine, memory
 from fgengine.execution import runner as runner_module
+from fgengine.execution.create import create_runner
 from fgengine.execution.host_memory import HostMemory
-from fgengine.execution.runner import TorchRunner
 from fgengine.kv.transfer import Transfer
 from fgengine.model.catalog import shape_of
 from fgengine.model.loader import Model, load
@@ -26,7 +26,7 @@ CONFIG = EngineConfig(device="cpu", dtype="float32", num_device_blocks=10, swap_
 
 
 def test_sizes_and_names() -> None:
-    runner = TorchRunner.create(CONFIG, SHAPE, None)
+    runner = create_runner(CONFIG, SHAPE, None)
     assert runner.block_bytes == 16 * 2 * 2 * 2 * 16 * 4
     assert (runner.num_device_blocks, runner.num_host_blocks) == (10, 100_000 // runner.block_bytes)
     assert runner.pool.shape == (11, 2, 2, 2, 16, 16)
@@ -36,7 +36,7 @@ def test_sizes_and_names() -> None:
 
 
 def test_logprobs_only_for_who_asked() -> None:
-    runner = TorchRunner.create(CONFIG, SHAPE, None)
+    runner = create_runner(CONFIG, SHAPE, None)
     params = SamplingParams(temperature=0.0)
     asking = SamplingParams(temperature=0.0, logprobs=True)
     requests = [Request.new("a", [1, 2, 3], params, 0.0), Request.new("b", [1, 2, 3], asking, 0.0)]
@@ -51,7 +51,7 @@ def test_logprobs_only_for_who_asked() -> None:
 
 def test_a_longer_context_than_the_model_has_is_refused() -> None:
     with pytest.raises(ValueError, match="129 is more than the 128"):
-        TorchRunner.create(EngineConfig(device="cpu", max_model_len=129), SHAPE, None)
+        create_runner(EngineConfig(device="cpu", max_model_len=129), SHAPE, None)
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*arguments: object) -> None:
         raise AssertionError("loaded although it does not fit")
 
-    monkeypatch.setattr(runner_module, "load", load)
+    monkeypatch.setattr(create, "load", load)
 
 
 def free_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     """So much is free, and no machine has more."""
     found = HostMemory(free, free)
-    for module in (runner_module, machine):
+    for module in (create, runner_module, machine):
         monkeypatch.setattr(module, "host_memory", lambda: found)
 
 
@@ -75,7 +75,7 @@ def test_a_pool_beyond_all_memory_is_refused_before_anything_is_loaded(setting: 
     beyond = {"num_device_blocks": 2**31, "swap_space_bytes": 2**55}
     name = setting.removesuffix("_bytes")
     with pytest.raises(ValueError, match=f"{name} .*takes .* GiB.* are free and weights .*; lower {name} to"):
-        TorchRunner.create(replace(CONFIG, **{setting: beyond[setting]}), SHAPE, None)
+        create_runner(replace(CONFIG, **{setting: beyond[setting]}), SHAPE, None)
 
 
 @pytest.mark.usefixtures("unloadable")
@@ -83,7 +83,7 @@ def test_a_model_beyond_free_memory_is_refused_before_it_is_loaded(monkeypatch: 
     free_memory(monkeypatch, 2 * 2**30)
     config = EngineConfig(model="opt-13b", device="cpu", dtype="bfloat16", dummy_weights=True)
     with pytest.raises(ValueError, match=r"opt-13b does not fit .* needs 25\..* 2\.0 GiB of .* qwen2"):
-        TorchRunner.create(config, shape_of("opt-13b"), None)
+        create_runner(config, shape_of("opt-13b"), None)
     with pytest.raises(ValueError, match="opt-13b does not fit"):
         Engine.from_config(replace(config, dummy_weights=False))
 
@@ -91,20 +91,20 @@ def test_a_model_beyond_free_memory_is_refused_before_it_is_loaded(monkeypatch: 
 def test_the_default_pools_are_those_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     config = EngineConfig(device="cpu", dtype="float32")
     free_memory(monkeypatch, 2**30)
-    runner = TorchRunner.create(config, SHAPE, None)
+    runner = create_runner(config, SHAPE, None)
     runner.close()
     per_block = runner.block_bytes
     assert 0.8 * 2**30 < (runner.num_device_blocks + runner.num_host_blocks) * per_block < 2**30
     assert runner.num_host_blocks == 0, "device blocks come first"
     free_memory(monkeypatch, 3 * 2**30)
-    runner = TorchRunner.create(config, SHAPE, None)
+    runner = create_runner(config, SHAPE, None)
     runner.close()
     assert runner.num_device_blocks == 2 * 2**30 // per_block
     assert 0.5 * 2**30 < runner.num_host_blocks * per_block < 2**30
 
 
 def test_a_profile_takes_no_more_memory_than_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = TorchRunner.create(CONFIG, SHAPE, None)
+    runner = create_runner(CONFIG, SHAPE, None)
     free_memory(monkeypatch, 2**20)
     assert 10 < runner.most_blocks < 2**20 // runner.block_bytes
     free_memory(monkeypatch, 0)
@@ -113,7 +113,7 @@ def test_a_profile_takes_no_more_memory_than_is_free(monkeypatch: pytest.MonkeyP
 
 
 def test_the_dummy_block_stands_behind_those_that_requests_get() -> None:
-    runner = TorchRunner.create(CONFIG, SHAPE, None)
+    runner = create_runner(CONFIG, SHAPE, None)
     assert (runner.dummy_block, len(runner.pool)) == (10, 11)
     with runner.larger_pool(10):
         assert (runner.dummy_block, len(runner.pool)) == (10, 11)
@@ -135,7 +135,7 @@ def test_the_dummy_block_stands_behind_those_that_requests_get() -> None:
 
 def test_how_the_memory_was_divided_is_reported() -> None:
     said: list[str] = []
-    runner = TorchRunner.create(CONFIG, SHAPE, None, said.append)
+    runner = create_runner(CONFIG, SHAPE, None, said.append)
     runner.close()
     assert len(said) == 1
     assert said[0] == (
@@ -170,7 +170,7 @@ def test_a_gpus_pool_is_what_the_measured_steps_leave(
     shape = replace(SHAPE, num_layers=4, max_position=1024)
     said: list[str] = []
     config = replace(CONFIG, num_device_blocks=asked, block_size=128, device_memory_utilization=0.9)
-    runner = TorchRunner.create(config, shape, None, said.append)
+    runner = create_runner(config, shape, None, said.append)
     per_block, trial_pool = runner.block_bytes, 2 * runner.block_bytes
     left = int(64 * 2**20 * 0.9) - (4 + 20 + 10 + 10) * 2**20 + trial_pool
     assert runner.num_device_blocks == blocks == (asked or left // per_block - 1)
@@ -179,9 +179,9 @@ def test_a_gpus_pool_is_what_the_measured_steps_leave(
     assert said[1].startswith("weights 19.8 MiB, activations 10.0 MiB, CUDA graphs 10.0 MiB, other processes")
     runner.close()
     with pytest.raises(ValueError, match=r"num_device_blocks 300 would take .* lower it to 161 or"):
-        TorchRunner.create(replace(config, num_device_blocks=300), shape, None)
+        create_runner(replace(config, num_device_blocks=300), shape, None)
     with pytest.raises(ValueError, match=r"num_device_blocks 900 takes .* GPU's memory .* less than 315"):
-        TorchRunner.create(replace(config, num_device_blocks=900), shape, None)
+        create_runner(replace(config, num_device_blocks=900), shape, None)
 
 
 def same(a: Model, b: Model) -> bool:

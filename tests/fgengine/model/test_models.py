@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from fgengine.config import EngineConfig
+from fgengine.execution.create import create_runner
 from fgengine.execution.runner import TorchRunner
 from fgengine.model.hf_config import shape_from_config
 from fgengine.ops.reference import TorchOps
@@ -95,7 +96,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     theirs.save_pretrained(folder)
     shape = shape_from_config(json.loads((folder / "config.json").read_text()))
     config = EngineConfig(device="cpu", dtype="float32", block_size=BLOCK, num_device_blocks=96)
-    runner = TorchRunner.create(config, shape, folder)
+    runner = create_runner(config, shape, folder)
     yield theirs, runner
     runner.close()
 

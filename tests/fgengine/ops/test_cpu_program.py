@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fgengine.config import EngineConfig
+from fgengine.execution.create import create_runner
 from fgengine.execution.runner import TorchRunner
 from fgengine.model.shape import ModelShape
 from fgengine.ops.cpu.program import record
@@ -40,7 +41,7 @@ def runner_of(shape: ModelShape, dtype: str) -> TorchRunner:
     config = EngineConfig(
         device="cpu", dtype=dtype, num_device_blocks=120, swap_space_bytes=0, block_size=BLOCK_SIZE
     )
-    runner = TorchRunner.create(config, shape, None)
+    runner = create_runner(config, shape, None)
     runner.pool.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(0))
     return runner
 

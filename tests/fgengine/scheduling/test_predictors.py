@@ -19,7 +19,8 @@ from fgengine.request import FinishReason, Request, SamplingParams
 from fgengine.scheduling import learned
 from fgengine.scheduling.learned import Learned, kept_path, open_predictor
 from fgengine.scheduling.policy import PolicyContext, make_policy
-from fgengine.scheduling.predictor import Noisy, Oracle, Prediction, make_predictor
+from fgengine.scheduling.predictor import Noisy, Oracle, Prediction
+from fgengine.scheduling.predictors import make_predictor
 
 MARK = 7
 """In a lesson, the token that stands in the prompts of long answers."""
@@ -114,7 +115,7 @@ def test_noise_belongs_to_the_request_and_is_lognormal() -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("psychic", "there is no predictor 'psychic'; there are oracle, noisy:SIGMA and learned"),
+        ("psychic", "there is no predictor 'psychic'; there are oracle, noisy:SIGMA, learned, or package"),
         ("oracle:1", "there is no predictor"),
         ("noisy", "there is no predictor"),
         ("noisy:", "takes a number"),
@@ -123,11 +124,31 @@ def test_noise_belongs_to_the_request_and_is_lognormal() -> None:
         ("noisy:11", "between 0 and 10"),
         ("noisy:nan", "between 0 and 10"),
         ("noisy:inf", "between 0 and 10"),
+        ("no.such.module:Class", "could not be loaded from no.such.module:Class: No module named 'no'"),
+        ("collections:OrderedDict", "is not a class with the methods predict, learn, close"),
+        ("math:sqrt", "is not a class with the methods"),
     ],
 )
 def test_a_predictor_that_is_not_there_is_told(name: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make_predictor(name, "tiny")
+
+
+class Constant(Oracle):
+    def predict(self, request: Request) -> Prediction:
+        return Prediction(42.0, 0.0)
+
+
+class Refuses(Oracle):
+    def __init__(self) -> None:
+        raise OSError("no network")
+
+
+def test_a_predictor_of_ones_own_is_named_by_its_class() -> None:
+    made = make_predictor(f"{__name__}:Constant", "tiny")
+    assert made.predict(make("tiny", 7)) == Prediction(42.0, 0.0)
+    with pytest.raises(ValueError, match=r"its __init__\(\) raised OSError: no network"):
+        make_predictor(f"{__name__}:Refuses", "tiny")
 
 
 # -- learning ----------------------------------------------------------------------------------------------
