@@ -2,6 +2,7 @@
 # make test   set up .venv if needed and run all tests
 # make nightly  the long runs: the engine's state machine, sweeps killed over and over
 # make lint   formatting, lint and types
+# make docs   write docs/metrics.md from the table of metrics
 # make clean  remove .venv and what tools left behind
 #
 # PYTHON=python3.12      another interpreter, 3.10 or newer. A .venv of another Python version is made again.
@@ -26,7 +27,7 @@ else
 VERSION := $(or $(call version,$(PYTHON)),-unknown)
 endif
 
-.PHONY: demo test nightly lint clean
+.PHONY: demo test nightly lint docs clean
 
 demo: $(INSTALLED)
 	$(PY) -m fgbench demo
@@ -41,6 +42,9 @@ lint: $(INSTALLED)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
+
+docs: $(INSTALLED)
+	$(PY) -m fgbench.metrics.page > docs/metrics.md
 
 .venv/bin/python$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

@@ -29,7 +29,7 @@ import numpy as np
 from fgbench.backends.attached import Attached
 from fgbench.client.endpoints import ENDPOINTS
 from fgbench.client.load import Target, run_async, run_load
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import Summary, summarize
 from fgbench.workload.spec import RequestSpec
 
@@ -267,7 +267,7 @@ def _rounded(value: float | None) -> float:
 
 
 def _milliseconds(summary: Summary, name: str, statistic: str) -> float:
-    return round(getattr(getattr(summary, name), statistic) * 1e3, 2)
+    return round((summary.figure(name, statistic) or 0.0) * 1e3, 2)
 
 
 if __name__ == "__main__":

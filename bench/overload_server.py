@@ -33,7 +33,7 @@ from fgbench.backends.probe import ask_served, ask_stats, wait_until_ready
 from fgbench.backends.process import ServerProcess, free_port
 from fgbench.client.endpoints import endpoint_called
 from fgbench.client.load import Target, run_async, run_load
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.report.units import number, percent, seconds, times
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Synthetic

@@ -14,10 +14,10 @@ from fgbench.backends.probe import ask_stats
 from fgbench.client.display import Display, Quiet
 from fgbench.client.endpoints import endpoint_called
 from fgbench.client.load import Outcome, Target, run_async, run_load
-from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
-from fgbench.machine import MachineWatch, server_processes
-from fgbench.metrics.summary import Summary, summarize
+from fgbench.machine import MachineWatch, busy_since, server_processes
+from fgbench.metrics.record import RequestRecord
+from fgbench.metrics.summary import summarize
 from fgbench.metrics.trimming import WHOLE, Trim
 from fgbench.results.environment import environment
 from fgbench.results.fingerprint import fingerprint
@@ -27,9 +27,8 @@ from fgbench.workload.arrivals import POISSON, Arrivals
 from fgbench.workload.build import build_workload, check_counts
 from fgbench.workload.datasets import Dataset
 from fgbench.workload.spec import RequestSpec, Workload
+from fgengine.machine_load import look
 
-LAG_SECONDS = 0.05
-LAG_SHARE = 0.05
 _STATUS: dict[Outcome, str] = {"complete": "complete", "interrupted": "interrupted", "server died": "failed"}
 
 
@@ -94,6 +93,7 @@ def run_benchmark(
     display = display or Quiet()
     build_workload(dataset, rate=math.inf, num_prompts=1)  # a useless dataset costs no model load
     with RunWriter(results, _first_info(backend, dataset, load) | {"point": point}) as writer:
+        started = look()
         try:
             served = backend.start(writer.log_path, display.report)
             workload = build_workload(
@@ -110,6 +110,8 @@ def run_benchmark(
             target = Target(served.url, served.model, endpoint_called(load.endpoint), load.request_timeout)
             if workload.warmup:
                 _warm_up(workload.warmup, target, backend, display)
+            if (busy := busy_since(started, served.url)) is not None:
+                display.report(f"the machine is busy, the figures will be marked: {busy}")
             before = ask_stats(served.url)
             stats_url = None if before is None else served.url
             with _watching(served.url, writer):
@@ -137,32 +139,6 @@ def _watching(url: str, writer: RunWriter) -> Iterator[None]:
         yield
     if watch.account is not None:
         writer.describe(machine=watch.account.to_json())
-
-
-def client_was_the_limit(summary: Summary) -> str | None:
-    """A sentence when the requests left so late that the figures are the client's, else None.
-
-    Late is a p99 lag above 50 ms that is also more than 5 % of the mean TTFT: below the first the
-    scheduling of the operating system decides, below the second the figures are not touched.
-    """
-    if summary.lag is None or summary.ttft is None:
-        return None
-    lag, ttft = summary.lag.p99, summary.ttft.mean
-    if lag <= LAG_SECONDS or lag <= LAG_SHARE * ttft:
-        return None
-    return (
-        f"The client, not the server, was the limit: 1 % of the requests left {lag * 1000:.0f} ms "
-        f"or more after their time (mean TTFT {ttft * 1000:.0f} ms). "
-        "Give the client its own cores, or lower the rate."
-    )
-
-
-def too_many_errors(summary: Summary, allowed: float) -> str | None:
-    """A sentence when more than the share ``allowed`` (0 to 1) of the requests failed, else None."""
-    if summary.failed <= allowed * summary.requests:
-        return None
-    kinds = ", ".join(f"{count} x {kind}" for kind, count in summary.errors.items())
-    return f"{summary.failed} of {summary.requests} requests failed ({kinds}); {allowed:.1%} are allowed."
 
 
 def _warm_up(requests: tuple[RequestSpec, ...], target: Target, backend: Backend, display: Display) -> None:

@@ -17,6 +17,8 @@ from fgbench.metrics.machine import MachineAccount
 from fgengine.machine_load import BUSY_CORES, Look, core_seconds, load_between, look, mhz
 
 INTERVAL = 1.0
+SHORTEST = 0.5
+"""Seconds over which a load can be told: times of processes are counted in hundredths."""
 FORWARDERS = ("docker-proxy", "rootlessport", "ssh")
 """Who listens for a server elsewhere: whose work is that of the server cannot be told."""
 
@@ -73,6 +75,16 @@ class MachineWatch:
             if (frequency := mhz()) is not None:
                 self._mhz.append(frequency)
             last = now
+
+
+def busy_since(before: Look, url: str) -> str | None:
+    """What other programs have taken since ``before``, where that is too much for a measurement of the server
+    at ``url``; else None. None too where it cannot be told from the server's work, or in too short a time."""
+    server = server_processes(url)
+    if server is None or time.monotonic() - before.at < SHORTEST:
+        return None
+    load = load_between(before, look(server))
+    return load.describe() if load.is_busy else None
 
 
 def server_processes(url: str) -> list[int] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.backends.fastgen import DEFAULT_POLICY, SIMULATED, settings_of
 from fgbench.benchmark import Load, limits, sending
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.results.environment import environment
 from fgbench.results.fingerprint import fingerprint

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fgbench.benchmark import client_was_the_limit, too_many_errors
 from fgbench.metrics.summary import Summary
 
 DONE, FAILED, TOO_MANY_ERRORS, CLIENT_LIMIT, INTERRUPTED = 0, 1, 3, 4, 130
+LAG_SECONDS = 0.05
+LAG_SHARE = 0.05
 WORST_FIRST = (INTERRUPTED, FAILED, TOO_MANY_ERRORS, CLIENT_LIMIT, DONE)
 
 
@@ -38,6 +39,30 @@ def verdict(info: dict[str, Any], max_error_rate: float) -> Verdict:
     if limit := client_was_the_limit(summary):
         return Verdict(CLIENT_LIMIT, limit)
     return Verdict(DONE)
+
+
+def client_was_the_limit(summary: Summary) -> str | None:
+    """A sentence when the requests left so late that the figures are the client's, else None.
+
+    Late is a p99 lag above 50 ms that is also more than 5 % of the mean TTFT: below the first the
+    scheduling of the operating system decides, below the second the figures are not touched.
+    """
+    lag, ttft = summary.figure("lag", "p99"), summary.figure("ttft")
+    if lag is None or ttft is None or lag <= LAG_SECONDS or lag <= LAG_SHARE * ttft:
+        return None
+    return (
+        f"The client, not the server, was the limit: 1 % of the requests left {lag * 1000:.0f} ms "
+        f"or more after their time (mean TTFT {ttft * 1000:.0f} ms). "
+        "Give the client its own cores, or lower the rate."
+    )
+
+
+def too_many_errors(summary: Summary, allowed: float) -> str | None:
+    """A sentence when more than the share ``allowed`` (0 to 1) of the requests failed, else None."""
+    if summary.failed <= allowed * summary.requests:
+        return None
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in summary.errors.items())
+    return f"{summary.failed} of {summary.requests} requests failed ({kinds}); {allowed:.1%} are allowed."
 
 
 def worst(codes: list[int]) -> int:

@@ -144,7 +144,8 @@ def row_of(folder: Path) -> dict[str, Any] | None:
     if info.get("status") != "complete" or summary.ok == 0:
         return None
     names = ("normalized_latency", "ttft", "jct", "tpot", "itl", "lag")
-    figures = {name: found.to_dict() if (found := getattr(summary, name)) else None for name in names}
+    found = {name: summary.distributions.get(name) for name in names}
+    figures = {name: None if one is None else one.to_dict() for name, one in found.items()}
     return {
         "backend": info["backend"]["name"],
         "settings": info["backend"]["settings"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fgbench.client.endpoints import Endpoint, Piece
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.workload.spec import RequestSpec
 
 

@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeVar
 from fgbench.client.answer import Answer
 from fgbench.client.endpoints import Endpoint, error_message, rejection
 from fgbench.client.http import Connections
-from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
 from fgbench.client.streams import StreamError
+from fgbench.metrics.record import RequestRecord
 from fgbench.workload.spec import RequestSpec
 
 Outcome = Literal["complete", "interrupted", "server died"]

@@ -12,17 +12,18 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fgbench.client.record import RequestRecord
-from fgbench.metrics import latency
+from fgbench.metrics.metric import METRICS
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.running import Running
 from fgbench.workload.spec import RequestSpec
 
 RECENT_SECONDS = 30.0
 RECENT_MOST = 1000
 """Requests remembered for means over the last seconds."""
-LATENCIES = ("ttft", "tpot", "jct", "normalized")
-Latencies = tuple[float | None, float | None, float | None, float | None]
-"""One of each of ``LATENCIES``, seconds; seconds per output token."""
+LIVE = tuple(metric for metric in METRICS if metric.live)
+_VALUES = tuple(metric.of_request for metric in LIVE if metric.of_request is not None)
+Latencies = tuple[float | None, ...]
+"""Of a request, one of each of ``LIVE``, in its unit."""
 
 
 @dataclass(slots=True)
@@ -46,8 +47,8 @@ class LoadState:
     last_error: str | None = None
     lag: Running = field(default_factory=Running, repr=False)
     """Of the client itself: sent - scheduled."""
-    latencies: tuple[Running, ...] = field(default_factory=lambda: tuple(Running() for _ in LATENCIES))
-    """Of requests answered in full, in the order of ``LATENCIES``."""
+    latencies: tuple[Running, ...] = field(default_factory=lambda: tuple(Running() for _ in LIVE))
+    """Of requests answered in full, in the order of ``LIVE``."""
     _recent: deque[tuple[float, Latencies]] = field(
         default_factory=lambda: deque(maxlen=RECENT_MOST), repr=False
     )
@@ -82,12 +83,7 @@ class LoadState:
             return
         self.ok += 1
         self.tokens += record.output_tokens - len(record.token_times)
-        figures = (
-            latency.ttft(record),
-            latency.tpot(record),
-            latency.jct(record),
-            latency.normalized_latency(record),
-        )
+        figures = tuple(next(iter(values(record)), None) for values in _VALUES)
         for running, value in zip(self.latencies, figures, strict=True):
             if value is not None:
                 running.add(value)
@@ -123,12 +119,12 @@ class LoadState:
 
     @property
     def mean_latency(self) -> float | None:
-        return self.latencies[LATENCIES.index("jct")].mean
+        return self._mean("jct")
 
     @property
     def mean_normalized_latency(self) -> float | None:
         """Seconds per output token."""
-        return self.latencies[LATENCIES.index("normalized")].mean
+        return self._mean("normalized_latency")
 
     @property
     def share(self) -> float:
@@ -149,11 +145,16 @@ class LoadState:
         return max(self.last_arrival - self.elapsed, at_this_speed)
 
     def recent_means(self) -> tuple[float | None, ...]:
-        """Of each of ``LATENCIES``, over what ended in the last ``RECENT_SECONDS``, so far as remembered."""
+        """Of each of ``LIVE``, over what ended in the last ``RECENT_SECONDS``, so far as remembered."""
         since = self.elapsed - RECENT_SECONDS
         ended = [figures for at, figures in list(self._recent) if at >= since]  # a copy: it grows meanwhile
-        columns = ([f[k] for f in ended if f[k] is not None] for k in range(len(LATENCIES)))
+        columns = ([f[k] for f in ended if f[k] is not None] for k in range(len(LIVE)))
         return tuple(sum(column) / len(column) if column else None for column in columns)  # type: ignore[arg-type]
+
+    def _mean(self, key: str) -> float | None:
+        return next(
+            running.mean for metric, running in zip(LIVE, self.latencies, strict=True) if metric.key == key
+        )
 
     def _rate(self, count: int) -> float | None:
         window = min(self.elapsed, self.last_arrival)

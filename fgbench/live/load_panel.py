@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from fgbench.client.state import RECENT_SECONDS, LoadState
+from fgbench.client.state import LIVE, RECENT_SECONDS, LoadState
 from fgbench.live.layout import Lines, bar, clean, figure, flow, trend
 from fgbench.live.meter import Meter
 from fgbench.live.series import Series
 from fgbench.live.server_panel import brief, clock
 from fgbench.report.units import number, seconds
 
-LABELS = ("TTFT", "TPOT", "JCT", "JCT/token")
-"""In the order of ``fgbench.client.state.LATENCIES``."""
-COLUMN = 11
+COLUMN, LABEL = 11, 12
+"""Widths."""
 
 
 class LoadView:
@@ -97,13 +96,13 @@ def counts(state: LoadState, width: int) -> list[Text]:
 def latencies(state: LoadState, width: int) -> list[Text]:
     """A row for each latency: over all requests answered so far, and over those of the last seconds."""
     rows: list[tuple[str, tuple[str, ...]]] = [("", ("mean", "p50", "p99", f"last {RECENT_SECONDS:.0f} s"))]
-    for label, running, recent in zip(LABELS, state.latencies, state.recent_means(), strict=True):
+    for metric, running, recent in zip(LIVE, state.latencies, state.recent_means(), strict=True):
         values = (running.mean, running.quantile(0.5), running.quantile(0.99), recent)
-        rows.append((label, tuple(map(seconds, values))))
-    column = min(COLUMN, (width - 9) // 4)
+        rows.append((metric.label, tuple(map(seconds, values))))
+    column = min(COLUMN, (width - LABEL) // 4)
     return [_row(label, values, column) for label, values in rows]
 
 
 def _row(label: str, values: Sequence[str], column: int) -> Text:
     cells = "".join(value.rjust(column) for value in values)
-    return Text.assemble((f"{label:<9}", "dim"), (cells, "bold" if label else "dim"))
+    return Text.assemble((f"{label:<{LABEL}}", "dim"), (cells, "bold" if label else "dim"))

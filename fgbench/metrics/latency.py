@@ -11,7 +11,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 
 Since = Literal["scheduled", "sent"]
 

@@ -29,8 +29,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 
-from fgbench.client.record import RequestRecord
 from fgbench.metrics.latency import tpot, ttft
+from fgbench.metrics.record import RequestRecord
 
 THRESHOLD = 0.1
 MIN_REQUESTS = 20

@@ -10,40 +10,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fgbench.client.record import RequestRecord
-from fgbench.metrics import latency
+from fgbench.metrics.metric import METRICS, OF_REQUESTS, metric_called
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.statistics import Distribution
-from fgbench.metrics.summary import Summary
 
 STATISTICS = ("mean", "min", "p50", "p90", "p95", "p99", "max")
-_OF_A_REQUEST: dict[str, Callable[[RequestRecord], float | None]] = {
-    "ttft": latency.ttft,
-    "tpot": latency.tpot,
-    "jct": latency.jct,
-    "normalized_latency": latency.normalized_latency,
-}
-METRICS = (*_OF_A_REQUEST, "itl")
-_NEEDS_TWO_TOKENS = ("tpot", "itl")
-_ALIASES = {
-    "time_to_first_token": "ttft",
-    "time_per_output_token": "tpot",
-    "inter_token_latency": "itl",
-    "job_completion_time": "jct",
-    "latency": "jct",
-    "e2e": "jct",
-    "e2el": "jct",
-    "e2e_latency": "jct",
-    "end_to_end_latency": "jct",
-    "request_latency": "jct",
-    "normalised_latency": "normalized_latency",
-    "latency_per_token": "normalized_latency",
-    "jct_per_token": "normalized_latency",
-    "jct_token": "normalized_latency",
-    "nl": "normalized_latency",
-}
+BOUNDED = tuple(metric.key for metric in METRICS if metric.can_be_bounded)
+_ALIASES = {alias: metric.key for metric in METRICS for alias in metric.aliases}
 _STATISTIC_ALIASES = {"average": "mean", "avg": "mean", "median": "p50"}
 _BOUND = re.compile(r"(?P<figure>[^<=]+)<=?(?P<limit>[^<=]+)")
 _LIMIT = re.compile(
@@ -68,22 +44,16 @@ class Bound:
         """As ``parse_slo`` reads it."""
         return f"{'' if self.statistic == 'mean' else self.statistic + ' '}{self.metric}<{self.limit:g}"
 
-    def met_by(self, summary: Summary) -> bool | None:
-        """None where the run has no such figure."""
-        distribution: Distribution | None = getattr(summary, self.metric)
-        return None if distribution is None else float(getattr(distribution, self.statistic)) <= self.limit
-
     def held_by(self, record: RequestRecord) -> bool:
         """By the request's own figure: the statistic counts only for its several inter-token gaps. An answer
         of one token has no time between tokens, and so none above the limit."""
-        if self.metric == "itl":
-            gaps = Distribution.of(latency.itl(record))
-            value = None if gaps is None else float(getattr(gaps, self.statistic))
-        else:
-            value = _OF_A_REQUEST[self.metric](record)
-        if value is None:
-            return self.metric in _NEEDS_TWO_TOKENS and record.output_tokens == 1
-        return value <= self.limit
+        values = OF_REQUESTS[self.metric](record)
+        if not values:
+            return metric_called(self.metric).needs_two_tokens and record.output_tokens == 1
+        if len(values) == 1:
+            return values[0] <= self.limit
+        gaps = Distribution.of(values)
+        return gaps is not None and float(getattr(gaps, self.statistic)) <= self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +64,6 @@ class SLO:
 
     def __str__(self) -> str:
         return ",".join(map(str, self.bounds))
-
-    def met_by(self, summary: Summary) -> bool | None:
-        """Whether a run met it by its statistics. Not where it rejected requests, but for next to none: its
-        figures are of those that it served. None where a figure is missing and no other broke it."""
-        if rejects_too_many(summary.rejected_share):
-            return False
-        verdicts = [bound.met_by(summary) for bound in self.bounds]
-        return False if False in verdicts else None if None in verdicts else True
 
     def attained_by(self, record: RequestRecord) -> bool:
         """Whether one request was answered in full and held every bound itself."""
@@ -161,9 +123,9 @@ def _figure(text: str) -> tuple[str, str]:
 
 def _metric(name: str, text: str) -> str:
     metric = _ALIASES.get(name, name)
-    if metric not in METRICS:
+    if metric not in BOUNDED:
         raise ValueError(
-            f"'{text}' is no figure that an SLO can bound: give one of {', '.join(METRICS)}, "
+            f"'{text}' is no figure that an SLO can bound: give one of {', '.join(BOUNDED)}, "
             f"with one of {', '.join(STATISTICS)} before it if it is not the mean"
         )
     return metric

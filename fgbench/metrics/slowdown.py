@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from fgbench.client.record import RequestRecord
 from fgbench.metrics.latency import jct
+from fgbench.metrics.record import RequestRecord
 
 if TYPE_CHECKING:
     from fgengine.cost import CostModel

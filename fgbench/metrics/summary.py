@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from fgbench.client.record import RequestRecord
-from fgbench.metrics import latency
+from fgbench.metrics.metric import OF_REQUESTS, distributions, read_distributions
 from fgbench.metrics.overload import is_overloaded, rejects_many, shortfall
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.trimming import WHOLE, Trim
 
@@ -57,15 +57,9 @@ class Summary:
     rejections: dict[str, int] = field(default_factory=dict)
     """The same by class: ``http 429``, ``queue timeout``."""
 
-    lag: Distribution | None = None
-    ttft: Distribution | None = None
-    jct: Distribution | None = None
-    normalized_latency: Distribution | None = None
-    tpot: Distribution | None = None
-    itl: Distribution | None = None
-    ttft_from_sent: Distribution | None = None
-    jct_from_sent: Distribution | None = None
-    normalized_latency_from_sent: Distribution | None = None
+    distributions: dict[str, Distribution] = field(default_factory=dict)
+    """By key, the metrics of requests (``fgbench.metrics.metric``) that any request has. In JSON each stands
+    under its key beside the other figures."""
 
     server_requests: int = 0
     """Requests that came with the server's own account; the totals below are over these."""
@@ -77,9 +71,16 @@ class Summary:
         """Of the requests, 0 to 1; 0 of none."""
         return self.rejected / self.requests if self.requests else 0.0
 
+    def figure(self, metric: str, statistic: str = "mean") -> float | None:
+        """One number, such as the p99 of ``ttft``; None where no request has the metric."""
+        distribution = self.distributions.get(metric)
+        return None if distribution is None else float(getattr(distribution, statistic))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; an infinite rate is the string "inf"."""
         data = asdict(self)
+        data |= {key: data["distributions"].get(key) for key in OF_REQUESTS}
+        del data["distributions"]
         if self.offered_rate is not None and math.isinf(self.offered_rate):
             data["offered_rate"] = "inf"
         return data
@@ -93,9 +94,7 @@ class Summary:
         """
         known = {f.name for f in fields(cls)}
         kept = {key: value for key, value in data.items() if key in known}
-        for name in DISTRIBUTIONS:
-            if kept.get(name) is not None:
-                kept[name] = Distribution.from_dict(kept[name])
+        kept["distributions"] = read_distributions(data)
         if kept.get("window") is not None:
             kept["window"] = tuple(kept["window"])
         if kept.get("offered_rate") is not None:
@@ -104,19 +103,6 @@ class Summary:
             return cls(**kept)
         except TypeError as error:
             raise ValueError(f"not a summary: {error}") from None
-
-
-DISTRIBUTIONS = (
-    "lag",
-    "ttft",
-    "jct",
-    "normalized_latency",
-    "tpot",
-    "itl",
-    "ttft_from_sent",
-    "jct_from_sent",
-    "normalized_latency_from_sent",
-)
 
 
 def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None, trim: Trim = WHOLE) -> Summary:
@@ -160,17 +146,7 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None, t
         errors=_by_class(record.error for record in records),
         rejected=sum(record.rejected is not None for record in records),
         rejections=_by_class(record.rejected for record in records),
-        lag=Distribution.of(map(latency.lag, records)),
-        ttft=Distribution.of(map(latency.ttft, good)),
-        jct=Distribution.of(map(latency.jct, good)),
-        normalized_latency=Distribution.of(map(latency.normalized_latency, good)),
-        tpot=Distribution.of(map(latency.tpot, good)),
-        itl=Distribution.of(gap for record in good for gap in latency.itl(record)),
-        ttft_from_sent=Distribution.of(latency.ttft(record, "sent") for record in good),
-        jct_from_sent=Distribution.of(latency.jct(record, "sent") for record in good),
-        normalized_latency_from_sent=Distribution.of(
-            latency.normalized_latency(record, "sent") for record in good
-        ),
+        distributions=distributions(records, good),
         server_requests=len(accounts),
         server_totals=totals,
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 
 _AMOUNT = re.compile(r"(?P<number>\d+\.?\d*|\.\d+)\s*(?P<unit>%|s|)")
 

@@ -139,7 +139,7 @@ def _mark(verdict: str) -> str:
 
 def _interval(point: Point, quantity: Quantity) -> str:
     """Of a mean latency only: a table of all of them would hide the figures."""
-    if quantity.statistic != "mean" or quantity.kind != "seconds":
+    if quantity.statistic != "mean" or not quantity.is_time:
         return ""
     estimate = point.estimate(quantity.metric, quantity.statistic)
     return (

@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgbench.client.record import RequestRecord
-from fgbench.metrics.breakdown import STATES, Breakdown
+from fgbench.metrics.breakdown import Breakdown
 from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.memory import MemoryAccount
+from fgbench.metrics.metric import metric_called
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.seeds import Estimate, PairedRatio
 from fgbench.metrics.slowdown import jain_index, slowdowns
 from fgbench.metrics.statistics import Distribution
@@ -80,18 +81,7 @@ class Entry:
 
     def figure(self, metric: str, statistic: str | None = None) -> float | None:
         """A plain figure of the run, or one ``statistic`` of a distribution; None where it has none."""
-        value: Any
-        if metric in STATES:
-            value = self.breakdown.seconds.get(metric) if self.breakdown else None
-        elif metric in ("preemptions", "bytes_moved", "swapped_share"):
-            value = getattr(self.breakdown, metric, None)
-        elif metric in ("pressure_seconds", "copy_wait_share"):
-            value = getattr(self.memory, metric, None)
-        else:
-            value = getattr(self if metric in ("slowdown", "fairness") else self.summary, metric)
-        if isinstance(value, Distribution):
-            value = getattr(value, statistic or "mean")
-        return None if value is None else float(value)
+        return metric_called(metric).figure(self, statistic)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from fgbench.client.record import RequestRecord
-from fgbench.metrics.statistics import Distribution
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import Summary, summarize
 from fgbench.report.units import number, seconds
 from fgbench.workload.spec import RequestSpec
@@ -81,8 +80,8 @@ def fidelity(measured: Sequence[RequestRecord], simulated: Sequence[RequestRecor
     real = summarize(measured, offered_rate=None)
     ours = summarize([record for record in simulated if record.index in answered], offered_rate=None)
 
-    def row(name: str, attribute: str, statistic: str = "mean") -> Row:
-        return Row(name, _statistic(real, attribute, statistic), _statistic(ours, attribute, statistic))
+    def row(name: str, metric: str, statistic: str = "mean") -> Row:
+        return Row(name, real.figure(metric, statistic), ours.figure(metric, statistic))
 
     def preemptions(summary: Summary) -> float | None:
         return summary.server_totals.get("preemptions")
@@ -134,8 +133,3 @@ def _figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {"name": r.name, "measured": r.measured, "simulated": r.simulated, "ratio": r.ratio} for r in rows
     ]
-
-
-def _statistic(summary: Summary, attribute: str, statistic: str) -> float | None:
-    value: Distribution | None = getattr(summary, attribute)
-    return None if value is None else float(getattr(value, statistic))

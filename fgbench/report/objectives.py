@@ -56,7 +56,11 @@ class Objective:
         return None if ratio is None else ratio.verdict(lower_is_better=False) or not_judged(ratio.seeds)
 
     def met_by(self, point: Point) -> bool | None:
-        """As ``SLO.met_by``, of the means over seeds."""
+        """Whether the means over seeds meet the SLO; None where a figure is missing and no other broke it.
+
+        A backend that rejected more than ``MOST_REJECTED`` of the requests misses it: its figures are only of
+        those that it served.
+        """
         if _rejects_too_many(point.counted):
             return False
         figures = [(_figure(point.counted, bound), bound.limit) for bound in self.slo.bounds]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgbench.benchmark import client_was_the_limit
 from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.summary import Summary
 from fgbench.report.tables import load_in_words
 from fgbench.report.units import number, seconds
 from fgbench.results.figures import summary_of
 from fgbench.results.run import find_runs, is_being_written, read_info, read_run, told
+from fgbench.verdict import client_was_the_limit
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,9 +108,9 @@ def overview_table(runs: Sequence[Overview], root: Path) -> Table:
             load_in_words(work),
             str(work.get("seed", "-")),
             _of_planned(run),
-            seconds(figures.normalized_latency.mean if figures.normalized_latency else None),
-            seconds(figures.jct.p99 if figures.jct else None),
-            seconds(figures.ttft.mean if figures.ttft else None),
+            seconds(figures.figure("normalized_latency")),
+            seconds(figures.figure("jct", "p99")),
+            seconds(figures.figure("ttft")),
             ", ".join(run.marks),
             style="dim" if run.status not in ("complete", "running") else None,
         )

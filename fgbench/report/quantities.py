@@ -1,68 +1,58 @@
-"""The figures that are compared: where each stands, how it is written, which way is better. Pure."""
+"""The figures that are compared, made from the table of metrics. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from fgbench.metrics.metric import METRICS, Section, Unit
 from fgbench.report.units import number, percent, seconds, size
-
-Kind = Literal["seconds", "number", "bytes", "share"]
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
+    """A statistic of a metric."""
+
     metric: str
     statistic: str | None
     """None: a plain figure of a run, no distribution."""
     name: str
-    kind: Kind
+    unit: Unit
     better: Literal["lower", "higher"] | None
     """None: neither, so it gets no ratio and no verdict."""
+
+    @property
+    def is_time(self) -> bool:
+        return self.unit in ("s", "s/token")
 
     @property
     def lower_is_better(self) -> bool:
         return self.better == "lower"
 
     def show(self, value: float | None) -> str:
-        if self.kind == "seconds":
+        if self.is_time:
             return seconds(value)
-        if self.kind == "bytes":
+        if self.unit == "bytes":
             return "-" if value is None else size(value)
-        if self.kind == "share":
+        if self.unit == "share":
             return percent(value)
         return number(value)
 
 
-STATISTICS = ("mean", "p50", "p95", "p99")
-LATENCY_NAMES = {"normalized_latency": "JCT / token", "jct": "JCT", "ttft": "TTFT", "tpot": "TPOT"}
+def _compared(section: Section) -> tuple[Quantity, ...]:
+    return tuple(
+        Quantity(metric.key, statistic, metric.label, metric.unit, metric.better)
+        for metric in METRICS
+        if metric.section == section
+        for statistic in metric.compared
+    )
 
-LATENCIES = tuple(
-    Quantity(metric, statistic, name, "seconds", "lower")
-    for metric, name in LATENCY_NAMES.items()
-    for statistic in STATISTICS
-)
-THROUGHPUTS = (
-    Quantity("request_throughput", None, "requests / s", "number", "higher"),
-    Quantity("output_token_throughput", None, "output tokens / s", "number", "higher"),
-)
-OUTCOMES = (Quantity("rejected_share", None, "rejected", "share", None),)
-SLOWDOWNS = (
-    Quantity("slowdown", "mean", "slowdown", "number", "lower"),
-    Quantity("slowdown", "p99", "slowdown", "number", "lower"),
-    Quantity("fairness", None, "fairness (Jain)", "number", "higher"),
-)
-IN_THE_SERVER = (
-    Quantity("queued", None, "queued", "seconds", None),
-    Quantity("swapped", None, "swapped out", "seconds", None),
-    Quantity("prefill", None, "prefill", "seconds", None),
-    Quantity("decode", None, "decode", "seconds", None),
-    Quantity("preemptions", None, "preemptions", "number", None),
-    Quantity("bytes_moved", None, "KV moved", "bytes", None),
-    Quantity("swapped_share", None, "waiting for copies / JCT", "share", None),
-    Quantity("copy_wait_share", None, "device idle for copies", "share", None),
-    Quantity("pressure_seconds", None, "under pressure", "seconds", None),
-)
+
+LATENCIES = _compared("latency")
+THROUGHPUTS = _compared("throughput")
+OUTCOMES = _compared("outcome")
+SLOWDOWNS = _compared("fairness")
+IN_THE_SERVER = _compared("server")
 QUANTITIES = (*LATENCIES, *THROUGHPUTS, *OUTCOMES, *SLOWDOWNS, *IN_THE_SERVER)
 HEADLINES = tuple(quantity for quantity in LATENCIES if quantity.statistic == "mean") + THROUGHPUTS
 """Those with a verdict in the tables; files hold one for every quantity that has a better side."""

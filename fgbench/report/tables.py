@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.memory import MemoryAccount
+from fgbench.metrics.metric import METRICS, metric_called
 from fgbench.report.units import number, percent, seconds, size
 
 if TYPE_CHECKING:
@@ -28,13 +29,6 @@ DISTURBED_NOTE = (
     "system alone. Measure again when the machine is quiet."
 )
 
-LATENCIES = (
-    ("ttft", "TTFT"),
-    ("tpot", "TPOT"),
-    ("itl", "ITL"),
-    ("jct", "JCT"),
-    ("normalized_latency", "JCT / token"),
-)
 RATE_TOLERANCE = 0.02
 """A larger share of the scheduled rate missed is said."""
 COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
@@ -58,9 +52,11 @@ def summary_table(
     table.add_column("Latency")
     for column in COLUMNS:
         table.add_column(column, justify="right")
-    for attribute, name in LATENCIES:
-        table.add_row(name, *_cells(getattr(summary, attribute)))
-    table.add_row("client's lag", *_cells(summary.lag), style="dim")
+    for metric in METRICS:
+        if metric.section == "latency":
+            table.add_row(metric.label, *_cells(summary.distributions.get(metric.key)))
+    lag = metric_called("lag")
+    table.add_row(lag.label, *_cells(summary.distributions.get(lag.key)), style="dim")
 
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(summary, memory, machine):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.memory import MemoryAccount
+from fgbench.metrics.metric import OF_REQUESTS
 from fgbench.metrics.statistics import Distribution
-from fgbench.metrics.summary import DISTRIBUTIONS, Summary
+from fgbench.metrics.summary import Summary
 from fgbench.results.figures import summary_of
 from fgbench.results.run import Run, find_runs, read_run, told
 from fgbench.results.writer import record_schema
@@ -121,7 +122,7 @@ def runs_table(runs: Sequence[Run]) -> pa.Table:
         *((name, pa.int64()) for name in ("seed", "num_prompts", "users", "warmup", *COUNTS)),
         *((name, pa.float64()) for name in (*RATES, *MEMORY, *MACHINE)),
         *((name, pa.bool_()) for name in ("overloaded", "disturbed")),
-        *((f"{name}_{statistic}", pa.float64()) for name in DISTRIBUTIONS for statistic in STATISTICS),
+        *((f"{name}_{statistic}", pa.float64()) for name in OF_REQUESTS for statistic in STATISTICS),
     ]
     schema = pa.schema(kinds)
     rows = [_row(run) for run in runs]
@@ -178,8 +179,6 @@ def _texts(data: dict[str, Any], names: Iterable[str]) -> dict[str, str | None]:
 
 def _distributions(summary: Summary) -> dict[str, float]:
     found: dict[str, float] = {}
-    for name in DISTRIBUTIONS:
-        distribution = getattr(summary, name)
-        if distribution is not None:
-            found |= {f"{name}_{statistic}": getattr(distribution, statistic) for statistic in STATISTICS}
+    for name, distribution in summary.distributions.items():
+        found |= {f"{name}_{statistic}": getattr(distribution, statistic) for statistic in STATISTICS}
     return found

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 
 T = TypeVar("T")
 VERSION = 1
 RUN_FILE = "run.json"
 REQUESTS_FILE = "requests.jsonl"
+LOCK_FILE = ".lock"
+"""Held by the process that writes the run."""
 TABLE_FILE = "requests.parquet"
 LOG_FILE = "server.log"
 SWEEP_FILE = "sweep.json"
@@ -123,18 +125,19 @@ def told(read: Callable[[Path], T], path: Path, damaged: Callable[[str], None]) 
 
 
 def is_being_written(folder: Path) -> bool:
-    """Whether the process that writes this run is alive: it holds a lock that dies with it. Where the system
-    has no such locks, False."""
-    try:
-        import fcntl
+    """Whether the process that writes this run is alive: it holds a lock that the system takes back when the
+    process ends, however it ends."""
+    from filelock import FileLock, Timeout
 
-        with (folder / REQUESTS_FILE).open("rb") as requests:
-            fcntl.flock(requests, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not (folder / LOCK_FILE).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK_FILE, blocking=False):
+            return False
+    except Timeout:
         return True
-    except (ImportError, OSError):
-        pass
-    return False
+    except OSError:  # this user may not lock it
+        return False
 
 
 def _records(path: Path) -> Iterator[RequestRecord]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from filelock import FileLock
 
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.results.files import fresh_folder, write_json
-from fgbench.results.run import LOG_FILE, REQUESTS_FILE, RUN_FILE, TABLE_FILE, VERSION
+from fgbench.results.run import LOCK_FILE, LOG_FILE, REQUESTS_FILE, RUN_FILE, TABLE_FILE, VERSION
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +47,9 @@ class RunWriter:
         self.path = _make_folder(root, info)
         self._write_info()
         self._requests = (self.path / REQUESTS_FILE).open("ab", buffering=0)
-        _lock(self._requests.fileno())
+        self._lock = FileLock(self.path / LOCK_FILE)
+        with suppress(OSError):  # a file system without locks
+            self._lock.acquire(blocking=False)
 
     @property
     def log_path(self) -> Path:
@@ -76,6 +80,7 @@ class RunWriter:
             **parts,
         }
         self._write_info()
+        self._unlock()
 
     def __enter__(self) -> RunWriter:
         return self
@@ -84,9 +89,14 @@ class RunWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._requests.close()
+        self._unlock()
         if self.info["status"] == "running" and error is not None:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self.describe(status=status, error=str(error) or type(error).__name__, ended=_now())
+
+    def _unlock(self) -> None:
+        self._lock.release()
+        (self.path / LOCK_FILE).unlink(missing_ok=True)
 
     def _write_info(self) -> None:
         write_json(self.path / RUN_FILE, self.info)
@@ -139,16 +149,6 @@ def _make_folder(root: Path, info: dict[str, Any]) -> Path:
     pace = f"r{float(workload['rate']):g}" if workers is None else f"c{workers}"
     name, dataset, seed = info["backend"]["name"], workload["dataset"], workload["seed"]
     return fresh_folder(root, str(name), str(dataset), pace, f"s{seed}")
-
-
-def _lock(file: int) -> None:
-    """Until this process ends, however it does: others see that the run is being written."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        pass  # not on this system, or not on this file system
 
 
 def _now() -> str:

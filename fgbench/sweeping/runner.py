@@ -13,6 +13,7 @@ from typing import Any
 from fgbench.backends.backend import BackendError
 from fgbench.client.display import Display
 from fgbench.metrics.machine import MachineAccount
+from fgbench.metrics.metric import metric_called
 from fgbench.metrics.slo import SLO, rejects_too_many
 from fgbench.metrics.summary import Summary
 from fgbench.report.tables import DISTURBED_MARK, OVERLOAD_MARK
@@ -208,7 +209,7 @@ def mean_figures(slo: SLO, summaries: Sequence[Summary]) -> dict[str, float | No
     """By bound, the mean over runs of the figure it bounds; None where a run has no such figure."""
     figures: dict[str, float | None] = {}
     for bound in slo.bounds:
-        found = [getattr(getattr(summary, bound.metric), bound.statistic, None) for summary in summaries]
+        found = [summary.figure(bound.metric, bound.statistic) for summary in summaries]
         values = [value for value in found if value is not None]
         figures[str(bound)] = sum(values) / len(values) if values and len(values) == len(found) else None
     return figures
@@ -229,9 +230,12 @@ def _said(how: Verdict, summary: Summary | None) -> str:
     if how.sentence:
         return how.sentence.rstrip(".")
     assert summary is not None
-    figures = [("JCT / token", summary.normalized_latency), ("TTFT", summary.ttft), ("JCT", summary.jct)]
     mark = f"{OVERLOAD_MARK} " if summary.overloaded else ""
-    said = [f"mean {name} {seconds(d.mean)}" for name, d in figures if d is not None]
+    said = [
+        f"mean {metric_called(metric).label} {seconds(value)}"
+        for metric in ("normalized_latency", "ttft", "jct")
+        if (value := summary.figure(metric)) is not None
+    ]
     if summary.rejected:
         said.append(f"{percent(summary.rejected_share)} rejected")
     return mark + ", ".join(said)

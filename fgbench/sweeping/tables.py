@@ -56,8 +56,7 @@ def results_table(results: Sequence[Result]) -> Group:
         point, figures = result.point, result.summary
         means = ["-"] * 5
         if figures is not None:
-            kept = (figures.normalized_latency, figures.ttft, figures.jct)
-            means = [seconds(d.mean if d else None) for d in kept]
+            means = [seconds(figures.figure(metric)) for metric in ("normalized_latency", "ttft", "jct")]
             means.append(f"{number(figures.request_throughput)}/s")
             means.append(percent(figures.rejected_share))
         how_much = _how_much(point) + (f" {OVERLOAD_MARK}" if _is_overloaded(result) else "")

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from fgbench import machine
-from fgbench.machine import MachineWatch, server_processes
+from fgbench.machine import MachineWatch, busy_since, server_processes
+from fgengine.machine_load import look
 
 HOG = [sys.executable, "-c", "while True: pass"]
 
@@ -45,6 +46,19 @@ def test_an_exception_passes_and_the_watch_ends(monkeypatch: pytest.MonkeyPatch)
         raise KeyboardInterrupt
     assert watch.account is not None
     assert not watch._thread.is_alive()
+
+
+def test_a_busy_machine_is_noticed_before_the_load_begins(
+    busy_program: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = look()
+    assert busy_since(before, "http://192.0.2.7:8000") is None, "no time has passed"
+    time.sleep(0.6)
+    said = busy_since(before, "http://192.0.2.7:8000")
+    assert said is not None
+    assert said.startswith("other programs took")
+    monkeypatch.setattr(machine, "server_processes", lambda url: None)
+    assert busy_since(before, "http://127.0.0.1:1") is None, "whose work it is cannot be told"
 
 
 def test_who_listens_on_a_port_here_is_the_server() -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from fgbench.client.record import RequestRecord
-from fgbench.metrics.latency import jct, ttft
+from fgbench.metrics.metric import OF_REQUESTS, metric_called
 from fgbench.report.comparison import Comparison
 from fgbench.report.notes import title
 from fgbench.report.pictures.picture import Line, Panel, Picture, is_wide, picked
 
 MOST_POINTS = 500
 """Of a curve, evenly spread over the requests; more cannot be seen, and a PDF would hold each."""
-METRICS: tuple[tuple[str, Callable[[RequestRecord], float | None]], ...] = (("JCT", jct), ("TTFT", ttft))
+METRICS = ("jct", "ttft")
 
 
 def distributions(comparison: Comparison) -> Picture | None:
@@ -21,15 +20,16 @@ def distributions(comparison: Comparison) -> Picture | None:
     levels = [level for level in comparison.levels if any(point.complete for point in comparison.at(level))]
     shown = picked(levels)
     panels = []
-    for name, metric in METRICS:
+    for metric in METRICS:
+        name, of_request = metric_called(metric).label, OF_REQUESTS[metric]
         for level in shown:
             lines = []
             for style, label in enumerate(comparison.labels):
                 for point in comparison.at(level):
                     if point.label == label and point.complete:
                         records = [record for entry in point.counted for record in entry.records]
-                        values = [metric(record) for record in records if record.ok]
-                        xs, ys = cumulated([value for value in values if value is not None])
+                        values = [v for record in records if record.ok for v in of_request(record)]
+                        xs, ys = cumulated(values)
                         if xs:
                             lines.append(Line(label, style, xs, ys, marked=False))
             if lines:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from fgbench.metrics.metric import metric_called
 from fgbench.metrics.seeds import Estimate
 from fgbench.report.axis import CONCURRENCY
 from fgbench.report.comparison import Comparison, Point
 from fgbench.report.notes import title
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.pictures.picture import Line, Panel, Picture, is_wide
-from fgbench.report.quantities import LATENCY_NAMES
 
 METRICS = ("normalized_latency", "ttft", "jct")
 
@@ -24,9 +24,10 @@ def latency(comparison: Comparison, objectives: Sequence[Objective], statistic: 
     for metric in METRICS:
         bounds = [bound for each in objectives for bound in each.slo.bounds]
         limits = [bound.limit for bound in bounds if (bound.metric, bound.statistic) == (metric, statistic)]
-        unit = "s / token" if metric == "normalized_latency" else "s"
+        drawn = metric_called(metric)
+        unit = drawn.unit.replace("/", " / ")
         panel = Panel(
-            title=f"{statistic} {LATENCY_NAMES[metric]} ({unit})",
+            title=f"{statistic} {drawn.label} ({unit})",
             x=comparison.axis.title,
             y="",
             lines=_lines(comparison, lambda point, metric=metric: point.estimate(metric, statistic)),  # type: ignore[misc]

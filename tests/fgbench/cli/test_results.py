@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fgbench.cli.main import app
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.results.run import find_runs, read_run
 from fgbench.results.writer import RunWriter

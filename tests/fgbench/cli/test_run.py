@@ -12,15 +12,16 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fgbench.backends.attached import Attached
-from fgbench.benchmark import Load, client_was_the_limit, run_benchmark, too_many_errors
+from fgbench.benchmark import Load, run_benchmark
 from fgbench.cli.load_options import LoadOptions
 from fgbench.cli.main import app
 from fgbench.cli.options import ServerOptions
 from fgbench.cli.systems import system_of
-from fgbench.client.record import RequestRecord
 from fgbench.metrics.machine import MachineAccount
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.results.run import find_runs, read_run
+from fgbench.verdict import client_was_the_limit, too_many_errors
 from fgbench.workload.datasets import Lengths, Synthetic
 from fgbench.workload.lengths import Between
 
@@ -30,7 +31,7 @@ SYNTHETIC = ["--dataset", "synthetic", "--input-len", "4", "--output-len", "3"]
 @pytest.fixture
 def _lag_is_no_matter(monkeypatch):
     """Client and fake server share a process and the machine with other tests."""
-    monkeypatch.setattr("fgbench.benchmark.LAG_SECONDS", 60.0)
+    monkeypatch.setattr("fgbench.verdict.LAG_SECONDS", 60.0)
 
 
 def fgbench(*argv):
@@ -72,6 +73,14 @@ def test_a_run_keeps_and_shows_what_other_programs_took(fake_server, tmp_path, b
     assert machine.busy
     assert machine.programs
     assert "◆ other programs took part of the machine" in result.output.replace("\n", " ")
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_a_busy_machine_is_announced_before_the_load(fake_server, tmp_path, monkeypatch):
+    monkeypatch.setattr("fgbench.benchmark.busy_since", lambda before, url: "other programs took 0.93 cores")
+    argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 50, "--num-prompts", 4, "--results", tmp_path]
+    said = fgbench(*argv).output.replace("\n", " ")
+    assert "the machine is busy, the figures will be marked: other programs took 0.93 cores" in said
 
 
 @pytest.mark.usefixtures("_lag_is_no_matter")

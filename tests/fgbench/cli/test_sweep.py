@@ -318,7 +318,7 @@ class Counted:
 
 @pytest.fixture
 def _lag_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgbench.benchmark.LAG_SECONDS", 60.0)
+    monkeypatch.setattr("fgbench.verdict.LAG_SECONDS", 60.0)
 
 
 @pytest.mark.usefixtures("_lag_is_no_matter")

@@ -12,8 +12,8 @@ from fgbench.backends.attached import Attached
 from fgbench.benchmark import Load, run_benchmark
 from fgbench.client import display
 from fgbench.client.display import Live, Plain, display_for, progress_line
-from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
+from fgbench.metrics.record import RequestRecord
 from fgbench.workload.datasets import Lengths
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from fgbench.client.endpoints import ENDPOINTS
 from fgbench.client.load import Target, run_load
-from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
+from fgbench.metrics.record import RequestRecord
 from fgbench.workload.spec import RequestSpec
 
 IDS = (1, 2, 3)

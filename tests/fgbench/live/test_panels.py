@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console, RenderableType
 
 from fgbench.backends.probe import SilentServer
-from fgbench.client.record import RequestRecord
 from fgbench.client.state import LoadState
 from fgbench.live.layout import Lines, clean
 from fgbench.live.load_panel import LoadView
 from fgbench.live.meter import Meter
 from fgbench.live.watching import Watch
+from fgbench.metrics.record import RequestRecord
 
 WIDTHS = [60, 80, 100, 160]
 EVIL = "[bold red]x[/]\x1b[2J\x1b]0;title\x07\r\n\u202e\u200b\u9b28\u9b28"
@@ -106,7 +106,7 @@ def test_a_load_shows_all_its_figures(width: int) -> None:
     has(lines, "sent 123", "done 61", "in flight 62", "rejected 0", "errors 0")
     has(lines, "offered 2/s", "sent 2/s", "answered 1/s", "client lag p50 2", "p99 2")
     has(lines, "mean", "p50", "p99", "last 30 s")
-    for label, figure in (("TTFT", "500 ms"), ("TPOT", "50 ms"), ("JCT ", "1 s"), ("JCT/token", "90.9 ms")):
+    for label, figure in (("TTFT", "500 ms"), ("TPOT", "50 ms"), ("JCT ", "1 s"), ("JCT / token", "90.9 ms")):
         row = next(line for line in lines if label in line)
         assert row.count(figure) >= 2, row  # mean and the last 30 s are exact, quantiles nearly
     has(lines, "62 (most 62)", "11 (most 11)")
@@ -207,7 +207,7 @@ def test_at_80_by_24_a_load_and_its_server_are_whole() -> None:
         meter.take(stats(second, under_pressure=True), float(second))
     has(
         drawn(view(meter).draw(61.0, height=23), 80, 24),
-        "JCT/token",
+        "JCT / token",
         "in flight  ",
         "host KV",
         "Q3:31",

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from fgbench.client.record import RequestRecord
 from fgbench.metrics.breakdown import Breakdown
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 
 

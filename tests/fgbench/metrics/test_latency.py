@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fgbench.client.record import RequestRecord
 from fgbench.metrics.latency import itl, jct, lag, normalized_latency, tpot, ttft
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.statistics import Distribution
 
 RECORD = RequestRecord(

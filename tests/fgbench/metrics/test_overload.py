@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fgbench.client.record import RequestRecord
 from fgbench.metrics.overload import is_overloaded, shortfall
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 
 SERVERS, MEAN_TOKENS, GAP = 16, 100, 0.02

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.slowdown import jain_index, slowdown, slowdowns
 from fgengine.cost import CostModel
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.timeline import queue_lengths
 
 

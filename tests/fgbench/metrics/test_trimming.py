@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import Summary, summarize
 from fgbench.metrics.trimming import Amount, Trim
 
@@ -41,8 +41,7 @@ def test_what_is_left_out(start: str | None, end: str | None, left: range) -> No
     assert summary.requests == len(left)
     assert summary.trimmed == 10 - len(left)
     assert summary.failed == (4 in left)
-    assert summary.lag is not None
-    assert summary.lag.count == len(left)
+    assert summary.distributions["lag"].count == len(left)
 
 
 def test_throughput_is_of_what_ended_within_the_window() -> None:
@@ -56,7 +55,7 @@ def test_throughput_is_of_what_ended_within_the_window() -> None:
 
 def test_nothing_left_is_no_error_for_a_run_that_is_done() -> None:
     summary = trimmed("60s", None)
-    assert (summary.requests, summary.trimmed, summary.jct) == (0, 10, None)
+    assert (summary.requests, summary.trimmed, summary.figure("jct")) == (0, 10, None)
     assert summary.request_throughput == 0.0
 
 

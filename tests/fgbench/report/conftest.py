@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.results.run import Run
 
 PORTS = count(40000)

@@ -5,8 +5,8 @@ import math
 
 from rich.console import Console
 
-from fgbench.client.record import RequestRecord
 from fgbench.metrics.memory import MemoryAccount
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.report.tables import summary_table
 from fgbench.report.units import number, percent, seconds, size

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fgbench.cli.main import app
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.results.database import Database
 from fgbench.results.run import find_runs, is_being_written, read_run
 from fgbench.results.writer import RunWriter

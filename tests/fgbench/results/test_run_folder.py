@@ -3,7 +3,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.results.fingerprint import fingerprint
 from fgbench.results.run import VERSION, find_runs, read_run
 from fgbench.results.writer import RunWriter

@@ -14,7 +14,7 @@ from rich.console import Console
 from fgbench.backends.backend import BackendError
 from fgbench.benchmark import Load
 from fgbench.client.display import Quiet
-from fgbench.client.record import RequestRecord
+from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.slo import parse_slo
 from fgbench.metrics.summary import summarize
 from fgbench.results.run import Run, read_info, read_run

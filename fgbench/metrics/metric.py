@@ -1,0 +1,413 @@
+"""The table of metrics: what is measured of a request or of a run, one row each. Pure.
+
+The summary of a run, SLOs, the live panel, the tables, comparisons, CSV, JSON, the columns of ``results sql``
+and docs/metrics.md are all made from ``METRICS``: a new metric is one more row of it.
+
+    metric = metric_called("ttft")
+    metric.label, metric.unit              # "TTFT", "s"
+    metric.of_request(record)              # (0.231,): seconds; empty where the record has no first token
+    metric.figure(entry, "p99")            # of a run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from fgbench.metrics import latency
+from fgbench.metrics.record import RequestRecord
+from fgbench.metrics.statistics import Distribution
+
+if TYPE_CHECKING:
+    from fgbench.metrics.breakdown import Breakdown
+    from fgbench.metrics.memory import MemoryAccount
+    from fgbench.metrics.summary import Summary
+
+Unit = Literal["s", "s/token", "1/s", "tokens/s", "bytes", "share", "count"]
+"""``share``: of 1. ``count``: a plain number."""
+Section = Literal["latency", "client", "throughput", "outcome", "fairness", "server"]
+"""Where it stands in tables."""
+COMPARED = ("mean", "p50", "p95", "p99")
+PLAIN = (None,)
+"""For ``Metric.compared``: the metric is one number of a run."""
+
+
+class RunFigures(Protocol):
+    """What the figures of a run are computed from, besides its requests."""
+
+    @property
+    def summary(self) -> Summary: ...
+
+    @property
+    def breakdown(self) -> Breakdown | None:
+        """None: the server gave no account of its requests."""
+        ...
+
+    @property
+    def memory(self) -> MemoryAccount | None:
+        """None: the server gave no account of its KV memory."""
+        ...
+
+    @property
+    def slowdown(self) -> Distribution | None:
+        """None, as ``fairness``: there is no cost model of the model here, or no request was answered."""
+        ...
+
+    @property
+    def fairness(self) -> float | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One of ``of_request`` and ``of_run`` is given."""
+
+    key: str
+    """In run.json, JSON, CSV, SQL and SLOs."""
+    label: str
+    """On screens and in pictures."""
+    unit: Unit
+    better: Literal["lower", "higher"] | None
+    """None: neither, so it gets no ratio, no verdict and no SLO."""
+    section: Section
+    definition: str
+    """A sentence for docs/metrics.md."""
+    of_request: Callable[[RequestRecord], Sequence[float]] | None = None
+    """The request's values: usually one, none where the record cannot say."""
+    of_run: Callable[[RunFigures], float | Distribution | None] | None = None
+    compared: tuple[str | None, ...] = ()
+    """Statistics that ``compare`` shows; empty: it shows none."""
+    every_request: bool = False
+    """Also of requests that failed or were rejected; else of those answered in full."""
+    live: bool = False
+    """Shown while a load runs: takes the same short time for every request."""
+    needs_two_tokens: bool = False
+    """A time between tokens: an answer of one token has none, and so holds every bound."""
+    aliases: tuple[str, ...] = ()
+    """Other names that an SLO may call it by."""
+
+    @property
+    def can_be_bounded(self) -> bool:
+        """Whether an SLO may set a limit to it."""
+        return self.of_request is not None and self.better == "lower"
+
+    def figure(self, run: RunFigures, statistic: str | None = None) -> float | None:
+        """One number of a run; None where the run has no such figure.
+
+        ``statistic``: of a distribution; the mean where none is named.
+        """
+        if self.of_run is None:
+            return run.summary.figure(self.key, statistic or "mean")
+        value = self.of_run(run)
+        if isinstance(value, Distribution):
+            return float(getattr(value, statistic or "mean"))
+        return None if value is None else float(value)
+
+
+def _one(of: Callable[[RequestRecord], float | None]) -> Callable[[RequestRecord], Sequence[float]]:
+    def values(record: RequestRecord) -> Sequence[float]:
+        value = of(record)
+        return () if value is None else (value,)
+
+    return values
+
+
+def _from_sent(
+    of: Callable[[RequestRecord, latency.Since], float | None],
+) -> Callable[[RequestRecord], Sequence[float]]:
+    return _one(lambda record: of(record, "sent"))
+
+
+def _in_state(state: str) -> Callable[[RunFigures], float | None]:
+    """Mean seconds of a request in one of the server's states."""
+    return lambda run: run.breakdown.seconds.get(state) if run.breakdown else None
+
+
+def _accounted(name: str) -> Callable[[RunFigures], float | None]:
+    return lambda run: getattr(run.breakdown, name, None)
+
+
+def _of_memory(name: str) -> Callable[[RunFigures], float | None]:
+    return lambda run: getattr(run.memory, name, None)
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        key="normalized_latency",
+        label="JCT / token",
+        unit="s/token",
+        better="lower",
+        section="latency",
+        definition="JCT divided by the number of output tokens: the y axis of FastServe's figures.",
+        of_request=_one(latency.normalized_latency),
+        compared=COMPARED,
+        live=True,
+        aliases=("normalised_latency", "latency_per_token", "jct_per_token", "jct_token", "nl"),
+    ),
+    Metric(
+        key="jct",
+        label="JCT",
+        unit="s",
+        better="lower",
+        section="latency",
+        definition="Job completion time: from the moment the arrival process schedules the request to its "
+        "last token.",
+        of_request=_one(latency.jct),
+        compared=COMPARED,
+        live=True,
+        aliases=(
+            *("job_completion_time", "latency", "e2e", "e2el", "e2e_latency", "end_to_end_latency"),
+            "request_latency",
+        ),
+    ),
+    Metric(
+        key="ttft",
+        label="TTFT",
+        unit="s",
+        better="lower",
+        section="latency",
+        definition="Time to first token: from the moment the arrival process schedules the request.",
+        of_request=_one(latency.ttft),
+        compared=COMPARED,
+        live=True,
+        aliases=("time_to_first_token",),
+    ),
+    Metric(
+        key="tpot",
+        label="TPOT",
+        unit="s/token",
+        better="lower",
+        section="latency",
+        definition="Time per output token after the first: (last token - first token) / (output tokens - 1). "
+        "Answers of one token have none.",
+        of_request=_one(latency.tpot),
+        compared=COMPARED,
+        live=True,
+        needs_two_tokens=True,
+        aliases=("time_per_output_token",),
+    ),
+    Metric(
+        key="itl",
+        label="ITL",
+        unit="s",
+        better="lower",
+        section="latency",
+        definition="Inter-token latency: every gap between two streamed pieces of one answer, of all "
+        "requests together. A piece is one token of our server.",
+        of_request=latency.itl,
+        needs_two_tokens=True,
+        aliases=("inter_token_latency",),
+    ),
+    Metric(
+        key="lag",
+        label="client's lag",
+        unit="s",
+        better=None,
+        section="client",
+        definition="How late the client sent the request: sent - scheduled. Of all requests.",
+        of_request=_one(latency.lag),
+        every_request=True,
+    ),
+    Metric(
+        key="ttft_from_sent",
+        label="TTFT from sent",
+        unit="s",
+        better=None,
+        section="client",
+        definition="TTFT counted from the moment the request left the client.",
+        of_request=_from_sent(latency.ttft),
+    ),
+    Metric(
+        key="jct_from_sent",
+        label="JCT from sent",
+        unit="s",
+        better=None,
+        section="client",
+        definition="JCT counted from the moment the request left the client.",
+        of_request=_from_sent(latency.jct),
+    ),
+    Metric(
+        key="normalized_latency_from_sent",
+        label="JCT / token from sent",
+        unit="s/token",
+        better=None,
+        section="client",
+        definition="JCT / token counted from the moment the request left the client.",
+        of_request=_from_sent(latency.normalized_latency),
+    ),
+    Metric(
+        key="request_throughput",
+        label="requests / s",
+        unit="1/s",
+        better="higher",
+        section="throughput",
+        definition="Requests answered in full per second, from the first scheduled departure to the end of "
+        "the last answer.",
+        of_run=lambda run: run.summary.request_throughput,
+        compared=PLAIN,
+    ),
+    Metric(
+        key="output_token_throughput",
+        label="output tokens / s",
+        unit="tokens/s",
+        better="higher",
+        section="throughput",
+        definition="Output tokens of those requests per second of the same time.",
+        of_run=lambda run: run.summary.output_token_throughput,
+        compared=PLAIN,
+    ),
+    Metric(
+        key="rejected_share",
+        label="rejected",
+        unit="share",
+        better=None,
+        section="outcome",
+        definition="Share of the requests that a server with a full queue rejected. They have no latency.",
+        of_run=lambda run: run.summary.rejected_share,
+        compared=PLAIN,
+    ),
+    Metric(
+        key="slowdown",
+        label="slowdown",
+        unit="count",
+        better="lower",
+        section="fairness",
+        definition="JCT over the time the request would take alone on an idle machine, by the profile's cost "
+        "model.",
+        of_run=lambda run: run.slowdown,
+        compared=("mean", "p99"),
+    ),
+    Metric(
+        key="fairness",
+        label="fairness (Jain)",
+        unit="count",
+        better="higher",
+        section="fairness",
+        definition="Jain's index of the slowdowns, (sum x)^2 / (n sum x^2): 1 where all are equal, 1/n where "
+        "one request has all the slowdown.",
+        of_run=lambda run: run.fairness,
+        compared=PLAIN,
+    ),
+    Metric(
+        key="queued",
+        label="queued",
+        unit="s",
+        better=None,
+        section="server",
+        definition="Mean time of a request at the server before it runs, and while it is preempted without "
+        "its turn having come.",
+        of_run=_in_state("queued"),
+        compared=PLAIN,
+    ),
+    Metric(
+        key="swapped",
+        label="swapped out",
+        unit="s",
+        better=None,
+        section="server",
+        definition="Mean time in which a request was selected to run, but its KV was on the host or being "
+        "copied.",
+        of_run=_in_state("swapped"),
+        compared=PLAIN,
+    ),
+    Metric(
+        key="prefill",
+        label="prefill",
+        unit="s",
+        better=None,
+        section="server",
+        definition="Mean time of a request in prefill, recomputation included.",
+        of_run=_in_state("prefill"),
+        compared=PLAIN,
+    ),
+    Metric(
+        key="decode",
+        label="decode",
+        unit="s",
+        better=None,
+        section="server",
+        definition="Mean time of a request in decode.",
+        of_run=_in_state("decode"),
+        compared=PLAIN,
+    ),
+    Metric(
+        key="preemptions",
+        label="preemptions",
+        unit="count",
+        better=None,
+        section="server",
+        definition="Mean number of times a request was preempted.",
+        of_run=_accounted("preemptions"),
+        compared=PLAIN,
+    ),
+    Metric(
+        key="bytes_moved",
+        label="KV moved",
+        unit="bytes",
+        better=None,
+        section="server",
+        definition="Mean bytes of a request's KV that were copied between device and host.",
+        of_run=_accounted("bytes_moved"),
+        compared=PLAIN,
+    ),
+    Metric(
+        key="swapped_share",
+        label="waiting for copies / JCT",
+        unit="share",
+        better=None,
+        section="server",
+        definition="`swapped` over the whole time of the requests at the server.",
+        of_run=_accounted("swapped_share"),
+        compared=PLAIN,
+    ),
+    Metric(
+        key="copy_wait_share",
+        label="device idle for copies",
+        unit="share",
+        better=None,
+        section="server",
+        definition="Share of the time in which the device was idle because every request waited for a copy "
+        "of its KV.",
+        of_run=_of_memory("copy_wait_share"),
+        compared=PLAIN,
+    ),
+    Metric(
+        key="pressure_seconds",
+        label="under pressure",
+        unit="s",
+        better=None,
+        section="server",
+        definition="Time in which KV memory was nearly full: nothing new started, and started requests "
+        "finished in order of arrival.",
+        of_run=_of_memory("pressure_seconds"),
+        compared=PLAIN,
+    ),
+)
+OF_REQUESTS: dict[str, Callable[[RequestRecord], Sequence[float]]] = {
+    metric.key: metric.of_request for metric in METRICS if metric.of_request is not None
+}
+"""By key: the metrics that a run has a distribution of."""
+_BY_KEY = {metric.key: metric for metric in METRICS}
+
+
+def metric_called(key: str) -> Metric:
+    """Raises KeyError for a key that is none."""
+    return _BY_KEY[key]
+
+
+def distributions(
+    records: Sequence[RequestRecord], answered: Sequence[RequestRecord]
+) -> dict[str, Distribution]:
+    """By key, of every metric of requests that any of them has. ``answered``: those answered in full."""
+    found: dict[str, Distribution] = {}
+    for key, values in OF_REQUESTS.items():
+        those = records if _BY_KEY[key].every_request else answered
+        distribution = Distribution.of(value for record in those for value in values(record))
+        if distribution is not None:
+            found[key] = distribution
+    return found
+
+
+def read_distributions(data: dict[str, Any]) -> dict[str, Distribution]:
+    """From a summary's JSON."""
+    return {key: Distribution.from_dict(data[key]) for key in OF_REQUESTS if data.get(key) is not None}

@@ -1,0 +1,53 @@
+"""The table of metrics: each row whole, and one row is enough for every place that shows it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fgbench.metrics.metric import METRICS, OF_REQUESTS, Metric, metric_called
+from fgbench.metrics.record import RequestRecord
+from fgbench.metrics.summary import Summary, summarize
+
+RECORD = RequestRecord(
+    0, 1.0, 1.1, 10, 3, 3, first_token=2.0, last_token=4.0, token_times=(2.0, 3.5, 4.0), finished=4.1
+)
+
+
+def test_keys_and_aliases_name_one_metric_each() -> None:
+    names = [name for metric in METRICS for name in (metric.key, *metric.aliases)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.key)
+def test_a_row_is_whole(metric: Metric) -> None:
+    assert (metric.of_request is None) != (metric.of_run is None)
+    assert metric_called(metric.key) is metric
+    assert metric.definition.endswith(".")
+    assert not metric.live or metric.of_request is not None
+
+
+def test_values_of_a_request() -> None:
+    found = {key: tuple(values(RECORD)) for key, values in OF_REQUESTS.items()}
+    assert found["ttft"] == (1.0,)
+    assert found["jct"] == (3.0,)
+    assert found["normalized_latency"] == (1.0,)
+    assert found["tpot"] == (1.0,)
+    assert found["itl"] == (1.5, 0.5)
+    assert found["lag"] == pytest.approx((0.1,))
+    assert found["ttft_from_sent"] == pytest.approx((0.9,))
+
+
+def test_a_record_that_cannot_say_has_no_value() -> None:
+    nothing = RequestRecord(0, 1.0, 1.0, 10, 3)
+    assert {key for key, values in OF_REQUESTS.items() if values(nothing)} == {"lag"}
+
+
+def test_a_summary_has_a_distribution_of_each_and_reads_it_back() -> None:
+    summary = summarize([RECORD], offered_rate=1.0)
+    assert set(summary.distributions) <= set(OF_REQUESTS)
+    assert summary.figure("itl", "max") == 1.5
+    data = json.loads(json.dumps(summary.to_dict()))
+    assert set(OF_REQUESTS) <= set(data), "each stands under its key, with null where there is none"
+    assert Summary.from_dict(data) == summary
