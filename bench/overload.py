@@ -96,7 +96,7 @@ def simulate(case: Case) -> dict[str, Any]:
         policy=case.policy,
         offloading=case.mode,
         num_device_blocks=case.device_blocks,
-        swap_space_bytes=int(case.host_gib * 2**30),
+        swap_space=case.host_gib,
         predictor="noisy:1.7",
         max_queue=0,
         max_queue_tokens=0,

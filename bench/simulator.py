@@ -21,9 +21,9 @@ from pathlib import Path
 from numpy.random import default_rng
 
 from fgbench.benchmark import Load
-from fgbench.cli.options import ServerOptions
 from fgbench.simulated import Simulation, find_profile, run_simulation
 from fgbench.workload.load import load_dataset
+from fgengine.config import EngineConfig
 
 SAMPLED = 2000
 REFERENCE = Path(__file__).parent.parent / "results/reference/smollm2-cpu/profile.json"
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--router", default="round-robin")
     chosen = parser.parse_args()
 
-    options = ServerOptions(policy=chosen.policy, profile=chosen.profile)
+    options = EngineConfig(policy=chosen.policy, profile=chosen.profile)
     simulation = Simulation(options, find_profile(options), replicas=chosen.replicas, router=chosen.router)
     dataset = load_dataset("sharegpt-lengths")
     shares = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +79,13 @@ def run_benchmark(
     results: Path,
     display: Display | None = None,
     point: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Run:
     """Start ``backend``, load it, stop it, and return the run as it lies under ``results``.
 
     An interrupted load (SIGINT, SIGTERM) and a server that dies under it give a run too, of status
-    ``interrupted`` or ``failed``, with all requests that had ended. ``point`` is the sweep's, for run.json.
+    ``interrupted`` or ``failed``, with all requests that had ended. ``point`` is the sweep's, for run.json;
+    ``options`` are those that repeat the run, for its spec.toml.
 
     Raises:
         ValueError: the workload cannot be made.
@@ -92,7 +94,7 @@ def run_benchmark(
     """
     display = display or Quiet()
     build_workload(dataset, rate=math.inf, num_prompts=1)  # a useless dataset costs no model load
-    with RunWriter(results, _first_info(backend, dataset, load) | {"point": point}) as writer:
+    with RunWriter(results, _first_info(backend, dataset, load) | {"point": point}, options) as writer:
         started = look()
         try:
             served = backend.start(writer.log_path, display.report)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fgbench.backends.fastgen import DEFAULT_POLICY, SIMULATED, settings_of
 from fgbench.benchmark import Load, limits, sending
@@ -19,16 +19,15 @@ from fgbench.results.writer import RunWriter
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Dataset
 from fgbench.workload.spec import RequestSpec, Workload
+from fgengine.config import EngineConfig
 from fgengine.model.catalog import shape_of
+from fgengine.preflight import check_names
 from fgengine.profile import Profile
 from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.replica import Ending
 from fgengine.simulation.setup import make_cluster, pools_in_words
-
-if TYPE_CHECKING:
-    from fgbench.cli.options import ServerOptions
 
 MOST_REPLICAS = 4096
 MOST_WITH_PROMPTS = 20_000
@@ -43,20 +42,20 @@ class Simulation:
     """What a backend is to a real run: a name, settings, and something that serves requests."""
 
     def __init__(
-        self, options: ServerOptions, profile: Profile, *, replicas: int = 1, router: str = "round-robin"
+        self, config: EngineConfig, profile: Profile, *, replicas: int = 1, router: str = "round-robin"
     ) -> None:
-        """Raises ValueError for options that no server on the profile's device would start with."""
+        """Raises ValueError for a configuration that no server on the profile's device would start with."""
         if not 1 <= replicas <= MOST_REPLICAS:
             raise ValueError(f"--replicas must be between 1 and {MOST_REPLICAS}, not {replicas}")
-        self.config = options.to_engine_config()
-        self.shape = shape_of(options.model)
+        check_names(config)
+        self.config = config
+        self.shape = shape_of(config.model)
         self.profile = profile
         self.replicas = replicas
         self.router = router
-        self.model = options.model
-        self.policy = options.effective_policy
+        self.model = config.model
+        self.policy = config.policy
         self.name = SIMULATED if self.policy == DEFAULT_POLICY else f"{SIMULATED}-{self.policy}"
-        self._options = options
         self.queue = self._cluster(seed=0, keep_token_times=False).replicas[0].scheduler.queue.limit
         """Of each replica."""
 
@@ -65,7 +64,7 @@ class Simulation:
         """Those of the engine, and whose step times and how many copies of it behind which router."""
         profile = f"{self.profile.device}, {self.profile.dtype}, {self.profile.measured}"
         cluster = {"profile": profile, "replicas": self.replicas, "router": self.router}
-        return settings_of(self._options) | cluster
+        return settings_of(self.config) | cluster
 
     @property
     def pools(self) -> str:
@@ -126,7 +125,7 @@ class Serving:
         }
 
 
-def find_profile(options: ServerOptions) -> Profile:
+def find_profile(config: EngineConfig) -> Profile:
     """The one asked for, else the newest in the cache.
 
     Raises:
@@ -134,12 +133,12 @@ def find_profile(options: ServerOptions) -> Profile:
     """
     from fgengine.profile_cache import profiles_of
 
-    if options.profile is not None:
-        return Profile.load(options.profile)
-    profiles = [Profile.load(path) for path in profiles_of(options.model)]
+    if config.profile is not None:
+        return Profile.load(config.profile)
+    profiles = [Profile.load(path) for path in profiles_of(config.model)]
     if not profiles:
         raise ValueError(
-            f"a simulation takes step times from a profile, and there is none of {options.model} here: "
+            f"a simulation takes step times from a profile, and there is none of {config.model} here: "
             "measure one with 'fgbench profile', or give one with --profile"
         )
     return max(profiles, key=lambda profile: profile.measured)
@@ -153,8 +152,10 @@ def run_simulation(
     results: Path,
     progress: Progress = lambda ended, seconds: None,
     point: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Serve the load on virtual clocks; the run as it lies under ``results``. ``point`` is the sweep's.
+    """Serve the load on virtual clocks; the run as it lies under ``results``. ``point`` is the sweep's, and
+    ``options`` are those that repeat the run.
 
     Interrupted (SIGINT) it gives a run too, of status ``interrupted``, with all requests that had ended.
 
@@ -174,9 +175,8 @@ def run_simulation(
     )
     records: list[RequestRecord] = []
     status = "complete"
-    with RunWriter(
-        results, _info(simulation, workload, load, token_times=whole) | {"point": point}
-    ) as writer:
+    info = _info(simulation, workload, load, token_times=whole) | {"point": point}
+    with RunWriter(results, info, options) as writer:
         serving = simulation.serve(
             workload.requests,
             seed=load.seed,

@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fgbench.backends.backend import BackendError, Report, Served
 from fgbench.backends.probe import ask_served, wait_until_ready
 from fgbench.backends.process import ServerProcess, free_port, port_is_free
-
-if TYPE_CHECKING:
-    from fgbench.cli.options import ServerOptions
+from fgengine.config import EngineConfig
+from fgengine.preflight import check_names
+from fgengine.settings import as_arguments
 
 PREFIX = "fastgen"
 SIMULATED = "simulated"
-DEFAULT_POLICY = "sj-mlfq"
-ALIASES = ("use_skip_join", "proactive_offloading")
-"""Options that only spell another one's value."""
+DEFAULT_POLICY = EngineConfig().policy
 READY_SECONDS = 1800.0
 """Loading a large model and measuring a profile take minutes; a server that died is noticed at once."""
 
@@ -26,19 +24,19 @@ READY_SECONDS = 1800.0
 class FastGen:
     """``python -m fgbench serve`` with the given options, on a free port of 127.0.0.1 unless told one."""
 
-    def __init__(self, options: ServerOptions, *, port: int | None = None) -> None:
-        """Raises ValueError for options that no server would start with."""
-        options.to_engine_config()
-        self.policy = options.effective_policy
-        self.model = options.model
+    def __init__(self, config: EngineConfig, *, port: int | None = None) -> None:
+        """Raises ValueError for a configuration that no server would start with."""
+        check_names(config)
+        self.policy = config.policy
+        self.model = config.model
         self.name = PREFIX if self.policy == DEFAULT_POLICY else f"{PREFIX}-{self.policy}"
-        self._options = options
+        self._config = config
         self._port = port
         self._process: ServerProcess | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        return settings_of(self._options)
+        return settings_of(self._config)
 
     def start(self, log: Path, report: Report) -> Served:
         port = free_port() if self._port is None else self._port
@@ -48,7 +46,7 @@ class FastGen:
             )
         serve = [sys.executable, "-m", "fgbench", "serve", "--host", "127.0.0.1", "--port", str(port)]
         report(f"starting {self.name} with {self.model}")
-        self._process = ServerProcess([*serve, *self._options.to_argv()], log)
+        self._process = ServerProcess([*serve, *as_arguments(self._config)], log)
         url = f"http://127.0.0.1:{port}"
         try:
             wait_until_ready(url, timeout=READY_SECONDS, report=report, alive=self._process.alive)
@@ -73,13 +71,10 @@ class FastGen:
             process.stop()
 
 
-def settings_of(options: ServerOptions) -> dict[str, Any]:
-    """The server's options by their names on the command line, aliases as what they stand for."""
-    effective = {"policy": options.effective_policy, "offloading": options.effective_offloading}
-    values = dataclasses.asdict(options) | effective
-    for alias in ALIASES:
-        del values[alias]
-    return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+def settings_of(config: EngineConfig) -> dict[str, Any]:
+    """The server's settings by their names on the command line, as plain JSON."""
+    values = dataclasses.asdict(config)
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
 def policy_of(backend: str) -> str | None:

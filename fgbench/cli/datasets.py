@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgbench.cli.load_options import LoadOptions
-from fgbench.cli.options import ServerOptions
+from fgbench.spec.load import LoadSpec
+from fgengine.config import EngineConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +110,7 @@ def show(
     dataset: Annotated[str, typer.Argument(help="A name of 'fgbench datasets list', or a file.")],
     model: Annotated[
         str, typer.Option(help="Whose tokenizer counts: a catalog name or a folder.")
-    ] = ServerOptions().model,
+    ] = EngineConfig().model,
     input_len: Annotated[str | None, typer.Option(help="For synthetic, as in 'fgbench run'.")] = None,
     output_len: Annotated[str | None, typer.Option(help="For synthetic, mmlu and jsonl.")] = None,
     mix: Annotated[str | None, typer.Option(help="For mix: NAME-OR-FILE:SHARE,NAME-OR-FILE:SHARE.")] = None,
@@ -139,13 +139,13 @@ def show(
     def report(line: str) -> None:
         console.print(line, style="yellow" if ":" in line else "dim", markup=False, soft_wrap=True)
 
-    options = LoadOptions(dataset=dataset, input_len=input_len, output_len=output_len, mix=mix)
+    options = LoadSpec(dataset=dataset, input_len=input_len, output_len=output_len, mix=mix)
     times: Timing | None = None
     with console.status(f"reading {dataset}"):
         name, path = options.dataset_source()
         if path is not None and (name or kind_of(path)) == "trace":
             times = timing(read_trace(path))
-        found = look(options.to_dataset(ServerOptions(model=model), report), sample, seed)
+        found = look(options.to_dataset(EngineConfig(model=model), report), sample, seed)
     if as_json:
         when = {"seconds": times.seconds, "rate": times.rate, "cv": times.cv} if times else None
         typer.echo(json.dumps({**found.to_dict(), "times": when}, indent=2, allow_nan=False))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fgbench.cli.load_options import ClientOptions, LoadOptions
-from fgbench.cli.option_groups import takes_options
-from fgbench.cli.options import ServerOptions
-from fgbench.cli.systems import ensure_weights, system_of, with_policy
+from fgbench.cli.flags import ConfigFile, given, takes_options
+from fgbench.cli.systems import ensure_weights, repeating_options, system_of, with_policy
+from fgbench.spec.load import ClientSpec, LoadSpec
+from fgengine.config import EngineConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,32 +19,26 @@ if TYPE_CHECKING:
 FAILED, INTERRUPTED = 1, 130
 
 
-def _backend_option(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Backend")
-
-
 @takes_options
 def run(
-    load: LoadOptions,
-    client: ClientOptions,
-    server: ServerOptions,
+    load: LoadSpec,
+    client: ClientSpec,
+    server: EngineConfig,
+    context: typer.Context,
     backend: Annotated[
         str,
-        _backend_option(
-            "fastgen (sj-mlfq), fastgen-POLICY; simulated (no machine but a profile), simulated-POLICY.",
-            "--backend",
+        typer.Option(
+            help="fastgen (sj-mlfq), fastgen-POLICY; simulated (no machine but a profile), simulated-POLICY."
         ),
     ] = "fastgen",
     url: Annotated[
-        str | None, _backend_option("Measure a running OpenAI-compatible server instead.", "--url")
+        str | None, typer.Option(help="Measure a running OpenAI-compatible server instead.")
     ] = None,
+    config: ConfigFile = None,
     port: Annotated[
         int | None,
         typer.Option(
-            help="Start the server here; default: a free port.",
-            min=1,
-            max=65535,
-            rich_help_panel="Backend",
+            help="Start the server here; default: a free port.", min=1, max=65535, rich_help_panel="Client"
         ),
     ] = None,
 ) -> None:
@@ -77,15 +71,23 @@ def run(
 
         if url is not None or port is not None or client.endpoint is not None:
             raise ValueError("--url, --port and --endpoint are a server's; a simulation has none")
-        simulate_load(with_policy(server, backend), load, console)
+        simulated = with_policy(server, backend, "policy" in given(context))
+        simulate_load(
+            simulated, load, console, options=repeating_options(backend, None, load, None, simulated)
+        )
         return
-    system, endpoint = system_of(server, backend, url, port)
+    system, endpoint = system_of(server, backend, url, port, policy_given="policy" in given(context))
     wanted = load.to_load(client, endpoint)
     try:
         if system.policy is not None:
             ensure_weights(server, console)
         done = run_benchmark(
-            system, load.to_dataset(server, display.report), wanted, results=load.results, display=display
+            system,
+            load.to_dataset(server, display.report),
+            wanted,
+            results=load.results,
+            display=display,
+            options=repeating_options(backend, getattr(system, "url", None), load, client, server),
         )
     except BackendError as error:
         _stop(console, str(error), FAILED)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgbench.cli.load_options import ClientOptions, LoadOptions
-from fgbench.cli.option_groups import takes_options
-from fgbench.cli.options import ServerOptions
+from fgbench.cli.flags import ConfigFile, given, takes_options
+from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.sweep import Settings, SweepSpec
+from fgengine.config import EngineConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,48 +19,25 @@ if TYPE_CHECKING:
     from fgbench.cli.sweep_setup import Setup
     from fgbench.sweeping.folder import SweepFolder
 
-DEFAULT_BACKEND = "fastgen"
-HOW_TO_RUN = {"folder", "resume", "dry_run", "fail_fast"}
+HOW_TO_RUN = {"folder", "resume", "dry_run", "fail_fast", "config"}
 """Parameters that say how to run a sweep; all others say what it is."""
 
 
 def _option(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Sweep")
+    return typer.Option(*names, help=help)
 
 
-def _search_option(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Rate at an SLO")
-
-
-@takes_options
+@takes_options(without={"load": ("rate", "concurrency")})
 def sweep(
-    load: LoadOptions,
-    client: ClientOptions,
-    server: ServerOptions,
+    sweep: SweepSpec,
+    load: LoadSpec,
+    client: ClientSpec,
+    server: EngineConfig,
     context: typer.Context,
     folder: Annotated[
         Path | None, typer.Argument(help="With --resume: the sweep to go on with.", show_default=False)
     ] = None,
-    backend: Annotated[
-        list[str] | None,
-        _option(
-            "fastgen (the default), fastgen-POLICY, simulated, simulated-POLICY, or NAME=URL of a running "
-            "server; with options of its own: 'fastgen --offloading proactive'. Once for each backend.",
-            "--backend",
-        ),
-    ] = None,
-    rate: Annotated[str, _option("Requests per second: 0.5,1,1.5,2; inf: all at once.", "--rates")] = "",
-    concurrency: Annotated[
-        str,
-        _option(
-            "Instead of --rates: 1,4,16 requests in flight, each sent when one has ended (closed loops).",
-            "--concurrency",
-        ),
-    ] = "",
-    seeds: Annotated[int, _option("How many seeds, from --seed on, at each rate.", "--seeds")] = 1,
-    restart: Annotated[
-        bool, _option("A fresh server for each point; else one for each backend.", "--restart")
-    ] = False,
+    config: ConfigFile = None,
     resume: Annotated[
         bool,
         _option("Go on with FOLDER, or with the newest sweep of the same options.", "--resume"),
@@ -68,21 +46,6 @@ def sweep(
         bool, _option("Print the points and the time they take, no more.", "--dry-run")
     ] = False,
     fail_fast: Annotated[bool, _option("Stop at the first point that goes wrong.", "--fail-fast")] = False,
-    find_rate: Annotated[
-        bool,
-        _search_option(
-            "Search the highest rate that meets --slo. It starts at the first of --rates, else at the "
-            "profile's capacity; of several it stays between the lowest and the highest.",
-            "--find-rate",
-        ),
-    ] = False,
-    slo: Annotated[
-        str | None, _search_option("Such as 'normalized_latency<0.3' or 'p95 ttft<1'.", "--slo")
-    ] = None,
-    tolerance: Annotated[
-        float, _search_option("The answer is to be within this share of itself.", "--tolerance")
-    ] = 0.05,
-    max_probes: Annotated[int, _search_option("Rates tried for a backend at most.", "--max-probes")] = 16,
 ) -> None:
     """Measure backends at several rates or concurrencies and seeds, each point a run, all in one folder.
 
@@ -109,30 +72,16 @@ def sweep(
     from rich.console import Console
 
     from fgbench.cli.sweep_resume import resumed_settings, to_resume, unfinished_sweep
-    from fgbench.cli.sweep_settings import Settings, parse_concurrency, parse_rates
     from fgbench.cli.sweep_setup import set_up
     from fgbench.sweeping.folder import SweepFolder
 
-    wanted = Settings(
-        backend=tuple(backend or (DEFAULT_BACKEND,)),
-        rate=parse_rates(rate),
-        concurrency=parse_concurrency(concurrency),
-        seeds=seeds,
-        restart=restart,
-        find_rate=find_rate,
-        slo=slo,
-        tolerance=tolerance,
-        max_probes=max_probes,
-        load=load,
-        client=client,
-        server=server,
-    )
+    wanted = Settings(sweep=sweep, load=load, client=client, server=server)
     console = Console()
     if folder is not None and not resume:
         raise ValueError(f"to go on with the sweep in {folder} say --resume {folder}")
-    given = _given(context)
-    kept = to_resume(folder, wanted, given) if resume else None
-    settings = resumed_settings(kept, wanted, given) if kept else wanted.checked()
+    chosen = given(context) - HOW_TO_RUN
+    kept = to_resume(folder, wanted, chosen) if resume else None
+    settings = resumed_settings(kept, wanted, chosen) if kept else wanted.checked()
     setup = set_up(settings, console)
     if kept is not None and (changed := setup.plan.changed_since(kept.info)):
         raise ValueError(
@@ -152,12 +101,6 @@ def sweep(
     _run(setup, kept, fail_fast, console)
 
 
-def _given(context: typer.Context) -> set[str]:
-    """Names of the options on the command line that say what the sweep is."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {n for n, source in sources.items() if source and source.name == "COMMANDLINE"} - HOW_TO_RUN
-
-
 def _print_plan(setup: Setup, kept: SweepFolder | None, console: Console) -> None:
     from fgbench.sweeping.tables import plan_table
 
@@ -167,12 +110,13 @@ def _print_plan(setup: Setup, kept: SweepFolder | None, console: Console) -> Non
         for p in setup.first_points()
     ]
     console.print(plan_table(points))
-    if setup.settings.find_rate:
+    sweep = setup.settings.sweep
+    if sweep.find_rate:
         done = len(kept.info["points"]) if kept else 0
         _print(
             console,
-            f"These are the first probes of searches for {setup.settings.slo} within "
-            f"{setup.settings.tolerance:.1%}, of at most {setup.settings.max_probes} rates for each backend"
+            f"These are the first probes of searches for {sweep.slo} within "
+            f"{sweep.tolerance:.1%}, of at most {sweep.max_probes} rates for each backend"
             f"{f'; {done} runs are in the folder' if done else ''}.",
         )
 

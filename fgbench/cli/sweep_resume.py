@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from fgbench.cli.sweep_settings import FREE, Settings
+from fgbench.spec.sweep import FREE, Settings
 from fgbench.sweeping.folder import SweepFolder, find_sweeps, read_sweep
 
 

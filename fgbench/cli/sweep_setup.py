@@ -6,15 +6,22 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fgbench.backends.backend import BackendError
 from fgbench.benchmark import Load
-from fgbench.cli.load_options import LoadOptions
-from fgbench.cli.options import ServerOptions
-from fgbench.cli.sweep_settings import Settings
-from fgbench.cli.systems import Choice, ensure_weights, parse_choice, system_of, with_policy
+from fgbench.cli.systems import (
+    Choice,
+    ensure_weights,
+    parse_choice,
+    repeating_options,
+    servers_own,
+    system_of,
+    with_policy,
+)
 from fgbench.metrics.slo import parse_slo
+from fgbench.spec.load import LoadSpec
+from fgbench.spec.sweep import Settings
 from fgbench.sweeping.estimate import Capacity, load_seconds, sampled_lengths
 from fgbench.sweeping.plan import Plan, Point
 from fgbench.sweeping.search import Search
@@ -46,7 +53,7 @@ class Setup:
 
     def first_points(self) -> Iterator[Point]:
         """All of a grid; of searches the first probes."""
-        if not self.settings.find_rate:
+        if not self.settings.sweep.find_rate:
             yield from self.plan.grid(self.settings.levels, self.settings.seed_numbers)
             return
         for label in self.systems:
@@ -61,16 +68,29 @@ class Setup:
         known = self.capacities.get(point.backend)
         return load_seconds(load, known.at(point.concurrency) if known else None)
 
+    def options(self, point: Point) -> dict[str, Any]:
+        """Those of ``fgbench run`` that repeat a point."""
+        choice, client = self.choices[point.backend], self.settings.client
+        load = replace(
+            self.settings.load,
+            rate=None if point.concurrency is not None else point.rate,
+            concurrency=point.concurrency,
+            seed=point.seed,
+            num_prompts=self.plan.load(point.backend, point.level, point.seed).num_prompts,
+        )
+        spoken_to = None if choice.simulated else client
+        return repeating_options(choice.backend, choice.url, load, spoken_to, choice.server)
+
     def search(self, label: str) -> Search:
         """Raises ValueError where nothing says from which rate to start."""
-        settings, rates = self.settings, self.settings.rate
+        sweep, rates = self.settings.sweep, self.settings.sweep.rates
         if not rates and label not in self.capacities:
             raise ValueError(
                 f"--find-rate needs a rate to start from: there is no profile that tells {label}'s capacity; "
                 "give one, such as --rates 1"
             )
         start = rates[0] if rates else float(f"{self.capacities[label].at():.3g}")
-        search = Search(start, tolerance=settings.tolerance, max_probes=settings.max_probes)
+        search = Search(start, tolerance=sweep.tolerance, max_probes=sweep.max_probes)
         return replace(search, lowest=min(rates), highest=max(rates)) if len(rates) > 1 else search
 
     def pull_weights(self, console: Console) -> None:
@@ -98,10 +118,11 @@ class Setup:
             display_for(console, total.header),
             total,
             foretold=self.foretold,
+            options=self.options,
             max_error_rate=self.settings.load.max_error_rate,
             fail_fast=fail_fast,
         )
-        if self.settings.find_rate:
+        if self.settings.sweep.find_rate:
             return self._find_rates(runner, fail_fast, console)
         results = runner.grid(list(self.first_points()))
         console.print(results_table(results))
@@ -114,14 +135,14 @@ class Setup:
         from fgbench.sweeping.runner import Found
         from fgbench.sweeping.tables import search_tables
 
-        assert self.settings.slo is not None
-        slo = parse_slo(self.settings.slo)
+        assert self.settings.sweep.slo is not None
+        slo = parse_slo(self.settings.sweep.slo)
         found: dict[str, Found] = {}
         for label in self.systems:
             found[label] = runner.find_rate(label, self.search(label), slo, self.settings.seed_numbers)
             if fail_fast and found[label].code:
                 break
-        console.print(search_tables(found, slo, self.settings.seeds))
+        console.print(search_tables(found, slo, self.settings.sweep.seeds))
         return worst([one.code for one in found.values()])
 
 
@@ -138,12 +159,12 @@ def set_up(settings: Settings, console: Console) -> Setup:
             systems[label], loads[label] = _simulated(choice, console), load_options.to_load()
         else:
             backend, endpoint = system_of(choice.server, choice.backend, choice.url, alone=True)
-            systems[label] = Measured(backend, label, restart=settings.restart)
+            systems[label] = Measured(backend, label, restart=settings.sweep.restart)
             loads[label] = load_options.to_load(settings.client, endpoint)
     load = next(iter(loads.values()))
     if settings.load.speedup is not None:
         raise ValueError("--rates says how fast a trace is replayed: leave out --speedup")
-    for rate in settings.rate:
+    for rate in settings.sweep.rates:
         replace(load, rate=rate)
     dataset = settings.load.to_dataset(settings.server, display_for(console).report)
     workloads = {seed: _workload(dataset, replace(load, seed=seed)) for seed in settings.seed_numbers}
@@ -152,40 +173,39 @@ def set_up(settings: Settings, console: Console) -> Setup:
     setup = Setup(
         settings, choices, systems, Plan(_identities(systems), loads, workloads), dataset, capacities
     )
-    if settings.find_rate:
-        parse_slo(settings.slo or "")
+    if settings.sweep.find_rate:
+        parse_slo(settings.sweep.slo or "")
         for label in systems:
             setup.search(label)
     list(setup.first_points())
     return setup
 
 
-def _at_highest_level(settings: Settings) -> LoadOptions:
+def _at_highest_level(settings: Settings) -> LoadSpec:
     """With --duration the number of requests follows from the rate; points share it, for they share the
     requests, and so it must be enough for the highest rate."""
-    if settings.concurrency:
-        return replace(settings.load, concurrency=max(settings.concurrency))
-    finite = [rate for rate in settings.rate if math.isfinite(rate)]
+    if settings.sweep.concurrency:
+        return replace(settings.load, concurrency=max(settings.sweep.concurrency))
+    finite = [rate for rate in settings.sweep.rates if math.isfinite(rate)]
     if settings.load.duration is None or not finite:
         return settings.load
-    searched = SEARCHED_ABOVE if settings.find_rate and len(finite) == 1 else 1.0
+    searched = SEARCHED_ABOVE if settings.sweep.find_rate and len(finite) == 1 else 1.0
     return replace(settings.load, rate=max(finite) * searched)
 
 
 def _choices(settings: Settings) -> dict[str, Choice]:
     """By label. Raises ValueError for two that are one, and for options that none of them heeds."""
     choices: dict[str, Choice] = {}
-    for text in settings.backend:
+    for text in settings.sweep.backend:
         choice = parse_choice(text, settings.server)
         if choice.label in choices:
             raise ValueError(f"--backend {choice.label} is there twice")
         choices[choice.label] = choice
     if all(choice.url is not None for choice in choices.values()):
-        if settings.restart:
+        if settings.sweep.restart:
             raise ValueError("--restart is for servers that the sweep starts, and all of these run already")
-        only_servers = replace(settings.server, model=ServerOptions().model, tokenizer=None)
-        if argv := only_servers.to_argv():
-            raise ValueError(f"{argv[0]} is a server's, and all of these run already")
+        if wrong := servers_own(settings.server):
+            raise ValueError(f"{wrong[0]} is a server's, and all of these run already")
     if all(choice.simulated for choice in choices.values()) and settings.client.endpoint is not None:
         raise ValueError("--endpoint is a server's; a simulation has none")
     return choices

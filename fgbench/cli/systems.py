@@ -7,21 +7,23 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fgbench.cli.option_groups import takes_options
-from fgbench.cli.options import ServerOptions
+from fgbench.cli.flags import Command, given, takes_options
+from fgbench.spec.files import options_of
+from fgbench.spec.load import ClientSpec, LoadSpec
+from fgengine.config import EngineConfig
+from fgengine.settings import changed, described
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fgbench.backends.backend import Backend
-    from fgengine.config import EngineConfig
     from fgengine.model.shape import ModelShape
 
-CLIENT_SIDE_OPTIONS = ("--model", "--tokenizer")
+CLIENT_SIDE_OPTIONS = ("model", "tokenizer")
 """Of the server's options, those that mean something to a server that runs already."""
 MOST_CHARACTERS = 2_000
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
@@ -36,7 +38,7 @@ class Choice:
     """As the user wrote it."""
     backend: str
     """``fastgen-fcfs``, ``simulated``, ... or what a server at ``url`` is called."""
-    server: ServerOptions
+    server: EngineConfig
     url: str | None = None
 
     @property
@@ -46,7 +48,7 @@ class Choice:
         return self.url is None and self.backend.partition("-")[0] == SIMULATED
 
 
-def parse_choice(text: str, server: ServerOptions) -> Choice:
+def parse_choice(text: str, server: EngineConfig) -> Choice:
     """A backend's name, a URL, or NAME=URL, with options of its own behind it.
 
     ``fastgen-sprpt --predictor learned`` is the backend fastgen-sprpt, set like ``server`` but for the
@@ -64,7 +66,7 @@ def parse_choice(text: str, server: ServerOptions) -> Choice:
     if not words:
         raise ValueError("--backend needs a name, such as fastgen-fcfs, or NAME=http://host:port")
     name, url = _name_and_url(words[0])
-    base = ServerOptions() if url is not None else server
+    base = EngineConfig() if url is not None else server
     return Choice(shlex.join(words), name, _with_own(base, words[1:], text), url)
 
 
@@ -79,31 +81,31 @@ def _name_and_url(word: str) -> tuple[str, str | None]:
     return name, url
 
 
-def _with_own(base: ServerOptions, argv: list[str], text: str) -> ServerOptions:
+def _with_own(base: EngineConfig, argv: list[str], text: str) -> EngineConfig:
     """``base`` with the options in ``argv``, read as a verb reads them."""
 
     @takes_options
-    def backend(server: ServerOptions) -> None: ...
+    def backend(server: EngineConfig) -> None: ...
 
     app = typer.Typer(add_completion=False)
-    app.command(add_help_option=False)(backend)
+    app.command(add_help_option=False, cls=Command)(backend)
     command = typer.main.get_command(app)
     try:
         with command.make_context("--backend", list(argv)) as context:
-            sources = {name: context.get_parameter_source(name) for name in context.params}
-    except USAGE_ERROR as error:
+            own = {name: context.params[name] for name in given(context)}
+            return dataclasses.replace(base, **own)
+    except (USAGE_ERROR, ValueError) as error:
         raise ValueError(f"--backend {text!r}: {getattr(error, 'message', error)}") from None
-    given = {name: context.params[name] for name, s in sources.items() if s and s.name == "COMMANDLINE"}
-    return dataclasses.replace(base, **given)
 
 
 def system_of(
-    server: ServerOptions,
+    server: EngineConfig,
     backend: str,
     url: str | None = None,
     port: int | None = None,
     *,
     alone: bool = False,
+    policy_given: bool = False,
 ) -> tuple[Backend, str]:
     """The system under test and the endpoint it is spoken to by, where the user names none.
 
@@ -120,30 +122,53 @@ def system_of(
     elif url is not None and port is not None:
         raise ValueError("--port is for a server to be started; with --url put the port into the URL")
     if url is not None:
-        argv = server.to_argv()
-        if wrong := [a for a in argv if a.startswith("--") and a not in CLIENT_SIDE_OPTIONS]:
+        if wrong := servers_own(server):
             raise ValueError(f"{wrong[0]} is the server's, and with --url the server runs already")
-        model = server.model if "--model" in argv else None
+        model = server.model if "model" in changed(server) else None
         if backend == "fastserve":
             return Attached(url, name=backend, model=model, alone=alone), "generate"
         name = "openai" if backend == "fastgen" else backend
         return Attached(url, name=name, model=model, alone=alone), "completions"
-    return FastGen(with_policy(server, backend), port=port), "completions"
+    return FastGen(with_policy(server, backend, policy_given), port=port), "completions"
 
 
-def with_policy(server: ServerOptions, backend: str) -> ServerOptions:
-    """The policy in the backend's name, where it has one. Raises ValueError where --policy is another."""
+def servers_own(server: EngineConfig) -> list[str]:
+    """Flags of the options that were set and mean nothing to a server that runs already."""
+    flags = {one.name: one.flag for one in described(EngineConfig)}
+    return [flags[name] for name in changed(server) if name not in CLIENT_SIDE_OPTIONS]
+
+
+def with_policy(server: EngineConfig, backend: str, policy_given: bool = False) -> EngineConfig:
+    """The policy in the backend's name, where it has one.
+
+    ``policy_given``: the user gave --policy, so it counts even where it is the default. Raises ValueError
+    where --policy is another than the backend's.
+    """
     from fgbench.backends.fastgen import policy_of
 
     named = policy_of(backend)
     if named is None:
         return server
-    if server.policy is not None and server.effective_policy != named:
+    if (policy_given or "policy" in changed(server)) and server.policy != named:
         raise ValueError(f"--backend {backend} and --policy {server.policy} contradict each other")
     return dataclasses.replace(server, policy=named)
 
 
-def ensure_weights(server: ServerOptions, console: Console) -> None:
+def repeating_options(
+    backend: str, url: str | None, load: LoadSpec, client: ClientSpec | None, server: EngineConfig
+) -> dict[str, Any]:
+    """The options of ``fgbench run`` that repeat a run, for its folder's spec.toml.
+
+    ``client``: None for a simulation.
+    """
+    found = {"backend": backend, "url": url, **options_of(load), **(options_of(client) if client else {})}
+    del found["results"]
+    if url is not None:
+        return found | {"model": changed(server).get("model"), "tokenizer": server.tokenizer}
+    return found | options_of(with_policy(server, backend))
+
+
+def ensure_weights(server: EngineConfig, console: Console) -> None:
     """Pulls a catalog model that is not here yet, in a process of its own: converting needs much memory."""
     from fgbench.backends.backend import BackendError
     from fgengine.model.store import folder_of
@@ -156,7 +181,7 @@ def ensure_weights(server: ServerOptions, console: Console) -> None:
         raise BackendError(f"could not pull {server.model}; with --use-dummy-weights no weights are needed")
 
 
-def _require_memory(server: ServerOptions) -> None:
+def _require_memory(server: EngineConfig) -> None:
     """Raises ValueError for a model that does not fit into free memory, before it is downloaded.
 
     Asked in a process of its own: torch has no place in the load generator.
@@ -167,7 +192,7 @@ def _require_memory(server: ServerOptions) -> None:
     from fgengine.model.catalog import shape_of
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        process.submit(_require_memory_here, server.to_engine_config(), shape_of(server.model)).result()
+        process.submit(_require_memory_here, server, shape_of(server.model)).result()
 
 
 def _require_memory_here(config: EngineConfig, shape: ModelShape) -> None:

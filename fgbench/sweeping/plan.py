@@ -10,11 +10,9 @@ from typing import Any
 
 from fgbench.benchmark import Load
 from fgbench.results.fingerprint import fingerprint
-from fgbench.workload.arrivals import POISSON, Closed
+from fgbench.workload.arrivals import POISSON, Closed, Level
 
 MOST_POINTS = 10_000
-Level = float | Closed
-"""How much load: requests per second, or a closed loop."""
 
 
 @dataclass(frozen=True, slots=True)

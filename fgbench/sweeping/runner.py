@@ -70,10 +70,15 @@ class Runner:
         total: Total,
         *,
         foretold: Callable[[Point], float | None],
+        options: Callable[[Point], Mapping[str, Any]],
         max_error_rate: float,
         fail_fast: bool = False,
     ) -> None:
-        """``foretold``: seconds a point takes; None where nothing tells."""
+        """
+        Args:
+            foretold: Seconds a point takes; None where they are not known.
+            options: Those of ``fgbench run`` that repeat a point.
+        """
         self._folder = folder
         self._plan = plan
         self._systems = systems
@@ -81,6 +86,7 @@ class Runner:
         self._display = display
         self._total = total
         self._foretold = foretold
+        self._options = options
         self._max_error_rate = max_error_rate
         self._fail_fast = fail_fast
 
@@ -181,6 +187,7 @@ class Runner:
                 results=self._folder.path,
                 point=point.fingerprint,
                 display=self._display,
+                options=self._options(point),
             )
             path, info = run.path, run.info
             how = verdict(info, self._max_error_rate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,7 +34,16 @@ class System(Protocol):
         """It takes no time that a load's length would tell."""
         ...
 
-    def measure(self, dataset: Dataset, load: Load, *, results: Path, point: str, display: Display) -> Run:
+    def measure(
+        self,
+        dataset: Dataset,
+        load: Load,
+        *,
+        results: Path,
+        point: str,
+        display: Display,
+        options: Mapping[str, Any],
+    ) -> Run:
         """As ``run_benchmark``, which says what is raised."""
         ...
 
@@ -61,11 +70,22 @@ class Measured:
         described = {"name": backend.name, "policy": backend.policy, "settings": backend.settings}
         return {**described, "model": backend.model, "url": getattr(backend, "url", None)}
 
-    def measure(self, dataset: Dataset, load: Load, *, results: Path, point: str, display: Display) -> Run:
+    def measure(
+        self,
+        dataset: Dataset,
+        load: Load,
+        *,
+        results: Path,
+        point: str,
+        display: Display,
+        options: Mapping[str, Any],
+    ) -> Run:
         if self._kept is None and self._keep:
             self._kept = Kept(self._backend, results / f"server_{_file_name(self._label)}.log")
         backend = self._kept or self._backend
-        return run_benchmark(backend, dataset, load, results=results, display=display, point=point)
+        return run_benchmark(
+            backend, dataset, load, results=results, display=display, point=point, options=options
+        )
 
     def close(self) -> None:
         if self._kept is not None:
@@ -84,12 +104,27 @@ class Simulated:
         one = self._simulation
         return {"name": one.name, "policy": one.policy, "settings": one.settings, "model": one.model}
 
-    def measure(self, dataset: Dataset, load: Load, *, results: Path, point: str, display: Display) -> Run:
+    def measure(
+        self,
+        dataset: Dataset,
+        load: Load,
+        *,
+        results: Path,
+        point: str,
+        display: Display,
+        options: Mapping[str, Any],
+    ) -> Run:
         from fgbench.simulated import run_simulation
 
         with self._bar(self._simulation.name, load.num_prompts) as progress:
             return run_simulation(
-                self._simulation, dataset, load, results=results, progress=progress, point=point
+                self._simulation,
+                dataset,
+                load,
+                results=results,
+                progress=progress,
+                point=point,
+                options=options,
             )
 
     def close(self) -> None:

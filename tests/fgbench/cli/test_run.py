@@ -13,17 +13,17 @@ from typer.testing import CliRunner
 
 from fgbench.backends.attached import Attached
 from fgbench.benchmark import Load, run_benchmark
-from fgbench.cli.load_options import LoadOptions
 from fgbench.cli.main import app
-from fgbench.cli.options import ServerOptions
 from fgbench.cli.systems import system_of
 from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.results.run import find_runs, read_run
+from fgbench.spec.load import LoadSpec
 from fgbench.verdict import client_was_the_limit, too_many_errors
 from fgbench.workload.datasets import Lengths, Synthetic
 from fgbench.workload.lengths import Between
+from fgengine.config import EngineConfig
 
 SYNTHETIC = ["--dataset", "synthetic", "--input-len", "4", "--output-len", "3"]
 
@@ -205,7 +205,7 @@ def test_wrong_usage_is_told_before_anything_starts(tmp_path, argv, words, capfd
 
 def test_which_system_is_measured():
     def system(backend="fastgen", url=None, port=None, **options):
-        return system_of(ServerOptions(**options), backend, url, port)
+        return system_of(EngineConfig(**options), backend, url, port)
 
     assert system()[0].name == "fastgen"
     assert system("fastgen-fcfs")[0].settings["policy"] == "fcfs"
@@ -224,7 +224,7 @@ def test_which_dataset_is_meant(tmp_path):
     table.touch()
 
     def source(dataset=None, name=None, path=None):
-        return LoadOptions(dataset=dataset, dataset_name=name, dataset_path=path).dataset_source()
+        return LoadSpec(dataset=dataset, dataset_name=name, dataset_path=path).dataset_source()
 
     assert source() == (None, None)
     assert source("sharegpt", None, texts) == ("sharegpt", texts)
@@ -400,10 +400,10 @@ def test_a_duration_stops_the_sending_and_what_was_planned_is_said(fake_server, 
 
 
 def test_how_many_requests_a_duration_takes():
-    from fgbench.cli.load_options import LoadOptions
+    from fgbench.spec.load import LoadSpec
 
     def planned(**options):
-        return LoadOptions(**options).to_load().num_prompts
+        return LoadSpec(**options).to_load().num_prompts
 
     assert planned() == 100
     assert (

@@ -13,13 +13,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fgbench.backends.backend import Served
-from fgbench.cli.load_options import ClientOptions, LoadOptions
 from fgbench.cli.main import app
-from fgbench.cli.options import ServerOptions
-from fgbench.cli.sweep_settings import Settings
 from fgbench.cli.sweep_setup import set_up
 from fgbench.results.run import find_runs, read_run
+from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.sweep import Settings, SweepSpec
 from fgbench.sweeping.folder import find_sweeps, read_sweep
+from fgengine.config import EngineConfig
 
 REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu"
 PROFILE = str(REFERENCE / "profile.json")
@@ -159,11 +159,10 @@ def test_a_dry_run_tells_and_does_nothing(tmp_path: Path) -> None:
 
 def test_a_duration_has_requests_enough_for_every_rate() -> None:
     settings = Settings(
-        backend=("simulated",),
-        rate=(1.0, 3000.0, math.inf),
-        load=LoadOptions(duration=4.0, dataset="synthetic", input_len="4", output_len="2"),
-        client=ClientOptions(),
-        server=ServerOptions(profile=Path(PROFILE)),
+        sweep=SweepSpec(backend=("simulated",), rates=(1.0, 3000.0, math.inf)),
+        load=LoadSpec(duration=4.0, dataset="synthetic", input_len="4", output_len="2"),
+        client=ClientSpec(),
+        server=EngineConfig(profile=Path(PROFILE)),
     )
     setup = set_up(settings, Console())
     for point in setup.first_points():

@@ -1,4 +1,4 @@
-"""The options of a load, declared once for the verbs that send one: ``run``, ``sweep``, ``simulate``."""
+"""A load as it is asked for: under the names of options and of keys in configuration files."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from fgbench.cli.options import ServerOptions
+from fgengine.settings import Setting, check
 
 if TYPE_CHECKING:
     from fgbench.benchmark import Load
     from fgbench.workload.arrivals import Arrivals
     from fgbench.workload.datasets import Dataset
     from fgbench.workload.trace import Trace
+    from fgengine.config import EngineConfig
 
 DEFAULT_RATE = 2.5
 DEFAULT_NUM_PROMPTS = 100
@@ -35,117 +34,95 @@ PROCESS_OF = {
 """Options that only one arrival process has; the first of a process is the one it cannot do without."""
 
 
-def _option(panel: str, help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel)
-
-
-load_option = functools.partial(_option, "Load")
-_client = functools.partial(_option, "Client")
+_load = functools.partial(Setting, group="Load")
+_client = functools.partial(Setting, group="Client")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
+class LoadSpec:
     """What is asked, when, and how the answer is judged; the names are the command line's."""
 
     rate: Annotated[
         float | None,
-        load_option(
-            f"Requests per second; inf: all at once. Default: {DEFAULT_RATE}, or a trace's own.",
-            "--rate",
-            "--request-rate",
+        _load(
+            f"Requests per second; inf: all at once. Default: {DEFAULT_RATE}, or a trace's own.", first=True
         ),
     ] = None
     num_prompts: Annotated[
         int | None,
-        load_option(
+        _load(
             f"Requests to measure; default: {DEFAULT_NUM_PROMPTS}, or a whole trace, or --duration's.",
-            "--num-prompts",
+            first=True,
         ),
     ] = None
     duration: Annotated[
-        float | None, load_option("Seconds after which nothing more is sent.", "--duration")
+        float | None, _load("Seconds after which nothing more is sent.", unit="seconds", gt=0, finite=True)
     ] = None
     trim: Annotated[
         str | None,
-        load_option(
-            "Leave the requests of the first 30s or 10% and of the last out of the figures.", "--trim"
-        ),
+        _load("Leave the requests of the first 30s or 10% and of the last out of the figures."),
     ] = None
     cool_down: Annotated[
         str | None,
-        load_option("The same of the last only; with --trim: how much of the last.", "--cool-down"),
+        _load("Leave only the last 30s or 10% out; with --trim: how much of the last."),
     ] = None
     arrivals: Annotated[
         str | None,
-        load_option(
-            "poisson (default), gamma, uniform, burst, ramp, trace or closed; gone by what follows.",
-            "--arrivals",
-            "--process-name",
+        _load(
+            "poisson, gamma, uniform, burst, ramp, trace or closed; default: by the options below, else "
+            "poisson."
         ),
     ] = None
     cv: Annotated[
         float | None,
-        load_option("gamma: deviation of the gaps over their mean; 1 is poisson.", "--cv", "--request-cv"),
+        _load("gamma: deviation of the gaps over their mean; 1 is poisson."),
     ] = None
-    burst_size: Annotated[
-        int | None, load_option("burst: requests at one moment, such moments being Poisson.", "--burst-size")
-    ] = None
-    rate_to: Annotated[
-        float | None, load_option("ramp: from --rate to this, linearly, over all requests.", "--rate-to")
-    ] = None
+    burst_size: Annotated[int | None, _load("burst: requests at one moment, such moments being Poisson.")] = (
+        None
+    )
+    rate_to: Annotated[float | None, _load("ramp: from --rate to this, linearly, over all requests.")] = None
     trace: Annotated[
         Path | None,
-        load_option(
-            "trace: Azure, BurstGPT or Mooncake file; its times, and its lengths unless --dataset is given.",
-            "--trace",
+        _load(
+            "trace: Azure, BurstGPT or Mooncake file; its times, and its lengths unless --dataset is given."
         ),
     ] = None
     speedup: Annotated[
-        float | None, load_option("trace: replay so many times as fast; or say --rate.", "--speedup")
+        float | None, _load("trace: replay so many times as fast; or say --rate.", gt=0, le=1e9)
     ] = None
-    limit: Annotated[int | None, load_option("trace: read its first requests only.", "--limit")] = None
+    limit: Annotated[int | None, _load("trace: read its first requests only.")] = None
     concurrency: Annotated[
         int | None,
-        load_option("closed: so many workers, each sending when its last answer has ended.", "--concurrency"),
+        _load("closed: so many workers, each sending when its last answer has ended."),
     ] = None
     dataset: Annotated[
         str | None,
-        load_option("A name of 'fgbench datasets list', or a file; default: sharegpt-lengths.", "--dataset"),
+        _load("A name of 'fgbench datasets list', or a file; default: sharegpt-lengths.", first=True),
     ] = None
-    dataset_name: Annotated[
-        str | None, load_option("What a file given by --dataset holds.", "--dataset-name")
-    ] = None
-    dataset_path: Annotated[
-        Path | None, load_option("Read the dataset from this file.", "--dataset-path")
-    ] = None
+    dataset_name: Annotated[str | None, _load("What a file given by --dataset holds.")] = None
+    dataset_path: Annotated[Path | None, _load("Read the dataset from this file.")] = None
     input_len: Annotated[
         str | None,
-        load_option(
-            "Prompt tokens of synthetic: 512, 16-512, lognormal:MEDIAN:SIGMA[:MAX], zipf:EXPONENT:MAX.",
-            "--input-len",
-        ),
+        _load("Prompt tokens of synthetic: 512, 16-512, lognormal:MEDIAN:SIGMA[:MAX], zipf:EXPONENT:MAX."),
     ] = None
     output_len: Annotated[
         str | None,
-        load_option(
-            "Output tokens of synthetic, mmlu, and jsonl that does not say; the same.", "--output-len"
-        ),
+        _load("Output tokens of synthetic, mmlu, and jsonl that does not say; the same."),
     ] = None
-    mix: Annotated[
-        str | None, load_option("Parts of mix: NAME-OR-FILE:SHARE,NAME-OR-FILE:SHARE.", "--mix")
-    ] = None
+    mix: Annotated[str | None, _load("Parts of mix: NAME-OR-FILE:SHARE,NAME-OR-FILE:SHARE.")] = None
     seed: Annotated[
-        int, load_option("Same seed: same prompts, lengths and arrivals for every backend.", "--seed")
+        int, _load("Same seed: same prompts, lengths and arrivals for every backend.", first=True)
     ] = 0
-    users: Annotated[
-        int, load_option("Share the requests out between so many users, the first sends most.", "--users")
-    ] = 1
+    users: Annotated[int, _load("Share the requests out between so many users, the first sends most.")] = 1
     max_error_rate: Annotated[
-        float, load_option("Share of failed requests above which the exit code is 3.", "--max-error-rate")
+        float, _load("Share of failed requests above which the exit code is 3.", ge=0, le=1)
     ] = 0.01
-    results: Annotated[Path, load_option("Where run folders go.", "--results")] = Path("results")
+    results: Annotated[Path, _load("Where run folders go.", first=True)] = Path("results")
 
-    def to_load(self, client: ClientOptions | None = None, endpoint: str = "completions") -> Load:
+    def __post_init__(self) -> None:
+        check(self)
+
+    def to_load(self, client: ClientSpec | None = None, endpoint: str = "completions") -> Load:
         """The load, sent by ``client`` to ``endpoint`` unless that names one.
 
         Raises ValueError for a value out of range, naming it, and for options that contradict each other.
@@ -154,17 +131,13 @@ class LoadOptions:
         from fgbench.metrics.trimming import Trim
         from fgbench.workload.arrivals import Replay
 
-        if not 0.0 <= self.max_error_rate <= 1.0:
-            raise ValueError(f"--max-error-rate is a share between 0 and 1, not {self.max_error_rate}")
         self.dataset_source()
-        client = client or ClientOptions()
+        client = client or ClientSpec()
         arrivals = self._arrivals()
         rate, num_prompts = DEFAULT_RATE, DEFAULT_NUM_PROMPTS
         if isinstance(arrivals, Replay):
             rate, num_prompts = arrivals.own_rate * (self.speedup or 1.0), len(arrivals.recorded)
         rate = rate if self.rate is None else self.rate
-        if self.duration is not None and not 0.0 < self.duration < math.inf:
-            raise ValueError(f"--duration must be a number of seconds above 0, not {self.duration}")
         if self.duration is not None and not isinstance(arrivals, Replay):
             num_prompts = _most_within(self.duration, rate, arrivals)
         return Load(
@@ -204,8 +177,6 @@ class LoadOptions:
             )
         if self.rate is not None and self.speedup is not None:
             raise ValueError("--rate and --speedup both say how fast the trace is replayed: give one")
-        if self.speedup is not None and not 0 < self.speedup < 1e9:
-            raise ValueError(f"--speedup must be above 0, not {self.speedup}")
         return name
 
     def dataset_source(self) -> tuple[str | None, Path | None]:
@@ -220,7 +191,7 @@ class LoadOptions:
             raise ValueError(f"--dataset {dataset} and --dataset-name {name} contradict each other")
         return dataset or name, path
 
-    def to_dataset(self, server: ServerOptions, report: Callable[[str], None]) -> Dataset:
+    def to_dataset(self, server: EngineConfig, report: Callable[[str], None]) -> Dataset:
         """The dataset, its tokens counted by the server's model's tokenizer where it is texts. A trace that
         is replayed is its own dataset where no other is named.
 
@@ -301,20 +272,18 @@ def _flag(option: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientOptions:
+class ClientSpec:
     """How a real server is spoken to; a simulation has none of this."""
 
     endpoint: Annotated[
         str | None,
-        _client("completions (OpenAI's) or generate (FastServe's); default: completions.", "--endpoint"),
+        _client("completions (OpenAI's) or generate (FastServe's); default: completions."),
     ] = None
-    warmup: Annotated[int, _client("Unmeasured requests sent before.", "--warmup")] = 4
-    request_timeout: Annotated[
-        float, _client("Seconds until an unfinished answer is an error.", "--request-timeout")
-    ] = 3600.0
+    warmup: Annotated[int, _client("Unmeasured requests sent before.")] = 4
+    request_timeout: Annotated[float, _client("Seconds until an unfinished answer is an error.")] = 3600.0
 
 
-def _tokenizer_folder(server: ServerOptions) -> Path:
+def _tokenizer_folder(server: EngineConfig) -> Path:
     from fgengine.model.store import tokenizer_folder
 
     if server.tokenizer is not None:
