@@ -29,7 +29,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fgbench.simulated import Simulation, find_profile
+from fgbench.backends.simulated import Simulated, find_profile
 from fgbench.workload.build import build_workload
 from fgbench.workload.load import load_dataset
 from fgbench.workload.spec import RequestSpec
@@ -119,7 +119,7 @@ def workload(load: str, rate: float, count: int, seed: int, cost: CostModel, bat
 def measure(policy: str, requests: list[RequestSpec], profile: Path, blocks: int) -> dict[str, float]:
     """Means, and the p99 JCT, in seconds."""
     options = EngineConfig(policy=policy, profile=profile, num_device_blocks=blocks, swap_space=SWAP_GIB)
-    records = list(Simulation(options, find_profile(options)).serve(requests, keep_token_times=False))
+    records = list(Simulated(options, find_profile(options)).replay(requests, keep_token_times=False))
     times = sorted((record.finished or 0.0) - record.scheduled for record in records)
     return {
         "JCT / token": statistics.fmean(

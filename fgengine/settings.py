@@ -68,8 +68,9 @@ class Described(NamedTuple):
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """Of a setting with a few values; empty for others."""
-        return get_args(self.type) if get_origin(self.type) is Literal else ()
+        """Of a setting with a few values, None apart; empty for others."""
+        kinds = [self.type, *get_args(self.type)] if get_origin(self.type) is not Literal else [self.type]
+        return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
 
 @cache

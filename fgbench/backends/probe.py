@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from fgbench.backends.backend import BackendError, Report, Served
+from fgbench.backends.backend import BackendError, Ready, Report
 from fgbench.backends.vllm_metrics import from_vllm
 
 POLL_SECONDS = 0.1
@@ -65,7 +65,7 @@ def wait_until_ready(
         time.sleep(POLL_SECONDS)
 
 
-def ask_served(url: str, wanted: str | None = None) -> Served:
+def ask_served(url: str, wanted: str | None = None) -> Ready:
     """What /v1/models says of the model ``wanted``, or of the first one.
 
     A server without such a list (the old /generate servers) serves a model of no name. Raises
@@ -75,12 +75,12 @@ def ask_served(url: str, wanted: str | None = None) -> Served:
     models = body.get("data") if status == 200 and isinstance(body, dict) else None
     known = [m for m in models if isinstance(m, dict) and "id" in m] if isinstance(models, list) else []
     if not known:
-        return Served(url, wanted or "")
+        return Ready(url, wanted or "")
     names = [str(m["id"]) for m in known]
     if wanted is not None and wanted not in names:
         raise BackendError(f"the server at {url} serves {', '.join(names)}, not {wanted}")
     model = known[names.index(wanted) if wanted else 0]
-    return Served(url, str(model["id"]), _count(model.get("vocab_size")))
+    return Ready(url, str(model["id"]), _count(model.get("vocab_size")))
 
 
 def ask_stats(url: str) -> dict[str, float] | None:

@@ -113,8 +113,9 @@ def _measure(
 ) -> list[Path]:
     """Run folders, one for each rate and policy. Ends the program when a run does not succeed."""
     from fgbench.backends.fastgen import FastGen
-    from fgbench.benchmark import Load, run_benchmark
-    from fgbench.client.display import display_for
+    from fgbench.benchmark import run_benchmark
+    from fgbench.live.display import display_for
+    from fgbench.spec.load import Load
     from fgengine.config import EngineConfig
 
     folders = []

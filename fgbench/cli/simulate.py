@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fgbench.cli.flags import ConfigFile, given, takes_options
-from fgbench.cli.run import conclude
-from fgbench.report.units import clock
+from fgbench.cli.run import measure
+from fgbench.spec.backend import SIMULATED, BackendSpec
 from fgbench.spec.files import options_of
-from fgbench.spec.load import LoadSpec
+from fgbench.spec.load import ClientSpec, LoadSpec
 from fgengine.config import EngineConfig
 from fgengine.kv.sizing import GIB
 from fgengine.settings import described
@@ -24,11 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fgbench.report.fidelity import Row
-    from fgbench.simulated import Progress
     from fgengine.profile import Profile
 
-PROGRESS_EVERY = 100
-"""Requests between two looks at the bar."""
 GO_WITH_LIKE = {"like", "profile", "as_json"}
 
 
@@ -67,10 +62,11 @@ def simulate(
     """
     from rich.console import Console
 
-    console = Console()
+    from fgbench.backends.named import backend_of
+
     if like is not None:
         _nothing_else_given(context)
-        _replay(like, server, as_json, console)
+        _replay(like, server, as_json, Console())
         return
     if as_json:
         raise ValueError(
@@ -78,67 +74,14 @@ def simulate(
         )
     options = options_of(load, server) | {"replicas": replicas, "router": router}
     del options["results"]
-    simulate_load(server, load, console, replicas, router, options=options)
-
-
-def simulate_load(
-    server: EngineConfig,
-    load: LoadSpec,
-    console: Console,
-    replicas: int = 1,
-    router: str = "round-robin",
-    *,
-    options: Mapping[str, Any],
-) -> None:
-    """Simulates, prints the figures and ends with the exit code they deserve.
-
-    ``options``: those that repeat it, for the run folder.
-    """
-    from fgbench.client.display import display_for
-    from fgbench.simulated import MOST_WITH_PROMPTS, Simulation, find_profile, run_simulation
-
-    wanted = load.to_load()
-    simulation = Simulation(server, find_profile(server), replicas=replicas, router=router)
-    console.print(f"step times of {simulation.profile.device}, {simulation.profile.dtype}", highlight=False)
-    console.print(simulation.queue.describe(), highlight=False, soft_wrap=True)
-    console.print(simulation.pools, soft_wrap=True, highlight=False)
-    dataset = load.to_dataset(server, display_for(console).report)
-    with bar(simulation.name, wanted.num_prompts, console) as progress:
-        done = run_simulation(
-            simulation, dataset, wanted, results=load.results, progress=progress, options=options
-        )
-    if wanted.num_prompts > MOST_WITH_PROMPTS:
-        console.print(
-            f"above {MOST_WITH_PROMPTS:,} requests the times of single tokens are not kept: no ITL, and "
-            "overload is told from first and last tokens",
-            style="dim",
-            highlight=False,
-        )
-    conclude(done, console, load.max_error_rate)
-
-
-@contextmanager
-def bar(title: str, total: int, console: Console) -> Iterator[Progress]:
-    """Shows how many requests of a simulation have ended, and at which of its seconds."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[simulated]} simulated"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
+    spec = BackendSpec(name=SIMULATED, server=server)
+    measure(
+        lambda: backend_of(spec, replicas=replicas, router=router),
+        load,
+        ClientSpec(),
+        server,
+        options=options,
     )
-    with RichProgress(*columns, console=console) as bars:
-        task = bars.add_task(title, total=total, simulated=clock(0.0))
-
-        def show(ended: int, seconds: float) -> None:
-            if ended % PROGRESS_EVERY == 0 or ended == total:
-                bars.update(task, completed=ended, simulated=clock(seconds))
-
-        yield show
 
 
 def _nothing_else_given(context: typer.Context) -> None:
@@ -151,16 +94,16 @@ def _nothing_else_given(context: typer.Context) -> None:
 
 
 def _replay(folder: Path, asked: EngineConfig, as_json: bool, console: Console) -> None:
+    from fgbench.backends.simulated import Simulated, find_profile
     from fgbench.report.fidelity import Speed, fidelity, fidelity_json, fidelity_table, requests_of
     from fgbench.results.run import read_run
-    from fgbench.simulated import Simulation, find_profile
 
     run = read_run(folder)
     config = dataclasses.replace(_config_of(run.info, folder), profile=asked.profile)
     profile = find_profile(config)
 
     def rows(profile: Profile) -> list[Row]:
-        return fidelity(run.records, list(Simulation(config, profile).serve(requests_of(run.records))))
+        return fidelity(run.records, list(Simulated(config, profile).replay(requests_of(run.records))))
 
     plain = rows(profile)
     speed = Speed.of(run.info, profile.cost)

@@ -16,8 +16,9 @@ from fgengine.config import EngineConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fgbench.cli.sweep_setup import Setup
     from fgbench.sweeping.folder import SweepFolder
+    from fgbench.sweeping.plan import Point
+    from fgbench.sweeping.prepared import Prepared
 
 HOW_TO_RUN = {"folder", "resume", "dry_run", "fail_fast", "config"}
 """Parameters that say how to run a sweep; all others say what it is."""
@@ -71,9 +72,11 @@ def sweep(
     """
     from rich.console import Console
 
-    from fgbench.cli.sweep_resume import resumed_settings, to_resume, unfinished_sweep
-    from fgbench.cli.sweep_setup import set_up
+    from fgbench.cli.backend_option import backend_specs
+    from fgbench.live.display import display_for
     from fgbench.sweeping.folder import SweepFolder
+    from fgbench.sweeping.prepared import prepare
+    from fgbench.sweeping.resume import resumed_settings, to_resume, unfinished_sweep
 
     wanted = Settings(sweep=sweep, load=load, client=client, server=server)
     console = Console()
@@ -82,14 +85,14 @@ def sweep(
     chosen = given(context) - HOW_TO_RUN
     kept = to_resume(folder, wanted, chosen) if resume else None
     settings = resumed_settings(kept, wanted, chosen) if kept else wanted.checked()
-    setup = set_up(settings, console)
-    if kept is not None and (changed := setup.plan.changed_since(kept.info)):
+    prepared = prepare(settings, backend_specs(settings), display_for(console).report)
+    if kept is not None and (changed := prepared.plan.changed_since(kept.info)):
         raise ValueError(
             f"the sweep in {kept.path} was begun with the same options, but since then something else has "
             f"changed: {changed}. Start a new sweep without --resume"
         )
     if dry_run:
-        _print_plan(setup, kept, console)
+        _print_plan(prepared, kept, console)
         return
     if kept is None:
         if unfinished := unfinished_sweep(settings):
@@ -97,20 +100,20 @@ def sweep(
                 console,
                 f"An unfinished sweep of these options is in {unfinished}: --resume would go on with it.",
             )
-        kept = SweepFolder.create(settings.load.results, settings.to_json(), settings.plan, setup.plan)
-    _run(setup, kept, fail_fast, console)
+        kept = SweepFolder.create(settings.load.results, settings.to_json(), settings.plan, prepared.plan)
+    _run(prepared, kept, fail_fast, console)
 
 
-def _print_plan(setup: Setup, kept: SweepFolder | None, console: Console) -> None:
+def _print_plan(prepared: Prepared, kept: SweepFolder | None, console: Console) -> None:
     from fgbench.sweeping.tables import plan_table
 
-    allowed = setup.settings.load.max_error_rate
-    points = [
-        (p, setup.foretold(p), kept is not None and kept.result(p, allowed) is not None)
-        for p in setup.first_points()
-    ]
-    console.print(plan_table(points))
-    sweep = setup.settings.sweep
+    sweep, allowed = prepared.settings.sweep, prepared.settings.load.max_error_rate
+
+    def is_done(point: Point) -> bool:
+        return kept is not None and kept.result(point, allowed) is not None
+
+    points = prepared.first_points()
+    console.print(plan_table([(one, prepared.expected_seconds(one), is_done(one)) for one in points]))
     if sweep.find_rate:
         done = len(kept.info["points"]) if kept else 0
         _print(
@@ -121,24 +124,63 @@ def _print_plan(setup: Setup, kept: SweepFolder | None, console: Console) -> Non
         )
 
 
-def _run(setup: Setup, kept: SweepFolder, fail_fast: bool, console: Console) -> None:
+def _run(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Console) -> None:
     """Runs what is left, prints the results and ends with the worst code."""
     from fgbench.verdict import DONE, INTERRUPTED
 
     code = DONE
     try:
         with kept.at_work():
-            setup.pull_weights(console)
-            code = setup.run(kept, fail_fast, console)
+            prepared.prepare_backends(lambda line: _print(console, line))
+            code = _measure(prepared, kept, fail_fast, console)
             kept.finish(code)
     except KeyboardInterrupt:
         _print(console, f"Interrupted. Go on with: fgbench sweep --resume {shlex.quote(str(kept.path))}")
         raise typer.Exit(INTERRUPTED) from None
     _print(console, f"results: {kept.path}; to compare them: fgbench compare {shlex.quote(str(kept.path))}")
     if kept.info["status"] != "complete":
-        _print(console, f"To run again what went wrong: fgbench sweep --resume {shlex.quote(str(kept.path))}")
+        _print(console, f"Retry failed points: fgbench sweep --resume {shlex.quote(str(kept.path))}")
     if code != DONE:
         raise typer.Exit(code)
+
+
+def _measure(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Console) -> int:
+    """Runs what is left, prints the results, and returns the worst exit code."""
+    from fgbench.live.display import display_for
+    from fgbench.metrics.slo import parse_slo
+    from fgbench.sweeping.progress import Total
+    from fgbench.sweeping.runner import Found, Runner
+    from fgbench.sweeping.tables import results_table, search_tables
+    from fgbench.verdict import worst
+
+    total, sweep = Total(), prepared.settings.sweep
+    runner = Runner(
+        kept,
+        prepared.plan,
+        prepared.backends,
+        prepared.dataset,
+        display_for(console, total.header),
+        total,
+        expected_seconds=prepared.expected_seconds,
+        options=prepared.repeating_options,
+        max_error_rate=prepared.settings.load.max_error_rate,
+        restart=sweep.restart,
+        fail_fast=fail_fast,
+    )
+    if not sweep.find_rate:
+        results = runner.grid(list(prepared.first_points()))
+        console.print(results_table(results))
+        for result in results:
+            if result.verdict.sentence:
+                console.print(f"{result.point}: {result.verdict.sentence}", style="bold red", markup=False)
+        return worst([result.verdict.code for result in results])
+    slo, found = parse_slo(sweep.slo or ""), dict[str, Found]()
+    for label in prepared.backends:
+        found[label] = runner.find_rate(label, prepared.search(label), slo, prepared.settings.seed_numbers)
+        if fail_fast and found[label].code:
+            break
+    console.print(search_tables(found, slo, sweep.seeds))
+    return worst([one.code for one in found.values()])
 
 
 def _print(console: Console, sentence: str) -> None:

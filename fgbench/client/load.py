@@ -22,7 +22,7 @@ from fgbench.client.streams import StreamError
 from fgbench.metrics.record import RequestRecord
 from fgbench.workload.spec import RequestSpec
 
-Outcome = Literal["complete", "interrupted", "server died"]
+Ended = Literal["complete", "interrupted", "server died"]
 T = TypeVar("T")
 
 LIVENESS_SECONDS = 0.5
@@ -58,7 +58,7 @@ async def run_load(
     alive: Callable[[], bool] = lambda: True,
     concurrency: int | None = None,
     duration: float = math.inf,
-) -> Outcome:
+) -> Ended:
     """Send every request at ``start + scheduled`` and hand each record over as its response ends.
 
     With ``concurrency`` it is a closed loop: so many workers send the requests in their order, each the next

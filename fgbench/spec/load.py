@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
+from fgbench.metrics.trimming import WHOLE, Trim
+from fgbench.workload.arrivals import POISSON, Arrivals
+from fgbench.workload.build import check_counts
 from fgengine.settings import Setting, check
 
 if TYPE_CHECKING:
-    from fgbench.benchmark import Load
-    from fgbench.workload.arrivals import Arrivals
     from fgbench.workload.datasets import Dataset
     from fgbench.workload.trace import Trace
     from fgengine.config import EngineConfig
@@ -32,6 +33,54 @@ PROCESS_OF = {
     "concurrency": "closed",
 }
 """Options that only one arrival process has; the first of a process is the one it cannot do without."""
+
+
+Endpoint = Literal["completions", "generate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How a backend is loaded, as it follows from a ``LoadSpec``; the defaults are the command line's.
+
+    Raises:
+        ValueError: for a value that no load can have.
+    """
+
+    rate: float = DEFAULT_RATE
+    """Requests per second; ``inf``: all at once. A closed loop has none: it is taken as ``inf``."""
+    num_prompts: int = DEFAULT_NUM_PROMPTS
+    seed: int = 0
+    num_warmup: int = 4
+    endpoint: Endpoint | None = None
+    """None: the backend's own."""
+    request_timeout: float = 3600.0
+    """Seconds."""
+    users: int = 1
+    """Between whom the requests are shared out, the first sending most; 1: no user is sent."""
+    arrivals: Arrivals = POISSON
+    duration: float = math.inf
+    """Seconds after which nothing more is sent."""
+    trim: Trim = WHOLE
+    """What is left out of the figures, though it is sent and kept."""
+
+    def __post_init__(self) -> None:
+        if self.endpoint not in (None, *get_args(Endpoint)):
+            raise ValueError(f"--endpoint must be {' or '.join(get_args(Endpoint))}, not {self.endpoint}")
+        check_counts(
+            num_prompts=self.num_prompts, num_warmup=self.num_warmup, seed=self.seed, users=self.users
+        )
+        if self.arrivals.concurrency is not None:
+            object.__setattr__(self, "rate", math.inf)
+        self.arrivals.check(self.rate)
+        if not 0 < self.request_timeout < math.inf:
+            raise ValueError(f"the request timeout must be above 0 seconds, not {self.request_timeout}")
+        if not self.duration > 0:
+            raise ValueError(f"--duration must be above 0 seconds, not {self.duration}")
+
+    @property
+    def offered_rate(self) -> float | None:
+        """Requests per second that are asked for over the whole load; None: the server decides."""
+        return self.arrivals.mean_rate(self.rate)
 
 
 _load = functools.partial(Setting, group="Load")
@@ -122,13 +171,11 @@ class LoadSpec:
     def __post_init__(self) -> None:
         check(self)
 
-    def to_load(self, client: ClientSpec | None = None, endpoint: str = "completions") -> Load:
-        """The load, sent by ``client`` to ``endpoint`` unless that names one.
+    def to_load(self, client: ClientSpec | None = None) -> Load:
+        """The load, sent by ``client``.
 
         Raises ValueError for a value out of range, naming it, and for options that contradict each other.
         """
-        from fgbench.benchmark import Load
-        from fgbench.metrics.trimming import Trim
         from fgbench.workload.arrivals import Replay
 
         self.dataset_source()
@@ -149,7 +196,7 @@ class LoadSpec:
             seed=self.seed,
             users=self.users,
             num_warmup=client.warmup,
-            endpoint=client.endpoint or endpoint,
+            endpoint=client.endpoint,
             request_timeout=client.request_timeout,
         )
 
@@ -276,11 +323,16 @@ class ClientSpec:
     """How a real server is spoken to; a simulation has none of this."""
 
     endpoint: Annotated[
-        str | None,
+        Endpoint | None,
         _client("completions (OpenAI's) or generate (FastServe's); default: completions."),
     ] = None
     warmup: Annotated[int, _client("Unmeasured requests sent before.")] = 4
-    request_timeout: Annotated[float, _client("Seconds until an unfinished answer is an error.")] = 3600.0
+    request_timeout: Annotated[
+        float, _client("Seconds until an unfinished answer is an error.", unit="seconds", gt=0, finite=True)
+    ] = 3600.0
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def _tokenizer_folder(server: EngineConfig) -> Path:

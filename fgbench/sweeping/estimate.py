@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fgbench.benchmark import Load
+    from fgbench.spec.load import Load
     from fgbench.workload.datasets import Dataset
     from fgengine.cost import CostModel
 

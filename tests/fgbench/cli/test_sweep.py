@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
-from fgbench.backends.backend import Served
+from fgbench.backends.backend import Ready
+from fgbench.backends.started import StartedServer
+from fgbench.cli.backend_option import backend_specs
 from fgbench.cli.main import app
-from fgbench.cli.sweep_setup import set_up
 from fgbench.results.run import find_runs, read_run
+from fgbench.spec.backend import BackendSpec
 from fgbench.spec.load import ClientSpec, LoadSpec
 from fgbench.spec.sweep import Settings, SweepSpec
 from fgbench.sweeping.folder import find_sweeps, read_sweep
+from fgbench.sweeping.prepared import prepare
 from fgengine.config import EngineConfig
 
 REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu"
@@ -164,9 +166,9 @@ def test_a_duration_has_requests_enough_for_every_rate() -> None:
         client=ClientSpec(),
         server=EngineConfig(profile=Path(PROFILE)),
     )
-    setup = set_up(settings, Console())
-    for point in setup.first_points():
-        load = setup.plan.load(point.backend, point.rate, point.seed)
+    prepared = prepare(settings, backend_specs(settings), lambda line: None)
+    for point in prepared.first_points():
+        load = prepared.plan.load(point.rate, point.seed)
         assert load.duration == 4.0
         assert load.num_prompts >= 3000 * 4  # the same requests at each rate
 
@@ -287,31 +289,29 @@ def test_no_bracket_is_no_answer(tmp_path: Path, slo: str, says: str) -> None:
 # servers
 
 
-class Counted:
+class Counted(StartedServer):
     """A backend that is a fake server in this process, started and stopped in name."""
 
-    policy, model = None, None
-
     def __init__(self, url: str, name: str = "counted") -> None:
-        self.url, self.name = url, name
-        self.settings: dict[str, Any] = {}
+        super().__init__()
+        self.fake_url, self.name = url, name
         self.starts = 0
         self.running = False
 
-    def start(self, log: Path, report: Any) -> Served:
+    def command(self, port: int) -> list[str]:
+        raise NotImplementedError
+
+    def _start_new(self, log: Path, report: Any) -> Ready:
         assert not self.running
         self.starts += 1
         self.running = True
         log.write_text("started\n")
-        return Served(self.url, "fake", 512)
+        return Ready(self.fake_url, "fake", 512)
 
     def alive(self) -> bool:
-        return True
+        return self.running
 
-    def last_words(self) -> str:
-        return ""
-
-    def stop(self) -> None:
+    def close(self) -> None:
         self.running = False
 
 
@@ -327,12 +327,11 @@ def test_one_server_for_all_points_of_a_backend(
 ) -> None:
     made: list[Counted] = []
 
-    def system_of(server: Any, backend: str, url: str | None, *, alone: bool) -> tuple[Counted, str]:
-        made.append(Counted(fake_server.url, backend))
-        return made[-1], "completions"
+    def backend_of(spec: BackendSpec, *, alone: bool) -> Counted:
+        made.append(Counted(fake_server.url, spec.name))
+        return made[-1]
 
-    monkeypatch.setattr("fgbench.cli.sweep_setup.system_of", system_of)
-    monkeypatch.setattr("fgbench.cli.sweep_setup.ensure_weights", lambda server, console: None)
+    monkeypatch.setattr("fgbench.sweeping.prepared.backend_of", backend_of)
     argv = ["--backend", "fastgen", "--backend", "fastgen-fcfs", *TINY, "--rates", "200,400", "--seeds", 2]
     done = fgbench("sweep", *argv, *(["--restart"] if restart else []), "--results", tmp_path)
     assert done.exit_code == 0, done.output

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 from fgbench.backends.attached import Attached
-from fgbench.benchmark import Load, run_benchmark
+from fgbench.benchmark import run_benchmark
 from fgbench.client import display
-from fgbench.client.display import Live, Plain, display_for, progress_line
 from fgbench.client.state import LoadState
+from fgbench.live.display import Live, Plain, display_for, progress_line
 from fgbench.metrics.record import RequestRecord
+from fgbench.spec.load import Load
 from fgbench.workload.datasets import Lengths
 
 

@@ -1,23 +1,16 @@
-"""A benchmark run without a machine: copies of the engine on virtual clocks, into the same run folder."""
+"""A benchmark without a machine: copies of the engine on virtual clocks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from fgbench.backends.fastgen import DEFAULT_POLICY, SIMULATED, settings_of
-from fgbench.benchmark import Load, limits, sending
+from fgbench.backends.backend import Keep, Outcome, Ready, Report
+from fgbench.backends.fastgen import named, settings_of
 from fgbench.metrics.record import RequestRecord
-from fgbench.metrics.summary import summarize
-from fgbench.results.environment import environment
-from fgbench.results.fingerprint import fingerprint
-from fgbench.results.run import Run
-from fgbench.results.writer import RunWriter
-from fgbench.workload.build import build_workload
-from fgbench.workload.datasets import Dataset
 from fgbench.workload.spec import RequestSpec, Workload
 from fgengine.config import EngineConfig
 from fgengine.model.catalog import shape_of
@@ -29,17 +22,24 @@ from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.replica import Ending
 from fgengine.simulation.setup import make_cluster, pools_in_words
 
+if TYPE_CHECKING:
+    from fgbench.live.display import Display
+    from fgbench.spec.load import Load
+
+PREFIX = "simulated"
 MOST_REPLICAS = 4096
 MOST_WITH_PROMPTS = 20_000
 """Requests up to which prompts are made, so that a simulation and a real run of one workload are known to be
 comparable, and the time of each token is kept. Beyond, both would take more memory than the simulation."""
 
-Progress = Callable[[int, float], None]
-"""Told how many requests have ended, and the simulated seconds."""
 
+class Simulated:
+    """The engine's scheduler and KV accounts, with step times from a profile."""
 
-class Simulation:
-    """What a backend is to a real run: a name, settings, and something that serves requests."""
+    url: str | None = None
+    endpoint: str | None = None
+    simulated = True
+    most_prompts = float(MOST_WITH_PROMPTS)
 
     def __init__(
         self, config: EngineConfig, profile: Profile, *, replicas: int = 1, router: str = "round-robin"
@@ -53,11 +53,11 @@ class Simulation:
         self.profile = profile
         self.replicas = replicas
         self.router = router
-        self.model = config.model
-        self.policy = config.policy
-        self.name = SIMULATED if self.policy == DEFAULT_POLICY else f"{SIMULATED}-{self.policy}"
-        self.queue = self._cluster(seed=0, keep_token_times=False).replicas[0].scheduler.queue.limit
-        """Of each replica."""
+        self.model: str | None = config.model
+        self.policy: str | None = config.policy
+        self.name = named(PREFIX, config.policy)
+        self._queue = self._cluster(seed=0, keep_token_times=False).replicas[0].scheduler.queue.limit
+        self._described = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -66,12 +66,52 @@ class Simulation:
         cluster = {"profile": profile, "replicas": self.replicas, "router": self.router}
         return settings_of(self.config) | cluster
 
-    @property
-    def pools(self) -> str:
-        """What each copy's KV pools hold, in a line."""
-        return pools_in_words(self.config, self.shape, self.profile)
+    def prepare(self, report: Report) -> None:
+        """Nothing takes long."""
 
-    def serve(
+    def share(self, log: Path) -> None:
+        """Nothing runs between two runs."""
+
+    def start(self, log: Path, report: Report) -> Ready:
+        """Reports once what is simulated: whose step times, and what each replica's queue and pools hold."""
+        if not self._described:
+            report(f"step times of {self.profile.device}, {self.profile.dtype}")
+            report(self._queue.describe())
+            report(pools_in_words(self.config, self.shape, self.profile))
+            self._described = True
+        return Ready("", self.config.model, self.shape.vocab_size)
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+    def serve(self, workload: Workload, load: Load, keep: Keep, display: Display) -> Outcome:
+        whole = load.num_prompts <= self.most_prompts
+        serving = self.replay(
+            workload.requests,
+            seed=load.seed,
+            keep_token_times=whole,
+            concurrency=load.arrivals.concurrency,
+            duration=load.duration,
+        )
+        status: Literal["complete", "interrupted"] = "complete"
+        with display.simulation(self.name, load.num_prompts) as progress:
+            try:
+                for ended, record in enumerate(serving, 1):
+                    keep(record)
+                    progress(ended, record.finished or 0.0)
+            except KeyboardInterrupt:
+                status = "interrupted"
+        if not whole:
+            display.report(
+                f"above {MOST_WITH_PROMPTS:,} requests the times of single tokens are not kept: no ITL, and "
+                "overload is told from first and last tokens"
+            )
+        return Outcome(status, {"server_stats": serving.server_stats()})
+
+    def replay(
         self,
         requests: Iterable[RequestSpec],
         *,
@@ -142,75 +182,6 @@ def find_profile(config: EngineConfig) -> Profile:
             "measure one with 'fgbench profile', or give one with --profile"
         )
     return max(profiles, key=lambda profile: profile.measured)
-
-
-def run_simulation(
-    simulation: Simulation,
-    dataset: Dataset,
-    load: Load,
-    *,
-    results: Path,
-    progress: Progress = lambda ended, seconds: None,
-    point: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Run:
-    """Serve the load on virtual clocks; the run as it lies under ``results``. ``point`` is the sweep's, and
-    ``options`` are those that repeat the run.
-
-    Interrupted (SIGINT) it gives a run too, of status ``interrupted``, with all requests that had ended.
-
-    Raises:
-        ValueError: the workload cannot be made.
-    """
-    whole = load.num_prompts <= MOST_WITH_PROMPTS
-    workload = build_workload(
-        dataset,
-        rate=load.rate,
-        num_prompts=load.num_prompts,
-        seed=load.seed,
-        vocab_size=simulation.shape.vocab_size,
-        users=load.users,
-        arrivals=load.arrivals,
-        with_prompts=whole,
-    )
-    records: list[RequestRecord] = []
-    status = "complete"
-    info = _info(simulation, workload, load, token_times=whole) | {"point": point}
-    with RunWriter(results, info, options) as writer:
-        serving = simulation.serve(
-            workload.requests,
-            seed=load.seed,
-            keep_token_times=whole,
-            concurrency=load.arrivals.concurrency,
-            duration=load.duration,
-        )
-        try:
-            for record in serving:
-                records.append(record)
-                writer.append(record)
-                progress(len(records), record.finished or 0.0)
-        except KeyboardInterrupt:
-            status = "interrupted"
-        summary = summarize(records, offered_rate=load.offered_rate, trim=load.trim)
-        writer.finish(status, records, summary.to_dict(), server_stats=serving.server_stats())
-    return Run(writer.path, writer.info, tuple(records))
-
-
-def _info(simulation: Simulation, workload: Workload, load: Load, token_times: bool) -> dict[str, Any]:
-    described = workload.describe()
-    backend = {"name": simulation.name, "policy": simulation.policy, "settings": simulation.settings}
-    return {
-        "backend": {**backend, "url": None, "endpoint": None},
-        "model": simulation.model,
-        "workload": described,
-        "warmup": 0,
-        "token_times": token_times,
-        **limits(load),
-        "fingerprint": fingerprint(
-            backend=backend, model=simulation.model, workload=described["fingerprint"], **sending(load)
-        ),
-        "environment": environment(),
-    }
 
 
 @cache

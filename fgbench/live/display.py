@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fgbench.backends.probe import read_stats
 from fgbench.client.state import LoadState
+from fgbench.report.units import clock
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -24,6 +25,10 @@ STATS_SECONDS = 1.0
 """Between two questions to the server."""
 SWITCH_SECONDS = 0.0005
 LINE_SECONDS = 5.0
+PROGRESS_EVERY = 100
+"""Requests of a simulation between two looks at the clock."""
+Progress = Callable[[int, float], None]
+"""Takes how many requests of a simulation have ended, and its seconds."""
 
 
 class Display(Protocol):
@@ -38,6 +43,10 @@ class Display(Protocol):
         whose own figures may be asked for and shown too."""
         ...
 
+    def simulation(self, title: str, total: int) -> contextlib.AbstractContextManager[Progress]:
+        """Shows how many of ``total`` requests have ended, until the context ends."""
+        ...
+
 
 class Quiet:
     def report(self, line: str) -> None:
@@ -47,6 +56,9 @@ class Quiet:
         self, title: str, state: LoadState, stats_url: str | None = None
     ) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    def simulation(self, title: str, total: int) -> contextlib.AbstractContextManager[Progress]:
+        return contextlib.nullcontext(lambda ended, seconds: None)
 
 
 class Plain:
@@ -75,6 +87,20 @@ class Plain:
             ended.set()
             thread.join()
             self._write(f"{title}: {progress_line(state)}")
+
+    @contextlib.contextmanager
+    def simulation(self, title: str, total: int) -> Iterator[Progress]:
+        last, written = (0, 0.0), time.monotonic()
+
+        def show(ended: int, seconds: float) -> None:
+            nonlocal last, written
+            last = ended, seconds
+            if ended % PROGRESS_EVERY == 0 and time.monotonic() - written >= self._every:
+                written = time.monotonic()
+                self._write(simulated_line(title, total, *last))
+
+        yield show
+        self._write(simulated_line(title, total, *last))
 
 
 class Live:
@@ -120,6 +146,28 @@ class Live:
             thread.join()
             sys.setswitchinterval(turns)
 
+    @contextlib.contextmanager
+    def simulation(self, title: str, total: int) -> Iterator[Progress]:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[simulated]} simulated"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        with Bars(*columns, console=self._console) as bars:
+            task = bars.add_task(title, total=total, simulated=clock(0.0))
+
+            def show(ended: int, seconds: float) -> None:
+                if ended % PROGRESS_EVERY == 0 or ended == total:
+                    bars.update(task, completed=ended, simulated=clock(seconds))
+
+            yield show
+
     def _draw(self, view: LoadView, ended: threading.Event) -> None:
         """Until ``ended``, and once more. What goes wrong here is no reason to stop a measurement."""
         from rich.live import Live as RichLive
@@ -155,6 +203,11 @@ def display_for(console: Console, header: Callable[[], RenderableType] | None = 
     return Plain(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
 
 
+def simulated_line(title: str, total: int, ended: int, seconds: float) -> str:
+    """``simulated-fcfs: 1,200 of 5,000 requests, 3:20 simulated``."""
+    return f"{title}: {ended:,} of {total:,} requests, {clock(seconds)} simulated"
+
+
 def progress_line(state: LoadState) -> str:
     """``sent 12/100, done 9, in flight 3, rejected 0, errors 0, ...`` with the latest error, if any."""
     from fgbench.live.layout import clean
@@ -171,11 +224,6 @@ def progress_line(state: LoadState) -> str:
         parts.append(f"mean latency {state.mean_latency:.2f} s")
         parts.append(f"{state.mean_normalized_latency * 1000:.1f} ms/token")
     if state.remaining is not None and state.ended < state.planned:
-        parts.append(f"{_clock(state.remaining)} to go")
+        parts.append(f"{clock(state.remaining)} to go")
     line = ", ".join(parts)
     return f"{line}; last error: {clean(state.last_error)}" if state.last_error else line
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
