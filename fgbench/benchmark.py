@@ -13,9 +13,9 @@ from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.metrics.trimming import WHOLE
 from fgbench.results.environment import environment
-from fgbench.results.fingerprint import fingerprint
 from fgbench.results.run import Run
 from fgbench.results.writer import RunWriter
+from fgbench.spec.fingerprint import fingerprint
 from fgbench.spec.load import Load
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Dataset

@@ -7,19 +7,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fgbench.backends.backend import BackendError, Keep, Outcome, Ready, Report
 from fgbench.backends.probe import ask_stats
 from fgbench.client.endpoints import endpoint_called
 from fgbench.client.load import Ended, Target, run_async, run_load
 from fgbench.client.state import LoadState
-from fgbench.live.display import Display
 from fgbench.machine import MachineWatch, busy_since, server_processes
 from fgbench.metrics.record import RequestRecord
 from fgbench.spec.load import Load
 from fgbench.workload.spec import RequestSpec, Workload
 from fgengine.machine_load import Look, look
+
+if TYPE_CHECKING:
+    from fgbench.live.display import Display
 
 
 class Server(ABC):

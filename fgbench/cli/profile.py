@@ -168,7 +168,7 @@ def describe(point: Point) -> str:
 def held_out_table(profile: Profile) -> Table:
     from rich.table import Table
 
-    from fgbench.report.units import seconds
+    from fgbench.units import seconds
 
     table = Table(title="points kept from the fit", title_justify="left")
     table.add_column("step")
@@ -185,7 +185,7 @@ def held_out_table(profile: Profile) -> Table:
 
 
 def _print_verdict(profile: Profile, runner: TorchRunner, console: Console) -> None:
-    from fgbench.report.units import seconds, size
+    from fgbench.units import seconds, size
     from fgengine.physics import TOLERANCE
 
     closest, times = profile.closest_to_floor(runner.shape)

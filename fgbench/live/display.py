@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fgbench.backends.probe import read_stats
 from fgbench.client.state import LoadState
-from fgbench.report.units import clock
+from fgbench.units import clock
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -11,7 +11,7 @@ from fgbench.live.layout import Lines, bar, clean, figure, flow, trend
 from fgbench.live.meter import Meter
 from fgbench.live.series import Series
 from fgbench.live.server_panel import brief, clock
-from fgbench.report.units import number, seconds
+from fgbench.units import number, seconds
 
 COLUMN, LABEL = 11, 12
 """Widths."""

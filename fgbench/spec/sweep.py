@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from fgbench.results.fingerprint import fingerprint
+from fgbench.spec.fingerprint import fingerprint
 from fgbench.spec.load import ClientSpec, LoadSpec
 from fgbench.workload.arrivals import Closed, Level
 from fgengine.config import EngineConfig

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fgbench.report.units import clock
 from fgbench.sweeping.estimate import Pace
+from fgbench.units import clock
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-import fgbench
 from fgbench.workload.datasets import Dataset, Fits, Lengths, Mix, Synthetic, Texts, any_length, token_counter
 from fgbench.workload.kept import kept_path, missing
 from fgbench.workload.lengths import LengthDistribution, parse_lengths
@@ -161,7 +160,7 @@ def _forms() -> str:
 
 def sharegpt_lengths() -> Lengths:
     """The table in the repository's ``datasets/``, which wheels carry as ``fgbench/datasets``."""
-    package = Path(fgbench.__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "datasets", package.parent / "datasets"):
         if (folder / LENGTHS_FILE).is_file():
             return read_lengths(folder / LENGTHS_FILE, "sharegpt-lengths")

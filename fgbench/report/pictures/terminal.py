@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.report.pictures.palette import STATE_COLOURS, colour
 from fgbench.report.pictures.picture import Bars, Line, Panel, Picture
-from fgbench.report.units import number, seconds
+from fgbench.units import number, seconds
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -19,6 +19,7 @@ from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.results.run import find_runs, read_run
+from fgbench.spec.backend import BackendSpec
 from fgbench.spec.load import Load, LoadSpec
 from fgbench.verdict import client_was_the_limit, too_many_errors
 from fgbench.workload.datasets import Lengths, Synthetic

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from fgbench.cli.main import app
 from fgbench.cli.simulate import _options_of
 from fgbench.metrics.memory import MemoryAccount
-from fgbench.report.units import percent
 from fgbench.results.run import find_runs, read_run
+from fgbench.units import percent
 from fgbench.workload.build import build_workload
 from fgbench.workload.load import load_dataset
 from fgengine.config import EngineConfig
