@@ -38,6 +38,8 @@ class Setting:
     le: float | None = None
     """At most."""
     finite: bool = False
+    secret: bool = False
+    """It is written nowhere."""
     parse: Callable[[Any], Any] | None = None
     """From the command line's word, or a file's list, to the value; None: the type says how."""
 

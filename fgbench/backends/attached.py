@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from fgbench.backends.backend import BackendError, Ready, Report
 from fgbench.backends.draining import DRAIN_SECONDS, ask_requests, wait_until_idle
-from fgbench.backends.probe import SilentServer, ask_served, base_url, wait_until_ready
+from fgbench.backends.probe import SilentServer, ask_served, ask_with, base_url, wait_until_ready
 from fgbench.backends.server import Server
 
 READY_SECONDS = 30.0
@@ -23,15 +24,21 @@ class Attached(Server):
         model: str | None = None,
         alone: bool = False,
         endpoint: str = "completions",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """``alone``: a run begins only once no request is left at the server, where the server says so; else
-        others' requests are only reported. Raises ValueError for what is no URL."""
+        others' requests are only reported. ``headers`` are sent with every request.
+
+        Raises ValueError for what is no URL.
+        """
         self._url = base_url(url)
         self.url = self._url
         self.name = name
         self.model = model
         self.endpoint = endpoint
         self._alone = alone
+        self.headers = dict(headers or {})
+        ask_with(self._url, self.headers)
 
     def _start(self, log: Path, report: Report) -> Ready:
         report(f"asking {self._url}")

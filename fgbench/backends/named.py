@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fgbench.backends.attached import Attached
 from fgbench.backends.backend import Backend
 from fgbench.backends.fastgen import FastGen
@@ -16,6 +18,7 @@ def backend_of(
     alone: bool = False,
     replicas: int = 1,
     router: str = "round-robin",
+    headers: Mapping[str, str] | None = None,
 ) -> Backend:
     """The backend that ``spec`` names.
 
@@ -23,6 +26,7 @@ def backend_of(
         port: Of a server that is started; None: any free one.
         alone: No load begins while a server that runs already has other requests.
         replicas, router: Of a simulation.
+        headers: Sent with every request to a server that runs already.
 
     Raises:
         ValueError: no such server would start, or a simulation has no profile to take step times from.
@@ -35,6 +39,8 @@ def backend_of(
         return FastGen(spec.server, port=port)
     model = spec.server.model if "model" in changed(spec.server) else None
     if spec.name == FASTSERVE:
-        return Attached(spec.url, name=spec.name, model=model, alone=alone, endpoint="generate")
+        return Attached(
+            spec.url, name=spec.name, model=model, alone=alone, endpoint="generate", headers=headers
+        )
     name = "openai" if spec.name == FASTGEN else spec.name
-    return Attached(spec.url, name=name, model=model, alone=alone)
+    return Attached(spec.url, name=name, model=model, alone=alone, headers=headers)

@@ -9,7 +9,7 @@ import math
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -135,10 +135,21 @@ def read_metrics(url: str) -> dict[str, Any]:
     return found
 
 
+_headers: dict[str, dict[str, str]] = {}
+"""By the beginning of a URL: what every question there is asked with."""
+
+
+def ask_with(url: str, headers: Mapping[str, str]) -> None:
+    """Sends ``headers`` with every question to the server at ``url`` from now on."""
+    _headers[url] = dict(headers)
+
+
 def _get(url: str) -> tuple[int | None, Any]:
     """Status and JSON (or text) of the answer; None where there is no server."""
+    known = next((found for start, found in _headers.items() if url.startswith(f"{start}/")), {})
     try:
-        with _opener().open(url, timeout=ANSWER_SECONDS) as response:
+        request = urllib.request.Request(url, headers=known)
+        with _opener().open(request, timeout=ANSWER_SECONDS) as response:
             return response.status, _parse(response.read(ANSWER_BYTES))
     except urllib.error.HTTPError as error:
         with error:
@@ -151,7 +162,16 @@ def _get(url: str) -> tuple[int | None, Any]:
 def _opener() -> urllib.request.OpenerDirector:
     """One for all questions: from Python 3.12 on, making one loads all TLS certificates (some 50 ms)."""
     # The empty ProxyHandler ignores proxies that the environment names.
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), _SameHost())
+
+
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    """Goes along with no redirection to another host: headers may hold a key."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
+            return None
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _parse(body: bytes) -> Any:

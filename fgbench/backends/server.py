@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fgbench.backends.backend import BackendError, Keep, Outcome, Ready, Report
@@ -37,6 +38,8 @@ class Server(ABC):
     endpoint: str | None = "completions"
     simulated = False
     most_prompts = math.inf
+    headers: Mapping[str, str] = MappingProxyType({})
+    """Sent with every request."""
 
     _ready: Ready | None = None
     _started: Look | None = None
@@ -79,7 +82,7 @@ class Server(ABC):
         assert self._ready is not None
         url = self._ready.url
         endpoint = endpoint_called(load.endpoint or self.endpoint or "completions")
-        target = Target(url, self._ready.model, endpoint, load.request_timeout)
+        target = Target(url, self._ready.model, endpoint, load.request_timeout, self.headers)
         if workload.warmup:
             self._warm_up(workload.warmup, target, display)
         if self._started is not None and (busy := busy_since(self._started, url)) is not None:

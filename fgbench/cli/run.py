@@ -72,8 +72,10 @@ def run(
     spec = BackendSpec(name=backend, url=url, server=server, policy_given="policy" in given(context))
     if spec.simulated and (url is not None or port is not None or client.endpoint is not None):
         raise ValueError("--url, --port and --endpoint are a server's; a simulation has none")
+    if client.headers and url is None:
+        raise ValueError("--header and --api-key are for a server that runs already: say where with --url")
     measure(
-        lambda: backend_of(spec, port=None if url is not None else port),
+        lambda: backend_of(spec, port=None if url is not None else port, headers=client.headers),
         load,
         client,
         server,

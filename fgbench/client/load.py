@@ -10,8 +10,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from fgbench.client.answer import Answer
@@ -47,6 +47,8 @@ class Target:
     endpoint: Endpoint
     request_timeout: float = 3600.0
     """Seconds until an unfinished answer counts as an error. Long: above capacity, waiting is the result."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent with every request."""
 
 
 async def run_load(
@@ -71,7 +73,7 @@ async def run_load(
     """
     state = state or LoadState.of(requests)
     state.bound(concurrency, duration)
-    connections = Connections(target.url, target.endpoint.path)
+    connections = Connections(target.url, target.endpoint.path, target.headers)
     messages = [  # no encoding while timing
         connections.request(target.endpoint.body(spec, target.model)) for spec in requests
     ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+
+from fgengine.settings import described
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -53,5 +54,10 @@ def toml(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def options_of(*specs: Any) -> dict[str, Any]:
-    """The options of some dataclasses of settings, by name."""
-    return {name: value for spec in specs for name, value in asdict(spec).items()}
+    """The options of some dataclasses of settings, by name, but for secret ones."""
+    return {
+        one.name: getattr(spec, one.name)
+        for spec in specs
+        for one in described(type(spec))
+        if not one.setting.secret
+    }

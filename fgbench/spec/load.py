@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ PROCESS_OF = {
 """Options that only one arrival process has; the first of a process is the one it cannot do without."""
 
 
+_HEADER = re.compile(r"(?P<name>[A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*(?P<value>[\x21-\x7e][\x20-\x7e]*)")
 Endpoint = Literal["completions", "generate"]
 
 
@@ -330,9 +332,28 @@ class ClientSpec:
     request_timeout: Annotated[
         float, _client("Seconds until an unfinished answer is an error.", unit="seconds", gt=0, finite=True)
     ] = 3600.0
+    header: Annotated[
+        tuple[str, ...],
+        _client("With --url: 'Name: value', sent with every request. Once for each header.", secret=True),
+    ] = ()
+    api_key: Annotated[
+        str | None, _client("With --url: sent as 'Authorization: Bearer KEY'.", secret=True)
+    ] = None
 
     def __post_init__(self) -> None:
         check(self)
+        _ = self.headers
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """By name. Raises ValueError for text that is no header; it is not repeated, for it may be secret."""
+        key = () if self.api_key is None else (f"Authorization: Bearer {self.api_key}",)
+        found: dict[str, str] = {}
+        for text in (*self.header, *key):
+            if (match := _HEADER.fullmatch(text)) is None:
+                raise ValueError("--header takes 'Name: value', and --api-key a key of printable characters")
+            found[match["name"]] = match["value"]
+        return found
 
 
 def _tokenizer_folder(server: EngineConfig) -> Path:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from fgbench.spec.files import options_of
 from fgbench.spec.fingerprint import fingerprint
 from fgbench.spec.load import ClientSpec, LoadSpec
 from fgbench.workload.arrivals import Closed, Level
 from fgengine.config import EngineConfig
-from fgengine.settings import Setting, check
+from fgengine.settings import Setting, check, described
 
 FREE = ("results", "max_error_rate")
 """Options of a load that decide no figure: they may be others when a sweep goes on."""
+SECRET = tuple(one.name for one in described(ClientSpec) if one.setting.secret)
+"""Options that no file holds: a sweep that goes on needs them again."""
 MOST_BACKENDS, MOST_LEVELS, MOST_SEEDS = 32, 100, 100
 
 _sweep = functools.partial(Setting, group="Sweep")
@@ -162,8 +165,9 @@ class Settings:
         return found
 
     def to_json(self) -> dict[str, dict[str, Any]]:
+        """But for what is secret."""
         groups = {"sweep": self.sweep, "load": self.load, "client": self.client, "server": self.server}
-        return {name: {k: _plain(v) for k, v in asdict(group).items()} for name, group in groups.items()}
+        return {name: {k: _plain(v) for k, v in options_of(group).items()} for name, group in groups.items()}
 
     @classmethod
     def from_json(cls, data: Any) -> Settings:
@@ -183,7 +187,8 @@ class Settings:
             ValueError: another of them is not what it is here; names each, with both values.
         """
         mine, theirs = self.options(), given.options()
-        other = [name for name in sorted(names) if name not in FREE and mine[name] != theirs[name]]
+        judged = sorted(set(names) - {*FREE, *SECRET})
+        other = [name for name in judged if mine[name] != theirs[name]]
         if other:
             said = "; ".join(
                 f"--{name.replace('_', '-')} is {_shown(mine[name])} in it and {_shown(theirs[name])} now"
@@ -194,7 +199,8 @@ class Settings:
                 "own, or start a new sweep without --resume"
             )
         free = {name: getattr(given.load, name) for name in FREE if name in names}
-        return replace(self, load=replace(self.load, **free))
+        secret = {name: getattr(given.client, name) for name in SECRET if name in names}
+        return replace(self, load=replace(self.load, **free), client=replace(self.client, **secret))
 
 
 def _plain(value: Any) -> Any:

@@ -91,7 +91,8 @@ def prepare(settings: Settings, specs: dict[str, BackendSpec], report: Report) -
     ``specs``: the sweep's backends, by label. Raises ValueError.
     """
     _check_heeded(settings, specs)
-    backends = {label: backend_of(spec, alone=True) for label, spec in specs.items()}
+    headers = settings.client.headers
+    backends = {label: backend_of(spec, alone=True, headers=headers) for label, spec in specs.items()}
     load = _at_highest_level(settings).to_load(settings.client)
     if settings.load.speedup is not None:
         raise ValueError("--rates says how fast a trace is replayed: leave out --speedup")
@@ -120,6 +121,8 @@ def _check_heeded(settings: Settings, specs: dict[str, BackendSpec]) -> None:
             raise ValueError(f"{wrong[0]} is a server's, and all of these run already")
     if all(spec.simulated for spec in specs.values()) and settings.client.endpoint is not None:
         raise ValueError("--endpoint is a server's; a simulation has none")
+    if settings.client.headers and all(spec.url is None for spec in specs.values()):
+        raise ValueError("--header and --api-key are for servers that run already, and none of these does")
 
 
 def _at_highest_level(settings: Settings) -> LoadSpec:

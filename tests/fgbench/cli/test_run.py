@@ -94,6 +94,25 @@ def test_where_the_servers_own_work_cannot_be_told_nothing_is_said(fake_server, 
 
 
 @pytest.mark.usefixtures("_lag_is_no_matter")
+def test_a_server_behind_a_key(fake_server, tmp_path, capfd):
+    fake_server.required = {"Authorization": "Bearer s3cret", "X-Tenant": "a b"}
+    fixed = ["--url", fake_server.url, *SYNTHETIC, "--rate", 100, "--num-prompts", 4]
+    headers = ["--api-key", "s3cret", "--header", "X-Tenant: a b"]
+    done = fgbench(*fixed, *headers, "--results", tmp_path / "with")
+    assert done.exit_code == 0, done.output
+    written = "".join(path.read_text(errors="replace") for path in only_run(tmp_path / "with").path.iterdir())
+    assert "s3cret" not in written + done.output
+    assert "X-Tenant" not in written, "headers may hold secrets too"
+    refused = fgbench(*fixed, *headers[:2], "--results", tmp_path / "without")
+    assert refused.exit_code == 1
+    assert "401" in refused.output
+    for wrong in ("X-Tenant", "X: a\r\nY: b", "X Y: z", "X: \u20ac"):
+        assert fgbench(*fixed, "--header", wrong, "--results", tmp_path / "wrong").exit_code == 2
+    assert "--header takes 'Name: value'" in capfd.readouterr().err
+    assert fgbench("--api-key", "k", "--results", tmp_path / "wrong").exit_code == 2
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
 def test_requests_say_whose_they_are(fake_server, tmp_path):
     argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 200, "--num-prompts", 30, "--results", tmp_path]
     assert fgbench(*argv, "--users", 2, "--warmup", 0).exit_code == 0
