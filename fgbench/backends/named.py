@@ -37,10 +37,11 @@ def backend_of(
         return Simulated(spec.server, find_profile(spec.server), replicas=replicas, router=router)
     if spec.url is None:
         return FastGen(spec.server, port=port)
-    model = spec.server.model if "model" in changed(spec.server) else None
-    if spec.name == FASTSERVE:
-        return Attached(
-            spec.url, name=spec.name, model=model, alone=alone, endpoint="generate", headers=headers
-        )
-    name = "openai" if spec.name == FASTGEN else spec.name
-    return Attached(spec.url, name=name, model=model, alone=alone, headers=headers)
+    return Attached(
+        spec.url,
+        name="openai" if spec.name == FASTGEN else spec.name,
+        model=spec.server.model if "model" in changed(spec.server) else None,
+        alone=alone,
+        endpoint="generate" if spec.name == FASTSERVE else "completions",
+        headers=headers,
+    )
