@@ -74,9 +74,8 @@ def sweep(
 
     from fgbench.cli.backend_option import backend_specs
     from fgbench.live.display import display_for
-    from fgbench.sweeping.folder import SweepFolder
+    from fgbench.sweeping.folder import SweepFolder, resumed_settings, to_resume, unfinished_sweep
     from fgbench.sweeping.prepared import prepare
-    from fgbench.sweeping.resume import resumed_settings, to_resume, unfinished_sweep
 
     wanted = Settings(sweep=sweep, load=load, client=client, server=server)
     console = Console()
@@ -148,7 +147,7 @@ def _measure(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Co
     """Runs what is left, prints the results, and returns the worst exit code."""
     from fgbench.live.display import display_for
     from fgbench.metrics.slo import parse_slo
-    from fgbench.sweeping.progress import Total
+    from fgbench.sweeping.estimate import Total
     from fgbench.sweeping.runner import Found, Runner
     from fgbench.sweeping.tables import results_table, search_tables
     from fgbench.verdict import worst

@@ -19,9 +19,9 @@ from fgbench.metrics.metric import metric_called
 from fgbench.metrics.slo import SLO, rejects_too_many
 from fgbench.metrics.summary import Summary
 from fgbench.report.tables import DISTURBED_MARK, OVERLOAD_MARK
+from fgbench.sweeping.estimate import Total
 from fgbench.sweeping.folder import SweepFolder
 from fgbench.sweeping.plan import Plan, Point
-from fgbench.sweeping.progress import Total
 from fgbench.sweeping.search import Bracket, Probe, Search
 from fgbench.units import clock, percent, seconds
 from fgbench.verdict import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS, Verdict, verdict, worst

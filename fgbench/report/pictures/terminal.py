@@ -97,15 +97,6 @@ def _ruler(ruler: Any, low: float, high: float, log: bool, unit: str) -> None:
     ruler.ticks(list(map(scale, ticks)), shown)
 
 
-def _steps(low: float, high: float) -> list[float]:
-    """Round numbers within the range."""
-    from matplotlib.ticker import MaxNLocator
-
-    if high <= low:
-        return [low]
-    return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
-
-
 def _decades(low: float, high: float) -> list[float]:
     """1, 2 and 5 of each decade within the range; of a wide one the decades alone."""
     steps = (1.0,) if high > 100.0 * low else (1.0, 2.0, 5.0)

@@ -21,8 +21,8 @@ import pyarrow.parquet
 import fgbench.backends.simulated
 import fgbench.cli.simulate
 import fgbench.cli.sweep
+import fgbench.sweeping.folder
 import fgbench.sweeping.prepared
-import fgbench.sweeping.resume
 import fgbench.sweeping.runner
 from fgbench.cli.main import app
 

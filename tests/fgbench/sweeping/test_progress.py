@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from fgbench.spec.load import Load
-from fgbench.sweeping.estimate import Pace, load_seconds
-from fgbench.sweeping.progress import Total
+from fgbench.sweeping.estimate import Pace, Total, load_seconds
 from fgbench.units import clock
 from fgbench.workload.arrivals import Closed
 

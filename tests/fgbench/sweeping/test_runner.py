@@ -18,9 +18,9 @@ from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.slo import parse_slo
 from fgbench.results.run import read_info
 from fgbench.spec.load import Load
+from fgbench.sweeping.estimate import Total
 from fgbench.sweeping.folder import SweepFolder, read_sweep
 from fgbench.sweeping.plan import Plan
-from fgbench.sweeping.progress import Total
 from fgbench.sweeping.runner import Runner
 from fgbench.sweeping.search import Search
 from fgbench.sweeping.tables import results_table, search_tables

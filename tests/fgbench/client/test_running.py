@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgbench.metrics.running import LEAST, MOST, Running
+from fgbench.client.state import LEAST, MOST, Running
 
 
 @given(st.lists(st.floats(LEAST, MOST), min_size=1, max_size=200), st.floats(0.0, 1.0))
