@@ -38,7 +38,7 @@ from fgengine.cost import CostModel
 from fgengine.request import Request
 from fgengine.scheduling.mlfq import MLFQ, ArtifactMLFQ, SkipJoinMLFQ
 
-REFERENCE = Path(__file__).parent.parent / "results/reference/smollm2-cpu-policies/profile.json"
+REFERENCE = Path(__file__).parent.parent / "results/reference/overload/profile.json"
 MOST_TOKENS = 2048
 """SmolLM2's longest prompt and output."""
 SWAP_GIB = 16.0

@@ -38,7 +38,7 @@ from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.policy import policy_names
 from fgengine.simulation.setup import make_cluster
 
-REFERENCE = Path(__file__).parent.parent / "results/reference/smollm2-cpu-policies/profile.json"
+REFERENCE = Path(__file__).parent.parent / "results/reference/overload/profile.json"
 BURST = ((500, 0.8), (2500, 1.5), (8000, 0.8))
 """Requests and load of each part; the last 2,000 requests are judged."""
 JUDGED = 2000

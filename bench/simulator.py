@@ -27,7 +27,7 @@ from fgbench.workload.load import load_dataset
 from fgengine.config import EngineConfig
 
 SAMPLED = 2000
-REFERENCE = Path(__file__).parent.parent / "results/reference/smollm2-cpu/profile.json"
+REFERENCE = Path(__file__).parent.parent / "results/reference/overload/profile.json"
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from fgbench.cli.main import app
 from fgbench.results.run import find_runs, read_run
 from fgbench.spec.files import read_options, write_options
 
-PROFILE = str(Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu" / "profile.json")
+PROFILE = str(Path(__file__).parents[2] / "data" / "profile.json")
 LOAD = ["--dataset", "synthetic", "--input-len", "8", "--output-len", "4", "--num-prompts", "6"]
 
 

@@ -14,7 +14,7 @@ from fgbench.spec.load import LoadSpec
 from fgbench.workload.datasets import Lengths
 from fgengine.config import EngineConfig
 
-PROFILE = str(Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu" / "profile.json")
+PROFILE = str(Path(__file__).parents[2] / "data" / "profile.json")
 
 
 @pytest.fixture

@@ -23,8 +23,7 @@ from fgbench.sweeping.folder import find_sweeps, read_sweep
 from fgbench.sweeping.prepared import prepare
 from fgengine.config import EngineConfig
 
-REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu"
-PROFILE = str(REFERENCE / "profile.json")
+PROFILE = str(Path(__file__).parents[2] / "data" / "profile.json")
 SHORT = ["--dataset", "synthetic", "--input-len", "20-200", "--output-len", "10-80", "--num-prompts", "20"]
 SIMULATED = ["--profile", PROFILE, "--max-batch-size", "8", *SHORT, "--backend", "simulated"]
 TWO = [*SIMULATED, "--backend", "simulated-fcfs", "--rates", "1,4"]

@@ -13,8 +13,7 @@ from fgengine.model.catalog import shape_of
 from fgengine.profile import Profile
 from fgengine.simulation.setup import make_cluster, pools_in_words, pools_of
 
-REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu"
-CPU = Profile.load(REFERENCE / "profile.json")
+CPU = Profile.load(Path(__file__).parents[2] / "data" / "profile.json")
 GPU = replace(CPU, device="NVIDIA H100")
 SHAPE = shape_of("smollm2-135m")
 PER_BLOCK = block_bytes(SHAPE, 16, 2)
