@@ -86,8 +86,8 @@ class TextCodec:
 class IncrementalDetokenizer:
     """Turns tokens into text one at a time, emitting only whole characters.
 
-    ``prompt``: the tokens before, so that the text goes on where they end: the leading space of the first word
-    stays.
+    ``prompt``: the tokens before, so that the text goes on where they end: the leading space of the first
+    word stays.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
