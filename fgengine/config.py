@@ -104,7 +104,8 @@ class EngineConfig:
     ] = None
 
     block_size: Annotated[
-        Literal[8, 16, 32, 64, 128], _memory("Tokens in a KV block: 8, 16, 32, 64 or 128.", unit="tokens")
+        int,
+        _memory("Tokens in a KV block: 8, 16, 32, 64 or 128.", unit="tokens", choices=(8, 16, 32, 64, 128)),
     ] = 16
     gpu_memory_utilization: Annotated[float, _memory("Share of device memory to use.", gt=0, le=1)] = 0.9
     """On a GPU the share of its memory for weights, activations and KV; on a CPU, where the operating

@@ -15,10 +15,10 @@ Command-line options, their help and configuration files are made from the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class Setting:
     le: float | None = None
     """At most."""
     finite: bool = False
+    choices: tuple[int, ...] = ()
+    """The only numbers that it may be; choices of words are the field's Literal type."""
     secret: bool = False
     """It is written nowhere."""
     parse: Callable[[Any], Any] | None = None
@@ -52,6 +54,15 @@ class Setting:
         if self.le is not None and not value <= self.le:
             return f"at most {self.le}"
         return "finite" if self.finite and not math.isfinite(value) else None
+
+
+class OutOfBounds(ValueError):
+    """A setting has a value that it must not have."""
+
+    def __init__(self, one: Described, problem: str) -> None:
+        super().__init__(f"{one.name} {problem}")
+        self.as_option = f"{one.flag} {problem}"
+        """The message for the command line."""
 
 
 class Described(NamedTuple):
@@ -71,13 +82,19 @@ class Described(NamedTuple):
     @property
     def choices(self) -> tuple[Any, ...]:
         """Of a setting with a few values, None apart; empty for others."""
+        if self.setting.choices:
+            return self.setting.choices
         kinds = [self.type, *get_args(self.type)] if get_origin(self.type) is not Literal else [self.type]
         return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
 
-@cache
 def described(schema: type) -> tuple[Described, ...]:
     """The fields of a dataclass that have a description, in their order."""
+    return _described(cast(Hashable, schema))
+
+
+@cache
+def _described(schema: Any) -> tuple[Described, ...]:
     hints = get_type_hints(schema, include_extras=True)
     found = []
     for field in fields(schema):
@@ -104,14 +121,14 @@ def as_arguments(settings: Any) -> list[str]:
 
 
 def check(settings: object) -> None:
-    """Raises ValueError for the first value that is out of its bounds or none of its choices."""
+    """Raises OutOfBounds for the first value that is out of its bounds or none of its choices."""
     for one in described(type(settings)):
         value = getattr(settings, one.name)
         if value is None:
             continue
         if one.choices and value not in one.choices:
             *others, last = map(str, one.choices)
-            raise ValueError(f"{one.name} must be {', '.join(others)} or {last}, not {value}")
+            raise OutOfBounds(one, f"must be {', '.join(others)} or {last}, not {value}")
         if (problem := one.setting.problem(value)) is not None:
             unit = f" ({one.setting.unit})" if one.setting.unit else ""
-            raise ValueError(f"{one.name} must be {problem}, not {value}{unit}")
+            raise OutOfBounds(one, f"must be {problem}, not {value}{unit}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
@@ -160,8 +161,8 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         self._source = source
-        self._special_tokens = special_tokens
-        self._render = render_jinja_template
+        self._special_tokens: dict[str, Any] = dict(special_tokens)
+        self._render: Callable[..., Any] = render_jinja_template
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate | None:
@@ -183,7 +184,7 @@ class ChatTemplate:
         """Raises TextError for a template that cannot be read, and with the reason of one that refuses."""
         try:
             rendered, _ = self._render(
-                [list(messages)],
+                [list(map(dict, messages))],
                 chat_template=self._source,
                 add_generation_prompt=True,
                 **self._special_tokens,

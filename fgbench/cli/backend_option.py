@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from typing import Any
 
 import typer
 
@@ -54,7 +55,7 @@ def parse_backend(text: str, server: EngineConfig) -> BackendSpec:
     )
 
 
-def _own_options(arguments: list[str], text: str) -> dict[str, object]:
+def _own_options(arguments: list[str], text: str) -> dict[str, Any]:
     """By name, read as a verb reads them."""
 
     @takes_options

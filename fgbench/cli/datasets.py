@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from fgbench.cli.datasets import Look, Timing
-
 BAR_WIDTH = 24
 MOST_LOOKED_AT = 1_000_000
 

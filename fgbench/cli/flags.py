@@ -15,15 +15,16 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, get_origin, overload
 
 import typer
 from typer.core import TyperCommand
 
 from fgbench.cli.artifact import translated
 from fgbench.spec.files import read_options
-from fgengine.settings import Described, described
+from fgengine.settings import Described, OutOfBounds, described
 
+Verb = Callable[..., None]
 GIVEN = ("COMMANDLINE", "DEFAULT_MAP")
 """Sources of an option's value: the command line, a configuration file."""
 
@@ -40,19 +41,23 @@ def read_config(context: typer.Context, value: Path | None) -> Path | None:
     """Takes the options in a TOML file as the command's defaults. Raises ValueError for a key that is none of
     them."""
     if value is not None:
-        names = {}
-        for parameter in context.command.params:
-            flag = max(parameter.opts, key=len)
-            if flag.startswith("--") and parameter.is_eager is False:
-                names[flag.removeprefix("--")] = parameter.name
+        parameters = {
+            flag.removeprefix("--"): (parameter.name, getattr(parameter, "multiple", False))
+            for parameter in context.command.params
+            for flag in parameter.opts
+            if flag.startswith("--") and not parameter.is_eager
+        }
         found = {}
         for key, option in read_options(value).items():
             name = key.replace("_", "-")
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
+            if name not in parameters:
+                near = difflib.get_close_matches(name, parameters, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"{value}: '{context.info_name}' has no option {name}{hint}")
-            found[names[name]] = option
+            parameter, several = parameters[name]
+            if isinstance(option, list) and not several:
+                option = ",".join(map(str, option))
+            found[parameter] = option
         context.default_map = found
     return value
 
@@ -69,9 +74,17 @@ ConfigFile = Annotated[
 """The parameter ``config`` of a verb that takes its options from a file too."""
 
 
+@overload
+def takes_options(command: Verb) -> Verb: ...
+
+
+@overload
+def takes_options(*, without: Mapping[str, Collection[str]]) -> Callable[[Verb], Verb]: ...
+
+
 def takes_options(
-    command: Callable[..., None] | None = None, *, without: Mapping[str, Collection[str]] | None = None
-) -> Any:
+    command: Verb | None = None, *, without: Mapping[str, Collection[str]] | None = None
+) -> Verb | Callable[[Verb], Verb]:
     """Gives a command an option for each described field of its parameters that are dataclasses.
 
     typer reads a command's options from its signature. Here such a parameter (``server: EngineConfig``) is
@@ -84,12 +97,15 @@ def takes_options(
         TypeError: two options have the same name.
     """
     if command is None:
-        return functools.partial(takes_options, without=without)
-    left_out = without or {}
+        return lambda verb: _with_options(verb, without or {})
+    return _with_options(command, {})
+
+
+def _with_options(command: Verb, left_out: Mapping[str, Collection[str]]) -> Verb:
     # Not by get_type_hints: for a parameter that is None by default, Python 3.10's hides what is annotated.
     parameters = inspect.signature(command, eval_str=True).parameters
-    own = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters.values() if not is_dataclass(p.annotation)]
-    groups = {name: p.annotation for name, p in parameters.items() if is_dataclass(p.annotation)}
+    groups: dict[str, Any] = {n: p.annotation for n, p in parameters.items() if is_dataclass(p.annotation)}
+    own = [p.replace(kind=p.KEYWORD_ONLY) for n, p in parameters.items() if n not in groups]
     fields = {
         name: [one for one in described(schema) if one.name not in left_out.get(name, ())]
         for name, schema in groups.items()
@@ -102,10 +118,13 @@ def takes_options(
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        made = {
-            name: schema(**{one.name: _as_field(values.pop(one.name)) for one in fields[name]})
-            for name, schema in groups.items()
-        }
+        try:
+            made = {
+                name: schema(**{one.name: _as_field(one, values.pop(one.name)) for one in fields[name]})
+                for name, schema in groups.items()
+            }
+        except OutOfBounds as error:
+            raise ValueError(error.as_option) from None
         command(**made, **values)
 
     wrapper.__doc__ = unwrapped(inspect.getdoc(command) or "")
@@ -114,7 +133,7 @@ def takes_options(
     return wrapper
 
 
-def given(context: typer.Context) -> set[str]:
+def given(context: Any) -> set[str]:
     """Names of the options that the user gave, on the command line or in a configuration file."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name in GIVEN}
@@ -134,11 +153,9 @@ def _parameter(one: Described) -> inspect.Parameter:
     setting, kind, default = one.setting, one.type, one.default
     more: dict[str, Any] = {}
     if setting.parse is not None:
-        kind, more = Any, {"parser": setting.parse, "metavar": "<list>"}
+        kind, default, more = str, "", {"metavar": "<list>"}
     elif get_origin(kind) is tuple:
         kind, default = list[str], list(default)
-    elif one.choices and not all(isinstance(choice, str) for choice in one.choices):
-        kind = type(one.choices[0])
     group = None if setting.first else setting.group
     option = typer.Option(
         one.flag,
@@ -152,5 +169,8 @@ def _parameter(one: Described) -> inspect.Parameter:
     )
 
 
-def _as_field(value: Any) -> Any:
+def _as_field(one: Described, value: Any) -> Any:
+    """From what typer gives to what the dataclass holds."""
+    if one.setting.parse is not None:
+        return one.setting.parse(value)
     return tuple(value) if isinstance(value, list) else value

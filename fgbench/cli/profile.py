@@ -69,7 +69,7 @@ def profile(
         device=device,
         dtype=dtype,
         block_size=block_size,
-        dummy_weights=use_dummy_weights,
+        use_dummy_weights=use_dummy_weights,
         max_batch_size=max(grid.decode),
         swap_space=0,  # copies are measured in a host pool of their own; pinning a large one takes long
     )

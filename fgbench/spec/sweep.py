@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ _sweep = functools.partial(Setting, group="Sweep")
 _search = functools.partial(Setting, group="Rate at an SLO")
 
 
-def parse_rates(values: str | Sequence[float]) -> tuple[float, ...]:
+def parse_rates(values: str) -> tuple[float, ...]:
     """``0.5,1,inf``: requests per second. Raises ValueError, naming what is no rate, for anything else."""
 
     def rate(word: str) -> float:
@@ -41,7 +41,7 @@ def parse_rates(values: str | Sequence[float]) -> tuple[float, ...]:
     return _distinct("--rates", values, rate)
 
 
-def parse_concurrency(values: str | Sequence[int]) -> tuple[int, ...]:
+def parse_concurrency(values: str) -> tuple[int, ...]:
     """``1,4,16``: requests in flight. Raises ValueError for anything else, as ``parse_rates`` does."""
 
     def workers(word: str) -> int:
@@ -52,9 +52,8 @@ def parse_concurrency(values: str | Sequence[int]) -> tuple[int, ...]:
     return _distinct("--concurrency", values, workers)
 
 
-def _distinct(option: str, values: str | Sequence[float], read: Callable[[str], Any]) -> tuple[Any, ...]:
-    words = values.split(",") if isinstance(values, str) else [f"{value:g}" for value in values]
-    words = [word.strip() for word in words if word.strip()]
+def _distinct(option: str, values: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
+    words = [word.strip() for word in values.split(",")] if values.strip() else []
     if len(words) > MOST_LEVELS:
         raise ValueError(f"{option} takes at most {MOST_LEVELS} values, not {len(words)}")
     found: list[Any] = []

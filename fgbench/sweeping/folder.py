@@ -215,7 +215,10 @@ def resumed_settings(kept: SweepFolder, wanted: Settings, given: Collection[str]
     Raises:
         ValueError: another of the options given differs from its own.
     """
-    own = Settings.from_json(kept.info["settings"])
+    try:
+        own = Settings.from_json(kept.info["settings"])
+    except ValueError as error:
+        raise ValueError(f"{kept.path}: {error}; perhaps another version of fgbench began it") from None
     if own.plan != kept.info.get("plan"):
         raise ValueError(
             f"another version of fgbench began the sweep in {kept.path}: its settings are something else here"

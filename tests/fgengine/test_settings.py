@@ -19,7 +19,7 @@ class Example:
     share: Annotated[float | None, Setting("Of all.", "Group", gt=0, le=1)] = None
     seconds: Annotated[float, Setting("For so long.", "Time", gt=0, finite=True)] = 1.0
     mode: Annotated[Literal["slow", "fast"] | None, Setting("How.", "Group")] = None
-    size: Annotated[Literal[8, 16], Setting("How large.", "Group")] = 8
+    size: Annotated[int, Setting("How large.", "Group", choices=(8, 16))] = 8
     loud: Annotated[bool, Setting("Say more.", "Group", first=True)] = False
     path: Annotated[Path | None, Setting("Where.", "Group")] = None
     unseen: int = 0

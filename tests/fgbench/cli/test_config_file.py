@@ -49,8 +49,8 @@ def test_a_file_gives_options_and_the_command_line_comes_before_it(tmp_path: Pat
         ("max-batch-sise = 3", "has no option max-batch-sise; did you mean max-batch-size?"),
         ("[server]\npolicy = 1", "write the options of [server] without it"),
         ("policy = ", "is no TOML file"),
-        ("max-batch-size = 0", "max_batch_size must be at least 1, not 0"),
-        ('max-batch-size = "many"', "many"),
+        ("max-batch-size = 0", "--max-batch-size must be at least 1, not 0"),
+        ('max-batch-size = "many"', "Invalid value for '--max-batch-size'"),
         ('config = "other.toml"', "has no option config"),
     ],
 )

@@ -68,15 +68,15 @@ def test_unknown_verb_and_option() -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--max-batch-size", "0"], "max_batch_size must be at least 1"),
+        (["--max-batch-size", "0"], "--max-batch-size must be at least 1"),
         (["--policy", "fcfs", "--use-skip-join"], "--use-skip-join goes with"),
-        (["--swap-space", "-1"], "swap_space must be at least 0, not -1.0 (GiB)"),
+        (["--swap-space", "-1"], "--swap-space must be at least 0, not -1.0 (GiB)"),
         (["--profile", "/no/such/file"], "there is no file"),
         (["--policy", "lifo"], "there is no policy 'lifo'; there are static, fcfs"),
         (["--model", "gpt-9"], 'model "gpt-9" is neither in the catalog'),
-        (["--seed", str(2**64)], "engine_seed must be at most"),
-        (["--block-size", "7"], "block_size must be 8, 16, 32, 64 or 128, not 7"),
-        (["--num-device-blocks", str(2**64)], "num_device_blocks must be at most"),
+        (["--seed", str(2**64)], "--engine-seed must be at most"),
+        (["--block-size", "7"], "--block-size must be 8, 16, 32, 64 or 128, not 7"),
+        (["--num-device-blocks", str(2**64)], "--num-device-blocks must be at most"),
     ],
 )
 def test_mistakes_get_a_sentence(argv: list[str], says: str) -> None:

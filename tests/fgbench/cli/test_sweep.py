@@ -215,14 +215,17 @@ def test_closed_loops_that_cannot_be(argv: list[str], why: str, tmp_path: Path) 
     assert not find_sweeps(tmp_path)
 
 
-def test_a_sweep_over_rates_goes_on_that_was_begun_before_there_were_others(tmp_path: Path) -> None:
+def test_a_sweep_of_another_version_is_not_resumed(tmp_path: Path) -> None:
+    """Its settings were kept in another form."""
     assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
     file = only_sweep(tmp_path) / "sweep.json"
     info = json.loads(file.read_text())
-    assert info["settings"].pop("concurrency") is None
+    info["settings"] = info["settings"]["load"] | {"backend": ["simulated"], "rate": [1.0]}
     file.write_text(json.dumps(info))
-    assert Settings.from_json(info["settings"]).options()["concurrency"] is None  # as the load's always was
-    assert fgbench("sweep", "--resume", file.parent).exit_code == 0
+    done = fgbench("sweep", "--resume", file.parent)
+    assert done.exit_code == 2
+    assert f"{file.parent}: not a sweep's settings" in done.stderr
+    assert "perhaps another version of fgbench began it" in done.stderr
 
 
 def test_an_unfinished_sweep_of_the_same_options_is_pointed_out(tmp_path: Path) -> None:
@@ -326,7 +329,7 @@ def test_one_server_for_all_points_of_a_backend(
 ) -> None:
     made: list[Counted] = []
 
-    def backend_of(spec: BackendSpec, *, alone: bool) -> Counted:
+    def backend_of(spec: BackendSpec, *, alone: bool, headers: Any) -> Counted:
         made.append(Counted(fake_server.url, spec.name))
         return made[-1]
 
@@ -444,7 +447,7 @@ def test_help_teaches() -> None:
         (["--rates", "1,x"], "--rates: 'x' is not a rate above 0"),
         (["--rates", "1,0"], "--rates: '0' is not a rate above 0"),
         (["--rates", "1,1.0"], "--rates: 1.0 is there twice"),
-        (["--rates", "1", "--seeds", "0"], "--seeds must be between"),
+        (["--rates", "1", "--seeds", "0"], "--seeds must be at least 1, not 0"),
         (["--rates", "1", "--slo", "ttft<1"], "--slo goes with --find-rate"),
         (["--rates", "1", "--find-rate"], "--find-rate needs --slo"),
         (["--rates", "inf", "--find-rate", "--slo", "ttft<1"], "inf is none"),

@@ -82,7 +82,7 @@ def test_closed_loops_are_points_of_their_concurrency() -> None:
         "seed": 0,
         "fingerprint": points[1].fingerprint,
     }
-    assert PLAN.load("a", Closed(16), 0).arrivals == Closed(16)
+    assert PLAN.load(Closed(16), 0).arrivals == Closed(16)
     all_at_once = PLAN.point("a", math.inf, 0)
     assert len({p.fingerprint for p in [*points, all_at_once]}) == 5
     assert "concurrency" not in all_at_once.to_json()
