@@ -10,8 +10,8 @@ from rich.text import Text
 
 from fgbench.backends.attached import Attached
 from fgbench.benchmark import run_benchmark
-from fgbench.client import display
 from fgbench.client.state import LoadState
+from fgbench.live import display
 from fgbench.live.display import Live, Plain, display_for, progress_line
 from fgbench.metrics.record import RequestRecord
 from fgbench.spec.load import Load
