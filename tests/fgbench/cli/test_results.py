@@ -254,7 +254,7 @@ def test_sql_without_a_query_shows_the_tables_and_an_example_that_works(root: Pa
         "normalized_latency_p99 DOUBLE",
         "token_times DOUBLE[]",
     ):
-        assert word in shown.output.replace("\n", " "), word
+        assert word in " ".join(shown.output.split()), word
     assert len(ask(root, EXAMPLE)) == 4
 
 

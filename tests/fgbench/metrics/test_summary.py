@@ -91,7 +91,7 @@ def test_json_round_trip_is_exact(rate: float | None) -> None:
 
 def test_newer_files_can_be_read_and_broken_ones_are_named() -> None:
     data = summarize(RUN, offered_rate=0.5).to_dict()
-    assert Summary.from_dict({**data, "new_figure": 1}).jct is not None
+    assert Summary.from_dict({**data, "new_figure": 1}).figure("jct") is not None
     del data["ok"]
     with pytest.raises(ValueError, match=r"not a summary.*ok"):
         Summary.from_dict(data)
