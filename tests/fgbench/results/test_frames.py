@@ -183,6 +183,16 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
             read(tmp_path / "nowhere")
 
 
+def test_nothing_but_damaged_runs_is_an_empty_frame(tmp_path: Path, write_run: Write) -> None:
+    columns = [list(read(write_run(tmp_path, "a")).columns) for read in (fgbench.load_runs, fgbench.compare)]
+    for path in tmp_path.glob("*/run.json"):
+        path.write_text("{")
+    for read, expected in zip((fgbench.load_runs, fgbench.compare), columns, strict=True):
+        with pytest.warns(UserWarning, match=r"Left out: .*run\.json is damaged"):
+            frame = read(tmp_path)
+        assert (len(frame), list(frame.columns)) == (0, expected)
+
+
 def test_no_path_means_results(tmp_path: Path, write_run: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     for backend in ("fastgen-fcfs", "fastgen"):
         write_run(tmp_path / "results", backend)
