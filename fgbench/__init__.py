@@ -1,0 +1,143 @@
+"""Results of benchmarks as pandas DataFrames.
+
+    import fgbench
+
+    requests = fgbench.load_runs("results/20261123-081059_sweep")     # a row a request
+    runs = fgbench.runs("results")                                    # a row a run
+    figures = fgbench.compare("results/20261123-081059_sweep")        # a row a figure
+
+Each function takes run folders, and folders that hold some, such as a sweep's. No path means ``results`` in
+the working directory. A run with a damaged file is left out, with a ``UserWarning`` that names the file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["compare", "load_runs", "runs"]
+
+# Each function imports what it needs when it is called, so that the command line does not wait for pandas.
+
+
+def load_runs(*paths: str | Path) -> pd.DataFrame:
+    """A row for each request of the runs, in the order of the runs and in each of the workload.
+
+    Columns:
+        ``run, path, status, backend, policy, model, dataset, arrivals, rate, concurrency, seed``: of the run,
+            as categoricals, the last three ordered. ``rate`` is in requests per second, ``inf`` where all
+            leave at once and in a closed loop. ``concurrency`` is a closed loop's, missing in others.
+        ``index, scheduled, sent, prompt_tokens, asked_tokens, output_tokens, first_token, last_token,
+            token_times, finished, error, user, rejected``: of the request, as in results/README.md. Times are
+            seconds from the start of the load.
+        ``ok``: whether it was answered in full. ``trimmed``: whether the run's figures leave it out.
+        ``normalized_latency, jct, ttft, tpot, lag, ...``: the metrics of requests in docs/metrics.md, in
+            seconds or seconds per token. Latencies are missing where ``ok`` is false.
+        ``server_queued, server_swapped, server_prefill, server_decode`` (seconds), ``server_preemptions``,
+            ``server_bytes_moved``: the server's own account, where it gave one.
+
+    Raises:
+        ValueError: a path is neither a run folder nor a folder of runs.
+
+    Example: the mean latency per token of each backend at each rate.
+
+        requests = fgbench.load_runs("results/20261123-081059_sweep")
+        requests.groupby(["rate", "backend"], observed=True)["normalized_latency"].mean().unstack()
+    """
+    from fgbench.results import frames
+
+    left_out: list[str] = []
+    frame = frames.load_runs(paths or ("results",), left_out.append)
+    _warn([f"Left out: {sentence}" for sentence in left_out])
+    return frame
+
+
+def runs(*paths: str | Path) -> pd.DataFrame:
+    """A row for each run: the columns of the table ``runs`` of ``fgbench results sql``.
+
+    results/README.md describes them: what was run (``backend``, ``rate``, ``seed``, ``settings`` as JSON,
+    ...) and its figures (``request_throughput``, ``ttft_mean``, ``jct_p99``, ...) in seconds, tokens and
+    requests per second. ``started`` and ``ended`` are times in UTC. The figures of a run that was killed are
+    those of the requests that had ended.
+
+    Raises:
+        ValueError: a path is neither a run folder nor a folder of runs.
+
+    Example: the complete runs, the slowest first.
+
+        runs = fgbench.runs("results")
+        runs[runs["status"] == "complete"].sort_values("jct_mean", ascending=False)[["run", "jct_mean"]]
+    """
+    from fgbench.results import frames
+
+    left_out: list[str] = []
+    frame = frames.runs(paths or ("results",), left_out.append)
+    _warn([f"Left out: {sentence}" for sentence in left_out])
+    return frame
+
+
+def compare(
+    *paths: str | Path,
+    baseline: str | None = None,
+    slo: str | Sequence[str] = (),
+    profile: str | Path | None = None,
+) -> pd.DataFrame:
+    """A row for each figure of each backend under each load: what ``fgbench compare --csv`` prints.
+
+    Columns:
+        ``model, dataset, num_prompts, arrivals``: the workload. Runs are compared only on the same one.
+        ``baseline``: the backend that ratios are to.
+        ``label, rate`` (requests per second) or ``concurrency``: the backend and the load.
+        ``seeds``: the number of runs that the figure is the mean of.
+        ``complete, overloaded, disturbed``: how those runs went.
+        ``metric, statistic, value``: the figure. docs/metrics.md describes the metrics; units are seconds,
+            seconds per token, requests or tokens per second, bytes, and shares of 1.
+        ``low, high``: the figure's interval over seeds, where there are three seeds or more.
+        ``ratio, ratio_low, ratio_high, verdict``: to the baseline under the same load, seed by seed. The
+            verdict is ``better``, ``worse``, ``not distinguishable``, or why there is none.
+
+    Args:
+        paths: Of a folder's runs, those that were repeated later are left out. With no path, the newest runs
+            in ``results`` that are on one workload.
+        baseline: A backend's name or a run folder. None: ``fastgen-fcfs`` where it is among the runs, else
+            the first run's backend.
+        slo: Service-level objectives, such as ``"p95 jct<20"``. None given: the paper's.
+        profile: Of the model, for slowdowns and fairness, which are left out without one.
+
+    Raises:
+        ValueError: a path holds no runs, no run is called ``baseline``, or ``slo`` bounds no latency.
+
+    Example: by how much each backend shortens the mean latency per token.
+
+        figures = fgbench.compare("results/20261123-081059_sweep")
+        figures.query("metric == 'normalized_latency' and statistic == 'mean'").pivot(
+            index="rate", columns="label", values="ratio"
+        )
+    """
+    from fgbench.metrics.slo import DEFAULT_SLO, parse_slo
+    from fgbench.report import chosen_runs, comparison
+    from fgbench.report.comparison_data import comparison_frame
+    from fgbench.report.objectives import Objective
+
+    slos = [parse_slo(text) for text in ([slo] if isinstance(slo, str) else slo or [DEFAULT_SLO])]
+    said: list[str] = []
+    chosen = (
+        chosen_runs.named_runs([Path(path) for path in paths], said.append)
+        if paths
+        else chosen_runs.newest_runs(Path("results"), said.append)
+    )
+    cost_of = chosen_runs.cost_models(Path(profile), said.append) if profile else lambda model: None
+    comparisons = comparison.compare(chosen, baseline, cost_of)
+    _warn(said)
+    return comparison_frame((each, [Objective(one, each) for one in slos]) for each in comparisons)
+
+
+def _warn(sentences: Sequence[str]) -> None:
+    """As coming from the line that called the public function."""
+    for sentence in sentences:
+        warnings.warn(sentence, stacklevel=3)

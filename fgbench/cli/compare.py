@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import sys
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fgbench.metrics.slo import DEFAULT_SLO
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from fgbench.report.objectives import Objective
     from fgbench.report.pairing import Workload
 
-DEFAULT_SLO = "normalized_latency<0.3"
-"""The paper's."""
 FORMATS, PICTURES = "Format", "Pictures"
 
 
@@ -82,10 +81,11 @@ def compare(
     """
     from rich.console import Console
 
-    from fgbench.cli.chosen_runs import cost_models, named_runs, newest_runs
     from fgbench.metrics.slo import parse_slo
+    from fgbench.report.chosen_runs import cost_models, named_runs, newest_runs
     from fgbench.report.compare_table import comparison_tables
     from fgbench.report.comparison import compare as compare_runs
+    from fgbench.report.comparison_data import comparison_frame
     from fgbench.report.comparison_markdown import comparison_markdown
     from fgbench.report.objectives import Objective
     from fgbench.report.pairing import differences
@@ -103,10 +103,7 @@ def compare(
         console.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
 
     chosen = named_runs(runs, say) if runs else newest_runs(results, say)
-    for run in chosen:
-        if not run.records:
-            say(f"{run.path} holds no finished request: left out.")
-    comparisons = compare_runs([run for run in chosen if run.records], baseline, cost_models(profile, say))
+    comparisons = compare_runs(chosen, baseline, cost_models(profile, say))
     if len(comparisons) > 1:
         what = differences(comparison.workload for comparison in comparisons)
         say(
@@ -117,7 +114,7 @@ def compare(
     if as_json:
         _print_json(judged)
     elif as_csv:
-        _print_csv(judged)
+        comparison_frame(judged).to_csv(sys.stdout, index=False, lineterminator="\n")
     elif as_markdown:
         typer.echo("\n".join(comparison_markdown(*each) for each in judged), nl=False)
     names = _file_names([comparison.workload for comparison in comparisons])
@@ -145,15 +142,6 @@ def _print_json(judged: Iterable[tuple[Comparison, Sequence[Objective]]]) -> Non
 
     data = {"comparisons": [comparison_json(*each) for each in judged]}
     typer.echo(json.dumps(data, indent=2, allow_nan=False))
-
-
-def _print_csv(judged: Iterable[tuple[Comparison, Sequence[Objective]]]) -> None:
-    from fgbench.report.comparison_data import COLUMNS, comparison_rows
-
-    writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for each in judged:
-        writer.writerows(comparison_rows(*each))
 
 
 def _file_names(workloads: Sequence[Workload]) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import msgspec
+
 WORTH_SAYING = 0.02
 """Of the cores, and of the time."""
 
@@ -51,9 +53,12 @@ class MachineAccount:
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> MachineAccount | None:
-        """From run.json's ``machine``; None where the run has none: it was killed, or is a simulation."""
+        """From run.json's ``machine``; None where the run has none: it was killed, or is a simulation.
+
+        Raises:
+            ValueError: a figure is of another type.
+        """
         said = info.get("machine")
         if not isinstance(said, dict) or any(f.name not in said for f in fields(cls)):
             return None
-        programs = tuple((str(name), float(cores)) for name, cores in said["programs"])
-        return cls(**{f.name: said[f.name] for f in fields(cls)} | {"programs": programs})
+        return msgspec.convert(said, cls)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fgbench.metrics import latency
 from fgbench.metrics.record import RequestRecord
@@ -81,6 +81,8 @@ class Metric:
     """Also of requests that failed or were rejected; else of those answered in full."""
     live: bool = False
     """Shown while a load runs: takes the same short time for every request."""
+    several_per_request: bool = False
+    """A request has several values, so it has no column in ``fgbench.load_runs``."""
     needs_two_tokens: bool = False
     """A time between tokens: an answer of one token has none, and so holds every bound."""
     aliases: tuple[str, ...] = ()
@@ -195,6 +197,7 @@ METRICS: tuple[Metric, ...] = (
         definition="Inter-token latency: every gap between two streamed pieces of one answer, of all "
         "requests together. A piece is one token of our server.",
         of_request=latency.itl,
+        several_per_request=True,
         needs_two_tokens=True,
         aliases=("inter_token_latency",),
     ),
@@ -406,8 +409,3 @@ def distributions(
         if distribution is not None:
             found[key] = distribution
     return found
-
-
-def read_distributions(data: dict[str, Any]) -> dict[str, Distribution]:
-    """From a summary's JSON."""
-    return {key: Distribution.from_dict(data[key]) for key in OF_REQUESTS if data.get(key) is not None}

@@ -7,8 +7,8 @@ from fgbench.metrics.metric import METRICS, Section
 INTRODUCTION = """# Metrics
 
 This page is made from the table in `fgbench/metrics/metric.py` (`make docs`). The key is the name of a
-metric in run.json, `compare --json`, CSV and SLOs; in `results sql` a distribution has a column for each
-statistic, such as `ttft_p99`.
+metric in run.json, `compare --json`, CSV, `fgbench.load_runs`, `fgbench.compare` and SLOs; in `results sql`
+and `fgbench.runs` a distribution has a column for each statistic, such as `ttft_p99`.
 
 All times are the client's, on one monotonic clock. A latency counts from the moment the arrival process
 *schedules* the request, so that a late client is charged to the measurement instead of hidden (coordinated

@@ -25,6 +25,8 @@ _BOUND = re.compile(r"(?P<figure>[^<=]+)<=?(?P<limit>[^<=]+)")
 _LIMIT = re.compile(
     r"(?P<number>\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?)\s*(?P<unit>ms|s|)(?:/token)?", re.I
 )
+DEFAULT_SLO = "normalized_latency<0.3"
+"""The paper's, in seconds per token."""
 MOST_CHARACTERS = 200
 MOST_BOUNDS = 8
 MOST_REJECTED = 0.01

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fgbench.metrics.metric import OF_REQUESTS, distributions, read_distributions
+import msgspec
+
+from fgbench.metrics.metric import OF_REQUESTS, distributions
 from fgbench.metrics.overload import is_overloaded, rejects_many, shortfall
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.statistics import Distribution
@@ -90,18 +92,17 @@ class Summary:
         """Unknown keys are left aside, so that older readers can read newer files.
 
         Raises:
-            ValueError: a figure is missing.
+            ValueError: a figure is missing, or is of another type.
         """
-        known = {f.name for f in fields(cls)}
-        kept = {key: value for key, value in data.items() if key in known}
-        kept["distributions"] = read_distributions(data)
-        if kept.get("window") is not None:
-            kept["window"] = tuple(kept["window"])
-        if kept.get("offered_rate") is not None:
-            kept["offered_rate"] = float(kept["offered_rate"])
+        if not isinstance(data, dict):
+            raise ValueError(f"not a summary: {data!r}")
+        values = data | {
+            "distributions": {key: data[key] for key in OF_REQUESTS if data.get(key) is not None},
+            "offered_rate": math.inf if data.get("offered_rate") == "inf" else data.get("offered_rate"),
+        }
         try:
-            return cls(**kept)
-        except TypeError as error:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
             raise ValueError(f"not a summary: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""A comparison for other programs: nested plain values for JSON, flat rows for CSV. Pure.
+"""A comparison for other programs: nested plain values for JSON, a tidy DataFrame for Python and CSV. Pure.
 
 Seconds, requests per second, bytes, shares of 1; ratios are to the baseline at the same rate, or in closed
 loops at the same concurrency, paired over seeds.
@@ -7,9 +7,9 @@ loops at the same concurrency, paired over seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.crossing import Range
 from fgbench.metrics.seeds import Estimate, Interval, PairedRatio
@@ -18,14 +18,24 @@ from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.pairing import Workload
 from fgbench.report.quantities import QUANTITIES
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 COLUMNS = (
     *("model", "dataset", "num_prompts", "arrivals", "baseline", "label", "rate", "concurrency", "seeds"),
     *("complete", "overloaded", "disturbed", "metric", "statistic", "value", "low", "high"),
     *("ratio", "ratio_low", "ratio_high", "verdict"),
 )
-"""Of the CSV, one row a figure; closed loops have a concurrency for a rate. ``low`` and ``high`` are its
-interval over seeds, or for a rate that is only known to lie above or below what was measured, that bound
-alone."""
+"""Of the DataFrame and the CSV, one row a figure; closed loops have a concurrency for a rate. ``low`` and
+``high`` are its interval over seeds, or for a rate that is only known to lie above or below what was
+measured, that bound alone."""
+_NUMBERS = ("rate", "concurrency", "value", "low", "high", "ratio", "ratio_low", "ratio_high")
+_TYPES = {
+    **dict.fromkeys(_NUMBERS, "float64"),
+    **dict.fromkeys(("num_prompts", "seeds"), "Int64"),
+    **dict.fromkeys(("complete", "overloaded", "disturbed"), "boolean"),
+}
+"""Of the columns that are not texts. A row of a whole backend has no seeds and none of the three states."""
 
 
 def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> dict[str, Any]:
@@ -56,6 +66,14 @@ def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> 
     }
 
 
+def comparison_frame(judged: Iterable[tuple[Comparison, Sequence[Objective]]]) -> pd.DataFrame:
+    """The figures of all comparisons: the columns ``COLUMNS``, a row a figure."""
+    import pandas as pd
+
+    rows = [row for each in judged for row in comparison_rows(*each)]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
+
+
 def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> Iterator[dict[str, Any]]:
     """Rows of ``COLUMNS``. An SLO is the ``statistic`` of the metrics that depend on it."""
     common = _workload(comparison.workload) | {"baseline": comparison.baseline}
@@ -63,7 +81,7 @@ def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> 
         for point in comparison.at(level):
             here = common | {
                 "label": point.label,
-                **_level(comparison, point),
+                comparison.axis.name: point.level,
                 "seeds": len(point.seeds),
                 "complete": point.complete,
                 "overloaded": point.overloaded,

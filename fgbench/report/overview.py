@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.summary import Summary
 from fgbench.report.tables import load_in_words
-from fgbench.results.figures import summary_of
-from fgbench.results.run import find_runs, is_being_written, read_info, read_run, told
+from fgbench.results.figures import stored_summary
+from fgbench.results.run import find_runs, is_being_written, read_info, readable
 from fgbench.units import number, seconds
 from fgbench.verdict import client_was_the_limit
 
@@ -71,19 +71,17 @@ class Overview:
 
 
 def overview(path: Path) -> Overview:
-    """Raises ValueError as ``read_run`` does, and for a summary that is none."""
+    """Raises ValueError as ``read_run`` does."""
     info = read_info(path)
     status = str(info.get("status", "running"))
     if status == "running" and not is_being_written(path):
         status = "incomplete"
-    if isinstance(info.get("summary"), dict):
-        return Overview(path, info, status, Summary.from_dict(info["summary"]))
-    return Overview(path, info, status, summary_of(read_run(path)))
+    return Overview(path, info, status, stored_summary(path, info))
 
 
-def overviews(root: Path, damaged: Callable[[str], None]) -> list[Overview]:
-    """Of every run under ``root``, oldest first; ``damaged`` is told of those that cannot be read."""
-    return [run for path in find_runs(root) if (run := told(overview, path, damaged)) is not None]
+def overviews(root: Path, left_out: Callable[[str], None]) -> list[Overview]:
+    """Of every run under ``root``, oldest first; ``left_out`` gets a sentence for each that is damaged."""
+    return readable(overview, find_runs(root), left_out)
 
 
 def overview_table(runs: Sequence[Overview], root: Path) -> Table:

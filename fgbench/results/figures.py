@@ -1,23 +1,25 @@
-"""A run's figures, computed anew from its records: also of a run that was killed before it could."""
+"""A run's figures: as run.json has them, or computed anew from the records."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fgbench.metrics.summary import Summary, summarize
-from fgbench.metrics.trimming import Trim
-from fgbench.results.run import Run
+from fgbench.results.run import Run, read_records, trim_of
+
+
+def stored_summary(folder: Path, info: dict[str, Any]) -> Summary:
+    """As the run's ``info`` has it; of a run that was killed before it had one, over the requests that had
+    ended. Raises ValueError where those are damaged."""
+    if info.get("summary") is not None:
+        return Summary.from_dict(info["summary"])
+    return summary_of(Run(folder, info, read_records(folder)))
 
 
 def summary_of(run: Run) -> Summary:
     """As ``fgbench run`` would have ended with them."""
     return summarize(run.records, offered_rate=offered_rate(run.info), trim=trim_of(run.info))
-
-
-def trim_of(info: dict[str, Any]) -> Trim:
-    """What the run was to leave out of its figures."""
-    said = info.get("trim") or {}
-    return Trim.parse(said.get("start"), said.get("end"))
 
 
 def offered_rate(info: dict[str, Any]) -> float | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import msgspec
+
+from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.record import RequestRecord
+from fgbench.metrics.summary import Summary
+from fgbench.metrics.trimming import Trim
 
 T = TypeVar("T")
 VERSION = 1
@@ -34,10 +38,8 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``complete``, ``interrupted``, ``failed``, or ``incomplete``: it never got to say how it ended,
-        because it was killed or is still running."""
-        status = str(self.info.get("status", "running"))
-        return "incomplete" if status == "running" else status
+        """As ``status_of``."""
+        return status_of(self.info)
 
     @property
     def complete(self) -> bool:
@@ -53,10 +55,15 @@ def read_run(path: str | Path) -> Run:
     """Reads a run folder whatever state it was left in: a request cut off in the writing is dropped.
 
     Raises:
-        ValueError: ``path`` is no run folder, its run.json is damaged, or a later version wrote it.
+        ValueError: ``path`` is no run folder, a file of it is damaged, or a later version wrote it.
     """
     folder = Path(path)
-    return Run(folder, read_info(folder), tuple(_records(folder / REQUESTS_FILE)))
+    return Run(folder, read_info(folder), read_records(folder))
+
+
+def read_records(folder: Path) -> tuple[RequestRecord, ...]:
+    """requests.jsonl, in the order in which requests ended. Raises ValueError where a line is damaged."""
+    return tuple(_records(folder / REQUESTS_FILE))
 
 
 def has_requests(folder: Path) -> bool:
@@ -70,20 +77,40 @@ def has_requests(folder: Path) -> bool:
 
 def read_info(folder: Path) -> dict[str, Any]:
     """run.json alone: a fraction of a folder's bytes. Raises ValueError as ``read_run`` does."""
-    info_path = folder / RUN_FILE
+    path = folder / RUN_FILE
     try:
-        info = json.loads(info_path.read_text(encoding="utf-8"))
+        info = msgspec.json.decode(path.read_bytes())
     except OSError:
         raise ValueError(f"{folder} is not a run folder: it has no readable {RUN_FILE}") from None
     except ValueError as error:
-        raise ValueError(f"{info_path} is damaged: {error}") from None
+        raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(info, dict) or not isinstance(info.get("version"), int):
-        raise ValueError(f"{info_path} is not a run description: it has no version")
+        raise ValueError(f"{path} is not a run description: it has no version")
     if info["version"] > VERSION:
         raise ValueError(
-            f"{info_path} was written by a newer fgbench (version {info['version']}, this reads {VERSION})"
+            f"{path} was written by a newer fgbench (version {info['version']}, this reads {VERSION})"
         )
+    try:
+        msgspec.convert(info, _Info)
+        trim_of(info)
+        MachineAccount.of(info)
+        if info.get("summary") is not None:
+            Summary.from_dict(info["summary"])
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
     return info
+
+
+def status_of(info: dict[str, Any]) -> str:
+    """``complete``, ``interrupted``, ``failed``, or ``incomplete``: it was killed, or is still running."""
+    status = str(info.get("status", "running"))
+    return "incomplete" if status == "running" else status
+
+
+def trim_of(info: dict[str, Any]) -> Trim:
+    """What the run was to leave out of its figures."""
+    said = info.get("trim") or {}
+    return Trim.parse(said.get("start"), said.get("end"))
 
 
 def find_runs(root: str | Path) -> list[Path]:
@@ -117,13 +144,29 @@ def named(root: Path, name: str) -> Path:
     return matching[0]
 
 
-def told(read: Callable[[Path], T], path: Path, damaged: Callable[[str], None]) -> T | None:
-    """``read(path)``; None where it is damaged: ``damaged`` is told, and the others are not hidden by it."""
-    try:
-        return read(path)
-    except ValueError as error:
-        damaged(str(error))
-        return None
+def run_folders(path: str | Path) -> list[Path]:
+    """``path`` where it is a run folder, else the run folders in it, as ``find_runs`` finds them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    path = Path(path)
+    found = [path] if (path / RUN_FILE).exists() else find_runs(path)
+    if not found:
+        raise ValueError(f"{path} is neither a run folder nor a folder of runs: it holds no {RUN_FILE}")
+    return found
+
+
+def readable(read: Callable[[Path], T], folders: Iterable[Path], left_out: Callable[[str], None]) -> list[T]:
+    """What ``read`` makes of each run folder. One that is damaged does not hide the others: it is left out,
+    and ``left_out`` gets the sentence that names it."""
+    found = []
+    for folder in folders:
+        try:
+            found.append(read(folder))
+        except ValueError as error:  # noqa: PERF203
+            left_out(str(error))
+    return found
 
 
 def is_being_written(folder: Path) -> bool:
@@ -142,17 +185,77 @@ def is_being_written(folder: Path) -> bool:
         return False
 
 
+_decode_record = msgspec.json.Decoder(RequestRecord).decode
+
+
 def _records(path: Path) -> Iterator[RequestRecord]:
-    """A line that is not whole JSON can only be the last one: each is written in one piece and flushed."""
-    if not path.is_file():
+    """A line that is not whole can only be the last one: each is written in one piece and flushed."""
+    try:
+        lines = path.open("rb")
+    except FileNotFoundError:
         return
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield RequestRecord.from_dict(json.loads(line))
-        except (ValueError, TypeError, AttributeError) as error:
-            if number == len(lines):
-                return
-            raise ValueError(f"{path}, line {number} is damaged: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    with lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield _decode_record(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise ValueError(f"{path}, line {number} is damaged: {error}") from None
+
+
+class _ArrivalProcess(msgspec.Struct):
+    concurrency: int | None = None
+    rate_to: float | None = None
+
+
+class _Workload(msgspec.Struct):
+    dataset: str | None = None
+    num_prompts: int | None = None
+    rate: float | Literal["inf"] | None = None
+    seed: int | None = None
+    users: int | None = None
+    arrivals: str | None = None
+    arrival_process: _ArrivalProcess | None = None
+
+
+class _Backend(msgspec.Struct):
+    name: str | None = None
+    policy: str | None = None
+    url: str | None = None
+    endpoint: str | None = None
+    settings: dict[str, Any] | None = None
+
+
+class _Trim(msgspec.Struct):
+    start: str | None = None
+    end: str | None = None
+
+
+class _Counters(msgspec.Struct):
+    uptime_seconds: float | None = None
+    pressure_seconds: float | None = None
+    copy_wait_seconds: float | None = None
+
+
+class _ServerStats(msgspec.Struct):
+    before: _Counters | None = None
+    after: _Counters | None = None
+    replicas: int = 1
+
+
+class _Info(msgspec.Struct):
+    """The types of what is read from run.json, so that a damaged value is found where it is read."""
+
+    status: str = "running"
+    model: str | None = None
+    backend: _Backend | None = None
+    workload: _Workload | None = None
+    warmup: int | None = None
+    trim: _Trim | None = None
+    server_stats: _ServerStats | None = None
+    environment: dict[str, Any] | None = None

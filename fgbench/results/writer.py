@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -138,20 +138,27 @@ def record_schema() -> pa.Schema:
     )
 
 
-def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
-    """requests.parquet: one row a request, the columns of ``RequestRecord``, in the workload's order."""
+def record_batches(records: Sequence[RequestRecord]) -> Iterator[pa.RecordBatch]:
+    """The columns of ``record_schema``, one row a request, in the workload's order."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema = record_schema()
     rows = sorted(records, key=lambda record: record.index)
+    for first in range(0, len(rows), ROWS_PER_BATCH):
+        batch = rows[first : first + ROWS_PER_BATCH]
+        columns = {name: [getattr(record, name) for record in batch] for name in schema.names}
+        columns["server"] = [list(server.items()) if server else None for server in columns["server"]]
+        yield pa.RecordBatch.from_pydict(columns, schema=schema)
+
+
+def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
+    """requests.parquet."""
+    import pyarrow.parquet as pq
+
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with pq.ParquetWriter(partial, schema) as table:
-        for first in range(0, len(rows), ROWS_PER_BATCH):
-            batch = rows[first : first + ROWS_PER_BATCH]
-            columns = {name: [getattr(record, name) for record in batch] for name in schema.names}
-            columns["server"] = [list(server.items()) if server else None for server in columns["server"]]
-            table.write_batch(pa.RecordBatch.from_pydict(columns, schema=schema))
+    with pq.ParquetWriter(partial, record_schema()) as table:
+        for batch in record_batches(records):
+            table.write_batch(batch)
     os.replace(partial, path)
 
 

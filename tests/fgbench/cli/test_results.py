@@ -268,6 +268,9 @@ def test_sql_without_a_query_shows_the_tables_and_an_example_that_works(root: Pa
         "SELECT * FROM '/etc/hostname'",
         "SELECT * FROM read_text('/etc/hostname')",
         "SELECT * FROM glob('/*')",
+        "SELECT * FROM read_parquet('{run}/requests.parquet')",
+        "EXPLAIN ANALYZE COPY runs TO '{out}'",
+        "EXPLAIN ANALYZE INSERT INTO requests SELECT * FROM requests",
         "INSTALL httpfs",
         "SET enable_external_access = true",
         "DROP TABLE runs",
@@ -282,8 +285,11 @@ def test_sql_reads_the_runs_and_nothing_else(
     root: Path, tmp_path: Path, query: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    result = results("sql", root, query.format(out=out))
+    run = next(path for path in find_runs(root) if "fcfs" in path.name)
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    result = results("sql", root, query.format(out=out, run=run))
     assert result.exit_code == 2
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
     assert "Traceback" not in capfd.readouterr().err
     assert not out.exists()
 

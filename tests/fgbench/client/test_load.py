@@ -3,6 +3,7 @@ import os
 import signal
 import socket
 
+import msgspec
 import pytest
 
 from fgbench.client.endpoints import ENDPOINTS
@@ -158,7 +159,7 @@ async def test_a_rejected_request_is_neither_an_answer_nor_an_error(fake_server,
     assert (state.ok, state.failed, state.rejected, state.in_flight) == (2, 0, 1, 0)
     assert state.last_error is None
     assert len(fake_server.bodies) == 3  # nothing is sent again
-    assert RequestRecord.from_dict(refused.to_dict()) == refused
+    assert msgspec.convert(refused.to_dict(), RequestRecord) == refused
 
 
 async def test_a_worker_that_was_rejected_pauses_for_as_long_as_it_was_asked(fake_server):

@@ -1,9 +1,11 @@
 import json
 
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 
 from fgbench.metrics.record import RequestRecord
+from fgbench.metrics.summary import summarize
 from fgbench.results.run import VERSION, find_runs, read_run
 from fgbench.results.writer import RunWriter
 from fgbench.spec.fingerprint import fingerprint
@@ -27,15 +29,16 @@ BAD = record(0, error="http 500: no", finished=1.0, server={"queued": 0.25})
 
 
 def test_a_run_reads_back_as_it_was_written(tmp_path):
+    summary = summarize([GOOD, BAD], offered_rate=2.5).to_dict()
     with RunWriter(tmp_path, INFO) as writer:
         assert read_run(writer.path).status == "incomplete"
         writer.append(GOOD)
         writer.append(BAD)
-        writer.finish("complete", [GOOD, BAD], {"ok": 1})
+        writer.finish("complete", [GOOD, BAD], summary)
     run = read_run(writer.path)
     assert run.complete
     assert run.records == (GOOD, BAD)
-    assert run.info["summary"] == {"ok": 1}
+    assert run.info["summary"] == summary
     assert run.info["version"] == VERSION
     assert run.info["duration_s"] >= 0
     assert run.info["started"] <= run.info["ended"]
@@ -51,7 +54,7 @@ def test_the_parquet_table_holds_the_same(tmp_path):
     assert [row["index"] for row in rows] == [0, 1]
     assert rows[0]["error"] == "http 500: no"
     assert dict(rows[0]["server"]) == {"queued": 0.25}
-    assert RequestRecord.from_dict(rows[1] | {"server": None}) == GOOD
+    assert msgspec.convert(rows[1] | {"server": None}, RequestRecord) == GOOD
 
 
 def test_a_run_killed_in_the_middle_of_a_line_keeps_the_others(tmp_path):

@@ -1,0 +1,32 @@
+"""The notebooks in examples/ run, as they are, on the runs that are published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+pytest.importorskip("seaborn")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs_and_draws(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)  # what it shows is not committed
+    nbclient.NotebookClient(
+        notebook, kernel_name="python3", resources={"metadata": {"path": EXAMPLES}}
+    ).execute()
+    shown = [output for cell in cells for output in cell.outputs]
+    assert not [output.text for output in shown if output.get("name") == "stderr"]
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+    tables = [output.data["text/html"] for output in shown if "text/html" in output.get("data", {})]
+    assert all("fastgen-fcfs" in table for table in tables)
+    assert len(tables) == 2
