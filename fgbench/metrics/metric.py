@@ -197,6 +197,7 @@ METRICS: tuple[Metric, ...] = (
         definition="Inter-token latency: every gap between two streamed pieces of one answer, of all "
         "requests together. A piece is one token of our server.",
         of_request=latency.itl,
+        compared=COMPARED,
         several_per_request=True,
         needs_two_tokens=True,
         aliases=("inter_token_latency",),

@@ -9,6 +9,7 @@ import pytest
 from fgbench.metrics.metric import METRICS, OF_REQUESTS, Metric, metric_called
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import Summary, summarize
+from fgbench.report.quantities import HEADLINES, QUANTITIES
 
 RECORD = RequestRecord(
     0, 1.0, 1.1, 10, 3, 3, first_token=2.0, last_token=4.0, token_times=(2.0, 3.5, 4.0), finished=4.1
@@ -37,6 +38,11 @@ def test_values_of_a_request() -> None:
     assert found["itl"] == (1.5, 0.5)
     assert found["lag"] == pytest.approx((0.1,))
     assert found["ttft_from_sent"] == pytest.approx((0.9,))
+
+
+def test_what_compare_shows() -> None:
+    assert {"jct", "ttft", "itl"} <= {quantity.metric for quantity in QUANTITIES}
+    assert "ITL" in {quantity.name for quantity in HEADLINES}, "its mean gets a verdict"
 
 
 def test_a_record_that_cannot_say_has_no_value() -> None:
