@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fgbench.metrics.record import STATES
 from fgbench.metrics.summary import Summary
-
-STATES = ("queued", "swapped", "prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)

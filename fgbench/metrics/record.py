@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+STATES = ("queued", "swapped", "prefill", "decode")
+"""Of a request at our server, in ``RequestRecord.server``: the seconds in them sum up to its time there."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:

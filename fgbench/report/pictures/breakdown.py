@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from fgbench.metrics.breakdown import STATES
+from fgbench.metrics.record import STATES
 from fgbench.report.comparison import Comparison, Point
 from fgbench.report.notes import marks, title
 from fgbench.report.pictures.picture import Bar, Bars, Picture, picked
