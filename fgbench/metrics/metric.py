@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fgbench.metrics import latency
-from fgbench.metrics.record import RequestRecord
+from fgbench.metrics.record import STATES, RequestRecord
 from fgbench.metrics.statistics import Distribution
 
 if TYPE_CHECKING:
@@ -127,6 +127,12 @@ def _in_state(state: str) -> Callable[[RunFigures], float | None]:
 
 def _accounted(name: str) -> Callable[[RunFigures], float | None]:
     return lambda run: getattr(run.breakdown, name, None)
+
+
+def _swapped_share(record: RequestRecord) -> Sequence[float]:
+    seconds = {state: (record.server or {}).get(state, 0.0) for state in STATES}
+    whole = sum(seconds.values())
+    return (seconds["swapped"] / whole,) if whole > 0.0 else ()
 
 
 def _of_memory(name: str) -> Callable[[RunFigures], float | None]:
@@ -363,6 +369,17 @@ METRICS: tuple[Metric, ...] = (
         definition="`swapped` over the whole time of the requests at the server.",
         of_run=_accounted("swapped_share"),
         compared=PLAIN,
+    ),
+    Metric(
+        key="time_swapped_share",
+        label="time swapped out",
+        unit="share",
+        better=None,
+        section="server",
+        definition="Share of a request's time at the server in which it was selected to run, but its KV was "
+        "on the host or being copied. Of each request; `swapped_share` is of all of them together.",
+        of_request=_swapped_share,
+        compared=("mean", "p99"),
     ),
     Metric(
         key="copy_wait_share",

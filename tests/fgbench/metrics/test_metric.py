@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -43,6 +44,16 @@ def test_values_of_a_request() -> None:
 def test_what_compare_shows() -> None:
     assert {"jct", "ttft", "itl"} <= {quantity.metric for quantity in QUANTITIES}
     assert "ITL" in {quantity.name for quantity in HEADLINES}, "its mean gets a verdict"
+
+
+def test_the_share_of_its_time_that_a_request_was_swapped_out() -> None:
+    share = OF_REQUESTS["time_swapped_share"]
+    server = {"queued": 1.0, "swapped": 2.0, "prefill": 0.5, "decode": 0.5, "preemptions": 7.0}
+    assert share(replace(RECORD, server=server)) == (0.5,)
+    assert share(replace(RECORD, server={"queued": 1.0})) == (0.0,)
+    assert share(RECORD) == (), "the server gave no account"
+    statistics = [q.statistic for q in QUANTITIES if q.metric == "time_swapped_share"]
+    assert statistics == ["mean", "p99"]
 
 
 def test_a_record_that_cannot_say_has_no_value() -> None:
