@@ -6,5 +6,10 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["fgbench", "fgbench.*", "fgengine", "fgengine.*"]), "fgbench.datasets"],
     package_dir={"fgbench.datasets": "datasets"},
-    package_data={"fgbench.datasets": ["*.csv.gz", "README.md"], "fgengine.ops.cpu": ["*.c", "*.h"]},
+    package_data={
+        "fgbench.datasets": ["*.csv.gz", "README.md"],
+        "fgengine.ops.cpu": ["*.c", "*.h"],
+        "fgbench": ["py.typed"],
+        "fgengine": ["py.typed"],
+    },
 )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["compare", "load_runs", "runs"]
+__all__ = ["__version__", "compare", "load_runs", "runs"]
 
 # Each function imports what it needs when it is called, so that the command line does not wait for pandas.
 
@@ -141,3 +141,11 @@ def _warn(sentences: Sequence[str]) -> None:
     """As coming from the line that called the public function."""
     for sentence in sentences:
         warnings.warn(sentence, stacklevel=3)
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fgbench")
+    raise AttributeError(f"module 'fgbench' has no attribute {name!r}")

@@ -25,6 +25,7 @@ def test_files_that_are_not_python_are_built_in(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lib = tmp_path / "lib"
     assert (lib / "fgbench" / "datasets" / "sharegpt-lengths.csv.gz").is_file()
+    assert all((lib / package / "py.typed").is_file() for package in ("fgbench", "fgengine"))
     kernels = {
         path.name for path in (ROOT / "fgengine" / "ops" / "cpu").iterdir() if path.suffix in (".c", ".h")
     }

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -112,6 +112,14 @@ def tell(error: Exception) -> int:
     return WRONG_USAGE if isinstance(error, ValueError) else FAILED
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        import fgbench
+
+        print(f"fgbench {fgbench.__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=Verbs,
     no_args_is_help=True,
@@ -121,6 +129,15 @@ app = typer.Typer(
     help="Benchmark LLM serving from the terminal, with an engine that preempts at every iteration.",
     epilog="Start with: fgbench demo",
 )
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=show_version)
+    ] = False,
+) -> None:
+    """Benchmark LLM serving from the terminal, with an engine that preempts at every iteration."""
 
 
 def _listed() -> None:

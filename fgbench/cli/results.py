@@ -42,7 +42,7 @@ def list_runs(
     """
     from rich.console import Console
 
-    from fgbench.report.overview import overview_table, overviews
+    from fgbench.report.overview import overview_tables, overviews
 
     if status is not None and status not in STATUSES:
         raise ValueError(f"--status is one of {', '.join(STATUSES)}, not {status!r}")
@@ -55,7 +55,7 @@ def list_runs(
     if as_json:
         print(json.dumps([run.to_json() for run in runs], indent=2, allow_nan=False))
     elif runs:
-        console.print(overview_table(runs, results))
+        console.print(overview_tables(runs, results))
     else:
         only = " of that kind" if backend or status else ""
         console.print(f"{results} holds no run{only}; 'fgbench run' makes one.", soft_wrap=True)

@@ -16,6 +16,7 @@ from fgbench.units import number, seconds
 from fgbench.verdict import client_was_the_limit
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 
@@ -84,13 +85,30 @@ def overviews(root: Path, left_out: Callable[[str], None]) -> list[Overview]:
     return readable(overview, find_runs(root), left_out)
 
 
-def overview_table(runs: Sequence[Overview], root: Path) -> Table:
-    """A row a run; names as they are under ``root``."""
+def overview_tables(runs: Sequence[Overview], root: Path) -> Group:
+    """A row a run, under the folder that holds it.
+
+    Of a run's name only the time is shown, which is enough for ``results show``; the other columns say the
+    rest.
+    """
+    from rich.console import Group
+
+    folders: dict[Path, list[Overview]] = {}
+    for run in runs:
+        folders.setdefault(run.path.parent, []).append(run)
+    return Group(*(_folder_table(folder, some, root) for folder, some in folders.items()))
+
+
+def _folder_table(folder: Path, runs: Sequence[Overview], root: Path) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("run", overflow="fold", ratio=2)
+    name = str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)
+    title = None if name == "." else Text(name, style="bold")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left")
+    table.add_column("run", no_wrap=True)
+    times = [_time(run.path) for run in runs]
     for heading in ("status", "backend", "dataset"):
         table.add_column(heading, overflow="fold")
     for heading in ("rate", "seed", "ended", "JCT /\ntoken", "p99\nJCT", "TTFT"):
@@ -99,7 +117,7 @@ def overview_table(runs: Sequence[Overview], root: Path) -> Table:
     for run in runs:
         work, figures = run.info.get("workload") or {}, run.summary
         table.add_row(
-            str(run.path.relative_to(root)) if run.path.is_relative_to(root) else str(run.path),
+            run.path.name if times.count(_time(run.path)) > 1 else _time(run.path),
             run.status,
             run.backend,
             str(work.get("dataset", "-")),
@@ -113,6 +131,11 @@ def overview_table(runs: Sequence[Overview], root: Path) -> Table:
             style="dim" if run.status not in ("complete", "running") else None,
         )
     return table
+
+
+def _time(path: Path) -> str:
+    """``20261126-003903`` of ``20261126-003903_fastgen_sharegpt_r2.4_s0``."""
+    return path.name.partition("_")[0]
 
 
 def _of_planned(run: Overview) -> str:

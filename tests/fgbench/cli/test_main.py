@@ -47,6 +47,12 @@ def test_help_lists_the_verbs() -> None:
     assert all(verb in result.stdout for verb in main.VERBS)
 
 
+def test_the_version_is_said() -> None:
+    import fgbench
+
+    assert _fgbench("--version").stdout == f"fgbench {fgbench.__version__}\n"
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = """
 import contextlib, sys
