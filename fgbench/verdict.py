@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fgbench.exit_codes import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 from fgbench.metrics.summary import Summary
 
-DONE, FAILED, TOO_MANY_ERRORS, CLIENT_LIMIT, INTERRUPTED = 0, 1, 3, 4, 130
 LAG_SECONDS = 0.05
 LAG_SHARE = 0.05
 WORST_FIRST = (INTERRUPTED, FAILED, TOO_MANY_ERRORS, CLIENT_LIMIT, DONE)

@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server", ""),
     ),
     "fgbench": (
-        ("units", "metrics"),
+        ("units", "exit_codes", "metrics"),
         ("workload",),
         ("spec",),
         ("results", "verdict", "machine", "training"),

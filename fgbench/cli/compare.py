@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fgbench.cli import printing
 from fgbench.metrics.slo import DEFAULT_SLO
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def compare(
     console = Console(stderr=for_programs)
 
     def say(text: str, style: str = "yellow") -> None:
-        console.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
+        printing.say(console, text, style)
 
     chosen = named_runs(runs, say) if runs else newest_runs(results, say)
     comparisons = compare_runs(chosen, baseline, cost_models(profile, say))

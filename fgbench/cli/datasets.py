@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgbench.cli.printing import say
 from fgbench.metrics.statistics import Distribution
 from fgbench.spec.load import LoadSpec
 from fgbench.workload.datasets import Dataset, Lengths, Sample, Texts
@@ -89,24 +90,22 @@ def pull_dataset(
             raise ValueError("sharegpt is downloaded; a file of yours is read by --dataset FILE")
         with console.status("Pulling sharegpt"):
             path = pull_sharegpt(lambda line: console.print(line, markup=False))
-        console.print(f"sharegpt is in {path}", markup=False, soft_wrap=True)
+        say(console, f"sharegpt is in {path}")
         return
     if name not in BY_HAND:
         raise ValueError(f"there is nothing to pull for {name!r}; there are sharegpt, {', '.join(BY_HAND)}")
     if source is None:
         if (here := kept_path(name)) is None:
             raise ValueError(missing(name))
-        console.print(f"{name} is in {here}", markup=False, soft_wrap=True)
+        say(console, f"{name} is in {here}")
         return
     if not source.exists():
         raise ValueError(f"--from: there is no file {source}")
     with console.status(f"reading {source.name}"):
         records = keep(name, source)
     if records.tally.loss:
-        console.print(records.tally.loss, style="yellow", markup=False, soft_wrap=True)
-    console.print(
-        f"{records.tally.whole:,} records of {name} are in {kept_path(name)}", markup=False, soft_wrap=True
-    )
+        say(console, records.tally.loss, "yellow")
+    say(console, f"{records.tally.whole:,} records of {name} are in {kept_path(name)}")
 
 
 @app.command("show")
@@ -141,7 +140,7 @@ def show(
     console = Console(stderr=as_json)
 
     def report(line: str) -> None:
-        console.print(line, style="yellow" if ":" in line else "dim", markup=False, soft_wrap=True)
+        say(console, line, style="yellow" if ":" in line else "dim")
 
     options = LoadSpec(dataset=dataset, input_len=input_len, output_len=output_len, mix=mix)
     times: Timing | None = None

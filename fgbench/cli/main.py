@@ -17,6 +17,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from fgbench.exit_codes import FAILED, INTERRUPTED, WRONG_USAGE
+
 VERBS = {
     "demo": "See it work: a model, a server, a load, two policies side by side.",
     "serve": "Serve a model over HTTP with the scheduling policy of your choice.",
@@ -33,8 +35,6 @@ VERBS = {
     "policies": "List the scheduling policies there are.",
 }
 """Each verb's function of the same name, or ``app`` of commands, is in the module ``fgbench.cli.VERB``."""
-
-FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
 
 class Verbs(TyperGroup):
@@ -114,9 +114,9 @@ def tell(error: Exception) -> int:
 
 def show_version(wanted: bool) -> None:
     if wanted:
-        import fgbench
+        from importlib.metadata import version
 
-        print(f"fgbench {fgbench.__version__}")
+        print(f"fgbench {version('fgbench')}")
         raise typer.Exit
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fgbench.cli.printing import say
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -45,7 +47,7 @@ def pull_model(name: Annotated[str, typer.Argument(help="A name from `fgbench mo
     console = Console()
     with console.status(f"Pulling {name}"):
         folder = pull(name, lambda line: console.print(line, markup=False))
-    console.print(f"{name} is in {folder}", markup=False, soft_wrap=True)
+    say(console, f"{name} is in {folder}")
 
 
 def _table() -> Table:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from fgbench.cli.printing import say
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -69,7 +71,7 @@ def train_predictor(
         training.train(predictor, examples, bar("learning"))
     predictor.save()
     console.print(f"learned {len(examples):,} answers of {len(records):,} conversations", highlight=False)
-    console.print(f"kept in {predictor.path}", soft_wrap=True, highlight=False)
+    say(console, f"kept in {predictor.path}")
 
 
 @app.command("eval")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fgbench.cli import printing
 from fgengine.config import Device, Dtype, EngineConfig
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def profile(
     console = Console()
 
     def say(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False)
+        printing.say(console, line)
 
     grid = profiler.QUICK if quick else profiler.GPU if pick_device(device).type == "cuda" else profiler.FULL
     config = EngineConfig(
@@ -190,7 +191,7 @@ def _print_verdict(profile: Profile, runner: TorchRunner, console: Console) -> N
 
     closest, times = profile.closest_to_floor(runner.shape)
     cost = profile.cost
-    console.print(f"{profile.model} on {profile.device}, {profile.dtype}", soft_wrap=True, highlight=False)
+    printing.say(console, f"{profile.model} on {profile.device}, {profile.dtype}")
     poor = " (poor: take its predictions as rough)" if profile.median_error > POOR_FIT else ""
     console.print(f"median error on held-out points: {profile.median_error:.0%}{poor}")
     console.print(

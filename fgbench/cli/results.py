@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgbench.cli.printing import say
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -58,7 +60,7 @@ def list_runs(
         console.print(overview_tables(runs, results))
     else:
         only = " of that kind" if backend or status else ""
-        console.print(f"{results} holds no run{only}; 'fgbench run' makes one.", soft_wrap=True)
+        say(console, f"{results} holds no run{only}; 'fgbench run' makes one.")
 
 
 @app.command("show")
@@ -75,10 +77,11 @@ def show_run(
     """
     from rich.console import Console
 
+    from fgbench.exit_codes import DONE
     from fgbench.report.tables import run_table
     from fgbench.results.figures import summary_of
     from fgbench.results.run import named, read_run
-    from fgbench.verdict import DONE, verdict
+    from fgbench.verdict import verdict
 
     console = Console(stderr=as_json)
     found = read_run(named(results, run))
@@ -88,10 +91,10 @@ def show_run(
         print(json.dumps(data, indent=2, allow_nan=False))
         return
     console.print(run_table(found.info, summary))
-    console.print(f"run folder: {found.path}", soft_wrap=True, highlight=False)
+    say(console, f"run folder: {found.path}")
     how = verdict(found.info | {"summary": summary.to_dict()}, 0.0)
     if how.code != DONE:
-        console.print(how.sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(console, how.sentence, "yellow")
     if not found.complete:
         planned = (found.info.get("workload") or {}).get("num_prompts")
         console.print(
@@ -127,12 +130,12 @@ def remove_runs(
         folders += _killed(results, console)
     folders = list(dict.fromkeys(folders))
     if not folders:
-        console.print(f"{results} holds no run that was killed.", soft_wrap=True)
+        say(console, f"{results} holds no run that was killed.")
         return
     for folder in folders:
         check_removable(folder)
     for folder in folders:
-        console.print(str(folder), soft_wrap=True, highlight=False, markup=False)
+        say(console, str(folder))
     if not yes and not typer.confirm(f"Remove {len(folders)} run{'s' * (len(folders) > 1)} for good?"):
         raise typer.Exit(1)
     for folder in folders:
@@ -173,7 +176,7 @@ def _killed(results: Path, console: Console) -> list[Path]:
 
 
 def _left_out(console: Console, sentence: str) -> None:
-    console.print(f"Left out: {sentence}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+    say(console, f"Left out: {sentence}", "yellow")
 
 
 def _show_schema(database: Database, as_json: bool) -> None:
@@ -192,7 +195,7 @@ def _show_schema(database: Database, as_json: bool) -> None:
         listed = ", ".join(f"{name} {kind}" for name, kind in columns)
         console.print(f"  {listed}", highlight=False, markup=False)
     console.print("For example:", highlight=False)
-    console.print(f'  fgbench results sql "{EXAMPLE}"', highlight=False, markup=False, soft_wrap=True)
+    say(console, f'  fgbench results sql "{EXAMPLE}"')
 
 
 def _show_answer(answer: Answer, as_json: bool, as_csv: bool) -> None:

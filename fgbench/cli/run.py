@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fgbench.cli.flags import ConfigFile, given, takes_options
+from fgbench.cli.printing import say
 from fgbench.spec.backend import FASTGEN, FASTSERVE, BackendSpec
 from fgbench.spec.load import ClientSpec, LoadSpec
 from fgengine.config import EngineConfig
@@ -99,8 +100,8 @@ def measure(
 
     from fgbench.backends.backend import BackendError
     from fgbench.benchmark import run_benchmark
+    from fgbench.exit_codes import FAILED, INTERRUPTED
     from fgbench.live.display import display_for
-    from fgbench.verdict import FAILED, INTERRUPTED
 
     console = Console()
     display = display_for(console)
@@ -119,16 +120,17 @@ def measure(
 
 def conclude(done: Run, console: Console, max_error_rate: float) -> None:
     """Prints the figures and ends with the exit code they deserve."""
+    from fgbench.exit_codes import DONE
     from fgbench.metrics.summary import Summary
     from fgbench.report.tables import run_table
-    from fgbench.verdict import DONE, verdict
+    from fgbench.verdict import verdict
 
     console.print(run_table(done.info, Summary.from_dict(done.info["summary"])))
-    console.print(f"run folder: {done.path}", soft_wrap=True, highlight=False)
+    say(console, f"run folder: {done.path}")
     if (ending := verdict(done.info, max_error_rate)).code != DONE:
         _end(console, ending.sentence, ending.code)
 
 
 def _end(console: Console, sentence: str, code: int) -> None:
-    console.print(sentence, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    say(console, sentence, "bold red")
     raise typer.Exit(code)

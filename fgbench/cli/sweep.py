@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgbench.cli.flags import ConfigFile, given, takes_options
+from fgbench.cli.printing import say
 from fgbench.spec.load import ClientSpec, LoadSpec
 from fgbench.spec.sweep import Settings, SweepSpec
 from fgengine.config import EngineConfig
@@ -125,7 +126,7 @@ def _print_plan(prepared: Prepared, kept: SweepFolder | None, console: Console) 
 
 def _run(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Console) -> None:
     """Runs what is left, prints the results and ends with the worst code."""
-    from fgbench.verdict import DONE, INTERRUPTED
+    from fgbench.exit_codes import DONE, INTERRUPTED
 
     code = DONE
     try:
@@ -183,4 +184,4 @@ def _measure(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Co
 
 
 def _print(console: Console, sentence: str) -> None:
-    console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+    say(console, sentence)

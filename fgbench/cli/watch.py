@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from fgbench.exit_codes import FAILED
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fgbench.live.watching import Watch
-
-FAILED = 1
 
 
 def watch(

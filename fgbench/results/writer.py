@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import msgspec
 from filelock import FileLock
 
 from fgbench.metrics.record import RequestRecord
-from fgbench.results.files import fresh_folder, write_json
+from fgbench.results.files import fresh_folder, now, write_json
 from fgbench.results.run import (
     LOCK_FILE,
     LOG_FILE,
@@ -49,7 +48,7 @@ class RunWriter:
             "version": VERSION,
             "status": "running",
             **info,
-            "started": _now(),
+            "started": now(),
             "ended": None,
             "duration_s": None,
             "summary": None,
@@ -86,7 +85,7 @@ class RunWriter:
         write_table(self.path / TABLE_FILE, records)
         self.info |= {
             "status": status,
-            "ended": _now(),
+            "ended": now(),
             "duration_s": round(time.monotonic() - self._begun, 3),
             "summary": summary,
             **parts,
@@ -104,7 +103,7 @@ class RunWriter:
         self._unlock()
         if self.info["status"] == "running" and error is not None:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self.describe(status=status, error=str(error) or type(error).__name__, ended=_now())
+            self.describe(status=status, error=str(error) or type(error).__name__, ended=now())
 
     def _unlock(self) -> None:
         self._lock.release()
@@ -168,7 +167,3 @@ def _make_folder(root: Path, info: dict[str, Any]) -> Path:
     pace = f"r{float(workload['rate']):g}" if workers is None else f"c{workers}"
     name, dataset, seed = info["backend"]["name"], workload["dataset"], workload["seed"]
     return fresh_folder(root, str(name), str(dataset), pace, f"s{seed}")
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

@@ -10,12 +10,11 @@ import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from fgbench.results.environment import environment
-from fgbench.results.files import fresh_folder, write_json
+from fgbench.results.files import fresh_folder, now, write_json
 from fgbench.results.run import SWEEP_FILE, find_runs, read_info
 from fgbench.spec.sweep import FREE, Settings
 from fgbench.sweeping.plan import Plan, Point
@@ -47,7 +46,7 @@ class SweepFolder:
             **plan.describe(),
             "points": [],
             "environment": environment(),
-            "started": _now(),
+            "started": now(),
             "ended": None,
         }
         path = fresh_folder(root, "sweep")
@@ -115,12 +114,12 @@ class SweepFolder:
                 yield
             except BaseException as error:
                 interrupted = isinstance(error, KeyboardInterrupt)
-                self.save(status="interrupted" if interrupted else "failed", ended=_now())
+                self.save(status="interrupted" if interrupted else "failed", ended=now())
                 raise
 
     def finish(self, code: int) -> None:
         """``code``: the worst of all points."""
-        self.save(status="complete" if Verdict(code).measured else "failed", ended=_now())
+        self.save(status="complete" if Verdict(code).measured else "failed", ended=now())
 
 
 def _say(entry: dict[str, Any], status: str, run: Path | None, error: str) -> None:
@@ -178,10 +177,6 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def to_resume(folder: Path | None, wanted: Settings, given: Collection[str]) -> SweepFolder:

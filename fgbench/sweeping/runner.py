@@ -13,6 +13,7 @@ from typing import Any
 
 from fgbench.backends.backend import Backend, BackendError
 from fgbench.benchmark import run_benchmark
+from fgbench.exit_codes import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 from fgbench.live.display import Display
 from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.metric import metric_called
@@ -24,7 +25,7 @@ from fgbench.sweeping.folder import SweepFolder
 from fgbench.sweeping.plan import Plan, Point
 from fgbench.sweeping.search import Bracket, Probe, Search
 from fgbench.units import clock, percent, seconds
-from fgbench.verdict import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS, Verdict, verdict, worst
+from fgbench.verdict import Verdict, verdict, worst
 from fgbench.workload.datasets import Dataset
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from fgbench.exit_codes import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 from fgbench.report.tables import DISTURBED_MARK, DISTURBED_NOTE, OVERLOAD_MARK, OVERLOAD_NOTE
 from fgbench.units import clock, number, percent, seconds
-from fgbench.verdict import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fgbench.backends.attached import Attached
 from fgbench.backends.backend import BackendError, Keep, Outcome, Ready, identity_of
+from fgbench.exit_codes import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 from fgbench.live.display import Quiet
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.slo import parse_slo
@@ -24,7 +25,7 @@ from fgbench.sweeping.plan import Plan
 from fgbench.sweeping.runner import Runner
 from fgbench.sweeping.search import Search
 from fgbench.sweeping.tables import results_table, search_tables
-from fgbench.verdict import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS, Verdict, worst
+from fgbench.verdict import Verdict, worst
 from fgbench.workload.datasets import Synthetic
 from fgbench.workload.lengths import Between
 from fgbench.workload.spec import Workload

@@ -1,0 +1,9 @@
+"""What the program's exit codes mean."""
+
+DONE = 0
+FAILED = 1
+WRONG_USAGE = 2
+TOO_MANY_ERRORS = 3
+CLIENT_LIMIT = 4
+"""The client, not the server, was the limit."""
+INTERRUPTED = 130
