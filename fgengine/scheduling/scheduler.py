@@ -10,21 +10,25 @@ computed, all but the values of its tokens. Those come with ``update``, as does 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from itertools import chain, islice
 
-from fgengine.config import Offloading
+from fgengine.config import EngineConfig, Offloading
 from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager, Where
+from fgengine.kv.sizing import Pools
 from fgengine.kv.transfer import Transfer
 from fgengine.plan import PlanItem, StepPlan, StepResult, TokenEvent
 from fgengine.request import Phase, Request
 from fgengine.scheduling.draft import Counters, Draft, Limits
 from fgengine.scheduling.guard import Guarded
 from fgengine.scheduling.horizon import ONCE, Horizon, steps_like
-from fgengine.scheduling.policy import Policy
+from fgengine.scheduling.policy import Policy, PolicyContext, make_policy, policy_class
+from fgengine.scheduling.predictors import make_predictor
 from fgengine.scheduling.queue_limit import NO_LIMIT, Queue, QueueLimit
 from fgengine.scheduling.refusal import RequestRefused
 from fgengine.scheduling.residency import KVResidency
+from fgengine.speed import Speed
 
 
 class Scheduler:
@@ -63,6 +67,52 @@ class Scheduler:
         self._next_step = 0
         self._draft = Draft(0.0, 0)
         """Of the last plan: how it came about says for how long it holds."""
+
+    @classmethod
+    def build(
+        cls,
+        config: EngineConfig,
+        pools: Pools,
+        *,
+        block_bytes: int,
+        max_model_len: int,
+        cost: CostModel | None,
+        speed: Callable[[], Speed | None],
+        eos_token_ids: Iterable[int] = (),
+        keep_learned: bool = True,
+    ) -> Scheduler:
+        """The scheduler of an engine with these settings and pools, for real steps or simulated ones.
+
+        ``cost``: None where neither the policy nor the offloading mode needs it. ``speed``: how fast the
+        machine is, called only where the queue's limits are left open. ``keep_learned``: whether a predictor
+        that learns keeps what it learns from now on.
+
+        Raises ValueError for a policy or predictor that cannot be used.
+        """
+        predicts = policy_class(config.policy).needs_predictor
+        predictor = make_predictor(config.predictor, config.model, keep=keep_learned) if predicts else None
+        context = PolicyContext(cost, config.starvation_limit, config.max_batch_size, predictor)
+        limits = Limits(
+            max_batch_size=config.max_batch_size,
+            max_tokens_per_batch=config.max_tokens_per_batch,
+            chunked_prefill=config.chunked_prefill,
+            max_model_len=max_model_len,
+            eos_token_ids=frozenset(eos_token_ids),
+            block_bytes=block_bytes,
+        )
+        return cls(
+            make_policy(config.policy, context),
+            KVManager(pools.device, pools.host, config.block_size),
+            limits,
+            offloading=config.offloading,
+            cost=cost,
+            queue=QueueLimit.of(config, speed),
+        )
+
+    def close(self) -> None:
+        """Its predictor keeps what it has learned."""
+        if (predictor := self.policy.context.predictor) is not None:
+            predictor.close()
 
     @property
     def has_work(self) -> bool:
