@@ -151,8 +151,6 @@ class Engine:
         left_at = began if self._left_at is None else self._left_at
         self._left_at = None
         self.scheduler.copied(self.copies.done())
-        if self._running is not None:
-            self.scheduler.presume()
         plan = self.scheduler.schedule(self.clock.now())
         # Before the step is launched: copies wait for the steps before it, not for itself. Uploads go first:
         # requests at the front of the order wait for them, and for no offload of this plan.

@@ -1,15 +1,15 @@
 """Fills each iteration's batch in policy order, within the batch's limits and the device's memory. Pure.
 
-Preemption is a matter of course here: every step starts from the policy's order anew, and whoever is not
-at its head does not run. What it held stays on the device until somebody before it needs the room.
+Each step starts again from the policy's order, and a request that is not at its head does not run: that is
+all there is to preemption. Its KV stays on the device until a request before it needs the blocks.
 
-The next step may be planned while the last one still runs: ``presume`` counts on what that one will have
-computed, all but the values of its tokens. Those come with ``update``, as does its time for the policy.
+The next step may be planned while the last one still runs (``in_flight``): then it is planned from what that
+one will have computed, all but the values of its tokens. Those come with ``update``, as does its time for the
+policy.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import chain, islice
 
@@ -23,6 +23,7 @@ from fgengine.request import Phase, Request
 from fgengine.scheduling.draft import Counters, Draft, Limits
 from fgengine.scheduling.guard import Guarded
 from fgengine.scheduling.horizon import ONCE, Horizon, steps_like
+from fgengine.scheduling.in_flight import InFlight
 from fgengine.scheduling.policy import Policy, PolicyContext, make_policy, policy_class
 from fgengine.scheduling.predictors import make_predictor
 from fgengine.scheduling.queue_limit import NO_LIMIT, Queue, QueueLimit
@@ -51,19 +52,11 @@ class Scheduler:
         """All unfinished requests by id."""
         self.queue = Queue(queue, limits.max_batch_size)
         self.residency = KVResidency(policy, kv, limits, self.counters, offloading, cost)
+        self.in_flight = InFlight()
         self._running: dict[str, Request] = {}
         """The last batch."""
         self._delayed: dict[str, Request] = {}
         """Those that would have been in the last batch, had their KV been on the device."""
-        self._planned: deque[StepPlan] = deque()
-        """Steps whose results are still to come, the earliest first: one, or two where they overlap."""
-        self._presumed: StepPlan | None = None
-        """The last one that ``presume`` has counted on."""
-        self._ending: set[str] = set()
-        """Whose last token is being computed: presumed, they hold no memory and are in no further batch."""
-        self._turns: list[tuple[Request, Phase, bool]] = []
-        """Who enters which phase, preempted or not, when the step planned last begins: once the one before it
-        has ended, where they overlap."""
         self._next_step = 0
         self._draft = Draft(0.0, 0)
         """Of the last plan: how it came about says for how long it holds."""
@@ -170,7 +163,14 @@ class Scheduler:
         return overdue
 
     def schedule(self, now: float) -> StepPlan:
-        """The next step. Every transfer in it is submitted and every item executed by the caller."""
+        """The next step. Every transfer in it is submitted and every item executed by the caller.
+
+        Where the last step still runs, this one counts on what that will have computed, and uses what that
+        frees: it computes, and its copies begin, only after that one has ended on the device. A request that
+        then turns out to have ended with a stop token has been planned for once more; that token is dropped.
+        """
+        if self.in_flight.not_applied is not None:
+            self._apply(self.in_flight.not_applied)
         draft = self._draft = Draft(now, self.limits.max_tokens_per_batch)
         residency = self.residency
         self.policy.begin_step()
@@ -185,53 +185,30 @@ class Scheduler:
             draft.delayed |= held
             draft.items.clear()
         batch = {item.request.id: item.request for item in draft.items}
-        for id, request in self._running.items():
-            if id not in batch:
-                self._turns.append((request, "queued", id not in held))
-        for id, request in self._delayed.items():
-            if id not in draft.delayed:
-                self._turns.append((request, "queued", False))
-        for request in draft.delayed.values():
-            self._turns.append((request, "swapped", False))
+        self._change_phases(draft, batch, held)
         self._running, self._delayed = batch, draft.delayed
-        for request, start, num_tokens, _, yields_token in draft.items:
-            decode = num_tokens == 1 and yields_token and len(request.tokens) > request.prompt_len
-            phase: Phase = "decode" if decode else "prefill"
-            if request.phase != phase:
-                self._turns.append((request, phase, False))
-            if start == 0:
-                self.queue.start(request)
-                self.policy.on_start(request)
+        for item in draft.items:
+            if item.start == 0:
+                self.queue.start(item.request)
+                self.policy.on_start(item.request)
         residency.ran(batch.values())
         draft.moved |= residency.uses(batch.keys())
-        if not self._planned:
-            self._take_turns(now)
+        if not self.in_flight:
+            self._begin_last(now)
         plan = StepPlan(self._next_step, draft.items, draft.offloads, draft.uploads)
         if plan.items:
             self._next_step += 1
-            self._planned.append(plan)
+            self.in_flight.add(plan)
         return plan
-
-    def presume(self) -> None:
-        """The last plan is being executed: plan on from what it will have computed.
-
-        Its tokens stand as zeros in the requests meanwhile. What it frees, the next steps may use: they
-        compute, and copies begin, only after it has ended on the device. A request that then turns out to
-        have ended with a stop token has been planned for once more; that token is thrown away.
-        """
-        if self._planned and self._planned[-1] is not self._presumed:
-            self._presume(self._planned[-1])
 
     def update(self, result: StepResult, now: float) -> list[TokenEvent]:
         """Take in what the earliest planned step computed.
 
         Raises RuntimeError when the result is not of that one.
         """
-        if not self._planned or self._planned[0].step != result.step:
-            raise RuntimeError(f"a result of step {result.step} came, but that step is not planned")
-        plan = self._planned.popleft()
-        if plan is not self._presumed:
-            self._presume(plan)
+        plan = self.in_flight.take(result.step)
+        if plan is self.in_flight.not_applied:
+            self._apply(plan)
         self.counters.steps += 1
         events, on_step = [], self.policy.inner.on_step  # the guard's would double the cost of the call
         for item in plan.items:
@@ -240,7 +217,7 @@ class Scheduler:
                 continue
             request.last_ran_at = now
             if item.yields_token:
-                events.append(self._settle(item, result, now))
+                events.append(self._take_token(item, result, now))
                 if request.finish_reason is not None:
                     self._finished(request)
                     continue
@@ -250,7 +227,7 @@ class Scheduler:
                 raise self.policy.raised("on_step", error) from error
         self.residency.ended_step(plan, now)
         self.counters.generated_tokens += len(events)
-        self._take_turns(now)
+        self._begin_last(now)
         return events
 
     def copied(self, transfers: list[Transfer]) -> None:
@@ -260,18 +237,31 @@ class Scheduler:
             if (request := self.requests.get(transfer.request_id)) is not None:
                 self.residency.copied(request)
 
-    def _take_turns(self, now: float) -> None:
-        """The step planned last begins."""
-        for request, phase, preempted in self._turns:
-            if request.finish_reason is None:
-                request.enter(phase, now)
-                if preempted:
-                    request.preemptions += 1
-                    self.counters.preemptions += 1
-        self._turns.clear()
+    def _change_phases(self, draft: Draft, batch: dict[str, Request], held: dict[str, Request]) -> None:
+        """What becomes of the last batch, and of those that wait for copies. ``held``: they would be in the
+        batch, but no step runs while KV is copied."""
+        change_phase = self.in_flight.change_phase
+        for id, request in self._running.items():
+            if id not in batch:
+                change_phase(request, "queued", preempted=id not in held)
+        for id, request in self._delayed.items():
+            if id not in draft.delayed:
+                change_phase(request, "queued")
+        for request in draft.delayed.values():
+            change_phase(request, "swapped")
+        for request, _, num_tokens, _, yields_token in draft.items:
+            decode = num_tokens == 1 and yields_token and len(request.tokens) > request.prompt_len
+            phase: Phase = "decode" if decode else "prefill"
+            if request.phase != phase:
+                change_phase(request, phase)
 
-    def _presume(self, plan: StepPlan) -> None:
-        self._presumed = plan
+    def _begin_last(self, now: float) -> None:
+        self.counters.preemptions += self.in_flight.begin_last(now)
+
+    def _apply(self, plan: StepPlan) -> None:
+        """Write a step's effect into its requests, as far as it is known before its tokens are: zeros stand
+        for those. A request that ends with it frees its KV."""
+        self.in_flight.not_applied = None
         self.residency.pressure.computed(plan, 1)
         for request, _, num_tokens, _, yields_token in plan.items:
             if request.finish_reason is not None:
@@ -281,10 +271,10 @@ class Scheduler:
                 request.tokens.append(0)
                 if len(request.tokens) - request.prompt_len >= request.params.max_tokens:
                     self.residency.forget(request)
-                    self._ending.add(request.id)
+                    self.in_flight.ending.add(request.id)
 
-    def _settle(self, item: PlanItem, result: StepResult, now: float) -> TokenEvent:
-        """The token that was presumed has come."""
+    def _take_token(self, item: PlanItem, result: StepResult, now: float) -> TokenEvent:
+        """The token that a zero stands for has come."""
         request = item.request
         token = result.tokens[request.id]
         logprob = result.logprobs.get(request.id) if result.logprobs else None
@@ -310,7 +300,7 @@ class Scheduler:
     def _forget(self, request: Request) -> None:
         self.policy.remove(request)
         self.queue.forget(request)
-        self._ending.discard(request.id)
+        self.in_flight.ending.discard(request.id)
         for group in (self.requests, self._running, self._delayed):
             group.pop(request.id, None)
         self.residency.ended(request, last=not self.requests)
@@ -331,9 +321,8 @@ class Scheduler:
 
         Every token is 0. More steps than one only as ``horizon`` allows. Returns the requests that ended.
         """
-        if not self._planned:
-            raise RuntimeError("no step is planned")
-        plan = self._planned.popleft()
+        plan = self.in_flight.take(self._next_step - 1)
+        self.in_flight.not_applied = None
         self.counters.steps += steps
         self.residency.pressure.computed(plan, steps)
         zeros = bytes(steps)
@@ -370,17 +359,17 @@ class Scheduler:
         A request that waits for a copy takes no place in the batch; as many again as the batch holds are
         looked at for those, so that a step never depends on the number of waiting requests.
         """
-        most, items = self.limits.max_batch_size, draft.items
+        most, items, ending = self.limits.max_batch_size, draft.items, self.in_flight.ending
         admitting = True
         seen: set[str] = set()
-        for request in islice(self.residency.pressure.order(draft.now), 2 * most + len(self._ending)):
+        for request in islice(self.residency.pressure.order(draft.now), 2 * most + len(ending)):
             if len(items) >= most or draft.tokens_left == 0:
                 if self.residency.reserve is None:
                     return
                 if request.id in self.residency.swapped:
                     draft.next_up.append(request)
                 continue
-            if request.id in self._ending:
+            if request.id in ending:
                 continue
             seen.add(request.id)
             if admitting:
@@ -451,7 +440,7 @@ class Scheduler:
         if pending == 1:
             return 1
         if self.limits.chunked_prefill:
-            most = min(self.limits.max_batch_size, len(self.requests) - len(self._ending))
+            most = min(self.limits.max_batch_size, len(self.requests) - len(self.in_flight.ending))
             others = most - len(draft.items) - 1
             least = 0 if draft.items else 1
             return min(pending, max(least, draft.tokens_left - others))

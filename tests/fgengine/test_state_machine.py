@@ -143,7 +143,7 @@ class Unruly(RuleBasedStateMachine):
         assert (request.id in scheduler.residency.resident) == (where is Where.DEVICE)
         assert (request.id in scheduler.residency.swapped) == (where is Where.HOST)
         room = scheduler.kv.num_blocks(request.id) * scheduler.kv.block_size
-        assert request.num_computed <= room or request.finished or request.id in scheduler._ending
+        assert request.num_computed <= room or request.finished or request.id in scheduler.in_flight.ending
         if request.finished:
             assert where is Where.NOWHERE
             assert request.id not in scheduler._running
