@@ -170,7 +170,7 @@ class Scheduler:
         then turns out to have ended with a stop token has been planned for once more; that token is dropped.
         """
         if self.in_flight.not_applied is not None:
-            self._apply(self.in_flight.not_applied)
+            self._apply(self.in_flight.not_applied, 1)
         draft = self._draft = Draft(now, self.limits.max_tokens_per_batch)
         residency = self.residency
         self.policy.begin_step()
@@ -208,8 +208,8 @@ class Scheduler:
         """
         plan = self.in_flight.take(result.step)
         if plan is self.in_flight.not_applied:
-            self._apply(plan)
-        self.counters.steps += 1
+            self._apply(plan, result.steps)
+        self.counters.steps += result.steps
         events, on_step = [], self.policy.inner.on_step  # the guard's would double the cost of the call
         for item in plan.items:
             request = item.request
@@ -219,14 +219,15 @@ class Scheduler:
             if item.yields_token:
                 events.append(self._take_token(item, result, now))
                 if request.finish_reason is not None:
-                    self._finished(request)
+                    self.counters.finished += 1
+                    self._forget(request)
                     continue
             try:
                 on_step(request, result.seconds, now)
             except Exception as error:
                 raise self.policy.raised("on_step", error) from error
         self.residency.ended_step(plan, now)
-        self.counters.generated_tokens += len(events)
+        self.counters.generated_tokens += len(events) * result.steps
         self._begin_last(now)
         return events
 
@@ -258,27 +259,32 @@ class Scheduler:
     def _begin_last(self, now: float) -> None:
         self.counters.preemptions += self.in_flight.begin_last(now)
 
-    def _apply(self, plan: StepPlan) -> None:
-        """Write a step's effect into its requests, as far as it is known before its tokens are: zeros stand
-        for those. A request that ends with it frees its KV."""
+    def _apply(self, plan: StepPlan, steps: int) -> None:
+        """Write the effect of the plan's execution, ``steps`` times in a row, into its requests, as far as it
+        is known before its tokens are: zeros stand for those. A request that ends with it frees its KV."""
         self.in_flight.not_applied = None
-        self.residency.pressure.computed(plan, 1)
+        self.residency.pressure.computed(plan, steps)
+        if steps > 1:
+            for item in plan.items:
+                if len(item.blocks) * self.kv.block_size < item.start + steps:
+                    self.kv.grow(item.request.id, item.start + steps)
+        zeros = bytes(steps)
         for request, _, num_tokens, _, yields_token in plan.items:
             if request.finish_reason is not None:
                 continue
-            request.num_computed += num_tokens
+            request.num_computed += num_tokens * steps
             if yields_token:
-                request.tokens.append(0)
+                request.tokens.extend(zeros)
                 if len(request.tokens) - request.prompt_len >= request.params.max_tokens:
                     self.residency.forget(request)
                     self.in_flight.ending.add(request.id)
 
     def _take_token(self, item: PlanItem, result: StepResult, now: float) -> TokenEvent:
-        """The token that a zero stands for has come."""
+        """The token that a zero stands for has come: the last one, where the step was taken several times."""
         request = item.request
         token = result.tokens[request.id]
         logprob = result.logprobs.get(request.id) if result.logprobs else None
-        position = item.start + item.num_tokens
+        position = item.start + item.num_tokens + result.steps - 1
         request.tokens[position] = token
         generated = position + 1 - request.prompt_len
         if generated == 1:
@@ -293,10 +299,6 @@ class Scheduler:
             request.finish("length", now)
         return TokenEvent(request, token, logprob)
 
-    def _finished(self, request: Request) -> None:
-        self.counters.finished += 1
-        self._forget(request)
-
     def _forget(self, request: Request) -> None:
         self.policy.remove(request)
         self.queue.forget(request)
@@ -305,51 +307,17 @@ class Scheduler:
             group.pop(request.id, None)
         self.residency.ended(request, last=not self.requests)
 
-    # -- many steps as one: for simulations ------------------------------------------------------------
-
     def horizon(self, now: float) -> Horizon:
-        """How often, and until when, the plan just made for ``now`` would be made again at every step."""
+        """How often, and until when, the plan just made for ``now`` would be made again at every step.
+
+        A simulation takes so many steps as one: ``update`` accepts them in one result.
+        """
         if self.limits.eos_token_ids:
             return ONCE
         steps = steps_like(self._draft, self.kv, self.residency)
         if steps <= 1:
             return ONCE
         return Horizon(steps, now + self.policy.steady_seconds(self._running.values(), now))
-
-    def leap(self, steps: int, seconds: float, now: float) -> list[Request]:
-        """Take in ``steps`` executions of the last plan that took ``seconds`` together and ended at ``now``.
-
-        Every token is 0. More steps than one only as ``horizon`` allows. Returns the requests that ended.
-        """
-        plan = self.in_flight.take(self._next_step - 1)
-        self.in_flight.not_applied = None
-        self.counters.steps += steps
-        self.residency.pressure.computed(plan, steps)
-        zeros = bytes(steps)
-        finished = []
-        for item in plan.items:
-            request = item.request
-            if len(item.blocks) * self.kv.block_size < item.start + steps:
-                self.kv.grow(request.id, item.start + steps)
-            request.num_computed += item.num_tokens + steps - 1
-            request.last_ran_at = now
-            if item.yields_token:
-                if len(request.tokens) == request.prompt_len:
-                    request.first_token_at = now
-                    self.counters.prompt_tokens += request.prompt_len
-                request.tokens.extend(zeros)
-                self.counters.generated_tokens += steps
-                if len(request.tokens) - request.prompt_len >= request.params.max_tokens:
-                    request.finish("length", now)
-                    finished.append(request)
-                    self._finished(request)
-                    continue
-            try:
-                self.policy.inner.on_step(request, seconds, now)
-            except Exception as error:
-                raise self.policy.raised("on_step", error) from error
-        self.residency.ended_step(plan, now)
-        return finished
 
     # -- filling a batch -----------------------------------------------------------------------------
 
