@@ -8,7 +8,7 @@ from typing import Literal
 
 from fgengine.config import Offloading
 from fgengine.cost import CostModel, StepShape
-from fgengine.kv.manager import KVManager, Where
+from fgengine.kv.manager import KVManager
 from fgengine.kv.transfer import Direction
 from fgengine.plan import StepPlan
 from fgengine.request import Request
@@ -56,14 +56,10 @@ class KVResidency:
         self._cost = cost
         self._most_in_flight = blocks_in_flight(limits, cost)
         self.pressure = Pressure(policy, kv, limits, counters, self._watched(), cost)
-        self.resident: dict[str, Request] = {}
-        """Those whose KV is on the device and not being copied."""
-        self.swapped: dict[str, Request] = {}
-        """Those whose KV is on the host and not being copied."""
         self._ranking = Ranking(self.pressure.priority)
-        """The resident ones, those that leave first at the end."""
+        """The requests on the device, those that leave first at the end."""
         self._unused: set[str] = set()
-        """Resident ones that were uploaded and have not run since."""
+        """Those on the device that were uploaded and have not run since."""
         self.reserve = ArrivalReserve(kv.device.num_blocks) if offloading == "proactive" else None
 
     @property
@@ -78,7 +74,7 @@ class KVResidency:
 
     def begin_step(self, now: float, num_unfinished: int) -> None:
         if self.pressure.update(now, num_unfinished):
-            self._ranking.rebuild(self.resident.values(), self.pressure.priority)
+            self._ranking.rebuild()
 
     def arrived(self, request: Request, now: float) -> None:
         if self.reserve is not None:
@@ -86,7 +82,8 @@ class KVResidency:
 
     def ran(self, batch: Iterable[Request]) -> None:
         """These are in a batch, and their priorities may have changed with it."""
-        self._ranking.touch(request for request in batch if request.id in self.resident)
+        on_device = self._kv.on_device
+        self._ranking.touch(request for request in batch if request.id in on_device)
 
     def ended_step(self, plan: StepPlan, now: float) -> None:
         """The plan was executed."""
@@ -101,17 +98,13 @@ class KVResidency:
 
     def copied(self, request: Request) -> None:
         """A copy of its KV is done."""
-        where = self._kv.where(request.id)
-        if where is Where.DEVICE:
-            self._settle_on_device(request)
+        if request.id in self._kv.on_device:
+            self._ranking.add(request)
             self._unused.add(request.id)
-        elif where is Where.HOST:
-            self.swapped[request.id] = request
 
     def forget(self, request: Request) -> None:
         """Free what it holds, wherever that is."""
         self._kv.release(request.id)
-        self.swapped.pop(request.id, None)
         self._leave_device(request)
         self.pressure.ended(request.id)
         if self.reserve is not None:
@@ -135,14 +128,15 @@ class KVResidency:
         if started and need <= self._kv.device.num_free:
             found: Found = "now"  # those who wait for more blocks than are free gain nothing by its waiting
         elif not started and self.pressure.active:
-            margin = self._limits.max_batch_size if self.resident else 0  # the started ones grow
+            margin = self._limits.max_batch_size if self._kv.on_device else 0  # the started ones grow
             found = self._find(need + margin, request, draft, evict=False)
         else:
             found = self._find(need, request, draft, evict)
         if found == "now":
             draft.grew |= need > 0
+            if request.id not in self._kv.on_device:
+                self._ranking.add(request)
             self._kv.grow(request.id, to_hold)
-            self._settle_on_device(request)
             self.pressure.started(request)
             if self.reserve is not None:
                 self.reserve.started(request.id)
@@ -170,7 +164,7 @@ class KVResidency:
                 needed = kv.blocks_for(victim.num_computed)
                 if self._unclaimed(draft) >= reserve or needed > kv.host_available:
                     break  # ahead of need no work is thrown away
-                idle = victim.id in self.resident and victim.id not in batch
+                idle = victim.id in kv.on_device and victim.id not in batch
                 if idle and self._may_offload(victim):
                     self._evict(victim, draft)
         # The batch grows by up to one block a member in the coming steps.
@@ -179,11 +173,11 @@ class KVResidency:
             need = kv.num_blocks(request.id)
             if kv.device.num_free - need < margin or not self._link_is_free("upload", need):
                 return
-            if request.id in self.swapped:
+            if request.id in kv.on_host:
                 self._upload(request, draft)
 
     def in_order(self, most: int) -> list[Request]:
-        """The first ``most`` resident requests, those that run sooner in front."""
+        """The first ``most`` requests on the device, those that run sooner in front."""
         return list(islice(self._ranking.first_first(), most))
 
     # -- finding blocks --------------------------------------------------------------------------------
@@ -248,18 +242,19 @@ class KVResidency:
         """Whether computed KV may be thrown away for it: for the next token of a request on the device, which
         could not go on otherwise. Never for a start or an upload, else a full host pool would have every
         request computed again at each turn of the queues; but mode ``recompute`` is just that."""
-        if request.id in self.resident:
+        if request.id in self._kv.on_device:
             return True
         first = not (draft.items or draft.uploads or draft.claimed)
         return self._offloading == "recompute" and first and not self.pressure.active
 
     def _leaving_order(self, place: Priority, draft: Draft) -> Iterator[Request]:
-        """The resident requests behind ``place``, those that leave first in front: the last in the order, or
-        under proactive offloading, of the last ones, those with the longest expected wait. A request that was
-        uploaded and has not run since leaves after all others: its copy would have been for nothing."""
+        """The requests on the device behind ``place``, those that leave first in front: the last in the
+        order, or under proactive offloading, of the last ones, those with the longest expected wait. One that
+        was uploaded and has not run since leaves after all others: its copy would have been for nothing.
+        """
         unused = []
         for priority, request in self._last_to_run(draft):
-            if request.id not in self.resident:
+            if request.id not in self._kv.on_device:
                 continue  # it left earlier in this step
             if priority <= place:
                 if self.reserve is None:
@@ -328,7 +323,6 @@ class KVResidency:
         transfer = self._kv.begin_offload(victim.id, victim.num_computed)
         draft.moved = True
         if transfer is None:
-            self.swapped[victim.id] = victim
             return
         draft.offloads.append(transfer)
         self._count(victim, len(transfer.source))
@@ -346,7 +340,6 @@ class KVResidency:
         draft.moved = True
 
     def _upload(self, request: Request, draft: Draft) -> None:
-        del self.swapped[request.id]
         transfer = self._kv.begin_upload(request.id)
         draft.uploads.append(transfer)
         draft.moved = True
@@ -356,15 +349,9 @@ class KVResidency:
     def _count(self, request: Request, blocks: int) -> None:
         request.bytes_moved += blocks * self._limits.block_bytes
 
-    def _settle_on_device(self, request: Request) -> None:
-        if request.id not in self.resident:
-            self.resident[request.id] = request
-            self._ranking.add(request)
-
     def _leave_device(self, request: Request) -> None:
-        if self.resident.pop(request.id, None) is not None:
-            self._ranking.discard(request.id)
-            self._unused.discard(request.id)
+        self._ranking.discard(request.id)
+        self._unused.discard(request.id)
 
 
 def blocks_in_flight(limits: Limits, cost: CostModel | None) -> int:

@@ -117,7 +117,7 @@ class Scheduler:
 
     @property
     def num_swapped(self) -> int:
-        return len(self.residency.swapped)
+        return len(self.kv.on_host)
 
     @property
     def under_pressure(self) -> bool:
@@ -334,7 +334,7 @@ class Scheduler:
             if len(items) >= most or draft.tokens_left == 0:
                 if self.residency.reserve is None:
                     return
-                if request.id in self.residency.swapped:
+                if request.id in self.kv.on_host:
                     draft.next_up.append(request)
                 continue
             if request.id in ending:
@@ -366,8 +366,7 @@ class Scheduler:
 
     def _runs_in_place(self, request: Request) -> bool:
         """Whether it may run without being admitted: a decode, or one that has room for its longest."""
-        residency = self.residency
-        return request.id in residency.resident and (request.num_pending == 1 or residency.booked)
+        return request.id in self.kv.on_device and (request.num_pending == 1 or self.residency.booked)
 
     def _try(self, request: Request, draft: Draft, *, evict: bool = True) -> bool:
         """Put the request into the batch, or start what it waits for. False: let no later one be admitted."""

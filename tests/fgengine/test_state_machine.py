@@ -140,8 +140,7 @@ class Unruly(RuleBasedStateMachine):
     def is_in_one_place(self, request: Request) -> None:
         scheduler = self.engine.scheduler
         where = scheduler.kv.where(request.id)
-        assert (request.id in scheduler.residency.resident) == (where is Where.DEVICE)
-        assert (request.id in scheduler.residency.swapped) == (where is Where.HOST)
+        assert (request.id in scheduler.residency._ranking) == (where is Where.DEVICE)
         room = scheduler.kv.num_blocks(request.id) * scheduler.kv.block_size
         assert request.num_computed <= room or request.finished or request.id in scheduler.in_flight.ending
         if request.finished:
