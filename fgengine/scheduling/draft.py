@@ -12,7 +12,8 @@ from fgengine.scheduling.policy import Priority
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    max_batch_size: int
+    """Of a step and of a request. The number of requests in a step is ``PolicyContext.max_batch_size``."""
+
     max_tokens_per_batch: int
     max_model_len: int
     chunked_prefill: bool = False

@@ -12,7 +12,7 @@ from fgengine.kv.manager import KVManager
 from fgengine.kv.transfer import Direction
 from fgengine.plan import StepPlan
 from fgengine.request import Request
-from fgengine.scheduling.draft import Counters, Draft, Limits
+from fgengine.scheduling.draft import Counters, Draft
 from fgengine.scheduling.offload import ArrivalReserve, swap_is_sooner
 from fgengine.scheduling.policy import Policy, Priority
 from fgengine.scheduling.pressure import Pressure, Watched
@@ -40,7 +40,7 @@ class KVResidency:
         self,
         policy: Policy,
         kv: KVManager,
-        limits: Limits,
+        block_bytes: int,
         counters: Counters,
         offloading: Offloading,
         cost: CostModel | None,
@@ -50,12 +50,13 @@ class KVResidency:
             raise ValueError("offloading auto needs a profile, to know what copies and recomputation take")
         self._policy = policy
         self._kv = kv
-        self._limits = limits
+        self._block_bytes = block_bytes
+        self._max_batch_size = policy.context.max_batch_size
         self._counters = counters
         self._offloading = offloading
         self._cost = cost
-        self._most_in_flight = blocks_in_flight(limits, cost)
-        self.pressure = Pressure(policy, kv, limits, counters, self._watched(), cost)
+        self._most_in_flight = blocks_in_flight(self._max_batch_size, block_bytes, cost)
+        self.pressure = Pressure(policy, kv, counters, self._watched(), cost)
         self._ranking = Ranking(self.pressure.priority)
         """The requests on the device, those that leave first at the end."""
         self._unused: set[str] = set()
@@ -128,7 +129,7 @@ class KVResidency:
         if started and need <= self._kv.device.num_free:
             found: Found = "now"  # those who wait for more blocks than are free gain nothing by its waiting
         elif not started and self.pressure.active:
-            margin = self._limits.max_batch_size if self._kv.on_device else 0  # the started ones grow
+            margin = self._max_batch_size if self._kv.on_device else 0  # the started ones grow
             found = self._find(need + margin, request, draft, evict=False)
         else:
             found = self._find(need, request, draft, evict)
@@ -168,7 +169,7 @@ class KVResidency:
                 if idle and self._may_offload(victim):
                     self._evict(victim, draft)
         # The batch grows by up to one block a member in the coming steps.
-        margin = reserve + self._limits.max_batch_size + draft.claimed
+        margin = reserve + self._max_batch_size + draft.claimed
         for request in draft.next_up:
             need = kv.num_blocks(request.id)
             if kv.device.num_free - need < margin or not self._link_is_free("upload", need):
@@ -215,7 +216,7 @@ class KVResidency:
         dropped: list[Request] = []
         skipped = 0
         for victim in self._leaving_order(place, draft):
-            if need <= 0 or skipped > 2 * self._limits.max_batch_size:
+            if need <= 0 or skipped > 2 * self._max_batch_size:
                 break
             blocks = self._kv.blocks_for(victim.num_computed)
             sooner = self._recompute_is_sooner(victim) and not self.pressure.active
@@ -270,7 +271,7 @@ class KVResidency:
         if self.reserve is None:
             return self._ranking.last_first()
         if draft.leaving is None:
-            most = max(LEAST_CHOICE, self._limits.max_batch_size)
+            most = max(LEAST_CHOICE, self._max_batch_size)
             last = islice(self._ranking.last_first(), most)
             waits = [(self._policy.expected_wait(r, draft.now), priority, r) for priority, r in last]
             waits.sort(key=lambda entry: entry[:2], reverse=True)
@@ -292,7 +293,7 @@ class KVResidency:
             return "nothing"
         swaps = self._offloads and self._kv.host.num_blocks > 0
         if self._offloading == "auto" and self._cost is not None:
-            typical = 2 * self._kv.blocks_for(TYPICAL_CONTEXT) * self._limits.block_bytes
+            typical = 2 * self._kv.blocks_for(TYPICAL_CONTEXT) * self._block_bytes
             swaps = swaps and swap_is_sooner(self._cost, typical, TYPICAL_CONTEXT)
         return "both" if swaps else "device"
 
@@ -302,7 +303,7 @@ class KVResidency:
             return False
         copied = self._kv.unsaved_blocks(victim.id, victim.num_computed)
         back = self._kv.blocks_for(victim.num_computed)
-        kv_bytes = (copied + back) * self._limits.block_bytes
+        kv_bytes = (copied + back) * self._block_bytes
         return not swap_is_sooner(self._cost, kv_bytes, victim.num_computed)
 
     def _link_is_free(self, direction: Direction, blocks: int) -> bool:
@@ -347,17 +348,17 @@ class KVResidency:
         self._counters.uploaded_blocks += len(transfer.source)
 
     def _count(self, request: Request, blocks: int) -> None:
-        request.bytes_moved += blocks * self._limits.block_bytes
+        request.bytes_moved += blocks * self._block_bytes
 
     def _leave_device(self, request: Request) -> None:
         self._ranking.discard(request.id)
         self._unused.discard(request.id)
 
 
-def blocks_in_flight(limits: Limits, cost: CostModel | None) -> int:
+def blocks_in_flight(max_batch_size: int, block_bytes: int, cost: CostModel | None) -> int:
     """The most blocks that are copied at one time in one direction, unless a single request has more."""
-    if cost is None or limits.block_bytes == 0:
-        return UNMEASURED_BLOCKS * limits.max_batch_size
-    batch = limits.max_batch_size
-    step = cost.step_seconds(StepShape(decode_requests=batch, decode_context=batch * TYPICAL_CONTEXT))
-    return max(1, int(STEPS_IN_FLIGHT * step * cost.copy_bytes_per_second / limits.block_bytes))
+    if cost is None or block_bytes == 0:
+        return UNMEASURED_BLOCKS * max_batch_size
+    full = StepShape(decode_requests=max_batch_size, decode_context=max_batch_size * TYPICAL_CONTEXT)
+    seconds = STEPS_IN_FLIGHT * cost.step_seconds(full)
+    return max(1, int(seconds * cost.copy_bytes_per_second / block_bytes))

@@ -47,11 +47,12 @@ class Scheduler:
         self.policy = policy = Guarded(policy)
         self.kv = kv
         self.limits = limits
+        self.max_batch_size = policy.context.max_batch_size
         self.counters = Counters()
         self.requests: dict[str, Request] = {}
         """All unfinished requests by id."""
-        self.queue = Queue(queue, limits.max_batch_size)
-        self.residency = KVResidency(policy, kv, limits, self.counters, offloading, cost)
+        self.queue = Queue(queue, self.max_batch_size)
+        self.residency = KVResidency(policy, kv, limits.block_bytes, self.counters, offloading, cost)
         self.in_flight = InFlight()
         self._running: dict[str, Request] = {}
         """The last batch."""
@@ -86,7 +87,6 @@ class Scheduler:
         predictor = make_predictor(config.predictor, config.model, keep=keep_learned) if predicts else None
         context = PolicyContext(cost, config.starvation_limit, config.max_batch_size, predictor)
         limits = Limits(
-            max_batch_size=config.max_batch_size,
             max_tokens_per_batch=config.max_tokens_per_batch,
             chunked_prefill=config.chunked_prefill,
             max_model_len=max_model_len,
@@ -327,7 +327,7 @@ class Scheduler:
         A request that waits for a copy takes no place in the batch; as many again as the batch holds are
         looked at for those, so that a step never depends on the number of waiting requests.
         """
-        most, items, ending = self.limits.max_batch_size, draft.items, self.in_flight.ending
+        most, items, ending = self.max_batch_size, draft.items, self.in_flight.ending
         admitting = True
         seen: set[str] = set()
         for request in islice(self.residency.pressure.order(draft.now), 2 * most + len(ending)):
@@ -407,7 +407,7 @@ class Scheduler:
         if pending == 1:
             return 1
         if self.limits.chunked_prefill:
-            most = min(self.limits.max_batch_size, len(self.requests) - len(self.in_flight.ending))
+            most = min(self.max_batch_size, len(self.requests) - len(self.in_flight.ending))
             others = most - len(draft.items) - 1
             least = 0 if draft.items else 1
             return min(pending, max(least, draft.tokens_left - others))

@@ -33,6 +33,6 @@ def stats_of(scheduler: Scheduler) -> dict[str, Any]:
         "max_queue_tokens": queue.limit.prompt_tokens,
         "queue_timeout": queue.limit.timeout,
         "block_bytes": scheduler.limits.block_bytes,
-        "max_batch_size": scheduler.limits.max_batch_size,
+        "max_batch_size": scheduler.max_batch_size,
         "levels": [level._asdict() for level in scheduler.policy.levels()],
     }

@@ -114,7 +114,7 @@ class Unruly(RuleBasedStateMachine):
         items = plans[-1].items if len(plans) > before else None
         if items is not None:
             ids = {item.request.id for item in items}
-            assert len(ids) == len(items) <= self.limits.max_batch_size
+            assert len(ids) == len(items) <= self.engine.scheduler.max_batch_size
             assert 1 <= plans[-1].num_tokens <= self.limits.max_tokens_per_batch
             assert not ids & {transfer.request_id for transfer in self.machine.flying}
         if self.engine.overlap:
