@@ -15,7 +15,7 @@ from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.scheduling.scheduler import Scheduler
 from fgengine.scheduling.stats import stats_of
-from fgengine.work import Work
+from fgengine.work import StepTimer, Work
 
 __all__ = ["Engine", "QueueFull", "QueueTimeout", "RequestRefused", "Runner", "TokenEvent"]
 
@@ -60,9 +60,7 @@ class Engine:
         self.overlap = overlap
         self.work = Work()
         self._started = clock.now()
-        self._left_at: float | None = None
-        """When the last step or wait for a copy ended, if there was more to do; where none has yet, when the
-        first step began."""
+        self._timer = StepTimer(self.work, clock)
         self._running: tuple[StepPlan, Collect] | None = None
         """Launched, its result not taken in yet."""
         self._ids = count()
@@ -147,50 +145,40 @@ class Engine:
 
         Any exception means that the engine cannot go on.
         """
-        began = self.clock.now()
-        left_at = began if self._left_at is None else self._left_at
-        self._left_at = None
+        self._timer.begin()
         self.scheduler.copied(self.copies.done())
         plan = self.scheduler.schedule(self.clock.now())
         # Before the step is launched: copies wait for the steps before it, not for itself. Uploads go first:
         # requests at the front of the order wait for them, and for no offload of this plan.
         for transfer in (*plan.uploads, *plan.offloads):
             self.copies.submit(transfer)
-        launched = (plan, self.runner.launch(plan)) if plan.items else None
-        if launched and not self.overlap:
-            return self._take_in(*launched, left_at, began)
-        running, self._running = self._running, launched
-        if running:
-            return self._take_in(*running, left_at, began)
-        if launched:
-            self._left_at = left_at
-        elif self.scheduler.kv.transfers_in_flight:
-            self._wait_for_copies(left_at, began)
+        launched = due = (plan, self.runner.launch(plan)) if plan.items else None
+        if self.overlap:
+            due, self._running = self._running, launched
+        if due:
+            return self._take_in(*due)
+        if not launched:
+            self._wait_for_copies()
+        return []
+
+    def _take_in(self, plan: StepPlan, collect: Collect) -> list[TokenEvent]:
+        result = collect()
+        events = self.scheduler.update(result, self.clock.now())
+        self._timer.step_ended(plan, result.seconds, more=self.scheduler.has_work)
+        return events
+
+    def _wait_for_copies(self) -> None:
+        """Nothing can run before the next copy is done."""
+        if self.scheduler.kv.transfers_in_flight:
+            waits_from = self.clock.now()
+            self.scheduler.copied(self.copies.wait())
+            self._timer.wait_ended(waits_from, more=self.scheduler.has_work)
         elif self.scheduler.has_work:
             raise RuntimeError(
                 "the scheduler is stuck: there is work, yet nothing runs and nothing is copied"
             )
-        return []
-
-    def _wait_for_copies(self, left_at: float, began: float) -> None:
-        """Nothing can run before the next copy is done. Charged to copies only where a request waits: blocks
-        of requests that are gone are waited for as well."""
-        waits = self.clock.now()
-        self.work.between_seconds += began - left_at
-        self.scheduler.copied(self.copies.wait())
-        if self.scheduler.has_work:
-            ended = self.clock.now()
-            self.work.engine_seconds += waits - began
-            self.work.copy_wait_seconds += ended - waits
-            self._left_at = ended
-
-    def _take_in(self, plan: StepPlan, collect: Collect, left_at: float, began: float) -> list[TokenEvent]:
-        result = collect()
-        events = self.scheduler.update(result, self.clock.now())
-        ended = self.clock.now()
-        self.work.add(plan, result.seconds, ended - began, began - left_at)
-        self._left_at = ended if self.scheduler.has_work else None
-        return events
+        else:
+            self._timer.idle()
 
     def generate(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[Request]:
         """Serve all prompts together; the finished requests, in the prompts' order.
