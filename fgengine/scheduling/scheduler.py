@@ -60,7 +60,7 @@ class Scheduler:
         """Those that would have been in the last batch, had their KV been on the device."""
         self._next_step = 0
         self._draft = Draft(0.0, 0)
-        """Of the last plan: how it came about says for how long it holds."""
+        """Of the last plan: ``horizon`` tells from it for how long the plan holds."""
 
     @classmethod
     def build(
@@ -177,10 +177,10 @@ class Scheduler:
         residency.begin_step(now, len(self.requests))
         if residency.blocking and self.kv.transfers_in_flight:
             return StepPlan(self._next_step)
-        self._walk(draft)
+        self._fill(draft)
         residency.work_ahead(draft)
         held: dict[str, Request] = {}
-        if residency.blocking and (draft.offloads or draft.uploads):
+        if residency.blocking and (draft.offloads or draft.uploads):  # no step runs while KV is copied
             held = {item.request.id: item.request for item in draft.items}
             draft.delayed |= held
             draft.items.clear()
@@ -239,8 +239,8 @@ class Scheduler:
                 self.residency.copied(request)
 
     def _change_phases(self, draft: Draft, batch: dict[str, Request], held: dict[str, Request]) -> None:
-        """What becomes of the last batch, and of those that wait for copies. ``held``: they would be in the
-        batch, but no step runs while KV is copied."""
+        """From the last plan to this one. ``held``: requests that wait only because no step runs while KV is
+        copied; they are not preempted."""
         change_phase = self.in_flight.change_phase
         for id, request in self._running.items():
             if id not in batch:
@@ -280,7 +280,7 @@ class Scheduler:
                     self.in_flight.ending.add(request.id)
 
     def _take_token(self, item: PlanItem, result: StepResult, now: float) -> TokenEvent:
-        """The token that a zero stands for has come: the last one, where the step was taken several times."""
+        """Write the request's new token in place of the zero; of several steps in a row, the last token."""
         request = item.request
         token = result.tokens[request.id]
         logprob = result.logprobs.get(request.id) if result.logprobs else None
@@ -321,8 +321,8 @@ class Scheduler:
 
     # -- filling a batch -----------------------------------------------------------------------------
 
-    def _walk(self, draft: Draft) -> None:
-        """In order until the batch is full, the tokens are spent or the memory is.
+    def _fill(self, draft: Draft) -> None:
+        """Fill the batch in the policy's order until it is full, or no tokens or no memory are left.
 
         A request that waits for a copy takes no place in the batch; as many again as the batch holds are
         looked at for those, so that a step never depends on the number of waiting requests.
