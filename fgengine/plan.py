@@ -48,9 +48,6 @@ class StepResult:
     tokens: dict[str, int] = field(default_factory=dict)
     logprobs: dict[str, float] = field(default_factory=dict)
     """Only for the requests that asked for them."""
-    steps: int = 1
-    """How often in a row the plan was executed: more than once only in a simulation, as far as
-    ``Scheduler.horizon`` allows. ``seconds`` are then those of all, ``tokens`` those of the last."""
 
 
 class TokenEvent(NamedTuple):

@@ -10,7 +10,7 @@ policy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import chain, islice
 
 from fgengine.config import EngineConfig, Offloading
@@ -170,7 +170,7 @@ class Scheduler:
         then turns out to have ended with a stop token has been planned for once more; that token is dropped.
         """
         if self.in_flight.not_applied is not None:
-            self._apply(self.in_flight.not_applied, 1)
+            self._apply(self.in_flight.not_applied)
         draft = self._draft = Draft(now, self.limits.max_tokens_per_batch)
         residency = self.residency
         self.policy.begin_step()
@@ -208,28 +208,19 @@ class Scheduler:
         """
         plan = self.in_flight.take(result.step)
         if plan is self.in_flight.not_applied:
-            self._apply(plan, result.steps)
-        self.counters.steps += result.steps
-        events, on_step = [], self.policy.inner.on_step  # the guard's would double the cost of the call
-        for item in plan.items:
-            request = item.request
-            if request.finish_reason is not None:
-                continue
-            request.last_ran_at = now
-            if item.yields_token:
-                events.append(self._take_token(item, result, now))
-                if request.finish_reason is not None:
-                    self.counters.finished += 1
-                    self._forget(request)
-                    continue
-            try:
-                on_step(request, result.seconds, now)
-            except Exception as error:
-                raise self.policy.raised("on_step", error) from error
-        self.residency.ended_step(plan, now)
-        self.counters.generated_tokens += len(events) * result.steps
-        self._begin_last(now)
+            self._apply(plan)
+        events, stopped = self._take_tokens(plan, result)
+        self._end_step(plan, result.seconds, now, stopped)
         return events
+
+    def leap(self, steps: int, seconds: float, now: float) -> list[Request]:
+        """Take in ``steps`` executions of the last plan that took ``seconds`` together and ended at ``now``.
+
+        Every token is 0. More steps than one only as ``horizon`` allows. Returns the requests that ended.
+        """
+        plan = self.in_flight.take(self._next_step - 1)
+        self._apply(plan, steps)
+        return self._end_step(plan, seconds, now, steps=steps)
 
     def copied(self, transfers: list[Transfer]) -> None:
         """These copies are done."""
@@ -259,7 +250,7 @@ class Scheduler:
     def _begin_last(self, now: float) -> None:
         self.counters.preemptions += self.in_flight.begin_last(now)
 
-    def _apply(self, plan: StepPlan, steps: int) -> None:
+    def _apply(self, plan: StepPlan, steps: int = 1) -> None:
         """Write the effect of the plan's execution, ``steps`` times in a row, into its requests, as far as it
         is known before its tokens are: zeros stand for those. A request that ends with it frees its KV."""
         self.in_flight.not_applied = None
@@ -274,30 +265,74 @@ class Scheduler:
                 continue
             request.num_computed += num_tokens * steps
             if yields_token:
-                request.tokens.extend(zeros)
+                if steps == 1:
+                    request.tokens.append(0)  # takes an eighth of the time
+                else:
+                    request.tokens.extend(zeros)
                 if len(request.tokens) - request.prompt_len >= request.params.max_tokens:
                     self.residency.forget(request)
                     self.in_flight.ending.add(request.id)
 
-    def _take_token(self, item: PlanItem, result: StepResult, now: float) -> TokenEvent:
-        """Write the request's new token in place of the zero; of several steps in a row, the last token."""
-        request = item.request
-        token = result.tokens[request.id]
-        logprob = result.logprobs.get(request.id) if result.logprobs else None
-        position = item.start + item.num_tokens + result.steps - 1
-        request.tokens[position] = token
-        generated = position + 1 - request.prompt_len
-        if generated == 1:
-            request.first_token_at = now
-            self.counters.prompt_tokens += request.prompt_len
-        if logprob is not None:
-            request.logprobs.append(logprob)
-        params = request.params
-        if token in params.stop_token_ids or (token in self.limits.eos_token_ids and not params.ignore_eos):
-            request.finish("stop", now)
-        elif generated >= params.max_tokens:
-            request.finish("length", now)
-        return TokenEvent(request, token, logprob)
+    def _take_tokens(self, plan: StepPlan, result: StepResult) -> tuple[list[TokenEvent], set[Request]]:
+        """Write the tokens in place of the zeros. Also which requests they end."""
+        events: list[TokenEvent] = []
+        stopped: set[Request] = set()
+        eos, logprob = self.limits.eos_token_ids, None
+        for request, start, num_tokens, _, yields_token in plan.items:
+            if not yields_token or request.finish_reason is not None:
+                continue
+            token = request.tokens[start + num_tokens] = result.tokens[request.id]
+            if result.logprobs and (logprob := result.logprobs.get(request.id)) is not None:
+                request.logprobs.append(logprob)
+            params = request.params
+            if token in params.stop_token_ids or (token in eos and not params.ignore_eos):
+                stopped.add(request)
+            events.append(TokenEvent(request, token, logprob))
+        return events, stopped
+
+    def _end_step(
+        self,
+        plan: StepPlan,
+        seconds: float,
+        now: float,
+        stopped: Collection[Request] = (),
+        steps: int = 1,
+    ) -> list[Request]:
+        """The plan, executed ``steps`` times, has ended: finish requests, charge ``seconds`` to the others.
+
+        ``stopped``: requests whose last token ends them before their length does. Returns all that ended.
+        """
+        on_step = self.policy.inner.on_step  # the guard's would double the cost of the call
+        ended: list[Request] = []
+        generated_tokens = 0
+        for request, start, num_tokens, _, yields_token in plan.items:
+            if request.finish_reason is not None:
+                continue
+            request.last_ran_at = now
+            if yields_token:
+                generated_tokens += steps
+                generated = start + num_tokens + steps - request.prompt_len
+                if generated == 1:
+                    request.first_token_at = now
+                    self.counters.prompt_tokens += request.prompt_len
+                if request in stopped:
+                    request.finish("stop", now)
+                elif generated >= request.params.max_tokens:
+                    request.finish("length", now)
+                if request.finish_reason is not None:
+                    ended.append(request)
+                    self._forget(request)
+                    continue
+            try:
+                on_step(request, seconds, now)
+            except Exception as error:
+                raise self.policy.raised("on_step", error) from error
+        self.counters.steps += steps
+        self.counters.generated_tokens += generated_tokens
+        self.counters.finished += len(ended)
+        self.residency.ended_step(plan, now)
+        self._begin_last(now)
+        return ended
 
     def _forget(self, request: Request) -> None:
         self.policy.remove(request)
@@ -310,7 +345,7 @@ class Scheduler:
     def horizon(self, now: float) -> Horizon:
         """How often, and until when, the plan just made for ``now`` would be made again at every step.
 
-        A simulation takes so many steps as one: ``update`` accepts them in one result.
+        A simulation takes so many steps as one: ``leap``.
         """
         if self.limits.eos_token_ids:
             return ONCE

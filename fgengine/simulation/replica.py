@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from fgengine.clock import VirtualClock
 from fgengine.cost import CostModel, StepShape
-from fgengine.plan import StepPlan, StepResult
+from fgengine.plan import PlanItem, StepPlan
 from fgengine.request import Request
 from fgengine.scheduling.refusal import RequestRefused
 from fgengine.scheduling.scheduler import Scheduler
@@ -51,8 +51,7 @@ class Replica:
         """Predicted seconds of machine time of the requests it was given and has not finished."""
         self._inbox: list[Request] = []
         """Arrived in the middle of a step; taken in at its end."""
-        self._leap_plan = StepPlan(-1)
-        """Executed in each step of the leap."""
+        self._items: Sequence[PlanItem] = ()
         self._durations: list[float] = []
         self._ends: list[float] = []
         """Of each step of the leap: how long it takes, when it ends."""
@@ -140,23 +139,18 @@ class Replica:
             durations += [constant + per_token * (context + growth * i) for i in range(1, most)]
         ends = list(accumulate(durations, initial=now))[1:]
         steps = min(len(ends), bisect_left(ends, until) + 1)
-        self._leap_plan, self._durations, self._ends = plan, durations, ends
+        self._items, self._durations, self._ends = plan.items, durations, ends
         self._steps, self.next_at = steps, ends[steps - 1]
 
     def _end_leap(self, now: float) -> list[Ending]:
-        steps, times = self._steps, self._token_times
-        yielding = [item.request.id for item in self._leap_plan.items if item.yields_token]
+        steps = self._steps
+        times = self._token_times
         if times is not None:
             ends = self._ends[:steps]
-            for id in yielding:
-                times.setdefault(id, []).extend(ends)
-        zeros = dict.fromkeys(yielding, 0)
-        result = StepResult(self._leap_plan.step, sum(self._durations[:steps]), zeros, steps=steps)
-        finished = [
-            event.request
-            for event in self.scheduler.update(result, now)
-            if event.request.finish_reason is not None
-        ]
+            for item in self._items:
+                if item.yields_token:
+                    times.setdefault(item.request.id, []).extend(ends)
+        finished = self.scheduler.leap(steps, sum(self._durations[:steps]), now)
         return [Ending(request, () if times is None else times.pop(request.id)) for request in finished]
 
     def _share(self, request: Request) -> float:
