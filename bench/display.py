@@ -56,7 +56,7 @@ def engine_with(requests: int) -> Engine:
     scheduler = Scheduler(
         make_policy("sj-mlfq", PolicyContext(COST)),
         KVManager(4000, 4000, 16),
-        Limits(max_batch_size=16, max_tokens_per_batch=2048, max_model_len=2048),
+        Limits(max_tokens_per_batch=2048, max_model_len=2048),
         cost=COST,
     )
     engine = Engine(scheduler, SimulatedRunner(COST, clock), SimulatedCopyEngine(clock, 1, 1e9), clock)

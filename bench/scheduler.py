@@ -38,7 +38,7 @@ BATCHES = (16, 256)
 def microseconds(policy: str, batch: int, waiting: int, steps: int) -> float:
     """Median over ``steps`` steps, after as many to warm up."""
     clock, source = VirtualClock(), random.Random(0)
-    limits = Limits(max_batch_size=batch, max_tokens_per_batch=8192, max_model_len=2048)
+    limits = Limits(max_tokens_per_batch=8192, max_model_len=2048)
     context = PolicyContext(COST, max_batch_size=batch, predictor=Noisy(1.0))
     scheduler = Scheduler(make_policy(policy, context), KVManager(128 * max(WAITING), 0, 16), limits)
     for i in range(waiting + batch):
@@ -66,7 +66,7 @@ def full_memory(policy: str, mode: Offloading, steps: int) -> dict[str, float]:
     """Microseconds of a step, median and 99th percentile, once the device pool is full. Requests of 16 to 144
     prompt tokens, so about five blocks each; the host pool holds four times as many blocks."""
     clock, source = VirtualClock(), random.Random(0)
-    limits = Limits(FULL_BATCH, 8192, 2048, block_bytes=2**21)
+    limits = Limits(8192, 2048, block_bytes=2**21)
     context = PolicyContext(COST, max_batch_size=FULL_BATCH, predictor=Noisy(1.0))
     kv = KVManager(FULL_BLOCKS, 4 * FULL_BLOCKS, 16)
     scheduler = Scheduler(make_policy(policy, context), kv, limits, offloading=mode, cost=COST)

@@ -2,7 +2,7 @@
 
 A step reads every weight once (a constant), does the linear layers for each new token, lets each new
 token attend to what stands before it, and reads the KV of what is decoded. Each of these is one
-coefficient, in seconds per unit, fitted by ``fgengine.profiler`` to measured steps.
+coefficient, in seconds per unit, fitted to measured steps (``fgengine.profile``).
 """
 
 from __future__ import annotations

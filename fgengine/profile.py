@@ -1,4 +1,4 @@
-"""The profile file: measured step times of one model on one device, and the cost model fitted to them."""
+"""A profile: measured step times of one model on one device, the cost model fitted to them, and the file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -16,39 +17,15 @@ from fgengine.cost import CostModel, StepShape
 from fgengine.machine_load import MachineLoad
 from fgengine.model.shape import ModelShape
 from fgengine.physics import Ceilings, floor_of, impossible
+from fgengine.profile_grid import Grid, Point
 
 VERSION = 1
 MOST_POINTS = 10_000
 MOST_FILE_BYTES = 16 * 1024**2
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+LEAST_STEP_SECONDS = 1e-6
 FIT_TOLERANCE = 0.5
 """The fitted model may fall to this share of a step's floor: a straight line through curved data does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One kind of step, measured: a prompt (or a chunk behind ``prefill_start`` tokens) beside decodes."""
-
-    prefill_tokens: int
-    decode_requests: int
-    context_tokens: int
-    """Tokens each of the decodes attends to, its new one included."""
-    seconds: float = math.nan
-    """Median over ``repeats``; NaN: to be measured."""
-    repeats: int = 0
-    prefill_start: int = 0
-    held_out: bool = False
-    """Kept from the fit, to judge it by."""
-
-    @property
-    def items(self) -> list[tuple[int, int]]:
-        """(start, num_tokens) of each request in the step."""
-        prefill = [(self.prefill_start, self.prefill_tokens)] if self.prefill_tokens else []
-        return prefill + [(self.context_tokens - 1, 1)] * self.decode_requests
-
-    @property
-    def shape(self) -> StepShape:
-        return StepShape.of(self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +68,12 @@ class Profile:
     def on_cpu(self) -> bool:
         """Told by the device's name: a processor's is given with its threads."""
         return " threads of " in self.device
+
+    def covers(self, grid: Grid, shape: ModelShape) -> bool:
+        """Whether no point of the grid was left out that the model can reach: an engine with other settings,
+        such as longer requests, needs them all."""
+        possible = [point for point in grid.points() if point.longest <= shape.max_position]
+        return len(self.points) == len(possible)
 
     def held_out_errors(self) -> list[float]:
         """|fitted / measured - 1| of each held-out point."""
@@ -180,6 +163,35 @@ class Profile:
             "points": points,
         }
         return cls(**parts)
+
+
+def fit(points: Sequence[Point], copy_bytes_per_second: float) -> CostModel:
+    """The cost model with the least sum of squared relative errors over the points that are not held out,
+    every coefficient >= 0."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    fitted = [point for point in points if not point.held_out]
+    rows = np.array([_features(point.shape) for point in fitted]) / np.array([[p.seconds] for p in fitted])
+    scale = np.linalg.norm(rows, axis=0)
+    scale[scale == 0.0] = 1.0
+    solution, _ = nnls(rows / scale, np.ones(len(fitted)))
+    step, request, token, pair, decode, context = (solution / scale).tolist()
+    return CostModel(
+        max(step, LEAST_STEP_SECONDS), request, token, pair, decode, context, copy_bytes_per_second
+    )
+
+
+def _features(shape: StepShape) -> list[float]:
+    """In the order of CostModel's coefficients."""
+    return [
+        1.0,
+        shape.prefill_requests,
+        shape.prefill_tokens,
+        shape.prefill_pairs,
+        shape.decode_requests,
+        shape.decode_context,
+    ]
 
 
 REMEASURE = "measure one with `fgbench profile`"

@@ -16,15 +16,8 @@ from fgengine.cache import cache_folder, is_whole, keep, locked
 from fgengine.config import EngineConfig
 from fgengine.machine_load import MachineLoad, load_between, look
 from fgengine.profile import Profile, file_name, profiles_in
-from fgengine.profiler import (
-    QUICK,
-    Grid,
-    ProfiledRunner,
-    describe_device,
-    is_complete,
-    make_profile,
-    measure,
-)
+from fgengine.profile_grid import QUICK, Grid
+from fgengine.profiler import ProfiledRunner, describe_device, make_profile, measure
 
 WORTH_KEEPING = 0.25
 """Median held-out error up to which a quick profile is kept for the next engines."""
@@ -164,6 +157,6 @@ def _measure_and_keep(model: str, path: Path, runner: ProfiledRunner, report: Re
         )
     elif profile.median_error > WORTH_KEEPING:
         report(f"the profile is rough ({trust}): this engine uses it, and the next one measures again")
-    elif is_complete(profile, runner, QUICK) and keep_profile(profile, path, report):
+    elif profile.covers(QUICK, runner.shape) and keep_profile(profile, path, report):
         report(f"profile kept in {path} ({trust}); `fgbench profile` measures a thorough one")
     return profile

@@ -1,7 +1,6 @@
-"""Measures how long a runner's steps take and fits the cost model to them.
+"""Measures how long a runner's steps and copies take: what a profile is made of.
 
-Steps are made by hand: made-up tokens, a block of its own for everything, no scheduler. A third of the
-points, none at a corner of the grid, is kept from the fit and says how far it can be trusted.
+Steps are made by hand: made-up tokens, a block of its own for everything, no scheduler.
 """
 
 from __future__ import annotations
@@ -11,25 +10,24 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
-from itertools import count, product
+from itertools import count
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fgengine.cost import CostModel, StepShape
 from fgengine.kv.transfer import CopyEngine, Transfer
 from fgengine.machine_load import load_between, look
 from fgengine.model.shape import ModelShape
 from fgengine.physics import Ceilings
 from fgengine.plan import PlanItem, StepPlan, StepResult
-from fgengine.profile import ELEMENT_BYTES, Conditions, Point, Profile, shape_key
+from fgengine.profile import ELEMENT_BYTES, Conditions, Profile, fit, shape_key
+from fgengine.profile_grid import Grid, Point
 from fgengine.request import Request, SamplingParams
 
 if TYPE_CHECKING:
     import torch
 
-LEAST_STEP_SECONDS = 1e-6
 COPY_BLOCKS = 64
 COPY_REPEATS = 5
 CEILING_ATTEMPTS = 3
@@ -73,65 +71,6 @@ class ProfiledRunner(Protocol):
     def execute(self, plan: StepPlan) -> StepResult: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Which steps are measured: every prompt length alone, every chunk behind ``behind`` tokens, every decode
-    batch at every context, and every length of ``mixed`` beside every one of those."""
-
-    prefill: tuple[int, ...]
-    behind: tuple[int, ...]
-    decode: tuple[int, ...]
-    context: tuple[int, ...]
-    mixed: tuple[int, ...]
-    repeats: int
-    seconds_per_point: float
-    """After which a point is repeated no more; it is measured once at least, after a run to warm up."""
-
-    def points(self) -> list[Point]:
-        alone = [Point(n, 0, 0) for n in self.prefill]
-        chunks = [Point(n, 0, 0, prefill_start=start) for start in self.behind for n in self.prefill[:-1]]
-        decodes = [Point(0, b, c) for b, c in product(self.decode, self.context)]
-        mixes = [Point(n, b, c) for n, b, c in product(self.mixed, self.decode, self.context)]
-        return [point for family in (alone, chunks, decodes, mixes) for point in _hold_out(family)]
-
-
-FULL = Grid(
-    prefill=(16, 64, 128, 256, 512, 1024, 1536),
-    behind=(256, 1024),
-    decode=(1, 2, 4, 8, 16, 32),
-    context=(32, 128, 512, 1024),
-    mixed=(64, 256),
-    repeats=7,
-    seconds_per_point=1.0,
-)
-GPU = replace(FULL, decode=(1, 4, 16, 32, 64, 128))
-"""A GPU's batches are larger."""
-QUICK = Grid(
-    prefill=(16, 64, 256, 512),
-    behind=(512,),
-    decode=(1, 4, 16),
-    context=(32, 256, 512),
-    mixed=(),
-    repeats=3,
-    seconds_per_point=0.3,
-)
-
-
-def _hold_out(family: Sequence[Point]) -> list[Point]:
-    """Marks every other inner point of a family, up to a third of it: those with a coordinate that is
-    neither the family's least nor its largest."""
-    coordinates = [(p.prefill_tokens, p.decode_requests, p.context_tokens) for p in family]
-    axes = list(zip(*coordinates, strict=True))
-    least, largest = [min(a) for a in axes], [max(a) for a in axes]
-    inner = [
-        index
-        for index, here in enumerate(coordinates)
-        if any(low < value < high for low, value, high in zip(least, here, largest, strict=True))
-    ]
-    chosen = set(inner[1::2][: len(family) // 3])
-    return [replace(point, held_out=index in chosen) for index, point in enumerate(family)]
-
-
 Progress = Callable[[int, int, Point], None]
 """Told, after each repeat: how many are done, of how many, and the point as measured so far."""
 
@@ -152,7 +91,7 @@ def measure(
     """
     short_enough = [point for point in grid.points() if _reached(point, runner)]
     most = runner.most_blocks
-    points = [point for point in short_enough if _blocks_of(point, runner.block_size) <= most]
+    points = [point for point in short_enough if point.num_blocks(runner.block_size) <= most]
     if not _enough(short_enough):
         raise ValueError(
             f"a max_model_len of {runner.max_model_len} tokens is too short to measure a profile with; "
@@ -163,7 +102,7 @@ def measure(
             f"a KV pool of {most:,} blocks is too small to measure a profile with, and no memory is free for "
             "a larger one; give a profile measured before"
         )
-    num_blocks = max(_blocks_of(point, runner.block_size) for point in points)
+    num_blocks = max(point.num_blocks(runner.block_size) for point in points)
     with runner.larger_pool(num_blocks):
         _fill_pool(runner, num_blocks)
         return _measure_points(runner, points, grid, progress)
@@ -205,20 +144,12 @@ def _plan_items(point: Point, runner: ProfiledRunner) -> list[PlanItem]:
 
 
 def _reached(point: Point, runner: ProfiledRunner) -> bool:
-    return _longest(point) <= runner.max_model_len and point.decode_requests <= runner.most_decodes
+    return point.longest <= runner.max_model_len and point.decode_requests <= runner.most_decodes
 
 
 def _enough(points: Sequence[Point]) -> bool:
     """Whether there is one of each kind."""
     return any(p.prefill_tokens for p in points) and any(p.decode_requests for p in points)
-
-
-def _longest(point: Point) -> int:
-    return max(start + n for start, n in point.items)
-
-
-def _blocks_of(point: Point, block_size: int) -> int:
-    return sum(-(-(start + n) // block_size) for start, n in point.items)
 
 
 def _fill_pool(runner: ProfiledRunner, num_blocks: int) -> None:
@@ -247,35 +178,6 @@ def measure_copies(runner: ProfiledRunner) -> float:
                 samples.append(time.perf_counter() - began)
             seconds.append(median(samples[1:]))
     return n * runner.block_bytes / max(seconds)
-
-
-def fit(points: Sequence[Point], copy_bytes_per_second: float) -> CostModel:
-    """The cost model with the least sum of squared relative errors over the points that are not held out,
-    every coefficient >= 0."""
-    import numpy as np
-    from scipy.optimize import nnls
-
-    kept = [point for point in points if not point.held_out]
-    rows = np.array([_features(point.shape) for point in kept]) / np.array([[p.seconds] for p in kept])
-    scale = np.linalg.norm(rows, axis=0)
-    scale[scale == 0.0] = 1.0
-    solution, _ = nnls(rows / scale, np.ones(len(kept)))
-    step, request, token, pair, decode, context = (solution / scale).tolist()
-    return CostModel(
-        max(step, LEAST_STEP_SECONDS), request, token, pair, decode, context, copy_bytes_per_second
-    )
-
-
-def _features(shape: StepShape) -> list[float]:
-    """In the order of CostModel's coefficients."""
-    return [
-        1.0,
-        shape.prefill_requests,
-        shape.prefill_tokens,
-        shape.prefill_pairs,
-        shape.decode_requests,
-        shape.decode_context,
-    ]
 
 
 def make_profile(
@@ -320,12 +222,6 @@ def make_profile(
     if problems := profile.implausible(runner.shape):
         raise ValueError(f"what was measured cannot be true, so no profile is made of it: {problems[0]}")
     return profile
-
-
-def is_complete(profile: Profile, runner: ProfiledRunner, grid: Grid) -> bool:
-    """Whether nothing was left out that an engine with other settings would need, such as longer requests."""
-    possible = [point for point in grid.points() if _longest(point) <= runner.shape.max_position]
-    return len(profile.points) == len(possible)
 
 
 def describe_device(runner: ProfiledRunner) -> str:

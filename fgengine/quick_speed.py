@@ -9,6 +9,7 @@ from fgengine.config import EngineConfig
 from fgengine.cost import CostModel
 from fgengine.profile import Profile
 from fgengine.profile_cache import default_path
+from fgengine.profile_grid import Grid
 from fgengine.speed import TYPICAL_CONTEXT, TYPICAL_PROMPT, Speed
 
 
@@ -38,7 +39,7 @@ def timed_speed(runner: profiler.ProfiledRunner, max_batch_size: int) -> Speed |
         context = min(context, runner.num_device_blocks // decodes * runner.block_size)
     if prompt < 2 or context < 1:
         return None
-    grid = profiler.Grid(
+    grid = Grid(
         prefill=(prompt,),
         behind=(),
         decode=(decodes,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fgengine.clock import Clock
 from fgengine.cost import CostModel, StepShape
 from fgengine.plan import StepPlan
 
@@ -69,3 +70,47 @@ class Work:
             self.work_decode_context,
         )
         return cost.step_seconds(sums) + cost.step * (self.work_steps - 1)
+
+
+class StepTimer:
+    """Charges an engine's time to ``work``: to its steps, to waits for copies, and to what lies between."""
+
+    def __init__(self, work: Work, clock: Clock) -> None:
+        self._work = work
+        self._clock = clock
+        self._began = 0.0
+        """The step that is being made."""
+        self._left_at: float | None = None
+        """When the last step or wait for a copy ended, if there was more to do; where none has yet, when the
+        first step began."""
+
+    def begin(self) -> None:
+        """The engine begins to make a step. Where it then only launches one, the next call of ``begin``
+        follows."""
+        self._began = self._clock.now()
+        if self._left_at is None:
+            self._left_at = self._began
+
+    def step_ended(self, plan: StepPlan, model_seconds: float, *, more: bool) -> None:
+        """``more``: whether there is more to do."""
+        ended = self._clock.now()
+        self._work.add(plan, model_seconds, ended - self._began, self._between)
+        self._left_at = ended if more else None
+
+    def wait_ended(self, waited_from: float, *, more: bool) -> None:
+        """Nothing could run before a copy was done. Charged to copies only where a request waits: blocks of
+        requests that are gone are waited for as well."""
+        self._work.between_seconds += self._between
+        self._left_at = None
+        if more:
+            ended = self._left_at = self._clock.now()
+            self._work.engine_seconds += waited_from - self._began
+            self._work.copy_wait_seconds += ended - waited_from
+
+    def idle(self) -> None:
+        """There was nothing to do."""
+        self._left_at = None
+
+    @property
+    def _between(self) -> float:
+        return 0.0 if self._left_at is None else self._began - self._left_at

@@ -189,9 +189,9 @@ def _serve(
     if way.graphs:
         runner.capture_graphs(BATCH, capture=None if setting.on_gpu else lambda launches: launches)
     scheduler = Scheduler(
-        make_policy(way.policy, PolicyContext(COST, starvation_limit=0.02)),
+        make_policy(way.policy, PolicyContext(COST, starvation_limit=0.02, max_batch_size=BATCH)),
         KVManager(blocks, host_blocks, 16),
-        Limits(BATCH, 256, 1024, way.chunked, block_bytes=runner.block_bytes),
+        Limits(256, 1024, way.chunked, block_bytes=runner.block_bytes),
         offloading=way.offloading,
         cost=COST,
     )

@@ -112,9 +112,9 @@ PARTS = ("model_seconds", "engine_seconds", "between_seconds")
 def _engine(runner: TorchRunner, batch: int, overlap: bool) -> Engine:
     """Over a runner that is used on: the engine is never closed."""
     scheduler = Scheduler(
-        make_policy("fcfs", PolicyContext(None)),
+        make_policy("fcfs", PolicyContext(max_batch_size=batch)),
         KVManager(runner.num_device_blocks, runner.num_host_blocks, runner.block_size),
-        Limits(batch, 2048, runner.max_model_len, block_bytes=runner.block_bytes),
+        Limits(2048, runner.max_model_len, block_bytes=runner.block_bytes),
     )
     vocab_size = runner.shape.vocab_size
     return Engine(scheduler, runner, runner.copies, WallClock(), vocab_size=vocab_size, overlap=overlap)

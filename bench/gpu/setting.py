@@ -17,7 +17,7 @@ from fgengine.execution.runner import TorchRunner
 from fgengine.model.catalog import shape_of
 from fgengine.model.shape import ModelShape
 from fgengine.physics import Ceilings
-from fgengine.profiler import QUICK, Grid
+from fgengine.profile_grid import QUICK, Grid
 
 SWAP_BYTES = 4 * 1024**3
 """Pinned for the sections that copy by hand: eight requests of 512 tokens of OPT-13B take 3.4 GB."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fgengine.execution.runner import TorchRunner
-    from fgengine.profile import Point, Profile
-    from fgengine.profiler import Grid
+    from fgengine.profile import Profile
+    from fgengine.profile_grid import Grid, Point
 
 DEFAULTS = EngineConfig()
 POOR_FIT = 0.15
@@ -56,7 +56,7 @@ def profile(
     """
     from rich.console import Console
 
-    from fgengine import profile_cache, profiler
+    from fgengine import profile_cache, profile_grid
     from fgengine.execution.device import pick_device
 
     console = Console()
@@ -64,7 +64,8 @@ def profile(
     def say(line: str) -> None:
         printing.say(console, line)
 
-    grid = profiler.QUICK if quick else profiler.GPU if pick_device(device).type == "cuda" else profiler.FULL
+    on_gpu = pick_device(device).type == "cuda"
+    grid = profile_grid.QUICK if quick else profile_grid.GPU if on_gpu else profile_grid.FULL
     config = EngineConfig(
         model=model,
         device=device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import chain
 
 from fgengine.kv.pool import BlockPool
 from fgengine.kv.transfer import Direction, Transfer
@@ -19,7 +20,9 @@ class Where(Enum):
 
 
 @dataclass(slots=True)
-class _Holding:
+class Holding:
+    """A request's blocks at both tiers."""
+
     device: list[int] = field(default_factory=list)
     host: list[int] = field(default_factory=list)
     """Where the KV is on the device: a copy of its first ``saved_tokens`` tokens, or empty."""
@@ -42,7 +45,11 @@ class KVManager:
         self.device = BlockPool(num_device_blocks)
         self.host = BlockPool(num_host_blocks)
         self.block_size = block_size
-        self._holdings: dict[str, _Holding] = {}
+        self.on_device: dict[str, Holding] = {}
+        """By request id. A request with KV is in one of these three: which one says where its KV is."""
+        self.on_host: dict[str, Holding] = {}
+        self._in_copy: dict[str, Holding] = {}
+        """On its way from one to the other."""
         self._transfers: dict[int, Transfer] = {}
         self._abandoned: set[int] = set()
         """Transfers whose request was released midway: both ends are freed when the copy is done."""
@@ -64,41 +71,39 @@ class KVManager:
         return -(-num_tokens // self.block_size)
 
     def where(self, request_id: str) -> Where:
-        holding = self._holdings.get(request_id)
-        if holding is None:
+        if request_id in self.on_device:
+            return Where.DEVICE
+        if request_id in self.on_host:
+            return Where.HOST
+        holding = self._in_copy.get(request_id)
+        if holding is None or holding.transfer is None:
             return Where.NOWHERE
-        if holding.transfer is not None:
-            return Where.OFFLOADING if holding.transfer.direction == "offload" else Where.UPLOADING
-        return Where.DEVICE if holding.device else Where.HOST
+        return Where.OFFLOADING if holding.transfer.direction == "offload" else Where.UPLOADING
 
     def table(self, request_id: str) -> list[int]:
         """The device blocks of a request that is on the device, in token order."""
-        return self._holdings[request_id].device
+        return self.on_device[request_id].device
 
     def table_with_room(self, request_id: str, num_tokens: int) -> list[int] | None:
         """The request's device blocks if its KV rests there and ``num_tokens`` tokens fit; else None."""
-        holding = self._holdings.get(request_id)
-        if (
-            holding is None
-            or holding.transfer is not None
-            or len(holding.device) * self.block_size < num_tokens
-        ):
+        holding = self.on_device.get(request_id)
+        if holding is None or len(holding.device) * self.block_size < num_tokens:
             return None
         return holding.device
 
     def num_blocks(self, request_id: str) -> int:
         """Blocks the request's KV fills, at whichever tier it is."""
-        holding = self._holdings.get(request_id)
+        holding = self._find(request_id)
         return 0 if holding is None else max(len(holding.device), len(holding.host))
 
     def missing(self, request_id: str, num_tokens: int) -> int:
         """Device blocks to find before ``num_tokens`` tokens of the request fit on the device."""
-        holding = self._holdings.get(request_id)
+        holding = self._find(request_id)
         return self.blocks_for(num_tokens) - (0 if holding is None else len(holding.device))
 
     def unsaved_blocks(self, request_id: str, num_tokens: int) -> int:
         """Blocks that an offload of the request's first ``num_tokens`` tokens has to copy."""
-        return self.blocks_for(num_tokens) - self._saved_blocks(self._holdings[request_id], num_tokens)
+        return self.blocks_for(num_tokens) - self._saved_blocks(self.on_device[request_id], num_tokens)
 
     def grow(self, request_id: str, num_tokens: int) -> None:
         """Lengthen the device table to hold ``num_tokens`` tokens.
@@ -110,7 +115,7 @@ class KVManager:
         missing = self.missing(request_id, num_tokens)
         if missing > 0:
             blocks = self.device.take(missing)
-            self._holdings.setdefault(request_id, _Holding()).device.extend(blocks)
+            self.on_device.setdefault(request_id, Holding()).device.extend(blocks)
 
     def begin_offload(self, request_id: str, num_tokens: int) -> Transfer | None:
         """Device to host: the KV of the request's first ``num_tokens`` tokens.
@@ -121,8 +126,8 @@ class KVManager:
         Raises ValueError when the KV is not on the device, ``num_tokens`` is not positive or more than the
         device table holds, or the host pool is short; nothing has changed then.
         """
-        holding = self._holdings.get(request_id)
-        if holding is None or self.where(request_id) is not Where.DEVICE:
+        holding = self.on_device.get(request_id)
+        if holding is None:
             raise ValueError(f"{request_id} has no KV on the device to offload")
         needed = self.blocks_for(num_tokens)
         if not 0 < needed <= len(holding.device):
@@ -138,17 +143,20 @@ class KVManager:
         unsaved = holding.device[saved:needed]
         self.device.give(holding.device[:saved] + holding.device[needed:])
         holding.device, holding.saved_tokens = unsaved, num_tokens
+        del self.on_device[request_id]
         if not unsaved:
+            self.on_host[request_id] = holding
             return None
         self.incoming += len(unsaved)
         return self._begin(request_id, holding, "offload", unsaved, holding.host[saved:])
 
     def begin_upload(self, request_id: str) -> Transfer:
         """Host to device. Raises ValueError when it is not on the host or the device pool is short."""
-        holding = self._holdings.get(request_id)
-        if holding is None or self.where(request_id) is not Where.HOST:
+        holding = self.on_host.get(request_id)
+        if holding is None:
             raise ValueError(f"{request_id} has no KV on the host to upload")
         holding.device = self.device.take(len(holding.host))
+        del self.on_host[request_id]
         return self._begin(request_id, holding, "upload", holding.host, holding.device)
 
     def finish(self, transfer: Transfer) -> None:
@@ -166,19 +174,25 @@ class KVManager:
             self.host.give(host)
             self.incoming -= len(device)
             return
-        holding = self._holdings[transfer.request_id]
+        holding = self._in_copy.pop(transfer.request_id)
         holding.transfer = None
         if offload:
             self.device.give(transfer.source)
             self.incoming -= len(transfer.source)
             holding.device = []
+            self.on_host[transfer.request_id] = holding
         else:
+            self.on_device[transfer.request_id] = holding
             self._retained[transfer.request_id] = None
             self._retained_blocks += len(holding.host)
 
     def release(self, request_id: str) -> None:
         """Forget the request's KV, from any state; blocks in a running copy are freed when it is done."""
-        holding = self._holdings.pop(request_id, None)
+        holding = (
+            self.on_device.pop(request_id, None)
+            or self.on_host.pop(request_id, None)
+            or self._in_copy.pop(request_id, None)
+        )
         if holding is None:
             return
         self._unretain(request_id, holding)
@@ -200,7 +214,7 @@ class KVManager:
         """Raise AssertionError where the invariants do not hold. For tests: O(blocks)."""
         for pool, tier in ((self.device, "device"), (self.host, "host")):
             held: list[int] = []
-            for holding in self._holdings.values():
+            for holding in chain(self.on_device.values(), self.on_host.values(), self._in_copy.values()):
                 held += holding.device if tier == "device" else holding.host
             for transfer_id in self._abandoned:
                 transfer = self._transfers[transfer_id]
@@ -221,20 +235,33 @@ class KVManager:
             flying = sum(len(t.source) for t in self._transfers.values() if t.direction == direction)
             if blocks != flying:
                 raise AssertionError(f"{direction}: {blocks} blocks in flight, transfers say {flying}")
-        retained = {id for id, h in self._holdings.items() if h.device and h.host and h.transfer is None}
+        for id, holding in self.on_device.items():
+            if not holding.device or holding.transfer is not None:
+                raise AssertionError(f"{id} is said to be on the device, but holds {holding}")
+        for id, holding in self.on_host.items():
+            if holding.device or not holding.host or holding.transfer is not None:
+                raise AssertionError(f"{id} is said to be on the host, but holds {holding}")
+        for id, holding in self._in_copy.items():
+            if holding.transfer is None:
+                raise AssertionError(f"{id} is said to be in a copy, but there is none")
+        retained = {id for id, holding in self.on_device.items() if holding.host}
         if retained != set(self._retained):
             raise AssertionError(f"retained are {set(self._retained)}, holdings say {retained}")
-        if self._retained_blocks != sum(len(self._holdings[id].host) for id in retained):
+        if self._retained_blocks != sum(len(self.on_device[id].host) for id in retained):
             raise AssertionError(f"{self._retained_blocks} retained blocks, holdings say otherwise")
 
-    def _saved_blocks(self, holding: _Holding, num_tokens: int) -> int:
+    def _find(self, request_id: str) -> Holding | None:
+        """What the request holds, wherever that is."""
+        return self.on_device.get(request_id) or self.on_host.get(request_id) or self._in_copy.get(request_id)
+
+    def _saved_blocks(self, holding: Holding, num_tokens: int) -> int:
         """Leading blocks that the host has as they are, now that ``num_tokens`` tokens are computed. A block
         that was not full when it was copied has changed if a token has come since."""
         if holding.saved_tokens == num_tokens:
             return self.blocks_for(num_tokens)
         return holding.saved_tokens // self.block_size
 
-    def _unretain(self, request_id: str, holding: _Holding) -> None:
+    def _unretain(self, request_id: str, holding: Holding) -> None:
         """Its host blocks are no longer there for others to take."""
         if request_id in self._retained:
             del self._retained[request_id]
@@ -244,17 +271,18 @@ class KVManager:
         """Give up retained copies until so many host blocks are free."""
         while self.host.num_free < blocks:
             request_id = next(iter(self._retained))
-            holding = self._holdings[request_id]
+            holding = self.on_device[request_id]
             self._unretain(request_id, holding)
             self.host.give(holding.host)
             holding.host, holding.saved_tokens = [], 0
 
     def _begin(
-        self, request_id: str, holding: _Holding, direction: Direction, source: list[int], target: list[int]
+        self, request_id: str, holding: Holding, direction: Direction, source: list[int], target: list[int]
     ) -> Transfer:
         transfer = Transfer(self._next_transfer, request_id, direction, tuple(source), tuple(target))
         self._next_transfer += 1
         self._transfers[transfer.id] = transfer
         self.in_flight[direction] += len(source)
         holding.transfer = transfer
+        self._in_copy[request_id] = holding
         return transfer

@@ -1,4 +1,4 @@
-"""What a step is made within, what it is counted in, and what it is while it is being made. Pure."""
+"""Limits of a step, counters, and the plan of one step under construction. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fgengine.scheduling.policy import Priority
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    max_batch_size: int
+    """Of a step and of a request. The number of requests in a step is ``PolicyContext.max_batch_size``."""
+
     max_tokens_per_batch: int
     max_model_len: int
     chunked_prefill: bool = False
@@ -41,7 +42,7 @@ class Counters:
 
 @dataclass(slots=True)
 class Draft:
-    """A step in the making."""
+    """The plan of one step, under construction."""
 
     now: float
     tokens_left: int
@@ -49,9 +50,9 @@ class Draft:
     offloads: list[Transfer] = field(default_factory=list)
     uploads: list[Transfer] = field(default_factory=list)
     claimed: int = 0
-    """Device blocks, free or on their way, kept for requests that wait for more of them."""
+    """Device blocks, free or being freed, reserved for requests that wait for more of them."""
     delayed: dict[str, Request] = field(default_factory=dict)
-    """Whose turn it is, but whose KV is on the host or on its way."""
+    """Requests whose turn it is, but whose KV is on the host or being copied."""
     has_prefill: bool = False
     short: bool = False
     """A request did not find the blocks it needs among the free ones."""

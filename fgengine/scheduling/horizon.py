@@ -47,7 +47,7 @@ def steps_like(draft: Draft, kv: KVManager, residency: KVResidency) -> int:
     if residency.reserve is not None:
         # Which requests are moved ahead of need depends on waits, which change with every step.
         reserve = residency.reserve.blocks(draft.now)
-        if residency.swapped or kv.transfers_in_flight or spare < reserve:
+        if kv.on_host or kv.transfers_in_flight or spare < reserve:
             return 1
         spare -= reserve
     return _steps_within(spare, draft.items, steps, kv.block_size) if steps > 1 else 1

@@ -20,7 +20,7 @@ from fgengine.kv.manager import KVManager
 from fgengine.plan import StepPlan
 from fgengine.request import Request
 from fgengine.scheduling.budget import RecomputeBudget
-from fgengine.scheduling.draft import Counters, Limits
+from fgengine.scheduling.draft import Counters
 from fgengine.scheduling.policy import Policy, Priority
 from fgengine.scheduling.progress import WorkInProgress
 
@@ -48,7 +48,6 @@ class Pressure:
         self,
         policy: Policy,
         kv: KVManager,
-        limits: Limits,
         counters: Counters,
         watched: Watched,
         cost: CostModel | None,
@@ -57,12 +56,10 @@ class Pressure:
         self._kv = kv
         self._counters = counters
         self._watched = watched
-        self._batch = limits.max_batch_size
+        self._batch = policy.context.max_batch_size
         self.budget = RecomputeBudget()
-        self.work = WorkInProgress(cost, limits.max_batch_size)
-        self._full = min(
-            GROWTH_BLOCKS * limits.max_batch_size, int(DEVICE_NEARLY_FULL * kv.device.num_blocks)
-        )
+        self.work = WorkInProgress(cost, self._batch)
+        self._full = min(GROWTH_BLOCKS * self._batch, int(DEVICE_NEARLY_FULL * kv.device.num_blocks))
         """Free device blocks at which the pool is full."""
         self.active = False
         self._began = 0.0

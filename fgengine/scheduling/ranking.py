@@ -33,6 +33,9 @@ class Ranking:
         """Members whose place may be wrong, and those that have none yet."""
         self._serial = 0
 
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._entries or request_id in self._touched
+
     def add(self, request: Request) -> None:
         self._touched[request.id] = request
 
@@ -46,11 +49,13 @@ class Ranking:
         """The priorities of these members may have changed."""
         self._touched.update((request.id, request) for request in requests)
 
-    def rebuild(self, requests: Iterable[Request], priority: Callable[[Request], Priority]) -> None:
-        """Start again with these members and another priority: O(n log n)."""
-        self._priority = priority
+    def rebuild(self) -> None:
+        """Every member's priority may have changed: O(n log n)."""
+        members = {entry[2].id: entry[2] for entry in self._entries.values()} | self._touched
         self._touched.clear()
-        entries = [(priority(request), serial, request) for serial, request in enumerate(requests)]
+        entries = [
+            (self._priority(request), serial, request) for serial, request in enumerate(members.values())
+        ]
         self._serial = len(entries)
         self._entries = {entry[2].id: entry for entry in entries}
         self._sorted = SortedList(entries)

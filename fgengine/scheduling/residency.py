@@ -8,11 +8,11 @@ from typing import Literal
 
 from fgengine.config import Offloading
 from fgengine.cost import CostModel, StepShape
-from fgengine.kv.manager import KVManager, Where
+from fgengine.kv.manager import KVManager
 from fgengine.kv.transfer import Direction
 from fgengine.plan import StepPlan
 from fgengine.request import Request
-from fgengine.scheduling.draft import Counters, Draft, Limits
+from fgengine.scheduling.draft import Counters, Draft
 from fgengine.scheduling.offload import ArrivalReserve, swap_is_sooner
 from fgengine.scheduling.policy import Policy, Priority
 from fgengine.scheduling.pressure import Pressure, Watched
@@ -40,7 +40,7 @@ class KVResidency:
         self,
         policy: Policy,
         kv: KVManager,
-        limits: Limits,
+        block_bytes: int,
         counters: Counters,
         offloading: Offloading,
         cost: CostModel | None,
@@ -50,20 +50,17 @@ class KVResidency:
             raise ValueError("offloading auto needs a profile, to know what copies and recomputation take")
         self._policy = policy
         self._kv = kv
-        self._limits = limits
+        self._block_bytes = block_bytes
+        self._max_batch_size = policy.context.max_batch_size
         self._counters = counters
         self._offloading = offloading
         self._cost = cost
-        self._most_in_flight = blocks_in_flight(limits, cost)
-        self.pressure = Pressure(policy, kv, limits, counters, self._watched(), cost)
-        self.resident: dict[str, Request] = {}
-        """Those whose KV is on the device and not being copied."""
-        self.swapped: dict[str, Request] = {}
-        """Those whose KV is on the host and not being copied."""
+        self._most_in_flight = blocks_in_flight(self._max_batch_size, block_bytes, cost)
+        self.pressure = Pressure(policy, kv, counters, self._watched(), cost)
         self._ranking = Ranking(self.pressure.priority)
-        """The resident ones, those that leave first at the end."""
+        """The requests on the device, those that leave first at the end."""
         self._unused: set[str] = set()
-        """Resident ones that were uploaded and have not run since."""
+        """Those on the device that were uploaded and have not run since."""
         self.reserve = ArrivalReserve(kv.device.num_blocks) if offloading == "proactive" else None
 
     @property
@@ -78,7 +75,7 @@ class KVResidency:
 
     def begin_step(self, now: float, num_unfinished: int) -> None:
         if self.pressure.update(now, num_unfinished):
-            self._ranking.rebuild(self.resident.values(), self.pressure.priority)
+            self._ranking.rebuild()
 
     def arrived(self, request: Request, now: float) -> None:
         if self.reserve is not None:
@@ -86,7 +83,8 @@ class KVResidency:
 
     def ran(self, batch: Iterable[Request]) -> None:
         """These are in a batch, and their priorities may have changed with it."""
-        self._ranking.touch(request for request in batch if request.id in self.resident)
+        on_device = self._kv.on_device
+        self._ranking.touch(request for request in batch if request.id in on_device)
 
     def ended_step(self, plan: StepPlan, now: float) -> None:
         """The plan was executed."""
@@ -101,17 +99,13 @@ class KVResidency:
 
     def copied(self, request: Request) -> None:
         """A copy of its KV is done."""
-        where = self._kv.where(request.id)
-        if where is Where.DEVICE:
-            self._settle_on_device(request)
+        if request.id in self._kv.on_device:
+            self._ranking.add(request)
             self._unused.add(request.id)
-        elif where is Where.HOST:
-            self.swapped[request.id] = request
 
     def forget(self, request: Request) -> None:
         """Free what it holds, wherever that is."""
         self._kv.release(request.id)
-        self.swapped.pop(request.id, None)
         self._leave_device(request)
         self.pressure.ended(request.id)
         if self.reserve is not None:
@@ -135,14 +129,15 @@ class KVResidency:
         if started and need <= self._kv.device.num_free:
             found: Found = "now"  # those who wait for more blocks than are free gain nothing by its waiting
         elif not started and self.pressure.active:
-            margin = self._limits.max_batch_size if self.resident else 0  # the started ones grow
+            margin = self._max_batch_size if self._kv.on_device else 0  # the started ones grow
             found = self._find(need + margin, request, draft, evict=False)
         else:
             found = self._find(need, request, draft, evict)
         if found == "now":
             draft.grew |= need > 0
+            if request.id not in self._kv.on_device:
+                self._ranking.add(request)
             self._kv.grow(request.id, to_hold)
-            self._settle_on_device(request)
             self.pressure.started(request)
             if self.reserve is not None:
                 self.reserve.started(request.id)
@@ -170,20 +165,20 @@ class KVResidency:
                 needed = kv.blocks_for(victim.num_computed)
                 if self._unclaimed(draft) >= reserve or needed > kv.host_available:
                     break  # ahead of need no work is thrown away
-                idle = victim.id in self.resident and victim.id not in batch
+                idle = victim.id in kv.on_device and victim.id not in batch
                 if idle and self._may_offload(victim):
                     self._evict(victim, draft)
         # The batch grows by up to one block a member in the coming steps.
-        margin = reserve + self._limits.max_batch_size + draft.claimed
+        margin = reserve + self._max_batch_size + draft.claimed
         for request in draft.next_up:
             need = kv.num_blocks(request.id)
             if kv.device.num_free - need < margin or not self._link_is_free("upload", need):
                 return
-            if request.id in self.swapped:
+            if request.id in kv.on_host:
                 self._upload(request, draft)
 
     def in_order(self, most: int) -> list[Request]:
-        """The first ``most`` resident requests, those that run sooner in front."""
+        """The first ``most`` requests on the device, those that run sooner in front."""
         return list(islice(self._ranking.first_first(), most))
 
     # -- finding blocks --------------------------------------------------------------------------------
@@ -221,7 +216,7 @@ class KVResidency:
         dropped: list[Request] = []
         skipped = 0
         for victim in self._leaving_order(place, draft):
-            if need <= 0 or skipped > 2 * self._limits.max_batch_size:
+            if need <= 0 or skipped > 2 * self._max_batch_size:
                 break
             blocks = self._kv.blocks_for(victim.num_computed)
             sooner = self._recompute_is_sooner(victim) and not self.pressure.active
@@ -248,18 +243,19 @@ class KVResidency:
         """Whether computed KV may be thrown away for it: for the next token of a request on the device, which
         could not go on otherwise. Never for a start or an upload, else a full host pool would have every
         request computed again at each turn of the queues; but mode ``recompute`` is just that."""
-        if request.id in self.resident:
+        if request.id in self._kv.on_device:
             return True
         first = not (draft.items or draft.uploads or draft.claimed)
         return self._offloading == "recompute" and first and not self.pressure.active
 
     def _leaving_order(self, place: Priority, draft: Draft) -> Iterator[Request]:
-        """The resident requests behind ``place``, those that leave first in front: the last in the order, or
-        under proactive offloading, of the last ones, those with the longest expected wait. A request that was
-        uploaded and has not run since leaves after all others: its copy would have been for nothing."""
+        """The requests on the device behind ``place``, those that leave first in front: the last in the
+        order, or under proactive offloading, of the last ones, those with the longest expected wait. One that
+        was uploaded and has not run since leaves after all others: its copy would have been for nothing.
+        """
         unused = []
         for priority, request in self._last_to_run(draft):
-            if request.id not in self.resident:
+            if request.id not in self._kv.on_device:
                 continue  # it left earlier in this step
             if priority <= place:
                 if self.reserve is None:
@@ -275,7 +271,7 @@ class KVResidency:
         if self.reserve is None:
             return self._ranking.last_first()
         if draft.leaving is None:
-            most = max(LEAST_CHOICE, self._limits.max_batch_size)
+            most = max(LEAST_CHOICE, self._max_batch_size)
             last = islice(self._ranking.last_first(), most)
             waits = [(self._policy.expected_wait(r, draft.now), priority, r) for priority, r in last]
             waits.sort(key=lambda entry: entry[:2], reverse=True)
@@ -297,7 +293,7 @@ class KVResidency:
             return "nothing"
         swaps = self._offloads and self._kv.host.num_blocks > 0
         if self._offloading == "auto" and self._cost is not None:
-            typical = 2 * self._kv.blocks_for(TYPICAL_CONTEXT) * self._limits.block_bytes
+            typical = 2 * self._kv.blocks_for(TYPICAL_CONTEXT) * self._block_bytes
             swaps = swaps and swap_is_sooner(self._cost, typical, TYPICAL_CONTEXT)
         return "both" if swaps else "device"
 
@@ -307,7 +303,7 @@ class KVResidency:
             return False
         copied = self._kv.unsaved_blocks(victim.id, victim.num_computed)
         back = self._kv.blocks_for(victim.num_computed)
-        kv_bytes = (copied + back) * self._limits.block_bytes
+        kv_bytes = (copied + back) * self._block_bytes
         return not swap_is_sooner(self._cost, kv_bytes, victim.num_computed)
 
     def _link_is_free(self, direction: Direction, blocks: int) -> bool:
@@ -328,7 +324,6 @@ class KVResidency:
         transfer = self._kv.begin_offload(victim.id, victim.num_computed)
         draft.moved = True
         if transfer is None:
-            self.swapped[victim.id] = victim
             return
         draft.offloads.append(transfer)
         self._count(victim, len(transfer.source))
@@ -346,7 +341,6 @@ class KVResidency:
         draft.moved = True
 
     def _upload(self, request: Request, draft: Draft) -> None:
-        del self.swapped[request.id]
         transfer = self._kv.begin_upload(request.id)
         draft.uploads.append(transfer)
         draft.moved = True
@@ -354,23 +348,17 @@ class KVResidency:
         self._counters.uploaded_blocks += len(transfer.source)
 
     def _count(self, request: Request, blocks: int) -> None:
-        request.bytes_moved += blocks * self._limits.block_bytes
-
-    def _settle_on_device(self, request: Request) -> None:
-        if request.id not in self.resident:
-            self.resident[request.id] = request
-            self._ranking.add(request)
+        request.bytes_moved += blocks * self._block_bytes
 
     def _leave_device(self, request: Request) -> None:
-        if self.resident.pop(request.id, None) is not None:
-            self._ranking.discard(request.id)
-            self._unused.discard(request.id)
+        self._ranking.discard(request.id)
+        self._unused.discard(request.id)
 
 
-def blocks_in_flight(limits: Limits, cost: CostModel | None) -> int:
+def blocks_in_flight(max_batch_size: int, block_bytes: int, cost: CostModel | None) -> int:
     """The most blocks that are copied at one time in one direction, unless a single request has more."""
-    if cost is None or limits.block_bytes == 0:
-        return UNMEASURED_BLOCKS * limits.max_batch_size
-    batch = limits.max_batch_size
-    step = cost.step_seconds(StepShape(decode_requests=batch, decode_context=batch * TYPICAL_CONTEXT))
-    return max(1, int(STEPS_IN_FLIGHT * step * cost.copy_bytes_per_second / limits.block_bytes))
+    if cost is None or block_bytes == 0:
+        return UNMEASURED_BLOCKS * max_batch_size
+    full = StepShape(decode_requests=max_batch_size, decode_context=max_batch_size * TYPICAL_CONTEXT)
+    seconds = STEPS_IN_FLIGHT * cost.step_seconds(full)
+    return max(1, int(seconds * cost.copy_bytes_per_second / block_bytes))

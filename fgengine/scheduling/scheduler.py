@@ -1,30 +1,35 @@
 """Fills each iteration's batch in policy order, within the batch's limits and the device's memory. Pure.
 
-Preemption is a matter of course here: every step starts from the policy's order anew, and whoever is not
-at its head does not run. What it held stays on the device until somebody before it needs the room.
+Each step starts again from the policy's order, and a request that is not at its head does not run: that is
+all there is to preemption. Its KV stays on the device until a request before it needs the blocks.
 
-The next step may be planned while the last one still runs: ``presume`` counts on what that one will have
-computed, all but the values of its tokens. Those come with ``update``, as does its time for the policy.
+The next step may be planned while the last one still runs (``in_flight``): then it is planned from what that
+one will have computed, all but the values of its tokens. Those come with ``update``, as does its time for the
+policy.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from itertools import chain, islice
 
-from fgengine.config import Offloading
+from fgengine.config import EngineConfig, Offloading
 from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager, Where
+from fgengine.kv.sizing import Pools
 from fgengine.kv.transfer import Transfer
 from fgengine.plan import PlanItem, StepPlan, StepResult, TokenEvent
 from fgengine.request import Phase, Request
 from fgengine.scheduling.draft import Counters, Draft, Limits
 from fgengine.scheduling.guard import Guarded
 from fgengine.scheduling.horizon import ONCE, Horizon, steps_like
-from fgengine.scheduling.policy import Policy
+from fgengine.scheduling.in_flight import InFlight
+from fgengine.scheduling.policy import Policy, PolicyContext, make_policy, policy_class
+from fgengine.scheduling.predictors import make_predictor
 from fgengine.scheduling.queue_limit import NO_LIMIT, Queue, QueueLimit
 from fgengine.scheduling.refusal import RequestRefused
 from fgengine.scheduling.residency import KVResidency
+from fgengine.speed import Speed
 
 
 class Scheduler:
@@ -42,27 +47,65 @@ class Scheduler:
         self.policy = policy = Guarded(policy)
         self.kv = kv
         self.limits = limits
+        self.max_batch_size = policy.context.max_batch_size
         self.counters = Counters()
         self.requests: dict[str, Request] = {}
         """All unfinished requests by id."""
-        self.queue = Queue(queue, limits.max_batch_size)
-        self.residency = KVResidency(policy, kv, limits, self.counters, offloading, cost)
+        self.queue = Queue(queue, self.max_batch_size)
+        self.residency = KVResidency(policy, kv, limits.block_bytes, self.counters, offloading, cost)
+        self.in_flight = InFlight()
         self._running: dict[str, Request] = {}
         """The last batch."""
         self._delayed: dict[str, Request] = {}
         """Those that would have been in the last batch, had their KV been on the device."""
-        self._planned: deque[StepPlan] = deque()
-        """Steps whose results are still to come, the earliest first: one, or two where they overlap."""
-        self._presumed: StepPlan | None = None
-        """The last one that ``presume`` has counted on."""
-        self._ending: set[str] = set()
-        """Whose last token is being computed: presumed, they hold no memory and are in no further batch."""
-        self._turns: list[tuple[Request, Phase, bool]] = []
-        """Who enters which phase, preempted or not, when the step planned last begins: once the one before it
-        has ended, where they overlap."""
         self._next_step = 0
         self._draft = Draft(0.0, 0)
-        """Of the last plan: how it came about says for how long it holds."""
+        """Of the last plan: ``horizon`` tells from it for how long the plan holds."""
+
+    @classmethod
+    def build(
+        cls,
+        config: EngineConfig,
+        pools: Pools,
+        *,
+        block_bytes: int,
+        max_model_len: int,
+        cost: CostModel | None,
+        speed: Callable[[], Speed | None],
+        eos_token_ids: Iterable[int] = (),
+        keep_learned: bool = True,
+    ) -> Scheduler:
+        """The scheduler of an engine with these settings and pools, for real steps or simulated ones.
+
+        ``cost``: None where neither the policy nor the offloading mode needs it. ``speed``: how fast the
+        machine is, called only where the queue's limits are left open. ``keep_learned``: whether a predictor
+        that learns keeps what it learns from now on.
+
+        Raises ValueError for a policy or predictor that cannot be used.
+        """
+        predicts = policy_class(config.policy).needs_predictor
+        predictor = make_predictor(config.predictor, config.model, keep=keep_learned) if predicts else None
+        context = PolicyContext(cost, config.starvation_limit, config.max_batch_size, predictor)
+        limits = Limits(
+            max_tokens_per_batch=config.max_tokens_per_batch,
+            chunked_prefill=config.chunked_prefill,
+            max_model_len=max_model_len,
+            eos_token_ids=frozenset(eos_token_ids),
+            block_bytes=block_bytes,
+        )
+        return cls(
+            make_policy(config.policy, context),
+            KVManager(pools.device, pools.host, config.block_size),
+            limits,
+            offloading=config.offloading,
+            cost=cost,
+            queue=QueueLimit.of(config, speed),
+        )
+
+    def close(self) -> None:
+        """Its predictor keeps what it has learned."""
+        if (predictor := self.policy.context.predictor) is not None:
+            predictor.close()
 
     @property
     def has_work(self) -> bool:
@@ -74,7 +117,7 @@ class Scheduler:
 
     @property
     def num_swapped(self) -> int:
-        return len(self.residency.swapped)
+        return len(self.kv.on_host)
 
     @property
     def under_pressure(self) -> bool:
@@ -120,88 +163,64 @@ class Scheduler:
         return overdue
 
     def schedule(self, now: float) -> StepPlan:
-        """The next step. Every transfer in it is submitted and every item executed by the caller."""
+        """The next step. Every transfer in it is submitted and every item executed by the caller.
+
+        Where the last step still runs, this one counts on what that will have computed, and uses what that
+        frees: it computes, and its copies begin, only after that one has ended on the device. A request that
+        then turns out to have ended with a stop token has been planned for once more; that token is dropped.
+        """
+        if self.in_flight.not_applied is not None:
+            self._apply(self.in_flight.not_applied)
         draft = self._draft = Draft(now, self.limits.max_tokens_per_batch)
         residency = self.residency
         self.policy.begin_step()
         residency.begin_step(now, len(self.requests))
         if residency.blocking and self.kv.transfers_in_flight:
             return StepPlan(self._next_step)
-        self._walk(draft)
+        self._fill(draft)
         residency.work_ahead(draft)
         held: dict[str, Request] = {}
-        if residency.blocking and (draft.offloads or draft.uploads):
+        if residency.blocking and (draft.offloads or draft.uploads):  # no step runs while KV is copied
             held = {item.request.id: item.request for item in draft.items}
             draft.delayed |= held
             draft.items.clear()
         batch = {item.request.id: item.request for item in draft.items}
-        for id, request in self._running.items():
-            if id not in batch:
-                self._turns.append((request, "queued", id not in held))
-        for id, request in self._delayed.items():
-            if id not in draft.delayed:
-                self._turns.append((request, "queued", False))
-        for request in draft.delayed.values():
-            self._turns.append((request, "swapped", False))
+        self._change_phases(draft, batch, held)
         self._running, self._delayed = batch, draft.delayed
-        for request, start, num_tokens, _, yields_token in draft.items:
-            decode = num_tokens == 1 and yields_token and len(request.tokens) > request.prompt_len
-            phase: Phase = "decode" if decode else "prefill"
-            if request.phase != phase:
-                self._turns.append((request, phase, False))
-            if start == 0:
-                self.queue.start(request)
-                self.policy.on_start(request)
+        for item in draft.items:
+            if item.start == 0:
+                self.queue.start(item.request)
+                self.policy.on_start(item.request)
         residency.ran(batch.values())
         draft.moved |= residency.uses(batch.keys())
-        if not self._planned:
-            self._take_turns(now)
+        if not self.in_flight:
+            self._begin_last(now)
         plan = StepPlan(self._next_step, draft.items, draft.offloads, draft.uploads)
         if plan.items:
             self._next_step += 1
-            self._planned.append(plan)
+            self.in_flight.add(plan)
         return plan
-
-    def presume(self) -> None:
-        """The last plan is being executed: plan on from what it will have computed.
-
-        Its tokens stand as zeros in the requests meanwhile. What it frees, the next steps may use: they
-        compute, and copies begin, only after it has ended on the device. A request that then turns out to
-        have ended with a stop token has been planned for once more; that token is thrown away.
-        """
-        if self._planned and self._planned[-1] is not self._presumed:
-            self._presume(self._planned[-1])
 
     def update(self, result: StepResult, now: float) -> list[TokenEvent]:
         """Take in what the earliest planned step computed.
 
         Raises RuntimeError when the result is not of that one.
         """
-        if not self._planned or self._planned[0].step != result.step:
-            raise RuntimeError(f"a result of step {result.step} came, but that step is not planned")
-        plan = self._planned.popleft()
-        if plan is not self._presumed:
-            self._presume(plan)
-        self.counters.steps += 1
-        events, on_step = [], self.policy.inner.on_step  # the guard's would double the cost of the call
-        for item in plan.items:
-            request = item.request
-            if request.finish_reason is not None:
-                continue
-            request.last_ran_at = now
-            if item.yields_token:
-                events.append(self._settle(item, result, now))
-                if request.finish_reason is not None:
-                    self._finished(request)
-                    continue
-            try:
-                on_step(request, result.seconds, now)
-            except Exception as error:
-                raise self.policy.raised("on_step", error) from error
-        self.residency.ended_step(plan, now)
-        self.counters.generated_tokens += len(events)
-        self._take_turns(now)
+        plan = self.in_flight.take(result.step)
+        if plan is self.in_flight.not_applied:
+            self._apply(plan)
+        events, stopped = self._take_tokens(plan, result)
+        self._end_step(plan, result.seconds, now, stopped)
         return events
+
+    def leap(self, steps: int, seconds: float, now: float) -> list[Request]:
+        """Take in ``steps`` executions of the last plan that took ``seconds`` together and ended at ``now``.
+
+        Every token is 0. More steps than one only as ``horizon`` allows. Returns the requests that ended.
+        """
+        plan = self.in_flight.take(self._next_step - 1)
+        self._apply(plan, steps)
+        return self._end_step(plan, seconds, now, steps=steps)
 
     def copied(self, transfers: list[Transfer]) -> None:
         """These copies are done."""
@@ -210,65 +229,124 @@ class Scheduler:
             if (request := self.requests.get(transfer.request_id)) is not None:
                 self.residency.copied(request)
 
-    def _take_turns(self, now: float) -> None:
-        """The step planned last begins."""
-        for request, phase, preempted in self._turns:
-            if request.finish_reason is None:
-                request.enter(phase, now)
-                if preempted:
-                    request.preemptions += 1
-                    self.counters.preemptions += 1
-        self._turns.clear()
+    def _change_phases(self, draft: Draft, batch: dict[str, Request], held: dict[str, Request]) -> None:
+        """From the last plan to this one. ``held``: requests that wait only because no step runs while KV is
+        copied; they are not preempted."""
+        change_phase = self.in_flight.change_phase
+        for id, request in self._running.items():
+            if id not in batch:
+                change_phase(request, "queued", preempted=id not in held)
+        for id, request in self._delayed.items():
+            if id not in draft.delayed:
+                change_phase(request, "queued")
+        for request in draft.delayed.values():
+            change_phase(request, "swapped")
+        for request, _, num_tokens, _, yields_token in draft.items:
+            decode = num_tokens == 1 and yields_token and len(request.tokens) > request.prompt_len
+            phase: Phase = "decode" if decode else "prefill"
+            if request.phase != phase:
+                change_phase(request, phase)
 
-    def _presume(self, plan: StepPlan) -> None:
-        self._presumed = plan
-        self.residency.pressure.computed(plan, 1)
+    def _begin_last(self, now: float) -> None:
+        self.counters.preemptions += self.in_flight.begin_last(now)
+
+    def _apply(self, plan: StepPlan, steps: int = 1) -> None:
+        """Write the effect of the plan's execution, ``steps`` times in a row, into its requests, as far as it
+        is known before its tokens are: zeros stand for those. A request that ends with it frees its KV."""
+        self.in_flight.not_applied = None
+        self.residency.pressure.computed(plan, steps)
+        if steps > 1:
+            for item in plan.items:
+                if len(item.blocks) * self.kv.block_size < item.start + steps:
+                    self.kv.grow(item.request.id, item.start + steps)
+        zeros = bytes(steps)
         for request, _, num_tokens, _, yields_token in plan.items:
             if request.finish_reason is not None:
                 continue
-            request.num_computed += num_tokens
+            request.num_computed += num_tokens * steps
             if yields_token:
-                request.tokens.append(0)
+                if steps == 1:
+                    request.tokens.append(0)  # takes an eighth of the time
+                else:
+                    request.tokens.extend(zeros)
                 if len(request.tokens) - request.prompt_len >= request.params.max_tokens:
                     self.residency.forget(request)
-                    self._ending.add(request.id)
+                    self.in_flight.ending.add(request.id)
 
-    def _settle(self, item: PlanItem, result: StepResult, now: float) -> TokenEvent:
-        """The token that was presumed has come."""
-        request = item.request
-        token = result.tokens[request.id]
-        logprob = result.logprobs.get(request.id) if result.logprobs else None
-        position = item.start + item.num_tokens
-        request.tokens[position] = token
-        generated = position + 1 - request.prompt_len
-        if generated == 1:
-            request.first_token_at = now
-            self.counters.prompt_tokens += request.prompt_len
-        if logprob is not None:
-            request.logprobs.append(logprob)
-        params = request.params
-        if token in params.stop_token_ids or (token in self.limits.eos_token_ids and not params.ignore_eos):
-            request.finish("stop", now)
-        elif generated >= params.max_tokens:
-            request.finish("length", now)
-        return TokenEvent(request, token, logprob)
+    def _take_tokens(self, plan: StepPlan, result: StepResult) -> tuple[list[TokenEvent], set[Request]]:
+        """Write the tokens in place of the zeros. Also which requests they end."""
+        events: list[TokenEvent] = []
+        stopped: set[Request] = set()
+        eos, logprob = self.limits.eos_token_ids, None
+        for request, start, num_tokens, _, yields_token in plan.items:
+            if not yields_token or request.finish_reason is not None:
+                continue
+            token = request.tokens[start + num_tokens] = result.tokens[request.id]
+            if result.logprobs and (logprob := result.logprobs.get(request.id)) is not None:
+                request.logprobs.append(logprob)
+            params = request.params
+            if token in params.stop_token_ids or (token in eos and not params.ignore_eos):
+                stopped.add(request)
+            events.append(TokenEvent(request, token, logprob))
+        return events, stopped
 
-    def _finished(self, request: Request) -> None:
-        self.counters.finished += 1
-        self._forget(request)
+    def _end_step(
+        self,
+        plan: StepPlan,
+        seconds: float,
+        now: float,
+        stopped: Collection[Request] = (),
+        steps: int = 1,
+    ) -> list[Request]:
+        """The plan, executed ``steps`` times, has ended: finish requests, charge ``seconds`` to the others.
+
+        ``stopped``: requests whose last token ends them before their length does. Returns all that ended.
+        """
+        on_step = self.policy.inner.on_step  # the guard's would double the cost of the call
+        ended: list[Request] = []
+        generated_tokens = 0
+        for request, start, num_tokens, _, yields_token in plan.items:
+            if request.finish_reason is not None:
+                continue
+            request.last_ran_at = now
+            if yields_token:
+                generated_tokens += steps
+                generated = start + num_tokens + steps - request.prompt_len
+                if generated == 1:
+                    request.first_token_at = now
+                    self.counters.prompt_tokens += request.prompt_len
+                if request in stopped:
+                    request.finish("stop", now)
+                elif generated >= request.params.max_tokens:
+                    request.finish("length", now)
+                if request.finish_reason is not None:
+                    ended.append(request)
+                    self._forget(request)
+                    continue
+            try:
+                on_step(request, seconds, now)
+            except Exception as error:
+                raise self.policy.raised("on_step", error) from error
+        self.counters.steps += steps
+        self.counters.generated_tokens += generated_tokens
+        self.counters.finished += len(ended)
+        self.residency.ended_step(plan, now)
+        self._begin_last(now)
+        return ended
 
     def _forget(self, request: Request) -> None:
         self.policy.remove(request)
         self.queue.forget(request)
-        self._ending.discard(request.id)
+        self.in_flight.ending.discard(request.id)
         for group in (self.requests, self._running, self._delayed):
             group.pop(request.id, None)
         self.residency.ended(request, last=not self.requests)
 
-    # -- many steps as one: for simulations ------------------------------------------------------------
-
     def horizon(self, now: float) -> Horizon:
-        """How often, and until when, the plan just made for ``now`` would be made again at every step."""
+        """How often, and until when, the plan just made for ``now`` would be made again at every step.
+
+        A simulation takes so many steps as one: ``leap``.
+        """
         if self.limits.eos_token_ids:
             return ONCE
         steps = steps_like(self._draft, self.kv, self.residency)
@@ -276,61 +354,25 @@ class Scheduler:
             return ONCE
         return Horizon(steps, now + self.policy.steady_seconds(self._running.values(), now))
 
-    def leap(self, steps: int, seconds: float, now: float) -> list[Request]:
-        """Take in ``steps`` executions of the last plan that took ``seconds`` together and ended at ``now``.
-
-        Every token is 0. More steps than one only as ``horizon`` allows. Returns the requests that ended.
-        """
-        if not self._planned:
-            raise RuntimeError("no step is planned")
-        plan = self._planned.popleft()
-        self.counters.steps += steps
-        self.residency.pressure.computed(plan, steps)
-        zeros = bytes(steps)
-        finished = []
-        for item in plan.items:
-            request = item.request
-            if len(item.blocks) * self.kv.block_size < item.start + steps:
-                self.kv.grow(request.id, item.start + steps)
-            request.num_computed += item.num_tokens + steps - 1
-            request.last_ran_at = now
-            if item.yields_token:
-                if len(request.tokens) == request.prompt_len:
-                    request.first_token_at = now
-                    self.counters.prompt_tokens += request.prompt_len
-                request.tokens.extend(zeros)
-                self.counters.generated_tokens += steps
-                if len(request.tokens) - request.prompt_len >= request.params.max_tokens:
-                    request.finish("length", now)
-                    finished.append(request)
-                    self._finished(request)
-                    continue
-            try:
-                self.policy.inner.on_step(request, seconds, now)
-            except Exception as error:
-                raise self.policy.raised("on_step", error) from error
-        self.residency.ended_step(plan, now)
-        return finished
-
     # -- filling a batch -----------------------------------------------------------------------------
 
-    def _walk(self, draft: Draft) -> None:
-        """In order until the batch is full, the tokens are spent or the memory is.
+    def _fill(self, draft: Draft) -> None:
+        """Fill the batch in the policy's order until it is full, or no tokens or no memory are left.
 
         A request that waits for a copy takes no place in the batch; as many again as the batch holds are
         looked at for those, so that a step never depends on the number of waiting requests.
         """
-        most, items = self.limits.max_batch_size, draft.items
+        most, items, ending = self.max_batch_size, draft.items, self.in_flight.ending
         admitting = True
         seen: set[str] = set()
-        for request in islice(self.residency.pressure.order(draft.now), 2 * most + len(self._ending)):
+        for request in islice(self.residency.pressure.order(draft.now), 2 * most + len(ending)):
             if len(items) >= most or draft.tokens_left == 0:
                 if self.residency.reserve is None:
                     return
-                if request.id in self.residency.swapped:
+                if request.id in self.kv.on_host:
                     draft.next_up.append(request)
                 continue
-            if request.id in self._ending:
+            if request.id in ending:
                 continue
             seen.add(request.id)
             if admitting:
@@ -359,8 +401,7 @@ class Scheduler:
 
     def _runs_in_place(self, request: Request) -> bool:
         """Whether it may run without being admitted: a decode, or one that has room for its longest."""
-        residency = self.residency
-        return request.id in residency.resident and (request.num_pending == 1 or residency.booked)
+        return request.id in self.kv.on_device and (request.num_pending == 1 or self.residency.booked)
 
     def _try(self, request: Request, draft: Draft, *, evict: bool = True) -> bool:
         """Put the request into the batch, or start what it waits for. False: let no later one be admitted."""
@@ -401,7 +442,7 @@ class Scheduler:
         if pending == 1:
             return 1
         if self.limits.chunked_prefill:
-            most = min(self.limits.max_batch_size, len(self.requests) - len(self._ending))
+            most = min(self.max_batch_size, len(self.requests) - len(self.in_flight.ending))
             others = most - len(draft.items) - 1
             least = 0 if draft.items else 1
             return min(pending, max(least, draft.tokens_left - others))

@@ -155,5 +155,5 @@ class Replica:
 
     def _share(self, request: Request) -> float:
         return self.cost.share_seconds(
-            request.prompt_len, request.params.max_tokens, self.scheduler.limits.max_batch_size
+            request.prompt_len, request.params.max_tokens, self.scheduler.max_batch_size
         )

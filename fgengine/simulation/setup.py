@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from fgengine.config import EngineConfig
-from fgengine.kv.manager import KVManager
 from fgengine.kv.sizing import (
     CPU_POOL_LIMIT_BYTES,
     PINNED_LIMIT_BYTES,
@@ -17,10 +16,6 @@ from fgengine.kv.sizing import (
 )
 from fgengine.model.shape import ModelShape
 from fgengine.profile import ELEMENT_BYTES, Profile
-from fgengine.scheduling.draft import Limits
-from fgengine.scheduling.policy import PolicyContext, make_policy, policy_class
-from fgengine.scheduling.predictors import make_predictor
-from fgengine.scheduling.queue_limit import QueueLimit
 from fgengine.scheduling.scheduler import Scheduler
 from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.replica import Replica
@@ -52,24 +47,14 @@ def make_cluster(
 def make_replica(
     config: EngineConfig, shape: ModelShape, profile: Profile, keep_token_times: bool
 ) -> Replica:
-    per_block = block_bytes(shape, config.block_size, ELEMENT_BYTES[profile.dtype])
-    pools = pools_of(config, shape, profile)
-    wants_prediction = policy_class(config.policy).needs_predictor
-    predictor = make_predictor(config.predictor, config.model, keep=False) if wants_prediction else None
-    context = PolicyContext(profile.cost, config.starvation_limit, config.max_batch_size, predictor)
-    scheduler = Scheduler(
-        make_policy(config.policy, context),
-        KVManager(pools.device, pools.host, config.block_size),
-        Limits(
-            max_batch_size=config.max_batch_size,
-            max_tokens_per_batch=config.max_tokens_per_batch,
-            chunked_prefill=config.chunked_prefill,
-            max_model_len=config.max_model_len or shape.max_position,
-            block_bytes=per_block,
-        ),
-        offloading=config.offloading,
+    scheduler = Scheduler.build(
+        config,
+        pools_of(config, shape, profile),
+        block_bytes=block_bytes(shape, config.block_size, ELEMENT_BYTES[profile.dtype]),
+        max_model_len=config.max_model_len or shape.max_position,
         cost=profile.cost,
-        queue=QueueLimit.of(config, lambda: Speed.of(profile.cost, config.max_batch_size)),
+        speed=lambda: Speed.of(profile.cost, config.max_batch_size),
+        keep_learned=False,
     )
     return Replica(scheduler, profile.cost, keep_token_times=keep_token_times)
 

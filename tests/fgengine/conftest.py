@@ -152,9 +152,7 @@ def symbolic_engine() -> Callable[..., Engine]:
         scheduler = Scheduler(
             make_policy(policy, context) if isinstance(policy, str) else policy(context),
             KVManager(device_blocks, host_blocks, block_size),
-            Limits(
-                max_batch_size, max_tokens_per_batch, max_model_len, chunked_prefill, eos, block_bytes=1000
-            ),
+            Limits(max_tokens_per_batch, max_model_len, chunked_prefill, eos, block_bytes=1000),
             offloading=offloading,
             cost=cost,
             queue=queue,

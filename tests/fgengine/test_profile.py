@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from fgengine.cost import CostModel
 from fgengine.model.catalog import shape_of
 from fgengine.physics import Ceilings, floor_of, impossible, layer_parameters
-from fgengine.profile import Point, Profile, file_name, shape_key
+from fgengine.profile import Profile, file_name, fit, shape_key
+from fgengine.profile_grid import Point
 
 OPT_13B = shape_of("opt-13b")
 A100 = Ceilings(bytes_per_second=1.6e12, flops_per_second=250e12)
@@ -163,3 +165,20 @@ def test_file_names_hold_no_odd_characters() -> None:
     assert file_name("/models/My Model", "AMD EPYC(R), 2 threads", "bfloat16") == (
         "my-model-amd-epyc-r-2-threads-bfloat16.json"
     )
+
+
+def test_the_fit_never_has_negative_or_falling_costs() -> None:
+    """Data that gets faster with more work: plain least squares would take a negative coefficient."""
+    points = [Point(n, 0, 0, seconds, 1) for n, seconds in ((16, 0.3), (64, 0.2), (256, 0.1))]
+    points += [Point(0, b, 64, 0.1 / b, 1) for b in (1, 2, 4)]
+    cost = fit(points, 1e9)
+    assert all(value >= 0 for value in cost.to_dict().values())
+    seconds = [cost.prefill_seconds(n) for n in (2, 16, 64, 256)]
+    assert all(earlier <= later for earlier, later in pairwise(seconds))
+
+
+def test_the_fit_weighs_relative_errors() -> None:
+    """One long step must not drown what it says about the short ones."""
+    points = [Point(0, 1, 32, 0.010, 1), Point(0, 1, 64, 0.010, 1), Point(1000, 0, 0, 9.0, 1)]
+    points += [Point(1500, 0, 0, 15.0, 1)]
+    assert fit(points, 1e9).min_iteration_seconds == pytest.approx(0.010, rel=0.1)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fgengine import profile_cache, profiler
+from fgengine import profile_cache, profile_grid, profiler
 from fgengine.cache import is_whole, keep, locked
 from fgengine.config import EngineConfig
 from fgengine.physics import Ceilings
@@ -73,7 +73,7 @@ def test_the_asked_for_profile_is_loaded_and_checked(
     cache: Path, tmp_path: Path, runner: Any, said: list[str]
 ) -> None:
     path = tmp_path / "mine.json"
-    profile = profiler.make_profile("smollm2-135m", runner, profiler.QUICK)
+    profile = profiler.make_profile("smollm2-135m", runner, profile_grid.QUICK)
     profile.save(path)
     config = EngineConfig(profile=path)
     assert ensure(config, runner, said.append) == profile
@@ -174,7 +174,7 @@ def test_beside_other_programs_a_kept_profile_is_doubted_and_left_as_it_is(
 def test_a_thorough_profile_is_never_replaced_by_a_quick_one(
     cache: Path, runner: Any, said: list[str]
 ) -> None:
-    thorough = profiler.make_profile("smollm2-135m", runner, profiler.FULL)
+    thorough = profiler.make_profile("smollm2-135m", runner, profile_grid.FULL)
     path = default_path("smollm2-135m", runner)
     keep(path, thorough.to_json())
     runner.speedup = 0.5
@@ -187,7 +187,7 @@ def test_a_kept_profile_of_a_busy_machine_is_measured_anew(
     cache: Path, runner: Any, said: list[str], other_load: SetLoad
 ) -> None:
     other_load(0.9)
-    busy = profiler.make_profile("smollm2-135m", runner, profiler.QUICK)
+    busy = profiler.make_profile("smollm2-135m", runner, profile_grid.QUICK)
     keep(default_path("smollm2-135m", runner), busy.to_json())
     other_load(0.0)
     profile = ensure(EngineConfig(), runner, said.append)

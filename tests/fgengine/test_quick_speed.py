@@ -18,8 +18,9 @@ from fgengine.engine import Engine
 from fgengine.model.catalog import shape_of
 from fgengine.physics import Ceilings
 from fgengine.plan import StepPlan, StepResult
-from fgengine.profile import Point, Profile, shape_key
+from fgengine.profile import Profile, shape_key
 from fgengine.profile_cache import default_path
+from fgengine.profile_grid import Point
 from fgengine.speed import Speed
 
 COST = CostModel(step=0.02, prefill_token=3e-4, decode_request=5e-4, decode_context=4e-6)

@@ -114,7 +114,7 @@ class Unruly(RuleBasedStateMachine):
         items = plans[-1].items if len(plans) > before else None
         if items is not None:
             ids = {item.request.id for item in items}
-            assert len(ids) == len(items) <= self.limits.max_batch_size
+            assert len(ids) == len(items) <= self.engine.scheduler.max_batch_size
             assert 1 <= plans[-1].num_tokens <= self.limits.max_tokens_per_batch
             assert not ids & {transfer.request_id for transfer in self.machine.flying}
         if self.engine.overlap:
@@ -140,10 +140,9 @@ class Unruly(RuleBasedStateMachine):
     def is_in_one_place(self, request: Request) -> None:
         scheduler = self.engine.scheduler
         where = scheduler.kv.where(request.id)
-        assert (request.id in scheduler.residency.resident) == (where is Where.DEVICE)
-        assert (request.id in scheduler.residency.swapped) == (where is Where.HOST)
+        assert (request.id in scheduler.residency._ranking) == (where is Where.DEVICE)
         room = scheduler.kv.num_blocks(request.id) * scheduler.kv.block_size
-        assert request.num_computed <= room or request.finished or request.id in scheduler._ending
+        assert request.num_computed <= room or request.finished or request.id in scheduler.in_flight.ending
         if request.finished:
             assert where is Where.NOWHERE
             assert request.id not in scheduler._running

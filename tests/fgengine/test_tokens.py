@@ -113,7 +113,6 @@ def build(
         make_policy(policy, context) if isinstance(policy, str) else policy(context),
         runner.kv,
         Limits(
-            max_batch_size,
             max_tokens_per_batch,
             shape.max_position,
             chunked_prefill,

@@ -61,11 +61,15 @@ def test_it_gives_the_order_of_the_priorities_whatever_changed(data: st.DataObje
 
 
 def test_a_rebuilt_ranking_goes_by_the_new_priorities() -> None:
-    ranking, _, requests = ranking_of({"a": 1.0, "b": 2.0, "c": 3.0})
+    ranking, priority, requests = ranking_of({"a": 1.0, "b": 2.0, "c": 3.0})
     assert [r.id for r in ranking.first_first()] == ["a", "b", "c"]
-    ranking.rebuild([requests["a"], requests["c"]], lambda request: (-ord(request.id[0]),))
+    ranking.discard("b")
+    priority.of = {"a": 3.0, "b": 2.0, "c": 1.0}
+    ranking.rebuild()
     assert [r.id for r in ranking.first_first()] == ["c", "a"]
+    assert "b" not in ranking
     ranking.add(requests["b"])
+    assert "b" in ranking
     assert [request.id for _, request in ranking.last_first()] == ["a", "b", "c"]
 
 

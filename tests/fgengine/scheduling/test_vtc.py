@@ -238,7 +238,7 @@ def contest(policy: str) -> int:
     scheduler = Scheduler(
         make_policy(policy, PolicyContext(COST, max_batch_size=BATCH_SIZE)),
         KVManager(400, 0, 16),
-        Limits(BATCH_SIZE, 256, 256),
+        Limits(256, 256),
     )
     engine = Engine(scheduler, SimulatedRunner(COST, clock), SimulatedCopyEngine(clock, 1, 1e9), clock)
     source = random.Random(0)

@@ -47,7 +47,7 @@ def scheduler(
     return Scheduler(
         make_policy(policy, PolicyContext(COST, starvation_limit=3.0, max_batch_size=8)),
         KVManager(device_blocks, host_blocks, 16),
-        Limits(8, 2048, 2048, block_bytes=BLOCK_BYTES),
+        Limits(2048, 2048, block_bytes=BLOCK_BYTES),
         offloading=offloading,
         cost=COST,
         queue=queue,

@@ -52,6 +52,7 @@ class Case:
     device_blocks: int
     host_blocks: int
     limits: Limits
+    max_batch_size: int
     starvation_limit: float
     work: Sequence[tuple[float, int, int, str]]
     """(arrival, prompt tokens, output tokens, user)."""
@@ -70,7 +71,6 @@ class Case:
         )
         batch = source.choice([1, 2, 4, 8])
         limits = Limits(
-            max_batch_size=batch,
             max_tokens_per_batch=source.choice([32, 128, 2048]),
             max_model_len=LONGEST,
             chunked_prefill=source.random() < 0.3,
@@ -95,12 +95,13 @@ class Case:
             device_blocks=source.choice([longest, 2 * longest, 20 * longest]),
             host_blocks=source.choice([0, longest, 20 * longest]),
             limits=limits,
+            max_batch_size=batch,
             starvation_limit=source.choice([0.1, 1.0, 30.0]),
             work=work,
         )
 
     def scheduler(self) -> Scheduler:
-        context = PolicyContext(self.cost, self.starvation_limit, self.limits.max_batch_size, Noisy(1.0))
+        context = PolicyContext(self.cost, self.starvation_limit, self.max_batch_size, Noisy(1.0))
         return Scheduler(
             make_policy(self.policy, context),
             KVManager(self.device_blocks, self.host_blocks, BLOCK_SIZE),

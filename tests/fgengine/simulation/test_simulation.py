@@ -32,9 +32,9 @@ BLOCK_BYTES = 368_640
 def build(policy: str, device_blocks: int = 4000) -> Engine:
     clock = VirtualClock()
     scheduler = Scheduler(
-        make_policy(policy, PolicyContext(COST)),
+        make_policy(policy, PolicyContext(COST, max_batch_size=BATCH_SIZE)),
         KVManager(device_blocks, 4000, 16),
-        Limits(BATCH_SIZE, 2048, 2048, block_bytes=BLOCK_BYTES),
+        Limits(2048, 2048, block_bytes=BLOCK_BYTES),
     )
     copies = SimulatedCopyEngine(clock, BLOCK_BYTES, COST.copy_bytes_per_second)
     return Engine(scheduler, SimulatedRunner(COST, clock), copies, clock)
