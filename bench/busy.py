@@ -64,7 +64,7 @@ def fgengine(model: str, batch: int) -> Generate:
         max_batch_size=batch,
         max_tokens_per_batch=2048,
         num_device_blocks=4096,
-        swap_space_bytes=0,
+        offloading="none",  # an older checkout may have another name for the size of the host pool
     )
     engine = Engine.from_config(config)
 

@@ -29,16 +29,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fgbench.cli.options import ServerOptions
-from fgbench.simulated import Simulation, find_profile
+from fgbench.backends.simulated import Simulated, find_profile
 from fgbench.workload.build import build_workload
 from fgbench.workload.load import load_dataset
 from fgbench.workload.spec import RequestSpec
+from fgengine.config import EngineConfig
 from fgengine.cost import CostModel
 from fgengine.request import Request
 from fgengine.scheduling.mlfq import MLFQ, ArtifactMLFQ, SkipJoinMLFQ
 
-REFERENCE = Path(__file__).parent.parent / "results/reference/smollm2-cpu-policies/profile.json"
+REFERENCE = Path(__file__).parent.parent / "results/reference/overload/profile.json"
 MOST_TOKENS = 2048
 """SmolLM2's longest prompt and output."""
 SWAP_GIB = 16.0
@@ -118,8 +118,8 @@ def workload(load: str, rate: float, count: int, seed: int, cost: CostModel, bat
 
 def measure(policy: str, requests: list[RequestSpec], profile: Path, blocks: int) -> dict[str, float]:
     """Means, and the p99 JCT, in seconds."""
-    options = ServerOptions(policy=policy, profile=profile, num_device_blocks=blocks, swap_space=SWAP_GIB)
-    records = list(Simulation(options, find_profile(options)).serve(requests, keep_token_times=False))
+    options = EngineConfig(policy=policy, profile=profile, num_device_blocks=blocks, swap_space=SWAP_GIB)
+    records = list(Simulated(options, find_profile(options)).replay(requests, keep_token_times=False))
     times = sorted((record.finished or 0.0) - record.scheduled for record in records)
     return {
         "JCT / token": statistics.fmean(
@@ -149,7 +149,7 @@ def main() -> None:
     chosen = parser.parse_args()
 
     console = Console(width=110)
-    options = ServerOptions(profile=chosen.profile)
+    options = EngineConfig(profile=chosen.profile)
     cost = find_profile(options).cost
     rows = []
     for load in chosen.loads.split(","):

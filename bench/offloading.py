@@ -85,7 +85,7 @@ def simulate(job: tuple[Setting, Offloading, str, int, int]) -> dict[str, Any]:
         policy=policy,
         offloading=mode,
         num_device_blocks=setting.device_blocks,
-        swap_space_bytes=int(setting.host_gib * 2**30),
+        swap_space=setting.host_gib,
         predictor="noisy:1.7",
         max_queue=0,
         max_queue_tokens=0,

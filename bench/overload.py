@@ -38,7 +38,7 @@ from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.policy import policy_names
 from fgengine.simulation.setup import make_cluster
 
-REFERENCE = Path(__file__).parent.parent / "results/reference/smollm2-cpu-policies/profile.json"
+REFERENCE = Path(__file__).parent.parent / "results/reference/overload/profile.json"
 BURST = ((500, 0.8), (2500, 1.5), (8000, 0.8))
 """Requests and load of each part; the last 2,000 requests are judged."""
 JUDGED = 2000
@@ -96,7 +96,7 @@ def simulate(case: Case) -> dict[str, Any]:
         policy=case.policy,
         offloading=case.mode,
         num_device_blocks=case.device_blocks,
-        swap_space_bytes=int(case.host_gib * 2**30),
+        swap_space=case.host_gib,
         predictor="noisy:1.7",
         max_queue=0,
         max_queue_tokens=0,

@@ -34,7 +34,7 @@ from fgbench.backends.process import ServerProcess, free_port
 from fgbench.client.endpoints import endpoint_called
 from fgbench.client.load import Target, run_async, run_load
 from fgbench.metrics.record import RequestRecord
-from fgbench.report.units import number, percent, seconds, times
+from fgbench.units import number, percent, seconds, times
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Synthetic
 from fgbench.workload.lengths import parse_lengths

@@ -20,13 +20,14 @@ from pathlib import Path
 
 from numpy.random import default_rng
 
-from fgbench.benchmark import Load
-from fgbench.cli.options import ServerOptions
-from fgbench.simulated import Simulation, find_profile, run_simulation
+from fgbench.backends.simulated import Simulated, find_profile
+from fgbench.benchmark import run_benchmark
+from fgbench.spec.load import Load
 from fgbench.workload.load import load_dataset
+from fgengine.config import EngineConfig
 
 SAMPLED = 2000
-REFERENCE = Path(__file__).parent.parent / "results/reference/smollm2-cpu/profile.json"
+REFERENCE = Path(__file__).parent.parent / "results/reference/overload/profile.json"
 
 
 def main() -> None:
@@ -39,17 +40,17 @@ def main() -> None:
     parser.add_argument("--router", default="round-robin")
     chosen = parser.parse_args()
 
-    options = ServerOptions(policy=chosen.policy, profile=chosen.profile)
-    simulation = Simulation(options, find_profile(options), replicas=chosen.replicas, router=chosen.router)
+    config = EngineConfig(policy=chosen.policy, profile=chosen.profile)
+    simulation = Simulated(config, find_profile(config), replicas=chosen.replicas, router=chosen.router)
     dataset = load_dataset("sharegpt-lengths")
     shares = [
-        simulation.profile.cost.share_seconds(s.prompt_tokens, s.output_tokens, options.max_batch_size)
+        simulation.profile.cost.share_seconds(s.prompt_tokens, s.output_tokens, config.max_batch_size)
         for s in islice(dataset.samples(default_rng(0)), SAMPLED)
     ]
     rate = chosen.load * chosen.replicas * len(shares) / sum(shares)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        run = run_simulation(
+        run = run_benchmark(
             simulation, dataset, Load(rate=rate, num_prompts=chosen.requests), results=Path(folder)
         )
         simulated = max(record.finished or 0.0 for record in run.records)

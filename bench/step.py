@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     config = EngineConfig(
-        model=options.model, device=options.device, num_device_blocks=1024, swap_space_bytes=0, block_size=16
+        model=options.model, device=options.device, num_device_blocks=1024, swap_space=0, block_size=16
     )
     runner = create_runner(config, shape_of(options.model), None)
     runner.pool.zero_()

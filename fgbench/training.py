@@ -11,8 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from fgbench.workload.sharegpt import length_ok
-from fgbench.workload.texts import TextPair
+from fgbench.workload.texts import TextPair, length_ok
 from fgengine.scheduling.learned import Learned
 
 EPOCHS = 4

@@ -1,112 +1,148 @@
-"""The engine's settings: frozen, checked when made, the same words as on the command line."""
+"""The engine's settings: frozen, checked when made, under the names of the command line's options."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from fgengine.settings import Setting, check
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Offloading = Literal["none", "reactive", "proactive", "blocking", "recompute", "auto"]
+GIB = 2**30
+
+_model = partial(Setting, group="Model")
+_scheduling = partial(Setting, group="Scheduling")
+_queue = partial(Setting, group="Queue")
+_memory = partial(Setting, group="Memory")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Everything the engine needs to know before the first request.
+    """Everything that a server needs to know before the first request.
+
+        EngineConfig(model="smollm2-135m", policy="fcfs", max_batch_size=32)
 
     Raises:
-        ValueError: for a value outside its range; the message names the setting and the range.
+        ValueError: for a value out of its bounds; the message names the setting and the bound.
     """
 
-    model: str = "smollm2-135m"
-    """A name from the catalog, or the path of a Hugging Face folder."""
-    dummy_weights: bool = False
-    """Seeded random weights: nothing is downloaded, the speed is real, the text is not."""
-    device: Device = "auto"
-    dtype: Dtype = "auto"
+    model: Annotated[str, _model("A catalog name, or a Hugging Face folder.", first=True)] = "smollm2-135m"
+    tokenizer: Annotated[str | None, _model("Another model's tokenizer: a catalog name or a folder.")] = None
+    device: Annotated[Device, _model("Where the model runs; auto: a GPU if there is one.")] = "auto"
+    dtype: Annotated[Dtype, _model("Number format of weights and KV.")] = "auto"
     """auto: the checkpoint's on a GPU; on a CPU bfloat16 where it computes it natively, else float32."""
-    seed: int = 0
-    eager: bool = False
-    """On a GPU: decode without CUDA graphs. They are slower then, but start at once and take no memory."""
+    use_dummy_weights: Annotated[
+        bool, _model("Random weights: no download; realistic speed, meaningless output.")
+    ] = False
+    max_model_len: Annotated[
+        int | None,
+        _model("Longest prompt + output, tokens; default: the model's.", unit="tokens", ge=2, le=2**24),
+    ] = None
+    engine_seed: Annotated[int, _model("Of dummy weights and unseeded sampling.", ge=0, le=2**63 - 1)] = 0
+    eager: Annotated[bool, _model("On a GPU: no CUDA graphs; slower decodes, a quicker start.")] = False
 
-    policy: str = "sj-mlfq"
-    """A registered policy's name, or ``package.module:Class``."""
-    starvation_limit: float = 30.0
+    policy: Annotated[str, _scheduling("One of 'fgbench policies', or package.module:Class.", first=True)] = (
+        "sj-mlfq"
+    )
+    starvation_limit: Annotated[
+        float,
+        _scheduling(
+            "Seconds of waiting after which MLFQ promotes, at the earliest; the aging of sjf.",
+            unit="seconds",
+            gt=0,
+            finite=True,
+        ),
+    ] = 30.0
     """MLFQ's alpha: seconds a job may wait since it last ran before it is promoted to the first queue.
     Under sjf: a request is never overtaken by one that arrived more than this later."""
-    predictor: str = "learned"
-    """Where sjf and sprpt take output lengths from: ``oracle``, ``noisy:SIGMA``, ``learned`` or
-    ``package.module:Class``."""
-    max_batch_size: int = 16
-    max_tokens_per_batch: int = 2048
-    """New tokens computed in one step. A longer prompt is computed over several steps."""
-    chunked_prefill: bool = False
-    """Cut every prompt so that it fills the tokens that a step's decodes leave over."""
-    max_model_len: int | None = None
-    """Longest prompt + output; None: what the model was made for."""
+    predictor: Annotated[
+        str, _scheduling("Output lengths for sjf, sprpt: oracle, noisy:SIGMA, learned, package.module:Class.")
+    ] = "learned"
+    max_batch_size: Annotated[int, _scheduling("Requests in one step.", unit="requests", ge=1, le=2**16)] = 16
+    max_tokens_per_batch: Annotated[
+        int,
+        _scheduling("New tokens in one step; longer prompts are chunked.", unit="tokens", ge=1, le=2**24),
+    ] = 2048
+    chunked_prefill: Annotated[
+        bool, _scheduling("Cut prompts to fill what decodes leave of --max-tokens-per-batch.")
+    ] = False
+    profile: Annotated[Path | None, _scheduling("Cost model from 'fgbench profile'.")] = None
+    """None: a profile of this machine is found or measured when the policy needs one."""
 
-    block_size: int = 16
-    """Tokens in a KV block."""
-    num_device_blocks: int | None = None
-    """None: from ``device_memory_utilization``."""
-    device_memory_utilization: float = 0.9
+    max_queue: Annotated[
+        int | None,
+        _queue(
+            "Most requests that wait beyond a full batch; more get HTTP 429. Default: about a minute's work, "
+            "printed at the start; 0: no limit.",
+            unit="requests",
+            ge=0,
+            le=2**31,
+        ),
+    ] = None
+    max_queue_tokens: Annotated[
+        int | None,
+        _queue(
+            "Most prompt tokens of requests that have not started; more get HTTP 429. Default: about a "
+            "minute's work; 0, and with --max-queue 0: no limit.",
+            unit="tokens",
+            ge=0,
+            le=2**40,
+        ),
+    ] = None
+    queue_timeout: Annotated[
+        float | None,
+        _queue(
+            "Seconds after which a request that has not started is dropped with HTTP 503; default: never.",
+            unit="seconds",
+            gt=0,
+            finite=True,
+        ),
+    ] = None
+
+    block_size: Annotated[
+        int,
+        _memory("Tokens in a KV block: 8, 16, 32, 64 or 128.", unit="tokens", choices=(8, 16, 32, 64, 128)),
+    ] = 16
+    gpu_memory_utilization: Annotated[float, _memory("Share of device memory to use.", gt=0, le=1)] = 0.9
     """On a GPU the share of its memory for weights, activations and KV; on a CPU, where the operating
     system's own need comes first, the share of what is available after loading, capped by
     ``fgengine.kv.sizing.CPU_POOL_LIMIT_BYTES``."""
-    swap_space_bytes: int | None = None
-    """Size of the host pool; 0: an evicted request is recomputed. None: about four times the device pool, as
-    far as free memory allows (``fgengine.kv.sizing``); 0 where ``offloading`` never copies."""
-    offloading: Offloading = "reactive"
-    """What becomes of a preempted request's KV when others need the room. ``none``: nothing, a request is
-    admitted only with room for its longest; ``reactive``: swapped to the host while steps go on;
-    ``proactive``: ahead of need as well (the paper's); ``blocking``: swapped while no step runs (the paper's
-    reactive swapping); ``recompute``: thrown away; ``auto``: swapped or thrown away, whichever the cost model
-    says is sooner undone. With a full host pool KV is thrown away only for the next token of a request that
-    could not go on otherwise."""
-    max_queue: int | None = None
-    """Most requests that may wait: unfinished ones beyond a full batch. More are refused. None: about a
-    minute's work of this machine (``fgengine.scheduling.queue_limit``); 0: no limit."""
-    max_queue_tokens: int | None = None
-    """Most prompt tokens of requests that have not started. None and 0: as for ``max_queue``, whose 0 is
-    this one's default too."""
-    queue_timeout: float | None = None
-    """Seconds after its arrival at which a request that has not started is dropped; None: never."""
-    profile: Path | None = None
-    """A profile written by ``fgengine.profiler``; None: measured when the policy needs one."""
+    num_device_blocks: Annotated[
+        int | None, _memory("KV blocks on the device, by hand.", unit="blocks", ge=1, le=2**31)
+    ] = None
+    """None: from ``gpu_memory_utilization``."""
+    swap_space: Annotated[
+        float | None,
+        _memory(
+            "Host memory for evicted KV, GiB; 0: recompute; default: 4 times the device pool, as far as free "
+            "memory allows.",
+            unit="GiB",
+            ge=0,
+            le=2**30,
+        ),
+    ] = None
+    """Size of the host pool. None: ``fgengine.kv.sizing`` decides; 0 where ``offloading`` never copies."""
+    offloading: Annotated[Offloading, _memory("What happens to preempted KV when memory is needed.")] = (
+        "reactive"
+    )
+    """``none``: nothing, a request is admitted only where its longest length fits; ``reactive``: swapped to
+    the host while steps go on; ``proactive``: ahead of need as well (the paper's); ``blocking``: swapped
+    while no step runs (the paper's reactive swapping); ``recompute``: thrown away; ``auto``: swapped or
+    thrown away, whichever the cost model says is sooner undone. With a full host pool KV is thrown away only
+    for the next token of a request that could not go on otherwise."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def swap_space_bytes(self) -> int | None:
+        return None if self.swap_space is None else int(self.swap_space * GIB)
 
     @property
     def copies_to_host(self) -> bool:
         """Whether ``offloading`` ever copies KV to the host pool."""
         return self.offloading not in ("none", "recompute")
-
-    def __post_init__(self) -> None:
-        def between(name: str, low: int, high: int) -> None:
-            value = getattr(self, name)
-            if value is not None and not value >= low:
-                raise ValueError(f"{name} must be at least {low}, not {value}")
-            if value is not None and value > high:
-                raise ValueError(f"{name} must be at most {high}, not {value}")
-
-        between("max_batch_size", 1, 2**16)
-        between("max_tokens_per_batch", 1, 2**24)
-        between("max_model_len", 2, 2**24)
-        between("num_device_blocks", 1, 2**31)
-        between("swap_space_bytes", 0, 2**60)
-        between("seed", 0, 2**63 - 1)
-        between("max_queue", 0, 2**31)
-        between("max_queue_tokens", 0, 2**40)
-        if self.queue_timeout is not None and not 0.0 < self.queue_timeout < math.inf:
-            raise ValueError(f"queue_timeout must be above 0 seconds and finite, not {self.queue_timeout}")
-        if self.block_size not in (8, 16, 32, 64, 128):
-            raise ValueError(f"block_size must be 8, 16, 32, 64 or 128, not {self.block_size}")
-        if not 0.0 < self.device_memory_utilization <= 1.0:
-            raise ValueError(
-                "device_memory_utilization must be above 0 and at most 1, "
-                f"not {self.device_memory_utilization}"
-            )
-        if not 0.0 < self.starvation_limit < math.inf:
-            raise ValueError(
-                f"starvation_limit must be above 0 seconds and finite, not {self.starvation_limit}"
-            )

@@ -88,8 +88,8 @@ class Engine:
 
         policy = policy_class(config.policy)  # a misspelt name should not cost a model load
         shape = catalog.shape_of(config.model)
-        folder = None if config.dummy_weights else store.folder_of(config.model)
-        if folder is None and not config.dummy_weights:
+        folder = None if config.use_dummy_weights else store.folder_of(config.model)
+        if folder is None and not config.use_dummy_weights:
             require_memory(config, shape)  # before anybody downloads what could not be loaded
             raise ValueError(
                 f"the weights of {config.model} are not here: pull them with `fgbench models pull "

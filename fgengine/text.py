@@ -5,13 +5,16 @@ No model is loaded and torch is not imported: the server process stays light.
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+CONTEXT_TOKENS = 8
 
 
 class TextError(ValueError):
@@ -76,29 +79,41 @@ class TextCodec:
         """One token by itself, for log-probability lists; parts of characters show as U+FFFD."""
         return self._token_bytes[token].decode(errors="replace") if token < len(self._token_bytes) else ""
 
-    def detokenizer(self) -> IncrementalDetokenizer:
-        return IncrementalDetokenizer(self._token_bytes)
+    def detokenizer(self, prompt: Sequence[int] = ()) -> IncrementalDetokenizer:
+        """``prompt``: the tokens before those that it will be given."""
+        return IncrementalDetokenizer(self._tokenizer, prompt)
 
 
 class IncrementalDetokenizer:
-    """Turns tokens into text one at a time, emitting only whole characters; O(1) per token.
+    """Turns tokens into text one at a time, emitting only whole characters.
 
-    Bytes rather than text are what tokens stand for, so the bytes of each token are looked up and fed
-    to an incremental UTF-8 decoder, which keeps an unfinished character until its last byte has come.
-    The leading space of the first word is kept: the text goes on where the prompt ended.
+    ``prompt``: the tokens before, so that the text goes on where they end: the leading space of the first
+    word stays.
     """
 
-    def __init__(self, token_bytes: Sequence[bytes]) -> None:
-        self._token_bytes = token_bytes
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(list(prompt[-CONTEXT_TOKENS:]), skip_special_tokens=True)
+        self._pending: list[int] = []
+        """Tokens whose text has not come out yet."""
 
     def add(self, token: int) -> str:
         """The text this token completes, perhaps none. Ids beyond the tokenizer's (padding) have none."""
-        return self._decode(self._token_bytes[token]) if token < len(self._token_bytes) else ""
+        try:
+            text = self._stream.step(self._tokenizer, token)
+        except Exception:  # the library gives up on some invalid bytes; a new stream goes on
+            self._stream = DecodeStream(skip_special_tokens=True)
+            text = self._stream.step(self._tokenizer, token)
+        if text is None:
+            self._pending.append(token)
+            return ""
+        self._pending.clear()
+        return str(text)
 
     def finish(self) -> str:
         """What is left: U+FFFD for an unfinished character."""
-        return self._decode(b"", True)
+        pending, self._pending = self._pending, []
+        return str(self._tokenizer.decode(pending, skip_special_tokens=True)) if pending else ""
 
 
 class StopStrings:
@@ -146,8 +161,8 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         self._source = source
-        self._special_tokens = special_tokens
-        self._render = render_jinja_template
+        self._special_tokens: dict[str, Any] = dict(special_tokens)
+        self._render: Callable[..., Any] = render_jinja_template
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate | None:
@@ -169,7 +184,7 @@ class ChatTemplate:
         """Raises TextError for a template that cannot be read, and with the reason of one that refuses."""
         try:
             rendered, _ = self._render(
-                [list(messages)],
+                [list(map(dict, messages))],
                 chat_template=self._source,
                 add_generation_prompt=True,
                 **self._special_tokens,
@@ -192,27 +207,22 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     Follows the two decoders our model families come with: GPT-2's byte alphabet (OPT, Llama 3, Qwen,
     SmolLM2) and SentencePiece's word marks with byte fallback (Llama 2, TinyLlama).
 
-    Raises:
-        TextError: the tokenizer decodes in another way.
+    Of a tokenizer that decodes in another way, each token's text by itself.
     """
     spec = json.loads(tokenizer.to_str())
     decoder = spec.get("decoder") or {}
     steps = {step["type"]: step for step in decoder.get("decoders", [decoder]) if "type" in step}
-    to_bytes: Callable[[str], bytes]
+    to_bytes: Callable[[str], bytes] | None = None
     if "ByteLevel" in steps:
         to_bytes = _byte_level
     elif "ByteFallback" in steps or "Metaspace" in steps:
         to_bytes = _sentencepiece
-    else:
-        raise TextError(
-            f"tokenizer.json has decoder {'+'.join(steps) or 'none'}; known are ByteLevel and ByteFallback"
-        )
     special: set[int] = {token["id"] for token in spec.get("added_tokens", []) if token["special"]}
     vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     table = [b""] * (max(vocab.values(), default=-1) + 1)
     for text, token in vocab.items():
         if token not in special:
-            table[token] = to_bytes(text)
+            table[token] = to_bytes(text) if to_bytes else tokenizer.decode([token]).encode()
     return table
 
 

@@ -7,7 +7,7 @@ import statistics
 import time as clock
 from typing import Any
 
-from fgbench.report.units import seconds
+from fgbench.units import seconds
 from fgengine.clock import WallClock
 from fgengine.engine import Engine
 from fgengine.execution.runner import TorchRunner

@@ -14,10 +14,10 @@ import psutil
 
 from fgbench.backends.process import ServerProcess
 from fgbench.metrics.summary import Summary
-from fgbench.report.units import number, seconds, size
 from fgbench.results.run import find_runs, read_info
 from fgbench.sweeping.estimate import capacity, sampled_lengths
 from fgbench.sweeping.folder import find_sweeps
+from fgbench.units import number, seconds, size
 from fgbench.workload.load import load_dataset
 from fgengine.cost import CostModel
 from fgengine.profile import Profile

@@ -129,11 +129,11 @@ class Setting:
         scale = self.scale
         settings: dict[str, Any] = {
             "model": self.path_of(model),
-            "dummy_weights": True,
+            "use_dummy_weights": True,
             "device": self.device.type,
             "max_batch_size": scale.max_batch_size,
             "num_device_blocks": scale.device_blocks,
-            "swap_space_bytes": min(scale.swap_bytes, psutil.virtual_memory().available // 2),
+            "swap_space": min(scale.swap_bytes, psutil.virtual_memory().available // 2) / 2**30,
         }
         return EngineConfig(**{**settings, **more})
 

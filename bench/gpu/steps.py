@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fgbench.report.units import seconds
+from fgbench.units import seconds
 from fgengine.execution.runner import TorchRunner
 from gpu.budget import Allowance
 from gpu.profiling import breakdown, lines_of

@@ -8,7 +8,7 @@ import time as clock
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from fgbench.report.units import seconds
+from fgbench.units import seconds
 from fgengine.execution.runner import TorchRunner
 from fgengine.kv.transfer import Direction, Transfer
 from gpu.budget import Allowance

@@ -1,49 +1,58 @@
-"""A server that somebody else started: measured, never stopped."""
+"""A server that runs already: measured, never stopped."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from fgbench.backends.backend import BackendError, Report, Served
+from fgbench.backends.backend import BackendError, Ready, Report
 from fgbench.backends.draining import DRAIN_SECONDS, ask_requests, wait_until_idle
-from fgbench.backends.probe import SilentServer, ask_served, base_url, wait_until_ready
+from fgbench.backends.probe import SilentServer, ask_served, ask_with, base_url, wait_until_ready
+from fgbench.backends.server import Server
 
 READY_SECONDS = 30.0
 
 
-class Attached:
-    """Any OpenAI-compatible server by its URL. What it is set to is known only to who started it."""
-
-    policy: str | None = None
+class Attached(Server):
+    """Any OpenAI-compatible server by its URL. Its settings are not known."""
 
     def __init__(
-        self, url: str, *, name: str = "openai", model: str | None = None, alone: bool = False
+        self,
+        url: str,
+        *,
+        name: str = "openai",
+        model: str | None = None,
+        alone: bool = False,
+        endpoint: str = "completions",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        """``alone``: a run begins only once no request is left at the server, where that says so; else one
-        that is not alone is merely told. Raises ValueError for what is no URL."""
-        self.url = base_url(url)
+        """``alone``: a run begins only once no request is left at the server, where the server says so; else
+        others' requests are only reported. ``headers`` are sent with every request.
+
+        Raises ValueError for what is no URL.
+        """
+        self._url = base_url(url)
+        self.url = self._url
         self.name = name
         self.model = model
+        self.endpoint = endpoint
         self._alone = alone
+        self.headers = dict(headers or {})
+        ask_with(self._url, self.headers)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {}
-
-    def start(self, log: Path, report: Report) -> Served:
-        report(f"asking {self.url}")
-        wait_until_ready(self.url, timeout=READY_SECONDS, report=report)
-        served = ask_served(self.url, self.model)
+    def _start(self, log: Path, report: Report) -> Ready:
+        report(f"asking {self._url}")
+        wait_until_ready(self._url, timeout=READY_SECONDS, report=report)
+        ready = ask_served(self._url, self.model)
         if self._alone:
             self._wait_for_others(report)
         else:
-            self._tell_of_others(report)
-        return served
+            self._report_others(report)
+        return ready
 
     def _wait_for_others(self, report: Report) -> None:
         try:
-            wait_until_idle(self.url, timeout=DRAIN_SECONDS, report=report)
+            wait_until_idle(self._url, timeout=DRAIN_SECONDS, report=report)
         except SilentServer:
             raise
         except BackendError as error:
@@ -52,9 +61,9 @@ class Attached:
                 "measure when the server is idle, or start it anew"
             ) from None
 
-    def _tell_of_others(self, report: Report) -> None:
+    def _report_others(self, report: Report) -> None:
         try:
-            others = ask_requests(self.url)
+            others = ask_requests(self._url)
         except SilentServer:
             return  # it was ready a moment ago: the warm-up will show
         if others:
@@ -64,9 +73,3 @@ class Attached:
     def alive(self) -> bool:
         """Always: a load against a dead server shows as connection errors, and it may come back."""
         return True
-
-    def last_words(self) -> str:
-        return ""
-
-    def stop(self) -> None:
-        """Not ours to stop."""

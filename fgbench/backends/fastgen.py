@@ -1,98 +1,85 @@
-"""This suite's own server, started for one run and stopped after it."""
+"""This suite's own server."""
 
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fgbench.backends.backend import BackendError, Report, Served
-from fgbench.backends.probe import ask_served, wait_until_ready
-from fgbench.backends.process import ServerProcess, free_port, port_is_free
-
-if TYPE_CHECKING:
-    from fgbench.cli.options import ServerOptions
+from fgbench.backends.backend import BackendError, Report
+from fgbench.backends.started import StartedServer
+from fgengine.config import EngineConfig
+from fgengine.model.catalog import shape_of
+from fgengine.model.store import folder_of
+from fgengine.preflight import check_names
+from fgengine.settings import as_arguments
 
 PREFIX = "fastgen"
-SIMULATED = "simulated"
-DEFAULT_POLICY = "sj-mlfq"
-ALIASES = ("use_skip_join", "proactive_offloading")
-"""Options that only spell another one's value."""
-READY_SECONDS = 1800.0
-"""Loading a large model and measuring a profile take minutes; a server that died is noticed at once."""
+DEFAULT_POLICY = EngineConfig().policy
 
 
-class FastGen:
-    """``python -m fgbench serve`` with the given options, on a free port of 127.0.0.1 unless told one."""
+class FastGen(StartedServer):
+    """``python -m fgbench serve`` with a configuration."""
 
-    def __init__(self, options: ServerOptions, *, port: int | None = None) -> None:
-        """Raises ValueError for options that no server would start with."""
-        options.to_engine_config()
-        self.policy = options.effective_policy
-        self.model = options.model
-        self.name = PREFIX if self.policy == DEFAULT_POLICY else f"{PREFIX}-{self.policy}"
-        self._options = options
-        self._port = port
-        self._process: ServerProcess | None = None
+    def __init__(self, config: EngineConfig, *, port: int | None = None) -> None:
+        """Raises ValueError for a configuration that no server would start with."""
+        super().__init__(port)
+        check_names(config)
+        self.policy = config.policy
+        self.model = config.model
+        self.name = named(PREFIX, config.policy)
+        self._config = config
 
     @property
     def settings(self) -> dict[str, Any]:
-        return settings_of(self._options)
+        return settings_of(self._config)
 
-    def start(self, log: Path, report: Report) -> Served:
-        port = free_port() if self._port is None else self._port
-        if not port_is_free(port):  # else whoever is there would be measured
-            raise BackendError(
-                f"port {port} is taken; choose another --port, or measure what is there by --url"
-            )
+    def command(self, port: int) -> Sequence[str]:
         serve = [sys.executable, "-m", "fgbench", "serve", "--host", "127.0.0.1", "--port", str(port)]
-        report(f"starting {self.name} with {self.model}")
-        self._process = ServerProcess([*serve, *self._options.to_argv()], log)
-        url = f"http://127.0.0.1:{port}"
-        try:
-            wait_until_ready(url, timeout=READY_SECONDS, report=report, alive=self._process.alive)
-            return ask_served(url)
-        except BackendError as error:
-            words = self.last_words()
-            self.stop()
-            raise BackendError(f"{error}; its log ends:\n{words}" if words else str(error)) from None
-        except BaseException:
-            self.stop()
-            raise
+        return [*serve, *as_arguments(self._config)]
 
-    def alive(self) -> bool:
-        return self._process is not None and self._process.alive()
-
-    def last_words(self) -> str:
-        return self._process.tail() if self._process else ""
-
-    def stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.stop()
+    def prepare(self, report: Report) -> None:
+        """Pulls a catalog model that is not here yet, in a process of its own, since converting needs much
+        memory."""
+        config = self._config
+        if config.use_dummy_weights or folder_of(config.model) is not None:
+            return
+        require_memory(config)
+        report(f"The weights of {config.model} are not here yet: pulling them.")
+        pull = [sys.executable, "-m", "fgbench", "models", "pull", config.model]
+        if subprocess.run(pull, check=False).returncode != 0:
+            raise BackendError(
+                f"could not pull {config.model}; with --use-dummy-weights no weights are needed"
+            )
 
 
-def settings_of(options: ServerOptions) -> dict[str, Any]:
-    """The server's options by their names on the command line, aliases as what they stand for."""
-    effective = {"policy": options.effective_policy, "offloading": options.effective_offloading}
-    values = dataclasses.asdict(options) | effective
-    for alias in ALIASES:
-        del values[alias]
-    return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+def named(prefix: str, policy: str) -> str:
+    """``fastgen`` with the default policy, ``fastgen-fcfs`` with another."""
+    return prefix if policy == DEFAULT_POLICY else f"{prefix}-{policy}"
 
 
-def policy_of(backend: str) -> str | None:
-    """The policy in a backend's name: ``fcfs`` of ``fastgen-fcfs``; None of ``fastgen``, which has none.
+def settings_of(config: EngineConfig) -> dict[str, Any]:
+    """The server's settings by their names on the command line, as plain JSON."""
+    values = dataclasses.asdict(config)
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
-    Raises ValueError for a name that is neither FastGen's nor a simulation's.
+
+def require_memory(config: EngineConfig) -> None:
+    """Raises ValueError for a model that does not fit into free memory, before it is downloaded.
+
+    Computed in a process of its own: torch has no place in the load generator.
     """
-    if backend in (PREFIX, SIMULATED):
-        return None
-    prefix, dash, policy = backend.partition("-")
-    if prefix not in (PREFIX, SIMULATED) or not dash or not policy:
-        raise ValueError(
-            f"there is no backend {backend!r}; there are fastgen, fastgen-fcfs, fastgen-mlfq, fastgen-srpt "
-            "(fastgen-POLICY), simulated (simulated-POLICY), and any server by --url"
-        )
-    return policy
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        process.submit(_require_memory_here, config).result()
+
+
+def _require_memory_here(config: EngineConfig) -> None:
+    from fgengine.execution.machine import require_memory
+
+    require_memory(config, shape_of(config.model))

@@ -1,4 +1,7 @@
-"""Asking a server whether it is ready and what it serves, over plain HTTP."""
+"""Asks a server over plain HTTP whether it is ready, what it serves, and how it is doing.
+
+Of a vLLM server the figures are read from its /metrics (Prometheus text).
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,15 @@ import functools
 import http.client
 import json
 import math
+import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from fgbench.backends.backend import BackendError, Report, Served
-from fgbench.backends.vllm_metrics import from_vllm
+from fgbench.backends.backend import BackendError, Ready, Report
 
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
@@ -65,7 +68,7 @@ def wait_until_ready(
         time.sleep(POLL_SECONDS)
 
 
-def ask_served(url: str, wanted: str | None = None) -> Served:
+def ask_served(url: str, wanted: str | None = None) -> Ready:
     """What /v1/models says of the model ``wanted``, or of the first one.
 
     A server without such a list (the old /generate servers) serves a model of no name. Raises
@@ -75,12 +78,12 @@ def ask_served(url: str, wanted: str | None = None) -> Served:
     models = body.get("data") if status == 200 and isinstance(body, dict) else None
     known = [m for m in models if isinstance(m, dict) and "id" in m] if isinstance(models, list) else []
     if not known:
-        return Served(url, wanted or "")
+        return Ready(url, wanted or "")
     names = [str(m["id"]) for m in known]
     if wanted is not None and wanted not in names:
         raise BackendError(f"the server at {url} serves {', '.join(names)}, not {wanted}")
     model = known[names.index(wanted) if wanted else 0]
-    return Served(url, str(model["id"]), _count(model.get("vocab_size")))
+    return Ready(url, str(model["id"]), _count(model.get("vocab_size")))
 
 
 def ask_stats(url: str) -> dict[str, float] | None:
@@ -135,10 +138,21 @@ def read_metrics(url: str) -> dict[str, Any]:
     return found
 
 
+_headers: dict[str, dict[str, str]] = {}
+"""By the beginning of a URL: what every question there is asked with."""
+
+
+def ask_with(url: str, headers: Mapping[str, str]) -> None:
+    """Sends ``headers`` with every question to the server at ``url`` from now on."""
+    _headers[url] = dict(headers)
+
+
 def _get(url: str) -> tuple[int | None, Any]:
     """Status and JSON (or text) of the answer; None where there is no server."""
+    known = next((found for start, found in _headers.items() if url.startswith(f"{start}/")), {})
     try:
-        with _opener().open(url, timeout=ANSWER_SECONDS) as response:
+        request = urllib.request.Request(url, headers=known)
+        with _opener().open(request, timeout=ANSWER_SECONDS) as response:
             return response.status, _parse(response.read(ANSWER_BYTES))
     except urllib.error.HTTPError as error:
         with error:
@@ -151,7 +165,16 @@ def _get(url: str) -> tuple[int | None, Any]:
 def _opener() -> urllib.request.OpenerDirector:
     """One for all questions: from Python 3.12 on, making one loads all TLS certificates (some 50 ms)."""
     # The empty ProxyHandler ignores proxies that the environment names.
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), _SameHost())
+
+
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    """Goes along with no redirection to another host: headers may hold a key."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
+            return None
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _parse(body: bytes) -> Any:
@@ -180,3 +203,46 @@ def _doing(body: Any) -> str:
 
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
+
+
+SUMMED: Mapping[str, str] = {
+    "num_requests_running": "running",
+    "num_requests_waiting": "waiting",
+    "num_requests_swapped": "swapped",
+    "prompt_tokens_total": "prompt_tokens",
+    "generation_tokens_total": "generated_tokens",
+    "num_preemptions_total": "preemptions",
+    "request_success_total": "finished",
+}
+"""Over engines and finish reasons."""
+SHARES: Mapping[str, str] = {
+    "kv_cache_usage_perc": "device_used_share",
+    "gpu_cache_usage_perc": "device_used_share",
+    "cpu_cache_usage_perc": "host_used_share",
+}
+"""0 to 1, whatever their names say; of several engines the fullest one's. The last two are older vLLM's."""
+_SAMPLE = re.compile(r"^vllm:(?P<name>\w+)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)")
+_MODEL = re.compile(r'model_name="((?:[^"\\]|\\.)*)"')
+
+
+def from_vllm(text: str) -> dict[str, Any]:
+    """From Prometheus' text format. Empty where there is nothing of vLLM's in it."""
+    found: dict[str, Any] = {}
+    for line in text.splitlines():
+        sample = _SAMPLE.match(line)
+        if sample is None:
+            continue
+        try:
+            value = float(sample["value"])
+        except ValueError:
+            continue
+        if not math.isfinite(value):
+            continue
+        name = sample["name"]
+        if (key := SUMMED.get(name)) is not None:
+            found[key] = found.get(key, 0.0) + value
+        elif (key := SHARES.get(name)) is not None:
+            found[key] = max(found.get(key, 0.0), value)
+        if model := _MODEL.search(sample["labels"] or ""):
+            found.setdefault("model", model[1])
+    return found

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgbench.cli.load_options import LoadOptions
-from fgbench.cli.options import ServerOptions
+from fgbench.metrics.statistics import Distribution
+from fgbench.spec.load import LoadSpec
+from fgbench.workload.datasets import Dataset, Lengths, Sample, Texts
+from fgbench.workload.trace import Trace
+from fgengine.config import EngineConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from fgbench.workload.look import Look, Timing
 
 BAR_WIDTH = 24
 MOST_LOOKED_AT = 1_000_000
@@ -79,7 +83,7 @@ def pull_dataset(
 
     console = Console()
     if name == "sharegpt":
-        from fgbench.workload.sharegpt_store import pull_sharegpt
+        from fgbench.workload.kept import pull_sharegpt
 
         if source is not None:
             raise ValueError("sharegpt is downloaded; a file of yours is read by --dataset FILE")
@@ -110,7 +114,7 @@ def show(
     dataset: Annotated[str, typer.Argument(help="A name of 'fgbench datasets list', or a file.")],
     model: Annotated[
         str, typer.Option(help="Whose tokenizer counts: a catalog name or a folder.")
-    ] = ServerOptions().model,
+    ] = EngineConfig().model,
     input_len: Annotated[str | None, typer.Option(help="For synthetic, as in 'fgbench run'.")] = None,
     output_len: Annotated[str | None, typer.Option(help="For synthetic, mmlu and jsonl.")] = None,
     mix: Annotated[str | None, typer.Option(help="For mix: NAME-OR-FILE:SHARE,NAME-OR-FILE:SHARE.")] = None,
@@ -130,8 +134,8 @@ def show(
     """
     from rich.console import Console
 
+    from fgbench.cli.datasets import look, timing
     from fgbench.workload.load import kind_of
-    from fgbench.workload.look import look, timing
     from fgbench.workload.trace import read_trace
 
     console = Console(stderr=as_json)
@@ -139,13 +143,13 @@ def show(
     def report(line: str) -> None:
         console.print(line, style="yellow" if ":" in line else "dim", markup=False, soft_wrap=True)
 
-    options = LoadOptions(dataset=dataset, input_len=input_len, output_len=output_len, mix=mix)
+    options = LoadSpec(dataset=dataset, input_len=input_len, output_len=output_len, mix=mix)
     times: Timing | None = None
     with console.status(f"reading {dataset}"):
         name, path = options.dataset_source()
         if path is not None and (name or kind_of(path)) == "trace":
             times = timing(read_trace(path))
-        found = look(options.to_dataset(ServerOptions(model=model), report), sample, seed)
+        found = look(options.to_dataset(EngineConfig(model=model), report), sample, seed)
     if as_json:
         when = {"seconds": times.seconds, "rate": times.rate, "cv": times.cv} if times else None
         typer.echo(json.dumps({**found.to_dict(), "times": when}, indent=2, allow_nan=False))
@@ -200,7 +204,7 @@ def _histogram_table(found: Look) -> Table:
     """A line for each doubling of the length; bars are shares of the longest bar of their side."""
     from rich.table import Table
 
-    from fgbench.workload.look import histogram
+    from fgbench.cli.datasets import histogram
 
     sides = [histogram(found.prompts), histogram(found.outputs)]
     longest = max(map(len, sides))
@@ -245,3 +249,82 @@ def _state(name: str) -> str:
     if name == "mix":
         return "[green]yes[/]" if kept_path("sharegpt") and kept_path("mmlu") else "its parts are not"
     return "a file of yours" if name in ("lengths", "trace", "jsonl") else "[green]yes[/]"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    name: str
+    records: int | None
+    """None: the dataset is endless."""
+    looked_at: int
+    """Records whose lengths were counted: all, or as many as were asked for, drawn by the seed."""
+    too_long_or_short: int
+    """Of these, left out by the dataset's filter of lengths."""
+    prompts: tuple[int, ...]
+    outputs: tuple[int, ...]
+    """Tokens of the requests that are left, one each."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and distributions, without the single lengths; plain JSON."""
+        described = asdict(self)
+        for side in ("prompts", "outputs"):
+            distribution = Distribution.of(described.pop(side))
+            described[f"{side[:-1]}_tokens"] = distribution.to_dict() if distribution else None
+        return described
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When a trace's requests came."""
+
+    seconds: float
+    """From the first to the last."""
+    rate: float | None
+    """Requests per second; None where all came at once."""
+    cv: float | None
+    """Deviation of the gaps over their mean; 1 for a Poisson process."""
+
+
+def look(dataset: Dataset, most: int, seed: int = 0) -> Look:
+    """Where that takes a tokenizer or the dataset is endless ``most`` records are looked at, else all."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    if isinstance(dataset, Lengths):
+        samples = [Sample(*pair) for pair in dataset.pairs]
+        return _look(dataset.name, len(samples), len(samples), samples)
+    if isinstance(dataset, Texts):
+        chosen = rng.permutation(len(dataset.pairs))[:most].tolist()
+        few = replace(dataset, pairs=[dataset.pairs[i] for i in chosen])
+        return _look(dataset.name, len(dataset.pairs), len(chosen), list(few.once(rng)))
+    samples = list(islice(dataset.samples(rng), most))
+    return _look(dataset.name, None, len(samples), samples)
+
+
+def timing(trace: Trace) -> Timing:
+    import numpy as np
+
+    span = trace.times[-1]
+    gaps = np.diff(trace.times)
+    if not span:
+        return Timing(0.0, None, None)
+    return Timing(span, len(gaps) / span, float(gaps.std() / gaps.mean()))
+
+
+def histogram(lengths: Sequence[int]) -> list[int]:
+    """How many lengths have as many binary digits as the index plus one: 1, 2-3, 4-7, 8-15 ... tokens."""
+    counts = [0] * max((n.bit_length() for n in lengths), default=0)
+    for length in lengths:
+        counts[length.bit_length() - 1] += 1
+    return counts
+
+
+def _look(name: str, records: int | None, looked_at: int, samples: Sequence[Sample]) -> Look:
+    return Look(
+        name=name,
+        records=records,
+        looked_at=looked_at,
+        too_long_or_short=looked_at - len(samples),
+        prompts=tuple(sample.prompt_tokens for sample in samples),
+        outputs=tuple(sample.output_tokens for sample in samples),
+    )

@@ -113,20 +113,19 @@ def _measure(
 ) -> list[Path]:
     """Run folders, one for each rate and policy. Ends the program when a run does not succeed."""
     from fgbench.backends.fastgen import FastGen
-    from fgbench.benchmark import Load, run_benchmark
-    from fgbench.cli.options import ServerOptions
-    from fgbench.client.display import display_for
+    from fgbench.benchmark import run_benchmark
+    from fgbench.live.display import display_for
+    from fgbench.spec.load import Load
+    from fgengine.config import EngineConfig
 
     folders = []
     for rate in plan.rates:
         for policy in POLICIES:
-            options = ServerOptions(
+            config = EngineConfig(
                 model=model, use_dummy_weights=dummy_weights, policy=policy, max_batch_size=BATCH_SIZE
             )
             load = Load(rate=rate, num_prompts=plan.num_prompts, seed=seed)
-            run = run_benchmark(
-                FastGen(options), dataset, load, results=results, display=display_for(console)
-            )
+            run = run_benchmark(FastGen(config), dataset, load, results=results, display=display_for(console))
             if run.status != "complete":
                 console.print(f"The run in {run.path} is {run.status}; it is kept.", style="bold red")
                 raise typer.Exit(130 if run.status == "interrupted" else 1)

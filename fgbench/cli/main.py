@@ -67,8 +67,10 @@ def load_verb(name: str) -> Any:
     module = importlib.import_module(f"fgbench.cli.{name}")
     if isinstance(getattr(module, "app", None), typer.Typer):
         return typer.main.get_command(module.app)
+    from fgbench.cli.flags import Command
+
     verb = typer.Typer(add_completion=False)
-    verb.command(name)(getattr(module, name))
+    verb.command(name, cls=Command)(getattr(module, name))
     return typer.main.get_command(verb)
 
 

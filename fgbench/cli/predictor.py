@@ -47,7 +47,7 @@ def train_predictor(
     from rich.console import Console
 
     from fgbench import training
-    from fgbench.workload.sharegpt import read_records
+    from fgbench.workload.texts import read_records
     from fgengine.scheduling.learned import Learned, kept_path
 
     console = Console()
@@ -149,10 +149,10 @@ def _encoder(model: str) -> Encoder:
 
 
 def _pairs(path: Path | None, console: Console) -> list[TextPair]:
-    from fgbench.workload.sharegpt import read_records
+    from fgbench.workload.texts import read_records
 
     if path is None:
-        from fgbench.workload.sharegpt_store import pull_sharegpt
+        from fgbench.workload.kept import pull_sharegpt
 
         path = pull_sharegpt(lambda line: console.print(line, markup=False))
     if not path.is_file():

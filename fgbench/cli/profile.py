@@ -69,9 +69,9 @@ def profile(
         device=device,
         dtype=dtype,
         block_size=block_size,
-        dummy_weights=use_dummy_weights,
+        use_dummy_weights=use_dummy_weights,
         max_batch_size=max(grid.decode),
-        swap_space_bytes=0,  # copies are measured in a host pool of their own; pinning a large one takes long
+        swap_space=0,  # copies are measured in a host pool of their own; pinning a large one takes long
     )
     with console.status(f"loading {model}"):
         runner = _create_runner(config, console)
@@ -131,8 +131,8 @@ def _create_runner(config: EngineConfig, console: Console) -> TorchRunner:
     from fgengine.model import catalog, store
 
     shape = catalog.shape_of(config.model)
-    folder = None if config.dummy_weights else store.folder_of(config.model)
-    if folder is None and not config.dummy_weights:
+    folder = None if config.use_dummy_weights else store.folder_of(config.model)
+    if folder is None and not config.use_dummy_weights:
         console.print(
             f"the weights of {config.model} are not here: measuring with random ones, at the same speed"
         )
@@ -168,7 +168,7 @@ def describe(point: Point) -> str:
 def held_out_table(profile: Profile) -> Table:
     from rich.table import Table
 
-    from fgbench.report.units import seconds
+    from fgbench.units import seconds
 
     table = Table(title="points kept from the fit", title_justify="left")
     table.add_column("step")
@@ -185,7 +185,7 @@ def held_out_table(profile: Profile) -> Table:
 
 
 def _print_verdict(profile: Profile, runner: TorchRunner, console: Console) -> None:
-    from fgbench.report.units import seconds, size
+    from fgbench.units import seconds, size
     from fgengine.physics import TOLERANCE
 
     closest, times = profile.closest_to_floor(runner.shape)

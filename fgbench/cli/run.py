@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgbench.cli.load_options import ClientOptions, LoadOptions
-from fgbench.cli.option_groups import takes_options
-from fgbench.cli.options import ServerOptions
-from fgbench.cli.systems import ensure_weights, system_of, with_policy
+from fgbench.cli.flags import ConfigFile, given, takes_options
+from fgbench.spec.backend import FASTGEN, FASTSERVE, BackendSpec
+from fgbench.spec.load import ClientSpec, LoadSpec
+from fgengine.config import EngineConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
     from rich.console import Console
 
+    from fgbench.backends.backend import Backend
     from fgbench.results.run import Run
-
-FAILED, INTERRUPTED = 1, 130
-
-
-def _backend_option(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Backend")
 
 
 @takes_options
 def run(
-    load: LoadOptions,
-    client: ClientOptions,
-    server: ServerOptions,
+    load: LoadSpec,
+    client: ClientSpec,
+    server: EngineConfig,
+    context: typer.Context,
     backend: Annotated[
         str,
-        _backend_option(
-            "fastgen (sj-mlfq), fastgen-POLICY; simulated (no machine but a profile), simulated-POLICY.",
-            "--backend",
+        typer.Option(
+            help="fastgen (sj-mlfq), fastgen-POLICY; simulated (no machine but a profile), simulated-POLICY."
         ),
-    ] = "fastgen",
+    ] = FASTGEN,
     url: Annotated[
-        str | None, _backend_option("Measure a running OpenAI-compatible server instead.", "--url")
+        str | None, typer.Option(help="Measure a running OpenAI-compatible server instead.")
     ] = None,
+    config: ConfigFile = None,
     port: Annotated[
         int | None,
         typer.Option(
-            help="Start the server here; default: a free port.",
-            min=1,
-            max=65535,
-            rich_help_panel="Backend",
+            help="Start the server here; default: a free port.", min=1, max=65535, rich_help_panel="Client"
         ),
     ] = None,
 ) -> None:
@@ -59,39 +55,66 @@ def run(
     (a ramp from --rate), --trace AzureLLMInferenceTrace_conv.csv.gz --speedup 2, or in a closed loop,
     --concurrency 16.
 
-    The server's own options (--max-batch-size 16, --num-device-blocks 400, ...) are passed on to it.
+    The server's own options (--max-batch-size 16, --num-device-blocks 400, ...) are passed on to it. A run's
+    folder holds the options it really had: fgbench run --config results/RUN/spec.toml repeats it.
+
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many errors, 4 the client was the limit,
     130 interrupted.
+    """
+    from fgbench.backends.named import backend_of
+
+    if backend == FASTSERVE and url is None:
+        if port is None:
+            raise ValueError("--backend fastserve measures a running server: say where with --port or --url")
+        url = f"http://127.0.0.1:{port}"
+    elif url is not None and port is not None:
+        raise ValueError("--port is for a server to be started; with --url put the port into the URL")
+    spec = BackendSpec(name=backend, url=url, server=server, policy_given="policy" in given(context))
+    if spec.simulated and (url is not None or port is not None or client.endpoint is not None):
+        raise ValueError("--url, --port and --endpoint are a server's; a simulation has none")
+    if client.headers and url is None:
+        raise ValueError("--header and --api-key are for a server that runs already: say where with --url")
+    measure(
+        lambda: backend_of(spec, port=None if url is not None else port, headers=client.headers),
+        load,
+        client,
+        server,
+        options=spec.repeating_options(load, client),
+    )
+
+
+def measure(
+    make: Callable[[], Backend],
+    load: LoadSpec,
+    client: ClientSpec,
+    server: EngineConfig,
+    *,
+    options: Mapping[str, Any],
+) -> None:
+    """Makes a backend and measures it; prints the figures and ends with the exit code they deserve.
+
+    ``server`` says by whose tokenizer texts are counted; ``options`` are those that repeat the run.
     """
     from rich.console import Console
 
     from fgbench.backends.backend import BackendError
-    from fgbench.backends.fastgen import SIMULATED
     from fgbench.benchmark import run_benchmark
-    from fgbench.client.display import display_for
+    from fgbench.live.display import display_for
+    from fgbench.verdict import FAILED, INTERRUPTED
 
     console = Console()
     display = display_for(console)
-    if backend.partition("-")[0] == SIMULATED:
-        from fgbench.cli.simulate import simulate_load
-
-        if url is not None or port is not None or client.endpoint is not None:
-            raise ValueError("--url, --port and --endpoint are a server's; a simulation has none")
-        simulate_load(with_policy(server, backend), load, console)
-        return
-    system, endpoint = system_of(server, backend, url, port)
-    wanted = load.to_load(client, endpoint)
+    backend, wanted = make(), load.to_load(client)
     try:
-        if system.policy is not None:
-            ensure_weights(server, console)
-        done = run_benchmark(
-            system, load.to_dataset(server, display.report), wanted, results=load.results, display=display
-        )
+        backend.prepare(display.report)
+        dataset = load.to_dataset(server, display.report)
+        done = run_benchmark(backend, dataset, wanted, results=load.results, display=display, options=options)
     except BackendError as error:
-        _stop(console, str(error), FAILED)
+        _end(console, str(error), FAILED)
     except KeyboardInterrupt:
-        _stop(console, "Interrupted before the load began.", INTERRUPTED)
-    conclude(done, console, load.max_error_rate)
+        _end(console, "Interrupted before the load began.", INTERRUPTED)
+    else:
+        conclude(done, console, load.max_error_rate)
 
 
 def conclude(done: Run, console: Console, max_error_rate: float) -> None:
@@ -102,10 +125,10 @@ def conclude(done: Run, console: Console, max_error_rate: float) -> None:
 
     console.print(run_table(done.info, Summary.from_dict(done.info["summary"])))
     console.print(f"run folder: {done.path}", soft_wrap=True, highlight=False)
-    if (how := verdict(done.info, max_error_rate)).code != DONE:
-        _stop(console, how.sentence, how.code)
+    if (ending := verdict(done.info, max_error_rate)).code != DONE:
+        _end(console, ending.sentence, ending.code)
 
 
-def _stop(console: Console, sentence: str, code: int) -> NoReturn:
+def _end(console: Console, sentence: str, code: int) -> None:
     console.print(sentence, style="bold red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from fgbench.cli.option_groups import takes_options
-from fgbench.cli.options import ServerOptions
-
-if TYPE_CHECKING:
-    from fgengine.config import EngineConfig
+from fgbench.cli.flags import ConfigFile, takes_options
+from fgengine.config import EngineConfig
 
 
 @takes_options
 def serve(
-    server: ServerOptions,
+    server: EngineConfig,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all, unprotected.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 10000,
+    config: ConfigFile = None,
 ) -> None:
     """Serve a model over HTTP with the scheduling policy of your choice.
 
@@ -33,26 +31,21 @@ def serve(
 
     Ends within 5 seconds of Ctrl-C (exit code 130) or SIGTERM (0); a second signal ends it at once.
     """
-    config = server.to_engine_config()
     from fgengine.model.store import folder_of, tokenizer_folder
+    from fgengine.preflight import check_names
     from fgengine.server.app import run
+
+    check_names(server)
 
     def report(sentence: str) -> None:
         print(f"fgbench serve: {sentence}", flush=True)
 
     def find_tokenizer() -> Path:
         if not server.use_dummy_weights and folder_of(server.model) is None:
-            _require_memory(config)  # before "pull the weights" is the answer
+            _require_memory(server)  # before "pull the weights" is the answer
         return tokenizer_folder(server.tokenizer or server.model, server.use_dummy_weights)
 
-    code = run(
-        config,
-        find_tokenizer,
-        host=host,
-        port=port,
-        report=report,
-    )
-    raise typer.Exit(code)
+    raise typer.Exit(run(server, find_tokenizer, host=host, port=port, report=report))
 
 
 def _require_memory(config: EngineConfig) -> None:

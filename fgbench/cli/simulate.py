@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgbench.cli.load_options import LoadOptions
-from fgbench.cli.option_groups import takes_options
-from fgbench.cli.options import ServerOptions
-from fgbench.cli.run import conclude
-from fgbench.report.units import clock
+from fgbench.cli.flags import ConfigFile, given, takes_options
+from fgbench.cli.run import measure
+from fgbench.spec.backend import SIMULATED, BackendSpec
+from fgbench.spec.files import options_of
+from fgbench.spec.load import ClientSpec, LoadSpec
+from fgengine.config import EngineConfig
 from fgengine.kv.sizing import GIB
+from fgengine.settings import described
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fgbench.report.fidelity import Row
-    from fgbench.simulated import Progress
     from fgengine.profile import Profile
 
-PROGRESS_EVERY = 100
-"""Requests between two looks at the bar."""
 GO_WITH_LIKE = {"like", "profile", "as_json"}
 
 
@@ -36,8 +33,8 @@ def _cluster_option(help: str, *names: str) -> Any:
 
 @takes_options
 def simulate(
-    load: LoadOptions,
-    server: ServerOptions,
+    load: LoadSpec,
+    server: EngineConfig,
     context: typer.Context,
     replicas: Annotated[int, _cluster_option("Copies of the engine.", "--replicas")] = 1,
     router: Annotated[
@@ -49,6 +46,7 @@ def simulate(
         _cluster_option("Replay this run's arrivals and lengths, and compare with it.", "--like"),
     ] = None,
     as_json: Annotated[bool, _cluster_option("With --like: print JSON.", "--json")] = False,
+    config: ConfigFile = None,
 ) -> None:
     """Simulate the engine: its own scheduler and KV accounts, with step times from a profile.
 
@@ -64,93 +62,48 @@ def simulate(
     """
     from rich.console import Console
 
-    console = Console()
+    from fgbench.backends.named import backend_of
+
     if like is not None:
         _nothing_else_given(context)
-        _replay(like, server, as_json, console)
+        _replay(like, server, as_json, Console())
         return
     if as_json:
         raise ValueError(
             "--json goes with --like; the figures of a simulated run are in its folder's run.json"
         )
-    simulate_load(server, load, console, replicas, router)
-
-
-def simulate_load(
-    server: ServerOptions,
-    load: LoadOptions,
-    console: Console,
-    replicas: int = 1,
-    router: str = "round-robin",
-) -> None:
-    """Simulates, prints the figures and ends with the exit code they deserve."""
-    from fgbench.client.display import display_for
-    from fgbench.simulated import MOST_WITH_PROMPTS, Simulation, find_profile, run_simulation
-
-    wanted = load.to_load()
-    simulation = Simulation(server, find_profile(server), replicas=replicas, router=router)
-    console.print(f"step times of {simulation.profile.device}, {simulation.profile.dtype}", highlight=False)
-    console.print(simulation.queue.describe(), highlight=False, soft_wrap=True)
-    console.print(simulation.pools, soft_wrap=True, highlight=False)
-    dataset = load.to_dataset(server, display_for(console).report)
-    with bar(simulation.name, wanted.num_prompts, console) as progress:
-        done = run_simulation(simulation, dataset, wanted, results=load.results, progress=progress)
-    if wanted.num_prompts > MOST_WITH_PROMPTS:
-        console.print(
-            f"above {MOST_WITH_PROMPTS:,} requests the times of single tokens are not kept: no ITL, and "
-            "overload is told from first and last tokens",
-            style="dim",
-            highlight=False,
-        )
-    conclude(done, console, load.max_error_rate)
-
-
-@contextmanager
-def bar(title: str, total: int, console: Console) -> Iterator[Progress]:
-    """Shows how many requests of a simulation have ended, and at which of its seconds."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[simulated]} simulated"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
+    options = options_of(load, server) | {"replicas": replicas, "router": router}
+    del options["results"]
+    spec = BackendSpec(name=SIMULATED, server=server)
+    measure(
+        lambda: backend_of(spec, replicas=replicas, router=router),
+        load,
+        ClientSpec(),
+        server,
+        options=options,
     )
-    with RichProgress(*columns, console=console) as bars:
-        task = bars.add_task(title, total=total, simulated=clock(0.0))
-
-        def show(ended: int, seconds: float) -> None:
-            if ended % PROGRESS_EVERY == 0 or ended == total:
-                bars.update(task, completed=ended, simulated=clock(seconds))
-
-        yield show
 
 
 def _nothing_else_given(context: typer.Context) -> None:
     """Raises ValueError for an option that --like would leave without effect."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and name not in GO_WITH_LIKE:
-            raise ValueError(
-                f"--{name.replace('_', '-')} does not go with --like, which takes everything but the profile "
-                "from the run"
-            )
+    for name in sorted(given(context) - GO_WITH_LIKE):
+        raise ValueError(
+            f"--{name.replace('_', '-')} does not go with --like, which takes everything but the profile "
+            "from the run"
+        )
 
 
-def _replay(folder: Path, given: ServerOptions, as_json: bool, console: Console) -> None:
+def _replay(folder: Path, asked: EngineConfig, as_json: bool, console: Console) -> None:
+    from fgbench.backends.simulated import Simulated, find_profile
     from fgbench.report.fidelity import Speed, fidelity, fidelity_json, fidelity_table, requests_of
     from fgbench.results.run import read_run
-    from fgbench.simulated import Simulation, find_profile
 
     run = read_run(folder)
-    options = dataclasses.replace(_options_of(run.info, folder), profile=given.profile)
-    profile = find_profile(options)
+    config = dataclasses.replace(_config_of(run.info, folder), profile=asked.profile)
+    profile = find_profile(config)
 
     def rows(profile: Profile) -> list[Row]:
-        return fidelity(run.records, list(Simulation(options, profile).serve(requests_of(run.records))))
+        return fidelity(run.records, list(Simulated(config, profile).replay(requests_of(run.records))))
 
     plain = rows(profile)
     speed = Speed.of(run.info, profile.cost)
@@ -175,15 +128,15 @@ def _replay(folder: Path, given: ServerOptions, as_json: bool, console: Console)
         console.print("The run is not complete: what had not ended is missing on both sides.", style="yellow")
 
 
-def _options_of(info: dict[str, Any], folder: Path) -> ServerOptions:
-    """The options its server ran with; those it does not know of are at their defaults."""
+def _config_of(info: dict[str, Any], folder: Path) -> EngineConfig:
+    """What its server ran with; settings that it did not know of are at their defaults."""
     settings = (info.get("backend") or {}).get("settings") or {}
     if "policy" not in settings or "max_batch_size" not in settings:
         raise ValueError(f"{folder} does not say how its server was set: --like needs a run of fastgen")
-    known = {field.name for field in dataclasses.fields(ServerOptions)}
+    known = {one.name for one in described(EngineConfig)} - {"profile"}
     found = {key: value for key, value in settings.items() if key in known}
     found.setdefault("max_queue", 0)  # servers older than the option had a queue without a bound
-    return ServerOptions(**found | _pools_of(found, info))
+    return EngineConfig(**found | _pools_of(found, info))
 
 
 def _pools_of(settings: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:

@@ -8,58 +8,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgbench.cli.load_options import ClientOptions, LoadOptions
-from fgbench.cli.option_groups import takes_options
-from fgbench.cli.options import ServerOptions
+from fgbench.cli.flags import ConfigFile, given, takes_options
+from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.sweep import Settings, SweepSpec
+from fgengine.config import EngineConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fgbench.cli.sweep_setup import Setup
     from fgbench.sweeping.folder import SweepFolder
+    from fgbench.sweeping.plan import Point
+    from fgbench.sweeping.prepared import Prepared
 
-DEFAULT_BACKEND = "fastgen"
-HOW_TO_RUN = {"folder", "resume", "dry_run", "fail_fast"}
+HOW_TO_RUN = {"folder", "resume", "dry_run", "fail_fast", "config"}
 """Parameters that say how to run a sweep; all others say what it is."""
 
 
 def _option(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Sweep")
+    return typer.Option(*names, help=help)
 
 
-def _search_option(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Rate at an SLO")
-
-
-@takes_options
+@takes_options(without={"load": ("rate", "concurrency")})
 def sweep(
-    load: LoadOptions,
-    client: ClientOptions,
-    server: ServerOptions,
+    sweep: SweepSpec,
+    load: LoadSpec,
+    client: ClientSpec,
+    server: EngineConfig,
     context: typer.Context,
     folder: Annotated[
         Path | None, typer.Argument(help="With --resume: the sweep to go on with.", show_default=False)
     ] = None,
-    backend: Annotated[
-        list[str] | None,
-        _option(
-            "fastgen (the default), fastgen-POLICY, simulated, simulated-POLICY, or NAME=URL of a running "
-            "server; with options of its own: 'fastgen --offloading proactive'. Once for each backend.",
-            "--backend",
-        ),
-    ] = None,
-    rate: Annotated[str, _option("Requests per second: 0.5,1,1.5,2; inf: all at once.", "--rates")] = "",
-    concurrency: Annotated[
-        str,
-        _option(
-            "Instead of --rates: 1,4,16 requests in flight, each sent when one has ended (closed loops).",
-            "--concurrency",
-        ),
-    ] = "",
-    seeds: Annotated[int, _option("How many seeds, from --seed on, at each rate.", "--seeds")] = 1,
-    restart: Annotated[
-        bool, _option("A fresh server for each point; else one for each backend.", "--restart")
-    ] = False,
+    config: ConfigFile = None,
     resume: Annotated[
         bool,
         _option("Go on with FOLDER, or with the newest sweep of the same options.", "--resume"),
@@ -68,21 +47,6 @@ def sweep(
         bool, _option("Print the points and the time they take, no more.", "--dry-run")
     ] = False,
     fail_fast: Annotated[bool, _option("Stop at the first point that goes wrong.", "--fail-fast")] = False,
-    find_rate: Annotated[
-        bool,
-        _search_option(
-            "Search the highest rate that meets --slo. It starts at the first of --rates, else at the "
-            "profile's capacity; of several it stays between the lowest and the highest.",
-            "--find-rate",
-        ),
-    ] = False,
-    slo: Annotated[
-        str | None, _search_option("Such as 'normalized_latency<0.3' or 'p95 ttft<1'.", "--slo")
-    ] = None,
-    tolerance: Annotated[
-        float, _search_option("The answer is to be within this share of itself.", "--tolerance")
-    ] = 0.05,
-    max_probes: Annotated[int, _search_option("Rates tried for a backend at most.", "--max-probes")] = 16,
 ) -> None:
     """Measure backends at several rates or concurrencies and seeds, each point a run, all in one folder.
 
@@ -108,39 +72,26 @@ def sweep(
     """
     from rich.console import Console
 
-    from fgbench.cli.sweep_resume import resumed_settings, to_resume, unfinished_sweep
-    from fgbench.cli.sweep_settings import Settings, parse_concurrency, parse_rates
-    from fgbench.cli.sweep_setup import set_up
-    from fgbench.sweeping.folder import SweepFolder
+    from fgbench.cli.backend_option import backend_specs
+    from fgbench.live.display import display_for
+    from fgbench.sweeping.folder import SweepFolder, resumed_settings, to_resume, unfinished_sweep
+    from fgbench.sweeping.prepared import prepare
 
-    wanted = Settings(
-        backend=tuple(backend or (DEFAULT_BACKEND,)),
-        rate=parse_rates(rate),
-        concurrency=parse_concurrency(concurrency),
-        seeds=seeds,
-        restart=restart,
-        find_rate=find_rate,
-        slo=slo,
-        tolerance=tolerance,
-        max_probes=max_probes,
-        load=load,
-        client=client,
-        server=server,
-    )
+    wanted = Settings(sweep=sweep, load=load, client=client, server=server)
     console = Console()
     if folder is not None and not resume:
         raise ValueError(f"to go on with the sweep in {folder} say --resume {folder}")
-    given = _given(context)
-    kept = to_resume(folder, wanted, given) if resume else None
-    settings = resumed_settings(kept, wanted, given) if kept else wanted.checked()
-    setup = set_up(settings, console)
-    if kept is not None and (changed := setup.plan.changed_since(kept.info)):
+    chosen = given(context) - HOW_TO_RUN
+    kept = to_resume(folder, wanted, chosen) if resume else None
+    settings = resumed_settings(kept, wanted, chosen) if kept else wanted.checked()
+    prepared = prepare(settings, backend_specs(settings), display_for(console).report)
+    if kept is not None and (changed := prepared.plan.changed_since(kept.info)):
         raise ValueError(
             f"the sweep in {kept.path} was begun with the same options, but since then something else has "
             f"changed: {changed}. Start a new sweep without --resume"
         )
     if dry_run:
-        _print_plan(setup, kept, console)
+        _print_plan(prepared, kept, console)
         return
     if kept is None:
         if unfinished := unfinished_sweep(settings):
@@ -148,53 +99,87 @@ def sweep(
                 console,
                 f"An unfinished sweep of these options is in {unfinished}: --resume would go on with it.",
             )
-        kept = SweepFolder.create(settings.load.results, settings.to_json(), settings.plan, setup.plan)
-    _run(setup, kept, fail_fast, console)
+        kept = SweepFolder.create(settings.load.results, settings.to_json(), settings.plan, prepared.plan)
+    _run(prepared, kept, fail_fast, console)
 
 
-def _given(context: typer.Context) -> set[str]:
-    """Names of the options on the command line that say what the sweep is."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {n for n, source in sources.items() if source and source.name == "COMMANDLINE"} - HOW_TO_RUN
-
-
-def _print_plan(setup: Setup, kept: SweepFolder | None, console: Console) -> None:
+def _print_plan(prepared: Prepared, kept: SweepFolder | None, console: Console) -> None:
     from fgbench.sweeping.tables import plan_table
 
-    allowed = setup.settings.load.max_error_rate
-    points = [
-        (p, setup.foretold(p), kept is not None and kept.result(p, allowed) is not None)
-        for p in setup.first_points()
-    ]
-    console.print(plan_table(points))
-    if setup.settings.find_rate:
+    sweep, allowed = prepared.settings.sweep, prepared.settings.load.max_error_rate
+
+    def is_done(point: Point) -> bool:
+        return kept is not None and kept.result(point, allowed) is not None
+
+    points = prepared.first_points()
+    console.print(plan_table([(one, prepared.expected_seconds(one), is_done(one)) for one in points]))
+    if sweep.find_rate:
         done = len(kept.info["points"]) if kept else 0
         _print(
             console,
-            f"These are the first probes of searches for {setup.settings.slo} within "
-            f"{setup.settings.tolerance:.1%}, of at most {setup.settings.max_probes} rates for each backend"
+            f"These are the first probes of searches for {sweep.slo} within "
+            f"{sweep.tolerance:.1%}, of at most {sweep.max_probes} rates for each backend"
             f"{f'; {done} runs are in the folder' if done else ''}.",
         )
 
 
-def _run(setup: Setup, kept: SweepFolder, fail_fast: bool, console: Console) -> None:
+def _run(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Console) -> None:
     """Runs what is left, prints the results and ends with the worst code."""
     from fgbench.verdict import DONE, INTERRUPTED
 
     code = DONE
     try:
         with kept.at_work():
-            setup.pull_weights(console)
-            code = setup.run(kept, fail_fast, console)
+            prepared.prepare_backends(lambda line: _print(console, line))
+            code = _measure(prepared, kept, fail_fast, console)
             kept.finish(code)
     except KeyboardInterrupt:
         _print(console, f"Interrupted. Go on with: fgbench sweep --resume {shlex.quote(str(kept.path))}")
         raise typer.Exit(INTERRUPTED) from None
     _print(console, f"results: {kept.path}; to compare them: fgbench compare {shlex.quote(str(kept.path))}")
     if kept.info["status"] != "complete":
-        _print(console, f"To run again what went wrong: fgbench sweep --resume {shlex.quote(str(kept.path))}")
+        _print(console, f"Retry failed points: fgbench sweep --resume {shlex.quote(str(kept.path))}")
     if code != DONE:
         raise typer.Exit(code)
+
+
+def _measure(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Console) -> int:
+    """Runs what is left, prints the results, and returns the worst exit code."""
+    from fgbench.live.display import display_for
+    from fgbench.metrics.slo import parse_slo
+    from fgbench.sweeping.estimate import Total
+    from fgbench.sweeping.runner import Found, Runner
+    from fgbench.sweeping.tables import results_table, search_tables
+    from fgbench.verdict import worst
+
+    total, sweep = Total(), prepared.settings.sweep
+    runner = Runner(
+        kept,
+        prepared.plan,
+        prepared.backends,
+        prepared.dataset,
+        display_for(console, total.header),
+        total,
+        expected_seconds=prepared.expected_seconds,
+        options=prepared.repeating_options,
+        max_error_rate=prepared.settings.load.max_error_rate,
+        restart=sweep.restart,
+        fail_fast=fail_fast,
+    )
+    if not sweep.find_rate:
+        results = runner.grid(list(prepared.first_points()))
+        console.print(results_table(results))
+        for result in results:
+            if result.verdict.sentence:
+                console.print(f"{result.point}: {result.verdict.sentence}", style="bold red", markup=False)
+        return worst([result.verdict.code for result in results])
+    slo, found = parse_slo(sweep.slo or ""), dict[str, Found]()
+    for label in prepared.backends:
+        found[label] = runner.find_rate(label, prepared.search(label), slo, prepared.settings.seed_numbers)
+        if fail_fast and found[label].code:
+            break
+    console.print(search_tables(found, slo, sweep.seeds))
+    return worst([one.code for one in found.values()])
 
 
 def _print(console: Console, sentence: str) -> None:

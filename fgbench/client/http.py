@@ -9,7 +9,7 @@ httptools'.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,8 +46,9 @@ class Connections:
     A context: what is open is closed with it.
     """
 
-    def __init__(self, url: str, path: str) -> None:
-        """``url``: ``http[s]://host[:port][/prefix]``; requests go to ``path`` under it."""
+    def __init__(self, url: str, path: str, headers: Mapping[str, str] | None = None) -> None:
+        """``url``: ``http[s]://host[:port][/prefix]``; requests go to ``path`` under it, with ``headers``
+        besides the usual ones."""
         parts = urlsplit(url)
         self._secure = parts.scheme == "https"
         self._host = parts.hostname or ""
@@ -60,6 +61,7 @@ class Connections:
             "User-Agent: fgbench\r\n"
             "Accept: */*\r\n"
             "Content-Type: application/json\r\n"
+            + "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         ).encode()
         self._tls: Any = None
         self._open: set[_Connection] = set()

@@ -10,8 +10,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from fgbench.client.answer import Answer
@@ -22,7 +22,7 @@ from fgbench.client.streams import StreamError
 from fgbench.metrics.record import RequestRecord
 from fgbench.workload.spec import RequestSpec
 
-Outcome = Literal["complete", "interrupted", "server died"]
+Ended = Literal["complete", "interrupted", "server died"]
 T = TypeVar("T")
 
 LIVENESS_SECONDS = 0.5
@@ -47,6 +47,8 @@ class Target:
     endpoint: Endpoint
     request_timeout: float = 3600.0
     """Seconds until an unfinished answer counts as an error. Long: above capacity, waiting is the result."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent with every request."""
 
 
 async def run_load(
@@ -58,7 +60,7 @@ async def run_load(
     alive: Callable[[], bool] = lambda: True,
     concurrency: int | None = None,
     duration: float = math.inf,
-) -> Outcome:
+) -> Ended:
     """Send every request at ``start + scheduled`` and hand each record over as its response ends.
 
     With ``concurrency`` it is a closed loop: so many workers send the requests in their order, each the next
@@ -71,7 +73,7 @@ async def run_load(
     """
     state = state or LoadState.of(requests)
     state.bound(concurrency, duration)
-    connections = Connections(target.url, target.endpoint.path)
+    connections = Connections(target.url, target.endpoint.path, target.headers)
     messages = [  # no encoding while timing
         connections.request(target.endpoint.body(spec, target.model)) for spec in requests
     ]

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from fgbench.client.state import LIVE, RECENT_SECONDS, LoadState
-from fgbench.live.layout import Lines, bar, clean, figure, flow, trend
+from fgbench.live.layout import Lines, Series, bar, clean, figure, flow, trend
 from fgbench.live.meter import Meter
-from fgbench.live.series import Series
 from fgbench.live.server_panel import brief, clock
-from fgbench.report.units import number, seconds
+from fgbench.units import number, seconds
 
 COLUMN, LABEL = 11, 12
 """Widths."""

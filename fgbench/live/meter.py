@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from fgbench.backends.probe import StatsError
-from fgbench.live.series import Series
+from fgbench.live.layout import Series
 from fgbench.live.stats import Rates, Snapshot, rates_between, started_again
 
 RECENT_SECONDS = 60.0

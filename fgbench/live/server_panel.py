@@ -7,7 +7,7 @@ from rich.text import Text
 from fgbench.live.layout import bar, clean, figure, flow, gauge, rule, trend
 from fgbench.live.meter import Meter
 from fgbench.live.stats import LevelCount, Pool, Snapshot
-from fgbench.report.units import number, percent, seconds, size
+from fgbench.units import number, percent, seconds, size
 
 FEWEST_LEVELS = 4
 """Shown even when the deeper ones are empty."""

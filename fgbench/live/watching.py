@@ -13,7 +13,7 @@ from fgbench.backends.probe import NotReady, SilentServer, StatsError, read_metr
 from fgbench.live.layout import Lines, clean, rule
 from fgbench.live.meter import Meter
 from fgbench.live.server_panel import clock, counts, gauges, level_lines, name_of, pressure_line, trends
-from fgbench.report.units import number, percent, seconds, size
+from fgbench.units import number, percent, seconds, size
 
 PATIENCE_SECONDS = 15.0
 """How long a server that was there may be silent: a long step lets nobody in between."""

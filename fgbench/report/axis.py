@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fgbench.report.units import number
+from fgbench.units import number
 
 
 @dataclass(frozen=True, slots=True)

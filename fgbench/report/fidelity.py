@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import Summary, summarize
-from fgbench.report.units import number, seconds
+from fgbench.units import number, seconds
 from fgbench.workload.spec import RequestSpec
 from fgengine.cost import CostModel
 from fgengine.work import Work

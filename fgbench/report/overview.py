@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.summary import Summary
 from fgbench.report.tables import load_in_words
-from fgbench.report.units import number, seconds
 from fgbench.results.figures import stored_summary
 from fgbench.results.run import find_runs, is_being_written, read_info, readable
+from fgbench.units import number, seconds
 from fgbench.verdict import client_was_the_limit
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.memory import MemoryAccount
 from fgbench.metrics.metric import METRICS, metric_called
-from fgbench.report.units import number, percent, seconds, size
+from fgbench.units import number, percent, seconds, size
 
 if TYPE_CHECKING:
     from rich.console import Group

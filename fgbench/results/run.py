@@ -18,6 +18,8 @@ T = TypeVar("T")
 VERSION = 1
 RUN_FILE = "run.json"
 REQUESTS_FILE = "requests.jsonl"
+SPEC_FILE = "spec.toml"
+"""Options with which ``fgbench run --config`` repeats the run."""
 LOCK_FILE = ".lock"
 """Held by the process that writes the run."""
 TABLE_FILE = "requests.parquet"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,7 +16,16 @@ from filelock import FileLock
 
 from fgbench.metrics.record import RequestRecord
 from fgbench.results.files import fresh_folder, write_json
-from fgbench.results.run import LOCK_FILE, LOG_FILE, REQUESTS_FILE, RUN_FILE, TABLE_FILE, VERSION
+from fgbench.results.run import (
+    LOCK_FILE,
+    LOG_FILE,
+    REQUESTS_FILE,
+    RUN_FILE,
+    SPEC_FILE,
+    TABLE_FILE,
+    VERSION,
+)
+from fgbench.spec.files import write_options
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,11 +37,12 @@ ROWS_PER_BATCH = 16_384
 class RunWriter:
     """One run folder, from creation to ``finish``. As a context it marks a run that raised as failed."""
 
-    def __init__(self, root: Path, info: dict[str, Any]) -> None:
+    def __init__(self, root: Path, info: dict[str, Any], options: Mapping[str, Any] | None = None) -> None:
         """Makes ``root/<time>_<backend>_<dataset>_r<rate>_s<seed>`` (in a closed loop ``c<concurrency>``) and
         writes run.json, status ``running``.
 
         ``info`` holds run.json's keys ``backend, model, workload, fingerprint, environment, ...``.
+        ``options``: those that repeat the run, for spec.toml.
         """
         self._begun = time.monotonic()
         self.info: dict[str, Any] = {
@@ -46,6 +56,8 @@ class RunWriter:
         }
         self.path = _make_folder(root, info)
         self._write_info()
+        if options is not None:
+            write_options(self.path / SPEC_FILE, options)
         self._requests = (self.path / REQUESTS_FILE).open("ab", buffering=0)
         self._lock = FileLock(self.path / LOCK_FILE)
         with suppress(OSError):  # a file system without locks

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from fgbench.results.environment import environment
 from fgbench.results.files import fresh_folder, write_json
 from fgbench.results.run import SWEEP_FILE, find_runs, read_info
+from fgbench.spec.sweep import FREE, Settings
 from fgbench.sweeping.plan import Plan, Point
 from fgbench.verdict import Verdict, verdict
 
@@ -181,3 +182,60 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def to_resume(folder: Path | None, wanted: Settings, given: Collection[str]) -> SweepFolder:
+    """The folder named, else the newest sweep of the options ``given``, or of any where none were.
+
+    Raises:
+        ValueError: there is none; says what its newest has else.
+    """
+    if folder is not None:
+        return SweepFolder.open(folder)
+    root = wanted.load.results
+    sweeps = find_sweeps(root)
+    if not sweeps:
+        raise ValueError(f"{root} holds no sweep to go on with")
+    if not set(given) - set(FREE):
+        return SweepFolder.open(sweeps[-1])
+    plan = wanted.checked().plan
+    alike = [path for path in sweeps if read_sweep(path).get("plan") == plan]
+    if not alike:
+        resumed_settings(SweepFolder.open(sweeps[-1]), wanted, given)  # says what differs
+        raise ValueError(
+            f"none of the {len(sweeps)} sweeps in {root} has just these options; to go on with the newest "
+            f"say --resume {sweeps[-1]}"
+        )
+    return SweepFolder.open(alike[-1])
+
+
+def resumed_settings(kept: SweepFolder, wanted: Settings, given: Collection[str]) -> Settings:
+    """The sweep's own settings, but for ``given`` ones that decide no figure.
+
+    Raises:
+        ValueError: another of the options given differs from its own.
+    """
+    try:
+        own = Settings.from_json(kept.info["settings"])
+    except ValueError as error:
+        raise ValueError(f"{kept.path}: {error}; perhaps another version of fgbench began it") from None
+    if own.plan != kept.info.get("plan"):
+        raise ValueError(
+            f"another version of fgbench began the sweep in {kept.path}: its settings are something else here"
+        )
+    try:
+        return own.with_given(wanted, given)
+    except ValueError as error:
+        raise ValueError(f"{kept.path}: {error}") from None
+
+
+def unfinished_sweep(settings: Settings) -> Path | None:
+    """The newest of the same options that did not end well."""
+    for path in reversed(find_sweeps(settings.load.results)):
+        try:
+            info = read_sweep(path)
+        except ValueError:
+            continue
+        if info.get("plan") == settings.plan and info.get("status") != "complete":
+            return path
+    return None

@@ -8,13 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fgbench.benchmark import Load
-from fgbench.results.fingerprint import fingerprint
-from fgbench.workload.arrivals import POISSON, Closed
+from fgbench.spec.fingerprint import fingerprint
+from fgbench.spec.load import Load
+from fgbench.workload.arrivals import POISSON, Closed, Level
 
 MOST_POINTS = 10_000
-Level = float | Closed
-"""How much load: requests per second, or a closed loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +57,13 @@ class Plan:
 
     systems: Mapping[str, dict[str, Any]]
     """What is measured, by label: name, policy, settings, model, URL."""
-    loads: Mapping[str, Load]
-    """How each is loaded, at any level and seed."""
+    base: Load
+    """How all are loaded, but for level and seed."""
     workloads: Mapping[int, str]
     """By seed, the fingerprint of the requests: of a file's content, not of its name."""
 
     def point(self, backend: str, level: Level, seed: int) -> Point:
-        load = self.load(backend, level, seed)
+        load = self.load(level, seed)
         told_of = dataclasses.asdict(dataclasses.replace(load, arrivals=POISSON))
         told_of["arrivals"] = load.arrivals.label  # a trace's times are in the workload's fingerprint
         told_of["trim"] = load.trim.to_json()
@@ -73,8 +71,8 @@ class Plan:
         told = fingerprint(system=self.systems[backend], load=plain, workload=self.workloads[seed])
         return Point(backend, level, seed, told)
 
-    def load(self, backend: str, level: Level, seed: int) -> Load:
-        load = dataclasses.replace(self.loads[backend], seed=seed)
+    def load(self, level: Level, seed: int) -> Load:
+        load = dataclasses.replace(self.base, seed=seed)
         if isinstance(level, Closed):
             return dataclasses.replace(load, arrivals=level)
         return dataclasses.replace(load, rate=level)

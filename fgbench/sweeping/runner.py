@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,19 +11,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fgbench.backends.backend import BackendError
-from fgbench.client.display import Display
+from fgbench.backends.backend import Backend, BackendError
+from fgbench.benchmark import run_benchmark
+from fgbench.live.display import Display
 from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.slo import SLO, rejects_too_many
 from fgbench.metrics.summary import Summary
 from fgbench.report.tables import DISTURBED_MARK, OVERLOAD_MARK
-from fgbench.report.units import clock, percent, seconds
+from fgbench.sweeping.estimate import Total
 from fgbench.sweeping.folder import SweepFolder
 from fgbench.sweeping.plan import Plan, Point
-from fgbench.sweeping.progress import Total
 from fgbench.sweeping.search import Bracket, Probe, Search
-from fgbench.sweeping.systems import System
+from fgbench.units import clock, percent, seconds
 from fgbench.verdict import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS, Verdict, verdict, worst
 from fgbench.workload.datasets import Dataset
 
@@ -64,24 +65,34 @@ class Runner:
         self,
         folder: SweepFolder,
         plan: Plan,
-        systems: Mapping[str, System],
+        backends: Mapping[str, Backend],
         dataset: Dataset,
         display: Display,
         total: Total,
         *,
-        foretold: Callable[[Point], float | None],
+        expected_seconds: Callable[[Point], float | None],
+        options: Callable[[Point], Mapping[str, Any]],
         max_error_rate: float,
+        restart: bool = False,
         fail_fast: bool = False,
     ) -> None:
-        """``foretold``: seconds a point takes; None where nothing tells."""
+        """
+        Args:
+            expected_seconds: Seconds a point takes; None where they are not known.
+            options: Those of ``fgbench run`` that repeat a point.
+            restart: A fresh server for each point, which logs into its run's folder; else one for each
+                backend, which logs to ``server_<label>.log`` in the sweep's folder.
+        """
         self._folder = folder
         self._plan = plan
-        self._systems = systems
+        self._backends = backends
         self._dataset = dataset
         self._display = display
         self._total = total
-        self._foretold = foretold
+        self._expected = expected_seconds
+        self._options = options
         self._max_error_rate = max_error_rate
+        self._restart = restart
         self._fail_fast = fail_fast
 
     def grid(self, points: Sequence[Point]) -> list[Result]:
@@ -99,10 +110,10 @@ class Runner:
                 for point in group:
                     if (result := self.known(point)) is None:
                         left.remove(point)
-                        after = [self._foretold(other) for other in left]
+                        after = [self._expected(other) for other in left]
                         ended = count - len(left) - 1
                         place = f"point {ended + 1} of {count}"
-                        self._total.begin(place, str(point), ended / count, self._foretold(point), after)
+                        self._total.begin(place, str(point), ended / count, self._expected(point), after)
                         result = self._measure(point)
                     results.append(result)
                     if self._fail_fast and result.verdict.code != DONE:
@@ -130,7 +141,7 @@ class Runner:
                     if (result := self.known(point)) is None:
                         steps = search.steps_left(probes)
                         after = len(seeds) - number + len(seeds) * (steps - 1) if steps else 0
-                        guess = self._foretold(point)
+                        guess = self._expected(point)
                         place = f"probe {len(probes) + 1} of at most {search.max_probes} of {label}"
                         share = len(probes) / search.max_probes
                         self._total.begin(place, str(point), share, guess, [guess] * after)
@@ -164,23 +175,29 @@ class Runner:
 
     @contextmanager
     def _running(self, label: str) -> Iterator[None]:
-        """The system is started by its first point, if there is one to run, and stopped after the last."""
+        """A server is started by its backend's first point, if there is one to run, and stopped after the
+        last."""
+        backend = self._backends[label]
+        if not self._restart:
+            backend.share(self._folder.path / f"server_{_file_name(label)}.log")
         try:
             yield
         finally:
-            self._systems[label].close()
+            backend.close()
 
     def _measure(self, point: Point) -> Result:
         self._display.report(self._total.line())
         self._folder.mark(point, "running")
         path, info = None, None
         try:
-            run = self._systems[point.backend].measure(
+            run = run_benchmark(
+                self._backends[point.backend],
                 self._dataset,
-                self._plan.load(point.backend, point.level, point.seed),
+                self._plan.load(point.level, point.seed),
                 results=self._folder.path,
-                point=point.fingerprint,
                 display=self._display,
+                point=point.fingerprint,
+                options=self._options(point),
             )
             path, info = run.path, run.info
             how = verdict(info, self._max_error_rate)
@@ -219,6 +236,10 @@ def holds(slo: SLO, figures: Mapping[str, float | None]) -> bool:
     """Whether every bound is held by its mean figure."""
     values = [(bound, figures[str(bound)]) for bound in slo.bounds]
     return all(value is not None and value <= bound.limit for bound, value in values)
+
+
+def _file_name(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+]+", "-", label).strip("-")[:100]
 
 
 def _is_disturbed(info: Mapping[str, Any]) -> bool:

@@ -278,6 +278,8 @@ class Closed(Arrivals):
 
 
 POISSON = Poisson()
+Level = float | Closed
+"""How much load: requests per second, or a closed loop."""
 
 
 def _from_zero(gaps: NDArray[Any]) -> NDArray[Any]:

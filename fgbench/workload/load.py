@@ -7,13 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-import fgbench
 from fgbench.workload.datasets import Dataset, Fits, Lengths, Mix, Synthetic, Texts, any_length, token_counter
 from fgbench.workload.kept import kept_path, missing
 from fgbench.workload.lengths import LengthDistribution, parse_lengths
-from fgbench.workload.mmlu_folder import is_mmlu_folder, mmlu_folder_records
 from fgbench.workload.records import Tally, csv_rows, json_records, looks_like_json
-from fgbench.workload.sharegpt import first_pair, length_ok, short_answer_ok
 from fgbench.workload.tables import has_lengths, read_lengths
 from fgbench.workload.texts import (
     PROMPT_COUNTS,
@@ -21,8 +18,13 @@ from fgbench.workload.texts import (
     TextPair,
     TextRecords,
     alpaca_pairs,
+    first_pair,
+    is_mmlu_folder,
+    length_ok,
+    mmlu_folder_records,
     mmlu_pairs,
     plain_pairs,
+    short_answer_ok,
 )
 from fgbench.workload.trace import csv_format, is_mooncake, read_trace
 
@@ -161,7 +163,7 @@ def _forms() -> str:
 
 def sharegpt_lengths() -> Lengths:
     """The table in the repository's ``datasets/``, which wheels carry as ``fgbench/datasets``."""
-    package = Path(fgbench.__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "datasets", package.parent / "datasets"):
         if (folder / LENGTHS_FILE).is_file():
             return read_lengths(folder / LENGTHS_FILE, "sharegpt-lengths")
@@ -241,7 +243,7 @@ def _usual_path(name: str, report: Report) -> Path:
     if name == "jsonl":
         raise ValueError("the dataset jsonl is a file of yours: --dataset FILE says which")
     if name == "sharegpt":
-        from fgbench.workload.sharegpt_store import pull_sharegpt
+        from fgbench.workload.kept import pull_sharegpt
 
         report("fetching ShareGPT (once)")
         return pull_sharegpt(report)

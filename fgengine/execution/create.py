@@ -45,7 +45,7 @@ def create_runner(
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device, shape.family)
     gpu = memory.probe_of(device)
-    model = load(shape, folder, device, dtype, config.seed)
+    model = load(shape, folder, device, dtype, config.engine_seed)
     model.ops = ops_for(device, dtype)
     per_block = sizing.block_bytes(shape, config.block_size, dtype.itemsize)
 
@@ -56,7 +56,7 @@ def create_runner(
             num_device_blocks=device_blocks,
             num_host_blocks=host_blocks,
             max_model_len=max_model_len,
-            seed=config.seed,
+            seed=config.engine_seed,
         )
 
     if gpu is not None:

@@ -154,7 +154,7 @@ def shortage(
     as_asked = need_of(model, config, machine)
     if as_asked.fits(machine):
         return None
-    by_rule = replace(config, num_device_blocks=None, swap_space_bytes=None)
+    by_rule = replace(config, num_device_blocks=None, swap_space=None)
     need = need_of(model, by_rule, machine)
     if need.fits(machine):
         return _pools_too_large(model, config, machine, as_asked)

@@ -85,14 +85,14 @@ class Pools:
 def pools_on_cpu(config: EngineConfig, bytes_per_block: int, available: int) -> Pools:
     """The two pools where both are in the system's memory, of which ``available`` bytes are free.
 
-    What is not set by hand takes no more than ``device_memory_utilization`` of it, the device pool first: on
+    What is not set by hand takes no more than ``gpu_memory_utilization`` of it, the device pool first: on
     a CPU a block there is worth more than one in the host pool. A pool takes memory only once it is written,
     but it may all be written, so the two together never exceed ``available``.
 
     Raises:
         ValueError: not even one device block fits, or not as much as was set by hand.
     """
-    usable = int(available * config.device_memory_utilization) - DUMMY_BLOCKS * bytes_per_block
+    usable = int(available * config.gpu_memory_utilization) - DUMMY_BLOCKS * bytes_per_block
     by_hand = config.swap_space_bytes
     device = config.num_device_blocks
     if device is None:
@@ -117,7 +117,7 @@ def pools_on_cpu(config: EngineConfig, bytes_per_block: int, available: int) -> 
 
 
 def device_blocks_on_gpu(config: EngineConfig, bytes_per_block: int, gpu: GpuMemory) -> int:
-    """Blocks of the device pool: as many as asked for, else what ``device_memory_utilization`` leaves.
+    """Blocks of the device pool: as many as asked for, else what ``gpu_memory_utilization`` leaves.
 
     Raises:
         ValueError: not even one fits, or not as many as asked for.
@@ -127,7 +127,7 @@ def device_blocks_on_gpu(config: EngineConfig, bytes_per_block: int, gpu: GpuMem
     def fitting(share: float) -> int:
         return (int(gpu.total * share) - gpu.taken) // bytes_per_block - DUMMY_BLOCKS
 
-    if wanted is None and (most := fitting(config.device_memory_utilization)) >= 1:
+    if wanted is None and (most := fitting(config.gpu_memory_utilization)) >= 1:
         return most
     most = fitting(1.0)
     if wanted is not None and most >= wanted:
@@ -137,8 +137,8 @@ def device_blocks_on_gpu(config: EngineConfig, bytes_per_block: int, gpu: GpuMem
             f"num_device_blocks {wanted:,} would take {size(wanted * bytes_per_block)} of the GPU's "
             f"{size(gpu.total)}, beside {listed(gpu.parts)}: lower it to {most:,} or less"
         )
-    usable = "" if wanted else f"{config.device_memory_utilization:.0%} of "
-    remedy = f"raise device_memory_utilization, or {gpu.advice}" if most >= 1 else gpu.advice
+    usable = "" if wanted else f"{config.gpu_memory_utilization:.0%} of "
+    remedy = f"raise gpu_memory_utilization, or {gpu.advice}" if most >= 1 else gpu.advice
     raise ValueError(
         f"no memory is left for the KV pool: of {usable}the GPU's {size(gpu.total)}, {listed(gpu.parts)} are "
         f"taken, and a block takes {size(bytes_per_block)}; {remedy}"

@@ -48,11 +48,16 @@ class Generation:
     """A request that the engine has taken."""
 
     def __init__(
-        self, stream: TokenStream, engine: EngineClient, codec: TextCodec, stops: Sequence[str]
+        self,
+        stream: TokenStream,
+        engine: EngineClient,
+        codec: TextCodec,
+        stops: Sequence[str],
+        prompt: Sequence[int],
     ) -> None:
         self._stream = stream
         self._engine = engine
-        self._text = codec.detokenizer()
+        self._text = codec.detokenizer(prompt)
         self._stops = StopStrings(stops) if stops else None
         self.id = stream.id
         self.output_tokens = 0
@@ -142,7 +147,7 @@ class Service:
         """
         id = f"cmpl-{next(self._ids)}"
         stream = await self.engine.add(id, prompt, params, arrival=arrival, user=user)
-        generation = Generation(stream, self.engine, self.codec, stops)
+        generation = Generation(stream, self.engine, self.codec, stops, prompt)
         try:
             yield generation
         finally:

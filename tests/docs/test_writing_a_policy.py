@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from fgbench.cli.main import app
 from fgbench.results.run import find_runs, read_run
-from fgengine.config import EngineConfig
 from fgengine.scheduling.policy import ENTRY_POINTS, PolicyContext, SortedPolicy
 
 ROOT = Path(__file__).parents[2]
@@ -86,12 +85,12 @@ def test_steps_that_are_leapt_over_change_nothing(folder: Path, monkeypatch: pyt
 
 
 def test_the_real_engine_takes_the_same_policy(folder: Path) -> None:
-    from fgbench.cli.options import ServerOptions
+    from fgengine.config import EngineConfig
     from fgengine.scheduling.policy import make_policy
 
     sys.path.append(str(folder))
     for argv in (*commands("run"), *commands("serve")):
-        config = ServerOptions(policy=argv[argv.index("--policy") + 1]).to_engine_config()
+        config = EngineConfig(policy=argv[argv.index("--policy") + 1])
         assert isinstance(config, EngineConfig)
         policy = make_policy(config.policy, PolicyContext())
         assert isinstance(policy, SortedPolicy)

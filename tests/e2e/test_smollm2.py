@@ -41,7 +41,7 @@ def test_logits_equal_transformers_at_every_position(folder: Path) -> None:
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
         expected = reference(torch.tensor([ids])).logits[0]
-    runner = create_runner(config(num_device_blocks=16, swap_space_bytes=0), shape_of(NAME), folder)
+    runner = create_runner(config(num_device_blocks=16, swap_space=0), shape_of(NAME), folder)
     request = Request.new("a", ids, SamplingParams(), 0.0)
     blocks = (3, 0, 7, 5, 1)[: -(-len(ids) // 16)]
     plan = StepPlan(0, [PlanItem(request, 0, len(ids), blocks, True)])
@@ -76,7 +76,7 @@ def test_answers_stay_the_same_under_pressure(folder: Path, dtype: str) -> None:
     ample.close()
     for swap_space in (2**28, 0):
         settings = {"dtype": dtype, "num_device_blocks": 10, "max_batch_size": 3}
-        tight = Engine.from_config(config(swap_space_bytes=swap_space, **settings))
+        tight = Engine.from_config(config(swap_space=swap_space / 2**30, **settings))
         crowd = tight.generate([*prompts, *reversed(prompts)], params)
         assert tight.stats()["offloaded_blocks" if swap_space else "recomputed_tokens"] > 0
         tight.close()

@@ -25,6 +25,8 @@ class FakeServer:
         self.asked = 0
         self.vllm = None
         """Gives the requests running and waiting whenever /metrics is asked, which then answers as vLLM."""
+        self.required = {}
+        """Headers without which every request gets a 401."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
         self._ready = threading.Event()
@@ -40,7 +42,7 @@ class FakeServer:
 
     def _run(self):
         asyncio.set_event_loop(self._loop)
-        app = web.Application(client_max_size=2**24)
+        app = web.Application(client_max_size=2**24, middlewares=[self._authorized])
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/stats", self._stats)
@@ -56,6 +58,12 @@ class FakeServer:
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
         self._loop.close()
+
+    @web.middleware
+    async def _authorized(self, request, handler):
+        if any(request.headers.get(name) != value for name, value in self.required.items()):
+            return web.json_response({"error": {"message": "no key"}}, status=401)
+        return await handler(request)
 
     async def _health(self, request):
         if self.loading > 0:

@@ -147,7 +147,11 @@ def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings], swap_space:
     )
     shape = replace(shape, num_heads=4, num_kv_heads=2, head_dim=16, max_position=512)
     config = EngineConfig(
-        dummy_weights=True, device="cpu", dtype="float32", num_device_blocks=128, swap_space_bytes=swap_space
+        use_dummy_weights=True,
+        device="cpu",
+        dtype="float32",
+        num_device_blocks=128,
+        swap_space=swap_space / 2**30,
     )
     runner = create_runner(config, shape, None)
     try:

@@ -123,7 +123,7 @@ def test_an_engine_says_at_its_start_how_many_may_wait(
     report: Callable[[str], None] = lines.append
     config = EngineConfig(
         model=str(tiny_model),
-        dummy_weights=True,
+        use_dummy_weights=True,
         device="cpu",
         policy="fcfs",
         num_device_blocks=64,

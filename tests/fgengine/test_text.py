@@ -105,11 +105,20 @@ def test_ids_beyond_the_tokenizer_have_no_text() -> None:
     assert CODEC.token_text(beyond) == ""
 
 
-def test_other_decoders_are_refused() -> None:
-    tokenizer = Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+def test_a_tokenizer_of_another_kind_works_too() -> None:
+    tokenizer = Tokenizer(WordPiece({"[UNK]": 0, "un": 1, "##able": 2, "is": 3}, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
-    with pytest.raises(TextError, match="WordPiece"):
-        TextCodec(tokenizer)
+    codec = TextCodec(tokenizer)
+    assert "".join(_pieces(codec, [1, 2, 3])) == "unable is"
+    assert codec.token_text(3) == "is"
+
+
+def test_text_goes_on_where_the_prompt_ended() -> None:
+    """With its leading space, which a text of its own would not have."""
+    the = SENTENCEPIECE.token_to_id("\u2581the")
+    text = SENTENCEPIECE_CODEC.detokenizer(prompt=[the])
+    assert text.add(the) == " the"
+    assert SENTENCEPIECE_CODEC.detokenizer().add(the) == "the"
 
 
 def _pieces(codec: TextCodec, ids: list[int]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.report.pictures.palette import STATE_COLOURS, colour
 from fgbench.report.pictures.picture import Bars, Line, Panel, Picture
-from fgbench.report.units import seconds
+from fgbench.units import seconds
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.report.pictures.palette import STATE_COLOURS, colour
 from fgbench.report.pictures.picture import Bars, Line, Panel, Picture
-from fgbench.report.units import number, seconds
+from fgbench.units import number, seconds
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -95,15 +95,6 @@ def _ruler(ruler: Any, low: float, high: float, log: bool, unit: str) -> None:
     )
     shown = [f"{tick:.0%}" if unit else number(tick) for tick in ticks]
     ruler.ticks(list(map(scale, ticks)), shown)
-
-
-def _steps(low: float, high: float) -> list[float]:
-    """Round numbers within the range."""
-    from matplotlib.ticker import MaxNLocator
-
-    if high <= low:
-        return [low]
-    return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
 
 
 def _decades(low: float, high: float) -> list[float]:

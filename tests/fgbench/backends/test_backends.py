@@ -7,10 +7,11 @@ import pytest
 from fgbench.backends import probe
 from fgbench.backends.attached import Attached
 from fgbench.backends.backend import BackendError
-from fgbench.backends.fastgen import FastGen, policy_of
+from fgbench.backends.fastgen import FastGen
 from fgbench.backends.probe import ask_served, base_url, wait_until_ready
 from fgbench.backends.process import free_port
-from fgbench.cli.options import ServerOptions
+from fgbench.spec.backend import policy_of
+from fgengine.config import EngineConfig
 
 
 @pytest.mark.parametrize(
@@ -80,9 +81,8 @@ def test_nobody_there_and_early_death():
 
 
 def test_names_and_policies():
-    assert FastGen(ServerOptions()).name == "fastgen"
-    assert FastGen(ServerOptions(policy="mlfq", use_skip_join=True)).name == "fastgen"
-    assert FastGen(ServerOptions(policy="fcfs")).name == "fastgen-fcfs"
+    assert FastGen(EngineConfig()).name == "fastgen"
+    assert FastGen(EngineConfig(policy="fcfs")).name == "fastgen-fcfs"
     assert policy_of("fastgen") is None
     assert policy_of("fastgen-sj-mlfq") == "sj-mlfq"
     assert policy_of("fastgen-pkg.mod:Class") == "pkg.mod:Class"
@@ -90,37 +90,29 @@ def test_names_and_policies():
         with pytest.raises(ValueError, match="there is no backend"):
             policy_of(bad)
     with pytest.raises(ValueError, match="max_batch_size"):
-        FastGen(ServerOptions(max_batch_size=0))
+        FastGen(EngineConfig(max_batch_size=0))
     with pytest.raises(ValueError, match="no policy 'lifo'; there are static, fcfs"):
-        FastGen(ServerOptions(policy="lifo"))
+        FastGen(EngineConfig(policy="lifo"))
     assert (
-        FastGen(ServerOptions(policy="fgengine.scheduling.srpt:SRPT")).policy
+        FastGen(EngineConfig(policy="fgengine.scheduling.srpt:SRPT")).policy
         == "fgengine.scheduling.srpt:SRPT"
     )
 
 
 def test_settings_are_what_decides(tmp_path):
-    plain, skip = FastGen(ServerOptions()), FastGen(ServerOptions(policy="mlfq", use_skip_join=True))
-    assert plain.settings == skip.settings
-    assert FastGen(ServerOptions(max_batch_size=8)).settings["max_batch_size"] == 8
-
-
-def test_an_alias_is_recorded_as_what_it_stands_for():
-    alias, plain = ServerOptions(proactive_offloading=True), ServerOptions(offloading="proactive")
-    assert FastGen(alias).settings == FastGen(plain).settings
-    assert FastGen(alias).settings["offloading"] == "proactive"
-    assert not {"proactive_offloading", "use_skip_join"} & set(FastGen(alias).settings)
+    settings = FastGen(EngineConfig(max_batch_size=8)).settings
+    assert (settings["max_batch_size"], settings["policy"]) == (8, "sj-mlfq")
 
 
 def test_a_taken_port_is_not_mistaken_for_ours(fake_server, tmp_path):
     port = int(fake_server.url.rpartition(":")[2])
     with pytest.raises(BackendError, match=f"port {port} is taken"):
-        FastGen(ServerOptions(), port=port).start(tmp_path / "log", lambda line: None)
+        FastGen(EngineConfig(), port=port).start(tmp_path / "log", lambda line: None)
 
 
 def test_a_server_that_cannot_start_shows_its_log(tmp_path):
     backend = FastGen(
-        ServerOptions(tokenizer=str(tmp_path / "no-such-model"), use_dummy_weights=True, policy="fcfs")
+        EngineConfig(tokenizer=str(tmp_path / "no-such-model"), use_dummy_weights=True, policy="fcfs")
     )
     with pytest.raises(BackendError, match="no-such-model"):
         backend.start(tmp_path / "log", lambda line: None)

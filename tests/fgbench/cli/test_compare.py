@@ -180,7 +180,7 @@ def test_slowdowns_need_a_profile(sweep: Path, monkeypatch: pytest.MonkeyPatch, 
     result = runner.invoke(app, [str(sweep), "--no-pictures"])
     assert "No slowdowns: there is no profile of no-such-model" in result.output
     assert "fairness" not in result.output
-    published = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu" / "profile.json"
+    published = Path(__file__).parents[2] / "data" / "profile.json"
     other = runner.invoke(app, [str(sweep), "--no-pictures", "--profile", str(published)])
     assert "No slowdowns of no-such-model" in other.output
     profile = json.loads(published.read_text())

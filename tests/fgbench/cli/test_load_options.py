@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fgbench.cli.load_options import LoadOptions
 from fgbench.cli.main import app
-from fgbench.cli.options import ServerOptions
+from fgbench.spec.load import LoadSpec
 from fgbench.workload.datasets import Lengths
+from fgengine.config import EngineConfig
 
-PROFILE = str(Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu" / "profile.json")
+PROFILE = str(Path(__file__).parents[2] / "data" / "profile.json")
 
 
 @pytest.fixture
@@ -40,25 +40,25 @@ def trace(tmp_path: Path) -> Path:
     ],
 )
 def test_which_arrivals_are_meant(options: dict[str, Any], label: str) -> None:
-    assert LoadOptions(**options).to_load().arrivals.label == label
+    assert LoadSpec(**options).to_load().arrivals.label == label
 
 
 def test_rates_and_counts_where_none_are_said(trace: Path) -> None:
-    load = LoadOptions().to_load()
+    load = LoadSpec().to_load()
     assert (load.rate, load.offered_rate, load.num_prompts) == (2.5, 2.5, 100)
-    assert LoadOptions(rate_to=4.0, rate=2.0).to_load().offered_rate == 3.0
-    closed = LoadOptions(concurrency=16).to_load()
+    assert LoadSpec(rate_to=4.0, rate=2.0).to_load().offered_rate == 3.0
+    closed = LoadSpec(concurrency=16).to_load()
     assert (closed.rate, closed.offered_rate) == (math.inf, None)
-    replayed = LoadOptions(trace=trace, speedup=2.0, limit=5).to_load()
+    replayed = LoadSpec(trace=trace, speedup=2.0, limit=5).to_load()
     assert (replayed.rate, replayed.num_prompts) == (2.0, 5)
-    assert LoadOptions(trace=trace, rate=3.0, num_prompts=4).to_load().rate == 3.0
+    assert LoadSpec(trace=trace, rate=3.0, num_prompts=4).to_load().rate == 3.0
 
 
 def test_a_trace_is_its_own_dataset_unless_another_is_named(trace: Path) -> None:
     def name(**options: Any) -> str:
-        return LoadOptions(trace=trace, **options).to_dataset(ServerOptions(), lambda line: None).name
+        return LoadSpec(trace=trace, **options).to_dataset(EngineConfig(), lambda line: None).name
 
-    own = LoadOptions(trace=trace).to_dataset(ServerOptions(), lambda line: None)
+    own = LoadSpec(trace=trace).to_dataset(EngineConfig(), lambda line: None)
     assert own == Lengths("mine", tuple((i + 10, i + 5) for i in range(9)), in_order=True)
     assert name(dataset="sharegpt-lengths") == "sharegpt-lengths"
     assert name(dataset="synthetic", input_len="4") == "synthetic-4x128"

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fgbench.cli import main
-from fgbench.cli.load_options import LoadOptions
-from fgbench.cli.option_groups import takes_options
-from fgbench.cli.options import ServerOptions
+from fgbench.cli.flags import Command, takes_options
+from fgbench.spec.load import LoadSpec
+from fgengine.config import EngineConfig
+from fgengine.preflight import check_names
+from fgengine.settings import as_arguments
 
 
 def _fgbench(*argv: str, code: str = "") -> subprocess.CompletedProcess[str]:
@@ -25,13 +27,13 @@ def _fgbench(*argv: str, code: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def _parse(*argv: str) -> ServerOptions:
-    got: list[ServerOptions] = []
+def _parse(*argv: str) -> EngineConfig:
+    got: list[EngineConfig] = []
     app = typer.Typer()
 
-    @app.command()
+    @app.command(cls=Command)
     @takes_options
-    def verb(server: ServerOptions, own: Annotated[int, typer.Option()] = 3) -> None:
+    def verb(server: EngineConfig, own: Annotated[int, typer.Option()] = 3) -> None:
         got.append(server)
 
     result = CliRunner().invoke(app, list(argv))
@@ -66,14 +68,15 @@ def test_unknown_verb_and_option() -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--max-batch-size", "0"], "max_batch_size must be at least 1"),
+        (["--max-batch-size", "0"], "--max-batch-size must be at least 1"),
         (["--policy", "fcfs", "--use-skip-join"], "--use-skip-join goes with"),
-        (["--swap-space", "-1"], "--swap-space must be"),
+        (["--swap-space", "-1"], "--swap-space must be at least 0, not -1.0 (GiB)"),
         (["--profile", "/no/such/file"], "there is no file"),
         (["--policy", "lifo"], "there is no policy 'lifo'; there are static, fcfs"),
         (["--model", "gpt-9"], 'model "gpt-9" is neither in the catalog'),
-        (["--seed", str(2**64)], "seed must be at most"),
-        (["--num-device-blocks", str(2**64)], "num_device_blocks must be at most"),
+        (["--seed", str(2**64)], "--engine-seed must be at most"),
+        (["--block-size", "7"], "--block-size must be 8, 16, 32, 64 or 128, not 7"),
+        (["--num-device-blocks", str(2**64)], "--num-device-blocks must be at most"),
     ],
 )
 def test_mistakes_get_a_sentence(argv: list[str], says: str) -> None:
@@ -131,16 +134,15 @@ def test_serve_help_has_an_example_and_panels() -> None:
 
 
 def test_defaults() -> None:
-    assert _parse() == ServerOptions()
-    assert ServerOptions().to_argv() == []
+    assert _parse() == EngineConfig()
+    assert as_arguments(EngineConfig()) == []
 
 
 def test_spellings_of_the_artifact() -> None:
     argv = "--model opt-13b --block-size 16 --gpu-memory-utilization 0.9 --swap-space 32 --sched-policy mlfq"
     argv += " --max-batch-size 16 --max-tokens-per-batch 2048 --use-dummy-weights --proactive-offloading"
-    options = _parse(*argv.split(), "--use-skip-join")
-    config = options.to_engine_config()
-    assert (config.model, config.policy, config.dummy_weights) == ("opt-13b", "sj-mlfq", True)
+    config = _parse(*argv.split(), "--use-skip-join")
+    assert (config.model, config.policy, config.use_dummy_weights) == ("opt-13b", "sj-mlfq", True)
     assert (config.swap_space_bytes, config.offloading) == (32 * 2**30, "proactive")
 
 
@@ -148,70 +150,82 @@ def test_profile_under_both_names(tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
     file.touch()
     for name in ("--profile", "--profiling-file"):
-        assert _parse(name, str(file)).to_engine_config().profile == file
+        assert _parse(name, str(file)).profile == file
 
 
-def test_a_commands_own_option_goes_before_the_servers() -> None:
-    seeds: list[int] = []
+def test_two_options_of_one_name_are_an_error_at_import() -> None:
+    with pytest.raises(TypeError, match="verb: two options are called model"):
+
+        @takes_options
+        def verb(server: EngineConfig, model: Annotated[str, typer.Option()] = "") -> None: ...
+
+
+def test_a_verb_takes_several_groups_but_for_the_options_it_leaves_out() -> None:
+    got: list[tuple[LoadSpec, EngineConfig, str]] = []
     app = typer.Typer()
 
-    @app.command()
-    @takes_options
-    def verb(server: ServerOptions, seed: Annotated[int, typer.Option()] = 1) -> None:
-        seeds.extend([seed, server.seed])
-
-    assert CliRunner().invoke(app, ["--seed", "7"]).exit_code == 0
-    assert seeds == [7, 0]
-
-
-def test_a_verb_takes_several_groups_and_the_earlier_one_has_a_shared_name() -> None:
-    got: list[tuple[LoadOptions, ServerOptions, str]] = []
-    app = typer.Typer()
-
-    @app.command()
-    @takes_options
+    @app.command(cls=Command)
+    @takes_options(without={"load": ["rate"]})
     def verb(
-        load: LoadOptions, server: ServerOptions, rate: Annotated[str, typer.Option("--rates")] = "1,2"
+        load: LoadSpec, server: EngineConfig, rates: Annotated[str, typer.Option("--rates")] = "1,2"
     ) -> None:
-        got.append((load, server, rate))
+        got.append((load, server, rates))
 
-    argv = ["--rates", "3,4", "--num-prompts", "9", "--seed", "7", "--max-batch-size", "5"]
+    argv = [
+        "--rates",
+        "3,4",
+        "--num-prompts",
+        "9",
+        "--seed",
+        "7",
+        "--engine-seed",
+        "8",
+        "--max-batch-size",
+        "5",
+    ]
     assert CliRunner().invoke(app, argv).exit_code == 0
-    assert got == [(LoadOptions(num_prompts=9, seed=7), ServerOptions(max_batch_size=5), "3,4")]
+    assert got == [(LoadSpec(num_prompts=9, seed=7), EngineConfig(max_batch_size=5, engine_seed=8), "3,4")]
     assert CliRunner().invoke(app, ["--rate", "3"]).exit_code == 2
+
+
+def test_the_servers_seed_can_be_set_from_every_verb() -> None:
+    assert _parse("--engine-seed", "3").engine_seed == 3
+    assert _parse("--seed", "3").engine_seed == 3, "serve's own name for it, as long as no load has a seed"
+    for verb in ("run", "sweep", "simulate"):
+        names = {parameter.name for parameter in main.load_verb(verb).params}
+        assert {"seed", "engine_seed"} <= names, verb
 
 
 @given(
     st.builds(
-        ServerOptions,
+        EngineConfig,
         model=st.sampled_from(["opt-13b", "./a folder", "-odd"]),
         tokenizer=st.none() | st.just("other"),
         device=st.sampled_from(["auto", "cpu", "cuda"]),
         use_dummy_weights=st.booleans(),
         max_model_len=st.none() | st.integers(2, 9999),
         policy=st.sampled_from(["fcfs", "mlfq"]),
-        use_skip_join=st.booleans(),
+        offloading=st.sampled_from(["reactive", "proactive"]),
         starvation_limit=st.floats(0.001, 1e9),
         profile=st.none() | st.just(Path("p q.json")),
         num_device_blocks=st.none() | st.integers(1, 9999),
         swap_space=st.none() | st.floats(0, 512),
-        proactive_offloading=st.booleans(),
         max_queue=st.none() | st.integers(0, 9999),
         max_queue_tokens=st.none() | st.integers(0, 9999),
         queue_timeout=st.none() | st.floats(0.001, 1e6),
     )
 )
-def test_argv_says_the_same_again(options: ServerOptions) -> None:
-    assert _parse(*options.to_argv()) == options
+def test_arguments_give_the_same_settings(config: EngineConfig) -> None:
+    assert _parse(*as_arguments(config)) == config
 
 
 def test_the_host_pool_is_sized_by_the_engine_unless_it_is_set() -> None:
-    assert _parse().to_engine_config().swap_space_bytes is None
-    assert _parse("--swap-space", "0").to_engine_config().swap_space_bytes == 0
-    assert _parse("--swap-space", "1.5").to_engine_config().swap_space_bytes == 3 * 2**29
+    assert _parse().swap_space_bytes is None
+    assert _parse("--swap-space", "0").swap_space_bytes == 0
+    assert _parse("--swap-space", "1.5").swap_space_bytes == 3 * 2**29
 
 
 @pytest.mark.parametrize("name", ["nonsense", "noisy:x", "noisy:-1", "noisy"])
 def test_a_misspelt_predictor_costs_no_model_load(name: str) -> None:
     with pytest.raises(ValueError, match=r"oracle, noisy:SIGMA|noisy:SIGMA takes"):
-        ServerOptions(policy="sprpt", predictor=name).to_engine_config()
+        check_names(EngineConfig(policy="sprpt", predictor=name))

@@ -12,18 +12,19 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fgbench.backends.attached import Attached
-from fgbench.benchmark import Load, run_benchmark
-from fgbench.cli.load_options import LoadOptions
+from fgbench.backends.named import backend_of
+from fgbench.benchmark import run_benchmark
 from fgbench.cli.main import app
-from fgbench.cli.options import ServerOptions
-from fgbench.cli.systems import system_of
 from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.results.run import find_runs, read_run
+from fgbench.spec.backend import BackendSpec
+from fgbench.spec.load import Load, LoadSpec
 from fgbench.verdict import client_was_the_limit, too_many_errors
 from fgbench.workload.datasets import Lengths, Synthetic
 from fgbench.workload.lengths import Between
+from fgengine.config import EngineConfig
 
 SYNTHETIC = ["--dataset", "synthetic", "--input-len", "4", "--output-len", "3"]
 
@@ -77,18 +78,39 @@ def test_a_run_keeps_and_shows_what_other_programs_took(fake_server, tmp_path, b
 
 @pytest.mark.usefixtures("_lag_is_no_matter")
 def test_a_busy_machine_is_announced_before_the_load(fake_server, tmp_path, monkeypatch):
-    monkeypatch.setattr("fgbench.benchmark.busy_since", lambda before, url: "other programs took 0.93 cores")
+    said = "other programs took 0.93 cores"
+    monkeypatch.setattr("fgbench.backends.server.busy_since", lambda before, url: said)
     argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 50, "--num-prompts", 4, "--results", tmp_path]
-    said = fgbench(*argv).output.replace("\n", " ")
-    assert "the machine is busy, the figures will be marked: other programs took 0.93 cores" in said
+    printed = fgbench(*argv).output.replace("\n", " ")
+    assert f"the machine is busy, the figures will be marked: {said}" in printed
 
 
 @pytest.mark.usefixtures("_lag_is_no_matter")
 def test_where_the_servers_own_work_cannot_be_told_nothing_is_said(fake_server, tmp_path, monkeypatch):
-    monkeypatch.setattr("fgbench.benchmark.server_processes", lambda url: None)
+    monkeypatch.setattr("fgbench.backends.server.server_processes", lambda url: None)
     argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 50, "--num-prompts", 4, "--results", tmp_path]
     assert fgbench(*argv, "--warmup", 0).exit_code == 0
     assert "machine" not in only_run(tmp_path).info
+
+
+@pytest.mark.usefixtures("_lag_is_no_matter")
+def test_a_server_behind_a_key(fake_server, tmp_path):
+    fake_server.required = {"Authorization": "Bearer s3cret", "X-Tenant": "a b"}
+    fixed = ["--url", fake_server.url, *SYNTHETIC, "--rate", 100, "--num-prompts", 4]
+    headers = ["--api-key", "s3cret", "--header", "X-Tenant: a b"]
+    done = fgbench(*fixed, *headers, "--results", tmp_path / "with")
+    assert done.exit_code == 0, done.output
+    written = "".join(path.read_text(errors="replace") for path in only_run(tmp_path / "with").path.iterdir())
+    assert "s3cret" not in written + done.output
+    assert "X-Tenant" not in written, "headers may hold secrets too"
+    refused = fgbench(*fixed, *headers[:2], "--results", tmp_path / "without")
+    assert refused.exit_code == 1
+    assert "401" in refused.output
+    for wrong in ("X-Tenant", "X: a\r\nY: b", "X Y: z", "X: \u20ac"):
+        done = fgbench(*fixed, "--header", wrong, "--results", tmp_path / "wrong")
+        assert done.exit_code == 2
+        assert "--header takes 'Name: value'" in done.output + done.stderr
+    assert fgbench("--api-key", "k", "--results", tmp_path / "wrong").exit_code == 2
 
 
 @pytest.mark.usefixtures("_lag_is_no_matter")
@@ -157,9 +179,9 @@ def test_a_server_that_refuses_every_warmup_is_not_measured(fake_server, tmp_pat
         (["--policy", "lifo"], "there is no policy 'lifo'"),
         (["--backend", "fastgen-lifo"], "there is no policy 'lifo'"),
         (["--model", "gpt-9"], 'model "gpt-9" is neither'),
-        (["--starvation-limit", "inf"], "starvation_limit"),
+        (["--starvation-limit", "inf"], "--starvation-limit must be finite"),
         (["--backend", "nope"], "there is no backend 'nope'"),
-        (["--endpoint", "chat"], "there is no endpoint 'chat'"),
+        (["--endpoint", "chat"], "'chat' is not one of"),
         (["--process-name", "gamma"], "--arrivals gamma needs --cv"),
         (["--arrivals", "sometimes"], "--arrivals: there are poisson, gamma"),
         (["--arrivals", "uniform", "--cv", "2"], "--cv goes with --arrivals gamma, not uniform"),
@@ -180,7 +202,7 @@ def test_a_server_that_refuses_every_warmup_is_not_measured(fake_server, tmp_pat
         (["--mix", "sharegpt:1"], "--mix goes with --dataset mix"),
         (["--dataset", "mix", "--mix", "sharegpt"], "--mix is a list such as"),
         (["--max-error-rate", "2"], "--max-error-rate"),
-        (["--request-timeout", "-1"], "request timeout"),
+        (["--request-timeout", "-1"], "--request-timeout must be above 0"),
         (["--duration", "0"], "--duration must be"),
         (["--duration", "inf"], "--duration must be"),
         (["--trim", "5 minutes"], "--trim takes seconds or a share"),
@@ -204,18 +226,23 @@ def test_wrong_usage_is_told_before_anything_starts(tmp_path, argv, words, capfd
 
 
 def test_which_system_is_measured():
-    def system(backend="fastgen", url=None, port=None, **options):
-        return system_of(ServerOptions(**options), backend, url, port)
+    def backend(name="fastgen", url=None, **options):
+        return backend_of(BackendSpec(name=name, url=url, server=EngineConfig(**options)))
 
-    assert system()[0].name == "fastgen"
-    assert system("fastgen-fcfs")[0].settings["policy"] == "fcfs"
-    assert system(policy="srpt")[0].name == "fastgen-srpt"
-    assert system("fastgen-srpt", policy="srpt")[0].name == "fastgen-srpt"
-    attached, endpoint = system("fastserve", port=10000)  # the published client's way
-    assert (attached.name, attached.url, endpoint) == ("fastserve", "http://127.0.0.1:10000", "generate")
-    attached, endpoint = system("vllm", url="h:1")
-    assert (attached.name, attached.model, endpoint) == ("vllm", None, "completions")
-    assert system(url="h:1", model="opt-125m")[0].model == "opt-125m"
+    assert backend().name == "fastgen"
+    assert backend("fastgen-fcfs").settings["policy"] == "fcfs"
+    assert backend(policy="srpt").name == "fastgen-srpt"
+    assert backend("fastgen-srpt", policy="srpt").name == "fastgen-srpt"
+    attached = backend("fastserve", "http://127.0.0.1:10000")
+    assert (attached.name, attached.url, attached.endpoint) == (
+        "fastserve",
+        "http://127.0.0.1:10000",
+        "generate",
+    )
+    attached = backend("vllm", "h:1")
+    assert (attached.name, attached.model, attached.endpoint) == ("vllm", None, "completions")
+    assert backend(url="h:1").name == "openai"
+    assert backend(url="h:1", model="opt-125m").model == "opt-125m"
 
 
 def test_which_dataset_is_meant(tmp_path):
@@ -224,7 +251,7 @@ def test_which_dataset_is_meant(tmp_path):
     table.touch()
 
     def source(dataset=None, name=None, path=None):
-        return LoadOptions(dataset=dataset, dataset_name=name, dataset_path=path).dataset_source()
+        return LoadSpec(dataset=dataset, dataset_name=name, dataset_path=path).dataset_source()
 
     assert source() == (None, None)
     assert source("sharegpt", None, texts) == ("sharegpt", texts)
@@ -282,7 +309,7 @@ def test_a_server_that_dies_under_the_load_fails_the_run(fake_server, tmp_path):
         def alive(self):
             return len(fake_server.bodies) < 3
 
-        def last_words(self):
+        def log_tail(self):
             return "out of memory"
 
         def stop(self):
@@ -400,10 +427,8 @@ def test_a_duration_stops_the_sending_and_what_was_planned_is_said(fake_server, 
 
 
 def test_how_many_requests_a_duration_takes():
-    from fgbench.cli.load_options import LoadOptions
-
     def planned(**options):
-        return LoadOptions(**options).to_load().num_prompts
+        return LoadSpec(**options).to_load().num_prompts
 
     assert planned() == 100
     assert (

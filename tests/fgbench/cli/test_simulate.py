@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,16 @@ import pytest
 from typer.testing import CliRunner
 
 from fgbench.cli.main import app
-from fgbench.cli.simulate import _options_of
+from fgbench.cli.simulate import _config_of
 from fgbench.metrics.memory import MemoryAccount
-from fgbench.report.units import percent
 from fgbench.results.run import find_runs, read_run
+from fgbench.units import percent
 from fgbench.workload.build import build_workload
 from fgbench.workload.load import load_dataset
 from fgengine.config import EngineConfig
 
-REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu"
-PROFILE = str(REFERENCE / "profile.json")
+DATA = Path(__file__).parents[2] / "data"
+PROFILE = str(DATA / "profile.json")
 
 
 def fgbench(*argv: str) -> Any:
@@ -100,7 +99,7 @@ def test_a_replay_takes_the_pools_that_the_server_found_memory_for() -> None:
 
     def replayed(**changed: object) -> EngineConfig:
         backend = {"settings": settings | changed}
-        return _options_of(info | {"backend": backend}, Path()).to_engine_config()
+        return _config_of(info | {"backend": backend}, Path())
 
     found = replayed()
     assert found.num_device_blocks == 1234
@@ -111,7 +110,9 @@ def test_a_replay_takes_the_pools_that_the_server_found_memory_for() -> None:
     assert replayed().swap_space_bytes is None
 
 
-@pytest.mark.parametrize("replayed", sorted(REFERENCE.glob("*_fastgen*_r1.1_s0")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "replayed", [DATA / "fastgen-of-november", DATA / "fcfs-of-november"], ids=lambda path: path.name
+)
 def test_runs_from_before_the_pool_was_sized_by_memory_can_be_replayed(replayed: Path) -> None:
     assert read_run(replayed).info["backend"]["settings"]["swap_space"] == 2.0
     done = fgbench("simulate", "--profile", PROFILE, "--like", str(replayed), "--json")
@@ -162,13 +163,11 @@ def test_without_a_profile_it_says_how_to_get_one(tmp_path: Path, monkeypatch: p
 
 
 def test_like_takes_nothing_but_a_profile_and_a_run_whose_server_is_known(tmp_path: Path) -> None:
-    (folder,) = REFERENCE.glob("*_fastgen_*_r1.1_s0")
+    folder = DATA / "fastgen-of-november"
     done = fgbench("simulate", "--profile", PROFILE, "--like", str(folder), "--rate", "3")
     assert done.exit_code == 2
     assert "--rate does not go with --like" in done.stderr
-    (vllm,) = REFERENCE.glob("*_vllm_*")
-    copy = shutil.copytree(vllm, tmp_path / "vllm")
-    done = fgbench("simulate", "--profile", PROFILE, "--like", str(copy))
+    done = fgbench("simulate", "--profile", PROFILE, "--like", str(DATA / "vllm-of-november"))
     assert done.exit_code == 2
     assert "needs a run of fastgen" in done.stderr
 

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
-from fgbench.backends.backend import Served
-from fgbench.cli.load_options import ClientOptions, LoadOptions
+from fgbench.backends.backend import Ready
+from fgbench.backends.started import StartedServer
+from fgbench.cli.backend_option import backend_specs
 from fgbench.cli.main import app
-from fgbench.cli.options import ServerOptions
-from fgbench.cli.sweep_settings import Settings
-from fgbench.cli.sweep_setup import set_up
 from fgbench.results.run import find_runs, read_run
+from fgbench.spec.backend import BackendSpec
+from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.sweep import Settings, SweepSpec
 from fgbench.sweeping.folder import find_sweeps, read_sweep
+from fgbench.sweeping.prepared import prepare
+from fgengine.config import EngineConfig
 
-REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu"
-PROFILE = str(REFERENCE / "profile.json")
+PROFILE = str(Path(__file__).parents[2] / "data" / "profile.json")
 SHORT = ["--dataset", "synthetic", "--input-len", "20-200", "--output-len", "10-80", "--num-prompts", "20"]
 SIMULATED = ["--profile", PROFILE, "--max-batch-size", "8", *SHORT, "--backend", "simulated"]
 TWO = [*SIMULATED, "--backend", "simulated-fcfs", "--rates", "1,4"]
@@ -159,15 +160,14 @@ def test_a_dry_run_tells_and_does_nothing(tmp_path: Path) -> None:
 
 def test_a_duration_has_requests_enough_for_every_rate() -> None:
     settings = Settings(
-        backend=("simulated",),
-        rate=(1.0, 3000.0, math.inf),
-        load=LoadOptions(duration=4.0, dataset="synthetic", input_len="4", output_len="2"),
-        client=ClientOptions(),
-        server=ServerOptions(profile=Path(PROFILE)),
+        sweep=SweepSpec(backend=("simulated",), rates=(1.0, 3000.0, math.inf)),
+        load=LoadSpec(duration=4.0, dataset="synthetic", input_len="4", output_len="2"),
+        client=ClientSpec(),
+        server=EngineConfig(profile=Path(PROFILE)),
     )
-    setup = set_up(settings, Console())
-    for point in setup.first_points():
-        load = setup.plan.load(point.backend, point.rate, point.seed)
+    prepared = prepare(settings, backend_specs(settings), lambda line: None)
+    for point in prepared.first_points():
+        load = prepared.plan.load(point.rate, point.seed)
         assert load.duration == 4.0
         assert load.num_prompts >= 3000 * 4  # the same requests at each rate
 
@@ -215,14 +215,17 @@ def test_closed_loops_that_cannot_be(argv: list[str], why: str, tmp_path: Path) 
     assert not find_sweeps(tmp_path)
 
 
-def test_a_sweep_over_rates_goes_on_that_was_begun_before_there_were_others(tmp_path: Path) -> None:
+def test_a_sweep_of_another_version_is_not_resumed(tmp_path: Path) -> None:
+    """Its settings were kept in another form."""
     assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
     file = only_sweep(tmp_path) / "sweep.json"
     info = json.loads(file.read_text())
-    assert info["settings"].pop("concurrency") is None
+    info["settings"] = info["settings"]["load"] | {"backend": ["simulated"], "rate": [1.0]}
     file.write_text(json.dumps(info))
-    assert Settings.from_json(info["settings"]).options()["concurrency"] is None  # as the load's always was
-    assert fgbench("sweep", "--resume", file.parent).exit_code == 0
+    done = fgbench("sweep", "--resume", file.parent)
+    assert done.exit_code == 2
+    assert f"{file.parent}: not a sweep's settings" in done.stderr
+    assert "perhaps another version of fgbench began it" in done.stderr
 
 
 def test_an_unfinished_sweep_of_the_same_options_is_pointed_out(tmp_path: Path) -> None:
@@ -288,31 +291,29 @@ def test_no_bracket_is_no_answer(tmp_path: Path, slo: str, says: str) -> None:
 # servers
 
 
-class Counted:
+class Counted(StartedServer):
     """A backend that is a fake server in this process, started and stopped in name."""
 
-    policy, model = None, None
-
     def __init__(self, url: str, name: str = "counted") -> None:
-        self.url, self.name = url, name
-        self.settings: dict[str, Any] = {}
+        super().__init__()
+        self.fake_url, self.name = url, name
         self.starts = 0
         self.running = False
 
-    def start(self, log: Path, report: Any) -> Served:
+    def command(self, port: int) -> list[str]:
+        raise NotImplementedError
+
+    def _start_new(self, log: Path, report: Any) -> Ready:
         assert not self.running
         self.starts += 1
         self.running = True
         log.write_text("started\n")
-        return Served(self.url, "fake", 512)
+        return Ready(self.fake_url, "fake", 512)
 
     def alive(self) -> bool:
-        return True
+        return self.running
 
-    def last_words(self) -> str:
-        return ""
-
-    def stop(self) -> None:
+    def close(self) -> None:
         self.running = False
 
 
@@ -328,12 +329,11 @@ def test_one_server_for_all_points_of_a_backend(
 ) -> None:
     made: list[Counted] = []
 
-    def system_of(server: Any, backend: str, url: str | None, *, alone: bool) -> tuple[Counted, str]:
-        made.append(Counted(fake_server.url, backend))
-        return made[-1], "completions"
+    def backend_of(spec: BackendSpec, *, alone: bool, headers: Any) -> Counted:
+        made.append(Counted(fake_server.url, spec.name))
+        return made[-1]
 
-    monkeypatch.setattr("fgbench.cli.sweep_setup.system_of", system_of)
-    monkeypatch.setattr("fgbench.cli.sweep_setup.ensure_weights", lambda server, console: None)
+    monkeypatch.setattr("fgbench.sweeping.prepared.backend_of", backend_of)
     argv = ["--backend", "fastgen", "--backend", "fastgen-fcfs", *TINY, "--rates", "200,400", "--seeds", 2]
     done = fgbench("sweep", *argv, *(["--restart"] if restart else []), "--results", tmp_path)
     assert done.exit_code == 0, done.output
@@ -447,7 +447,7 @@ def test_help_teaches() -> None:
         (["--rates", "1,x"], "--rates: 'x' is not a rate above 0"),
         (["--rates", "1,0"], "--rates: '0' is not a rate above 0"),
         (["--rates", "1,1.0"], "--rates: 1.0 is there twice"),
-        (["--rates", "1", "--seeds", "0"], "--seeds must be between"),
+        (["--rates", "1", "--seeds", "0"], "--seeds must be at least 1, not 0"),
         (["--rates", "1", "--slo", "ttft<1"], "--slo goes with --find-rate"),
         (["--rates", "1", "--find-rate"], "--find-rate needs --slo"),
         (["--rates", "inf", "--find-rate", "--slo", "ttft<1"], "inf is none"),

@@ -106,7 +106,12 @@ def test_a_load_shows_all_its_figures(width: int) -> None:
     has(lines, "sent 123", "done 61", "in flight 62", "rejected 0", "errors 0")
     has(lines, "offered 2/s", "sent 2/s", "answered 1/s", "client lag p50 2", "p99 2")
     has(lines, "mean", "p50", "p99", "last 30 s")
-    for label, figure in (("TTFT", "500 ms"), ("TPOT", "50 ms"), ("JCT ", "1 s"), ("JCT / token", "90.9 ms")):
+    for label, figure in (
+        ("TTFT", "500 ms"),
+        ("TPOT", "50 ms"),
+        ("JCT  ", "1 s"),
+        ("JCT / token", "90.9 ms"),
+    ):
         row = next(line for line in lines if label in line)
         assert row.count(figure) >= 2, row  # mean and the last 30 s are exact, quantiles nearly
     has(lines, "62 (most 62)", "11 (most 11)")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgbench.live.series import BLOCKS, LONGEST, Series, sparkline
+from fgbench.live.layout import BLOCKS, LONGEST, Series, sparkline
 
 
 def series_of(*values: float | None) -> Series:

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgbench.backends.probe import SilentServer
-from fgbench.backends.vllm_metrics import from_vllm
+from fgbench.backends.probe import SilentServer, from_vllm
 from fgbench.live.meter import Meter, Poller
 from fgbench.live.stats import COUNTERS, LevelCount, Pool, Snapshot, rates_between, started_again
 

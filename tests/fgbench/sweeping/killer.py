@@ -18,11 +18,11 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet
 
+import fgbench.backends.simulated
 import fgbench.cli.simulate
 import fgbench.cli.sweep
-import fgbench.cli.sweep_resume
-import fgbench.cli.sweep_setup
-import fgbench.simulated
+import fgbench.sweeping.folder
+import fgbench.sweeping.prepared
 import fgbench.sweeping.runner
 from fgbench.cli.main import app
 

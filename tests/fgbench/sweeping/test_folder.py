@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fgbench.benchmark import Load
+from fgbench.spec.load import Load
 from fgbench.sweeping.folder import SWEEP_FILE, VERSION, SweepFolder, find_sweeps, read_sweep
 from fgbench.sweeping.plan import Plan
 
-PLAN = Plan({"a": {"name": "a"}}, {"a": Load()}, {0: "w"})
+PLAN = Plan({"a": {"name": "a"}}, Load(), {0: "w"})
 
 
 def test_folders_are_found_oldest_first(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from fgbench.results.run import REQUESTS_FILE, Run, find_runs, read_run
 from fgbench.sweeping.folder import find_sweeps, read_sweep
 
-PROFILE = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu" / "profile.json"
+PROFILE = Path(__file__).parents[2] / "data" / "profile.json"
 KILLER = Path(__file__).with_name("killer.py")
 PROMPTS = 25
 KILLS = 12

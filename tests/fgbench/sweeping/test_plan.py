@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fgbench.benchmark import Load
 from fgbench.metrics.trimming import Trim
+from fgbench.spec.load import Load
 from fgbench.sweeping.plan import MOST_POINTS, Plan
 from fgbench.workload.arrivals import Closed, Gamma, Ramp, Uniform
 
@@ -18,7 +18,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "b": {"name": "fastgen-fcfs", "settings": {"policy": "fcfs", "batch": 8}},
 }
 LOAD = Load(num_prompts=10)
-PLAN = Plan(SYSTEMS, {"a": LOAD, "b": LOAD}, {0: "requests of seed 0", 1: "requests of seed 1"})
+PLAN = Plan(SYSTEMS, LOAD, {0: "requests of seed 0", 1: "requests of seed 1"})
 
 
 def test_a_backend_s_points_are_together_and_one_seed_s_rates() -> None:
@@ -43,7 +43,7 @@ def test_everything_that_decides_is_in_the_fingerprint() -> None:
     changed += [{"duration": 9.0}, {"trim": Trim.parse("10%", "10%")}]
     for change in [*changed, {"users": 2}, *({"arrivals": a} for a in (Uniform(), Gamma(2.0), Ramp(2.0)))]:
         load = dataclasses.replace(LOAD, **change)  # type: ignore[arg-type]
-        others.append(dataclasses.replace(PLAN, loads={"a": load}).point("a", 1.0, 0))
+        others.append(dataclasses.replace(PLAN, base=load).point("a", 1.0, 0))
     fingerprints = [p.fingerprint for p in [point, *others]]
     assert len(set(fingerprints)) == len(fingerprints)
 
@@ -82,7 +82,7 @@ def test_closed_loops_are_points_of_their_concurrency() -> None:
         "seed": 0,
         "fingerprint": points[1].fingerprint,
     }
-    assert PLAN.load("a", Closed(16), 0).arrivals == Closed(16)
+    assert PLAN.load(Closed(16), 0).arrivals == Closed(16)
     all_at_once = PLAN.point("a", math.inf, 0)
     assert len({p.fingerprint for p in [*points, all_at_once]}) == 5
     assert "concurrency" not in all_at_once.to_json()

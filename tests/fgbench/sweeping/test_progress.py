@@ -8,10 +8,9 @@ import math
 import pytest
 from rich.console import Console
 
-from fgbench.benchmark import Load
-from fgbench.report.units import clock
-from fgbench.sweeping.estimate import Pace, load_seconds
-from fgbench.sweeping.progress import Total
+from fgbench.spec.load import Load
+from fgbench.sweeping.estimate import Pace, Total, load_seconds
+from fgbench.units import clock
 from fgbench.workload.arrivals import Closed
 
 

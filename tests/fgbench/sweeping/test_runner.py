@@ -11,25 +11,26 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fgbench.backends.backend import BackendError
-from fgbench.benchmark import Load
-from fgbench.client.display import Quiet
+from fgbench.backends.attached import Attached
+from fgbench.backends.backend import BackendError, Keep, Outcome, Ready, identity_of
+from fgbench.live.display import Quiet
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.slo import parse_slo
-from fgbench.metrics.summary import summarize
-from fgbench.results.run import Run, read_info, read_run
-from fgbench.results.writer import RunWriter
+from fgbench.results.run import read_info
+from fgbench.spec.load import Load
+from fgbench.sweeping.estimate import Total
 from fgbench.sweeping.folder import SweepFolder, read_sweep
 from fgbench.sweeping.plan import Plan
-from fgbench.sweeping.progress import Total
 from fgbench.sweeping.runner import Runner
 from fgbench.sweeping.search import Search
 from fgbench.sweeping.tables import results_table, search_tables
 from fgbench.verdict import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS, Verdict, worst
 from fgbench.workload.datasets import Synthetic
+from fgbench.workload.lengths import Between
+from fgbench.workload.spec import Workload
 
 REQUESTS = 4
-DATASET = Synthetic((4, 4), (2, 2))
+DATASET = Synthetic(Between(4, 4), Between(2, 2))
 
 
 def normally(load: Load) -> tuple[str, float]:
@@ -37,31 +38,25 @@ def normally(load: Load) -> tuple[str, float]:
     return "complete", load.rate / 10.0
 
 
-class Made:
-    """A system whose runs are written, not measured. ``behave`` may raise."""
-
-    simulated = False
+class Made(Attached):
+    """A backend whose records are made up, not measured. ``behave`` may raise."""
 
     def __init__(self, name: str, behave: Callable[[Load], tuple[str, float]] = normally) -> None:
-        self.identity: dict[str, Any] = {"name": name}
+        super().__init__("http://made-up:1", name=name)
         self.behave = behave
         self.measured: list[tuple[float, int]] = []
         self.closed = 0
 
-    def measure(self, dataset: Any, load: Load, *, results: Path, point: str, display: Any) -> Run:
+    def start(self, log: Path, report: Any) -> Ready:
+        return Ready("http://made-up:1", "m")
+
+    def serve(self, workload: Workload, load: Load, keep: Keep, display: Any) -> Outcome:
         self.measured.append((load.rate, load.seed))
-        workload = {"dataset": "d", "num_prompts": REQUESTS, "rate": load.rate, "seed": load.seed}
-        info = {"backend": {"name": self.identity["name"]}, "model": "m", "workload": workload}
-        with RunWriter(results, {**info, "point": point}) as writer:
-            status, per_token = self.behave(load)
-            records = [record(i, per_token, status == "errors") for i in range(REQUESTS)]
-            for one in records:
-                writer.append(one)
-            status = "complete" if status == "errors" else status
-            error = {"error": "the server died: oops"} if status == "failed" else {}
-            summary = summarize(records, offered_rate=load.rate).to_dict()
-            writer.finish(status, records, summary, **error)
-        return read_run(writer.path)
+        status, per_token = self.behave(load)
+        for i in range(REQUESTS):
+            keep(record(i, per_token, status == "errors"))
+        error = {"error": "the server died: oops"} if status == "failed" else {}
+        return Outcome("complete" if status == "errors" else status, error)
 
     def close(self) -> None:
         self.closed += 1
@@ -86,9 +81,9 @@ def record(index: int, per_token: float, error: bool) -> RequestRecord:
 
 class Sweep:
     def __init__(self, root: Path, *systems: Made, folder: SweepFolder | None = None, **options: Any) -> None:
-        self.systems = {str(system.identity["name"]): system for system in systems}
-        loads = dict.fromkeys(self.systems, Load(num_prompts=REQUESTS))
-        self.plan = Plan({name: s.identity for name, s in self.systems.items()}, loads, {0: "w0", 1: "w1"})
+        self.systems = {system.name: system for system in systems}
+        identities = {name: identity_of(system) for name, system in self.systems.items()}
+        self.plan = Plan(identities, Load(num_prompts=REQUESTS), {0: "w0", 1: "w1"})
         self.folder = folder or SweepFolder.create(root, {}, "plan", self.plan)
         self.runner = Runner(
             self.folder,
@@ -97,7 +92,8 @@ class Sweep:
             DATASET,
             Quiet(),
             Total(),
-            foretold=lambda point: 1.0,
+            expected_seconds=lambda point: 1.0,
+            options=lambda point: {"rate": point.rate},
             **{"max_error_rate": 0.01, **options},
         )
         self.points = list(self.plan.grid((1.0, 2.0), (0, 1)))
@@ -267,17 +263,13 @@ def test_the_worst_code() -> None:
 class Bounded(Made):
     """Answers soon, and above 3/s rejects a quarter of the requests."""
 
-    def measure(self, dataset: Any, load: Load, *, results: Path, point: str, display: Any) -> Run:
-        workload = {"dataset": "d", "num_prompts": REQUESTS, "rate": load.rate, "seed": load.seed}
-        info = {"backend": {"name": "a"}, "model": "m", "workload": workload, "point": point}
-        with RunWriter(results, info) as writer:
-            records = [record(i, 0.01, False) for i in range(REQUESTS)]
-            if load.rate > 3.0:
-                records[0] = RequestRecord(0, 0.0, 0.0, 4, 2, finished=0.01, rejected="http 429: busy")
-            for one in records:
-                writer.append(one)
-            writer.finish("complete", records, summarize(records, offered_rate=load.rate).to_dict())
-        return read_run(writer.path)
+    def serve(self, workload: Workload, load: Load, keep: Keep, display: Any) -> Outcome:
+        records = [record(i, 0.01, False) for i in range(REQUESTS)]
+        if load.rate > 3.0:
+            records[0] = RequestRecord(0, 0.0, 0.0, 4, 2, finished=0.01, rejected="http 429: busy")
+        for one in records:
+            keep(one)
+        return Outcome("complete")
 
 
 def test_a_rate_at_which_requests_are_rejected_misses_the_slo(tmp_path: Path) -> None:

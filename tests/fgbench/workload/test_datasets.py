@@ -7,9 +7,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fgbench.workload.datasets import Lengths, Texts, token_counter
 from fgbench.workload.load import load_dataset
-from fgbench.workload.sharegpt import length_ok
 from fgbench.workload.tables import read_lengths
-from fgbench.workload.texts import TextPair
+from fgbench.workload.texts import TextPair, length_ok
 
 
 def count_words(texts):

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from fgbench.cli.datasets import histogram, look
 from fgbench.workload.datasets import Dataset, Lengths, Mix, Sample, Texts
 from fgbench.workload.kept import keep, kept_path
 from fgbench.workload.load import kind_of, load_dataset, parse_mix
-from fgbench.workload.look import histogram, look
 from fgbench.workload.texts import alpaca_pairs, mmlu_pairs, plain_pairs
 
 SHAREGPT = {

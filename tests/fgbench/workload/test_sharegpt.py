@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from fgbench.workload import records as records_module
-from fgbench.workload.sharegpt import length_ok, read_records
-from fgbench.workload.texts import TextPair
+from fgbench.workload.texts import TextPair, length_ok, read_records
 
 
 def talk(name: str, *turns: tuple[str, str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fgbench.workload.look import timing
+from fgbench.cli.datasets import timing
 from fgbench.workload.trace import read_trace
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens

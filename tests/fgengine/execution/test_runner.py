@@ -22,7 +22,7 @@ from fgengine.request import Request, SamplingParams
 
 CPU = torch.device("cpu")
 SHAPE = ModelShape("llama", 96, 64, 96, 2, 4, 2, 16, 128, tied_embeddings=True)
-CONFIG = EngineConfig(device="cpu", dtype="float32", num_device_blocks=10, swap_space_bytes=100_000)
+CONFIG = EngineConfig(device="cpu", dtype="float32", num_device_blocks=10, swap_space=100_000 / 2**30)
 
 
 def test_sizes_and_names() -> None:
@@ -70,22 +70,22 @@ def free_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 
 @pytest.mark.usefixtures("unloadable")
-@pytest.mark.parametrize("setting", ["num_device_blocks", "swap_space_bytes"])
+@pytest.mark.parametrize("setting", ["num_device_blocks", "swap_space"])
 def test_a_pool_beyond_all_memory_is_refused_before_anything_is_loaded(setting: str) -> None:
-    beyond = {"num_device_blocks": 2**31, "swap_space_bytes": 2**55}
-    name = setting.removesuffix("_bytes")
-    with pytest.raises(ValueError, match=f"{name} .*takes .* GiB.* are free and weights .*; lower {name} to"):
+    beyond = {"num_device_blocks": 2**31, "swap_space": 2**25}
+    says = f"{setting} .*takes .* GiB.* are free and weights .*; lower {setting} to"
+    with pytest.raises(ValueError, match=says):
         create_runner(replace(CONFIG, **{setting: beyond[setting]}), SHAPE, None)
 
 
 @pytest.mark.usefixtures("unloadable")
 def test_a_model_beyond_free_memory_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     free_memory(monkeypatch, 2 * 2**30)
-    config = EngineConfig(model="opt-13b", device="cpu", dtype="bfloat16", dummy_weights=True)
+    config = EngineConfig(model="opt-13b", device="cpu", dtype="bfloat16", use_dummy_weights=True)
     with pytest.raises(ValueError, match=r"opt-13b does not fit .* needs 25\..* 2\.0 GiB of .* qwen2"):
         create_runner(config, shape_of("opt-13b"), None)
     with pytest.raises(ValueError, match="opt-13b does not fit"):
-        Engine.from_config(replace(config, dummy_weights=False))
+        Engine.from_config(replace(config, use_dummy_weights=False))
 
 
 def test_the_default_pools_are_those_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ def test_a_gpus_pool_is_what_the_measured_steps_leave(
     monkeypatch.setattr(memory, "probe_of", lambda device: Gpu())
     shape = replace(SHAPE, num_layers=4, max_position=1024)
     said: list[str] = []
-    config = replace(CONFIG, num_device_blocks=asked, block_size=128, device_memory_utilization=0.9)
+    config = replace(CONFIG, num_device_blocks=asked, block_size=128, gpu_memory_utilization=0.9)
     runner = create_runner(config, shape, None, said.append)
     per_block, trial_pool = runner.block_bytes, 2 * runner.block_bytes
     left = int(64 * 2**20 * 0.9) - (4 + 20 + 10 + 10) * 2**20 + trial_pool

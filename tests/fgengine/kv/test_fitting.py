@@ -89,18 +89,18 @@ def test_a_long_step_may_be_what_does_not_fit() -> None:
         ),
         (
             cpu(6),
-            {"swap_space_bytes": 40 * GIB},
+            {"swap_space": 40},
             "swap_space takes 40.0 GiB, but of the machine's memory 6.0",
         ),
         (
             cpu(6),
-            {"num_device_blocks": 9000, "swap_space_bytes": 4 * GIB},
+            {"num_device_blocks": 9000, "swap_space": 4},
             "num_device_blocks 9,000 takes 4.9 GiB and swap_space takes 4.0 GiB, but",
         ),
         (gpu(6), {"num_device_blocks": 100_000}, "but of the GPU's memory 6.0 GiB are free and weights"),
         (
             gpu(6, host=3),
-            {"swap_space_bytes": 4 * GIB},
+            {"swap_space": 4},
             "swap_space 4.0 GiB is more than the 3.0 GiB of",
         ),
     ],
@@ -129,17 +129,17 @@ def test_the_advice_on_device_blocks_holds() -> None:
     ],
 )
 def test_of_two_pools_the_larger_is_to_be_lowered(blocks: int, swap: int, remedy: str) -> None:
-    reason = said("opt-125m", cpu(6), replace(CONFIG, num_device_blocks=blocks, swap_space_bytes=swap))
+    reason = said("opt-125m", cpu(6), replace(CONFIG, num_device_blocks=blocks, swap_space=swap / 2**30))
     assert reason is not None
     assert remedy in reason
 
 
 def test_the_advice_on_swap_space_holds() -> None:
-    reason = said("opt-125m", cpu(6), replace(CONFIG, swap_space_bytes=40 * GIB))
+    reason = said("opt-125m", cpu(6), replace(CONFIG, swap_space=40))
     assert reason is not None
     most = float(reason.partition("lower swap_space to ")[2].partition(" ")[0])
-    assert said("opt-125m", cpu(6), replace(CONFIG, swap_space_bytes=int(most * GIB))) is None
-    assert said("opt-125m", cpu(6), replace(CONFIG, swap_space_bytes=int((most + 0.2) * GIB))) is not None
+    assert said("opt-125m", cpu(6), replace(CONFIG, swap_space=most)) is None
+    assert said("opt-125m", cpu(6), replace(CONFIG, swap_space=most + 0.2)) is not None
 
 
 @given(st.sampled_from(OTHERS), st.floats(0.0, 200.0), st.floats(0.0, 100.0), st.booleans())

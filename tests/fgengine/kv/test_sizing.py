@@ -15,7 +15,7 @@ from fgengine.kv.sizing import GpuMemory, Pools
 from fgengine.model.catalog import shape_of
 
 GIB, MIB = 1024**3, 1024**2
-CONFIG = EngineConfig(device_memory_utilization=0.5, swap_space_bytes=1000)
+CONFIG = EngineConfig(gpu_memory_utilization=0.5, swap_space=1000 / 2**30)
 BY_RULE = EngineConfig()
 GPU = GpuMemory(total=80 * GIB, outside=GIB, weights=24 * GIB, activations=2 * GIB, graphs=GIB)
 
@@ -29,7 +29,7 @@ def test_pools_on_a_cpu() -> None:
     assert sizing.pools_on_cpu(BY_RULE, MIB, 2 * GIB) == Pools(int(2048 * 0.9) - 1, 0)
     by_hand = replace(BY_RULE, num_device_blocks=7)
     assert sizing.pools_on_cpu(by_hand, MIB, 64 * GIB) == Pools(7, sizing.LEAST_HOST_POOL_BYTES // MIB)
-    assert sizing.pools_on_cpu(replace(by_hand, swap_space_bytes=0), MIB, 64 * GIB) == Pools(7, 0)
+    assert sizing.pools_on_cpu(replace(by_hand, swap_space=0), MIB, 64 * GIB) == Pools(7, 0)
 
 
 @pytest.mark.parametrize("offloading", ["none", "recompute"])
@@ -37,29 +37,29 @@ def test_a_mode_that_never_copies_gets_a_host_pool_only_by_hand(offloading: Offl
     config = replace(BY_RULE, offloading=offloading)
     assert sizing.pools_on_cpu(config, MIB, 64 * GIB).host == 0
     assert sizing.host_blocks_beside_gpu(config, 1000, MIB, 64 * GIB) == 0
-    assert sizing.pools_on_cpu(replace(config, swap_space_bytes=GIB), MIB, 64 * GIB).host == 1024
+    assert sizing.pools_on_cpu(replace(config, swap_space=1), MIB, 64 * GIB).host == 1024
 
 
 def test_what_does_not_fit_on_a_cpu_is_said_with_figures() -> None:
     with pytest.raises(ValueError, match=r"left for the KV pool: a block takes 64\.0 MiB of the 96"):
         sizing.pools_on_cpu(BY_RULE, 64 * MIB, 96 * MIB)
     with pytest.raises(ValueError, match=r"beside a host pool of 3\.0 GiB: .* lower swap_space"):
-        sizing.pools_on_cpu(replace(BY_RULE, swap_space_bytes=3 * GIB), MIB, 3 * GIB)
-    too_many = replace(BY_RULE, num_device_blocks=5000, swap_space_bytes=GIB)
+        sizing.pools_on_cpu(replace(BY_RULE, swap_space=3), MIB, 3 * GIB)
+    too_many = replace(BY_RULE, num_device_blocks=5000, swap_space=1)
     with pytest.raises(
         ValueError,
         match=r"5,000 device blocks of 4\.9 GiB and 1\.0 GiB of swap .* the 5\.0 GiB .* lower num_device",
     ):
         sizing.pools_on_cpu(too_many, MIB, 5 * GIB)
     with pytest.raises(ValueError, match="lower swap_space"):
-        sizing.pools_on_cpu(replace(too_many, num_device_blocks=9, swap_space_bytes=7 * GIB), MIB, 5 * GIB)
+        sizing.pools_on_cpu(replace(too_many, num_device_blocks=9, swap_space=7), MIB, 5 * GIB)
 
 
 SETTINGS = st.builds(
     EngineConfig,
     num_device_blocks=st.none() | st.integers(1, 10**6),
-    swap_space_bytes=st.none() | st.integers(0, 64 * GIB),
-    device_memory_utilization=st.floats(0.01, 1.0),
+    swap_space=st.none() | st.integers(0, 64 * GIB).map(lambda size: size / GIB),
+    gpu_memory_utilization=st.floats(0.01, 1.0),
     offloading=st.sampled_from(get_args(Offloading)),
 )
 BLOCK = st.integers(1, 64 * MIB)
@@ -117,7 +117,7 @@ def test_opt_13b_on_a_large_gpu_gets_the_papers_host_pool() -> None:
 
 def test_on_a_gpu_it_is_the_share_less_all_that_is_taken_and_a_dummy() -> None:
     assert sizing.device_blocks_on_gpu(CONFIG, 12 * MIB, GPU) == 12 * 1024 // 12 - 1
-    nine_tenths = replace(CONFIG, device_memory_utilization=0.9)
+    nine_tenths = replace(CONFIG, gpu_memory_utilization=0.9)
     assert sizing.device_blocks_on_gpu(nine_tenths, 16 * MIB, GPU) == (72 - 28) * 1024 // 16 - 1
     for part in ("outside", "weights", "activations", "graphs"):
         more = replace(GPU, **{part: getattr(GPU, part) + GIB})
@@ -127,9 +127,9 @@ def test_on_a_gpu_it_is_the_share_less_all_that_is_taken_and_a_dummy() -> None:
 @pytest.mark.parametrize(
     ("gpu", "share", "advice"),
     [
-        (replace(GPU, outside=40 * GIB), 0.7, "raise device_memory_utilization, or end the other processes"),
+        (replace(GPU, outside=40 * GIB), 0.7, "raise gpu_memory_utilization, or end the other processes"),
         (replace(GPU, outside=60 * GIB), 0.7, "MiB; end the other processes on this GPU"),
-        (GPU, 0.3, "raise device_memory_utilization, or choose a smaller model"),
+        (GPU, 0.3, "raise gpu_memory_utilization, or choose a smaller model"),
         (replace(GPU, weights=77 * GIB), 1.0, "MiB; choose a smaller model"),
         (replace(GPU, activations=90 * GIB), 1.0, "MiB; lower max_tokens_per_batch or max_batch_size"),
     ],
@@ -138,7 +138,7 @@ def test_where_nothing_is_left_it_says_what_took_it(gpu: GpuMemory, share: float
     with pytest.raises(
         ValueError, match=r"no memory is left for the KV pool: of \d+% of the GPU's 80\.0 GiB"
     ) as e:
-        sizing.device_blocks_on_gpu(replace(CONFIG, device_memory_utilization=share), 12 * MIB, gpu)
+        sizing.device_blocks_on_gpu(replace(CONFIG, gpu_memory_utilization=share), 12 * MIB, gpu)
     assert advice in str(e.value)
     assert f", {sizing.listed(gpu.parts)} are taken, and a block takes 12.0 MiB; " in str(e.value)
 

@@ -39,7 +39,7 @@ PARAMS = SamplingParams(max_tokens=8, temperature=0.0)
 def runner_of(shape: ModelShape, dtype: str) -> TorchRunner:
     torch.set_num_threads(2)
     config = EngineConfig(
-        device="cpu", dtype=dtype, num_device_blocks=120, swap_space_bytes=0, block_size=BLOCK_SIZE
+        device="cpu", dtype=dtype, num_device_blocks=120, swap_space=0, block_size=BLOCK_SIZE
     )
     runner = create_runner(config, shape, None)
     runner.pool.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(0))

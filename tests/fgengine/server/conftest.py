@@ -147,7 +147,7 @@ def serving(tiny_model: Path, codec: TextCodec) -> Serving:
         await engine.start(
             EngineConfig(
                 model=str(tiny_model),
-                dummy_weights=True,
+                use_dummy_weights=True,
                 device="cpu",
                 dtype="float32",
                 num_device_blocks=200,

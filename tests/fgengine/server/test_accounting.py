@@ -54,7 +54,7 @@ async def served(serving: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         finally:
             seconds[request.headers["X-Mark"]] = time.monotonic() - begun
 
-    async with serving(timed, policy="srpt", max_batch_size=4, swap_space_bytes=2**22) as (url, session):
+    async with serving(timed, policy="srpt", max_batch_size=4, swap_space=2**22 / 2**30) as (url, session):
         yield Served(url, session, seconds)
 
 

@@ -111,7 +111,7 @@ async def busy(serving: Any) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]
     async with serving(
         policy="fcfs",
         max_batch_size=1,
-        swap_space_bytes=0,
+        swap_space=0,
         max_queue=3,
         max_queue_tokens=100_000,
         queue_timeout=0.8,

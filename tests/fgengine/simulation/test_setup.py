@@ -13,8 +13,7 @@ from fgengine.model.catalog import shape_of
 from fgengine.profile import Profile
 from fgengine.simulation.setup import make_cluster, pools_in_words, pools_of
 
-REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu"
-CPU = Profile.load(REFERENCE / "profile.json")
+CPU = Profile.load(Path(__file__).parents[2] / "data" / "profile.json")
 GPU = replace(CPU, device="NVIDIA H100")
 SHAPE = shape_of("smollm2-135m")
 PER_BLOCK = block_bytes(SHAPE, 16, 2)
@@ -22,7 +21,7 @@ CONFIG = EngineConfig()
 
 
 def test_a_cpu_with_enough_memory_would_have_the_same_pools() -> None:
-    for config in (CONFIG, replace(CONFIG, num_device_blocks=400), replace(CONFIG, swap_space_bytes=GIB)):
+    for config in (CONFIG, replace(CONFIG, num_device_blocks=400), replace(CONFIG, swap_space=1)):
         assert pools_of(config, SHAPE, CPU) == pools_on_cpu(config, PER_BLOCK, 64 * GIB)
     replica = make_cluster(CONFIG, SHAPE, CPU).replicas[0]
     kv = replica.scheduler.kv
@@ -41,8 +40,8 @@ def test_it_says_what_was_assumed() -> None:
     assert line.startswith("KV pool 2.0 GiB = 5,825 blocks (93,200 tokens, about 182 requests of 512 tokens)")
     assert "host pool 8.0 GiB = 23,300 blocks" in line
     assert line.endswith("; assumed: memory enough for the default pools")
-    by_hand = replace(CONFIG, num_device_blocks=400, swap_space_bytes=0)
-    for config in (by_hand, replace(by_hand, swap_space_bytes=None, offloading="recompute")):
+    by_hand = replace(CONFIG, num_device_blocks=400, swap_space=0)
+    for config in (by_hand, replace(by_hand, swap_space=None, offloading="recompute")):
         assert pools_in_words(config, SHAPE, CPU) == (
             "KV pool 140.6 MiB = 400 blocks (6,400 tokens, about 12 requests of 512 tokens)"
         )

@@ -1,0 +1,130 @@
+"""The structure that docs/architecture.md draws: no circle of imports, and none from a lower layer upwards.
+
+All imports count, also those inside functions; those for type checking alone do not.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "fgengine": (
+        (*("settings", "config", "request", "clock", "cache", "machine_load", "progress"),),
+        (
+            *("model.shape", "model.hf_config", "model.catalog", "model.fetch", "model.store"),
+            *("model.dummy_tokenizer", "model.gguf_convert"),
+        ),
+        ("kv", "plan"),
+        ("cost", "work", "speed", "physics", "profile"),
+        ("scheduling", "preflight"),
+        ("simulation",),
+        ("ops", "model", "ceilings"),
+        ("execution",),
+        ("profiler", "profile_cache", "quick_speed"),
+        ("engine", "text"),
+        ("server", ""),
+    ),
+    "fgbench": (
+        ("units", "metrics"),
+        ("workload",),
+        ("spec",),
+        ("results", "verdict", "machine", "training"),
+        ("client",),
+        ("backends",),
+        ("report",),
+        ("live",),
+        ("benchmark",),
+        ("sweeping",),
+        ("cli",),
+        ("__main__", ""),
+    ),
+}
+"""From the lowest to the highest: modules and folders of each package; the longest name that fits counts."""
+
+
+def modules(package: str) -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / package).rglob("*.py")
+    }
+
+
+MODULES = {package: modules(package) for package in LAYERS}
+
+
+def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """Modules that the file imports, of those known."""
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names if alias.name in known)
+            elif isinstance(child, ast.ImportFrom) and child.module:
+                for alias in child.names:
+                    inner = f"{child.module}.{alias.name}"
+                    if inner in known:
+                        yield inner
+                    elif child.module in known:
+                        yield child.module
+            else:
+                yield from visit(child)
+
+    yield from visit(ast.parse(path.read_text()))
+
+
+def graph(package: str) -> dict[str, set[str]]:
+    known = MODULES[package]
+    return {name: set(imports(path, known)) - {name} for name, path in known.items()}
+
+
+def layer(module: str) -> int:
+    package, _, inner = module.partition(".")
+    fitting = [
+        (len(name), number)
+        for number, names in enumerate(LAYERS[package])
+        for name in names
+        if inner == name or name == "" or inner.startswith(f"{name}.")
+    ]
+    return max(fitting)[1]
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_nothing_is_imported_in_a_circle(package: str) -> None:
+    try:
+        tuple(TopologicalSorter(graph(package)).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_nothing_is_imported_from_a_higher_layer(package: str) -> None:
+    upwards = [
+        f"{name} imports {other}"
+        for name, others in graph(package).items()
+        for other in others
+        if layer(other) > layer(name)
+    ]
+    assert upwards == []
+
+
+def test_the_engine_knows_nothing_of_the_suite() -> None:
+    known = MODULES["fgbench"]
+    found = [(name, list(imports(path, known))) for name, path in MODULES["fgengine"].items()]
+    assert [name for name, others in found if others] == []
+
+
+def test_every_module_has_a_layer_of_its_own_name() -> None:
+    """None falls under the last layer only because nothing else fits."""
+    for package, known in MODULES.items():
+        named = [name for names in LAYERS[package] for name in names if name]
+        for module in known:
+            inner = module.partition(".")[2]
+            assert inner == "" or any(inner == n or inner.startswith(f"{n}.") for n in named), module
