@@ -209,7 +209,7 @@ async def test_state_follows_the_load(fake_server):
     assert state.due == 3
     assert state.offered_rate == pytest.approx(20)
     assert state.achieved_rate == pytest.approx(20, rel=0.01)
-    ttft, tpot, jct, normalized = state.recent_means()
+    normalized, jct, ttft, tpot = state.recent_means()
     assert jct == pytest.approx(state.mean_latency)
     assert normalized == pytest.approx(state.mean_normalized_latency)
     assert ttft == pytest.approx(sum(r.first_token - r.scheduled for r in good) / 2)
