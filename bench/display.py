@@ -24,10 +24,11 @@ from aiohttp import web
 from rich.console import Console
 from rich.table import Table
 
+from fgbench.backends.backend import Display
 from fgbench.client.endpoints import ENDPOINTS
 from fgbench.client.load import Target, run_async, run_load
 from fgbench.client.state import LoadState
-from fgbench.live.display import Display, Live, Quiet
+from fgbench.live.display import Live, Quiet
 from fgbench.live.load_panel import LoadView
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.statistics import Distribution

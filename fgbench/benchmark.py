@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fgbench.backends.backend import Backend, Ready
-from fgbench.live.display import Display, Quiet
+from fgbench.backends.backend import Backend, Display, Ready
+from fgbench.live.display import Quiet
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.metrics.trimming import WHOLE

@@ -9,6 +9,7 @@ backend.close()                         # after the last run
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from fgbench.metrics.record import RequestRecord
 
 if TYPE_CHECKING:
-    from fgbench.live.display import Display
+    from fgbench.client.state import LoadState
     from fgbench.spec.load import Load
     from fgbench.workload.spec import Workload
 
 Report = Callable[[str], None]
 Keep = Callable[[RequestRecord], None]
 """Called with the record of each request as it ends."""
+Progress = Callable[[int, float], None]
+"""Takes how many requests of a simulation have ended, and its seconds."""
 
 
 class BackendError(RuntimeError):
@@ -49,6 +52,23 @@ class Outcome:
     """``failed``: the server died under it."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What else run.json says: ``server_stats``, ``machine``, ``error``."""
+
+
+class Display(Protocol):
+    def report(self, line: str) -> None:
+        """Something was begun that takes a while."""
+        ...
+
+    def load(
+        self, title: str, state: LoadState, stats_url: str | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Shows ``state`` as it changes, until the context ends. ``stats_url``: where a server of ours is,
+        whose own figures may be asked for and shown too."""
+        ...
+
+    def simulation(self, title: str, total: int) -> contextlib.AbstractContextManager[Progress]:
+        """Shows how many of ``total`` requests have ended, until the context ends."""
+        ...
 
 
 class Backend(Protocol):

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fgbench.backends.backend import BackendError, Keep, Outcome, Ready, Report
+from fgbench.backends.backend import BackendError, Display, Keep, Outcome, Ready, Report
 from fgbench.backends.probe import ask_stats
 from fgbench.client.endpoints import endpoint_called
 from fgbench.client.load import Ended, Target, run_async, run_load
@@ -20,9 +20,6 @@ from fgbench.metrics.record import RequestRecord
 from fgbench.spec.load import Load
 from fgbench.workload.spec import RequestSpec, Workload
 from fgengine.machine_load import Look, look
-
-if TYPE_CHECKING:
-    from fgbench.live.display import Display
 
 
 class Server(ABC):

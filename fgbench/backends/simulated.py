@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fgbench.backends.backend import Keep, Outcome, Ready, Report
+from fgbench.backends.backend import Display, Keep, Outcome, Ready, Report
 from fgbench.backends.fastgen import named, settings_of
 from fgbench.metrics.record import RequestRecord
 from fgbench.workload.spec import RequestSpec, Workload
@@ -23,7 +23,6 @@ from fgengine.simulation.replica import Ending
 from fgengine.simulation.setup import make_cluster, pools_in_words
 
 if TYPE_CHECKING:
-    from fgbench.live.display import Display
     from fgbench.spec.load import Load
 
 PREFIX = "simulated"

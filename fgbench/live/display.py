@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from fgbench.backends.backend import Display, Progress
 from fgbench.backends.probe import read_stats
 from fgbench.client.state import LoadState
 from fgbench.units import clock
@@ -27,25 +28,6 @@ SWITCH_SECONDS = 0.0005
 LINE_SECONDS = 5.0
 PROGRESS_EVERY = 100
 """Requests of a simulation between two looks at the clock."""
-Progress = Callable[[int, float], None]
-"""Takes how many requests of a simulation have ended, and its seconds."""
-
-
-class Display(Protocol):
-    def report(self, line: str) -> None:
-        """Something was begun that takes a while."""
-        ...
-
-    def load(
-        self, title: str, state: LoadState, stats_url: str | None = None
-    ) -> contextlib.AbstractContextManager[None]:
-        """Shows ``state`` as it changes, until the context ends. ``stats_url``: where a server of ours is,
-        whose own figures may be asked for and shown too."""
-        ...
-
-    def simulation(self, title: str, total: int) -> contextlib.AbstractContextManager[Progress]:
-        """Shows how many of ``total`` requests have ended, until the context ends."""
-        ...
 
 
 class Quiet:

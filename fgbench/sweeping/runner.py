@@ -11,10 +11,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fgbench.backends.backend import Backend, BackendError
+from fgbench.backends.backend import Backend, BackendError, Display
 from fgbench.benchmark import run_benchmark
 from fgbench.exit_codes import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
-from fgbench.live.display import Display
 from fgbench.metrics.machine import MachineAccount
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.slo import SLO, rejects_too_many
