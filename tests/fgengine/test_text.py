@@ -82,7 +82,7 @@ def test_random_tokens_too(ids: list[int]) -> None:
 @given(TEXTS.filter(lambda text: "\u2581" not in text))
 def test_sentencepiece_with_byte_fallback(text: str) -> None:
     ids = SENTENCEPIECE_CODEC.encode(text)
-    assert "".join(_pieces(SENTENCEPIECE_CODEC, ids)).removeprefix(" ") == SENTENCEPIECE.decode(ids)
+    assert "".join(_pieces(SENTENCEPIECE_CODEC, ids)) == SENTENCEPIECE.decode(ids)
 
 
 @given(TEXTS)
