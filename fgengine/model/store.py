@@ -56,7 +56,7 @@ def pull(name: str, report: Report | None = None) -> Path:
 
 
 def tokenizer_of(config: EngineConfig) -> Path:
-    """The folder of the tokenizer that a server of this configuration uses. Raises as ``tokenizer_folder``."""
+    """The folder of the tokenizer that a server so configured uses. Raises as ``tokenizer_folder``."""
     if config.tokenizer is not None:
         return tokenizer_folder(config.tokenizer, False)
     return tokenizer_folder(config.model, config.use_dummy_weights)
