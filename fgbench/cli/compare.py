@@ -90,7 +90,7 @@ def compare(
     from fgbench.report.comparison_markdown import comparison_markdown
     from fgbench.report.objectives import Objective
     from fgbench.report.pairing import differences
-    from fgbench.report.pictures.all import pictures_of
+    from fgbench.report.pictures.contents import pictures_of
     from fgbench.report.pictures.paper import write_pictures
     from fgbench.report.pictures.terminal import drawn as drawn_as_text
 

@@ -119,8 +119,7 @@ def remove_runs(
     """
     from rich.console import Console
 
-    from fgbench.results.removal import check_removable, remove
-    from fgbench.results.run import named
+    from fgbench.results.run import check_removable, named, remove
 
     console = Console()
     if not runs and not incomplete:

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: what each shows (one module a picture), and who draws them.
+"""The pictures of a comparison: ``contents`` says what each shows, ``paper`` and ``terminal`` draw them.
 
-A picture is plain values, so ``paper`` (PNG, PDF) and ``terminal`` draw the same.
+A picture (``picture``) is plain values, so paper (PNG, PDF) and terminal show the same.
 """

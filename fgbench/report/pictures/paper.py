@@ -9,8 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgbench.report.pictures.palette import STATE_COLOURS, colour
-from fgbench.report.pictures.picture import Bars, Line, Panel, Picture
+from fgbench.report.pictures.picture import STATE_COLOURS, Bars, Line, Panel, Picture, colour
 from fgbench.units import seconds
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fgbench.report.pictures.palette import STATE_COLOURS, colour
-from fgbench.report.pictures.picture import Bars, Line, Panel, Picture
+from fgbench.report.pictures.picture import STATE_COLOURS, Bars, Line, Panel, Picture, colour
 from fgbench.units import number, seconds
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ import pytest
 from fgbench.metrics.slo import parse_slo
 from fgbench.report.comparison import Comparison, compare
 from fgbench.report.objectives import Objective
-from fgbench.report.pictures.all import pictures_of
-from fgbench.report.pictures.distributions import MOST_POINTS, cumulated
+from fgbench.report.pictures.contents import MOST_POINTS, cumulated, pictures_of
 from fgbench.report.pictures.picture import Bars, Panel, Picture, picked
 from fgbench.results.run import Run
 

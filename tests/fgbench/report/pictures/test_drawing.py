@@ -12,7 +12,7 @@ import pytest
 from fgbench.metrics.slo import parse_slo
 from fgbench.report.comparison import compare
 from fgbench.report.objectives import Objective
-from fgbench.report.pictures.all import pictures_of
+from fgbench.report.pictures.contents import pictures_of
 from fgbench.report.pictures.paper import write_pictures
 from fgbench.report.pictures.picture import Picture
 from fgbench.report.pictures.terminal import drawn
