@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from fgbench.workload.sharegpt import length_ok, read_records
-from fgbench.workload.sharegpt_store import pull_sharegpt
-from fgbench.workload.texts import TextPair
+from fgbench.workload.kept import pull_sharegpt
+from fgbench.workload.texts import TextPair, length_ok, read_records
 from fgengine.model.store import pull
 
 MODEL = "smollm2-135m"
