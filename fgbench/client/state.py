@@ -1,7 +1,7 @@
 """The load as it runs: what the live display shows. Pure but for the clock it is given.
 
 The load's loop writes it, the display's thread reads it. What is done for a request or a piece of its answer
-takes constant time, about a microsecond in all; sorting, summing and drawing are the reader's.
+takes constant time, a few microseconds in all; sorting, summing and drawing are the reader's.
 """
 
 from __future__ import annotations
