@@ -69,7 +69,7 @@ def show_run(
     results: Root = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Show a run's figures as 'fgbench run' ended with them, computed anew from its requests.
+    """Show a run's figures as 'fgbench run' ended with them, computed from its requests.
 
     Also of a run that was killed: over the requests that had ended.
 

@@ -125,7 +125,7 @@ class LoadState:
             return
         self.ok += 1
         self.tokens += record.output_tokens - len(record.token_times)
-        figures = tuple(next(iter(values(record)), None) for values in _VALUES)
+        figures = tuple([found[0] if (found := values(record)) else None for values in _VALUES])
         for running, value in zip(self.latencies, figures, strict=True):
             if value is not None:
                 running.add(value)

@@ -86,7 +86,7 @@ class Plain:
 
 
 class Live:
-    """A panel, drawn anew twice a second in a thread of its own, which also asks our own servers for theirs.
+    """A panel, redrawn twice a second in a thread of its own. The thread also asks our servers for figures.
 
     While it is shown, threads take turns more often than Python's 5 ms. A frame takes about 2 ms, and the
     load's loop, which stamps the times that count, comes to its turn in the middle of one: while frames were
@@ -95,7 +95,7 @@ class Live:
     """
 
     def __init__(self, console: Console, header: Callable[[], RenderableType] | None = None) -> None:
-        """``header``: drawn above the panel, asked anew for each frame, in the thread that draws."""
+        """``header``: drawn above the panel, called for each frame, in the thread that draws."""
         self._console = console
         self._header = header
 

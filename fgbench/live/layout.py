@@ -80,7 +80,7 @@ def rule(title: str, width: int) -> Text:
 
 
 class Lines:
-    """A panel that is drawn anew for the size the terminal has at that moment, and never larger.
+    """A panel that is redrawn for the size the terminal has at that moment, and never larger.
 
     ``sections`` is asked with the width there is and gives the panel's lines in groups, from top to bottom,
     each with its rank: where the terminal is too low, groups are left out, the largest rank first.
@@ -125,7 +125,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Series:
-    """The last ``LONGEST`` values; None where there was none to be had."""
+    """The last ``LONGEST`` values; None where a value was missing."""
 
     def __init__(self) -> None:
         self._values: deque[float | None] = deque(maxlen=LONGEST)

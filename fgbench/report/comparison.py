@@ -61,7 +61,7 @@ class Entry:
 
     @classmethod
     def of(cls, run: Run, cost: CostModel | None = None) -> Entry:
-        """Figures are computed anew from the records, so that all runs are measured by one definition."""
+        """Figures are computed from the records, so that all runs are measured by one definition."""
         workload = run.info.get("workload") or {}
         name = str((run.info.get("backend") or {}).get("name", "unknown"))
         summary = summary_of(run)

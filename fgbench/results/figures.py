@@ -1,4 +1,4 @@
-"""A run's figures: as run.json has them, or computed anew from the records."""
+"""A run's figures: read from run.json, or computed from the records."""
 
 from __future__ import annotations
 

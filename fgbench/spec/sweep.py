@@ -180,10 +180,12 @@ class Settings:
         return read.checked()
 
     def with_given(self, given: Settings, names: Collection[str]) -> Settings:
-        """These settings, but for the free ones among ``names``, the options that were given anew.
+        """These settings, with ``given``'s values for the options that a resumed sweep may change.
+
+        ``names``: the options on the command line that resumes it.
 
         Raises:
-            ValueError: another of them is not what it is here; names each, with both values.
+            ValueError: another of ``names`` has a different value here. The message gives both values.
         """
         mine, theirs = self.options(), given.options()
         judged = sorted(set(names) - {*FREE, *SECRET})

@@ -66,56 +66,65 @@ def load_seconds(load: Load, capacity: float | None) -> float | None:
 
 @dataclass
 class Pace:
-    """How the seconds that points took compare with those foretold."""
+    """Compares the seconds that points took with the seconds expected, and corrects later estimates by it."""
 
-    _foretold: float = 0.0
+    _expected: float = 0.0
     _taken: float = 0.0
-    _untold: list[float] = field(default_factory=list)
+    _unestimated: list[float] = field(default_factory=list)
 
-    def took(self, seconds: float, foretold: float | None) -> None:
-        """``foretold``: None where nothing told, as of a simulation."""
-        if foretold is None:
-            self._untold.append(seconds)
+    def took(self, seconds: float, expected: float | None) -> None:
+        """A point took ``seconds``. ``expected``: None where there was no estimate, as for a simulation."""
+        if expected is None:
+            self._unestimated.append(seconds)
         else:
-            self._foretold += foretold
+            self._expected += expected
             self._taken += seconds
 
-    def left(self, foretold: Sequence[float | None]) -> float | None:
-        """Seconds for points of these foretold times; None where nothing tells yet."""
-        known = [seconds for seconds in foretold if seconds is not None]
-        untold = len(foretold) - len(known)
-        if untold and not self._untold:
+    def left(self, expected: Sequence[float | None]) -> float | None:
+        """Seconds for points that are expected to take so long; None where there is no estimate yet."""
+        known = [seconds for seconds in expected if seconds is not None]
+        unestimated = len(expected) - len(known)
+        if unestimated and not self._unestimated:
             return None
-        slower = self._taken / self._foretold if self._foretold > 0.0 else 1.0
-        return sum(known) * slower + (untold * sum(self._untold) / len(self._untold) if untold else 0.0)
+        slower = self._taken / self._expected if self._expected > 0.0 else 1.0
+        return sum(known) * slower + (
+            unestimated * sum(self._unestimated) / len(self._unestimated) if unestimated else 0.0
+        )
 
 
 class Total:
-    """Told when points begin and end; all else is asked of it."""
+    """Progress of a whole sweep: points report when they begin and end."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._pace = Pace()
         self._began = self._point_began = now()
-        self._foretold: float | None = None
+        self._expected: float | None = None
         self._left: float | None = None
         self._place = self._title = ""
         self._share = 0.0
 
     def begin(
-        self, place: str, title: str, share: float, foretold: float | None, after: Sequence[float | None]
+        self, place: str, title: str, share: float, expected: float | None, after: Sequence[float | None]
     ) -> None:
-        """A point at ``place`` ("point 3 of 12"), ``share`` of all being behind it; seconds foretold for it
-        and those ``after``."""
+        """A point begins.
+
+        Args:
+            place: Such as ``point 3 of 12``.
+            title: What it measures.
+            share: Of the sweep that is done, 0 to 1.
+            expected: Seconds it will take; None where there is no estimate.
+            after: The same for the points after it.
+        """
         self._place, self._title, self._share = place, title, share
         self._point_began = self._now()
-        self._foretold = foretold
-        self._left = self._pace.left([foretold, *after])
+        self._expected = expected
+        self._left = self._pace.left([expected, *after])
 
     def end(self) -> float:
         """Seconds the point took."""
         seconds = self._now() - self._point_began
-        self._pace.took(seconds, self._foretold)
+        self._pace.took(seconds, self._expected)
         return seconds
 
     def line(self) -> str:

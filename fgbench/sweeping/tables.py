@@ -27,22 +27,25 @@ STATES = {
 
 
 def plan_table(points: Sequence[tuple[Point, float | None, bool]]) -> Group:
-    """Each point with the seconds foretold (None: nothing tells) and whether it is done already."""
+    """A table with a row for each point.
+
+    ``points``: each with the seconds it should take (None: no estimate), and whether it is already done.
+    """
     from rich.console import Group
     from rich.text import Text
 
     table = _table("backend", _load([point for point, _, _ in points]), "seed", "about", "")
-    for point, foretold, done in points:
-        about = "-" if done else "?" if foretold is None else clock(foretold)
+    for point, expected, done in points:
+        about = "-" if done else "?" if expected is None else clock(expected)
         state = "done: skipped" if done else "to run"
         table.add_row(point.backend, _how_much(point), str(point.seed), about, state)
-    left = [foretold for _, foretold, done in points if not done]
-    known = [foretold for foretold in left if foretold is not None]
+    left = [expected for _, expected, done in points if not done]
+    known = [expected for expected in left if expected is not None]
     text = f"{len(left)} of {len(points)} points to run"
     if known:
         text += f": about {clock(sum(known))}, besides starting servers and warming up"
     if len(known) < len(left):
-        text += f"; the time of {len(left) - len(known)} cannot be foretold (simulations, or all at once)"
+        text += f"; no estimate for {len(left) - len(known)} (simulations, or all at once)"
     return Group(table, Text(f"{text}."))
 
 

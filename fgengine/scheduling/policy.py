@@ -55,7 +55,7 @@ class PolicyContext:
 
 
 class Level(NamedTuple):
-    """One of the classes that a policy sorts requests into, for whoever watches."""
+    """One of the classes that a policy sorts requests into, shown at /stats."""
 
     name: str
     requests: int

@@ -1,4 +1,4 @@
-"""A scheduler in figures, for whoever watches. Pure."""
+"""The scheduler's statistics, served at /stats. Pure."""
 
 from __future__ import annotations
 
