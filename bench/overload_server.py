@@ -28,9 +28,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fgbench.backends.draining import wait_until_idle
-from fgbench.backends.probe import ask_served, ask_stats, wait_until_ready
-from fgbench.backends.process import ServerProcess, free_port
+from fgbench.backends.probe import ask_served, ask_stats, wait_until_idle, wait_until_ready
+from fgbench.backends.started import ServerProcess, free_port
 from fgbench.client.endpoints import endpoint_called
 from fgbench.client.load import Target, run_async, run_load
 from fgbench.metrics.record import RequestRecord

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from fgbench.metrics.machine import MachineAccount
+from fgbench.metrics.accounts import MachineAccount
 from fgengine.machine_load import BUSY_CORES, Look, core_seconds, load_between, look, mhz
 
 INTERVAL = 1.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fgbench.backends.process import ServerProcess
+from fgbench.backends.started import ServerProcess
 from gpu.report import Findings
 
 SPOILT = 75

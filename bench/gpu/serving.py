@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from fgbench.backends.process import ServerProcess
+from fgbench.backends.started import ServerProcess
 from fgbench.metrics.summary import Summary
 from fgbench.results.run import find_runs, read_info
 from fgbench.sweeping.estimate import capacity, sampled_lengths

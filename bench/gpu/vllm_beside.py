@@ -13,7 +13,7 @@ from typing import Any
 
 from fgbench.backends.backend import BackendError
 from fgbench.backends.probe import wait_until_ready
-from fgbench.backends.process import ServerProcess, free_port
+from fgbench.backends.started import ServerProcess, free_port
 from fgbench.results.run import find_runs
 from fgbench.units import number, seconds
 from fgengine.model.catalog import shape_of

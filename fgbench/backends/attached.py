@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fgbench.backends.backend import BackendError, Ready, Report
-from fgbench.backends.draining import DRAIN_SECONDS, ask_requests, wait_until_idle
-from fgbench.backends.probe import SilentServer, ask_served, ask_with, base_url, wait_until_ready
+from fgbench.backends.probe import (
+    DRAIN_SECONDS,
+    SilentServer,
+    ask_requests,
+    ask_served,
+    ask_with,
+    base_url,
+    wait_until_idle,
+    wait_until_ready,
+)
 from fgbench.backends.server import Server
 
 READY_SECONDS = 30.0

@@ -79,8 +79,7 @@ def show_run(
 
     from fgbench.exit_codes import DONE
     from fgbench.report.tables import run_table
-    from fgbench.results.figures import summary_of
-    from fgbench.results.run import named, read_run
+    from fgbench.results.run import named, read_run, summary_of
     from fgbench.verdict import verdict
 
     console = Console(stderr=as_json)

@@ -8,10 +8,14 @@ Each function gives None (or an empty list) where the record cannot say.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fgbench.metrics.record import RequestRecord
+
+if TYPE_CHECKING:
+    from fgengine.cost import CostModel
 
 Since = Literal["scheduled", "sent"]
 
@@ -47,6 +51,19 @@ def tpot(record: RequestRecord) -> float | None:
 def itl(record: RequestRecord) -> list[float]:
     """Inter-token latencies: every gap between two streamed pieces (a piece is one token in our server)."""
     return [later - earlier for earlier, later in pairwise(record.token_times)]
+
+
+def slowdown(record: RequestRecord, cost: CostModel) -> float | None:
+    """JCT over the time the cost model gives the request on an idle machine; None without an answer."""
+    completion = jct(record)
+    if not record.ok or completion is None or min(record.output_tokens, record.prompt_tokens) < 1:
+        return None
+    return completion / cost.alone_seconds(record.prompt_tokens, record.output_tokens)
+
+
+def slowdowns(records: Iterable[RequestRecord], cost: CostModel) -> list[float]:
+    """Of the requests answered in full."""
+    return [value for record in records if (value := slowdown(record, cost)) is not None]
 
 
 def _start(record: RequestRecord, since: Since) -> float:

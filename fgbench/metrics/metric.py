@@ -20,8 +20,7 @@ from fgbench.metrics.record import STATES, RequestRecord
 from fgbench.metrics.statistics import Distribution
 
 if TYPE_CHECKING:
-    from fgbench.metrics.breakdown import Breakdown
-    from fgbench.metrics.memory import MemoryAccount
+    from fgbench.metrics.accounts import Breakdown, MemoryAccount
     from fgbench.metrics.summary import Summary
 
 Unit = Literal["s", "s/token", "1/s", "tokens/s", "bytes", "share", "count"]

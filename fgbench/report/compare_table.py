@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fgbench.metrics.seeds import CONFIDENCE
+from fgbench.metrics.statistics import CONFIDENCE
 from fgbench.report.comparison import Comparison, Point
 from fgbench.report.notes import (
     VERDICT_MARKS,

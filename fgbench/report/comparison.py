@@ -9,20 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgbench.metrics.breakdown import Breakdown
-from fgbench.metrics.machine import MachineAccount
-from fgbench.metrics.memory import MemoryAccount
+from fgbench.metrics.accounts import Breakdown, MachineAccount, MemoryAccount
+from fgbench.metrics.latency import slowdowns
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.record import RequestRecord
-from fgbench.metrics.seeds import Estimate, PairedRatio
-from fgbench.metrics.slowdown import jain_index, slowdowns
-from fgbench.metrics.statistics import Distribution
+from fgbench.metrics.statistics import Distribution, Estimate, PairedRatio, jain_index
 from fgbench.metrics.summary import Summary
-from fgbench.report.axis import Axis, level_of
-from fgbench.report.pairing import Workload, group, seed_of, settings_of
+from fgbench.report.pairing import Axis, Workload, group, level_of, seed_of, settings_of
 from fgbench.report.quantities import Quantity
-from fgbench.results.figures import summary_of
-from fgbench.results.run import Run
+from fgbench.results.run import Run, summary_of
 
 if TYPE_CHECKING:
     from fgengine.cost import CostModel

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.crossing import Range
-from fgbench.metrics.seeds import Estimate, Interval, PairedRatio
+from fgbench.metrics.statistics import Estimate, Interval, PairedRatio
 from fgbench.report.comparison import Comparison, Entry, Point
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.pairing import Workload

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fgbench.metrics.seeds import CONFIDENCE, MIN_SEEDS
+from fgbench.metrics.statistics import CONFIDENCE, MIN_SEEDS
 from fgbench.report.comparison import Comparison, Point, not_judged
 from fgbench.report.quantities import HEADLINES
 from fgbench.report.tables import DISTURBED_MARK, DISTURBED_NOTE, OVERLOAD_MARK, OVERLOAD_NOTE

@@ -12,8 +12,8 @@ from functools import cached_property, reduce
 from statistics import fmean
 
 from fgbench.metrics.crossing import Range, rate_at
-from fgbench.metrics.seeds import Estimate, PairedRatio
 from fgbench.metrics.slo import SLO, Bound, attainment, goodput, rejects_too_many
+from fgbench.metrics.statistics import Estimate, PairedRatio
 from fgbench.report.comparison import Comparison, Entry, Point, not_judged
 
 TARGET = 0.95

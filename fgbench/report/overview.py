@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgbench.metrics.machine import MachineAccount
+from fgbench.metrics.accounts import MachineAccount
 from fgbench.metrics.summary import Summary
 from fgbench.report.tables import load_in_words
-from fgbench.results.figures import stored_summary
-from fgbench.results.run import find_runs, is_being_written, read_info, readable
+from fgbench.results.run import find_runs, is_being_written, read_info, readable, stored_summary
 from fgbench.units import number, seconds
 from fgbench.verdict import client_was_the_limit
 

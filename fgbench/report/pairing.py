@@ -8,18 +8,64 @@ say that they were sent the same prompts and, under one load, at the same moment
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from fgbench.report.axis import CONCURRENCY, RATE, Axis, axis_of, level_of
 from fgbench.results.run import Run
+from fgbench.units import number
 
 _PER_RUN = ("rate", "seed", "fingerprint", "prompts_fingerprint", "prompt_tokens", "output_tokens")
 """Keys of a run's workload that differ by rate and seed."""
 _NAMED = ("dataset", "num_prompts", "arrivals", "arrival_process", "users")
 """Those that are said otherwise: the process by its label, users by the prompts' fingerprint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A load is measured along it; a level is a place on it."""
+
+    name: str
+    """In tables, JSON and CSV."""
+    title: str
+    """In pictures."""
+    unit: str
+    """Behind a level of it."""
+    say: Callable[[float], str]
+    """A level in words."""
+
+
+def _rate(level: float) -> str:
+    if math.isinf(level):
+        return "all at once"
+    return f"{number(level)} request{'' if level == 1.0 else 's'} / s"
+
+
+RATE = Axis("rate", "offered rate (requests / s)", "/s", _rate)
+CONCURRENCY = Axis(
+    "concurrency",
+    "concurrency (requests in flight)",
+    " in flight",
+    lambda level: f"{number(level, 6)} in flight",
+)
+
+
+def axis_of(workload: dict[str, Any]) -> Axis:
+    """Of run.json's ``workload``."""
+    return RATE if _workers(workload) is None else CONCURRENCY
+
+
+def level_of(workload: dict[str, Any]) -> float:
+    """Where on its axis it is: requests per second, infinite for all at once; or requests in flight."""
+    workers = _workers(workload)
+    return float(workload.get("rate") or "nan") if workers is None else float(workers)
+
+
+def _workers(workload: dict[str, Any]) -> Any:
+    """Of a closed loop, which asks for no rate; None of others."""
+    return (workload.get("arrival_process") or {}).get("concurrency")
 
 
 @dataclass(frozen=True, slots=True)

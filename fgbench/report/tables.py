@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from fgbench.metrics.machine import MachineAccount
-from fgbench.metrics.memory import MemoryAccount
+from fgbench.metrics.accounts import MachineAccount, MemoryAccount
 from fgbench.metrics.metric import METRICS, metric_called
 from fgbench.units import number, percent, seconds, size
 

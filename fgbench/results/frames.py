@@ -12,13 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgbench.metrics.machine import MachineAccount
-from fgbench.metrics.memory import MemoryAccount
+from fgbench.metrics.accounts import MachineAccount, MemoryAccount
 from fgbench.metrics.metric import METRICS, OF_REQUESTS, Metric
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.summary import Summary
-from fgbench.results.figures import stored_summary
 from fgbench.results.run import (
     REQUESTS_FILE,
     TABLE_FILE,
@@ -27,6 +25,7 @@ from fgbench.results.run import (
     readable,
     run_folders,
     status_of,
+    stored_summary,
     trim_of,
 )
 from fgbench.results.writer import record_batches, record_schema

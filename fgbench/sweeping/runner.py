@@ -14,7 +14,7 @@ from typing import Any
 from fgbench.backends.backend import Backend, BackendError, Display
 from fgbench.benchmark import run_benchmark
 from fgbench.exit_codes import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
-from fgbench.metrics.machine import MachineAccount
+from fgbench.metrics.accounts import MachineAccount
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.slo import SLO, rejects_too_many
 from fgbench.metrics.summary import Summary

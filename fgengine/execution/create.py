@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 from fgengine.config import EngineConfig
 from fgengine.execution import memory
@@ -17,7 +19,6 @@ from fgengine.kv.fitting import step_bytes
 from fgengine.model.loader import load, pack_linears
 from fgengine.model.shape import ModelShape
 from fgengine.ops.select import ops_for
-from fgengine.progress import track
 
 
 def create_runner(
@@ -78,3 +79,20 @@ def create_runner(
         report("capturing CUDA graphs of decode steps; --eager does without")
         made.capture_graphs(config.max_batch_size, track=track("CUDA graphs"))
     return made
+
+
+T = TypeVar("T")
+
+
+def track(what: str) -> Callable[[Sequence[T]], Iterable[T]]:
+    """What goes over a sequence and draws how far it has come on standard error, if that is a terminal."""
+
+    def over(sequence: Sequence[T]) -> Iterable[T]:
+        if not sys.stderr.isatty():
+            return sequence
+        from rich.console import Console
+        from rich.progress import track as bar
+
+        return bar(sequence, description=what, console=Console(stderr=True), transient=True)
+
+    return over

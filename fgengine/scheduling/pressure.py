@@ -3,9 +3,9 @@
 A preemptive policy keeps starting requests, and each started one holds KV. Under a long overload both pools
 fill, and then each further start forces computed KV to be thrown away: soon more work is thrown away than
 done, and the queue never drains. And far above capacity all requests get a few tokens and none its last.
-So there is pressure while memory is nearly full, while thrown-away work is not made up for (``budget``), and
-while too much work is in requests that have not ended (``progress``). Under it the requests that have KV run
-in order of arrival, whatever the policy.
+So there is pressure while memory is nearly full, while thrown-away work is not made up for
+(``RecomputeBudget``), and while too much work is in requests that have not ended (``progress``). Under it the
+requests that have KV run in order of arrival, whatever the policy.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager
 from fgengine.plan import StepPlan
 from fgengine.request import Request
-from fgengine.scheduling.budget import RecomputeBudget
 from fgengine.scheduling.draft import Counters
 from fgengine.scheduling.policy import Policy, Priority
 from fgengine.scheduling.progress import WorkInProgress
 
+TOKENS_PER_THROWN = 25
+"""Computed tokens that pay for one that was thrown away: a share of 4%."""
 HOST_NEARLY_FULL = 0.2
 """Pressure begins when no more than this share of the host pool is available, and the device pool is full."""
 ENOUGH_FREE = 0.3
@@ -32,10 +33,36 @@ GROWTH_BLOCKS = 2
 """The device pool is full when no more blocks than this are free for each place in the batch."""
 DEVICE_NEARLY_FULL = 0.15
 """In small pools: when no more than this share of it is free."""
-
 Watched = Literal["nothing", "device", "both"]
 """The pools whose free blocks decide: both, the device pool where nothing is offloaded, and neither where no
 request is ever evicted, so that no work can be lost."""
+
+
+class RecomputeBudget:
+    """A debt of tokens: what is thrown away adds to it, and each computed token pays a share of one.
+
+    Where lengths are unknown, starting a request that fits now may cost another one its KV later. That is
+    mostly worth it, since it fills the batch; but only while the debt is paid is it done. In debt a request
+    starts only if all that have started could run to their longest.
+    """
+
+    def __init__(self) -> None:
+        self._unpaid = 0
+        """Tokens to compute until the debt is paid."""
+
+    @property
+    def in_debt(self) -> bool:
+        return self._unpaid > 0
+
+    def computed(self, tokens: int) -> None:
+        self._unpaid = max(0, self._unpaid - tokens)
+
+    def thrown_away(self, tokens: int) -> None:
+        self._unpaid += TOKENS_PER_THROWN * tokens
+
+    def steps_in_debt(self, tokens: int) -> int:
+        """Steps of so many tokens each until the debt is paid."""
+        return -(-self._unpaid // max(1, tokens))
 
 
 class Pressure:

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fgbench.metrics.memory import MemoryAccount
+from fgbench.metrics.accounts import MemoryAccount
 from fgbench.results.run import Run, find_runs, read_run
 
 DONE, CLIENT_LIMIT = 0, 4  # on a machine busy with other tests both are a good end
@@ -105,7 +105,7 @@ def test_a_killed_run_takes_its_server_along_and_keeps_its_requests(model: Path,
 @pytest.fixture
 def served(model: Path, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     from fgbench.backends.probe import wait_until_ready
-    from fgbench.backends.process import free_port
+    from fgbench.backends.started import free_port
 
     port = free_port()
     process = fgbench("serve", *server_options(model), "--policy", "fcfs", "--port", port)

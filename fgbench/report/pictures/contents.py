@@ -9,12 +9,12 @@ from statistics import fmean
 
 from fgbench.metrics.metric import OF_REQUESTS, metric_called
 from fgbench.metrics.record import STATES
-from fgbench.metrics.seeds import Estimate
+from fgbench.metrics.statistics import Estimate
 from fgbench.metrics.timeline import queue_lengths
-from fgbench.report.axis import CONCURRENCY
 from fgbench.report.comparison import Comparison, Point
 from fgbench.report.notes import marks, title
 from fgbench.report.objectives import TARGET, Objective
+from fgbench.report.pairing import CONCURRENCY
 from fgbench.report.pictures.picture import Bar, Bars, Line, Panel, Picture, is_wide, picked
 
 MOST_NAMED = 4

@@ -9,7 +9,7 @@ from fgbench.backends.attached import Attached
 from fgbench.backends.backend import BackendError
 from fgbench.backends.fastgen import FastGen
 from fgbench.backends.probe import ask_served, base_url, wait_until_ready
-from fgbench.backends.process import free_port
+from fgbench.backends.started import free_port
 from fgbench.spec.backend import policy_of
 from fgengine.config import EngineConfig
 

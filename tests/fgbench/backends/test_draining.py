@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from fgbench.backends import draining, probe
+from fgbench.backends import probe
 from fgbench.backends.attached import Attached
 from fgbench.backends.backend import BackendError
-from fgbench.backends.draining import ask_requests, wait_until_idle
-from fgbench.backends.probe import SilentServer
-from fgbench.backends.process import free_port
+from fgbench.backends.probe import SilentServer, ask_requests, wait_until_idle
+from fgbench.backends.started import free_port
 
 
 def ours(running: int, waiting: int = 0, swapped: int = 0) -> dict[str, int]:
@@ -23,7 +22,7 @@ def ours(running: int, waiting: int = 0, swapped: int = 0) -> dict[str, int]:
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draining, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(probe, "POLL_SECONDS", 0.001)
 
 
 def test_requests_at_a_server(fake_server: Any) -> None:
@@ -58,14 +57,14 @@ def test_a_server_too_busy_to_say_is_asked_again(fake_server: Any, monkeypatch: 
 
 
 def test_it_says_that_it_waits_and_for_how_many(fake_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draining, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "QUIET_SECONDS", 0.0)
     left = iter([(16, 8), (9, 0), (1, 0), (0, 0)])
     fake_server.vllm = lambda: next(left)
     said: list[str] = []
     wait_until_idle(fake_server.url, timeout=60.0, report=said.append)
     assert said == [f"waiting for 24 requests at {fake_server.url} to end, at most 60 s"]
     fake_server.vllm = lambda: (1, 0)
-    monkeypatch.setattr(draining, "SAY_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "SAY_SECONDS", 0.0)
     said.clear()
     with pytest.raises(BackendError, match=r"still has 1 request after 0\.5 s"):
         wait_until_idle(fake_server.url, timeout=0.5, report=said.append)

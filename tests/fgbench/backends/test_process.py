@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from fgbench.backends.process import STOP_STEPS, ServerProcess, free_port
+from fgbench.backends.started import STOP_STEPS, ServerProcess, free_port
 
 STUBBORN = """
 import signal, subprocess, sys, time
@@ -60,7 +60,7 @@ def test_it_is_asked_first(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_hears_what_its_starter_ignores(tmp_path, monkeypatch, number):
     """SIGINT is ignored from the start in a job that a script puts into the background."""
-    monkeypatch.setattr("fgbench.backends.process.STOP_STEPS", [(number, 10.0), (signal.SIGKILL, 10.0)])
+    monkeypatch.setattr("fgbench.backends.started.STOP_STEPS", [(number, 10.0), (signal.SIGKILL, 10.0)])
     before = signal.signal(number, signal.SIG_IGN)
     try:
         process = ServerProcess(
@@ -74,7 +74,7 @@ def test_it_hears_what_its_starter_ignores(tmp_path, monkeypatch, number):
 
 
 def test_the_stubborn_are_killed_with_their_children(tmp_path, monkeypatch):
-    monkeypatch.setattr("fgbench.backends.process.STOP_STEPS", [(number, 0.3) for number, _ in STOP_STEPS])
+    monkeypatch.setattr("fgbench.backends.started.STOP_STEPS", [(number, 0.3) for number, _ in STOP_STEPS])
     process = ServerProcess(python(STUBBORN), tmp_path / "log")
     wait_for(lambda: "child" in process.tail())
     child = int(process.tail().split()[1])
@@ -96,7 +96,7 @@ def test_a_child_that_outlives_its_server_is_killed_too(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_when_whoever_started_it_is_killed(tmp_path, number):
     starter = (
-        "import sys, time; from pathlib import Path; from fgbench.backends.process import ServerProcess\n"
+        "import sys, time; from pathlib import Path; from fgbench.backends.started import ServerProcess\n"
         "sleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
         f"p = ServerProcess(sleep, Path({str(tmp_path / 'log')!r}))\n"
         "print(p.pid, flush=True); time.sleep(60)"

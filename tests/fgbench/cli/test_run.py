@@ -15,7 +15,7 @@ from fgbench.backends.attached import Attached
 from fgbench.backends.named import backend_of
 from fgbench.benchmark import run_benchmark
 from fgbench.cli.main import app
-from fgbench.metrics.machine import MachineAccount
+from fgbench.metrics.accounts import MachineAccount
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.results.run import find_runs, read_run

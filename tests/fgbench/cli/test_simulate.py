@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fgbench.cli.main import app
 from fgbench.cli.simulate import _config_of
-from fgbench.metrics.memory import MemoryAccount
+from fgbench.metrics.accounts import MemoryAccount
 from fgbench.results.run import find_runs, read_run
 from fgbench.units import percent
 from fgbench.workload.build import build_workload

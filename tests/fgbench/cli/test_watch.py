@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fgbench.backends.process import free_port
+from fgbench.backends.started import free_port
 from fgbench.cli.main import app
 from fgbench.live import watching
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fgbench.metrics.breakdown import Breakdown
+from fgbench.metrics.accounts import Breakdown
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 

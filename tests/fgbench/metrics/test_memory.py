@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fgbench.metrics.memory import MemoryAccount
+from fgbench.metrics.accounts import MemoryAccount
 
 BEFORE = {"uptime_seconds": 20.0, "pressure_seconds": 1.0, "copy_wait_seconds": 0.5, "finished": 4}
 AFTER = {"uptime_seconds": 140.0, "pressure_seconds": 99.0, "copy_wait_seconds": 54.5, "finished": 90}

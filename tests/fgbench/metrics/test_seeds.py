@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fgbench.metrics.seeds import (
+from fgbench.metrics.statistics import (
     MIN_SEEDS,
     RESAMPLES,
     Estimate,

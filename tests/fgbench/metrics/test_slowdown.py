@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from fgbench.metrics.latency import slowdown, slowdowns
 from fgbench.metrics.record import RequestRecord
-from fgbench.metrics.slowdown import jain_index, slowdown, slowdowns
+from fgbench.metrics.statistics import jain_index
 from fgengine.cost import CostModel
 
 COST = CostModel(step=0.1, prefill_token=0.01)

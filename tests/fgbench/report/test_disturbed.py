@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from fgbench.metrics.machine import MachineAccount
+from fgbench.metrics.accounts import MachineAccount
 from fgbench.report.compare_table import comparison_tables
 from fgbench.report.comparison import Comparison, compare
 from fgbench.report.comparison_data import comparison_json, comparison_rows
@@ -18,9 +18,8 @@ from fgbench.report.comparison_markdown import comparison_markdown
 from fgbench.report.overview import overview
 from fgbench.report.pictures.contents import pictures_of
 from fgbench.report.tables import run_table
-from fgbench.results.figures import summary_of
 from fgbench.results.files import write_json
-from fgbench.results.run import Run
+from fgbench.results.run import Run, summary_of
 
 BUSY = MachineAccount(100.0, 0.93, 1.02, 0.95, 0.05, 0.04, 2600.0, (("make", 0.9),), True)
 QUIET = replace(BUSY, other_cores=0.02, peak_cores=0.3, programs=(), busy=False, stolen_cores=0.0)

@@ -5,7 +5,7 @@ import math
 
 from rich.console import Console
 
-from fgbench.metrics.memory import MemoryAccount
+from fgbench.metrics.accounts import MemoryAccount
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.report.tables import summary_table

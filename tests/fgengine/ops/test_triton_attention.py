@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from fgengine.ops.batch import RaggedBatch
 from fgengine.ops.reference import TorchOps
 from fgengine.ops.triton import decode_attention
-from fgengine.ops.triton.attention import fits
 from fgengine.ops.triton.decode_attention import MAX_SPLITS, MIN_SPLIT, num_splits
 from fgengine.ops.triton.gpu import GPU
-from fgengine.ops.triton.ops import TritonOps
+from fgengine.ops.triton.ops import TritonOps, fits
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3}

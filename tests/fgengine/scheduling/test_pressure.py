@@ -10,9 +10,8 @@ import pytest
 
 from fgengine.engine import Engine
 from fgengine.request import Request, SamplingParams
-from fgengine.scheduling.budget import TOKENS_PER_THROWN, RecomputeBudget
 from fgengine.scheduling.policy import policy_names
-from fgengine.scheduling.pressure import peak_blocks
+from fgengine.scheduling.pressure import TOKENS_PER_THROWN, RecomputeBudget, peak_blocks
 
 Build = Callable[..., Engine]
 MODES = ["none", "reactive", "proactive", "blocking", "recompute", "auto"]
