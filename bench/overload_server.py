@@ -33,11 +33,11 @@ from fgbench.backends.started import ServerProcess, free_port
 from fgbench.client.endpoints import endpoint_called
 from fgbench.client.load import Target, run_async, run_load
 from fgbench.metrics.record import RequestRecord
-from fgbench.units import number, percent, seconds, times
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Synthetic
 from fgbench.workload.lengths import parse_lengths
 from fgbench.workload.spec import RequestSpec
+from fgengine.units import number, percent, seconds, times
 
 BASELINE = "fcfs"
 READY_SECONDS = 1800.0

@@ -149,12 +149,9 @@ def judge(predictor: Learned, examples: Sequence[Example], trained_on: int) -> Q
 
 def encoder_of(folder: Path) -> Encoder:
     """By the tokenizer.json in a model's folder, without special tokens. Raises ValueError without one."""
-    from tokenizers import Tokenizer
+    from fgengine.text import open_tokenizer
 
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no tokenizer.json")
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = open_tokenizer(folder)
 
     def encoder(texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]

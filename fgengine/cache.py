@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fgengine.files import replacing
+
 
 def cache_folder() -> Path:
     """FGBENCH_CACHE, or the user's cache folder."""
@@ -40,15 +42,10 @@ def is_whole(path: Path) -> bool:
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replaces the file in one step, once the new content is on disk. Raises OSError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

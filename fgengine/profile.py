@@ -207,17 +207,18 @@ def file_name(model: str, device: str, dtype: str) -> str:
     return "-".join(_slug(part) for part in (Path(model).name, device, dtype)) + ".json"
 
 
-def profiles_in(folder: Path, model: str) -> list[Path]:
+def profiles_in(folder: Path, model: str) -> list[Profile]:
     """The usable profiles of ``model`` in ``folder``: one for each device and dtype it was measured on."""
-    return [path for path in sorted(folder.glob(f"{_slug(Path(model).name)}-*.json")) if _is_of(path, model)]
+    files = sorted(folder.glob(f"{_slug(Path(model).name)}-*.json"))
+    return [profile for file in files if (profile := _loaded(file)) is not None and profile.model == model]
 
 
-def _is_of(path: Path, model: str) -> bool:
-    """False also for a damaged file: whoever wants to use it will say what is wrong with it."""
+def _loaded(path: Path) -> Profile | None:
+    """None for a damaged file: an engine that comes to use it says what is wrong with it."""
     try:
-        return Profile.load(path).model == model
+        return Profile.load(path)
     except ValueError:
-        return False
+        return None
 
 
 def _slug(text: str) -> str:

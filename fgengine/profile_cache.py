@@ -101,9 +101,10 @@ def times_predicted(profile: Profile, runner: ProfiledRunner) -> float | None:
     return median(point.seconds / profile.cost.step_seconds(point.shape) for point in points)
 
 
-def profiles_of(model: str) -> list[Path]:
-    """The kept profiles of a model, for any device."""
-    return profiles_in(profiles_folder(), model)
+def newest_profile(model: str) -> Profile | None:
+    """The kept profile of a model that was measured last, on any device; None where there is none."""
+    profiles = profiles_in(profiles_folder(), model)
+    return max(profiles, key=lambda profile: profile.measured, default=None)
 
 
 def profiles_folder() -> Path:

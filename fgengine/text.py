@@ -21,6 +21,17 @@ class TextError(ValueError):
     """A tokenizer that cannot be used, or a chat its template refuses; the message is one sentence."""
 
 
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """By the ``tokenizer.json`` in a model's folder. Raises TextError where none can be read."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise TextError(f"there is no tokenizer.json in {folder}")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise TextError(f"{path} cannot be read: {error}") from error
+
+
 class TextCodec:
     """One model's tokenizer and chat template."""
 
@@ -42,13 +53,7 @@ class TextCodec:
         Raises:
             TextError: there is no ``tokenizer.json``, or it cannot be read.
         """
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise TextError(f"there is no tokenizer.json in {folder}")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise TextError(f"{path} cannot be read: {error}") from error
+        tokenizer = open_tokenizer(folder)
         try:
             return cls(tokenizer, ChatTemplate.load(folder))
         except TextError as error:

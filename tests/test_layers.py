@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "fgengine": (
-        (*("settings", "config", "request", "clock", "cache", "machine_load", "progress"),),
+        (*("settings", "config", "request", "clock", "files", "cache", "machine_load", "units"),),
         (
             *("model.shape", "model.hf_config", "model.catalog", "model.fetch", "model.store"),
             *("model.dummy_tokenizer", "model.gguf_convert"),
@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server", ""),
     ),
     "fgbench": (
-        ("units", "exit_codes", "metrics"),
+        ("exit_codes", "metrics"),
         ("workload",),
         ("spec",),
         ("results", "verdict", "machine", "training"),

@@ -7,7 +7,6 @@ import statistics
 import time as clock
 from typing import Any
 
-from fgbench.units import seconds
 from fgengine.clock import WallClock
 from fgengine.engine import Engine
 from fgengine.execution.runner import TorchRunner
@@ -16,6 +15,7 @@ from fgengine.request import SamplingParams
 from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy
 from fgengine.scheduling.scheduler import Scheduler
+from fgengine.units import seconds
 from gpu.budget import Allowance
 from gpu.profiling import busy_seconds, spans_of
 from gpu.report import Columns, Findings, Target

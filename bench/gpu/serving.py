@@ -17,10 +17,10 @@ from fgbench.metrics.summary import Summary
 from fgbench.results.run import find_runs, read_info
 from fgbench.sweeping.estimate import capacity, sampled_lengths
 from fgbench.sweeping.folder import find_sweeps
-from fgbench.units import number, seconds, size
 from fgbench.workload.load import load_dataset
 from fgengine.cost import CostModel
 from fgengine.profile import Profile
+from fgengine.units import number, seconds, size
 from gpu.budget import Allowance
 from gpu.report import Columns, Findings
 from gpu.setting import Setting

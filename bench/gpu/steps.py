@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fgbench.units import seconds
 from fgengine.execution.runner import TorchRunner
+from fgengine.units import seconds
 from gpu.budget import Allowance
 from gpu.profiling import breakdown, lines_of
 from gpu.report import Columns, Findings, Target

@@ -8,9 +8,9 @@ import time as clock
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from fgbench.units import seconds
 from fgengine.execution.runner import TorchRunner
 from fgengine.kv.transfer import Direction, Transfer
+from fgengine.units import seconds
 from gpu.budget import Allowance
 from gpu.report import Columns, Findings, Target
 from gpu.setting import Setting

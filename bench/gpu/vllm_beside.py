@@ -15,9 +15,9 @@ from fgbench.backends.backend import BackendError
 from fgbench.backends.probe import wait_until_ready
 from fgbench.backends.started import ServerProcess, free_port
 from fgbench.results.run import find_runs
-from fgbench.units import number, seconds
 from fgengine.model.catalog import shape_of
 from fgengine.model.store import tokenizer_folder
+from fgengine.units import number, seconds
 from gpu.budget import Allowance
 from gpu.report import Columns, Findings
 from gpu.serving import BATCH_SIZE, DRAIN_SECONDS, STOP_SECONDS, row_of, run_within

@@ -170,17 +170,17 @@ def find_profile(config: EngineConfig) -> Profile:
     Raises:
         ValueError: there is none.
     """
-    from fgengine.profile_cache import profiles_of
+    from fgengine.profile_cache import newest_profile
 
     if config.profile is not None:
         return Profile.load(config.profile)
-    profiles = [Profile.load(path) for path in profiles_of(config.model)]
-    if not profiles:
+    newest = newest_profile(config.model)
+    if newest is None:
         raise ValueError(
             f"a simulation takes step times from a profile, and there is none of {config.model} here: "
             "measure one with 'fgbench profile', or give one with --profile"
         )
-    return max(profiles, key=lambda profile: profile.measured)
+    return newest
 
 
 @cache

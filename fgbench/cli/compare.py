@@ -130,9 +130,7 @@ def compare(
             folder = (out or results / "compare") / name
             write_pictures(drawn, folder)
             names_drawn = ", ".join(picture.name for picture in drawn)
-            console.print(
-                f"pictures (PNG and PDF) in {folder}: {names_drawn}", soft_wrap=True, highlight=False
-            )
+            say(f"pictures (PNG and PDF) in {folder}: {names_drawn}")
     if not any(comparison.runs > 1 for comparison in comparisons):
         say("Nothing to compare: no two of these runs are on the same workload.", "red")
         raise typer.Exit(2)

@@ -89,7 +89,7 @@ def pull_dataset(
         if source is not None:
             raise ValueError("sharegpt is downloaded; a file of yours is read by --dataset FILE")
         with console.status("Pulling sharegpt"):
-            path = pull_sharegpt(lambda line: console.print(line, markup=False))
+            path = pull_sharegpt(lambda line: say(console, line))
         say(console, f"sharegpt is in {path}")
         return
     if name not in BY_HAND:
@@ -159,10 +159,10 @@ def show(
 def _print_look(found: Look, times: Timing | None, console: Console) -> None:
     console.print(f"[bold]{found.name}[/]: {_counts(found)}", highlight=False)
     if times is not None and times.rate is not None:
-        console.print(
+        say(
+            console,
             f"over {times.seconds:,.0f} s: {times.rate:.3g} requests/s on average, the gaps' coefficient of "
             f"variation {times.cv:.2f} (1 for Poisson)",
-            highlight=False,
         )
     if found.prompts:
         console.print(_quantiles(found))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fgbench.cli.printing import say
 from fgbench.sweeping.estimate import capacity
 
 if TYPE_CHECKING:
@@ -80,23 +81,23 @@ def demo(
     weights = ["--use-dummy-weights"] if use_dummy_weights else []
     _headline(console, f"1. {model}")
     if use_dummy_weights:
-        console.print("random weights: nothing to pull")
+        say(console, "random weights: nothing to pull")
     else:
         _verb("models", "pull", model)
     _headline(console, "2. How fast is it here? A quick profile")
     _verb("profile", "--quick", "--patience", "20", "--even-if-busy", "--model", model, *weights)
     dataset = load_dataset("sharegpt-lengths")
     plan = make_plan(_cost_of(model), sampled_lengths(dataset, seed), minutes * 60.0)
-    console.print(
+    say(
+        console,
         f"With batches of {BATCH_SIZE} this machine should serve about {plan.capacity:.2f} requests/s: "
         f"{plan.num_prompts} requests are sent at {plan.rates[0]:g}/s and at {plan.rates[1]:g}/s.",
-        highlight=False,
     )
     _headline(console, f"3. The load: {len(LOADS) * len(POLICIES)} runs, about {minutes:g} minutes")
     try:
         runs = _measure(model, use_dummy_weights, plan, dataset, seed, results, console)
     except BackendError as error:
-        console.print(str(error), style="bold red", markup=False, highlight=False)
+        say(console, str(error), "bold red")
         raise typer.Exit(1) from error
     _headline(console, "4. Side by side")
     _verb("compare", *map(str, runs), "--baseline", f"fastgen-{POLICIES[0]}", "--results", str(results))
@@ -127,7 +128,7 @@ def _measure(
             load = Load(rate=rate, num_prompts=plan.num_prompts, seed=seed)
             run = run_benchmark(FastGen(config), dataset, load, results=results, display=display_for(console))
             if run.status != "complete":
-                console.print(f"The run in {run.path} is {run.status}; it is kept.", style="bold red")
+                say(console, f"The run in {run.path} is {run.status}; it is kept.", "bold red")
                 raise typer.Exit(130 if run.status == "interrupted" else 1)
             folders.append(run.path)
     return folders
@@ -135,10 +136,14 @@ def _measure(
 
 def _cost_of(model: str) -> CostModel:
     """The newest profile of the model: the one made a moment ago."""
-    from fgengine.profile import Profile
-    from fgengine.profile_cache import profiles_of
+    from fgengine.profile_cache import newest_profile
 
-    return Profile.load(max(profiles_of(model), key=lambda path: path.stat().st_mtime)).cost
+    profile = newest_profile(model)
+    if profile is None:
+        raise ValueError(
+            "the profile could not be kept in the cache: set FGBENCH_CACHE to a folder to write to"
+        )
+    return profile.cost
 
 
 def _verb(*arguments: str) -> None:

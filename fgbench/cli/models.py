@@ -27,10 +27,11 @@ def list_models() -> None:
 
     console = Console()
     console.print(_table())
-    console.print(
+    say(
+        console,
         "Lengths in tokens, KV in bfloat16. A shape runs with --use-dummy-weights, without any download; "
         "`fgbench models pull` asks the Hugging Face hub for its weights. "
-        "The path of a Hugging Face folder works wherever a name does."
+        "The path of a Hugging Face folder works wherever a name does.",
     )
 
 
@@ -46,7 +47,7 @@ def pull_model(name: Annotated[str, typer.Argument(help="A name from `fgbench mo
 
     console = Console()
     with console.status(f"Pulling {name}"):
-        folder = pull(name, lambda line: console.print(line, markup=False))
+        folder = pull(name, lambda line: say(console, line))
     say(console, f"{name} is in {folder}")
 
 

@@ -70,7 +70,7 @@ def train_predictor(
             raise ValueError("no conversation of a usable length is left to learn from")
         training.train(predictor, examples, bar("learning"))
     predictor.save()
-    console.print(f"learned {len(examples):,} answers of {len(records):,} conversations", highlight=False)
+    say(console, f"learned {len(examples):,} answers of {len(records):,} conversations")
     say(console, f"kept in {predictor.path}")
 
 
@@ -109,15 +109,14 @@ def evaluate(
         typer.echo(json.dumps({by: quality.to_dict() for by, quality in found.items()}, indent=2))
         return
     for by, quality in found.items():
-        console.print(
+        say(
+            console,
             f"unseen {by}: learned {quality.trained_on:,} answers of {train:,} records or fewer, judged on "
             f"{quality.judged_on:,}\n"
             f"  Spearman on log length   {quality.spearman:.3f}\n"
             f"  pairs in the right order {quality.pairwise_order:.3f}\n"
             f"  half are off by less than a factor of {quality.median_factor:.2f}\n"
             f"  one prediction takes     {quality.prediction_seconds * 1e6:.0f} us",
-            highlight=False,
-            soft_wrap=True,
         )
 
 
@@ -135,11 +134,10 @@ def show(model: Model = "smollm2-135m") -> None:
     if not path.exists():
         raise ValueError(f"nothing is kept for {model}: 'fgbench predictor train' makes it")
     predictor = Learned.load(path, model)
-    Console().print(
+    say(
+        Console(),
         f"{path}\nlearned {predictor.num_learned:,} answers; "
         f"typical error of the log length (sigma) {predictor.sigma:.2f}",
-        soft_wrap=True,
-        highlight=False,
     )
 
 
@@ -156,7 +154,7 @@ def _pairs(path: Path | None, console: Console) -> list[TextPair]:
     if path is None:
         from fgbench.workload.kept import pull_sharegpt
 
-        path = pull_sharegpt(lambda line: console.print(line, markup=False))
+        path = pull_sharegpt(lambda line: say(console, line))
     if not path.is_file():
         raise ValueError(f"--dataset-path: there is no file {path}")
     with console.status(f"reading {path.name}"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgbench.cli import printing
+from fgbench.cli.printing import say
 from fgengine.config import Device, Dtype, EngineConfig
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def profile(
 
     console = Console()
 
-    def say(line: str) -> None:
-        printing.say(console, line)
+    def report(line: str) -> None:
+        say(console, line)
 
     on_gpu = pick_device(device).type == "cuda"
     grid = profile_grid.QUICK if quick else profile_grid.GPU if on_gpu else profile_grid.FULL
@@ -79,25 +79,26 @@ def profile(
         runner = _create_runner(config, console)
     path = out or profile_cache.default_path(model, runner)
     try:
-        with profile_cache.one_at_a_time(say):
+        with profile_cache.one_at_a_time(report):
             _await_quiet(patience, even_if_busy, console)
             measured = _measure(model, runner, grid, console)
             busy = measured.conditions is not None and measured.conditions.busy
-            written = (not busy or even_if_busy) and _write(measured, out, path, say)
+            written = (not busy or even_if_busy) and _write(measured, out, path, report)
     finally:
         runner.close()
     console.print(held_out_table(measured))
     _print_verdict(measured, runner, console)
     if busy and not even_if_busy:
         assert measured.conditions is not None
-        console.print(
+        say(
+            console,
             f"other programs took {measured.conditions.other_cores:.2f} cores meanwhile, so this is not the "
             "machine's own speed and nothing was written; stop them, or use --even-if-busy",
-            style="bold red",
+            "bold red",
         )
         raise typer.Exit(1)
     if written:
-        say(f"written: {path}")
+        report(f"written: {path}")
 
 
 def _await_quiet(patience: float, even_if_busy: bool, console: Console) -> None:
@@ -109,12 +110,13 @@ def _await_quiet(patience: float, even_if_busy: bool, console: Console) -> None:
     if not load.is_busy:
         return
     if not even_if_busy:
-        console.print(
+        say(
+            console,
             f"{load.describe()}: a profile measured now would be wrong; stop them, or use --even-if-busy",
-            style="bold red",
+            "bold red",
         )
         raise typer.Exit(1)
-    console.print(f"{load.describe()}: the profile will say so", style="yellow")
+    say(console, f"{load.describe()}: the profile will say so", "yellow")
 
 
 def _write(profile: Profile, out: Path | None, path: Path, say: Callable[[str], None]) -> bool:
@@ -135,8 +137,9 @@ def _create_runner(config: EngineConfig, console: Console) -> TorchRunner:
     shape = catalog.shape_of(config.model)
     folder = None if config.use_dummy_weights else store.folder_of(config.model)
     if folder is None and not config.use_dummy_weights:
-        console.print(
-            f"the weights of {config.model} are not here: measuring with random ones, at the same speed"
+        say(
+            console,
+            f"the weights of {config.model} are not here: measuring with random ones, at the same speed",
         )
     return create_runner(config, shape, folder)
 
@@ -170,7 +173,7 @@ def describe(point: Point) -> str:
 def held_out_table(profile: Profile) -> Table:
     from rich.table import Table
 
-    from fgbench.units import seconds
+    from fgengine.units import seconds
 
     table = Table(title="points kept from the fit", title_justify="left")
     table.add_column("step")
@@ -187,22 +190,24 @@ def held_out_table(profile: Profile) -> Table:
 
 
 def _print_verdict(profile: Profile, runner: TorchRunner, console: Console) -> None:
-    from fgbench.units import seconds, size
     from fgengine.physics import TOLERANCE
+    from fgengine.units import seconds, size
 
     closest, times = profile.closest_to_floor(runner.shape)
     cost = profile.cost
-    printing.say(console, f"{profile.model} on {profile.device}, {profile.dtype}")
+    say(console, f"{profile.model} on {profile.device}, {profile.dtype}")
     poor = " (poor: take its predictions as rough)" if profile.median_error > POOR_FIT else ""
-    console.print(f"median error on held-out points: {profile.median_error:.0%}{poor}")
-    console.print(
+    say(console, f"median error on held-out points: {profile.median_error:.0%}{poor}")
+    say(
+        console,
         f"shortest iteration {seconds(cost.min_iteration_seconds)}; prompts of 64, 256, 1024 tokens: "
         + ", ".join(seconds(cost.prefill_seconds(n)) for n in (64, 256, 1024))
-        + f"; KV copies {size(cost.copy_bytes_per_second)}/s"
+        + f"; KV copies {size(cost.copy_bytes_per_second)}/s",
     )
     slack = "" if times >= 1.0 else f", within the tolerance of {TOLERANCE}"
-    console.print(
+    say(
+        console,
         f"physics: {size(profile.ceilings.bytes_per_second)}/s read and "
         f"{profile.ceilings.flops_per_second / 1e12:.3g} TFLOP/s measured here; no step beats them: "
-        f"the closest, {describe(closest)}, takes {times:.2g} x its floor{slack}"
+        f"the closest, {describe(closest)}, takes {times:.2g} x its floor{slack}",
     )

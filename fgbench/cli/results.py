@@ -138,7 +138,7 @@ def remove_runs(
         raise typer.Exit(1)
     for folder in folders:
         remove(folder)
-    console.print(f"Removed {len(folders)}.", highlight=False)
+    say(console, f"Removed {len(folders)}.")
 
 
 @app.command("sql")
@@ -191,8 +191,8 @@ def _show_schema(database: Database, as_json: bool) -> None:
         (count,) = database.ask(f"SELECT count(*) FROM {table}").rows[0]
         console.print(f"[bold]{table}[/], {count:,} rows", highlight=False)
         listed = ", ".join(f"{name} {kind}" for name, kind in columns)
-        console.print(f"  {listed}", highlight=False, markup=False)
-    console.print("For example:", highlight=False)
+        say(console, f"  {listed}")
+    say(console, "For example:")
     say(console, f'  fgbench results sql "{EXAMPLE}"')
 
 

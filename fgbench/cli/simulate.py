@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgbench.cli.flags import ConfigFile, given, takes_options
+from fgbench.cli.printing import say
 from fgbench.cli.run import measure
 from fgbench.spec.backend import SIMULATED, BackendSpec
 from fgbench.spec.files import options_of
@@ -114,18 +115,17 @@ def _replay(folder: Path, asked: EngineConfig, as_json: bool, console: Console) 
         print(json.dumps(fidelity_json(run, plain, speed, at_speed), indent=2, allow_nan=False))
         return
     console.print(fidelity_table(f"{run.path.name}, {len(run.records)} requests", plain))
-    console.print(f"step times of {profile.device}, {profile.dtype}", highlight=False)
+    say(console, f"step times of {profile.device}, {profile.dtype}")
     if speed is not None:
-        console.print(
+        say(
+            console,
             f"The server's steps took {speed.whole:.3f} times what the profile says of the same steps "
             f"({speed.model:.3f} times while computing, the rest in its loop). Near capacity a small "
             "difference in speed becomes a large one in waiting. At that speed:",
-            soft_wrap=True,
-            highlight=False,
         )
         console.print(fidelity_table("simulated at the run's own speed", at_speed))
     if not run.complete:
-        console.print("The run is not complete: what had not ended is missing on both sides.", style="yellow")
+        say(console, "The run is not complete: what had not ended is missing on both sides.", "yellow")
 
 
 def _config_of(info: dict[str, Any], folder: Path) -> EngineConfig:

@@ -172,7 +172,7 @@ def _measure(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Co
         console.print(results_table(results))
         for result in results:
             if result.verdict.sentence:
-                console.print(f"{result.point}: {result.verdict.sentence}", style="bold red", markup=False)
+                say(console, f"{result.point}: {result.verdict.sentence}", "bold red")
         return worst([result.verdict.code for result in results])
     slo, found = parse_slo(sweep.slo or ""), dict[str, Found]()
     for label in prepared.backends:

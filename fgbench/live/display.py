@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fgbench.backends.backend import Display, Progress
 from fgbench.backends.probe import read_stats
 from fgbench.client.state import LoadState
-from fgbench.units import clock
+from fgengine.units import clock
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

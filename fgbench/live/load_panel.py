@@ -9,8 +9,8 @@ from rich.text import Text
 from fgbench.client.state import LIVE, RECENT_SECONDS, LoadState
 from fgbench.live.layout import Lines, Series, bar, clean, figure, flow, trend
 from fgbench.live.meter import Meter
-from fgbench.live.server_panel import brief, clock
-from fgbench.units import number, seconds
+from fgbench.live.server_panel import brief
+from fgengine.units import clock, number, seconds
 
 COLUMN, LABEL = 11, 12
 """Widths."""

@@ -7,7 +7,7 @@ from rich.text import Text
 from fgbench.live.layout import bar, clean, figure, flow, gauge, rule, trend
 from fgbench.live.meter import Meter
 from fgbench.live.stats import LevelCount, Pool, Snapshot
-from fgbench.units import number, percent, seconds, size
+from fgengine.units import clock, number, percent, seconds, size
 
 FEWEST_LEVELS = 4
 """Shown even when the deeper ones are empty."""
@@ -18,12 +18,6 @@ LAST_MINUTE = 55.0
 """Seconds from which on a look back is called a minute: looks are not taken to the second."""
 NOTABLE_WAIT = 0.1
 """Share of time that the device idles for copies, from which on the figure is coloured."""
-
-
-def clock(spent: float) -> str:
-    minutes, rest = divmod(int(spent), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def name_of(snapshot: Snapshot) -> str:

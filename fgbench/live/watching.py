@@ -12,8 +12,8 @@ from rich.text import Text
 from fgbench.backends.probe import NotReady, SilentServer, StatsError, read_metrics, read_stats
 from fgbench.live.layout import Lines, clean, rule
 from fgbench.live.meter import Meter
-from fgbench.live.server_panel import clock, counts, gauges, level_lines, name_of, pressure_line, trends
-from fgbench.units import number, percent, seconds, size
+from fgbench.live.server_panel import counts, gauges, level_lines, name_of, pressure_line, trends
+from fgengine.units import clock, number, percent, seconds, size
 
 PATIENCE_SECONDS = 15.0
 """How long a server that was there may be silent: a long step lets nobody in between."""

@@ -76,7 +76,7 @@ def cost_models(profile: Path | None, say: Say) -> Callable[[str], CostModel | N
         ValueError: ``profile`` is no usable profile.
     """
     from fgengine.profile import Profile
-    from fgengine.profile_cache import profiles_of
+    from fgengine.profile_cache import newest_profile
 
     given = Profile.load(profile) if profile else None
 
@@ -87,11 +87,10 @@ def cost_models(profile: Path | None, say: Say) -> Callable[[str], CostModel | N
                 say(f"No slowdowns of {model}: {profile} is the profile of {given.model}.")
                 return None
             return given.cost
-        cached = [Profile.load(path) for path in profiles_of(model)]
-        if not cached:
+        newest = newest_profile(model)
+        if newest is None:
             say(f"No slowdowns: there is no profile of {model}: 'fgbench profile' makes one.")
             return None
-        newest = max(cached, key=lambda each: each.measured)
         say(f"Slowdowns are relative to {model} alone on {newest.device} in {newest.dtype}, by its profile.")
         return newest.cost
 

@@ -25,7 +25,7 @@ from fgbench.report.quantities import (
     THROUGHPUTS,
     Quantity,
 )
-from fgbench.units import number, span, times
+from fgengine.units import number, span, times
 
 if TYPE_CHECKING:
     from rich.console import Group

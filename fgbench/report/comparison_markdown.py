@@ -8,7 +8,7 @@ from fgbench.report.comparison import Comparison, Point
 from fgbench.report.notes import VERDICT_MARKS, marks, notes, title
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.quantities import HEADLINES, IN_THE_SERVER, LATENCIES, OUTCOMES, SLOWDOWNS, Quantity
-from fgbench.units import number, span, times
+from fgengine.units import number, span, times
 
 TAILS = tuple(quantity for quantity in LATENCIES if quantity.statistic == "p95")[:3]
 FIGURES = (*HEADLINES, *TAILS, *OUTCOMES)

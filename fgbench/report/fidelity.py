@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import Summary, summarize
-from fgbench.units import number, seconds
 from fgbench.workload.spec import RequestSpec
 from fgengine.cost import CostModel
+from fgengine.units import number, seconds
 from fgengine.work import Work
 
 if TYPE_CHECKING:

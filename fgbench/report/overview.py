@@ -11,8 +11,8 @@ from fgbench.metrics.accounts import MachineAccount
 from fgbench.metrics.summary import Summary
 from fgbench.report.tables import load_in_words
 from fgbench.results.run import find_runs, is_being_written, read_info, readable, stored_summary
-from fgbench.units import number, seconds
 from fgbench.verdict import client_was_the_limit
+from fgengine.units import number, seconds
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Any
 
 from fgbench.results.run import Run
-from fgbench.units import number
+from fgengine.units import number
 
 _PER_RUN = ("rate", "seed", "fingerprint", "prompts_fingerprint", "prompt_tokens", "output_tokens")
 """Keys of a run's workload that differ by rate and seed."""

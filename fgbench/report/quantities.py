@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fgbench.metrics.metric import METRICS, Section, Unit
-from fgbench.units import number, percent, seconds, size
+from fgengine.units import number, percent, seconds, size
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.accounts import MachineAccount, MemoryAccount
 from fgbench.metrics.metric import METRICS, metric_called
-from fgbench.units import number, percent, seconds, size
+from fgengine.units import number, percent, seconds, size
 
 if TYPE_CHECKING:
     from rich.console import Group

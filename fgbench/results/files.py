@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from fgengine.files import replacing
 
 
 def fresh_folder(root: Path, *parts: str) -> Path:
@@ -30,9 +31,8 @@ def fresh_folder(root: Path, *parts: str) -> Path:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """A reader sees the old file or the new one, never half of one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def now() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from fgbench.results.run import (
     VERSION,
 )
 from fgbench.spec.files import write_options
+from fgengine.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -154,11 +154,9 @@ def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
     """requests.parquet."""
     import pyarrow.parquet as pq
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with pq.ParquetWriter(partial, record_schema()) as table:
+    with replacing(path) as partial, pq.ParquetWriter(partial, record_schema()) as table:
         for batch in record_batches(records):
             table.write_batch(batch)
-    os.replace(partial, path)
 
 
 def _make_folder(root: Path, info: dict[str, Any]) -> Path:

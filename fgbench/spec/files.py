@@ -9,6 +9,7 @@ from typing import Any
 
 import tomli_w
 
+from fgengine.files import replacing
 from fgengine.settings import described
 
 if sys.version_info >= (3, 11):
@@ -38,7 +39,8 @@ def read_options(path: Path) -> dict[str, Any]:
 
 def write_options(path: Path, options: Mapping[str, Any]) -> None:
     """Options that are None are left out: their defaults are."""
-    path.write_bytes(tomli_w.dumps(toml(options)).encode())
+    with replacing(path) as partial:
+        partial.write_bytes(tomli_w.dumps(toml(options)).encode())
 
 
 def toml(options: Mapping[str, Any]) -> dict[str, Any]:

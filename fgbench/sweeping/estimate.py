@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fgbench.units import clock
+from fgengine.units import clock
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

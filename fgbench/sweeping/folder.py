@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fgbench.exit_codes import STATUS
 from fgbench.results.environment import environment
 from fgbench.results.files import fresh_folder, now, write_json
 from fgbench.results.run import SWEEP_FILE, find_runs, read_info
@@ -23,7 +24,6 @@ from fgbench.verdict import Verdict, verdict
 VERSION = 1
 LOCK_FILE = ".lock"
 MOST_BYTES = 32 * 1024**2
-STATUS = {0: "complete", 3: "too many errors", 4: "client was the limit", 130: "interrupted"}
 
 
 class SweepFolder:
@@ -87,7 +87,7 @@ class SweepFolder:
             run = next((p for p in reversed(new) if _info(p).get("point") == point.fingerprint), None)
         if run is not None:
             self._keep(run, read_info(run))
-        self.mark(point, STATUS.get(how.code, "failed"), run, how.sentence)
+        self.mark(point, STATUS[how.code], run, how.sentence)
 
     def result(self, point: Point, max_error_rate: float) -> tuple[Path, dict[str, Any], Verdict] | None:
         """The newest of the point's runs that measured it; None where it has to be run, again or at all."""

@@ -23,9 +23,9 @@ from fgbench.sweeping.estimate import Total
 from fgbench.sweeping.folder import SweepFolder
 from fgbench.sweeping.plan import Plan, Point
 from fgbench.sweeping.search import Bracket, Probe, Search
-from fgbench.units import clock, percent, seconds
 from fgbench.verdict import Verdict, verdict, worst
 from fgbench.workload.datasets import Dataset
+from fgengine.units import clock, percent, seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fgbench.exit_codes import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
+from fgbench.exit_codes import STATUS
 from fgbench.report.tables import DISTURBED_MARK, DISTURBED_NOTE, OVERLOAD_MARK, OVERLOAD_NOTE
-from fgbench.units import clock, number, percent, seconds
+from fgengine.units import clock, number, percent, seconds
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
     from fgbench.metrics.slo import SLO
     from fgbench.sweeping.plan import Point
     from fgbench.sweeping.runner import Found, Result
-
-STATES = {
-    DONE: "complete",
-    FAILED: "failed",
-    TOO_MANY_ERRORS: "too many errors",
-    CLIENT_LIMIT: "the client was the limit",
-    INTERRUPTED: "interrupted",
-}
 
 
 def plan_table(points: Sequence[tuple[Point, float | None, bool]]) -> Group:
@@ -64,7 +56,7 @@ def results_table(results: Sequence[Result]) -> Group:
             means.append(percent(figures.rejected_share))
         how_much = _how_much(point) + (f" {OVERLOAD_MARK}" if _is_overloaded(result) else "")
         how_much += f" {DISTURBED_MARK}" if result.disturbed else ""
-        table.add_row(point.backend, how_much, str(point.seed), *means, STATES[result.verdict.code])
+        table.add_row(point.backend, how_much, str(point.seed), *means, STATUS[result.verdict.code])
     notes = [OVERLOAD_NOTE] if any(map(_is_overloaded, results)) else []
     notes += [DISTURBED_NOTE] if any(result.disturbed for result in results) else []
     return Group(table, *(Text(note, style="yellow") for note in notes))

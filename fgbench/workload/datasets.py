@@ -150,12 +150,9 @@ class Mix:
 
 def token_counter(folder: Path) -> TokenCounter:
     """Counts with the tokenizer.json in a model's folder; special tokens are not counted."""
-    from tokenizers import Tokenizer
+    from fgengine.text import open_tokenizer
 
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no tokenizer.json to count tokens with")
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = open_tokenizer(folder)
 
     def count(texts: Sequence[str]) -> list[int]:
         return [len(e.ids) for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]

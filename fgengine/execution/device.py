@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Literal
 
 import torch
 
-from fgengine.ops.cpu.processor import cpu_flags, cpuinfo
+from fgengine.ops.cpu.processor import cpu_flags, cpu_name
 
 Family = Literal["opt", "llama"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,4 +34,4 @@ def device_name(device: torch.device) -> str:
     """The processor's own name, as a person would say it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return cpuinfo("model name") or platform.processor() or platform.machine()
+    return cpu_name()

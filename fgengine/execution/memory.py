@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from fgengine.config import EngineConfig
-from fgengine.kv.sizing import GpuMemory, listed, size
+from fgengine.kv.sizing import GpuMemory, listed
 from fgengine.plan import PlanItem, StepPlan
 from fgengine.request import Request, SamplingParams
+from fgengine.units import size
 
 if TYPE_CHECKING:
     from fgengine.execution.runner import TorchRunner

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fgengine.execution.host_memory import host_memory
+from fgengine.units import size
 
 
 class _PinnedPages(mmap.mmap):
@@ -36,29 +37,27 @@ def pinned_empty(sizes: tuple[int, ...], dtype: torch.dtype, cudart: Any = None)
     Raises:
         ValueError: there is not so much memory, or it cannot be pinned.
     """
-    size = math.prod(sizes) * dtype.itemsize
-    if size == 0:
+    num_bytes = math.prod(sizes) * dtype.itemsize
+    if num_bytes == 0:
         return torch.empty(sizes, dtype=dtype)
     available = host_memory().free
-    if size > available:
-        raise ValueError(f"{_gib(size)} were to be pinned, but {_gib(available)} of memory are available")
+    if num_bytes > available:
+        raise ValueError(
+            f"{size(num_bytes)} were to be pinned, but {size(available)} of memory are available"
+        )
     try:
-        pages = _PinnedPages(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages = _PinnedPages(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
-        raise ValueError(f"the system does not give {_gib(size)} of memory: {error}") from error
+        raise ValueError(f"the system does not give {size(num_bytes)} of memory: {error}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them, as small virtual machines have
             pages.madvise(mmap.MADV_HUGEPAGE)  # pinning goes page by page
     flat = torch.frombuffer(pages, dtype=torch.uint8)
     cudart = cudart or torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = flat.data_ptr()
-    status = cudart.cudaHostRegister(address, size, 0)
+    status = cudart.cudaHostRegister(address, num_bytes, 0)
     if int(status) != 0:
         reason = cudart.cudaGetErrorString(status)
-        raise ValueError(f"{_gib(size)} of memory cannot be pinned: {reason} (CUDA error {int(status)})")
+        raise ValueError(f"{size(num_bytes)} of memory cannot be pinned: {reason} (CUDA error {int(status)})")
     pages.unpin = lambda: cudart.cudaHostUnregister(address)
     return flat.view(dtype).view(sizes)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 1024**3:.1f} GiB"

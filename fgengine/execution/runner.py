@@ -26,6 +26,7 @@ from fgengine.model.loader import Model
 from fgengine.ops.batch import RaggedBatch, place
 from fgengine.ops.cpu.program import record
 from fgengine.plan import PlanItem, StepPlan, StepResult
+from fgengine.units import size
 
 SHARE_FOR_PROFILING = 0.9
 """Of the memory that is free on a CPU, what a profile may take for a while."""
@@ -226,7 +227,7 @@ def _pool(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, reme
     try:
         return torch.empty(sizes, dtype=dtype, device=device)
     except RuntimeError as error:
-        wanted = sizing.size(math.prod(sizes) * dtype.itemsize)
+        wanted = size(math.prod(sizes) * dtype.itemsize)
         raise ValueError(f"there is no memory for a KV pool of {wanted}; {remedy}") from error
 
 

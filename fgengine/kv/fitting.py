@@ -13,9 +13,9 @@ from fgengine.kv.sizing import (
     TYPICAL_REQUEST_TOKENS,
     block_bytes,
     listed,
-    size,
 )
 from fgengine.model.shape import ModelShape
+from fgengine.units import size
 
 CPU_OVERHEAD_BYTES = 128 * 1024**2
 """Beyond weights and tensors: the allocator's slack, threads, compiled kernels. 20 to 80 MiB were measured.

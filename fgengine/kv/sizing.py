@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fgengine.config import EngineConfig
 from fgengine.model.shape import ModelShape
+from fgengine.units import size
 
 GIB = 1024**3
 CPU_POOL_LIMIT_BYTES = 2 * GIB
@@ -197,8 +198,3 @@ def division(
 
 def listed(parts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {size(part)}" for name, part in parts.items())
-
-
-def size(count: int) -> str:
-    """Bytes as a person reads them."""
-    return f"{count / 1024**3:,.1f} GiB" if count >= 1024**3 else f"{count / 1024**2:,.1f} MiB"

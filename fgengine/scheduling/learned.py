@@ -11,7 +11,6 @@ brings the rank correlation from 0.48 to 0.50, as much as regressing on ranks th
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgengine.cache import cache_folder
+from fgengine.files import replacing
 from fgengine.request import Request
 from fgengine.scheduling.predictor import MOST_SIGMA, Prediction
 
@@ -150,8 +150,7 @@ class Learned:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with partial.open("wb") as file:
+        with replacing(self.path) as partial, partial.open("wb") as file:
             np.savez(
                 file,
                 version=np.int64(VERSION),
@@ -162,7 +161,6 @@ class Learned:
                 num_learned=np.int64(self.num_learned),
                 sigma=np.float64(self.sigma),
             )
-        os.replace(partial, self.path)
 
     @classmethod
     def load(cls, path: Path, model: str) -> Learned:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from fgengine.config import EngineConfig
 from fgengine.physics import Ceilings
 from fgengine.plan import StepPlan, StepResult
 from fgengine.profile import Profile
-from fgengine.profile_cache import default_path, ensure, profiles_of, times_predicted
+from fgengine.profile_cache import default_path, ensure, newest_profile, times_predicted
 
 SetLoad = Callable[[float], None]
 
@@ -59,8 +60,8 @@ def test_without_a_profile_a_quick_one_is_measured_aloud_and_kept(
     assert Profile.load(kept) == first
     assert is_whole(kept)
     assert any("measuring a quick one" in line for line in said)
-    assert profiles_of("smollm2-135m") == [kept]
-    assert profiles_of("smollm2") == []
+    assert newest_profile("smollm2-135m") == first
+    assert newest_profile("smollm2") is None
     assert first.conditions is not None
     assert not first.conditions.busy
     runner.plans.clear()
@@ -242,3 +243,15 @@ def test_a_second_profiler_waits_for_the_first(cache: Path, runner: Any, said: l
     said.clear()
     ensure(EngineConfig(), runner, said.append)
     assert not any("another profile" in line for line in said)
+
+
+def test_the_newest_profile_is_the_one_measured_last_among_those_that_can_be_read(
+    cache: Path, runner: Any, said: list[str]
+) -> None:
+    first = ensure(EngineConfig(), runner, said.append)
+    folder = cache / "profiles"
+    later = replace(first, device="another machine", measured="2099-01-01T00:00:00+00:00")
+    later.save(folder / "smollm2-135m-another-machine-bfloat16.json")
+    (folder / "smollm2-135m-damaged.json").write_text("{")
+    os.utime(folder / "smollm2-135m-another-machine-bfloat16.json", (0, 0))  # copied, with an old date
+    assert newest_profile("smollm2-135m") == later

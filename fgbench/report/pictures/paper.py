@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgbench.report.pictures.picture import STATE_COLOURS, Bars, Line, Panel, Picture, colour
-from fgbench.units import seconds
+from fgengine.units import seconds
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fgbench.report.pictures.picture import STATE_COLOURS, Bars, Line, Panel, Picture, colour
-from fgbench.units import number, seconds
+from fgengine.units import number, seconds
 
 if TYPE_CHECKING:
     from rich.text import Text

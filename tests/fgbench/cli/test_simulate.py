@@ -13,10 +13,10 @@ from fgbench.cli.main import app
 from fgbench.cli.simulate import _config_of
 from fgbench.metrics.accounts import MemoryAccount
 from fgbench.results.run import find_runs, read_run
-from fgbench.units import percent
 from fgbench.workload.build import build_workload
 from fgbench.workload.load import load_dataset
 from fgengine.config import EngineConfig
+from fgengine.units import percent
 
 DATA = Path(__file__).parents[2] / "data"
 PROFILE = str(DATA / "profile.json")
@@ -123,7 +123,7 @@ def test_a_simulation_says_how_large_its_pools_are(tmp_path: Path) -> None:
     argv = ["--num-prompts", "3", "--results", str(tmp_path)]
     done = fgbench("simulate", "--profile", PROFILE, *argv)
     assert (
-        "host pool 8.0 GiB = 23,300 blocks (372,800 tokens, about 728 requests of 512 tokens)" in done.output
+        "host pool 8 GiB = 23,300 blocks (372,800 tokens, about 728 requests of 512 tokens)" in done.output
     )
     assert "assumed: memory enough for the default pools" in done.output
 

@@ -9,7 +9,7 @@ from fgbench.metrics.accounts import MemoryAccount
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.report.tables import summary_table
-from fgbench.units import number, percent, seconds, size
+from fgengine.units import number, percent, seconds, size
 
 
 def test_units_read_as_people_write_them() -> None:

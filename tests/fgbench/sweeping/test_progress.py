@@ -10,8 +10,8 @@ from rich.console import Console
 
 from fgbench.spec.load import Load
 from fgbench.sweeping.estimate import Pace, Total, load_seconds
-from fgbench.units import clock
 from fgbench.workload.arrivals import Closed
+from fgengine.units import clock
 
 
 def test_a_load_takes_its_arrivals_or_the_server_s_time() -> None:

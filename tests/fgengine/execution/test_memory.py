@@ -130,7 +130,7 @@ def test_a_step_that_does_not_fit_is_explained(trial: TorchRunner, gpu: FakeGpu)
         ValueError, match=r"no memory for a step of 1000 tokens or 16 requests: of the GPU's 900"
     ) as e:
         measure(trial, config(1000, 16), gpu, graphs=True)
-    assert "other processes and CUDA itself 700.0 MiB are taken" in str(e.value)
+    assert "other processes and CUDA itself 700 MiB are taken" in str(e.value)
     assert str(e.value).endswith("or max_batch_size, or end the other processes on this GPU")
 
 

@@ -69,11 +69,11 @@ def test_nothing_is_pinned_for_an_empty_pool() -> None:
 
 def test_what_cannot_be_pinned_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ValueError, match=r"0\.0 GiB of memory cannot be pinned: out of memory \(CUDA error 2"
+        ValueError, match=r"200 B of memory cannot be pinned: out of memory \(CUDA error 2"
     ):
         pinned_empty((100,), torch.float16, FakeCudart(status=2))
-    with pytest.raises(ValueError, match=r"2097152\.0 GiB were to be pinned, but .* GiB of memory are avail"):
+    with pytest.raises(ValueError, match=r"2,048 TiB were to be pinned, but .* GiB of memory are avail"):
         pinned_empty((2**50,), torch.float16, FakeCudart())
     monkeypatch.setattr("fgengine.execution.pinned.host_memory", lambda: HostMemory(2**60, 2**60))
-    with pytest.raises(ValueError, match=r"the system does not give 2097152\.0 GiB of memory: .*allocate"):
+    with pytest.raises(ValueError, match=r"the system does not give 2,048 TiB of memory: .*allocate"):
         pinned_empty((2**50,), torch.float16, FakeCudart())

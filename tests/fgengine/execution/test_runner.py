@@ -82,7 +82,7 @@ def test_a_pool_beyond_all_memory_is_refused_before_anything_is_loaded(setting: 
 def test_a_model_beyond_free_memory_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     free_memory(monkeypatch, 2 * 2**30)
     config = EngineConfig(model="opt-13b", device="cpu", dtype="bfloat16", use_dummy_weights=True)
-    with pytest.raises(ValueError, match=r"opt-13b does not fit .* needs 25\..* 2\.0 GiB of .* qwen2"):
+    with pytest.raises(ValueError, match=r"opt-13b does not fit .* needs 25\..* 2 GiB of .* qwen2"):
         create_runner(config, shape_of("opt-13b"), None)
     with pytest.raises(ValueError, match="opt-13b does not fit"):
         Engine.from_config(replace(config, use_dummy_weights=False))
@@ -139,9 +139,9 @@ def test_how_the_memory_was_divided_is_reported() -> None:
     runner.close()
     assert len(said) == 1
     assert said[0] == (
-        f"weights {SHAPE.num_parameters * 4 / 2**20:.1f} MiB, "
-        "KV pool 0.1 MiB = 10 blocks (160 tokens, about 1 request of 128 tokens), "
-        "host pool 0.1 MiB = 12 blocks (192 tokens, about 1 request of 128 tokens)"
+        f"weights {SHAPE.num_parameters * 4 / 2**10:.0f} KiB, "
+        "KV pool 80 KiB = 10 blocks (160 tokens, about 1 request of 128 tokens), "
+        "host pool 96 KiB = 12 blocks (192 tokens, about 1 request of 128 tokens)"
     )
 
 
@@ -176,7 +176,7 @@ def test_a_gpus_pool_is_what_the_measured_steps_leave(
     assert runner.num_device_blocks == blocks == (asked or left // per_block - 1)
     assert len(runner.pool) == blocks + 1
     assert said[0].startswith("running the largest steps once")
-    assert said[1].startswith("weights 19.8 MiB, activations 10.0 MiB, CUDA graphs 10.0 MiB, other processes")
+    assert said[1].startswith("weights 19.8 MiB, activations 10 MiB, CUDA graphs 10 MiB, other processes")
     runner.close()
     with pytest.raises(ValueError, match=r"num_device_blocks 300 would take .* lower it to 161 or"):
         create_runner(replace(config, num_device_blocks=300), shape, None)

@@ -36,7 +36,7 @@ def test_opt_13b_on_a_machine_of_24_gib_is_refused_and_opt_6_7b_is_not() -> None
     assert reason is not None
     assert reason.startswith("opt-13b does not fit into memory: it needs 25.")
     assert "(weights 24.4 GiB, a step " in reason
-    assert "and 22.9 GiB of the machine's 24.0 GiB are free" in reason
+    assert "and 22.9 GiB of the machine's 24 GiB are free" in reason
     assert "end what else takes memory" not in reason, "it would not help"
     assert reason.endswith("the largest of the catalog that fits is llama-3-8b (16.1 GiB)")
     assert said("opt-6.7b", cpu(22.9)) is None
@@ -56,8 +56,8 @@ def test_where_others_take_the_memory_it_says_so() -> None:
 def test_on_a_gpu_both_figures_are_the_gpus() -> None:
     reason = said("opt-66b", gpu(79))
     assert reason is not None
-    assert reason.startswith("opt-66b does not fit on the GPU: it needs 123")
-    assert "79.0 GiB of the GPU's 80.0 GiB are free" in reason
+    assert reason.startswith("opt-66b does not fit on the GPU: it needs 124")
+    assert "79 GiB of the GPU's 80 GiB are free" in reason
     assert "opt-30b" in reason
     assert said("opt-13b", gpu(30)) is None
     taken = said("opt-13b", gpu(10))
@@ -84,24 +84,24 @@ def test_a_long_step_may_be_what_does_not_fit() -> None:
         (
             cpu(6),
             {"num_device_blocks": 100_000},
-            "num_device_blocks 100,000 takes 54.9 GiB, but of the machine's memory 6.0 GiB are free and "
+            "num_device_blocks 100,000 takes 54.9 GiB, but of the machine's memory 6 GiB are free and "
             "weights",
         ),
         (
             cpu(6),
             {"swap_space": 40},
-            "swap_space takes 40.0 GiB, but of the machine's memory 6.0",
+            "swap_space takes 40 GiB, but of the machine's memory 6 GiB",
         ),
         (
             cpu(6),
             {"num_device_blocks": 9000, "swap_space": 4},
-            "num_device_blocks 9,000 takes 4.9 GiB and swap_space takes 4.0 GiB, but",
+            "num_device_blocks 9,000 takes 4.94 GiB and swap_space takes 4 GiB, but",
         ),
-        (gpu(6), {"num_device_blocks": 100_000}, "but of the GPU's memory 6.0 GiB are free and weights"),
+        (gpu(6), {"num_device_blocks": 100_000}, "but of the GPU's memory 6 GiB are free and weights"),
         (
             gpu(6, host=3),
             {"swap_space": 4},
-            "swap_space 4.0 GiB is more than the 3.0 GiB of",
+            "swap_space 4 GiB is more than the 3 GiB of",
         ),
     ],
 )
