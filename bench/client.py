@@ -28,7 +28,7 @@ import numpy as np
 
 from fgbench.backends.attached import Attached
 from fgbench.client.endpoints import ENDPOINTS
-from fgbench.client.load import Target, run_async, run_load
+from fgbench.client.sending import Target, run_async, run_load
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import Summary, summarize
 from fgbench.workload.spec import RequestSpec

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from fgbench.backends.backend import Display
 from fgbench.client.endpoints import ENDPOINTS
-from fgbench.client.load import Target, run_async, run_load
+from fgbench.client.sending import Target, run_async, run_load
 from fgbench.client.state import LoadState
 from fgbench.live.display import Live, Quiet
 from fgbench.live.load_panel import LoadView

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from fgbench.backends.simulated import Simulated, find_profile
 from fgbench.workload.build import build_workload
-from fgbench.workload.load import load_dataset
+from fgbench.workload.reading import load_dataset
 from fgbench.workload.spec import RequestSpec
 from fgengine.config import EngineConfig
 from fgengine.cost import CostModel

@@ -14,7 +14,7 @@ import os
 import re
 from typing import Any
 
-from fgbench.client.load import run_async
+from fgbench.client.sending import run_async
 
 PROMPT_TOKENS = 64
 LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)

@@ -30,7 +30,7 @@ from numpy.random import default_rng
 from rich.console import Console
 from rich.table import Table
 
-from fgbench.workload.load import load_dataset
+from fgbench.workload.reading import load_dataset
 from fgengine.config import EngineConfig, Offloading
 from fgengine.model.catalog import shape_of
 from fgengine.profile import Profile

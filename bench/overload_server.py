@@ -31,7 +31,7 @@ from rich.table import Table
 from fgbench.backends.probe import ask_served, ask_stats, wait_until_idle, wait_until_ready
 from fgbench.backends.started import ServerProcess, free_port
 from fgbench.client.endpoints import endpoint_called
-from fgbench.client.load import Target, run_async, run_load
+from fgbench.client.sending import Target, run_async, run_load
 from fgbench.metrics.record import RequestRecord
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Synthetic

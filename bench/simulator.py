@@ -23,7 +23,7 @@ from numpy.random import default_rng
 from fgbench.backends.simulated import Simulated, find_profile
 from fgbench.benchmark import run_benchmark
 from fgbench.spec.load import Load
-from fgbench.workload.load import load_dataset
+from fgbench.workload.reading import load_dataset
 from fgengine.config import EngineConfig
 
 SAMPLED = 2000

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from fgbench.workload.kept import pull_sharegpt
+from fgbench.workload.pulled import pull_sharegpt
 from fgbench.workload.texts import TextPair, length_ok, read_records
 from fgengine.model.store import pull
 

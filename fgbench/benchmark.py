@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fgbench.backends.backend import Backend, Display, Ready
+from fgbench.backends.backend import Backend, Display, ReadyServer
 from fgbench.live.display import Quiet
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
@@ -103,7 +103,7 @@ def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any
     }
 
 
-def _full_info(backend: Backend, ready: Ready, workload: Workload, load: Load) -> dict[str, Any]:
+def _full_info(backend: Backend, ready: ReadyServer, workload: Workload, load: Load) -> dict[str, Any]:
     sent = workload.describe()
     model = ready.model or backend.model
     decides = _described(backend, load)

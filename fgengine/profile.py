@@ -17,7 +17,7 @@ from fgengine.cost import CostModel, StepShape
 from fgengine.machine_load import MachineLoad
 from fgengine.model.shape import ModelShape
 from fgengine.physics import Ceilings, floor_of, impossible
-from fgengine.profile_grid import Grid, Point
+from fgengine.profile_grid import Grid, TimedStep
 
 VERSION = 1
 MOST_POINTS = 10_000
@@ -57,7 +57,7 @@ class Profile:
     dtype: str
     cost: CostModel
     ceilings: Ceilings
-    points: tuple[Point, ...]
+    points: tuple[TimedStep, ...]
     versions: dict[str, str]
     measured: str
     """When, ISO 8601."""
@@ -89,10 +89,10 @@ class Profile:
         errors = self.held_out_errors()
         return median(errors) if errors else math.nan
 
-    def closest_to_floor(self, shape: ModelShape) -> tuple[Point, float]:
+    def closest_to_floor(self, shape: ModelShape) -> tuple[TimedStep, float]:
         """The point that comes closest to beating physics, and how many times its floor it takes."""
 
-        def times_floor(point: Point) -> float:
+        def times_floor(point: TimedStep) -> float:
             floor = floor_of(point.items, shape, ELEMENT_BYTES[self.dtype], self.ceilings)
             return point.seconds / floor.seconds
 
@@ -151,7 +151,7 @@ class Profile:
             raise ValueError(f"dtype {data['dtype']} is unknown")
         if not 0 < len(data["points"]) <= MOST_POINTS:
             raise ValueError(f"it must hold 1 to {MOST_POINTS} points")
-        points = tuple(Point(**point) for point in data["points"])
+        points = tuple(TimedStep(**point) for point in data["points"])
         if not all(0.0 < point.seconds < math.inf for point in points):
             raise ValueError("a point's seconds must be above 0 and finite")
         parts = {f.name: data[f.name] for f in fields(cls) if f.name != "conditions"}
@@ -165,7 +165,7 @@ class Profile:
         return cls(**parts)
 
 
-def fit(points: Sequence[Point], copy_bytes_per_second: float) -> CostModel:
+def fit(points: Sequence[TimedStep], copy_bytes_per_second: float) -> CostModel:
     """The cost model with the least sum of squared relative errors over the points that are not held out,
     every coefficient >= 0."""
     import numpy as np

@@ -15,7 +15,7 @@ from fgengine.cost import StepShape
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class TimedStep:
     """One kind of step, measured: a prompt (or a chunk behind ``prefill_start`` tokens) beside decodes."""
 
     prefill_tokens: int
@@ -63,11 +63,11 @@ class Grid:
     seconds_per_point: float
     """After which a point is repeated no more; it is measured once at least, after a run to warm up."""
 
-    def points(self) -> list[Point]:
-        alone = [Point(n, 0, 0) for n in self.prefill]
-        chunks = [Point(n, 0, 0, prefill_start=start) for start in self.behind for n in self.prefill[:-1]]
-        decodes = [Point(0, b, c) for b, c in product(self.decode, self.context)]
-        mixes = [Point(n, b, c) for n, b, c in product(self.mixed, self.decode, self.context)]
+    def points(self) -> list[TimedStep]:
+        alone = [TimedStep(n, 0, 0) for n in self.prefill]
+        chunks = [TimedStep(n, 0, 0, prefill_start=start) for start in self.behind for n in self.prefill[:-1]]
+        decodes = [TimedStep(0, b, c) for b, c in product(self.decode, self.context)]
+        mixes = [TimedStep(n, b, c) for n, b, c in product(self.mixed, self.decode, self.context)]
         return [point for family in (alone, chunks, decodes, mixes) for point in _hold_out(family)]
 
 
@@ -93,7 +93,7 @@ QUICK = Grid(
 )
 
 
-def _hold_out(family: Sequence[Point]) -> list[Point]:
+def _hold_out(family: Sequence[TimedStep]) -> list[TimedStep]:
     """Marks every other inner point of a family, up to a third of it: those with a coordinate that is
     neither the family's least nor its largest."""
     coordinates = [(p.prefill_tokens, p.decode_requests, p.context_tokens) for p in family]

@@ -22,7 +22,7 @@ from fgengine.model.shape import ModelShape
 from fgengine.physics import Ceilings
 from fgengine.plan import PlanItem, StepPlan, StepResult
 from fgengine.profile import ELEMENT_BYTES, Conditions, Profile, fit, shape_key
-from fgengine.profile_grid import Grid, Point
+from fgengine.profile_grid import Grid, TimedStep
 from fgengine.request import Request, SamplingParams
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class ProfiledRunner(Protocol):
     def execute(self, plan: StepPlan) -> StepResult: ...
 
 
-Progress = Callable[[int, int, Point], None]
+Progress = Callable[[int, int, TimedStep], None]
 """Told, after each repeat: how many are done, of how many, and the point as measured so far."""
 
 
@@ -79,7 +79,7 @@ def measure(
     runner: ProfiledRunner,
     grid: Grid,
     progress: Progress = lambda done, total, point: None,
-) -> list[Point]:
+) -> list[TimedStep]:
     """Medians of the seconds of every point of the grid that the runner's requests and batches reach.
 
     On a CPU they do not depend on the size of the engine's own pool: where it is too small, a larger one
@@ -109,8 +109,8 @@ def measure(
 
 
 def _measure_points(
-    runner: ProfiledRunner, points: list[Point], grid: Grid, progress: Progress
-) -> list[Point]:
+    runner: ProfiledRunner, points: list[TimedStep], grid: Grid, progress: Progress
+) -> list[TimedStep]:
     steps = count()
     items = [_plan_items(point, runner) for point in points]
     for of_point in items:
@@ -128,7 +128,7 @@ def _measure_points(
     return measured
 
 
-def _plan_items(point: Point, runner: ProfiledRunner) -> list[PlanItem]:
+def _plan_items(point: TimedStep, runner: ProfiledRunner) -> list[PlanItem]:
     items = []
     first_block = 0
     params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
@@ -143,11 +143,11 @@ def _plan_items(point: Point, runner: ProfiledRunner) -> list[PlanItem]:
     return items
 
 
-def _reached(point: Point, runner: ProfiledRunner) -> bool:
+def _reached(point: TimedStep, runner: ProfiledRunner) -> bool:
     return point.longest <= runner.max_model_len and point.decode_requests <= runner.most_decodes
 
 
-def _enough(points: Sequence[Point]) -> bool:
+def _enough(points: Sequence[TimedStep]) -> bool:
     """Whether there is one of each kind."""
     return any(p.prefill_tokens for p in points) and any(p.decode_requests for p in points)
 

@@ -34,7 +34,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("exit_codes", "metrics"),
         ("workload",),
         ("spec",),
-        ("results", "verdict", "machine", "training"),
+        ("results", "exit_status", "machine", "training"),
         ("client",),
         ("backends",),
         ("report",),

@@ -17,7 +17,7 @@ from fgbench.metrics.summary import Summary
 from fgbench.results.run import find_runs, read_info
 from fgbench.sweeping.estimate import capacity, sampled_lengths
 from fgbench.sweeping.folder import find_sweeps
-from fgbench.workload.load import load_dataset
+from fgbench.workload.reading import load_dataset
 from fgengine.cost import CostModel
 from fgengine.profile import Profile
 from fgengine.units import number, seconds, size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fgbench.backends.backend import BackendError, Ready, Report
+from fgbench.backends.backend import BackendError, ReadyServer, Report
 from fgbench.backends.probe import (
     DRAIN_SECONDS,
     SilentServer,
@@ -48,7 +48,7 @@ class Attached(Server):
         self.headers = dict(headers or {})
         ask_with(self._url, self.headers)
 
-    def _start(self, log: Path, report: Report) -> Ready:
+    def _start(self, log: Path, report: Report) -> ReadyServer:
         report(f"asking {self._url}")
         wait_until_ready(self._url, timeout=READY_SECONDS, report=report)
         ready = ask_served(self._url, self.model)

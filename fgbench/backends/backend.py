@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 Keep = Callable[[RequestRecord], None]
 """Called with the record of each request as it ends."""
-Progress = Callable[[int, float], None]
+SimulationProgress = Callable[[int, float], None]
 """Takes how many requests of a simulation have ended, and its seconds."""
 
 
@@ -34,7 +34,7 @@ class BackendError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ReadyServer:
     """What is served, once requests can be sent."""
 
     url: str
@@ -66,7 +66,7 @@ class Display(Protocol):
         whose own figures may be asked for and shown too."""
         ...
 
-    def simulation(self, title: str, total: int) -> contextlib.AbstractContextManager[Progress]:
+    def simulation(self, title: str, total: int) -> contextlib.AbstractContextManager[SimulationProgress]:
         """Shows how many of ``total`` requests have ended, until the context ends."""
         ...
 
@@ -120,7 +120,7 @@ class Backend(Protocol):
         """All further runs have one server, which logs to ``log``, until ``close``."""
         ...
 
-    def start(self, log: Path, report: Report) -> Ready:
+    def start(self, log: Path, report: Report) -> ReadyServer:
         """Returns when requests can be sent. Raises BackendError; then nothing is left running."""
         ...
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from fgbench.backends.backend import BackendError, Ready, Report
+from fgbench.backends.backend import BackendError, ReadyServer, Report
 
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
@@ -77,7 +77,7 @@ def wait_until_ready(
         time.sleep(POLL_SECONDS)
 
 
-def ask_served(url: str, wanted: str | None = None) -> Ready:
+def ask_served(url: str, wanted: str | None = None) -> ReadyServer:
     """What /v1/models says of the model ``wanted``, or of the first one.
 
     A server without such a list (the old /generate servers) serves a model of no name. Raises
@@ -87,12 +87,12 @@ def ask_served(url: str, wanted: str | None = None) -> Ready:
     models = body.get("data") if status == 200 and isinstance(body, dict) else None
     known = [m for m in models if isinstance(m, dict) and "id" in m] if isinstance(models, list) else []
     if not known:
-        return Ready(url, wanted or "")
+        return ReadyServer(url, wanted or "")
     names = [str(m["id"]) for m in known]
     if wanted is not None and wanted not in names:
         raise BackendError(f"the server at {url} serves {', '.join(names)}, not {wanted}")
     model = known[names.index(wanted) if wanted else 0]
-    return Ready(url, str(model["id"]), _count(model.get("vocab_size")))
+    return ReadyServer(url, str(model["id"]), _count(model.get("vocab_size")))
 
 
 def ask_stats(url: str) -> dict[str, float] | None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fgbench.backends.backend import BackendError, Display, Keep, Outcome, Ready, Report
+from fgbench.backends.backend import BackendError, Display, Keep, Outcome, ReadyServer, Report
 from fgbench.backends.probe import ask_stats
 from fgbench.client.endpoints import endpoint_called
-from fgbench.client.load import Ended, Target, run_async, run_load
+from fgbench.client.sending import Ended, Target, run_async, run_load
 from fgbench.client.state import LoadState
 from fgbench.machine import MachineWatch, busy_since, server_processes
 from fgbench.metrics.record import RequestRecord
@@ -38,7 +38,7 @@ class Server(ABC):
     headers: Mapping[str, str] = MappingProxyType({})
     """Sent with every request."""
 
-    _ready: Ready | None = None
+    _ready: ReadyServer | None = None
     _started: Look | None = None
     """The machine, when the server was asked for."""
 
@@ -48,7 +48,7 @@ class Server(ABC):
         return {}
 
     @abstractmethod
-    def _start(self, log: Path, report: Report) -> Ready:
+    def _start(self, log: Path, report: Report) -> ReadyServer:
         """As ``start``."""
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Server(ABC):
     def share(self, log: Path) -> None:  # noqa: B027 (may do nothing)
         """Nothing to do: it runs already."""
 
-    def start(self, log: Path, report: Report) -> Ready:
+    def start(self, log: Path, report: Report) -> ReadyServer:
         self._started = look()
         self._ready = self._start(log, report)
         return self._ready

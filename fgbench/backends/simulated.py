@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fgbench.backends.backend import Display, Keep, Outcome, Ready, Report
+from fgbench.backends.backend import Display, Keep, Outcome, ReadyServer, Report
 from fgbench.backends.fastgen import named, settings_of
 from fgbench.metrics.record import RequestRecord
 from fgbench.workload.spec import RequestSpec, Workload
@@ -71,14 +71,14 @@ class Simulated:
     def share(self, log: Path) -> None:
         """Nothing runs between two runs."""
 
-    def start(self, log: Path, report: Report) -> Ready:
+    def start(self, log: Path, report: Report) -> ReadyServer:
         """Reports once what is simulated: whose step times, and what each replica's queue and pools hold."""
         if not self._described:
             report(f"step times of {self.profile.device}, {self.profile.dtype}")
             report(self._queue.describe())
             report(pools_in_words(self.config, self.shape, self.profile))
             self._described = True
-        return Ready("", self.config.model, self.shape.vocab_size)
+        return ReadyServer("", self.config.model, self.shape.vocab_size)
 
     def stop(self) -> None:
         """Nothing runs."""

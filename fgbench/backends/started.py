@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from fgbench.backends.backend import BackendError, Ready, Report
+from fgbench.backends.backend import BackendError, ReadyServer, Report
 from fgbench.backends.probe import DRAIN_SECONDS, ask_served, wait_until_idle, wait_until_ready
 from fgbench.backends.server import Server
 
@@ -125,7 +125,7 @@ class StartedServer(Server):
         if process is not None:
             process.stop()
 
-    def _start(self, log: Path, report: Report) -> Ready:
+    def _start(self, log: Path, report: Report) -> ReadyServer:
         """A shared server that runs is taken again once no request is left at it; one that has died or does
         not become idle is started again."""
         if self._shared_log is not None and self._ready is not None and self.alive():
@@ -137,7 +137,7 @@ class StartedServer(Server):
         self.close()
         return self._start_new(self._shared_log or log, report)
 
-    def _start_new(self, log: Path, report: Report) -> Ready:
+    def _start_new(self, log: Path, report: Report) -> ReadyServer:
         port = free_port() if self._port is None else self._port
         if not port_is_free(port):  # else another server would be measured
             raise BackendError(

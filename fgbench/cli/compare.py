@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fgbench.report.comparison import Comparison
     from fgbench.report.objectives import Objective
-    from fgbench.report.pairing import Workload
+    from fgbench.report.pairing import WorkloadKey
 
 FORMATS, PICTURES = "Format", "Pictures"
 
@@ -143,7 +143,7 @@ def _print_json(judged: Iterable[tuple[Comparison, Sequence[Objective]]]) -> Non
     typer.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
-def _file_names(workloads: Sequence[Workload]) -> list[str]:
+def _file_names(workloads: Sequence[WorkloadKey]) -> list[str]:
     """One name a workload, made of what describes it; those still alike are numbered."""
     names: list[str] = []
     for workload in workloads:

@@ -80,11 +80,11 @@ def pull_dataset(
     """
     from rich.console import Console
 
-    from fgbench.workload.kept import BY_HAND, keep, kept_path, missing
+    from fgbench.workload.pulled import BY_HAND, keep, kept_path, missing
 
     console = Console()
     if name == "sharegpt":
-        from fgbench.workload.kept import pull_sharegpt
+        from fgbench.workload.pulled import pull_sharegpt
 
         if source is not None:
             raise ValueError("sharegpt is downloaded; a file of yours is read by --dataset FILE")
@@ -134,7 +134,7 @@ def show(
     from rich.console import Console
 
     from fgbench.cli.datasets import look, timing
-    from fgbench.workload.load import kind_of
+    from fgbench.workload.reading import kind_of
     from fgbench.workload.trace import read_trace
 
     console = Console(stderr=as_json)
@@ -156,7 +156,7 @@ def show(
     _print_look(found, times, console)
 
 
-def _print_look(found: Look, times: Timing | None, console: Console) -> None:
+def _print_look(found: DatasetFigures, times: Timing | None, console: Console) -> None:
     console.print(f"[bold]{found.name}[/]: {_counts(found)}", highlight=False)
     if times is not None and times.rate is not None:
         say(
@@ -169,7 +169,7 @@ def _print_look(found: Look, times: Timing | None, console: Console) -> None:
         console.print(_histogram_table(found))
 
 
-def _counts(found: Look) -> str:
+def _counts(found: DatasetFigures) -> str:
     if found.records is None:
         return f"endless; {found.looked_at:,} requests drawn"
     counts = f"{found.records:,} records"
@@ -180,7 +180,7 @@ def _counts(found: Look) -> str:
     return counts
 
 
-def _quantiles(found: Look) -> Table:
+def _quantiles(found: DatasetFigures) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -199,7 +199,7 @@ def _quantiles(found: Look) -> Table:
     return table
 
 
-def _histogram_table(found: Look) -> Table:
+def _histogram_table(found: DatasetFigures) -> Table:
     """A line for each doubling of the length; bars are shares of the longest bar of their side."""
     from rich.table import Table
 
@@ -227,7 +227,7 @@ def _list_table() -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from fgbench.workload.load import DATASETS
+    from fgbench.workload.reading import DATASETS
 
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("name", no_wrap=True)
@@ -239,7 +239,7 @@ def _list_table() -> Table:
 
 
 def _state(name: str) -> str:
-    from fgbench.workload.kept import BY_HAND, kept_path
+    from fgbench.workload.pulled import BY_HAND, kept_path
 
     if name == "sharegpt":
         return "[green]yes[/]" if kept_path(name) else "can be pulled"
@@ -251,7 +251,7 @@ def _state(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DatasetFigures:
     name: str
     records: int | None
     """None: the dataset is endless."""
@@ -284,7 +284,7 @@ class Timing:
     """Deviation of the gaps over their mean; 1 for a Poisson process."""
 
 
-def look(dataset: Dataset, most: int, seed: int = 0) -> Look:
+def look(dataset: Dataset, most: int, seed: int = 0) -> DatasetFigures:
     """Where that takes a tokenizer or the dataset is endless ``most`` records are looked at, else all."""
     import numpy as np
 
@@ -318,8 +318,8 @@ def histogram(lengths: Sequence[int]) -> list[int]:
     return counts
 
 
-def _look(name: str, records: int | None, looked_at: int, samples: Sequence[Sample]) -> Look:
-    return Look(
+def _look(name: str, records: int | None, looked_at: int, samples: Sequence[Sample]) -> DatasetFigures:
+    return DatasetFigures(
         name=name,
         records=records,
         looked_at=looked_at,

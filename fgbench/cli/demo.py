@@ -31,14 +31,14 @@ MOST_MINUTES = 24 * 60
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DemoLoads:
     capacity: float
     """Requests per second with full batches, as the profile predicts."""
     rates: tuple[float, ...]
     num_prompts: int
 
 
-def make_plan(cost: CostModel, lengths: Sequence[tuple[int, int]], seconds: float) -> Plan:
+def make_plan(cost: CostModel, lengths: Sequence[tuple[int, int]], seconds: float) -> DemoLoads:
     """Rates around the predicted capacity, and as many prompts as ``seconds`` of load allow in all.
 
     A run takes about as long as its requests need to arrive, or to be served, whichever is longer.
@@ -46,7 +46,7 @@ def make_plan(cost: CostModel, lengths: Sequence[tuple[int, int]], seconds: floa
     full = capacity(cost, lengths, BATCH_SIZE)
     seconds_per_prompt = len(POLICIES) * sum(1.0 / (full * min(load, 1.0)) for load in LOADS)
     num_prompts = min(MOST, max(FEWEST, int(seconds / seconds_per_prompt)))
-    return Plan(full, tuple(round(full * load, 2) for load in LOADS), num_prompts)
+    return DemoLoads(full, tuple(round(full * load, 2) for load in LOADS), num_prompts)
 
 
 def demo(
@@ -73,7 +73,7 @@ def demo(
 
     from fgbench.backends.backend import BackendError
     from fgbench.sweeping.estimate import sampled_lengths
-    from fgbench.workload.load import load_dataset
+    from fgbench.workload.reading import load_dataset
 
     if not 0 < minutes <= MOST_MINUTES:
         raise ValueError(f"--minutes must be above 0 and at most {MOST_MINUTES}, not {minutes}")
@@ -106,7 +106,7 @@ def demo(
 def _measure(
     model: str,
     dummy_weights: bool,
-    plan: Plan,
+    plan: DemoLoads,
     dataset: Dataset,
     seed: int,
     results: Path,

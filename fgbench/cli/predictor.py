@@ -152,7 +152,7 @@ def _pairs(path: Path | None, console: Console) -> list[TextPair]:
     from fgbench.workload.texts import read_records
 
     if path is None:
-        from fgbench.workload.kept import pull_sharegpt
+        from fgbench.workload.pulled import pull_sharegpt
 
         path = pull_sharegpt(lambda line: say(console, line))
     if not path.is_file():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fgengine.execution.runner import TorchRunner
     from fgengine.profile import Profile
-    from fgengine.profile_grid import Grid, Point
+    from fgengine.profile_grid import Grid, TimedStep
 
 DEFAULTS = EngineConfig()
 POOR_FIT = 0.15
@@ -87,7 +87,7 @@ def profile(
     finally:
         runner.close()
     console.print(held_out_table(measured))
-    _print_verdict(measured, runner, console)
+    _print_figures(measured, runner, console)
     if busy and not even_if_busy:
         assert measured.conditions is not None
         say(
@@ -153,14 +153,14 @@ def _measure(model: str, runner: TorchRunner, grid: Grid, console: Console) -> P
     with Progress(*columns, console=console) as bars:
         task = bars.add_task("what the machine can do at best", total=None)
 
-        def show(done: int, total: int, point: Point) -> None:
+        def show(done: int, total: int, point: TimedStep) -> None:
             text = f"{describe(point)}: {point.seconds * 1e3:.3g} ms"
             bars.update(task, completed=done, total=total, description=text)
 
         return profiler.make_profile(model, runner, grid, show)
 
 
-def describe(point: Point) -> str:
+def describe(point: TimedStep) -> str:
     parts = []
     if point.prefill_tokens:
         behind = f" behind {point.prefill_start}" if point.prefill_start else ""
@@ -189,7 +189,7 @@ def held_out_table(profile: Profile) -> Table:
     return table
 
 
-def _print_verdict(profile: Profile, runner: TorchRunner, console: Console) -> None:
+def _print_figures(profile: Profile, runner: TorchRunner, console: Console) -> None:
     from fgengine.physics import TOLERANCE
     from fgengine.units import seconds, size
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fgbench.report.overview import Overview
-    from fgbench.results.database import Answer, Database
+    from fgbench.results.database import Database, QueryResult
 
 app = typer.Typer(
     help="The runs that are kept: list them, show one, remove some, ask all of them in SQL.\n\n"
@@ -78,9 +78,9 @@ def show_run(
     from rich.console import Console
 
     from fgbench.exit_codes import DONE
-    from fgbench.report.tables import run_table
+    from fgbench.exit_status import exit_status_of
+    from fgbench.report.run_tables import run_table
     from fgbench.results.run import named, read_run, summary_of
-    from fgbench.verdict import verdict
 
     console = Console(stderr=as_json)
     found = read_run(named(results, run))
@@ -91,7 +91,7 @@ def show_run(
         return
     console.print(run_table(found.info, summary))
     say(console, f"run folder: {found.path}")
-    how = verdict(found.info | {"summary": summary.to_dict()}, 0.0)
+    how = exit_status_of(found.info | {"summary": summary.to_dict()}, 0.0)
     if how.code != DONE:
         say(console, how.sentence, "yellow")
     if not found.complete:
@@ -196,7 +196,7 @@ def _show_schema(database: Database, as_json: bool) -> None:
     say(console, f'  fgbench results sql "{EXAMPLE}"')
 
 
-def _show_answer(answer: Answer, as_json: bool, as_csv: bool) -> None:
+def _show_answer(answer: QueryResult, as_json: bool, as_csv: bool) -> None:
     from rich.console import Console
 
     from fgbench.report.overview import answer_table

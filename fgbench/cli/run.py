@@ -121,13 +121,13 @@ def measure(
 def conclude(done: Run, console: Console, max_error_rate: float) -> None:
     """Prints the figures and ends with the exit code they deserve."""
     from fgbench.exit_codes import DONE
+    from fgbench.exit_status import exit_status_of
     from fgbench.metrics.summary import Summary
-    from fgbench.report.tables import run_table
-    from fgbench.verdict import verdict
+    from fgbench.report.run_tables import run_table
 
     console.print(run_table(done.info, Summary.from_dict(done.info["summary"])))
     say(console, f"run folder: {done.path}")
-    if (ending := verdict(done.info, max_error_rate)).code != DONE:
+    if (ending := exit_status_of(done.info, max_error_rate)).code != DONE:
         _end(console, ending.sentence, ending.code)
 
 

@@ -96,7 +96,7 @@ def _nothing_else_given(context: typer.Context) -> None:
 
 def _replay(folder: Path, asked: EngineConfig, as_json: bool, console: Console) -> None:
     from fgbench.backends.simulated import Simulated, find_profile
-    from fgbench.report.fidelity import Speed, fidelity, fidelity_json, fidelity_table, requests_of
+    from fgbench.report.fidelity import StepSpeed, fidelity, fidelity_json, fidelity_table, requests_of
     from fgbench.results.run import read_run
 
     run = read_run(folder)
@@ -107,7 +107,7 @@ def _replay(folder: Path, asked: EngineConfig, as_json: bool, console: Console) 
         return fidelity(run.records, list(Simulated(config, profile).replay(requests_of(run.records))))
 
     plain = rows(profile)
-    speed = Speed.of(run.info, profile.cost)
+    speed = StepSpeed.of(run.info, profile.cost)
     at_speed = []
     if speed is not None:
         at_speed = rows(dataclasses.replace(profile, cost=profile.cost.slowed(speed.whole)))

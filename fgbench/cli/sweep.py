@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fgbench.sweeping.folder import SweepFolder
-    from fgbench.sweeping.plan import Point
+    from fgbench.sweeping.plan import SweepPoint
     from fgbench.sweeping.prepared import Prepared
 
 HOW_TO_RUN = {"folder", "resume", "dry_run", "fail_fast", "config"}
@@ -105,11 +105,11 @@ def sweep(
 
 
 def _print_plan(prepared: Prepared, kept: SweepFolder | None, console: Console) -> None:
-    from fgbench.sweeping.tables import plan_table
+    from fgbench.sweeping.sweep_tables import plan_table
 
     sweep, allowed = prepared.settings.sweep, prepared.settings.load.max_error_rate
 
-    def is_done(point: Point) -> bool:
+    def is_done(point: SweepPoint) -> bool:
         return kept is not None and kept.result(point, allowed) is not None
 
     points = prepared.first_points()
@@ -146,15 +146,15 @@ def _run(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Consol
 
 def _measure(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Console) -> int:
     """Runs what is left, prints the results, and returns the worst exit code."""
+    from fgbench.exit_status import worst
     from fgbench.live.display import display_for
     from fgbench.metrics.slo import parse_slo
     from fgbench.sweeping.estimate import Total
-    from fgbench.sweeping.runner import Found, Runner
-    from fgbench.sweeping.tables import results_table, search_tables
-    from fgbench.verdict import worst
+    from fgbench.sweeping.runner import RateSearchResult, SweepRunner
+    from fgbench.sweeping.sweep_tables import results_table, search_tables
 
     total, sweep = Total(), prepared.settings.sweep
-    runner = Runner(
+    runner = SweepRunner(
         kept,
         prepared.plan,
         prepared.backends,
@@ -171,10 +171,10 @@ def _measure(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Co
         results = runner.grid(list(prepared.first_points()))
         console.print(results_table(results))
         for result in results:
-            if result.verdict.sentence:
-                say(console, f"{result.point}: {result.verdict.sentence}", "bold red")
-        return worst([result.verdict.code for result in results])
-    slo, found = parse_slo(sweep.slo or ""), dict[str, Found]()
+            if result.exit.sentence:
+                say(console, f"{result.point}: {result.exit.sentence}", "bold red")
+        return worst([result.exit.code for result in results])
+    slo, found = parse_slo(sweep.slo or ""), dict[str, RateSearchResult]()
     for label in prepared.backends:
         found[label] = runner.find_rate(label, prepared.search(label), slo, prepared.settings.seed_numbers)
         if fail_fast and found[label].code:

@@ -37,7 +37,7 @@ class Answer:
         self._ended = self._ended or not self._endpoint.ends_with_marker
 
     def record(self, now: float, error: str | None = None, rejected: str | None = None) -> RequestRecord:
-        """``error``: what went wrong around the answer; None leaves the verdict to what was answered.
+        """``error``: what went wrong around the answer; None where only what was answered decides.
         ``rejected``: why the server did not serve it. Times are kept to the microsecond."""
         ended_well = error is None and self._error is None and self._ended
         output_tokens = self._output_tokens
@@ -56,7 +56,7 @@ class Answer:
             last_token=round(self._times[-1], 6) if self._times else None,
             token_times=tuple(round(t, 6) for t in self._times),
             finished=round(now, 6),
-            error=None if rejected else error or self._verdict(),
+            error=None if rejected else error or self._problem(),
             rejected=rejected,
             server=self._server,
             user=self._spec.user,
@@ -75,7 +75,7 @@ class Answer:
         if piece.error is not None:
             self._error = piece.error
 
-    def _verdict(self) -> str | None:
+    def _problem(self) -> str | None:
         if self._error is not None:
             return f"server: {self._error}"
         if not self._ended:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from fgbench.backends.backend import Display, Progress
+from fgbench.backends.backend import Display, SimulationProgress
 from fgbench.backends.probe import read_stats
 from fgbench.client.state import LoadState
 from fgengine.units import clock
@@ -39,7 +39,7 @@ class Quiet:
     ) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def simulation(self, title: str, total: int) -> contextlib.AbstractContextManager[Progress]:
+    def simulation(self, title: str, total: int) -> contextlib.AbstractContextManager[SimulationProgress]:
         return contextlib.nullcontext(lambda ended, seconds: None)
 
 
@@ -71,7 +71,7 @@ class Plain:
             self._write(f"{title}: {progress_line(state)}")
 
     @contextlib.contextmanager
-    def simulation(self, title: str, total: int) -> Iterator[Progress]:
+    def simulation(self, title: str, total: int) -> Iterator[SimulationProgress]:
         last, written = (0, 0.0), time.monotonic()
 
         def show(ended: int, seconds: float) -> None:
@@ -129,7 +129,7 @@ class Live:
             sys.setswitchinterval(turns)
 
     @contextlib.contextmanager
-    def simulation(self, title: str, total: int) -> Iterator[Progress]:
+    def simulation(self, title: str, total: int) -> Iterator[SimulationProgress]:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 

@@ -46,7 +46,7 @@ def newest_runs(results: Path, say: Say) -> list[Run]:
     Raises:
         ValueError: there are none.
     """
-    from fgbench.report.pairing import Workload, newest_comparable
+    from fgbench.report.pairing import WorkloadKey, newest_comparable
     from fgbench.results.run import find_runs, has_requests, read_info, read_run, readable
 
     paths = [path for path in find_runs(results)[-MOST_FOLDERS:] if has_requests(path)]
@@ -58,7 +58,7 @@ def newest_runs(results: Path, say: Say) -> list[Run]:
         say(f"Left out: {reason}")
 
     infos = readable(read_with_path, paths, left_out)
-    workloads = [Workload.of(info) for _, info in infos]
+    workloads = [WorkloadKey.of(info) for _, info in infos]
     same = [path for (path, _), work in zip(infos, workloads, strict=True) if work == workloads[-1]]
     found = newest_comparable(readable(read_run, same, left_out))
     if not found:

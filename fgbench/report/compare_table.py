@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fgbench.metrics.statistics import CONFIDENCE
-from fgbench.report.comparison import Comparison, Point
+from fgbench.report.comparison import Comparison, ComparisonPoint
 from fgbench.report.notes import (
     VERDICT_MARKS,
     is_judged,
@@ -93,7 +93,7 @@ def _table(name: str, columns: Sequence[str], names: int = 1) -> Table:
     return table
 
 
-def _level_table(comparison: Comparison, level: float, points: Sequence[Point]) -> Table:
+def _level_table(comparison: Comparison, level: float, points: Sequence[ComparisonPoint]) -> Table:
     table = _table(comparison.axis.say(level), [f"{point.label}{marks(point)}" for point in points], names=2)
     for quantities in (LATENCIES, THROUGHPUTS, SLOWDOWNS, IN_THE_SERVER):
         shown = [q for q in quantities if any(p.figure(q.metric, q.statistic) is not None for p in points)]
@@ -114,7 +114,7 @@ def _level_table(comparison: Comparison, level: float, points: Sequence[Point]) 
     return table
 
 
-def _cell(comparison: Comparison, point: Point, quantity: Quantity) -> Text:
+def _cell(comparison: Comparison, point: ComparisonPoint, quantity: Quantity) -> Text:
     from rich.text import Text
 
     cell = Text(quantity.show(point.figure(quantity.metric, quantity.statistic)))
@@ -137,7 +137,7 @@ def _mark(verdict: str) -> str:
     return f" {VERDICT_MARKS[verdict]}" if verdict in VERDICT_MARKS else ""
 
 
-def _interval(point: Point, quantity: Quantity) -> str:
+def _interval(point: ComparisonPoint, quantity: Quantity) -> str:
     """Of a mean latency only: a table of all of them would hide the figures."""
     if quantity.statistic != "mean" or not quantity.is_time:
         return ""
@@ -147,7 +147,7 @@ def _interval(point: Point, quantity: Quantity) -> str:
     )
 
 
-def _answered(point: Point, num_prompts: int) -> str:
+def _answered(point: ComparisonPoint, num_prompts: int) -> str:
     """Of the requests of one run; of several runs the sum."""
     asked = sum(num_prompts - entry.summary.trimmed for entry in point.counted)
     return f"{sum(entry.summary.ok for entry in point.counted)} of {asked}"
@@ -204,7 +204,7 @@ def _objective_table(objective: Objective, labels: Sequence[str]) -> Table:
     return table
 
 
-def _attained(objective: Objective, point: Point) -> Text:
+def _attained(objective: Objective, point: ComparisonPoint) -> Text:
     """Whether the run met it, the share of requests that attained it, and how many a second that is."""
     from rich.text import Text
 

@@ -15,7 +15,7 @@ from fgbench.metrics.metric import metric_called
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.statistics import Distribution, Estimate, PairedRatio, jain_index
 from fgbench.metrics.summary import Summary
-from fgbench.report.pairing import Axis, Workload, group, level_of, seed_of, settings_of
+from fgbench.report.pairing import Axis, WorkloadKey, group, level_of, seed_of, settings_of
 from fgbench.report.quantities import Quantity
 from fgbench.results.run import Run, summary_of
 
@@ -80,7 +80,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Point:
+class ComparisonPoint:
     """A backend under one load: a run of each seed."""
 
     label: str
@@ -130,11 +130,11 @@ class Point:
 class Comparison:
     """Runs on one workload."""
 
-    workload: Workload
-    points: tuple[Point, ...]
+    workload: WorkloadKey
+    points: tuple[ComparisonPoint, ...]
     baseline: str
     """Label of the points that the others are divided by, level by level."""
-    _at: dict[tuple[str, float], Point] = field(init=False, repr=False, compare=False)
+    _at: dict[tuple[str, float], ComparisonPoint] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_at", {(point.label, point.level): point for point in self.points})
@@ -162,14 +162,14 @@ class Comparison:
         """What the levels are of."""
         return self.workload.axis
 
-    def at(self, level: float) -> list[Point]:
+    def at(self, level: float) -> list[ComparisonPoint]:
         return [point for label in self.labels if (point := self._at.get((label, level))) is not None]
 
-    def of(self, label: str) -> list[Point]:
+    def of(self, label: str) -> list[ComparisonPoint]:
         """By level."""
         return [point for level in self.levels if (point := self._at.get((label, level))) is not None]
 
-    def ratio(self, point: Point, quantity: Quantity) -> PairedRatio | None:
+    def ratio(self, point: ComparisonPoint, quantity: Quantity) -> PairedRatio | None:
         """``point``'s figure over the baseline's at its level, seed by seed; None where there is none."""
         base = self._at.get((self.baseline, point.level))
         if base is None or base is point or quantity.better is None:
@@ -179,7 +179,7 @@ class Comparison:
             base.values(quantity.metric, quantity.statistic),
         )
 
-    def verdict(self, point: Point, quantity: Quantity) -> str | None:
+    def verdict(self, point: ComparisonPoint, quantity: Quantity) -> str | None:
         """``better``, ``worse`` or ``not distinguishable`` from the baseline, or why it was not judged; None
         where there is nothing to judge."""
         ratio = self.ratio(point, quantity)
@@ -230,12 +230,12 @@ def compare(
     return sorted(comparisons, key=lambda comparison: -comparison.runs)
 
 
-def _points(entries: Sequence[Entry]) -> tuple[Point, ...]:
+def _points(entries: Sequence[Entry]) -> tuple[ComparisonPoint, ...]:
     by_point: dict[tuple[str, float], list[Entry]] = defaultdict(list)
     for entry in entries:
         by_point[entry.label, entry.level].append(entry)
     return tuple(
-        Point(label, level, tuple(sorted(some, key=lambda entry: entry.seed)))
+        ComparisonPoint(label, level, tuple(sorted(some, key=lambda entry: entry.seed)))
         for (label, level), some in by_point.items()
     )
 

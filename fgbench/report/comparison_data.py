@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.crossing import Range
 from fgbench.metrics.statistics import Estimate, Interval, PairedRatio
-from fgbench.report.comparison import Comparison, Entry, Point
+from fgbench.report.comparison import Comparison, ComparisonPoint, Entry
 from fgbench.report.objectives import TARGET, Objective
-from fgbench.report.pairing import Workload
+from fgbench.report.pairing import WorkloadKey
 from fgbench.report.quantities import QUANTITIES
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> 
             }
 
 
-def _workload(workload: Workload) -> dict[str, Any]:
+def _workload(workload: WorkloadKey) -> dict[str, Any]:
     return {
         "model": workload.model,
         "dataset": workload.dataset,
@@ -134,7 +134,7 @@ def _workload(workload: Workload) -> dict[str, Any]:
     }
 
 
-def _figures(comparison: Comparison, point: Point) -> dict[str, Any]:
+def _figures(comparison: Comparison, point: ComparisonPoint) -> dict[str, Any]:
     """``{metric: {statistic: figure}}``; a plain figure's statistic is "value"."""
     figures: dict[str, Any] = {}
     for quantity in QUANTITIES:
@@ -194,7 +194,7 @@ def _run(comparison: Comparison, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _level(comparison: Comparison, of: Point | Entry) -> dict[str, float | str]:
+def _level(comparison: Comparison, of: ComparisonPoint | Entry) -> dict[str, float | str]:
     return {comparison.axis.name: "inf" if math.isinf(of.level) else of.level}
 
 

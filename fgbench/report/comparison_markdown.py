@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from fgbench.report.comparison import Comparison, Point
+from fgbench.report.comparison import Comparison, ComparisonPoint
 from fgbench.report.notes import VERDICT_MARKS, marks, notes, title
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.quantities import HEADLINES, IN_THE_SERVER, LATENCIES, OUTCOMES, SLOWDOWNS, Quantity
@@ -38,7 +38,7 @@ def _main_table(comparison: Comparison) -> str:
     return lead + _table([comparison.axis.name, "backend", *names], rows)
 
 
-def _cell(comparison: Comparison, point: Point, quantity: Quantity) -> str:
+def _cell(comparison: Comparison, point: ComparisonPoint, quantity: Quantity) -> str:
     estimate = point.estimate(quantity.metric, quantity.statistic)
     if estimate is None:
         return "-"
@@ -102,12 +102,12 @@ def _details_table(comparison: Comparison) -> str:
     return _table([comparison.axis.name, "backend", *map(_name, shown)], rows)
 
 
-def _points(comparison: Comparison) -> Iterator[Point]:
+def _points(comparison: Comparison) -> Iterator[ComparisonPoint]:
     for level in comparison.levels:
         yield from comparison.at(level)
 
 
-def _point(comparison: Comparison, point: Point) -> list[str]:
+def _point(comparison: Comparison, point: ComparisonPoint) -> list[str]:
     return [comparison.axis.say(point.level), f"{point.label}{marks(point)}"]
 
 

@@ -40,7 +40,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class StepSpeed:
     """How long the real server's steps took, as a multiple of what the profile says of the same steps."""
 
     model: float
@@ -49,7 +49,7 @@ class Speed:
     """With scheduling, and what passed between the steps."""
 
     @classmethod
-    def of(cls, info: dict[str, Any], cost: CostModel) -> Speed | None:
+    def of(cls, info: dict[str, Any], cost: CostModel) -> StepSpeed | None:
         """From run.json; None where it does not say."""
         stats = info.get("server_stats") or {}
         before, after = stats.get("before"), stats.get("after")
@@ -117,7 +117,7 @@ def fidelity_table(title: str, rows: Sequence[Row]) -> Table:
 
 
 def fidelity_json(
-    run: Run, rows: Sequence[Row], speed: Speed | None, at_speed: Sequence[Row]
+    run: Run, rows: Sequence[Row], speed: StepSpeed | None, at_speed: Sequence[Row]
 ) -> dict[str, Any]:
     """Seconds; a ratio is simulated over measured. ``at_speed``: with steps as slow as the run's own."""
     return {

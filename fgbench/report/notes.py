@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fgbench.metrics.statistics import CONFIDENCE, MIN_SEEDS
-from fgbench.report.comparison import Comparison, Point, not_judged
+from fgbench.report.comparison import Comparison, ComparisonPoint, not_judged
 from fgbench.report.quantities import HEADLINES
-from fgbench.report.tables import DISTURBED_MARK, DISTURBED_NOTE, OVERLOAD_MARK, OVERLOAD_NOTE
+from fgbench.report.run_tables import DISTURBED_MARK, DISTURBED_NOTE, OVERLOAD_MARK, OVERLOAD_NOTE
 
 INCOMPLETE_MARK = "◌"
 INCOMPLETE_NOTE = (
@@ -32,7 +32,7 @@ def title(comparison: Comparison) -> str:
     return f"{comparison.workload.describe()}, seed{'s' if len(seeds) > 1 else ''} {which}"
 
 
-def marks(point: Point) -> str:
+def marks(point: ComparisonPoint) -> str:
     overloaded = f" {OVERLOAD_MARK}" if point.overloaded else ""
     disturbed = f" {DISTURBED_MARK}" if point.disturbed else ""
     return overloaded + disturbed + ("" if point.complete else f" {INCOMPLETE_MARK}")

@@ -14,7 +14,7 @@ from statistics import fmean
 from fgbench.metrics.crossing import Range, rate_at
 from fgbench.metrics.slo import SLO, Bound, attainment, goodput, rejects_too_many
 from fgbench.metrics.statistics import Estimate, PairedRatio
-from fgbench.report.comparison import Comparison, Entry, Point, not_judged
+from fgbench.report.comparison import Comparison, ComparisonPoint, Entry, not_judged
 
 TARGET = 0.95
 """Share of the requests that must attain an SLO, as in the paper's figure 13."""
@@ -55,7 +55,7 @@ class Objective:
         ratio = self.paired(label)
         return None if ratio is None else ratio.verdict(lower_is_better=False) or not_judged(ratio.seeds)
 
-    def met_by(self, point: Point) -> bool | None:
+    def met_by(self, point: ComparisonPoint) -> bool | None:
         """Whether the means over seeds meet the SLO; None where a figure is missing and no other broke it.
 
         A backend that rejected more than ``MOST_REJECTED`` of the requests misses it: its figures are only of
@@ -73,12 +73,12 @@ class Objective:
         shares = [(point.level, self.attainment(point)) for point in self._complete(label)]
         return rate_at(((rate, 1.0 - share.value) for rate, share in shares if share), 1.0 - TARGET)
 
-    def attainment(self, point: Point) -> Estimate | None:
+    def attainment(self, point: ComparisonPoint) -> Estimate | None:
         """Share of the requests, the mean over seeds."""
         shares = [self._attained[id(entry)][0] for entry in point.counted]
         return Estimate.of([share for share in shares if share is not None])
 
-    def goodput(self, point: Point) -> Estimate | None:
+    def goodput(self, point: ComparisonPoint) -> Estimate | None:
         """Requests per second that attained the SLO, the mean over seeds."""
         return Estimate.of([self._attained[id(entry)][1] for entry in point.counted])
 
@@ -94,7 +94,7 @@ class Objective:
             for entry in point.entries
         }
 
-    def _complete(self, label: str) -> list[Point]:
+    def _complete(self, label: str) -> list[ComparisonPoint]:
         return [point for point in self.comparison.of(label) if point.complete]
 
     def _by_seed(self, label: str) -> dict[int, Range]:

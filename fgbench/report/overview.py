@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgbench.exit_status import client_was_the_limit
 from fgbench.metrics.accounts import MachineAccount
 from fgbench.metrics.summary import Summary
-from fgbench.report.tables import load_in_words
+from fgbench.report.run_tables import load_in_words
 from fgbench.results.run import find_runs, is_being_written, read_info, readable, stored_summary
-from fgbench.verdict import client_was_the_limit
 from fgengine.units import number, seconds
 
 if TYPE_CHECKING:

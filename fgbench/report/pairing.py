@@ -69,7 +69,7 @@ def _workers(workload: dict[str, Any]) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class WorkloadKey:
     """What two runs must share, besides level and seed, for their figures to be comparable."""
 
     model: str
@@ -83,7 +83,7 @@ class Workload:
     """Along which such runs are measured."""
 
     @classmethod
-    def of(cls, info: dict[str, Any]) -> Workload:
+    def of(cls, info: dict[str, Any]) -> WorkloadKey:
         work = info.get("workload") or {}
         axis = axis_of(work)
         others = {
@@ -108,17 +108,17 @@ class Workload:
 
 
 @dataclass(slots=True)
-class Group:
+class ComparableRuns:
     """Runs that may be compared."""
 
-    workload: Workload
+    workload: WorkloadKey
     runs: list[Run] = field(default_factory=list)
     _prompts: dict[int, str] = field(default_factory=dict)
     _sent: dict[tuple[int, float], str] = field(default_factory=dict)
 
     def takes(self, run: Run) -> bool:
         """Adds the run unless another one of its seed was sent something else."""
-        if Workload.of(run.info) != self.workload:
+        if WorkloadKey.of(run.info) != self.workload:
             return False
         work = run.info.get("workload") or {}
         seed = seed_of(run.info)
@@ -142,17 +142,17 @@ def settings_of(info: dict[str, Any]) -> dict[str, Any]:
     return dict(backend.get("settings") or {"url": backend.get("url")})
 
 
-def group(runs: Iterable[Run]) -> list[Group]:
+def group(runs: Iterable[Run]) -> list[ComparableRuns]:
     """In the order in which their first runs come."""
-    groups: list[Group] = []
+    groups: list[ComparableRuns] = []
     for run in runs:
         if not any(each.takes(run) for each in groups):
-            groups.append(Group(Workload.of(run.info)))
+            groups.append(ComparableRuns(WorkloadKey.of(run.info)))
             groups[-1].takes(run)
     return groups
 
 
-def differences(workloads: Iterable[Workload]) -> str:
+def differences(workloads: Iterable[WorkloadKey]) -> str:
     """In words what the workloads differ in, with the values: ``number of prompts (100, 150)``."""
     names = {
         "model": "model",

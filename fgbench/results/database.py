@@ -34,7 +34,7 @@ EXAMPLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class QueryResult:
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
 
@@ -54,7 +54,7 @@ class Database:
         for sentence in SEAL:
             self._connection.execute(sentence)
 
-    def ask(self, query: str) -> Answer:
+    def ask(self, query: str) -> QueryResult:
         """One SELECT (or DESCRIBE, SUMMARIZE, EXPLAIN).
 
         Raises:
@@ -71,7 +71,7 @@ class Database:
                 raise ValueError(f"results sql answers one SELECT; for example: {EXAMPLE}")
             done = self._connection.execute(statements[0])
             columns = tuple(column[0] for column in done.description or ())
-            return Answer(columns, done.fetchall())
+            return QueryResult(columns, done.fetchall())
         except duckdb.Error as error:
             raise ValueError(f"the query does not work: {error}") from None
 

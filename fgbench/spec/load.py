@@ -247,7 +247,7 @@ class LoadSpec:
         ``report`` is told what takes long and what is left out. Raises ValueError for a dataset or file that
         will not do.
         """
-        from fgbench.workload.load import load_dataset
+        from fgbench.workload.reading import load_dataset
         from fgengine.model.store import tokenizer_of
 
         name, path = self.dataset_source()
@@ -312,7 +312,7 @@ def _read_trace(path: Path, limit: int | None) -> Trace:
 
 def _is_path(dataset: str) -> bool:
     """A file goes before a dataset's name, a folder after it."""
-    from fgbench.workload.load import DATASETS
+    from fgbench.workload.reading import DATASETS
 
     return Path(dataset).is_file() or (dataset not in DATASETS and Path(dataset).is_dir())
 

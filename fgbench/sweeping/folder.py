@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from fgbench.exit_codes import STATUS
+from fgbench.exit_status import ExitStatus, exit_status_of
 from fgbench.results.environment import environment
 from fgbench.results.files import fresh_folder, now, write_json
 from fgbench.results.run import SWEEP_FILE, find_runs, read_info
 from fgbench.spec.sweep import FREE, Settings
-from fgbench.sweeping.plan import Plan, Point
-from fgbench.verdict import Verdict, verdict
+from fgbench.sweeping.plan import SweepPlan, SweepPoint
 
 VERSION = 1
 LOCK_FILE = ".lock"
@@ -36,7 +36,9 @@ class SweepFolder:
                 self._keep(folder, read_info(folder))
 
     @classmethod
-    def create(cls, root: Path, settings: dict[str, Any], plan_fingerprint: str, plan: Plan) -> SweepFolder:
+    def create(
+        cls, root: Path, settings: dict[str, Any], plan_fingerprint: str, plan: SweepPlan
+    ) -> SweepFolder:
         """``root/<time>_sweep`` with its sweep.json."""
         info = {
             "version": VERSION,
@@ -62,7 +64,7 @@ class SweepFolder:
         self.info |= parts
         write_json(self.path / SWEEP_FILE, self.info)
 
-    def add(self, points: Sequence[Point], max_error_rate: float) -> None:
+    def add(self, points: Sequence[SweepPoint], max_error_rate: float) -> None:
         """Lists those that are not yet; says of all that are done by their run folders that they are: a sweep
         killed between the end of a run and its word here has not said it."""
         listed = {entry["fingerprint"]: entry for entry in self.info["points"]}
@@ -73,13 +75,13 @@ class SweepFolder:
                 _say(entry, STATUS[how.code], path, how.sentence)
         self.save(points=list(listed.values()))
 
-    def mark(self, point: Point, status: str, run: Path | None = None, error: str = "") -> None:
+    def mark(self, point: SweepPoint, status: str, run: Path | None = None, error: str = "") -> None:
         for entry in self.info["points"]:
             if entry["fingerprint"] == point.fingerprint:
                 _say(entry, status, run, error)
         self.save()
 
-    def ended(self, point: Point, how: Verdict, run: Path | None) -> None:
+    def ended(self, point: SweepPoint, how: ExitStatus, run: Path | None) -> None:
         """``run``: None where it is not known; the newest of the point's that has appeared is taken."""
         if run is None:
             known = {path for path, _ in self._runs[point.fingerprint]}
@@ -89,11 +91,13 @@ class SweepFolder:
             self._keep(run, read_info(run))
         self.mark(point, STATUS[how.code], run, how.sentence)
 
-    def result(self, point: Point, max_error_rate: float) -> tuple[Path, dict[str, Any], Verdict] | None:
+    def result(
+        self, point: SweepPoint, max_error_rate: float
+    ) -> tuple[Path, dict[str, Any], ExitStatus] | None:
         """The newest of the point's runs that measured it; None where it has to be run, again or at all."""
         runs = sorted(self._runs[point.fingerprint], key=lambda run: str(run[1].get("started")))
         for folder, info in reversed(runs):
-            if info.get("status") == "complete" and (how := verdict(info, max_error_rate)).measured:
+            if info.get("status") == "complete" and (how := exit_status_of(info, max_error_rate)).measured:
                 return folder, info, how
         return None
 
@@ -119,7 +123,7 @@ class SweepFolder:
 
     def finish(self, code: int) -> None:
         """``code``: the worst of all points."""
-        self.save(status="complete" if Verdict(code).measured else "failed", ended=now())
+        self.save(status="complete" if ExitStatus(code).measured else "failed", ended=now())
 
 
 def _say(entry: dict[str, Any], status: str, run: Path | None, error: str) -> None:

@@ -16,7 +16,7 @@ MOST_POINTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class SweepPoint:
     backend: str
     """The label of its system."""
     level: Level
@@ -52,7 +52,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SweepPlan:
     """From a place in the grid to its point."""
 
     systems: Mapping[str, dict[str, Any]]
@@ -62,14 +62,14 @@ class Plan:
     workloads: Mapping[int, str]
     """By seed, the fingerprint of the requests: of a file's content, not of its name."""
 
-    def point(self, backend: str, level: Level, seed: int) -> Point:
+    def point(self, backend: str, level: Level, seed: int) -> SweepPoint:
         load = self.load(level, seed)
         told_of = dataclasses.asdict(dataclasses.replace(load, arrivals=POISSON))
         told_of["arrivals"] = load.arrivals.label  # a trace's times are in the workload's fingerprint
         told_of["trim"] = load.trim.to_json()
         plain = {name: str(v) if isinstance(v, float) and math.isinf(v) else v for name, v in told_of.items()}
         told = fingerprint(system=self.systems[backend], load=plain, workload=self.workloads[seed])
-        return Point(backend, level, seed, told)
+        return SweepPoint(backend, level, seed, told)
 
     def load(self, level: Level, seed: int) -> Load:
         load = dataclasses.replace(self.base, seed=seed)
@@ -77,7 +77,7 @@ class Plan:
             return dataclasses.replace(load, arrivals=level)
         return dataclasses.replace(load, rate=level)
 
-    def grid(self, levels: Sequence[Level], seeds: Sequence[int]) -> Iterator[Point]:
+    def grid(self, levels: Sequence[Level], seeds: Sequence[int]) -> Iterator[SweepPoint]:
         """A backend's points together, since they share a server; of these one seed's levels together, since
         an interrupted sweep then has whole curves.
 

@@ -15,7 +15,7 @@ from fgbench.spec.backend import BackendSpec, servers_own
 from fgbench.spec.load import Load, LoadSpec
 from fgbench.spec.sweep import Settings
 from fgbench.sweeping.estimate import Capacity, load_seconds, sampled_lengths
-from fgbench.sweeping.plan import Plan, Point
+from fgbench.sweeping.plan import SweepPlan, SweepPoint
 from fgbench.sweeping.search import Search
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Dataset
@@ -31,12 +31,12 @@ class Prepared:
     specs: dict[str, BackendSpec]
     """By label, as ``backends``."""
     backends: dict[str, Backend]
-    plan: Plan
+    plan: SweepPlan
     dataset: Dataset
     capacities: dict[str, Capacity]
     """By label, where a profile says."""
 
-    def first_points(self) -> Iterator[Point]:
+    def first_points(self) -> Iterator[SweepPoint]:
         """All of a grid; of searches the first probes."""
         if not self.settings.sweep.find_rate:
             yield from self.plan.grid(self.settings.levels, self.settings.seed_numbers)
@@ -45,7 +45,7 @@ class Prepared:
             for seed in self.settings.seed_numbers:
                 yield self.plan.point(label, self.search(label).start, seed)
 
-    def expected_seconds(self, point: Point) -> float | None:
+    def expected_seconds(self, point: SweepPoint) -> float | None:
         """That a point's load takes; None where that is not known, as of a simulation."""
         if self.backends[point.backend].simulated:
             return None
@@ -53,7 +53,7 @@ class Prepared:
         known = self.capacities.get(point.backend)
         return load_seconds(load, known.at(point.concurrency) if known else None)
 
-    def repeating_options(self, point: Point) -> dict[str, Any]:
+    def repeating_options(self, point: SweepPoint) -> dict[str, Any]:
         """Those of ``fgbench run`` that repeat a point."""
         load = replace(
             self.settings.load,
@@ -102,7 +102,7 @@ def prepare(settings: Settings, specs: dict[str, BackendSpec], report: Report) -
     workloads = {seed: _workload(dataset, replace(load, seed=seed)) for seed in settings.seed_numbers}
     lengths = sampled_lengths(dataset, settings.load.seed)
     capacities = {label: c for label, one in specs.items() if (c := _capacity(one, lengths)) is not None}
-    plan = Plan(_identities(backends), load, workloads)
+    plan = SweepPlan(_identities(backends), load, workloads)
     prepared = Prepared(settings, specs, backends, plan, dataset, capacities)
     if settings.sweep.find_rate:
         parse_slo(settings.sweep.slo or "")

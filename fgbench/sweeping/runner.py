@@ -14,24 +14,24 @@ from typing import Any
 from fgbench.backends.backend import Backend, BackendError, Display
 from fgbench.benchmark import run_benchmark
 from fgbench.exit_codes import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
+from fgbench.exit_status import ExitStatus, exit_status_of, worst
 from fgbench.metrics.accounts import MachineAccount
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.slo import SLO, rejects_too_many
 from fgbench.metrics.summary import Summary
-from fgbench.report.tables import DISTURBED_MARK, OVERLOAD_MARK
+from fgbench.report.run_tables import DISTURBED_MARK, OVERLOAD_MARK
 from fgbench.sweeping.estimate import Total
 from fgbench.sweeping.folder import SweepFolder
-from fgbench.sweeping.plan import Plan, Point
+from fgbench.sweeping.plan import SweepPlan, SweepPoint
 from fgbench.sweeping.search import Bracket, Probe, Search
-from fgbench.verdict import Verdict, verdict, worst
 from fgbench.workload.datasets import Dataset
 from fgengine.units import clock, percent, seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    point: Point
-    verdict: Verdict
+    point: SweepPoint
+    exit: ExitStatus
     summary: Summary | None
     """None where the run did not get so far."""
     run: Path | None
@@ -40,7 +40,7 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RateSearchResult:
     """What a search for the highest rate came to."""
 
     bracket: Bracket
@@ -60,18 +60,18 @@ class Found:
         return worst([code for code in self.codes if code != TOO_MANY_ERRORS])
 
 
-class Runner:
+class SweepRunner:
     def __init__(
         self,
         folder: SweepFolder,
-        plan: Plan,
+        plan: SweepPlan,
         backends: Mapping[str, Backend],
         dataset: Dataset,
         display: Display,
         total: Total,
         *,
-        expected_seconds: Callable[[Point], float | None],
-        options: Callable[[Point], Mapping[str, Any]],
+        expected_seconds: Callable[[SweepPoint], float | None],
+        options: Callable[[SweepPoint], Mapping[str, Any]],
         max_error_rate: float,
         restart: bool = False,
         fail_fast: bool = False,
@@ -95,7 +95,7 @@ class Runner:
         self._restart = restart
         self._fail_fast = fail_fast
 
-    def grid(self, points: Sequence[Point]) -> list[Result]:
+    def grid(self, points: Sequence[SweepPoint]) -> list[Result]:
         """The results of all points; with ``fail_fast`` up to the first that went wrong.
 
         Raises:
@@ -116,18 +116,18 @@ class Runner:
                         self._total.begin(place, str(point), ended / count, self._expected(point), after)
                         result = self._measure(point)
                     results.append(result)
-                    if self._fail_fast and result.verdict.code != DONE:
+                    if self._fail_fast and result.exit.code != DONE:
                         return results
         return results
 
-    def find_rate(self, label: str, search: Search, slo: SLO, seeds: Sequence[int]) -> Found:
+    def find_rate(self, label: str, search: Search, slo: SLO, seeds: Sequence[int]) -> RateSearchResult:
         """Probes until the limit is bracketed closely enough, or cannot be. Raises as ``grid`` does."""
         probes: list[Probe] = []
         tried: list[dict[str, Any]] = []
         codes: list[int] = []
 
-        def found(stopped: str = "") -> Found:
-            result = Found(Bracket.of(probes), tried, tuple(codes), stopped)
+        def found(stopped: str = "") -> RateSearchResult:
+            result = RateSearchResult(Bracket.of(probes), tried, tuple(codes), stopped)
             searches = dict(self._folder.info.get("searches") or {})
             self._folder.save(searches=searches | {label: _search_json(result)})
             return result
@@ -146,9 +146,9 @@ class Runner:
                         share = len(probes) / search.max_probes
                         self._total.begin(place, str(point), share, guess, [guess] * after)
                         result = self._measure(point)
-                    codes.append(result.verdict.code)
-                    if result.summary is None or result.verdict.code == FAILED:
-                        return found(f"at {rate:g}/s: {result.verdict.sentence}")
+                    codes.append(result.exit.code)
+                    if result.summary is None or result.exit.code == FAILED:
+                        return found(f"at {rate:g}/s: {result.exit.sentence}")
                     summaries.append(result.summary)
                 figures = mean_figures(slo, summaries)
                 errors = TOO_MANY_ERRORS in codes[-len(seeds) :]
@@ -166,7 +166,7 @@ class Runner:
                 self._display.report(f"  {rate:g}/s {'meets' if met else 'misses'} it: {said}")
         return found()
 
-    def known(self, point: Point) -> Result | None:
+    def known(self, point: SweepPoint) -> Result | None:
         """What an earlier run of the point gave, where there is nothing to run again."""
         if (kept := self._folder.result(point, self._max_error_rate)) is None:
             return None
@@ -185,7 +185,7 @@ class Runner:
         finally:
             backend.close()
 
-    def _measure(self, point: Point) -> Result:
+    def _measure(self, point: SweepPoint) -> Result:
         self._display.report(self._total.line())
         self._folder.mark(point, "running")
         path, info = None, None
@@ -200,14 +200,13 @@ class Runner:
                 options=self._options(point),
             )
             path, info = run.path, run.info
-            how = verdict(info, self._max_error_rate)
+            how = exit_status_of(info, self._max_error_rate)
         except BackendError as error:
-            how = Verdict(FAILED, str(error))
+            how = ExitStatus(FAILED, str(error))
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
-            how = (
-                Verdict(INTERRUPTED, "before the load began") if interrupted else Verdict(FAILED, str(error))
-            )
+            code, sentence = (INTERRUPTED, "before the load began") if interrupted else (FAILED, str(error))
+            how = ExitStatus(code, sentence)
             self._folder.ended(point, how, None)
             raise
         took = self._total.end()
@@ -247,7 +246,7 @@ def _is_disturbed(info: Mapping[str, Any]) -> bool:
     return machine is not None and machine.busy
 
 
-def _said(how: Verdict, summary: Summary | None) -> str:
+def _said(how: ExitStatus, summary: Summary | None) -> str:
     if how.sentence:
         return how.sentence.rstrip(".")
     assert summary is not None
@@ -262,7 +261,7 @@ def _said(how: Verdict, summary: Summary | None) -> str:
     return mark + ", ".join(said)
 
 
-def _search_json(found: Found) -> dict[str, Any]:
+def _search_json(found: RateSearchResult) -> dict[str, Any]:
     bracket = found.bracket
     return {
         "met": bracket.met,

@@ -11,12 +11,12 @@ OF_PROCESS = Path("/proc/self/cgroup")
 MOUNT = Path("/sys/fs/cgroup")
 
 
-class Group(NamedTuple):
+class ControlGroup(NamedTuple):
     folder: Path
     version: Literal[1, 2]
 
 
-def groups(controller: str, process: Path = OF_PROCESS, mount: Path = MOUNT) -> Iterator[Group]:
+def groups(controller: str, process: Path = OF_PROCESS, mount: Path = MOUNT) -> Iterator[ControlGroup]:
     """The process's group and all around it, since the limit of each binds; none where there are none.
 
     Args:
@@ -38,11 +38,11 @@ def groups(controller: str, process: Path = OF_PROCESS, mount: Path = MOUNT) -> 
             yield from _around(mount / controller, path, 1)
 
 
-def _around(root: Path, path: str, version: Literal[1, 2]) -> Iterator[Group]:
+def _around(root: Path, path: str, version: Literal[1, 2]) -> Iterator[ControlGroup]:
     folder = root / path.strip("/")
     for group in (folder, *folder.parents):
         if group.is_relative_to(root) and ".." not in group.parts:
-            yield Group(group, version)
+            yield ControlGroup(group, version)
 
 
 def number(file: Path) -> int | None:
@@ -58,7 +58,7 @@ def core_limit(process: Path = OF_PROCESS, mount: Path = MOUNT) -> float:
     return min((_cores(group) for group in groups("cpu", process, mount)), default=math.inf)
 
 
-def _cores(group: Group) -> float:
+def _cores(group: ControlGroup) -> float:
     if group.version == 1:
         quota, period = number(group.folder / "cpu.cfs_quota_us"), number(group.folder / "cpu.cfs_period_us")
     else:

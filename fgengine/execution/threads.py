@@ -30,7 +30,7 @@ MOST_WAITING = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class CpuUse:
     """Processor seconds since some moment in the past."""
 
     at: float
@@ -45,16 +45,16 @@ class Usage:
     """For which its threads could have run but had no core."""
 
 
-def usage(tasks: Path = Path("/proc/self/task")) -> Usage | None:
+def usage(tasks: Path = Path("/proc/self/task")) -> CpuUse | None:
     """None where the system does not say (it is not Linux)."""
     try:
         running, waiting = _scheduled(tasks)
     except (OSError, ValueError, IndexError):
         return None
-    return Usage(time.monotonic(), sum(core_seconds()), time.process_time(), running, waiting)
+    return CpuUse(time.monotonic(), sum(core_seconds()), time.process_time(), running, waiting)
 
 
-def demand(before: Usage, after: Usage) -> float:
+def demand(before: CpuUse, after: CpuUse) -> float:
     """Cores that other programs would take if they got all they wanted.
 
     They wait as often as we do, where they share a core with us.
@@ -80,7 +80,7 @@ class Threads:
 
     def __init__(
         self,
-        read: Callable[[], Usage | None] = usage,
+        read: Callable[[], CpuUse | None] = usage,
         set_threads: Callable[[int], None] = torch.set_num_threads,
     ) -> None:
         self._set_threads = set_threads

@@ -21,7 +21,7 @@ from fgengine.plan import StepPlan
 from fgengine.request import Request
 from fgengine.scheduling.draft import Counters
 from fgengine.scheduling.policy import Policy, Priority
-from fgengine.scheduling.progress import WorkInProgress
+from fgengine.scheduling.work_in_progress import WorkInProgress
 
 TOKENS_PER_THROWN = 25
 """Computed tokens that pay for one that was thrown away: a share of 4%."""

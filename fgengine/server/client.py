@@ -85,7 +85,7 @@ class EngineClient:
         self.state: State = "starting"
         self.message = "starting the engine's process"
         """What it is doing while it starts; why it is broken."""
-        self.model: messages.Ready | None = None
+        self.model: messages.EngineReady | None = None
         self.settled = asyncio.Event()
         """Set when the engine is ready, broken or stopping."""
         self.broken = asyncio.Event()
@@ -212,10 +212,10 @@ class EngineClient:
             answer = self._stats.popleft()
             if not answer.done():
                 answer.set_result(event.values)
-        elif isinstance(event, messages.Progress):
+        elif isinstance(event, messages.StartProgress):
             self.message = event.text
             self._report(event.text)
-        elif isinstance(event, messages.Ready):
+        elif isinstance(event, messages.EngineReady):
             self.model, self.state, self.message = event, "ready", "ready"
             self.settled.set()
         elif isinstance(event, messages.Broken):

@@ -26,7 +26,7 @@ class Piece:
 
 
 @dataclass(slots=True)
-class Counters:
+class ServerCounters:
     """The server's own, since it started."""
 
     requests_received: int = 0
@@ -111,7 +111,7 @@ class Service:
 
     def __init__(self, engine: EngineClient) -> None:
         self.engine = engine
-        self.counters = Counters()
+        self.counters = ServerCounters()
         self._codec: TextCodec | None = None
         self._ids = count()
 

@@ -44,13 +44,13 @@ class AskStats(msgspec.Struct, tag=True, frozen=True):
     """Answered by Stats, in the order of asking."""
 
 
-class Progress(msgspec.Struct, tag=True, frozen=True):
+class StartProgress(msgspec.Struct, tag=True, frozen=True):
     """What the engine is doing while it starts, in a sentence."""
 
     text: str
 
 
-class Ready(msgspec.Struct, tag=True, frozen=True):
+class EngineReady(msgspec.Struct, tag=True, frozen=True):
     model_name: str
     max_model_len: int
     """Tokens."""
@@ -121,7 +121,7 @@ class Broken(msgspec.Struct, tag=True, frozen=True):
 
 
 Command = Start | Add | Abort | AskStats
-Event = Progress | Ready | Accepted | Refused | Expired | Stepped | Aborted | Stats | Broken
+Event = StartProgress | EngineReady | Accepted | Refused | Expired | Stepped | Aborted | Stats | Broken
 
 
 def _encode_path(value: Any) -> str:

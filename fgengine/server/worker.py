@@ -75,8 +75,8 @@ def run(channel: socket.socket, make_engine: MakeEngine, on_close: Callable[[], 
         return 0
     engine: Steps | None = None
     try:
-        engine = make_engine(start.config, lambda text: send(messages.Progress(text)))
-        send(messages.Ready(engine.model_name, engine.max_model_len, engine.vocab_size))
+        engine = make_engine(start.config, lambda text: send(messages.StartProgress(text)))
+        send(messages.EngineReady(engine.model_name, engine.max_model_len, engine.vocab_size))
         _Loop(engine, inbox, send).run()
     except (BrokenPipeError, ConnectionResetError):
         pass  # nobody is left to serve

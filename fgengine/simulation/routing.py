@@ -8,7 +8,7 @@ from itertools import count
 from typing import Protocol
 
 
-class Load(Protocol):
+class ReplicaLoad(Protocol):
     """What a router sees of a replica."""
 
     @property
@@ -20,7 +20,7 @@ class Load(Protocol):
         ...
 
 
-Router = Callable[[Sequence[Load]], int]
+Router = Callable[[Sequence[ReplicaLoad]], int]
 """The replicas as they are when a request arrives -> the index of the one that gets it."""
 
 ROUTERS = {
@@ -50,7 +50,7 @@ def _least(values: Sequence[float]) -> int:
 
 
 def _power_of_two(source: random.Random) -> Router:
-    def choose(replicas: Sequence[Load]) -> int:
+    def choose(replicas: Sequence[ReplicaLoad]) -> int:
         pair = source.sample(range(len(replicas)), min(2, len(replicas)))
         return min(pair, key=lambda index: replicas[index].num_unfinished)
 

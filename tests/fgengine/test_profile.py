@@ -14,13 +14,13 @@ from fgengine.cost import CostModel
 from fgengine.model.catalog import shape_of
 from fgengine.physics import Ceilings, floor_of, impossible, layer_parameters
 from fgengine.profile import Profile, file_name, fit, shape_key
-from fgengine.profile_grid import Point
+from fgengine.profile_grid import TimedStep
 
 OPT_13B = shape_of("opt-13b")
 A100 = Ceilings(bytes_per_second=1.6e12, flops_per_second=250e12)
 
 
-def profile_of(points: list[Point], cost: CostModel) -> Profile:
+def profile_of(points: list[TimedStep], cost: CostModel) -> Profile:
     return Profile(
         model="opt-13b",
         shape=shape_key(OPT_13B),
@@ -36,11 +36,11 @@ def profile_of(points: list[Point], cost: CostModel) -> Profile:
 
 TRUE = profile_of(
     [
-        Point(128, 0, 0, 0.030, 5),
-        Point(512, 0, 0, 0.075, 5, held_out=True),
-        Point(1024, 0, 0, 0.140, 5),
-        Point(0, 1, 128, 0.020, 5),
-        Point(0, 16, 512, 0.026, 5),
+        TimedStep(128, 0, 0, 0.030, 5),
+        TimedStep(512, 0, 0, 0.075, 5, held_out=True),
+        TimedStep(1024, 0, 0, 0.140, 5),
+        TimedStep(0, 1, 128, 0.020, 5),
+        TimedStep(0, 16, 512, 0.026, 5),
     ],
     CostModel(step=0.02, prefill_token=1.2e-4, decode_request=1e-4, decode_context=5e-7),
 )
@@ -66,7 +66,7 @@ def test_floor_of_a_decode_is_its_bytes_and_of_a_prompt_its_arithmetic() -> None
 def test_the_artifacts_profile_is_refused() -> None:
     """Defect 10: no prefill in the shipped profile took over 2.5 ms, so that every job joined queue 0."""
     shipped = profile_of(
-        [Point(n, 0, 0, 0.0025, 1) for n in (64, 256, 1024)] + [Point(0, 1, 64, 0.010, 1)],
+        [TimedStep(n, 0, 0, 0.0025, 1) for n in (64, 256, 1024)] + [TimedStep(0, 1, 64, 0.010, 1)],
         CostModel(step=0.0025),
     )
     problems = shipped.implausible(OPT_13B)
@@ -169,8 +169,8 @@ def test_file_names_hold_no_odd_characters() -> None:
 
 def test_the_fit_never_has_negative_or_falling_costs() -> None:
     """Data that gets faster with more work: plain least squares would take a negative coefficient."""
-    points = [Point(n, 0, 0, seconds, 1) for n, seconds in ((16, 0.3), (64, 0.2), (256, 0.1))]
-    points += [Point(0, b, 64, 0.1 / b, 1) for b in (1, 2, 4)]
+    points = [TimedStep(n, 0, 0, seconds, 1) for n, seconds in ((16, 0.3), (64, 0.2), (256, 0.1))]
+    points += [TimedStep(0, b, 64, 0.1 / b, 1) for b in (1, 2, 4)]
     cost = fit(points, 1e9)
     assert all(value >= 0 for value in cost.to_dict().values())
     seconds = [cost.prefill_seconds(n) for n in (2, 16, 64, 256)]
@@ -179,6 +179,6 @@ def test_the_fit_never_has_negative_or_falling_costs() -> None:
 
 def test_the_fit_weighs_relative_errors() -> None:
     """One long step must not drown what it says about the short ones."""
-    points = [Point(0, 1, 32, 0.010, 1), Point(0, 1, 64, 0.010, 1), Point(1000, 0, 0, 9.0, 1)]
-    points += [Point(1500, 0, 0, 15.0, 1)]
+    points = [TimedStep(0, 1, 32, 0.010, 1), TimedStep(0, 1, 64, 0.010, 1), TimedStep(1000, 0, 0, 9.0, 1)]
+    points += [TimedStep(1500, 0, 0, 15.0, 1)]
     assert fit(points, 1e9).min_iteration_seconds == pytest.approx(0.010, rel=0.1)

@@ -20,7 +20,7 @@ from fgengine.physics import Ceilings
 from fgengine.plan import StepPlan, StepResult
 from fgengine.profile import Profile, shape_key
 from fgengine.profile_cache import default_path
-from fgengine.profile_grid import Point
+from fgengine.profile_grid import TimedStep
 from fgengine.speed import Speed
 
 COST = CostModel(step=0.02, prefill_token=3e-4, decode_request=5e-4, decode_context=4e-6)
@@ -89,7 +89,7 @@ def test_a_profile_in_the_cache_is_enough(cache: Path) -> None:
         "float32",
         cost,
         Ceilings(40e9, 1e12),
-        (Point(0, 1, 16, seconds=1.1),),
+        (TimedStep(0, 1, 16, seconds=1.1),),
         {},
         "2026-11-25",
     )

@@ -11,7 +11,7 @@ from fgbench.metrics.metric import OF_REQUESTS, metric_called
 from fgbench.metrics.record import STATES
 from fgbench.metrics.statistics import Estimate
 from fgbench.metrics.timeline import queue_lengths
-from fgbench.report.comparison import Comparison, Point
+from fgbench.report.comparison import Comparison, ComparisonPoint
 from fgbench.report.notes import marks, title
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.pairing import CONCURRENCY
@@ -101,7 +101,7 @@ def _finite(comparison: Comparison) -> list[float]:
     return [level for level in comparison.levels if math.isfinite(level)]
 
 
-def _lines(comparison: Comparison, of: Callable[[Point], Estimate | None]) -> list[Line]:
+def _lines(comparison: Comparison, of: Callable[[ComparisonPoint], Estimate | None]) -> list[Line]:
     """Of complete runs at finite levels: the means of others are those of the quick requests."""
     lines = []
     for style, label in enumerate(comparison.labels):
@@ -202,7 +202,7 @@ def breakdown(comparison: Comparison) -> Picture | None:
     return Picture("breakdown", title(comparison), panels, len(panels), comparison.labels, notes=notes)
 
 
-def _parts(point: Point) -> dict[str, float]:
+def _parts(point: ComparisonPoint) -> dict[str, float]:
     """Means over seeds, of the states that all of them account for."""
     accounts = [entry.breakdown.seconds for entry in point.counted if entry.breakdown is not None]
     return {

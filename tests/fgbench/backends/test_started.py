@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fgbench.backends import started
-from fgbench.backends.backend import BackendError, Ready
+from fgbench.backends.backend import BackendError, ReadyServer
 from fgbench.backends.started import StartedServer
 
 
@@ -27,12 +27,12 @@ class Counted(StartedServer):
     def command(self, port: int) -> Sequence[str]:
         raise NotImplementedError
 
-    def _start_new(self, log: Path, report: Any) -> Ready:
+    def _start_new(self, log: Path, report: Any) -> ReadyServer:
         assert not self.running, "two servers at once"
         self.starts += 1
         self.logs.append(log)
         self.running = True
-        return Ready(f"http://server:{self.starts}", "m")
+        return ReadyServer(f"http://server:{self.starts}", "m")
 
     def alive(self) -> bool:
         return self.running
@@ -47,7 +47,7 @@ def server() -> Counted:
     return Counted()
 
 
-def start(server: Counted, report: Any = lambda line: None) -> Ready:
+def start(server: Counted, report: Any = lambda line: None) -> ReadyServer:
     return server.start(Path("the run's log"), report)
 
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
 from fgbench.cli.main import app
-from fgbench.workload.load import DATASETS
+from fgbench.workload.reading import DATASETS
 
 ALPACA = {"instruction": "w w w w", "input": "", "output": "w w w w w"}
 

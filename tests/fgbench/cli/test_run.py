@@ -15,13 +15,13 @@ from fgbench.backends.attached import Attached
 from fgbench.backends.named import backend_of
 from fgbench.benchmark import run_benchmark
 from fgbench.cli.main import app
+from fgbench.exit_status import client_was_the_limit, too_many_errors
 from fgbench.metrics.accounts import MachineAccount
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.results.run import find_runs, read_run
 from fgbench.spec.backend import BackendSpec
 from fgbench.spec.load import Load, LoadSpec
-from fgbench.verdict import client_was_the_limit, too_many_errors
 from fgbench.workload.datasets import Lengths, Synthetic
 from fgbench.workload.lengths import Between
 from fgengine.config import EngineConfig
@@ -32,7 +32,7 @@ SYNTHETIC = ["--dataset", "synthetic", "--input-len", "4", "--output-len", "3"]
 @pytest.fixture
 def _lag_is_no_matter(monkeypatch):
     """Client and fake server share a process and the machine with other tests."""
-    monkeypatch.setattr("fgbench.verdict.LAG_SECONDS", 60.0)
+    monkeypatch.setattr("fgbench.exit_status.LAG_SECONDS", 60.0)
 
 
 def fgbench(*argv):
@@ -452,7 +452,7 @@ def test_warm_up_sends_other_prompts_and_is_not_counted(fake_server, tmp_path):
 
 
 def test_a_rate_that_was_missed_is_said():
-    from fgbench.report.tables import summary_table
+    from fgbench.report.run_tables import summary_table
 
     def shown(sent_rate):
         records = [

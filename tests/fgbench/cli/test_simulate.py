@@ -14,7 +14,7 @@ from fgbench.cli.simulate import _config_of
 from fgbench.metrics.accounts import MemoryAccount
 from fgbench.results.run import find_runs, read_run
 from fgbench.workload.build import build_workload
-from fgbench.workload.load import load_dataset
+from fgbench.workload.reading import load_dataset
 from fgengine.config import EngineConfig
 from fgengine.units import percent
 
@@ -122,9 +122,7 @@ def test_runs_from_before_the_pool_was_sized_by_memory_can_be_replayed(replayed:
 def test_a_simulation_says_how_large_its_pools_are(tmp_path: Path) -> None:
     argv = ["--num-prompts", "3", "--results", str(tmp_path)]
     done = fgbench("simulate", "--profile", PROFILE, *argv)
-    assert (
-        "host pool 8 GiB = 23,300 blocks (372,800 tokens, about 728 requests of 512 tokens)" in done.output
-    )
+    assert "host pool 8 GiB = 23,300 blocks (372,800 tokens, about 728 requests of 512 tokens)" in done.output
     assert "assumed: memory enough for the default pools" in done.output
 
 

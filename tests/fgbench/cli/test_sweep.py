@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fgbench.backends.backend import Ready
+from fgbench.backends.backend import ReadyServer
 from fgbench.backends.started import StartedServer
 from fgbench.cli.backend_option import backend_specs
 from fgbench.cli.main import app
@@ -303,12 +303,12 @@ class Counted(StartedServer):
     def command(self, port: int) -> list[str]:
         raise NotImplementedError
 
-    def _start_new(self, log: Path, report: Any) -> Ready:
+    def _start_new(self, log: Path, report: Any) -> ReadyServer:
         assert not self.running
         self.starts += 1
         self.running = True
         log.write_text("started\n")
-        return Ready(self.fake_url, "fake", 512)
+        return ReadyServer(self.fake_url, "fake", 512)
 
     def alive(self) -> bool:
         return self.running
@@ -319,7 +319,7 @@ class Counted(StartedServer):
 
 @pytest.fixture
 def _lag_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgbench.verdict.LAG_SECONDS", 60.0)
+    monkeypatch.setattr("fgbench.exit_status.LAG_SECONDS", 60.0)
 
 
 @pytest.mark.usefixtures("_lag_is_no_matter")

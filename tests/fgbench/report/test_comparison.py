@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fgbench.report.comparison import Comparison, Point, compare
+from fgbench.report.comparison import Comparison, ComparisonPoint, compare
 from fgbench.report.quantities import IN_THE_SERVER, LATENCIES, QUANTITIES, SLOWDOWNS, THROUGHPUTS, Quantity
 from fgbench.results.run import Run
 from fgengine.cost import CostModel
@@ -18,7 +18,7 @@ MEAN_JCT = next(q for q in LATENCIES if (q.metric, q.statistic) == ("jct", "mean
 P99_NORMALIZED = next(q for q in LATENCIES if (q.metric, q.statistic) == ("normalized_latency", "p99"))
 
 
-def point(comparison: Comparison, label: str, rate: float) -> Point:
+def point(comparison: Comparison, label: str, rate: float) -> ComparisonPoint:
     return next(each for each in comparison.of(label) if each.level == rate)
 
 

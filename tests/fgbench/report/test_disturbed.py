@@ -17,7 +17,7 @@ from fgbench.report.comparison_data import comparison_json, comparison_rows
 from fgbench.report.comparison_markdown import comparison_markdown
 from fgbench.report.overview import overview
 from fgbench.report.pictures.contents import pictures_of
-from fgbench.report.tables import run_table
+from fgbench.report.run_tables import run_table
 from fgbench.results.files import write_json
 from fgbench.results.run import Run, summary_of
 

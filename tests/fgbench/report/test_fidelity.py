@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fgbench.report.fidelity import Speed
+from fgbench.report.fidelity import StepSpeed
 from fgengine.cost import CostModel
 from fgengine.work import Work
 
@@ -21,9 +21,9 @@ def info(**values: float) -> dict[str, Any]:
 
 
 def test_waiting_for_copies_does_not_make_steps_slower() -> None:
-    expected = Speed(model=pytest.approx(1.1), whole=pytest.approx(1.2))
-    assert Speed.of(info(), COST) == expected
-    assert Speed.of(info(copy_wait_seconds=30.0), COST) == expected
+    expected = StepSpeed(model=pytest.approx(1.1), whole=pytest.approx(1.2))
+    assert StepSpeed.of(info(), COST) == expected
+    assert StepSpeed.of(info(copy_wait_seconds=30.0), COST) == expected
 
 
 def test_runs_from_before_copy_waits_were_counted_have_a_speed() -> None:
@@ -31,10 +31,11 @@ def test_runs_from_before_copy_waits_were_counted_have_a_speed() -> None:
     for side in ("before", "after"):
         stats = older["server_stats"][side]
         older["server_stats"][side] = {k: v for k, v in stats.items() if k != "copy_wait_seconds"}
-    assert Speed.of(older, COST) is not None
-    assert Speed.of(older, COST) == Speed.of(info(), COST)
+    assert StepSpeed.of(older, COST) is not None
+    assert StepSpeed.of(older, COST) == StepSpeed.of(info(), COST)
 
 
 def test_a_simulation_has_no_speed() -> None:
-    assert Speed.of({"server_stats": {"before": {"finished": 0.0}, "after": {"finished": 4}}}, COST) is None
-    assert Speed.of({}, COST) is None
+    stats = {"before": {"finished": 0.0}, "after": {"finished": 4}}
+    assert StepSpeed.of({"server_stats": stats}, COST) is None
+    assert StepSpeed.of({}, COST) is None

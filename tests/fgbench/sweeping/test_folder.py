@@ -11,9 +11,9 @@ import pytest
 
 from fgbench.spec.load import Load
 from fgbench.sweeping.folder import SWEEP_FILE, VERSION, SweepFolder, find_sweeps, read_sweep
-from fgbench.sweeping.plan import Plan
+from fgbench.sweeping.plan import SweepPlan
 
-PLAN = Plan({"a": {"name": "a"}}, Load(), {0: "w"})
+PLAN = SweepPlan({"a": {"name": "a"}}, Load(), {0: "w"})
 
 
 def test_folders_are_found_oldest_first(tmp_path: Path) -> None:

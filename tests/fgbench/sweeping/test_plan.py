@@ -10,7 +10,7 @@ import pytest
 
 from fgbench.metrics.trimming import Trim
 from fgbench.spec.load import Load
-from fgbench.sweeping.plan import MOST_POINTS, Plan
+from fgbench.sweeping.plan import MOST_POINTS, SweepPlan
 from fgbench.workload.arrivals import Closed, Gamma, Ramp, Uniform
 
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -18,7 +18,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "b": {"name": "fastgen-fcfs", "settings": {"policy": "fcfs", "batch": 8}},
 }
 LOAD = Load(num_prompts=10)
-PLAN = Plan(SYSTEMS, LOAD, {0: "requests of seed 0", 1: "requests of seed 1"})
+PLAN = SweepPlan(SYSTEMS, LOAD, {0: "requests of seed 0", 1: "requests of seed 1"})
 
 
 def test_a_backend_s_points_are_together_and_one_seed_s_rates() -> None:

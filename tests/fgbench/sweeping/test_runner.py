@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from fgbench.backends.attached import Attached
-from fgbench.backends.backend import BackendError, Keep, Outcome, Ready, identity_of
+from fgbench.backends.backend import BackendError, Keep, Outcome, ReadyServer, identity_of
 from fgbench.exit_codes import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
+from fgbench.exit_status import ExitStatus, worst
 from fgbench.live.display import Quiet
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.slo import parse_slo
@@ -21,11 +22,10 @@ from fgbench.results.run import read_info
 from fgbench.spec.load import Load
 from fgbench.sweeping.estimate import Total
 from fgbench.sweeping.folder import SweepFolder, read_sweep
-from fgbench.sweeping.plan import Plan
-from fgbench.sweeping.runner import Runner
+from fgbench.sweeping.plan import SweepPlan
+from fgbench.sweeping.runner import SweepRunner
 from fgbench.sweeping.search import Search
-from fgbench.sweeping.tables import results_table, search_tables
-from fgbench.verdict import Verdict, worst
+from fgbench.sweeping.sweep_tables import results_table, search_tables
 from fgbench.workload.datasets import Synthetic
 from fgbench.workload.lengths import Between
 from fgbench.workload.spec import Workload
@@ -48,8 +48,8 @@ class Made(Attached):
         self.measured: list[tuple[float, int]] = []
         self.closed = 0
 
-    def start(self, log: Path, report: Any) -> Ready:
-        return Ready("http://made-up:1", "m")
+    def start(self, log: Path, report: Any) -> ReadyServer:
+        return ReadyServer("http://made-up:1", "m")
 
     def serve(self, workload: Workload, load: Load, keep: Keep, display: Any) -> Outcome:
         self.measured.append((load.rate, load.seed))
@@ -84,9 +84,9 @@ class Sweep:
     def __init__(self, root: Path, *systems: Made, folder: SweepFolder | None = None, **options: Any) -> None:
         self.systems = {system.name: system for system in systems}
         identities = {name: identity_of(system) for name, system in self.systems.items()}
-        self.plan = Plan(identities, Load(num_prompts=REQUESTS), {0: "w0", 1: "w1"})
+        self.plan = SweepPlan(identities, Load(num_prompts=REQUESTS), {0: "w0", 1: "w1"})
         self.folder = folder or SweepFolder.create(root, {}, "plan", self.plan)
-        self.runner = Runner(
+        self.runner = SweepRunner(
             self.folder,
             self.plan,
             self.systems,
@@ -100,7 +100,7 @@ class Sweep:
         self.points = list(self.plan.grid((1.0, 2.0), (0, 1)))
 
     def codes(self) -> list[int]:
-        return [result.verdict.code for result in self.runner.grid(self.points)]
+        return [result.exit.code for result in self.runner.grid(self.points)]
 
     def statuses(self) -> list[str]:
         return [entry["status"] for entry in read_sweep(self.folder.path)["points"]]
@@ -253,7 +253,7 @@ def test_the_worst_code() -> None:
     assert worst([CLIENT_LIMIT, TOO_MANY_ERRORS, DONE]) == TOO_MANY_ERRORS
     assert worst([TOO_MANY_ERRORS, FAILED]) == FAILED
     assert worst([FAILED, INTERRUPTED]) == INTERRUPTED
-    assert [Verdict(code).measured for code in (DONE, CLIENT_LIMIT, FAILED, TOO_MANY_ERRORS)] == [
+    assert [ExitStatus(code).measured for code in (DONE, CLIENT_LIMIT, FAILED, TOO_MANY_ERRORS)] == [
         True,
         True,
         False,
@@ -287,7 +287,7 @@ def test_a_rate_at_which_requests_are_rejected_misses_the_slo(tmp_path: Path) ->
     console.print(search_tables({"a": found}, slo, 1))
     assert "25%" in console.export_text()
     (result,) = sweep.runner.grid([sweep.plan.point("a", 4.0, 0)])
-    assert result.verdict.code == DONE  # a rejection is no error
+    assert result.exit.code == DONE  # a rejection is no error
     console.print(results_table([result]))
     text = console.export_text()
     assert "rejected" in text

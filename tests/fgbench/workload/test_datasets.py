@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fgbench.workload.datasets import Lengths, Texts, token_counter
-from fgbench.workload.load import load_dataset, read_lengths
+from fgbench.workload.reading import load_dataset, read_lengths
 from fgbench.workload.texts import TextPair, length_ok
 
 

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fgbench.cli.datasets import histogram, look
 from fgbench.workload.datasets import Dataset, Lengths, Mix, Sample, Texts
-from fgbench.workload.kept import keep, kept_path
-from fgbench.workload.load import kind_of, load_dataset, parse_mix
+from fgbench.workload.pulled import keep, kept_path
+from fgbench.workload.reading import kind_of, load_dataset, parse_mix
 from fgbench.workload.texts import alpaca_pairs, mmlu_pairs, plain_pairs
 
 SHAREGPT = {
@@ -251,7 +251,7 @@ def test_a_mix_has_its_shares_in_every_block_of_requests(folder: Path) -> None:
 def test_the_artifacts_mix_is_of_sharegpt_and_mmlu(folder: Path) -> None:
     with pytest.raises(ValueError, match="mmlu is not here"):
         load(folder, "mix", None, mix="mmlu:1")
-    from fgbench.workload.load import ARTIFACT_MIX
+    from fgbench.workload.reading import ARTIFACT_MIX
 
     assert parse_mix(ARTIFACT_MIX) == [("sharegpt", 0.025), ("mmlu", 0.975)]
 

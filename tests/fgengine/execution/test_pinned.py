@@ -68,9 +68,7 @@ def test_nothing_is_pinned_for_an_empty_pool() -> None:
 
 
 def test_what_cannot_be_pinned_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ValueError, match=r"200 B of memory cannot be pinned: out of memory \(CUDA error 2"
-    ):
+    with pytest.raises(ValueError, match=r"200 B of memory cannot be pinned: out of memory \(CUDA error 2"):
         pinned_empty((100,), torch.float16, FakeCudart(status=2))
     with pytest.raises(ValueError, match=r"2,048 TiB were to be pinned, but .* GiB of memory are avail"):
         pinned_empty((2**50,), torch.float16, FakeCudart())

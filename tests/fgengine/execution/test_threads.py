@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fgengine.execution import threads
-from fgengine.execution.threads import Threads, Usage, demand, threads_for, usage
+from fgengine.execution.threads import CpuUse, Threads, demand, threads_for, usage
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_at_least_half_of_the_cores_compute() -> None:
         assert min(most, (cores + 1) // 2) <= chosen <= most
 
 
-def after(before: Usage, seconds: float, others: float, own: float, waiting: float) -> Usage:
+def after(before: CpuUse, seconds: float, others: float, own: float, waiting: float) -> CpuUse:
     """So many seconds later; others and own in cores, waiting in threads."""
-    return Usage(
+    return CpuUse(
         before.at + seconds,
         before.all + (others + own) * seconds,
         before.own + own * seconds,
@@ -57,7 +57,7 @@ def after(before: Usage, seconds: float, others: float, own: float, waiting: flo
 
 
 def test_who_waits_with_us_wants_more_than_it_gets() -> None:
-    start = Usage(5.0, 100.0, 50.0, 50.0, 10.0)
+    start = CpuUse(5.0, 100.0, 50.0, 50.0, 10.0)
     assert demand(start, after(start, 0.5, others=1.0, own=1.0, waiting=0.0)) == pytest.approx(1.0)
     assert demand(start, after(start, 0.5, others=1.0, own=1.0, waiting=1.0)) == pytest.approx(2.0)
     assert demand(start, after(start, 0.5, others=0.0, own=2.0, waiting=0.0)) == 0.0
@@ -70,7 +70,7 @@ class Machine:
     """Says what is read of it, a third of a second after the last time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = Usage(100.0, 0.0, 0.0, 0.0, 0.0)
+        self.now = CpuUse(100.0, 0.0, 0.0, 0.0, 0.0)
         self.set: list[int] = []
         self.count = 4
         monkeypatch.setattr(Threads, "_set_last", (0, 0))
@@ -138,7 +138,7 @@ def test_it_looks_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     reads = 0
 
-    def read() -> Usage:
+    def read() -> CpuUse:
         nonlocal reads
         reads += 1
         return machine.now

@@ -147,9 +147,7 @@ def test_blocks_asked_for_may_take_all_that_is_free_and_no_more() -> None:
     most = 52 * 1024 // 16 - 1
     assert sizing.device_blocks_on_gpu(replace(CONFIG, num_device_blocks=most), 16 * MIB, GPU) == most
     assert sizing.device_blocks_on_gpu(replace(CONFIG, num_device_blocks=5), 16 * MIB, GPU) == 5
-    with pytest.raises(
-        ValueError, match=r"num_device_blocks 3,328 would take 52 GiB.*lower it to 3,327 or"
-    ):
+    with pytest.raises(ValueError, match=r"num_device_blocks 3,328 would take 52 GiB.*lower it to 3,327 or"):
         sizing.device_blocks_on_gpu(replace(CONFIG, num_device_blocks=most + 1), 16 * MIB, GPU)
     with pytest.raises(ValueError, match=r"of the GPU's 80 GiB, .* taken, .*; choose a smaller model"):
         sizing.device_blocks_on_gpu(

@@ -9,7 +9,7 @@ from statistics import mean
 import pytest
 
 from fgbench.workload.datasets import Lengths
-from fgbench.workload.load import load_dataset
+from fgbench.workload.reading import load_dataset
 from fgengine.clock import VirtualClock
 from fgengine.cost import CostModel
 from fgengine.engine import Engine

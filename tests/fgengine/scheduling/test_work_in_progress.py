@@ -10,7 +10,13 @@ from fgengine.cost import CostModel
 from fgengine.engine import Engine
 from fgengine.plan import PlanItem, StepPlan
 from fgengine.request import Request, SamplingParams
-from fgengine.scheduling.progress import ENOUGH_SHARE, FAR_ABOVE, LEAST_REQUESTS, MOST_SHARE, WorkInProgress
+from fgengine.scheduling.work_in_progress import (
+    ENOUGH_SHARE,
+    FAR_ABOVE,
+    LEAST_REQUESTS,
+    MOST_SHARE,
+    WorkInProgress,
+)
 
 Build = Callable[..., Engine]
 COST = CostModel(step=0.008, prefill_token=0.002, decode_request=0.0005)

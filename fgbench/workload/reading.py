@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fgbench.workload.datasets import Dataset, Fits, Lengths, Mix, Synthetic, Texts, any_length, token_counter
-from fgbench.workload.kept import kept_path, missing
 from fgbench.workload.lengths import LengthDistribution, parse_lengths
+from fgbench.workload.pulled import kept_path, missing
 from fgbench.workload.records import Tally, csv_rows, json_records, looks_like_json
 from fgbench.workload.texts import (
     PROMPT_COUNTS,
@@ -244,7 +244,7 @@ def _usual_path(name: str, report: Report) -> Path:
     if name == "jsonl":
         raise ValueError("the dataset jsonl is a file of yours: --dataset FILE says which")
     if name == "sharegpt":
-        from fgbench.workload.kept import pull_sharegpt
+        from fgbench.workload.pulled import pull_sharegpt
 
         report("fetching ShareGPT (once)")
         return pull_sharegpt(report)

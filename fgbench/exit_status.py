@@ -14,7 +14,7 @@ WORST_FIRST = (INTERRUPTED, FAILED, TOO_MANY_ERRORS, CLIENT_LIMIT, DONE)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ExitStatus:
     code: int
     sentence: str = ""
     """Empty where all is well."""
@@ -25,20 +25,20 @@ class Verdict:
         return self.code in (DONE, CLIENT_LIMIT)
 
 
-def verdict(info: dict[str, Any], max_error_rate: float) -> Verdict:
+def exit_status_of(info: dict[str, Any], max_error_rate: float) -> ExitStatus:
     """Of a run by its run.json. ``max_error_rate``: share of failed requests above which it is no good."""
     status = info.get("status")
     if status == "interrupted":
         ended, planned = (info.get("summary") or {}).get("requests", 0), info["workload"]["num_prompts"]
-        return Verdict(INTERRUPTED, f"Interrupted: {ended} of {planned} requests had ended and are kept.")
+        return ExitStatus(INTERRUPTED, f"Interrupted: {ended} of {planned} requests had ended and are kept.")
     if status != "complete":
-        return Verdict(FAILED, str(info.get("error") or "the run was killed before it ended"))
+        return ExitStatus(FAILED, str(info.get("error") or "the run was killed before it ended"))
     summary = Summary.from_dict(info["summary"])
     if errors := too_many_errors(summary, max_error_rate):
-        return Verdict(TOO_MANY_ERRORS, errors)
+        return ExitStatus(TOO_MANY_ERRORS, errors)
     if limit := client_was_the_limit(summary):
-        return Verdict(CLIENT_LIMIT, limit)
-    return Verdict(DONE)
+        return ExitStatus(CLIENT_LIMIT, limit)
+    return ExitStatus(DONE)
 
 
 def client_was_the_limit(summary: Summary) -> str | None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from fgbench.metrics.accounts import MemoryAccount
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
-from fgbench.report.tables import summary_table
+from fgbench.report.run_tables import summary_table
 from fgengine.units import number, percent, seconds, size
 
 

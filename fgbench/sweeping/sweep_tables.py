@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fgbench.exit_codes import STATUS
-from fgbench.report.tables import DISTURBED_MARK, DISTURBED_NOTE, OVERLOAD_MARK, OVERLOAD_NOTE
+from fgbench.report.run_tables import DISTURBED_MARK, DISTURBED_NOTE, OVERLOAD_MARK, OVERLOAD_NOTE
 from fgengine.units import clock, number, percent, seconds
 
 if TYPE_CHECKING:
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fgbench.metrics.slo import SLO
-    from fgbench.sweeping.plan import Point
-    from fgbench.sweeping.runner import Found, Result
+    from fgbench.sweeping.plan import SweepPoint
+    from fgbench.sweeping.runner import RateSearchResult, Result
 
 
-def plan_table(points: Sequence[tuple[Point, float | None, bool]]) -> Group:
+def plan_table(points: Sequence[tuple[SweepPoint, float | None, bool]]) -> Group:
     """A table with a row for each point.
 
     ``points``: each with the seconds it should take (None: no estimate), and whether it is already done.
@@ -56,7 +56,7 @@ def results_table(results: Sequence[Result]) -> Group:
             means.append(percent(figures.rejected_share))
         how_much = _how_much(point) + (f" {OVERLOAD_MARK}" if _is_overloaded(result) else "")
         how_much += f" {DISTURBED_MARK}" if result.disturbed else ""
-        table.add_row(point.backend, how_much, str(point.seed), *means, STATUS[result.verdict.code])
+        table.add_row(point.backend, how_much, str(point.seed), *means, STATUS[result.exit.code])
     notes = [OVERLOAD_NOTE] if any(map(_is_overloaded, results)) else []
     notes += [DISTURBED_NOTE] if any(result.disturbed for result in results) else []
     return Group(table, *(Text(note, style="yellow") for note in notes))
@@ -66,7 +66,7 @@ def _is_overloaded(result: Result) -> bool:
     return result.summary is not None and result.summary.overloaded
 
 
-def search_tables(found: Mapping[str, Found], slo: SLO, seeds: int) -> Group:
+def search_tables(found: Mapping[str, RateSearchResult], slo: SLO, seeds: int) -> Group:
     """Each backend's probes by rate, and the sentence they come to."""
     from rich.console import Group
     from rich.text import Text
@@ -86,7 +86,7 @@ def search_tables(found: Mapping[str, Found], slo: SLO, seeds: int) -> Group:
     return Group(*parts, Text(note, style="dim"))
 
 
-def answer(label: str, found: Found, slo: SLO) -> str:
+def answer(label: str, found: RateSearchResult, slo: SLO) -> str:
     """The highest rate with its uncertainty, or why there is none."""
     bracket, probes = found.bracket, f"{len(found.tried)} probe{'s' if len(found.tried) != 1 else ''}"
     if bracket.rate is not None and bracket.uncertainty is not None:
@@ -110,12 +110,12 @@ def answer(label: str, found: Found, slo: SLO) -> str:
     return f"{label}: nothing was tried"
 
 
-def _load(points: Sequence[Point]) -> str:
+def _load(points: Sequence[SweepPoint]) -> str:
     """What the points' loads differ in: a sweep is over one of the two."""
     return "rate" if all(point.concurrency is None for point in points) else "in flight"
 
 
-def _how_much(point: Point) -> str:
+def _how_much(point: SweepPoint) -> str:
     return number(point.rate) if point.concurrency is None else f"{point.concurrency}"
 
 

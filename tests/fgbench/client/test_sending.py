@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from fgbench.client.endpoints import ENDPOINTS
-from fgbench.client.load import Target, run_load
+from fgbench.client.sending import Target, run_load
 from fgbench.client.state import LoadState
 from fgbench.metrics.record import RequestRecord
 from fgbench.workload.spec import RequestSpec
@@ -330,11 +330,11 @@ async def test_the_rate_of_a_closed_loop_is_what_was_sent(fake_server):
 
 
 async def test_thousands_of_connections_may_be_open(monkeypatch):
-    from fgbench.client import load
+    from fgbench.client import sending
 
     resource = pytest.importorskip("resource")
     limits = []
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 4096))
     monkeypatch.setattr(resource, "setrlimit", lambda kind, both: limits.append(both))
-    load._allow_many_connections()
+    sending._allow_many_connections()
     assert limits == [(4096, 4096)]
