@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgbench.results.frames import parquet_of, requests_dataset, requests_table, run_row, runs_table
+from fgbench.results.frames import (
+    parquet_of,
+    read_parquet,
+    requests_dataset,
+    requests_table,
+    run_row,
+    runs_table,
+)
 from fgbench.results.run import find_runs, read_info, readable
 
 if TYPE_CHECKING:
@@ -46,11 +53,10 @@ class Database:
         """``left_out`` gets a sentence for each damaged run."""
         import duckdb
 
-        found = readable(_row_and_requests, find_runs(root), left_out)
-        requests = requests_dataset([(str(row["run"]), source) for row, source in found])
+        self._left_out = left_out
+        self._found = readable(_row_and_requests, find_runs(root), left_out)
         self._connection: duckdb.DuckDBPyConnection = duckdb.connect(":memory:")
-        self._connection.register("runs", runs_table([row for row, _ in found]))
-        self._connection.register("requests", requests)
+        self._register()
         for sentence in SEAL:
             self._connection.execute(sentence)
 
@@ -69,11 +75,37 @@ class Database:
             readers = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
             if len(statements) != 1 or statements[0].type not in readers:
                 raise ValueError(f"results sql answers one SELECT; for example: {EXAMPLE}")
-            done = self._connection.execute(statements[0])
-            columns = tuple(column[0] for column in done.description or ())
-            return QueryResult(columns, done.fetchall())
+            try:
+                return self._result(statements[0])
+            except duckdb.Error:
+                if not self._leave_out_damaged():
+                    raise
+            return self._result(statements[0])
         except duckdb.Error as error:
             raise ValueError(f"the query does not work: {error}") from None
+
+    def _result(self, statement: duckdb.Statement) -> QueryResult:
+        done = self._connection.execute(statement)
+        columns = tuple(column[0] for column in done.description or ())
+        return QueryResult(columns, done.fetchall())
+
+    def _register(self) -> None:
+        requests = requests_dataset([(str(row["run"]), source) for row, source in self._found])
+        self._connection.register("runs", runs_table([row for row, _ in self._found]))
+        self._connection.register("requests", requests)
+
+    def _leave_out_damaged(self) -> bool:
+        """Leaves out the runs whose Parquet file is damaged behind its beginning and its end, which only
+        reading all of it shows. Whether there were any."""
+        sources = [source for _, source in self._found if isinstance(source, Path)]
+        whole = readable(_read_whole, sources, self._left_out)
+        if len(whole) == len(sources):
+            return False
+        self._found = [
+            (row, source) for row, source in self._found if not isinstance(source, Path) or source in whole
+        ]
+        self._register()
+        return True
 
     def schema(self) -> dict[str, list[tuple[str, str]]]:
         """Each table's columns with their types."""
@@ -93,3 +125,9 @@ def _row_and_requests(folder: Path) -> tuple[dict[str, Any], Path | pa.Table]:
     """A row of ``runs``, and where the run's requests are."""
     info = read_info(folder)
     return run_row(folder, info), parquet_of(folder, info) or requests_table(folder, info)
+
+
+def _read_whole(path: Path) -> Path:
+    """The same path. Raises ValueError where the file is damaged anywhere."""
+    read_parquet(path)
+    return path

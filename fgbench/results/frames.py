@@ -185,13 +185,19 @@ def parquet_of(folder: Path, info: dict[str, Any]) -> Path | None:
 def requests_table(folder: Path, info: dict[str, Any]) -> pa.Table:
     """A row a request, in the workload's order. Raises ValueError where its file is damaged."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     path = parquet_of(folder, info)
     if path is None:
         return pa.Table.from_batches(record_batches(read_records(folder)), record_schema())
+    return read_parquet(path)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """All of a requests.parquet. Raises ValueError where it is damaged anywhere."""
+    import pyarrow.parquet as pq
+
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read()
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from None
@@ -223,7 +229,11 @@ def requests_dataset(sources: Sequence[tuple[str, Path | pa.Table]]) -> ds.Datas
             ds.FileSystemDataset.from_paths(
                 [path.resolve().as_posix() for _, path in files],
                 schema=schema,
-                format=ds.ParquetFileFormat(),
+                format=ds.ParquetFileFormat(
+                    default_fragment_scan_options=ds.ParquetFragmentScanOptions(
+                        page_checksum_verification=True
+                    )
+                ),
                 filesystem=LocalFileSystem(),
                 partitions=[ds.field("run") == name for name, _ in files],
             )

@@ -154,7 +154,10 @@ def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
     """requests.parquet."""
     import pyarrow.parquet as pq
 
-    with replacing(path) as partial, pq.ParquetWriter(partial, record_schema()) as table:
+    with (
+        replacing(path) as partial,
+        pq.ParquetWriter(partial, record_schema(), write_page_checksum=True) as table,
+    ):
         for batch in record_batches(records):
             table.write_batch(batch)
 
