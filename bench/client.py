@@ -31,7 +31,7 @@ from fgbench.client.endpoints import ENDPOINTS
 from fgbench.client.sending import Target, run_async, run_load
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import Summary, summarize
-from fgbench.workload.spec import RequestSpec
+from fgbench.workload.workload import RequestSpec
 
 PROMPT_TOKENS = 64
 SUSTAINED = 0.98

@@ -32,7 +32,7 @@ from rich.table import Table
 from fgbench.backends.simulated import Simulated, find_profile
 from fgbench.workload.build import build_workload
 from fgbench.workload.reading import load_dataset
-from fgbench.workload.spec import RequestSpec
+from fgbench.workload.workload import RequestSpec
 from fgengine.config import EngineConfig
 from fgengine.cost import CostModel
 from fgengine.request import Request

@@ -36,7 +36,7 @@ from fgbench.metrics.record import RequestRecord
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Synthetic
 from fgbench.workload.lengths import parse_lengths
-from fgbench.workload.spec import RequestSpec
+from fgbench.workload.workload import RequestSpec
 from fgengine.units import number, percent, seconds, times
 
 BASELINE = "fcfs"

@@ -15,11 +15,11 @@ from fgbench.metrics.trimming import WHOLE
 from fgbench.results.environment import environment
 from fgbench.results.run import Run
 from fgbench.results.writer import RunWriter
-from fgbench.spec.fingerprint import fingerprint
+from fgbench.spec.files import fingerprint
 from fgbench.spec.load import Load
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Dataset
-from fgbench.workload.spec import Workload
+from fgbench.workload.workload import Workload
 
 
 def run_benchmark(

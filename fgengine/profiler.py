@@ -71,14 +71,14 @@ class ProfiledRunner(Protocol):
     def execute(self, plan: StepPlan) -> StepResult: ...
 
 
-Progress = Callable[[int, int, TimedStep], None]
+ProfileProgress = Callable[[int, int, TimedStep], None]
 """Told, after each repeat: how many are done, of how many, and the point as measured so far."""
 
 
 def measure(
     runner: ProfiledRunner,
     grid: Grid,
-    progress: Progress = lambda done, total, point: None,
+    progress: ProfileProgress = lambda done, total, point: None,
 ) -> list[TimedStep]:
     """Medians of the seconds of every point of the grid that the runner's requests and batches reach.
 
@@ -109,7 +109,7 @@ def measure(
 
 
 def _measure_points(
-    runner: ProfiledRunner, points: list[TimedStep], grid: Grid, progress: Progress
+    runner: ProfiledRunner, points: list[TimedStep], grid: Grid, progress: ProfileProgress
 ) -> list[TimedStep]:
     steps = count()
     items = [_plan_items(point, runner) for point in points]
@@ -184,7 +184,7 @@ def make_profile(
     model: str,
     runner: ProfiledRunner,
     grid: Grid,
-    progress: Progress = lambda done, total, point: None,
+    progress: ProfileProgress = lambda done, total, point: None,
 ) -> Profile:
     """Measure, fit, and hold against physics.
 

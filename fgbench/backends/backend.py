@@ -20,7 +20,7 @@ from fgbench.metrics.record import RequestRecord
 if TYPE_CHECKING:
     from fgbench.client.state import LoadState
     from fgbench.spec.load import Load
-    from fgbench.workload.spec import Workload
+    from fgbench.workload.workload import Workload
 
 Report = Callable[[str], None]
 Keep = Callable[[RequestRecord], None]

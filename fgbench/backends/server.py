@@ -18,7 +18,7 @@ from fgbench.client.state import LoadState
 from fgbench.machine import MachineWatch, busy_since, server_processes
 from fgbench.metrics.record import RequestRecord
 from fgbench.spec.load import Load
-from fgbench.workload.spec import RequestSpec, Workload
+from fgbench.workload.workload import RequestSpec, Workload
 from fgengine.machine_load import Look, look
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fgbench.backends.backend import Display, Keep, Outcome, ReadyServer, Report
 from fgbench.backends.fastgen import named, settings_of
 from fgbench.metrics.record import RequestRecord
-from fgbench.workload.spec import RequestSpec, Workload
+from fgbench.workload.workload import RequestSpec, Workload
 from fgengine.config import EngineConfig
 from fgengine.model.catalog import shape_of
 from fgengine.preflight import check_names

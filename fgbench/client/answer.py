@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fgbench.client.endpoints import Endpoint, Piece
 from fgbench.metrics.record import RequestRecord
-from fgbench.workload.spec import RequestSpec
+from fgbench.workload.workload import RequestSpec
 
 
 class Answer:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from fgbench.client.streams import NulSeparated, ServerSentEvents, StreamError
-from fgbench.workload.spec import RequestSpec
+from fgbench.workload.workload import RequestSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from fgbench.client.http import Connections
 from fgbench.client.state import LoadState
 from fgbench.client.streams import StreamError
 from fgbench.metrics.record import RequestRecord
-from fgbench.workload.spec import RequestSpec
+from fgbench.workload.workload import RequestSpec
 
 Ended = Literal["complete", "interrupted", "server died"]
 T = TypeVar("T")

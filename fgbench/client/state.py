@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from fgbench.metrics.metric import METRICS
 from fgbench.metrics.record import RequestRecord
-from fgbench.workload.spec import RequestSpec
+from fgbench.workload.workload import RequestSpec
 
 LEAST, MOST = 1e-6, 1e6
 """Values outside are counted at the end they lie beyond."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import Summary, summarize
-from fgbench.workload.spec import RequestSpec
+from fgbench.workload.workload import RequestSpec
 from fgengine.cost import CostModel
 from fgengine.units import number, seconds
 from fgengine.work import Work

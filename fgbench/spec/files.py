@@ -1,7 +1,9 @@
-"""Options in TOML files: a run's folder holds one, and ``--config`` reads one."""
+"""Options in TOML files: a run's folder holds one, and ``--config`` reads one. And a hash of options."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,3 +65,9 @@ def options_of(*specs: Any) -> dict[str, Any]:
         for one in described(type(spec))
         if not one.setting.secret
     }
+
+
+def fingerprint(**parts: Any) -> str:
+    """SHA-256 over the parts as canonical JSON: the order of keys does not matter, any value does."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

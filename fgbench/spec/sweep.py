@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from fgbench.spec.files import options_of
-from fgbench.spec.fingerprint import fingerprint
+from fgbench.spec.files import fingerprint, options_of
 from fgbench.spec.load import ClientSpec, LoadSpec
 from fgbench.workload.arrivals import Closed, Level
 from fgengine.config import EngineConfig

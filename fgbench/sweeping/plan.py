@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fgbench.spec.fingerprint import fingerprint
+from fgbench.spec.files import fingerprint
 from fgbench.spec.load import Load
 from fgbench.workload.arrivals import POISSON, Closed, Level
 

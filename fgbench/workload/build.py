@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fgbench.workload.arrivals import POISSON, Arrivals
 from fgbench.workload.datasets import Dataset, Sample
-from fgbench.workload.spec import Prompt, RequestSpec, Workload
+from fgbench.workload.workload import Prompt, RequestSpec, Workload
 
 if TYPE_CHECKING:
     from numpy.random import Generator

@@ -10,7 +10,7 @@ from fgbench.client.endpoints import ENDPOINTS
 from fgbench.client.sending import Target, run_load
 from fgbench.client.state import LoadState
 from fgbench.metrics.record import RequestRecord
-from fgbench.workload.spec import RequestSpec
+from fgbench.workload.workload import RequestSpec
 
 IDS = (1, 2, 3)
 

@@ -5,7 +5,7 @@ import pytest
 
 from fgbench.client.endpoints import ENDPOINTS, endpoint_called, error_message
 from fgbench.client.streams import MAX_MESSAGE_BYTES, NulSeparated, ServerSentEvents, StreamError
-from fgbench.workload.spec import RequestSpec
+from fgbench.workload.workload import RequestSpec
 
 EVENTS = [b'{"a": 1}', "é ☃ 🎉".encode(), b"two\nlines", b"[DONE]"]
 STREAM = (

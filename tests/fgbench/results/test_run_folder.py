@@ -8,7 +8,7 @@ from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.results.run import VERSION, find_runs, read_run
 from fgbench.results.writer import RunWriter
-from fgbench.spec.fingerprint import fingerprint
+from fgbench.spec.files import fingerprint
 
 INFO = {
     "backend": {"name": "fastgen-my.module:Policy", "policy": "x", "url": None, "settings": {}},

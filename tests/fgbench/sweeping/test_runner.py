@@ -28,7 +28,7 @@ from fgbench.sweeping.search import Search
 from fgbench.sweeping.sweep_tables import results_table, search_tables
 from fgbench.workload.datasets import Synthetic
 from fgbench.workload.lengths import Between
-from fgbench.workload.spec import Workload
+from fgbench.workload.workload import Workload
 
 REQUESTS = 4
 DATASET = Synthetic(Between(4, 4), Between(2, 2))
