@@ -39,7 +39,7 @@ from fgengine.request import Request
 from fgengine.scheduling.mlfq import MLFQ, ArtifactMLFQ, SkipJoinMLFQ
 
 REFERENCE = Path(__file__).parent.parent / "results/reference/overload/profile.json"
-MOST_TOKENS = 2048
+MAX_TOKENS = 2048
 """SmolLM2's longest prompt and output."""
 SWAP_GIB = 16.0
 BASE = "sj-mlfq-artifact"
@@ -86,7 +86,7 @@ def lengths(load: str, requests: Iterable[RequestSpec]) -> list[tuple[int, int]]
     for request in requests:
         prompt, output = request.prompt_tokens, request.output_tokens
         if load == "prompts-x8":
-            prompt = min(8 * prompt, MOST_TOKENS - output)
+            prompt = min(8 * prompt, MAX_TOKENS - output)
         elif load == "swapped":
             prompt, output = output, prompt
         elif load == "third-long":

@@ -42,7 +42,7 @@ REFERENCE = Path(__file__).parent.parent / "results/reference/overload/profile.j
 BURST = ((500, 0.8), (2500, 1.5), (8000, 0.8))
 """Requests and load of each part; the last 2,000 requests are judged."""
 JUDGED = 2000
-MOST_MAKESPAN, MOST_THROWN_AWAY = 1.03, 0.05
+MAX_MAKESPAN, MAX_THROWN_AWAY = 1.03, 0.05
 
 
 @dataclass(frozen=True)
@@ -215,9 +215,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         base = fcfs[pools(row)]
         longer, slower = row["makespan"] / base["makespan"], row["jct"] / base["jct"]
         bad = (
-            longer > MOST_MAKESPAN
-            or row["thrown_away"] > MOST_THROWN_AWAY
-            or row["finished"] < row["requests"]
+            longer > MAX_MAKESPAN or row["thrown_away"] > MAX_THROWN_AWAY or row["finished"] < row["requests"]
         )
         missed += bad
         table.add_row(

@@ -42,7 +42,7 @@ from fgengine.units import number, percent, seconds, times
 BASELINE = "fcfs"
 READY_SECONDS = 1800.0
 DRAIN_SECONDS = 300.0
-MOST_PER_SECOND = 200
+MAX_PER_SECOND = 200
 """Requests a second made for the closed loop, which takes what it needs of them."""
 
 
@@ -163,7 +163,7 @@ def measure_policy(policy: str, options: argparse.Namespace, rate: float | None,
 
         run_async(run_load(requests(4, math.inf, 1), target, lambda record: None, alive=server.alive))
         say(f"{policy}: closed loop of {options.concurrency}, {options.closed_seconds:g} s")
-        count = round(MOST_PER_SECOND * options.closed_seconds)
+        count = round(MAX_PER_SECOND * options.closed_seconds)
         closed = measure(
             target,
             requests(count, math.inf, 2),

@@ -23,10 +23,10 @@ from fgengine.config import Offloading
 from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager
 from fgengine.request import Request, SamplingParams
-from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_names
 from fgengine.scheduling.predictor import Noisy
 from fgengine.scheduling.scheduler import Scheduler
+from fgengine.scheduling.step_builder import Limits
 from fgengine.simulation.copying import SimulatedCopyEngine
 from fgengine.simulation.runner import SimulatedRunner
 

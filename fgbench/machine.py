@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from fgbench.metrics.accounts import MachineAccount
-from fgengine.machine_load import BUSY_CORES, Look, core_seconds, load_between, look, mhz
+from fgengine.machine_load import BUSY_CORES, Sample, core_seconds, load_between, mhz, sample
 
 INTERVAL = 1.0
 SHORTEST = 0.5
@@ -36,11 +36,11 @@ class MachineWatch:
         self._thread = threading.Thread(target=self._sample, name="machine-watch", daemon=True)
         self._others: list[float] = []
         self._mhz: list[float] = []
-        self._before: Look | None = None
+        self._before: Sample | None = None
         self.account: MachineAccount | None = None
 
     def __enter__(self) -> MachineWatch:
-        self._before = look(self._server)
+        self._before = sample(self._server)
         self._thread.start()
         return self
 
@@ -50,7 +50,7 @@ class MachineWatch:
         self._ended.set()
         self._thread.join()
         assert self._before is not None
-        load = load_between(self._before, look(self._server))
+        load = load_between(self._before, sample(self._server))
         self.account = MachineAccount(
             seconds=load.seconds,
             other_cores=load.other_cores,
@@ -77,13 +77,13 @@ class MachineWatch:
             last = now
 
 
-def busy_since(before: Look, url: str) -> str | None:
+def busy_since(before: Sample, url: str) -> str | None:
     """What other programs have taken since ``before``, where that is too much for a measurement of the server
     at ``url``; else None. None too where it cannot be told from the server's work, or in too short a time."""
     server = server_processes(url)
     if server is None or time.monotonic() - before.at < SHORTEST:
         return None
-    load = load_between(before, look(server))
+    load = load_between(before, sample(server))
     return load.describe() if load.is_busy else None
 
 

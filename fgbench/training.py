@@ -17,7 +17,7 @@ from fgengine.scheduling.learned import Learned
 EPOCHS = 4
 HELD_OUT = 0.2
 """Share of the conversations that an evaluation keeps from the training."""
-MOST_PAIRS_COMPARED = 200_000
+MAX_PAIRS_COMPARED = 200_000
 SPLIT_SEED = 0
 
 Encoder = Callable[[Sequence[str]], list[list[int]]]
@@ -134,7 +134,7 @@ def judge(predictor: Learned, examples: Sequence[Example], trained_on: int) -> Q
         seconds.append(time.perf_counter() - began)
     guess, truth = np.log(predicted), np.log([float(e.output_tokens) for e in examples])
     rng = np.random.default_rng(SPLIT_SEED)
-    left, right = rng.integers(0, len(truth), (2, MOST_PAIRS_COMPARED))
+    left, right = rng.integers(0, len(truth), (2, MAX_PAIRS_COMPARED))
     differ = truth[left] != truth[right]
     same_order = (guess[left] < guess[right]) == (truth[left] < truth[right])
     return Quality(

@@ -19,7 +19,7 @@ MATRIX = {"cpu": 2048, "cuda": 8192}
 """Rows and columns: large enough to keep every core busy, small enough to take well under a second."""
 GROUP_SECONDS = 0.02
 """A GPU's repeats are timed in groups of about this length, so that its launches overlap as in a step."""
-MOST_GROUPED = 1000
+MAX_GROUPED = 1000
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype, weight_bytes: int) -> Ceilings:
@@ -99,5 +99,5 @@ def _gpu_seconds(work: Callable[[], object], device: torch.device) -> Callable[[
 
     group(1)
     alone = group(3)
-    times = max(1, min(MOST_GROUPED, round(GROUP_SECONDS / max(alone, 1e-9))))
+    times = max(1, min(MAX_GROUPED, round(GROUP_SECONDS / max(alone, 1e-9))))
     return lambda: group(times)

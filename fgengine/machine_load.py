@@ -1,10 +1,10 @@
 """What else the machine does while something is measured on it.
 
-Look before and after, and ask for what other programs took between the two:
+Sample before and after, and ask for what other programs took between the two:
 
-    before = look()
+    before = sample()
     ...
-    load = load_between(before, look())
+    load = load_between(before, sample())
     load.is_busy, load.describe()   # True, "other programs took 0.93 cores (python3 0.92)"
 """
 
@@ -25,12 +25,12 @@ BUSY_SHARE = 0.02
 """Of all cores. On a machine with many cores, background programs always take a tenth of one core."""
 MEMORY_PRESSURE = Path("/proc/pressure/memory")
 LOOK_SECONDS = 1.0
-MOST_NAMED = 3
+MAX_NAMED = 3
 WORTH_NAMING = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Sample:
     """Seconds of processors since some moment in the past."""
 
     at: float
@@ -97,7 +97,7 @@ def core_seconds() -> tuple[float, float]:
     return busy, stolen
 
 
-def look(own: Iterable[int] = ()) -> Look:
+def sample(own: Iterable[int] = ()) -> Sample:
     """Reads every process once, some 20 us each.
 
     ``own``: processes that are measured or measure, besides this one; all of their children are too.
@@ -115,10 +115,10 @@ def look(own: Iterable[int] = ()) -> Look:
         else:
             programs[one["pid"]] = (one["name"] or "?", times.user + times.system)
     busy, stolen = core_seconds()
-    return Look(time.monotonic(), busy, stolen, programs, spent, frozenset(ours), memory_stalled(), mhz())
+    return Sample(time.monotonic(), busy, stolen, programs, spent, frozenset(ours), memory_stalled(), mhz())
 
 
-def load_between(before: Look, after: Look) -> MachineLoad:
+def load_between(before: Sample, after: Sample) -> MachineLoad:
     seconds = max(after.at - before.at, 1e-6)
     others = max(0.0, (after.busy - before.busy) - (after.own - before.own))
     stalled = None
@@ -128,7 +128,7 @@ def load_between(before: Look, after: Look) -> MachineLoad:
         pid: (name, (spent - before.programs.get(pid, (name, 0.0))[1]) / seconds)
         for pid, (name, spent) in after.programs.items()
     }
-    busiest = sorted(taken.values(), key=lambda program: -program[1])[:MOST_NAMED]
+    busiest = sorted(taken.values(), key=lambda program: -program[1])[:MAX_NAMED]
     return MachineLoad(
         seconds,
         others / seconds,
@@ -146,9 +146,9 @@ def wait_until_quiet(patience: float, report: Callable[[str], None]) -> MachineL
     """
     until = time.monotonic() + patience
     while True:
-        before = look()
+        before = sample()
         time.sleep(LOOK_SECONDS)
-        load = load_between(before, look())
+        load = load_between(before, sample())
         if not load.is_busy:
             return load
         report(load.describe())

@@ -20,10 +20,10 @@ from fgengine.physics import Ceilings, floor_of, impossible
 from fgengine.profile_grid import Grid, TimedStep
 
 VERSION = 1
-MOST_POINTS = 10_000
-MOST_FILE_BYTES = 16 * 1024**2
+MAX_POINTS = 10_000
+MAX_FILE_BYTES = 16 * 1024**2
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-LEAST_STEP_SECONDS = 1e-6
+MIN_STEP_SECONDS = 1e-6
 FIT_TOLERANCE = 0.5
 """The fitted model may fall to this share of a step's floor: a straight line through curved data does."""
 
@@ -133,8 +133,8 @@ class Profile:
     def load(cls, path: Path) -> Profile:
         """Raises ValueError, naming the file, for what is not a whole profile of a version we know."""
         try:
-            if path.stat().st_size > MOST_FILE_BYTES:
-                raise ValueError(f"larger than {MOST_FILE_BYTES} bytes")
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
             data = json.loads(path.read_text(encoding="utf-8"))
             return cls._from_dict(data)
         except OSError as error:
@@ -149,8 +149,8 @@ class Profile:
             raise ValueError(f"it is not a profile of version {VERSION}")
         if data["dtype"] not in ELEMENT_BYTES:
             raise ValueError(f"dtype {data['dtype']} is unknown")
-        if not 0 < len(data["points"]) <= MOST_POINTS:
-            raise ValueError(f"it must hold 1 to {MOST_POINTS} points")
+        if not 0 < len(data["points"]) <= MAX_POINTS:
+            raise ValueError(f"it must hold 1 to {MAX_POINTS} points")
         points = tuple(TimedStep(**point) for point in data["points"])
         if not all(0.0 < point.seconds < math.inf for point in points):
             raise ValueError("a point's seconds must be above 0 and finite")
@@ -178,7 +178,7 @@ def fit(points: Sequence[TimedStep], copy_bytes_per_second: float) -> CostModel:
     solution, _ = nnls(rows / scale, np.ones(len(fitted)))
     step, request, token, pair, decode, context = (solution / scale).tolist()
     return CostModel(
-        max(step, LEAST_STEP_SECONDS), request, token, pair, decode, context, copy_bytes_per_second
+        max(step, MIN_STEP_SECONDS), request, token, pair, decode, context, copy_bytes_per_second
     )
 
 

@@ -14,14 +14,14 @@ from statistics import median
 
 from fgengine.cache import cache_folder, is_whole, keep, locked
 from fgengine.config import EngineConfig
-from fgengine.machine_load import MachineLoad, load_between, look
+from fgengine.machine_load import MachineLoad, load_between, sample
 from fgengine.profile import Profile, file_name, profiles_in
 from fgengine.profile_grid import QUICK, Grid
 from fgengine.profiler import ProfiledRunner, describe_device, make_profile, measure
 
 WORTH_KEEPING = 0.25
 """Median held-out error up to which a quick profile is kept for the next engines."""
-MOST_OFF = 0.25
+MAX_OFF = 0.25
 """How far steps may be from what a kept profile says of them."""
 CHECKED = Grid(
     prefill=(64,), behind=(), decode=(1, 16), context=(128,), mixed=(), repeats=3, seconds_per_point=0.1
@@ -84,12 +84,12 @@ class Mismatch:
 
 
 def mismatch_of(profile: Profile, runner: ProfiledRunner) -> Mismatch | None:
-    """Times a few steps; None where they are within ``MOST_OFF`` of the profile."""
-    before = look()
+    """Times a few steps; None where they are within ``MAX_OFF`` of the profile."""
+    before = sample()
     times = times_predicted(profile, runner)
-    if times is None or 1.0 - MOST_OFF <= times <= 1.0 + MOST_OFF:
+    if times is None or 1.0 - MAX_OFF <= times <= 1.0 + MAX_OFF:
         return None
-    return Mismatch(times, load_between(before, look()))
+    return Mismatch(times, load_between(before, sample()))
 
 
 def times_predicted(profile: Profile, runner: ProfiledRunner) -> float | None:

@@ -17,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fgengine.kv.transfer import CopyEngine, Transfer
-from fgengine.machine_load import load_between, look
+from fgengine.machine_load import load_between, sample
 from fgengine.model.shape import ModelShape
 from fgengine.physics import Ceilings
 from fgengine.plan import PlanItem, StepPlan, StepResult
@@ -199,7 +199,7 @@ def make_profile(
         weight_bytes = runner.shape.num_parameters * ELEMENT_BYTES[runner.dtype_name]
         return measure_ceilings(runner.device, runner.dtype, weight_bytes)
 
-    before = look()
+    before = sample()
     best = ceilings()
     points = measure(runner, grid, progress)
     profile = Profile(
@@ -212,12 +212,12 @@ def make_profile(
         points=tuple(points),
         versions={"python": platform.python_version(), "torch": torch.__version__},
         measured=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        conditions=Conditions.of(load_between(before, look())),
+        conditions=Conditions.of(load_between(before, sample())),
     )
     for _ in range(CEILING_ATTEMPTS):
         if profile.closest_to_floor(runner.shape)[1] >= 1.0:
             break
-        # A machine busy with something else gives low ceilings: look again before calling a step too fast.
+        # A machine busy with something else gives low ceilings: sample again before calling a step too fast.
         profile = replace(profile, ceilings=profile.ceilings.or_better(ceilings()))
     if problems := profile.implausible(runner.shape):
         raise ValueError(f"what was measured cannot be true, so no profile is made of it: {problems[0]}")

@@ -24,9 +24,9 @@ from fgengine.ops.reference import TorchOps
 from fgengine.ops.select import ops_for
 from fgengine.plan import PlanItem, StepPlan
 from fgengine.request import Request, SamplingParams
-from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy
 from fgengine.scheduling.scheduler import Scheduler
+from fgengine.scheduling.step_builder import Limits
 from gpu.checks import Check
 from gpu.setting import Setting
 

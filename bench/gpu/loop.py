@@ -12,9 +12,9 @@ from fgengine.engine import Engine
 from fgengine.execution.runner import TorchRunner
 from fgengine.kv.manager import KVManager
 from fgengine.request import SamplingParams
-from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy
 from fgengine.scheduling.scheduler import Scheduler
+from fgengine.scheduling.step_builder import Limits
 from fgengine.units import seconds
 from gpu.budget import Allowance
 from gpu.profiling import busy_seconds, spans_of

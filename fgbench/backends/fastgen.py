@@ -30,7 +30,7 @@ class FastGen(StartedServer):
         check_names(config)
         self.policy = config.policy
         self.model = config.model
-        self.name = named(PREFIX, config.policy)
+        self.name = backend_name(PREFIX, config.policy)
         self._config = config
 
     @property
@@ -56,7 +56,7 @@ class FastGen(StartedServer):
             )
 
 
-def named(prefix: str, policy: str) -> str:
+def backend_name(prefix: str, policy: str) -> str:
     """``fastgen`` with the default policy, ``fastgen-fcfs`` with another."""
     return prefix if policy == DEFAULT_POLICY else f"{prefix}-{policy}"
 

@@ -19,7 +19,7 @@ from fgbench.machine import MachineWatch, busy_since, server_processes
 from fgbench.metrics.record import RequestRecord
 from fgbench.spec.load import Load
 from fgbench.workload.workload import RequestSpec, Workload
-from fgengine.machine_load import Look, look
+from fgengine.machine_load import Sample, sample
 
 
 class Server(ABC):
@@ -39,7 +39,7 @@ class Server(ABC):
     """Sent with every request."""
 
     _ready: ReadyServer | None = None
-    _started: Look | None = None
+    _started: Sample | None = None
     """The machine, when the server was asked for."""
 
     @property
@@ -65,7 +65,7 @@ class Server(ABC):
         """Nothing to do: it runs already."""
 
     def start(self, log: Path, report: Report) -> ReadyServer:
-        self._started = look()
+        self._started = sample()
         self._ready = self._start(log, report)
         return self._ready
 

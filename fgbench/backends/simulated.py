@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fgbench.backends.backend import Display, Keep, Outcome, ReadyServer, Report
-from fgbench.backends.fastgen import named, settings_of
+from fgbench.backends.fastgen import backend_name, settings_of
 from fgbench.metrics.record import RequestRecord
 from fgbench.workload.workload import RequestSpec, Workload
 from fgengine.config import EngineConfig
@@ -19,15 +19,15 @@ from fgengine.profile import Profile
 from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.simulation.cluster import Cluster
-from fgengine.simulation.replica import Ending
+from fgengine.simulation.replica import Completion
 from fgengine.simulation.setup import make_cluster, pools_in_words
 
 if TYPE_CHECKING:
     from fgbench.spec.load import Load
 
 PREFIX = "simulated"
-MOST_REPLICAS = 4096
-MOST_WITH_PROMPTS = 20_000
+MAX_REPLICAS = 4096
+MAX_WITH_PROMPTS = 20_000
 """Requests up to which prompts are made, so that a simulation and a real run of one workload are known to be
 comparable, and the time of each token is kept. Beyond, both would take more memory than the simulation."""
 
@@ -38,14 +38,14 @@ class Simulated:
     url: str | None = None
     endpoint: str | None = None
     simulated = True
-    most_prompts = float(MOST_WITH_PROMPTS)
+    most_prompts = float(MAX_WITH_PROMPTS)
 
     def __init__(
         self, config: EngineConfig, profile: Profile, *, replicas: int = 1, router: str = "round-robin"
     ) -> None:
         """Raises ValueError for a configuration that no server on the profile's device would start with."""
-        if not 1 <= replicas <= MOST_REPLICAS:
-            raise ValueError(f"--replicas must be between 1 and {MOST_REPLICAS}, not {replicas}")
+        if not 1 <= replicas <= MAX_REPLICAS:
+            raise ValueError(f"--replicas must be between 1 and {MAX_REPLICAS}, not {replicas}")
         check_names(config)
         self.config = config
         self.shape = shape_of(config.model)
@@ -54,7 +54,7 @@ class Simulated:
         self.router = router
         self.model: str | None = config.model
         self.policy: str | None = config.policy
-        self.name = named(PREFIX, config.policy)
+        self.name = backend_name(PREFIX, config.policy)
         self._queue = self._cluster(seed=0, keep_token_times=False).replicas[0].scheduler.queue.limit
         self._described = False
 
@@ -105,7 +105,7 @@ class Simulated:
                 status = "interrupted"
         if not whole:
             display.report(
-                f"above {MOST_WITH_PROMPTS:,} requests the times of single tokens are not kept: no ITL, and "
+                f"above {MAX_WITH_PROMPTS:,} requests the times of single tokens are not kept: no ITL, and "
                 "overload is told from first and last tokens"
             )
         return Outcome(status, {"server_stats": serving.server_stats()})
@@ -146,7 +146,7 @@ class Simulated:
 class Serving:
     """A load being served: an iterator of the requests' records."""
 
-    def __init__(self, cluster: Cluster, endings: Iterator[Ending]) -> None:
+    def __init__(self, cluster: Cluster, endings: Iterator[Completion]) -> None:
         self._cluster = cluster
         self._records = map(_record, endings)
 
@@ -208,7 +208,7 @@ def _rejection(refusal: RequestRefused | None) -> str | None:
     return f"queue timeout: {refusal}" if isinstance(refusal, QueueTimeout) else None
 
 
-def _record(ending: Ending) -> RequestRecord:
+def _record(ending: Completion) -> RequestRecord:
     """Times to the microsecond, as a client rounds them."""
     request = ending.request
     finished = round(request.phase_since, 6)

@@ -32,10 +32,10 @@ class ServerProcess:
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.log = log
-        tether = [sys.executable, "-m", "fgbench.backends.tether", str(os.getpid())]
+        wrapper = [sys.executable, "-m", "fgbench.backends.die_with_parent", str(os.getpid())]
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [*tether, *command],
+                [*wrapper, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

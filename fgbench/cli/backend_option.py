@@ -13,7 +13,7 @@ from fgbench.spec.backend import BackendSpec, name_and_url
 from fgbench.spec.sweep import Settings
 from fgengine.config import EngineConfig
 
-MOST_CHARACTERS = 2_000
+MAX_CHARACTERS = 2_000
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """click's, which typer may carry a copy of."""
 
@@ -39,8 +39,8 @@ def parse_backend(text: str, server: EngineConfig) -> BackendSpec:
     Raises:
         ValueError: it cannot be read so; says why.
     """
-    if len(text) > MOST_CHARACTERS:
-        raise ValueError(f"--backend takes at most {MOST_CHARACTERS} characters, not {len(text)}")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"--backend takes at most {MAX_CHARACTERS} characters, not {len(text)}")
     try:
         words = shlex.split(text)
     except ValueError as error:

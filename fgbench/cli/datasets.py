@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BAR_WIDTH = 24
-MOST_LOOKED_AT = 1_000_000
+MAX_LOOKED_AT = 1_000_000
 
 app = typer.Typer(
     help="The datasets fgbench knows by name, and your own files.\n\nExample: fgbench datasets show sharegpt",
@@ -118,7 +118,7 @@ def show(
     output_len: Annotated[str | None, typer.Option(help="For synthetic, mmlu and jsonl.")] = None,
     mix: Annotated[str | None, typer.Option(help="For mix: NAME-OR-FILE:SHARE,NAME-OR-FILE:SHARE.")] = None,
     sample: Annotated[
-        int, typer.Option(min=1, max=MOST_LOOKED_AT, help="Texts whose tokens are counted, drawn by --seed.")
+        int, typer.Option(min=1, max=MAX_LOOKED_AT, help="Texts whose tokens are counted, drawn by --seed.")
     ] = 4000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

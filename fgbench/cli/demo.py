@@ -25,9 +25,9 @@ BATCH_SIZE = 16
 POLICIES = ("fcfs", "sj-mlfq")
 LOADS = (0.7, 1.3)
 """Shares of the capacity that the profile predicts: one rate below it, one above."""
-FEWEST, MOST = 30, 400
+MIN_PROMPTS, MAX_PROMPTS = 30, 400
 """Prompts a run."""
-MOST_MINUTES = 24 * 60
+MAX_MINUTES = 24 * 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def make_plan(cost: CostModel, lengths: Sequence[tuple[int, int]], seconds: floa
     """
     full = capacity(cost, lengths, BATCH_SIZE)
     seconds_per_prompt = len(POLICIES) * sum(1.0 / (full * min(load, 1.0)) for load in LOADS)
-    num_prompts = min(MOST, max(FEWEST, int(seconds / seconds_per_prompt)))
+    num_prompts = min(MAX_PROMPTS, max(MIN_PROMPTS, int(seconds / seconds_per_prompt)))
     return DemoLoads(full, tuple(round(full * load, 2) for load in LOADS), num_prompts)
 
 
@@ -75,8 +75,8 @@ def demo(
     from fgbench.sweeping.estimate import sampled_lengths
     from fgbench.workload.reading import load_dataset
 
-    if not 0 < minutes <= MOST_MINUTES:
-        raise ValueError(f"--minutes must be above 0 and at most {MOST_MINUTES}, not {minutes}")
+    if not 0 < minutes <= MAX_MINUTES:
+        raise ValueError(f"--minutes must be above 0 and at most {MAX_MINUTES}, not {minutes}")
     console = Console()
     weights = ["--use-dummy-weights"] if use_dummy_weights else []
     _headline(console, f"1. {model}")

@@ -80,10 +80,10 @@ def show_run(
     from fgbench.exit_codes import DONE
     from fgbench.exit_status import exit_status_of
     from fgbench.report.run_tables import run_table
-    from fgbench.results.run import named, read_run, summary_of
+    from fgbench.results.run import find_run, read_run, summary_of
 
     console = Console(stderr=as_json)
-    found = read_run(named(results, run))
+    found = read_run(find_run(results, run))
     summary = summary_of(found)
     if as_json:
         data = found.info | {"path": str(found.path), "status": found.status, "summary": summary.to_dict()}
@@ -118,12 +118,12 @@ def remove_runs(
     """
     from rich.console import Console
 
-    from fgbench.results.run import check_removable, named, remove
+    from fgbench.results.run import check_removable, find_run, remove
 
     console = Console()
     if not runs and not incomplete:
         raise ValueError("say which runs to remove, or --incomplete for all that were killed")
-    folders = [named(results, run) for run in runs or []]
+    folders = [find_run(results, run) for run in runs or []]
     if incomplete:
         folders += _killed(results, console)
     folders = list(dict.fromkeys(folders))

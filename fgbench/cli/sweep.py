@@ -149,11 +149,11 @@ def _measure(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Co
     from fgbench.exit_status import worst
     from fgbench.live.display import display_for
     from fgbench.metrics.slo import parse_slo
-    from fgbench.sweeping.estimate import Total
+    from fgbench.sweeping.estimate import SweepProgress
     from fgbench.sweeping.runner import RateSearchResult, SweepRunner
     from fgbench.sweeping.sweep_tables import results_table, search_tables
 
-    total, sweep = Total(), prepared.settings.sweep
+    total, sweep = SweepProgress(), prepared.settings.sweep
     runner = SweepRunner(
         kept,
         prepared.plan,

@@ -31,7 +31,7 @@ LEAD_SECONDS = 0.05
 PAUSE_SECONDS = 1.0
 """Pause of a closed loop's worker after a rejection without a Retry-After: else a full server would be sent
 the whole load at once."""
-MOST_PAUSE_SECONDS = 60.0
+MAX_PAUSE_SECONDS = 60.0
 """Whatever the server asks."""
 TICK_SECONDS = 0.1
 """How often ``LoadState.elapsed`` moves on."""
@@ -209,7 +209,7 @@ async def _exchange(
             words = error_message(response.body) or response.reason
             if (kind := rejection(response.status, response.body)) is not None:
                 asked = PAUSE_SECONDS if response.retry_after is None else response.retry_after
-                return answer.record(now(), rejected=f"{kind}: {words}"), min(asked, MOST_PAUSE_SECONDS)
+                return answer.record(now(), rejected=f"{kind}: {words}"), min(asked, MAX_PAUSE_SECONDS)
             return answer.record(now(), f"http {response.status}: {words}"), 0.0
         answer.close(now())
         return answer.record(now()), 0.0

@@ -16,12 +16,12 @@ from fgbench.metrics.metric import METRICS
 from fgbench.metrics.record import RequestRecord
 from fgbench.workload.workload import RequestSpec
 
-LEAST, MOST = 1e-6, 1e6
+MIN_VALUE, MAX_VALUE = 1e-6, 1e6
 """Values outside are counted at the end they lie beyond."""
 GROWTH = 1.04
 """Between one bucket's bound and the next: a quantile is off by less than 2 %."""
 _SCALE = 1.0 / math.log(GROWTH)
-_BUCKETS = math.ceil(math.log(MOST / LEAST) * _SCALE) + 1
+_BUCKETS = math.ceil(math.log(MAX_VALUE / MIN_VALUE) * _SCALE) + 1
 
 
 class Running:
@@ -33,15 +33,15 @@ class Running:
         self.count = 0
         self.total = 0.0
         self._buckets = [0] * _BUCKETS
-        """How many lay within a factor of ``GROWTH``, the first one's middle at ``LEAST``."""
+        """How many lay within a factor of ``GROWTH``, the first one's middle at ``MIN_VALUE``."""
 
     def add(self, value: float) -> None:
         self.count += 1
         self.total += value
-        if value <= LEAST:
+        if value <= MIN_VALUE:
             self._buckets[0] += 1
         else:
-            self._buckets[min(_BUCKETS - 1, round(math.log(value / LEAST) * _SCALE))] += 1
+            self._buckets[min(_BUCKETS - 1, round(math.log(value / MIN_VALUE) * _SCALE))] += 1
 
     @property
     def mean(self) -> float | None:
@@ -55,8 +55,8 @@ class Running:
         for index, count in enumerate(self._buckets):
             rank -= count
             if rank <= 0:
-                return LEAST * GROWTH**index
-        return MOST  # another thread is adding just now
+                return MIN_VALUE * GROWTH**index
+        return MAX_VALUE  # another thread is adding just now
 
 
 RECENT_SECONDS = 30.0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 GAP = "   "
-WIDEST = 120
+MAX_WIDTH = 120
 """Columns from which on a panel grows no further."""
 LABEL = 9
 EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -97,7 +97,7 @@ class Lines:
         self._title, self._subtitle, self._sections, self._height = title, subtitle, sections, height
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(WIDEST, options.max_width)
+        width = min(MAX_WIDTH, options.max_width)
         height = (self._height or (console.size.height if console.is_terminal else 1000)) - 2
         groups = list(self._sections(max(20, width - 4)))
         while len(groups) > 1 and sum(len(lines) for _, lines in groups) > height:
@@ -119,16 +119,16 @@ class Lines:
         )
 
 
-LONGEST = 600
+MAX_VALUES = 600
 """Values kept: ten minutes at one a second."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Series:
-    """The last ``LONGEST`` values; None where a value was missing."""
+    """The last ``MAX_VALUES`` values; None where a value was missing."""
 
     def __init__(self) -> None:
-        self._values: deque[float | None] = deque(maxlen=LONGEST)
+        self._values: deque[float | None] = deque(maxlen=MAX_VALUES)
         self._taken = 0
 
     def add(self, value: float | None) -> None:

@@ -9,7 +9,7 @@ from fgbench.live.meter import Meter
 from fgbench.live.stats import LevelCount, Pool, Snapshot
 from fgengine.units import clock, number, percent, seconds, size
 
-FEWEST_LEVELS = 4
+MIN_LEVELS = 4
 """Shown even when the deeper ones are empty."""
 TWO_COLUMNS = 70
 """Width from which on levels stand side by side."""
@@ -75,13 +75,13 @@ def pressure_line(meter: Meter) -> list[Text]:
 def level_lines(levels: tuple[LevelCount, ...], width: int, most: int = 16) -> list[Text]:
     """Jobs in each level as bars, down to the deepest that holds one; beyond ``most`` as one sum."""
     deepest = max((k + 1 for k, level in enumerate(levels) if level.requests), default=0)
-    shown = list(levels[: max(FEWEST_LEVELS, deepest)])
+    shown = list(levels[: max(MIN_LEVELS, deepest)])
     if len(shown) > most:
         rest = sum(level.requests for level in shown[most - 1 :])
         shown = [*shown[: most - 1], LevelCount(f"below {shown[most - 2].name}", rest, None)]
     if not shown:
         return []
-    columns = 2 if width >= TWO_COLUMNS and len(shown) > FEWEST_LEVELS else 1
+    columns = 2 if width >= TWO_COLUMNS and len(shown) > MIN_LEVELS else 1
     names = [clean(level.name, 16) for level in shown]
     quanta = ["" if level.quantum is None else seconds(level.quantum) for level in shown]
     label, quantum = max(map(len, names)), max(map(len, quanta))

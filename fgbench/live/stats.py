@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-MOST_LEVELS = 64
+MAX_LEVELS = 64
 SHORTEST_SECONDS = 1e-3
 COUNTERS = (
     "prompt_tokens",
@@ -184,7 +184,7 @@ def _pool(values: Mapping[str, Any], tier: str) -> Pool | None:
 def _levels(value: Any) -> tuple[LevelCount, ...]:
     if not isinstance(value, list):
         return ()
-    entries = [entry for entry in value[:MOST_LEVELS] if isinstance(entry, dict)]
+    entries = [entry for entry in value[:MAX_LEVELS] if isinstance(entry, dict)]
     return tuple(
         LevelCount(
             _text(entry.get("name")), _count(entry.get("requests")) or 0, _number(entry.get("quantum"))

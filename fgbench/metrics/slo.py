@@ -27,9 +27,9 @@ _LIMIT = re.compile(
 )
 DEFAULT_SLO = "normalized_latency<0.3"
 """The paper's, in seconds per token."""
-MOST_CHARACTERS = 200
-MOST_BOUNDS = 8
-MOST_REJECTED = 0.01
+MAX_CHARACTERS = 200
+MAX_BOUNDS = 8
+MAX_REJECTED = 0.01
 """Share of the requests that a run may reject and still meet an SLO by its statistics."""
 EXAMPLE = "write one like 'normalized_latency<0.3', 'p95 jct<20s' or 'ttft<1.55,tpot<150ms'"
 
@@ -74,7 +74,7 @@ class SLO:
 
 def rejects_too_many(share: float) -> bool:
     """Whether a run that rejected this share of its requests (0 to 1) misses every SLO."""
-    return share > MOST_REJECTED
+    return share > MAX_REJECTED
 
 
 def attainment(records: Sequence[RequestRecord], slo: SLO) -> float | None:
@@ -93,11 +93,11 @@ def parse_slo(text: str) -> SLO:
     Raises:
         ValueError: it is no such text; says in a sentence what is wrong and shows how to write one.
     """
-    if len(text) > MOST_CHARACTERS:
+    if len(text) > MAX_CHARACTERS:
         raise ValueError(f"an SLO of {len(text)} characters is too long; {EXAMPLE}")
     bounds = tuple(_bound(part.strip()) for part in text.split(","))
-    if len(bounds) > MOST_BOUNDS:
-        raise ValueError(f"an SLO has at most {MOST_BOUNDS} bounds, not {len(bounds)}")
+    if len(bounds) > MAX_BOUNDS:
+        raise ValueError(f"an SLO has at most {MAX_BOUNDS} bounds, not {len(bounds)}")
     named = [(bound.metric, bound.statistic) for bound in bounds]
     if len(set(named)) < len(named):
         raise ValueError(f"the SLO '{text}' bounds one figure twice")

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from fgbench.results.run import Run
     from fgengine.cost import CostModel
 
-MOST_FOLDERS = 500
-"""Newest run folders looked at when none are named."""
+MAX_FOLDERS = 500
+"""Newest run folders looked at when none are find_run."""
 Say = Callable[[str], None]
 
 
@@ -49,7 +49,7 @@ def newest_runs(results: Path, say: Say) -> list[Run]:
     from fgbench.report.pairing import WorkloadKey, newest_comparable
     from fgbench.results.run import find_runs, has_requests, read_info, read_run, readable
 
-    paths = [path for path in find_runs(results)[-MOST_FOLDERS:] if has_requests(path)]
+    paths = [path for path in find_runs(results)[-MAX_FOLDERS:] if has_requests(path)]
 
     def read_with_path(path: Path) -> tuple[Path, dict[str, Any]]:
         return path, read_info(path)

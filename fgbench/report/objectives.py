@@ -58,7 +58,7 @@ class Objective:
     def met_by(self, point: ComparisonPoint) -> bool | None:
         """Whether the means over seeds meet the SLO; None where a figure is missing and no other broke it.
 
-        A backend that rejected more than ``MOST_REJECTED`` of the requests misses it: its figures are only of
+        A backend that rejected more than ``MAX_REJECTED`` of the requests misses it: its figures are only of
         those that it served.
         """
         if _rejects_too_many(point.counted):

@@ -32,7 +32,7 @@ SEAL = (
     "SET python_enable_replacements = false",
     "SET lock_configuration = true",
 )
-MOST_CHARACTERS = 100_000
+MAX_CHARACTERS = 100_000
 EXAMPLE = (
     "SELECT backend, rate, count(*) AS n, avg((last_token - scheduled) / requests.output_tokens) AS latency "
     "FROM requests JOIN runs USING (run) WHERE requests.error IS NULL AND requests.rejected IS NULL "
@@ -68,7 +68,7 @@ class Database:
         """
         import duckdb
 
-        if len(query) > MOST_CHARACTERS:
+        if len(query) > MAX_CHARACTERS:
             raise ValueError(f"a query of {len(query)} characters is too long")
         try:
             statements = self._connection.extract_statements(query)

@@ -125,7 +125,7 @@ def find_runs(root: str | Path) -> list[Path]:
     return sorted(found, key=lambda folder: (folder.name, folder))
 
 
-def named(root: Path, name: str) -> Path:
+def find_run(root: Path, name: str) -> Path:
     """The run folder that a user means: a path, or the beginning of a name under ``root``.
 
     Raises:

@@ -19,14 +19,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MOST_BYTES = 1_000_000
+MAX_BYTES = 1_000_000
 
 
 def read_options(path: Path) -> dict[str, Any]:
     """By option, as in ``num-prompts = 150``. Raises ValueError for a file that is no TOML, or has tables."""
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
+        if size > MAX_BYTES:
             raise ValueError(f"{path}: a file of {size:,} bytes is too large for options")
         options = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RATE = 2.5
 DEFAULT_NUM_PROMPTS = 100
-MOST_IN_DURATION = 10_000
+MAX_IN_DURATION = 10_000
 """Requests made where only --duration says when to stop, and the rate does not say that more are needed."""
 PROCESS_OF = {
     "cv": "gamma",
@@ -279,7 +279,7 @@ class LoadSpec:
         if name == "ramp" and self.rate_to is not None:
             return arrivals.Ramp(self.rate_to)
         if name == "closed" and self.concurrency is not None:
-            return arrivals.Closed(self.concurrency)
+            return arrivals.ClosedLoop(self.concurrency)
         if name == "trace":
             trace = self._trace()
             return arrivals.Replay(trace.name, trace.times)
@@ -296,10 +296,10 @@ def _most_within(duration: float, rate: float, arrivals: Arrivals) -> int:
     slope is spread over all of them, takes the very number."""
     mean = arrivals.mean_rate(rate)
     if mean is None or math.isinf(mean):
-        return MOST_IN_DURATION
+        return MAX_IN_DURATION
     if arrivals.name == "ramp":
         return max(2, round(mean * duration))
-    return max(MOST_IN_DURATION, math.ceil(1.5 * mean * duration))
+    return max(MAX_IN_DURATION, math.ceil(1.5 * mean * duration))
 
 
 @functools.lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fgbench.spec.files import fingerprint, options_of
 from fgbench.spec.load import ClientSpec, LoadSpec
-from fgbench.workload.arrivals import Closed, Level
+from fgbench.workload.arrivals import ClosedLoop, Level
 from fgengine.config import EngineConfig
 from fgengine.settings import Setting, check, described
 
@@ -19,7 +19,7 @@ FREE = ("results", "max_error_rate")
 """Options of a load that decide no figure: they may be others when a sweep goes on."""
 SECRET = tuple(one.name for one in described(ClientSpec) if one.setting.secret)
 """Options that no file holds: a sweep that goes on needs them again."""
-MOST_BACKENDS, MOST_LEVELS, MOST_SEEDS = 32, 100, 100
+MAX_BACKENDS, MAX_LEVELS, MAX_SEEDS = 32, 100, 100
 
 _sweep = functools.partial(Setting, group="Sweep")
 _search = functools.partial(Setting, group="Rate at an SLO")
@@ -46,15 +46,15 @@ def parse_concurrency(values: str) -> tuple[int, ...]:
     def workers(word: str) -> int:
         if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) > 0):
             raise ValueError(f"--concurrency: {word!r} is no number of requests; write them like 1,4,16")
-        return Closed(int(word)).workers
+        return ClosedLoop(int(word)).workers
 
     return _distinct("--concurrency", values, workers)
 
 
 def _distinct(option: str, values: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
     words = [word.strip() for word in values.split(",")] if values.strip() else []
-    if len(words) > MOST_LEVELS:
-        raise ValueError(f"{option} takes at most {MOST_LEVELS} values, not {len(words)}")
+    if len(words) > MAX_LEVELS:
+        raise ValueError(f"{option} takes at most {MAX_LEVELS} values, not {len(words)}")
     found: list[Any] = []
     for word in words:
         value = read(word)
@@ -89,7 +89,7 @@ class SweepSpec:
         ),
     ] = ()
     seeds: Annotated[
-        int, _sweep("How many seeds, from --seed on, at each rate.", first=True, ge=1, le=MOST_SEEDS)
+        int, _sweep("How many seeds, from --seed on, at each rate.", first=True, ge=1, le=MAX_SEEDS)
     ] = 1
     restart: Annotated[bool, _sweep("A fresh server for each point; else one for each backend.")] = False
     find_rate: Annotated[
@@ -120,8 +120,8 @@ class Settings:
     def checked(self) -> Settings:
         """These settings. Raises ValueError for what no sweep can do."""
         sweep = self.sweep
-        if not 1 <= len(sweep.backend) <= MOST_BACKENDS:
-            raise ValueError(f"a sweep is over 1 to {MOST_BACKENDS} backends, not {len(sweep.backend)}")
+        if not 1 <= len(sweep.backend) <= MAX_BACKENDS:
+            raise ValueError(f"a sweep is over 1 to {MAX_BACKENDS} backends, not {len(sweep.backend)}")
         if sweep.slo is not None and not sweep.find_rate:
             raise ValueError(
                 "--slo goes with --find-rate; to judge a sweep by one, give it to fgbench compare"
@@ -144,7 +144,7 @@ class Settings:
     @property
     def levels(self) -> tuple[Level, ...]:
         concurrency = self.sweep.concurrency
-        return tuple(map(Closed, concurrency)) if concurrency else self.sweep.rates
+        return tuple(map(ClosedLoop, concurrency)) if concurrency else self.sweep.rates
 
     @property
     def seed_numbers(self) -> range:

@@ -92,7 +92,7 @@ class Pace:
         )
 
 
-class Total:
+class SweepProgress:
     """Progress of a whole sweep: points report when they begin and end."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:

@@ -23,7 +23,7 @@ from fgbench.sweeping.plan import SweepPlan, SweepPoint
 
 VERSION = 1
 LOCK_FILE = ".lock"
-MOST_BYTES = 32 * 1024**2
+MAX_BYTES = 32 * 1024**2
 
 
 class SweepFolder:
@@ -137,8 +137,8 @@ def read_sweep(path: Path) -> dict[str, Any]:
     """sweep.json. Raises ValueError as ``SweepFolder.open`` does."""
     file = path / SWEEP_FILE
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{file} is larger than {MOST_BYTES} bytes: no sweep wrote it")
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{file} is larger than {MAX_BYTES} bytes: no sweep wrote it")
         info = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
         raise ValueError(f"{path} is not a sweep's folder: it has no readable {SWEEP_FILE}") from None

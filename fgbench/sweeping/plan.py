@@ -10,9 +10,9 @@ from typing import Any
 
 from fgbench.spec.files import fingerprint
 from fgbench.spec.load import Load
-from fgbench.workload.arrivals import POISSON, Closed, Level
+from fgbench.workload.arrivals import POISSON, ClosedLoop, Level
 
-MOST_POINTS = 10_000
+MAX_POINTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,12 @@ class SweepPoint:
     @property
     def rate(self) -> float:
         """Requests per second; infinite in a closed loop, as it is in its run."""
-        return math.inf if isinstance(self.level, Closed) else self.level
+        return math.inf if isinstance(self.level, ClosedLoop) else self.level
 
     @property
     def concurrency(self) -> int | None:
         """Requests in flight of a closed loop; None of an open one."""
-        return self.level.workers if isinstance(self.level, Closed) else None
+        return self.level.workers if isinstance(self.level, ClosedLoop) else None
 
     def __str__(self) -> str:
         if self.concurrency is not None:
@@ -73,7 +73,7 @@ class SweepPlan:
 
     def load(self, level: Level, seed: int) -> Load:
         load = dataclasses.replace(self.base, seed=seed)
-        if isinstance(level, Closed):
+        if isinstance(level, ClosedLoop):
             return dataclasses.replace(load, arrivals=level)
         return dataclasses.replace(load, rate=level)
 
@@ -84,8 +84,8 @@ class SweepPlan:
         Raises:
             ValueError: there are too many.
         """
-        if (count := len(self.systems) * len(levels) * len(seeds)) > MOST_POINTS:
-            raise ValueError(f"{count:,} points are too many; a sweep has at most {MOST_POINTS:,}")
+        if (count := len(self.systems) * len(levels) * len(seeds)) > MAX_POINTS:
+            raise ValueError(f"{count:,} points are too many; a sweep has at most {MAX_POINTS:,}")
         for backend in self.systems:
             for seed in seeds:
                 for level in levels:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fgbench.backends.backend import Backend, BackendError, Report, identity_of
 from fgbench.backends.named import backend_of
-from fgbench.backends.simulated import MOST_WITH_PROMPTS, find_profile
+from fgbench.backends.simulated import MAX_WITH_PROMPTS, find_profile
 from fgbench.metrics.slo import parse_slo
 from fgbench.spec.backend import BackendSpec, servers_own
 from fgbench.spec.load import Load, LoadSpec
@@ -158,7 +158,7 @@ def _workload(dataset: Dataset, load: Load) -> str:
         seed=load.seed,
         users=load.users,
         arrivals=load.arrivals,
-        with_prompts=load.num_prompts <= MOST_WITH_PROMPTS,
+        with_prompts=load.num_prompts <= MAX_WITH_PROMPTS,
     ).fingerprint
 
 

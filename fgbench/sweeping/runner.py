@@ -20,7 +20,7 @@ from fgbench.metrics.metric import metric_called
 from fgbench.metrics.slo import SLO, rejects_too_many
 from fgbench.metrics.summary import Summary
 from fgbench.report.run_tables import DISTURBED_MARK, OVERLOAD_MARK
-from fgbench.sweeping.estimate import Total
+from fgbench.sweeping.estimate import SweepProgress
 from fgbench.sweeping.folder import SweepFolder
 from fgbench.sweeping.plan import SweepPlan, SweepPoint
 from fgbench.sweeping.search import Bracket, Probe, Search
@@ -68,7 +68,7 @@ class SweepRunner:
         backends: Mapping[str, Backend],
         dataset: Dataset,
         display: Display,
-        total: Total,
+        total: SweepProgress,
         *,
         expected_seconds: Callable[[SweepPoint], float | None],
         options: Callable[[SweepPoint], Mapping[str, Any]],

@@ -56,7 +56,7 @@ class Arrivals(ABC):
         """Seconds from the start of the load, ascending. Raises ValueError as ``check`` does."""
 
 
-class Stretched(Arrivals):
+class RateScaled(Arrivals):
     """Its pattern is drawn at one request per second and stretched to the rate asked for, so one seed gives
     the same pattern at every rate; ``rate=inf``: all at 0. Times are rounded to the microsecond, which no
     client can keep anyway."""
@@ -74,7 +74,7 @@ class Stretched(Arrivals):
 
 
 @dataclass(frozen=True, slots=True)
-class Poisson(Stretched):
+class Poisson(RateScaled):
     """Gaps are independent and exponential: many users who know nothing of each other."""
 
     @property
@@ -86,7 +86,7 @@ class Poisson(Stretched):
 
 
 @dataclass(frozen=True, slots=True)
-class Gamma(Stretched):
+class Gamma(RateScaled):
     """Gaps are independent and gamma-distributed: burstier than Poisson above a ``cv`` of 1."""
 
     cv: float
@@ -113,7 +113,7 @@ class Gamma(Stretched):
 
 
 @dataclass(frozen=True, slots=True)
-class Uniform(Stretched):
+class Uniform(RateScaled):
     """All gaps are the same."""
 
     @property
@@ -127,7 +127,7 @@ class Uniform(Stretched):
 
 
 @dataclass(frozen=True, slots=True)
-class Burst(Stretched):
+class Burst(RateScaled):
     """``size`` requests at one moment; the moments are a Poisson process of ``rate / size``."""
 
     size: int
@@ -199,7 +199,7 @@ class Ramp(Arrivals):
 
 
 @dataclass(frozen=True, slots=True)
-class Replay(Stretched):
+class Replay(RateScaled):
     """A recorded trace's own times; at another rate than its mean they are stretched or pressed together."""
 
     trace: str
@@ -234,7 +234,7 @@ class Replay(Stretched):
             raise ValueError(
                 f"the trace {self.trace} has {len(self.recorded)} requests, fewer than the {count} asked for"
             )
-        return Stretched.times(self, rng, count, rate)
+        return RateScaled.times(self, rng, count, rate)
 
     def _at_one_per_second(self, rng: Generator, count: int) -> NDArray[Any]:
         import numpy as np
@@ -245,7 +245,7 @@ class Replay(Stretched):
 
 
 @dataclass(frozen=True, slots=True)
-class Closed(Arrivals):
+class ClosedLoop(Arrivals):
     """A closed loop: each of ``workers`` sends its next request when its last has ended.
 
     Only the order is fixed here; the server decides the times. Such a load never exceeds the server's
@@ -278,7 +278,7 @@ class Closed(Arrivals):
 
 
 POISSON = Poisson()
-Level = float | Closed
+Level = float | ClosedLoop
 """How much load: requests per second, or a closed loop."""
 
 

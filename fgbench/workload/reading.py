@@ -11,7 +11,7 @@ from typing import Any
 from fgbench.workload.datasets import Dataset, Fits, Lengths, Mix, Synthetic, Texts, any_length, token_counter
 from fgbench.workload.lengths import LengthDistribution, parse_lengths
 from fgbench.workload.pulled import kept_path, missing
-from fgbench.workload.records import Tally, csv_rows, json_records, looks_like_json
+from fgbench.workload.records import ReadReport, csv_rows, json_records, looks_like_json
 from fgbench.workload.texts import (
     PROMPT_COUNTS,
     Parse,
@@ -130,13 +130,13 @@ def kind_of(path: Path) -> str:
             return "mmlu"
         raise ValueError(f"{path} is a folder, and not MMLU's")
     if not looks_like_json(path):
-        header = next(csv_rows(Tally(path)), [])
+        header = next(csv_rows(ReadReport(path)), [])
         if csv_format(header):
             return "trace"
         if has_lengths(header):
             return "lengths"
         raise ValueError(f"{path} is in no known form: {_forms()}")
-    for record in islice(json_records(Tally(path)), SNIFFED_RECORDS):
+    for record in islice(json_records(ReadReport(path)), SNIFFED_RECORDS):
         if not isinstance(record, dict):
             continue
         for kind, keys in _KEYS.items():
@@ -266,7 +266,7 @@ def read_lengths(path: Path, name: str, report: Callable[[str], None] = lambda l
         ValueError: the columns are missing, or no row has whole numbers of tokens.
         OSError: the file cannot be read.
     """
-    tally = Tally(path)
+    tally = ReadReport(path)
     pairs: list[tuple[int, int]] = []
     for pair in _json_pairs(tally) if looks_like_json(path) else _csv_pairs(tally):
         if pair is None:
@@ -287,7 +287,7 @@ def has_lengths(header: list[str]) -> bool:
     return set(COLUMNS) <= {name.strip() for name in header}
 
 
-def _csv_pairs(tally: Tally) -> Iterator[tuple[int, int] | None]:
+def _csv_pairs(tally: ReadReport) -> Iterator[tuple[int, int] | None]:
     """None for a row that is no pair of lengths."""
     rows = csv_rows(tally)
     header = [name.strip() for name in next(rows, [])]
@@ -303,7 +303,7 @@ def _csv_pairs(tally: Tally) -> Iterator[tuple[int, int] | None]:
         yield pair if any_length(*pair) else None
 
 
-def _json_pairs(tally: Tally) -> Iterator[tuple[int, int] | None]:
+def _json_pairs(tally: ReadReport) -> Iterator[tuple[int, int] | None]:
     def pair(record: Any) -> tuple[int, int] | None:
         try:
             return lengths_pair(record)

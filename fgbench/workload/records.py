@@ -1,7 +1,7 @@
 """Reads JSON and CSV files record by record, gzip or not, whole or damaged.
 
 Whole records are used and the rest is counted: a line that is no record is left out, a file cut off
-inside its last record (or inside its compression) gives all before it. A ``Tally`` says what was lost.
+inside its last record (or inside its compression) gives all before it. A ``ReadReport`` says what was lost.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BOM = codecs.BOM_UTF8
 
 
 @dataclass(slots=True)
-class Tally:
+class ReadReport:
     """What became of a file's records; complete once they have been read."""
 
     path: Path
@@ -53,7 +53,7 @@ class Tally:
         return f"{self.path.name}: {self.whole:,} whole records; {', '.join(parts)}" if parts else None
 
 
-def json_records(tally: Tally) -> Iterator[Any]:
+def json_records(tally: ReadReport) -> Iterator[Any]:
     """The values of a JSON list, or of a file with one a line; holds one in memory at a time.
 
     Raises:
@@ -68,10 +68,10 @@ def json_records(tally: Tally) -> Iterator[Any]:
 
 def looks_like_json(path: Path) -> bool:
     """Whether the file begins as a JSON list or object does."""
-    return _beginning(_pieces(Tally(path))).lstrip()[:1] in (b"[", b"{")
+    return _beginning(_pieces(ReadReport(path))).lstrip()[:1] in (b"[", b"{")
 
 
-def csv_rows(tally: Tally) -> Iterator[list[str]]:
+def csv_rows(tally: ReadReport) -> Iterator[list[str]]:
     """The rows of a CSV file without line breaks inside fields, header first. Empty lines are left out."""
     for line in _lines(_pieces(tally), tally):
         try:
@@ -83,7 +83,7 @@ def csv_rows(tally: Tally) -> Iterator[list[str]]:
             yield row
 
 
-def _list_values(pieces: Iterator[bytes], tally: Tally) -> Iterator[Any]:
+def _list_values(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[Any]:
     decoder = json.JSONDecoder(strict=False)
     buffer, at, passed, found = "", 0, 0, 0
     for text in _text(pieces, tally):
@@ -112,7 +112,7 @@ def _list_values(pieces: Iterator[bytes], tally: Tally) -> Iterator[Any]:
             raise ValueError(f"{tally.path} is cut off before the end of its first record")
 
 
-def _text(pieces: Iterator[bytes], tally: Tally) -> Iterator[str]:
+def _text(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[str]:
     """Decoded; ends before the first byte that is no UTF-8 and notes in the tally that something is lost."""
     decode = codecs.getincrementaldecoder("utf-8")().decode
     try:
@@ -123,7 +123,7 @@ def _text(pieces: Iterator[bytes], tally: Tally) -> Iterator[str]:
         yield error.object[: error.start].decode()
 
 
-def _line_values(pieces: Iterator[bytes], tally: Tally) -> Iterator[Any]:
+def _line_values(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[Any]:
     found = False
     for line in _lines(pieces, tally):
         try:
@@ -137,7 +137,7 @@ def _line_values(pieces: Iterator[bytes], tally: Tally) -> Iterator[Any]:
         raise ValueError(f"{tally.path} is neither a list of JSON records nor one record a line")
 
 
-def _lines(pieces: Iterator[bytes], tally: Tally) -> Iterator[bytes]:
+def _lines(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[bytes]:
     """Lines that are not blank. Of one that is too long, and of the last one of a cut-off stream, only
     the number is told."""
     rest, too_long = b"", False
@@ -187,7 +187,7 @@ def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
-def _pieces(tally: Tally) -> Iterator[bytes]:
+def _pieces(tally: ReadReport) -> Iterator[bytes]:
     """The file's bytes, decompressed; ends early where the compression is cut off or damaged."""
     with tally.path.open("rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"

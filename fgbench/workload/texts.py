@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fgbench.workload.lengths import MAX_LENGTH
-from fgbench.workload.records import Tally, json_records
+from fgbench.workload.records import ReadReport, json_records
 
 MAX_RECORDS = 2_000_000
 """Of one file; what follows is not read."""
@@ -52,13 +52,13 @@ class TextRecords:
 
     def __init__(self, path: Path, parse: Parse) -> None:
         self.path = path
-        self.tally = Tally(path)
+        self.tally = ReadReport(path)
         self.unpaired = 0
         """Whole records that hold no pair."""
         self._parse = parse
 
     def __iter__(self) -> Iterator[TextPair]:
-        self.tally = tally = Tally(self.path)
+        self.tally = tally = ReadReport(self.path)
         self.unpaired = 0
         wrong: ValueError | None = None
         for record in json_records(tally):

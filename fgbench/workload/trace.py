@@ -23,7 +23,7 @@ from typing import Any
 
 from fgbench.workload.datasets import Lengths
 from fgbench.workload.lengths import MAX_LENGTH
-from fgbench.workload.records import Tally, csv_rows, json_records, looks_like_json
+from fgbench.workload.records import ReadReport, csv_rows, json_records, looks_like_json
 
 MAX_REQUESTS = 1_000_000
 """Of one trace; what follows is not read."""
@@ -54,7 +54,7 @@ class Trace:
     """Seconds from the first request."""
     pairs: tuple[tuple[int, int], ...] = field(repr=False)
     """(prompt tokens, output tokens) of each."""
-    tally: Tally
+    tally: ReadReport
     tokenless: int = 0
     """Requests left out because the trace has no token of their prompt or answer: they failed."""
 
@@ -86,7 +86,7 @@ def read_trace(path: Path, limit: int | None = None) -> Trace:
     """
     if limit is not None and not 1 <= limit <= MAX_REQUESTS:
         raise ValueError(f"--limit must be between 1 and {MAX_REQUESTS}, not {limit}")
-    tally = Tally(path)
+    tally = ReadReport(path)
     form, rows = _open(path, tally)
     entries: list[Entry] = []
     tokenless = 0
@@ -127,7 +127,7 @@ def is_mooncake(record: Any) -> bool:
     return isinstance(record, dict) and record.keys() >= set(MOONCAKE.columns)
 
 
-def _open(path: Path, tally: Tally) -> tuple[Format, Iterator[Sequence[Any]]]:
+def _open(path: Path, tally: ReadReport) -> tuple[Format, Iterator[Sequence[Any]]]:
     """The format, and (time, prompt tokens, output tokens) of each record as they are written."""
     if looks_like_json(path):
         return MOONCAKE, _json_entries(json_records(tally))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgengine.execution.unread import Unread, fill_in, sources
+from fgengine.execution.device_tokens import DeviceTokens, fill_in, sources
 from fgengine.model.loader import Model
 from fgengine.ops.batch import RaggedBatch
 from fgengine.plan import PlanItem
@@ -67,11 +67,16 @@ class DecodeInputs:
         self.context_lens = self._buffer[32 * rows : 36 * rows].view(torch.int32)
         self.tables = self._buffer[36 * rows :].view(torch.int32).view(rows, width)
         self.query_starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
-        self.unread = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.device_tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         """What the last step sampled, if that is where tokens are to be taken from."""
 
     def fill(
-        self, items: Sequence[PlanItem], size: int, block_size: int, dummy_block: int, unread: Unread | None
+        self,
+        items: Sequence[PlanItem],
+        size: int,
+        block_size: int,
+        dummy_block: int,
+        device_tokens: DeviceTokens | None,
     ) -> None:
         """Rows behind the items', up to ``size``, decode a first token into the dummy block."""
         rows, count = self.rows, len(items)
@@ -94,10 +99,10 @@ class DecodeInputs:
         contexts[:count] = at + 1
         slots[:count] = tables[np.arange(count), at // block_size].astype(np.int64) * block_size
         slots[:count] += at % block_size
-        source[:count] = sources(items, unread)
+        source[:count] = sources(items, device_tokens)
         self._buffer[:num_bytes].copy_(host, non_blocking=True)
-        if unread is not None and (source[:count] >= 0).any():
-            self.unread[: len(unread.tokens)].copy_(unread.tokens)
+        if device_tokens is not None and (source[:count] >= 0).any():
+            self.device_tokens[: len(device_tokens.tokens)].copy_(device_tokens.tokens)
 
     def batch(self, size: int, longest: int) -> RaggedBatch:
         """The first ``size`` rows. Only the device knows their contexts; the host a bound, ``longest``."""
@@ -147,7 +152,7 @@ class DecodeGraphs:
 
             def launches(size: int = size, batch: RaggedBatch = batch) -> None:
                 inputs = self._inputs
-                tokens = fill_in(inputs.tokens[:size], inputs.source[:size], inputs.unread)
+                tokens = fill_in(inputs.tokens[:size], inputs.source[:size], inputs.device_tokens)
                 self._logits[:size].copy_(model(tokens, batch, pool))
 
             self._replays[size] = capture(launches)
@@ -160,12 +165,12 @@ class DecodeGraphs:
             and all(item.num_tokens == 1 and item.yields_token for item in items)
         )
 
-    def logits(self, items: Sequence[PlanItem], unread: Unread | None) -> Tensor:
+    def logits(self, items: Sequence[PlanItem], device_tokens: DeviceTokens | None) -> Tensor:
         """[len(items), vocab_size]: overwritten by the next step."""
         size = self._sizes[bisect_left(self._sizes, len(items))]
-        self._fill(items, size, unread)
+        self._fill(items, size, device_tokens)
         self._replays[size]()
         return self._logits[: len(items)]
 
-    def _fill(self, items: Sequence[PlanItem], size: int, unread: Unread | None) -> None:
-        self._inputs.fill(items, size, self._block_size, self._dummy_block, unread)
+    def _fill(self, items: Sequence[PlanItem], size: int, device_tokens: DeviceTokens | None) -> None:
+        self._inputs.fill(items, size, self._block_size, self._dummy_block, device_tokens)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from fgengine.execution.copying import copy_engine
 from fgengine.execution.device import device_name
+from fgengine.execution.device_tokens import DeviceTokens, fill_in, sources
 from fgengine.execution.graphs import Capture, DecodeGraphs, Track, cuda_capture
 from fgengine.execution.host_memory import host_memory
 from fgengine.execution.pinned import pinned_empty
 from fgengine.execution.sampler import logprobs_of, sample
 from fgengine.execution.threads import Threads
 from fgengine.execution.timing import timer_on, to_host
-from fgengine.execution.unread import Unread, fill_in, sources
 from fgengine.kv import sizing
 from fgengine.kv.transfer import CopyEngine
 from fgengine.model.loader import Model
@@ -70,7 +70,7 @@ class TorchRunner:
         )
         self.host_pool = _host_pool((num_host_blocks, *block), self.dtype, pinned=self.device.type == "cuda")
         self.copies = copy_engine(self.pool[:num_device_blocks], self.host_pool)
-        self._unread: Unread | None = None
+        self._device_tokens: DeviceTokens | None = None
         """What the last launched step sampled, until it is collected."""
         self.graphs: DecodeGraphs | None = None
         self.program = record(model, self.pool)
@@ -124,27 +124,27 @@ class TorchRunner:
         if not items:
             logits = torch.empty(0)
         elif self.graphs is not None and self.graphs.fits(items, self.pool):
-            logits = self.graphs.logits(items, self._unread)
+            logits = self.graphs.logits(items, self._device_tokens)
         else:
             logits = self._logits(items, everywhere=False)
-        self._unread = None
+        self._device_tokens = None
         if ending:
             positions = [item.start + item.num_tokens - item.request.prompt_len for item in ending]
             yielding = [item.request for item in ending]
             chosen = sample(self.model.ops, logits, yielding, positions, self.seed)
             places = {item.request: (row, item.start + item.num_tokens) for row, item in enumerate(ending)}
-            self._unread = Unread(chosen, places)
+            self._device_tokens = DeviceTokens(chosen, places)
             tokens = to_host(chosen)
             if asked:
                 rows = place(np.array(asked), self.device)
                 logprobs = to_host(logprobs_of(logits[rows], chosen[rows]))
         timer.stop()
-        unread = self._unread
+        device_tokens = self._device_tokens
 
         def collect() -> StepResult:
             seconds = timer.wait()
-            if self._unread is unread:
-                self._unread = None  # from now on the requests have them
+            if self._device_tokens is device_tokens:
+                self._device_tokens = None  # from now on the requests have them
             ids = [item.request.id for item in ending]
             return StepResult(
                 plan.step,
@@ -168,10 +168,10 @@ class TorchRunner:
             item.request.tokens[item.start : item.start + item.num_tokens] for item in items
         )
         tokens = place(np.fromiter(known, np.int64), self.device)
-        if self._unread is not None:
-            source = sources(items, self._unread)
+        if self._device_tokens is not None:
+            source = sources(items, self._device_tokens)
             if source.max() >= 0:
-                tokens = fill_in(tokens, place(source, self.device), self._unread.tokens)
+                tokens = fill_in(tokens, place(source, self.device), self._device_tokens.tokens)
         rows: Tensor | None = None
         if not everywhere:
             ends = itertools.accumulate(item.num_tokens for item in items)

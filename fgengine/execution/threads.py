@@ -25,7 +25,7 @@ MEMORY = 0.3
 """Seconds after which what was seen counts for a third."""
 WORTH_LEAVING = 0.6
 """Of a core, taken by others, from which on it is left to them."""
-MOST_WAITING = 0.8
+MAX_WAITING = 0.8
 """Of the time, as far as it is believed."""
 
 
@@ -63,7 +63,7 @@ def demand(before: CpuUse, after: CpuUse) -> float:
     others = max(0.0, (after.all - before.all) - (after.own - before.own)) / seconds
     running, waiting = after.running - before.running, after.waiting - before.waiting
     share = waiting / (running + waiting) if running + waiting > 0.0 else 0.0
-    return others / (1.0 - min(max(share, 0.0), MOST_WAITING))
+    return others / (1.0 - min(max(share, 0.0), MAX_WAITING))
 
 
 def threads_for(demand: float, most: int, cores: int) -> int:

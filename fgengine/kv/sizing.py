@@ -15,7 +15,7 @@ CPU_POOL_LIMIT_BYTES = 2 * GIB
 HOST_POOL_RATIO = 4
 """Host pool per device pool, by default: room for the requests that a burst leaves half done, which are
 otherwise thrown away and computed again."""
-LEAST_HOST_POOL_BYTES = 2 * GIB
+MIN_HOST_POOL_BYTES = 2 * GIB
 """The default host pool where four times the device pool is less. A device pool made small by hand should not
 make the host pool small too."""
 PINNED_SHARE = 0.25
@@ -163,7 +163,7 @@ def default_host_blocks(
     """Blocks of a host pool that is not set by hand, in at most ``most_bytes``."""
     if not config.copies_to_host:
         return 0
-    wanted = max(HOST_POOL_RATIO * device_blocks * bytes_per_block, LEAST_HOST_POOL_BYTES)
+    wanted = max(HOST_POOL_RATIO * device_blocks * bytes_per_block, MIN_HOST_POOL_BYTES)
     return max(0, min(wanted, most_bytes)) // bytes_per_block
 
 

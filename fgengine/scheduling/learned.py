@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fgengine.cache import cache_folder
 from fgengine.files import replacing
 from fgengine.request import Request
-from fgengine.scheduling.predictor import MOST_SIGMA, Prediction
+from fgengine.scheduling.predictor import MAX_SIGMA, Prediction
 
 VERSION = 2
 BITS = 20
@@ -37,7 +37,7 @@ SHIFT = 200.0
 """Tokens. Of 20, 50, 100, 200 the best; much more would make of it a regression on the length."""
 CENTRE = 6.1
 """Shifted log length that a prompt without any known feature is predicted: 246 tokens."""
-MOST_LOG_LENGTH = 16.0
+MAX_LOG_LENGTH = 16.0
 """No prediction is of less than one token, or of more than 9 million."""
 FIRST_SIGMA = 1.0
 SIGMA_MEMORY = 500
@@ -45,9 +45,9 @@ SIGMA_MEMORY = 500
 LEARN_BATCH = 32
 """Finished requests learned at once."""
 SAVE_EVERY = 256
-MOST_PROMPT_TOKENS = 4096
+MAX_PROMPT_TOKENS = 4096
 """Of a longer prompt only its first so many are looked at: a prediction stays cheap."""
-MOST_FILE_BYTES = 64 * 1024**2
+MAX_FILE_BYTES = 64 * 1024**2
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
@@ -62,7 +62,7 @@ Features = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def features(prompt: Sequence[int]) -> Features:
-    tokens = np.asarray(prompt[:MOST_PROMPT_TOKENS], dtype=np.uint64) + np.uint64(1)
+    tokens = np.asarray(prompt[:MAX_PROMPT_TOKENS], dtype=np.uint64) + np.uint64(1)
     ends = [tokens[:END_TOKENS] + _FIRST, tokens[-END_TOKENS:] + _LAST]
     near = [
         _pairs_of(tokens[:END_PAIR_TOKENS]) + _FIRST_PAIR,
@@ -166,8 +166,8 @@ class Learned:
     def load(cls, path: Path, model: str) -> Learned:
         """Raises ValueError, naming the file, for what is not a whole predictor of ``model``."""
         try:
-            if path.stat().st_size > MOST_FILE_BYTES:
-                raise ValueError(f"larger than {MOST_FILE_BYTES} bytes")
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
             with np.load(path, allow_pickle=False) as file:
                 kept = {name: file[name] for name in file.files}
             predictor = cls(model, path)
@@ -186,7 +186,7 @@ class Learned:
             raise ValueError("its arrays have the wrong sizes")
         sigma, count = float(kept["sigma"]), int(kept["num_learned"])
         finite = np.isfinite(weights).all() and np.isfinite(kept["intercept"]).all()
-        if not (finite and 0.0 < sigma <= MOST_SIGMA and count >= 0 and seen_in.min() >= 0):
+        if not (finite and 0.0 < sigma <= MAX_SIGMA and count >= 0 and seen_in.min() >= 0):
             raise ValueError("its numbers make no sense")
         self._regressor.coef_ = weights.astype(np.float64)
         self._regressor.intercept_ = kept["intercept"].astype(np.float64)
@@ -197,7 +197,7 @@ class Learned:
         places, values = self._weigh(found)
         weights = self._regressor.coef_
         shifted = CENTRE + float(weights[places] @ values) + float(self._regressor.intercept_[0])
-        return float(np.log(max(1.0, np.exp(min(shifted, MOST_LOG_LENGTH)) - SHIFT)))
+        return float(np.log(max(1.0, np.exp(min(shifted, MAX_LOG_LENGTH)) - SHIFT)))
 
     def _weigh(self, found: Features) -> Features:
         """Rare features count more (inverse document frequency); every prompt has length 1."""

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from fgengine.request import Request
 
-MOST_SIGMA = 10.0
+MAX_SIGMA = 10.0
 
 
 class Prediction(NamedTuple):
@@ -69,9 +69,9 @@ class Noisy(Oracle):
     """The truth times a lognormal error, the same for the same request id whatever the policy."""
 
     def __init__(self, sigma: float) -> None:
-        """Raises ValueError for a sigma that is not between 0 and ``MOST_SIGMA``."""
-        if not 0.0 <= sigma <= MOST_SIGMA:
-            raise ValueError(f"noisy:SIGMA takes a sigma between 0 and {MOST_SIGMA:g}, not {sigma}")
+        """Raises ValueError for a sigma that is not between 0 and ``MAX_SIGMA``."""
+        if not 0.0 <= sigma <= MAX_SIGMA:
+            raise ValueError(f"noisy:SIGMA takes a sigma between 0 and {MAX_SIGMA:g}, not {sigma}")
         self.sigma = sigma
 
     def predict(self, request: Request) -> Prediction:

@@ -19,8 +19,8 @@ from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager
 from fgengine.plan import StepPlan
 from fgengine.request import Request
-from fgengine.scheduling.draft import Counters
 from fgengine.scheduling.policy import Policy, Priority
+from fgengine.scheduling.step_builder import Counters
 from fgengine.scheduling.work_in_progress import WorkInProgress
 
 TOKENS_PER_THROWN = 25

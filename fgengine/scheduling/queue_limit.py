@@ -20,13 +20,13 @@ from fgengine.speed import TYPICAL_PROMPT, Speed
 
 DEFAULT_SECONDS = 60.0
 """The work that may wait by default, in seconds of the machine's time."""
-LEAST_BATCHES = 6
+MIN_BATCHES = 6
 """Batches of requests that may wait by default, however slow the machine is."""
 ENDINGS = 64
 """The pace of a queue is that of so many last requests that ended."""
-LEAST_ENDINGS = 8
+MIN_ENDINGS = 8
 """With fewer of them the pace is the predicted one."""
-MOST_RETRY_SECONDS = 60.0
+MAX_RETRY_SECONDS = 60.0
 """Clients of OpenAI's API take no longer delay seriously."""
 
 
@@ -56,7 +56,7 @@ class QueueLimit:
             known = speed()
         if requests is None:
             served = DEFAULT_SECONDS / known.seconds_per_request if known else 0.0
-            requests = max(LEAST_BATCHES * config.max_batch_size, int(served))
+            requests = max(MIN_BATCHES * config.max_batch_size, int(served))
         if tokens is None:
             computed = DEFAULT_SECONDS * known.prompt_tokens_per_second if known else 0.0
             tokens = max(2 * TYPICAL_PROMPT * requests, int(computed))
@@ -166,11 +166,11 @@ class Queue:
     def retry_after(self, now: float) -> float:
         """Seconds in which what waits now will have been served, at the pace of the last requests."""
         ended = len(self._endings) - 1
-        if ended >= LEAST_ENDINGS or self.limit.seconds_per_request is None:
+        if ended >= MIN_ENDINGS or self.limit.seconds_per_request is None:
             pace = (now - self._endings[0]) / ended if ended > 0 else 0.0
         else:
             pace = self.limit.seconds_per_request
-        return min(MOST_RETRY_SECONDS, max(1.0, self.waiting * pace))
+        return min(MAX_RETRY_SECONDS, max(1.0, self.waiting * pace))
 
     def timeout_error(self, now: float) -> QueueTimeout:
         """What a client is to be told of a request that was dropped."""

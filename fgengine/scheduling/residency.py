@@ -12,11 +12,11 @@ from fgengine.kv.manager import KVManager
 from fgengine.kv.transfer import Direction
 from fgengine.plan import StepPlan
 from fgengine.request import Request
-from fgengine.scheduling.draft import Counters, Draft
 from fgengine.scheduling.offload import ArrivalReserve, swap_is_sooner
 from fgengine.scheduling.policy import Policy, Priority
 from fgengine.scheduling.pressure import Pressure, Watched
 from fgengine.scheduling.ranking import Ranking
+from fgengine.scheduling.step_builder import Counters, StepBuilder
 
 Found = Literal["now", "later", "never"]
 """Whether device blocks were found. ``later``: they are being freed, or the link is busy, and no later
@@ -27,7 +27,7 @@ STEPS_IN_FLIGHT = 2
 More would not arrive sooner, and would hold blocks at both tiers meanwhile."""
 TYPICAL_CONTEXT = 512
 """Tokens of context of a request in such a step."""
-LEAST_CHOICE = 8
+MIN_CHOICE = 8
 """Under proactive offloading, the requests whose expected waits are compared, where a batch holds fewer."""
 UNMEASURED_BLOCKS = 4
 """The bound without a cost model: blocks for each place in the batch."""
@@ -118,23 +118,23 @@ class KVResidency:
         if last:
             self.pressure.work.idle()
 
-    def admit(self, request: Request, reached: int, draft: Draft, *, evict: bool) -> Found:
+    def admit(self, request: Request, reached: int, builder: StepBuilder, *, evict: bool) -> Found:
         """Device blocks for the request's first ``reached`` tokens, taken if they are free."""
         to_hold = request.max_len - 1 if self.booked else reached
         need = self._kv.missing(request.id, to_hold)
         started = self.pressure.has_started(request)
         if not started and not self.pressure.may_start(request):
-            draft.short = True
+            builder.short = True
             return "never"
         if started and need <= self._kv.device.num_free:
             found: Found = "now"  # those who wait for more blocks than are free gain nothing by its waiting
         elif not started and self.pressure.active:
             margin = self._max_batch_size if self._kv.on_device else 0  # the started ones grow
-            found = self._find(need + margin, request, draft, evict=False)
+            found = self._find(need + margin, request, builder, evict=False)
         else:
-            found = self._find(need, request, draft, evict)
+            found = self._find(need, request, builder, evict)
         if found == "now":
-            draft.grew |= need > 0
+            builder.grew |= need > 0
             if request.id not in self._kv.on_device:
                 self._ranking.add(request)
             self._kv.grow(request.id, to_hold)
@@ -143,39 +143,39 @@ class KVResidency:
                 self.reserve.started(request.id)
         return found
 
-    def bring_back(self, request: Request, draft: Draft, *, evict: bool) -> Found:
+    def bring_back(self, request: Request, builder: StepBuilder, *, evict: bool) -> Found:
         """Device blocks for KV that is on the host; its upload begins if they are free and the link is."""
         need = self._kv.num_blocks(request.id)
         if not self._link_is_free("upload", need):
-            draft.claimed += need
+            builder.claimed += need
             return "later"
-        found = self._find(need, request, draft, evict)
+        found = self._find(need, request, builder, evict)
         if found == "now":
-            self._upload(request, draft)
+            self._upload(request, builder)
         return found
 
-    def work_ahead(self, draft: Draft) -> None:
+    def work_ahead(self, builder: StepBuilder) -> None:
         """Proactive offloading: free blocks for arrivals that wait, and upload ahead into free ones."""
         if self.reserve is None or self.pressure.active:
             return
-        kv, reserve = self._kv, self.reserve.blocks(draft.now)
-        batch = {item.request.id for item in draft.items}
-        if self._unclaimed(draft) < reserve:
-            for _, victim in self._last_to_run(draft):
+        kv, reserve = self._kv, self.reserve.blocks(builder.now)
+        batch = {item.request.id for item in builder.items}
+        if self._unclaimed(builder) < reserve:
+            for _, victim in self._last_to_run(builder):
                 needed = kv.blocks_for(victim.num_computed)
-                if self._unclaimed(draft) >= reserve or needed > kv.host_available:
+                if self._unclaimed(builder) >= reserve or needed > kv.host_available:
                     break  # ahead of need no work is thrown away
                 idle = victim.id in kv.on_device and victim.id not in batch
                 if idle and self._may_offload(victim):
-                    self._evict(victim, draft)
+                    self._evict(victim, builder)
         # The batch grows by up to one block a member in the coming steps.
-        margin = reserve + self._max_batch_size + draft.claimed
-        for request in draft.next_up:
+        margin = reserve + self._max_batch_size + builder.claimed
+        for request in builder.next_up:
             need = kv.num_blocks(request.id)
             if kv.device.num_free - need < margin or not self._link_is_free("upload", need):
                 return
             if request.id in kv.on_host:
-                self._upload(request, draft)
+                self._upload(request, builder)
 
     def in_order(self, most: int) -> list[Request]:
         """The first ``most`` requests on the device, those that run sooner in front."""
@@ -183,24 +183,24 @@ class KVResidency:
 
     # -- finding blocks --------------------------------------------------------------------------------
 
-    def _find(self, need: int, request: Request, draft: Draft, evict: bool) -> Found:
+    def _find(self, need: int, request: Request, builder: StepBuilder, evict: bool) -> Found:
         """``need`` device blocks for the request, at the cost of those that run after it."""
-        free, unclaimed = self._kv.device.num_free, self._unclaimed(draft)
+        free, unclaimed = self._kv.device.num_free, self._unclaimed(builder)
         if need <= min(free, unclaimed):
             return "now"
-        draft.short = True
+        builder.short = True
         if not evict:
             return "never"
-        enough = need <= unclaimed or self._make_free(need - unclaimed, request, draft)
-        if enough and need <= min(self._kv.device.num_free, self._unclaimed(draft)):
+        enough = need <= unclaimed or self._make_free(need - unclaimed, request, builder)
+        if enough and need <= min(self._kv.device.num_free, self._unclaimed(builder)):
             return "now"
         if not enough:
-            draft.claimed = self._kv.device.num_free + self._kv.incoming
+            builder.claimed = self._kv.device.num_free + self._kv.incoming
             return "never"
-        draft.claimed += need
+        builder.claimed += need
         return "later"
 
-    def _make_free(self, need: int, request: Request, draft: Draft) -> bool:
+    def _make_free(self, need: int, request: Request, builder: StepBuilder) -> bool:
         """Evict requests behind ``request`` until ``need`` more blocks are free or on their way. False: there
         are not enough; nothing is evicted then.
 
@@ -208,14 +208,14 @@ class KVResidency:
         """
         if self.booked:
             return False
-        may_drop = self._may_drop(request, draft)
+        may_drop = self._may_drop(request, builder)
         if self._offloads and not may_drop and not self._link_is_free("offload", 1):
             return True  # some are leaving already
         place, host = self.pressure.priority(request), self._kv.host_available
         offloaded: list[Request] = []
         dropped: list[Request] = []
         skipped = 0
-        for victim in self._leaving_order(place, draft):
+        for victim in self._leaving_order(place, builder):
             if need <= 0 or skipped > 2 * self._max_batch_size:
                 break
             blocks = self._kv.blocks_for(victim.num_computed)
@@ -232,29 +232,29 @@ class KVResidency:
         if need > 0:
             return False
         for victim in dropped:
-            self._drop(victim, draft)
+            self._drop(victim, builder)
         for victim in offloaded:
             if not self._may_offload(victim):
                 break
-            self._evict(victim, draft)
+            self._evict(victim, builder)
         return True
 
-    def _may_drop(self, request: Request, draft: Draft) -> bool:
+    def _may_drop(self, request: Request, builder: StepBuilder) -> bool:
         """Whether computed KV may be thrown away for it: for the next token of a request on the device, which
         could not go on otherwise. Never for a start or an upload, else a full host pool would have every
         request computed again at each turn of the queues; but mode ``recompute`` is just that."""
         if request.id in self._kv.on_device:
             return True
-        first = not (draft.items or draft.uploads or draft.claimed)
+        first = not (builder.items or builder.uploads or builder.claimed)
         return self._offloading == "recompute" and first and not self.pressure.active
 
-    def _leaving_order(self, place: Priority, draft: Draft) -> Iterator[Request]:
+    def _leaving_order(self, place: Priority, builder: StepBuilder) -> Iterator[Request]:
         """The requests on the device behind ``place``, those that leave first in front: the last in the
         order, or under proactive offloading, of the last ones, those with the longest expected wait. One that
         was uploaded and has not run since leaves after all others: its copy would have been for nothing.
         """
         unused = []
-        for priority, request in self._last_to_run(draft):
+        for priority, request in self._last_to_run(builder):
             if request.id not in self._kv.on_device:
                 continue  # it left earlier in this step
             if priority <= place:
@@ -267,20 +267,20 @@ class KVResidency:
                 yield request
         yield from unused
 
-    def _last_to_run(self, draft: Draft) -> Iterable[tuple[Priority, Request]]:
+    def _last_to_run(self, builder: StepBuilder) -> Iterable[tuple[Priority, Request]]:
         if self.reserve is None:
             return self._ranking.last_first()
-        if draft.leaving is None:
-            most = max(LEAST_CHOICE, self._max_batch_size)
+        if builder.leaving is None:
+            most = max(MIN_CHOICE, self._max_batch_size)
             last = islice(self._ranking.last_first(), most)
-            waits = [(self._policy.expected_wait(r, draft.now), priority, r) for priority, r in last]
+            waits = [(self._policy.expected_wait(r, builder.now), priority, r) for priority, r in last]
             waits.sort(key=lambda entry: entry[:2], reverse=True)
-            draft.leaving = [(priority, request) for _, priority, request in waits]
-        return draft.leaving
+            builder.leaving = [(priority, request) for _, priority, request in waits]
+        return builder.leaving
 
-    def _unclaimed(self, draft: Draft) -> int:
+    def _unclaimed(self, builder: StepBuilder) -> int:
         """Device blocks that are free or on their way and wanted by no request before."""
-        return self._kv.device.num_free + self._kv.incoming - draft.claimed
+        return self._kv.device.num_free + self._kv.incoming - builder.claimed
 
     # -- moving KV -------------------------------------------------------------------------------------
 
@@ -315,21 +315,21 @@ class KVResidency:
         unsaved = self._kv.unsaved_blocks(victim.id, victim.num_computed)
         return unsaved == 0 or self._link_is_free("offload", unsaved)
 
-    def _evict(self, victim: Request, draft: Draft) -> None:
+    def _evict(self, victim: Request, builder: StepBuilder) -> None:
         """Its KV goes to the host."""
         if victim.num_computed == 0:
-            self._drop(victim, draft)
+            self._drop(victim, builder)
             return
         self._leave_device(victim)
         transfer = self._kv.begin_offload(victim.id, victim.num_computed)
-        draft.moved = True
+        builder.moved = True
         if transfer is None:
             return
-        draft.offloads.append(transfer)
+        builder.offloads.append(transfer)
         self._count(victim, len(transfer.source))
         self._counters.offloaded_blocks += len(transfer.source)
 
-    def _drop(self, victim: Request, draft: Draft) -> None:
+    def _drop(self, victim: Request, builder: StepBuilder) -> None:
         """Its KV is thrown away, to be computed again."""
         self._kv.release(victim.id)
         self._leave_device(victim)
@@ -338,12 +338,12 @@ class KVResidency:
         self._counters.recomputed_tokens += victim.num_computed
         self.pressure.budget.thrown_away(victim.num_computed)
         victim.num_computed = 0
-        draft.moved = True
+        builder.moved = True
 
-    def _upload(self, request: Request, draft: Draft) -> None:
+    def _upload(self, request: Request, builder: StepBuilder) -> None:
         transfer = self._kv.begin_upload(request.id)
-        draft.uploads.append(transfer)
-        draft.moved = True
+        builder.uploads.append(transfer)
+        builder.moved = True
         self._count(request, len(transfer.source))
         self._counters.uploaded_blocks += len(transfer.source)
 

@@ -20,15 +20,15 @@ from fgengine.kv.sizing import Pools
 from fgengine.kv.transfer import Transfer
 from fgengine.plan import PlanItem, StepPlan, StepResult, TokenEvent
 from fgengine.request import Phase, Request
-from fgengine.scheduling.draft import Counters, Draft, Limits
 from fgengine.scheduling.guard import Guarded
-from fgengine.scheduling.horizon import ONCE, Horizon, steps_like
 from fgengine.scheduling.in_flight import InFlight
+from fgengine.scheduling.plan_lifetime import ONCE, PlanLifetime, repeatable_steps
 from fgengine.scheduling.policy import Policy, PolicyContext, make_policy, policy_class
 from fgengine.scheduling.predictors import make_predictor
 from fgengine.scheduling.queue_limit import NO_LIMIT, Queue, QueueLimit
 from fgengine.scheduling.refusal import RequestRefused
 from fgengine.scheduling.residency import KVResidency
+from fgengine.scheduling.step_builder import Counters, Limits, StepBuilder
 from fgengine.speed import Speed
 
 
@@ -59,8 +59,8 @@ class Scheduler:
         self._delayed: dict[str, Request] = {}
         """Those that would have been in the last batch, had their KV been on the device."""
         self._next_step = 0
-        self._draft = Draft(0.0, 0)
-        """Of the last plan: ``horizon`` tells from it for how long the plan holds."""
+        self._builder = StepBuilder(0.0, 0)
+        """Of the last plan: ``plan_lifetime`` tells from it for how long the plan holds."""
 
     @classmethod
     def build(
@@ -171,31 +171,31 @@ class Scheduler:
         """
         if self.in_flight.not_applied is not None:
             self._apply(self.in_flight.not_applied)
-        draft = self._draft = Draft(now, self.limits.max_tokens_per_batch)
+        builder = self._builder = StepBuilder(now, self.limits.max_tokens_per_batch)
         residency = self.residency
         self.policy.begin_step()
         residency.begin_step(now, len(self.requests))
         if residency.blocking and self.kv.transfers_in_flight:
             return StepPlan(self._next_step)
-        self._fill(draft)
-        residency.work_ahead(draft)
+        self._fill(builder)
+        residency.work_ahead(builder)
         held: dict[str, Request] = {}
-        if residency.blocking and (draft.offloads or draft.uploads):  # no step runs while KV is copied
-            held = {item.request.id: item.request for item in draft.items}
-            draft.delayed |= held
-            draft.items.clear()
-        batch = {item.request.id: item.request for item in draft.items}
-        self._change_phases(draft, batch, held)
-        self._running, self._delayed = batch, draft.delayed
-        for item in draft.items:
+        if residency.blocking and (builder.offloads or builder.uploads):  # no step runs while KV is copied
+            held = {item.request.id: item.request for item in builder.items}
+            builder.delayed |= held
+            builder.items.clear()
+        batch = {item.request.id: item.request for item in builder.items}
+        self._change_phases(builder, batch, held)
+        self._running, self._delayed = batch, builder.delayed
+        for item in builder.items:
             if item.start == 0:
                 self.queue.start(item.request)
                 self.policy.on_start(item.request)
         residency.ran(batch.values())
-        draft.moved |= residency.uses(batch.keys())
+        builder.moved |= residency.uses(batch.keys())
         if not self.in_flight:
             self._begin_last(now)
-        plan = StepPlan(self._next_step, draft.items, draft.offloads, draft.uploads)
+        plan = StepPlan(self._next_step, builder.items, builder.offloads, builder.uploads)
         if plan.items:
             self._next_step += 1
             self.in_flight.add(plan)
@@ -213,10 +213,10 @@ class Scheduler:
         self._end_step(plan, result.seconds, now, stopped)
         return events
 
-    def leap(self, steps: int, seconds: float, now: float) -> list[Request]:
+    def advance(self, steps: int, seconds: float, now: float) -> list[Request]:
         """Take in ``steps`` executions of the last plan that took ``seconds`` together and ended at ``now``.
 
-        Every token is 0. More steps than one only as ``horizon`` allows. Returns the requests that ended.
+        Every token is 0. No more steps than ``plan_lifetime`` allows. Returns the requests that ended.
         """
         plan = self.in_flight.take(self._next_step - 1)
         self._apply(plan, steps)
@@ -229,7 +229,9 @@ class Scheduler:
             if (request := self.requests.get(transfer.request_id)) is not None:
                 self.residency.copied(request)
 
-    def _change_phases(self, draft: Draft, batch: dict[str, Request], held: dict[str, Request]) -> None:
+    def _change_phases(
+        self, builder: StepBuilder, batch: dict[str, Request], held: dict[str, Request]
+    ) -> None:
         """From the last plan to this one. ``held``: requests that wait only because no step runs while KV is
         copied; they are not preempted."""
         change_phase = self.in_flight.change_phase
@@ -237,11 +239,11 @@ class Scheduler:
             if id not in batch:
                 change_phase(request, "queued", preempted=id not in held)
         for id, request in self._delayed.items():
-            if id not in draft.delayed:
+            if id not in builder.delayed:
                 change_phase(request, "queued")
-        for request in draft.delayed.values():
+        for request in builder.delayed.values():
             change_phase(request, "swapped")
-        for request, _, num_tokens, _, yields_token in draft.items:
+        for request, _, num_tokens, _, yields_token in builder.items:
             decode = num_tokens == 1 and yields_token and len(request.tokens) > request.prompt_len
             phase: Phase = "decode" if decode else "prefill"
             if request.phase != phase:
@@ -342,60 +344,60 @@ class Scheduler:
             group.pop(request.id, None)
         self.residency.ended(request, last=not self.requests)
 
-    def horizon(self, now: float) -> Horizon:
+    def plan_lifetime(self, now: float) -> PlanLifetime:
         """How often, and until when, the plan just made for ``now`` would be made again at every step.
 
-        A simulation takes so many steps as one: ``leap``.
+        A simulation takes them as one call: ``advance``.
         """
         if self.limits.eos_token_ids:
             return ONCE
-        steps = steps_like(self._draft, self.kv, self.residency)
+        steps = repeatable_steps(self._builder, self.kv, self.residency)
         if steps <= 1:
             return ONCE
-        return Horizon(steps, now + self.policy.steady_seconds(self._running.values(), now))
+        return PlanLifetime(steps, now + self.policy.steady_seconds(self._running.values(), now))
 
     # -- filling a batch -----------------------------------------------------------------------------
 
-    def _fill(self, draft: Draft) -> None:
+    def _fill(self, builder: StepBuilder) -> None:
         """Fill the batch in the policy's order until it is full, or no tokens or no memory are left.
 
         A request that waits for a copy takes no place in the batch; as many again as the batch holds are
         looked at for those, so that a step never depends on the number of waiting requests.
         """
-        most, items, ending = self.max_batch_size, draft.items, self.in_flight.ending
+        most, items, ending = self.max_batch_size, builder.items, self.in_flight.ending
         admitting = True
         seen: set[str] = set()
-        for request in islice(self.residency.pressure.order(draft.now), 2 * most + len(ending)):
-            if len(items) >= most or draft.tokens_left == 0:
+        for request in islice(self.residency.pressure.order(builder.now), 2 * most + len(ending)):
+            if len(items) >= most or builder.tokens_left == 0:
                 if self.residency.reserve is None:
                     return
                 if request.id in self.kv.on_host:
-                    draft.next_up.append(request)
+                    builder.next_up.append(request)
                 continue
             if request.id in ending:
                 continue
             seen.add(request.id)
             if admitting:
-                admitting = self._try(request, draft)
+                admitting = self._try(request, builder)
             elif self._runs_in_place(request):
-                self._try(request, draft, evict=False)
-        if admitting and not draft.delayed:
+                self._try(request, builder, evict=False)
+        if admitting and not builder.delayed:
             return
         # The first in the order wait for memory or copies. Those that need neither run on meanwhile, however
         # far back in the order: the last batch first, since its policy gave it the device.
         last_batch = sorted(self._running.values(), key=self.residency.pressure.priority)
         for request in chain(last_batch, self.residency.in_order(2 * most + len(seen))):
-            if len(items) >= most or draft.tokens_left == 0:
+            if len(items) >= most or builder.tokens_left == 0:
                 return
             if request.id not in seen and self._runs_in_place(request):
                 seen.add(request.id)
-                self._try(request, draft, evict=False)
+                self._try(request, builder, evict=False)
         if items or self.kv.transfers_in_flight:
             return
         # Every request on the device needs a block and none is free: the first goes on at the others' cost.
         for request in self.residency.in_order(most):
-            draft.claimed = 0
-            self._try(request, draft)
+            builder.claimed = 0
+            self._try(request, builder)
             if items or self.kv.transfers_in_flight:
                 return
 
@@ -403,36 +405,36 @@ class Scheduler:
         """Whether it may run without being admitted: a decode, or one that has room for its longest."""
         return request.id in self.kv.on_device and (request.num_pending == 1 or self.residency.booked)
 
-    def _try(self, request: Request, draft: Draft, *, evict: bool = True) -> bool:
+    def _try(self, request: Request, builder: StepBuilder, *, evict: bool = True) -> bool:
         """Put the request into the batch, or start what it waits for. False: let no later one be admitted."""
         kv, start = self.kv, request.num_computed
         pending = len(request.tokens) - start
         if pending == 1:
             table = kv.table_with_room(request.id, start + 1)
             if table is not None:  # by far the most frequent case
-                draft.items.append(PlanItem(request, start, 1, table, True))
-                draft.tokens_left -= 1
+                builder.items.append(PlanItem(request, start, 1, table, True))
+                builder.tokens_left -= 1
                 return True
         where = kv.where(request.id)
         if where is Where.OFFLOADING or where is Where.UPLOADING:
-            draft.delayed[request.id] = request
+            builder.delayed[request.id] = request
             return True
         if where is Where.HOST:
-            draft.delayed[request.id] = request
-            return self.residency.bring_back(request, draft, evict=evict) != "never"
-        count = self._tokens_now(pending, draft)
+            builder.delayed[request.id] = request
+            return self.residency.bring_back(request, builder, evict=evict) != "never"
+        count = self._tokens_now(pending, builder)
         if count == 0:
             return self.limits.chunked_prefill  # a decode may find its token where a prompt found none
         reached = start + count
-        found = self.residency.admit(request, reached, draft, evict=evict)
+        found = self.residency.admit(request, reached, builder, evict=evict)
         if found == "now":
             yields = reached == len(request.tokens)
-            draft.items.append(PlanItem(request, start, count, kv.table(request.id), yields))
-            draft.tokens_left -= count
-            draft.has_prefill |= pending > 1
+            builder.items.append(PlanItem(request, start, count, kv.table(request.id), yields))
+            builder.tokens_left -= count
+            builder.has_prefill |= pending > 1
         return found != "never"
 
-    def _tokens_now(self, pending: int, draft: Draft) -> int:
+    def _tokens_now(self, pending: int, builder: StepBuilder) -> int:
         """How many of a request's pending tokens this step computes; 0: it must wait.
 
         Prompts are computed whole, and one that no batch could hold beside the decodes in pieces. Chunked,
@@ -443,9 +445,9 @@ class Scheduler:
             return 1
         if self.limits.chunked_prefill:
             most = min(self.max_batch_size, len(self.requests) - len(self.in_flight.ending))
-            others = most - len(draft.items) - 1
-            least = 0 if draft.items else 1
-            return min(pending, max(least, draft.tokens_left - others))
-        if pending <= draft.tokens_left:
+            others = most - len(builder.items) - 1
+            least = 0 if builder.items else 1
+            return min(pending, max(least, builder.tokens_left - others))
+        if pending <= builder.tokens_left:
             return pending
-        return 0 if draft.has_prefill else draft.tokens_left
+        return 0 if builder.has_prefill else builder.tokens_left

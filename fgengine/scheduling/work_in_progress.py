@@ -8,21 +8,21 @@ from fgengine.cost import CostModel, StepShape
 from fgengine.plan import PlanItem, StepPlan
 from fgengine.request import Request
 
-MOST_SHARE = 0.1
+MAX_SHARE = 0.1
 """Of the work done since the machine was last idle, the share that may be in unfinished requests. By so much
 less has been finished than under fcfs."""
 ENOUGH_SHARE = 0.05
 """The share at which requests may start again."""
 TYPICAL_OUTPUT = 256
 """Tokens, where as many requests as a batch holds have not finished yet."""
-MOST_STEPS = 256
+MAX_STEPS = 256
 """Looked ahead at once."""
 FAR_ABOVE = 0.5
 """Below such a backlog, as a share of the work done since the machine was last idle (a load of 1.5 times the
 capacity leaves one), a policy may start what it likes: it will get round to all of them."""
 BATCHES = 2
 """Always allowed: the whole work of so many full batches, more than fcfs has in progress,"""
-LEAST_REQUESTS = 32
+MIN_REQUESTS = 32
 """and of so many requests."""
 
 
@@ -48,7 +48,7 @@ class WorkInProgress:
     def is_too_much(self, num_unfinished: int) -> bool:
         """``num_unfinished``: requests in the system, started or not."""
         far_above_capacity = num_unfinished * self._mean() > FAR_ABOVE * self._done
-        return far_above_capacity and self._open > self._limit(MOST_SHARE)
+        return far_above_capacity and self._open > self._limit(MAX_SHARE)
 
     @property
     def is_moderate(self) -> bool:
@@ -88,16 +88,16 @@ class WorkInProgress:
         """Executions of these decodes after which it may be too much; at least 1."""
         if self._cost is None:
             return 2**31
-        within_share = (MOST_SHARE * self._done - self._open) / (1.0 - MOST_SHARE)
+        within_share = (MAX_SHARE * self._done - self._open) / (1.0 - MAX_SHARE)
         left = max(within_share, self._floor() - self._open)
-        most = self._work_of(items) + self._cost.decode_context * len(items) * MOST_STEPS
-        return max(1, min(MOST_STEPS, int(left / most)))
+        most = self._work_of(items) + self._cost.decode_context * len(items) * MAX_STEPS
+        return max(1, min(MAX_STEPS, int(left / most)))
 
     def _limit(self, share: float) -> float:
         return max(share * self._done, self._floor())
 
     def _floor(self) -> float:
-        return max(BATCHES * self._batch, LEAST_REQUESTS) * self._mean()
+        return max(BATCHES * self._batch, MIN_REQUESTS) * self._mean()
 
     def _mean(self) -> float:
         return self._seen_work / max(1, self._seen)

@@ -19,7 +19,7 @@ from fgengine.server.client import EngineClient
 
 WORKER = (sys.executable, "-m", "fgengine.server.worker")
 STANDARD_ERROR = 2
-MOST_LINES, MOST_CHARACTERS = 3, 200
+MAX_LINES, MAX_CHARACTERS = 3, 200
 """Of what the process said last, in the message about its end; all of it is in the log."""
 PATIENCE_SECONDS = 2.0
 """How long the process may take to end by itself; then it is killed."""
@@ -83,7 +83,7 @@ class LastLines:
     """Passes on to our standard error what a process says there, and remembers the end of it."""
 
     def __init__(self, source: IO[bytes]) -> None:
-        self._lines: deque[str] = deque(maxlen=MOST_LINES)
+        self._lines: deque[str] = deque(maxlen=MAX_LINES)
         self._thread = threading.Thread(target=self._pass_on, args=(source,), daemon=True)
         self._thread.start()
 
@@ -97,7 +97,7 @@ class LastLines:
             for line in source:
                 with contextlib.suppress(OSError):
                     os.write(STANDARD_ERROR, line)
-                self._lines.append(line[:MOST_CHARACTERS].decode("utf-8", "replace").rstrip())
+                self._lines.append(line[:MAX_CHARACTERS].decode("utf-8", "replace").rstrip())
 
 
 def describe_exit(status: int) -> str:

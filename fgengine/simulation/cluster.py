@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 
 from fgengine.request import Request
 from fgengine.scheduling.refusal import Busy
-from fgengine.simulation.replica import Ending, Replica
+from fgengine.simulation.replica import Completion, Replica
 from fgengine.simulation.routing import Router
 
 
@@ -20,7 +20,7 @@ class Cluster:
         self._events: list[tuple[float, int]] = []
         """A heap of (when a replica has something to do, its index); those that no longer hold stay in it."""
 
-    def serve(self, requests: Iterable[Request]) -> Iterator[Ending]:
+    def serve(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Every request as it ends. ``requests`` are in order of arrival and taken as their time comes."""
         for request in requests:
             # At one moment arrivals come first, so that a step that begins then can already hold them.
@@ -30,7 +30,7 @@ class Cluster:
 
     def serve_closed(
         self, requests: Iterable[Request], concurrency: int, duration: float = math.inf
-    ) -> Iterator[Ending]:
+    ) -> Iterator[Completion]:
         """The same in a closed loop: ``concurrency`` workers, each sending the next request at the moment its
         last has ended, none after ``duration`` seconds. A worker whose request was refused for want of time
         waits first for as long as it was told to. When requests arrive is set here."""
@@ -70,19 +70,19 @@ class Cluster:
         if replica.next_at != before:
             heappush(self._events, (replica.next_at, index))
 
-    def _advance(self, until: float) -> Iterator[Ending]:
+    def _advance(self, until: float) -> Iterator[Completion]:
         """All that happens before ``until``."""
         while (endings := self._next(until)) is not None:
             yield from endings
 
-    def _next(self, until: float) -> list[Ending] | None:
+    def _next(self, until: float) -> list[Completion] | None:
         """What ends with the next event; None where there is none before ``until``."""
         events = self._events
         while events and events[0][0] < until:
             at, index = heappop(events)
             replica = self.replicas[index]
             if at != replica.next_at:
-                continue  # its leap was cut short since
+                continue  # its steps were cut short since
             endings = replica.advance()
             if replica.next_at < math.inf:
                 heappush(events, (replica.next_at, index))
@@ -90,7 +90,7 @@ class Cluster:
         return None
 
 
-def _free_at(ending: Ending) -> float:
+def _free_at(ending: Completion) -> float:
     """When a worker may send its next request, seconds."""
     pause = ending.refusal.whole_seconds if isinstance(ending.refusal, Busy) else 0.0
     return ending.request.phase_since + pause

@@ -1,8 +1,8 @@
 """One copy of the engine on a virtual clock. Pure.
 
 It decides with the engine's own scheduler, policy and KV manager. Steps between which nothing can change
-are leapt over: the scheduler says how far its last plan carries (``Scheduler.horizon``), and the cost
-model how long each of those steps takes.
+are taken at once: the scheduler says for how many steps its last plan holds (``Scheduler.plan_lifetime``),
+and the cost model how long each of them takes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fgengine.scheduling.scheduler import Scheduler
 from fgengine.simulation.copying import SimulatedCopyEngine
 
 
-class Ending(NamedTuple):
+class Completion(NamedTuple):
     """A request that is over. Its ``phase_since`` says when."""
 
     request: Request
@@ -34,7 +34,7 @@ class Ending(NamedTuple):
 
 
 class Replica:
-    """Between two calls it stands at the beginning of a leap that ends at ``next_at`` unless cut short."""
+    """Between two calls it is at the beginning of some steps that end at ``next_at`` unless cut short."""
 
     def __init__(self, scheduler: Scheduler, cost: CostModel, *, keep_token_times: bool = False) -> None:
         self.scheduler = scheduler
@@ -54,7 +54,7 @@ class Replica:
         self._items: Sequence[PlanItem] = ()
         self._durations: list[float] = []
         self._ends: list[float] = []
-        """Of each step of the leap: how long it takes, when it ends."""
+        """Of each of the steps: how long it takes, when it ends."""
         self._steps = 0
         self._token_times: dict[str, list[float]] | None = {} if keep_token_times else None
 
@@ -65,7 +65,7 @@ class Replica:
     def receive(self, request: Request) -> None:
         """The request arrives, at its ``arrival``, which is not after ``next_at``.
 
-        A running step is not interrupted: the leap ends with the one that runs then.
+        A running step is not interrupted: the steps end with the one that runs then.
         """
         self._inbox.append(request)
         self.outstanding_seconds += self._share(request)
@@ -76,30 +76,30 @@ class Replica:
         elif self.next_at == math.inf:
             self.next_at = request.arrival
 
-    def advance(self) -> list[Ending]:
+    def advance(self) -> list[Completion]:
         """Go to ``next_at`` and plan from there. What ended on the way.
 
         Raises RuntimeError when there is work but nothing can ever happen.
         """
         now = self.next_at
         self.clock.advance_to(now)
-        endings = self._end_leap(now) if self._steps else []
+        endings = self._end_steps(now) if self._steps else []
         endings += [refused for request in self._inbox if (refused := self._take_in(request, now))]
         self._inbox.clear()
         for request in self.scheduler.expire(now):
-            endings.append(Ending(request, (), self.scheduler.queue.timeout_error(now)))
+            endings.append(Completion(request, (), self.scheduler.queue.timeout_error(now)))
         self.scheduler.copied(self.copies.done())
         for ending in endings:
             self.outstanding_seconds -= self._share(ending.request)
         self._plan(now)
         return endings
 
-    def _take_in(self, request: Request, now: float) -> Ending | None:
+    def _take_in(self, request: Request, now: float) -> Completion | None:
         try:
             self.scheduler.add(request, now)
         except RequestRefused as refusal:
             request.finish("error", now)
-            return Ending(request, (), refusal)
+            return Completion(request, (), refusal)
         return None
 
     def _plan(self, now: float) -> None:
@@ -111,7 +111,7 @@ class Replica:
         for transfer in (*plan.uploads, *plan.offloads):
             self.copies.submit(transfer)
         if plan.items:
-            self._begin_leap(plan, now)
+            self._begin_steps(plan, now)
         elif self.scheduler.kv.transfers_in_flight:
             self.next_at = self.copies.next_end
             if self.scheduler.has_work:
@@ -121,18 +121,18 @@ class Replica:
                 "the scheduler is stuck: there is work, yet nothing runs and nothing is copied"
             )
 
-    def _begin_leap(self, plan: StepPlan, now: float) -> None:
+    def _begin_steps(self, plan: StepPlan, now: float) -> None:
         """As many steps as the plan is good for, up to the first one that ends after a copy has.
 
         Seconds are added up as the clock of an engine that takes every step would add them.
         """
-        horizon = self.scheduler.horizon(now)
+        lifetime = self.scheduler.plan_lifetime(now)
         shape = StepShape.of_plan(plan)
         first = self.cost.step_seconds(shape)
-        durations, until = [first], min(horizon.until, self.copies.next_end, self.scheduler.queue.deadline)
-        if horizon.steps > 1 and now + first < until:
+        durations, until = [first], min(lifetime.until, self.copies.next_end, self.scheduler.queue.deadline)
+        if lifetime.steps > 1 and now + first < until:
             # Steps only get longer, so no more than this many begin before ``until``.
-            most = min(horizon.steps, int((until - now) / first) + 2) if until < math.inf else horizon.steps
+            most = min(lifetime.steps, int((until - now) / first) + 2) if until < math.inf else lifetime.steps
             context, growth = shape.decode_context, shape.decode_requests
             per_token = self.cost.decode_context
             constant = self.cost.step_seconds(replace(shape, decode_context=0))
@@ -142,7 +142,7 @@ class Replica:
         self._items, self._durations, self._ends = plan.items, durations, ends
         self._steps, self.next_at = steps, ends[steps - 1]
 
-    def _end_leap(self, now: float) -> list[Ending]:
+    def _end_steps(self, now: float) -> list[Completion]:
         steps = self._steps
         times = self._token_times
         if times is not None:
@@ -150,8 +150,8 @@ class Replica:
             for item in self._items:
                 if item.yields_token:
                     times.setdefault(item.request.id, []).extend(ends)
-        finished = self.scheduler.leap(steps, sum(self._durations[:steps]), now)
-        return [Ending(request, () if times is None else times.pop(request.id)) for request in finished]
+        finished = self.scheduler.advance(steps, sum(self._durations[:steps]), now)
+        return [Completion(request, () if times is None else times.pop(request.id)) for request in finished]
 
     def _share(self, request: Request) -> float:
         return self.cost.share_seconds(

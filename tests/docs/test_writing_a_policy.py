@@ -74,12 +74,12 @@ def test_the_simulations_run_and_the_policy_does_what_it_is_for(folder: Path) ->
 def test_steps_that_are_leapt_over_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The contract's last sentence, held to the page's own policy."""
     argv = commands("simulate")[0]
-    assert CliRunner().invoke(app, [*argv, "--results", "leaping"]).exit_code == 0
+    assert CliRunner().invoke(app, [*argv, "--results", "advancing"]).exit_code == 0
     mine = importlib.import_module("my_policies").InteractiveFirst
     monkeypatch.setattr(mine, "steady_seconds", lambda policy, running, now: 0.0)
     assert CliRunner().invoke(app, [*argv, "--results", "stepping"]).exit_code == 0
-    (leaping,), (stepping,) = find_runs(Path("leaping")), find_runs(Path("stepping"))
-    for one, other in zip(read_run(leaping).records, read_run(stepping).records, strict=True):
+    (advancing,), (stepping,) = find_runs(Path("advancing")), find_runs(Path("stepping"))
+    for one, other in zip(read_run(advancing).records, read_run(stepping).records, strict=True):
         assert one.index == other.index
         assert one.last_token == pytest.approx(other.last_token, rel=1e-9)
 

@@ -12,7 +12,7 @@ import pytest
 
 from fgbench import machine
 from fgbench.machine import MachineWatch, busy_since, server_processes
-from fgengine.machine_load import look
+from fgengine.machine_load import sample
 
 HOG = [sys.executable, "-c", "while True: pass"]
 
@@ -51,7 +51,7 @@ def test_an_exception_passes_and_the_watch_ends(monkeypatch: pytest.MonkeyPatch)
 def test_a_busy_machine_is_noticed_before_the_load_begins(
     busy_program: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = look()
+    before = sample()
     assert busy_since(before, "http://192.0.2.7:8000") is None, "no time has passed"
     time.sleep(0.6)
     said = busy_since(before, "http://192.0.2.7:8000")

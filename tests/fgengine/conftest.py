@@ -23,11 +23,11 @@ from fgengine.model.catalog import shape_of
 from fgengine.physics import Ceilings
 from fgengine.plan import StepPlan, StepResult
 from fgengine.request import Request
-from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import Policy, PolicyContext, make_policy
 from fgengine.scheduling.predictor import Noisy
 from fgengine.scheduling.queue_limit import NO_LIMIT, QueueLimit
 from fgengine.scheduling.scheduler import Scheduler
+from fgengine.scheduling.step_builder import Limits
 
 Slot = tuple[str, int, int]
 

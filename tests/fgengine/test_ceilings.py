@@ -63,7 +63,7 @@ def test_the_best_group_counts(gpu: FakeGPU) -> None:
 def test_work_of_no_length_is_not_repeated_for_ever(gpu: FakeGPU) -> None:
     gpu.work_seconds = [0.0]
     ceilings._best_seconds(gpu.work, torch.device("cuda"))
-    assert gpu.launches == 4 + 3 * ceilings.MOST_GROUPED
+    assert gpu.launches == 4 + 3 * ceilings.MAX_GROUPED
 
 
 def test_a_cpu_is_measured_by_its_own_clock() -> None:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from fgengine import machine_load
-from fgengine.machine_load import Look, core_seconds, family, load_between, look
+from fgengine.machine_load import Sample, core_seconds, family, load_between, sample
 
 HOG = [sys.executable, "-c", "while True: pass"]
 
@@ -39,11 +39,11 @@ def test_a_family_is_all_below_its_roots() -> None:
     assert family([0], parents) == set(parents)
 
 
-BEFORE = Look(10.0, 100.0, 1.0, {7: ("old", 50.0), 8: ("idle", 3.0)}, 20.0, frozenset({5}), 2.0, 3000.0)
+BEFORE = Sample(10.0, 100.0, 1.0, {7: ("old", 50.0), 8: ("idle", 3.0)}, 20.0, frozenset({5}), 2.0, 3000.0)
 
 
 def test_a_load_is_what_others_took() -> None:
-    after = Look(
+    after = Sample(
         20.0,
         119.0,
         2.0,
@@ -67,43 +67,44 @@ def test_a_load_is_what_others_took() -> None:
 
 
 def test_a_quiet_machine_is_not_marked() -> None:
-    after = Look(20.0, 110.5, 1.0, {7: ("old", 50.1)}, 30.0, frozenset(), None, None)
+    after = Sample(20.0, 110.5, 1.0, {7: ("old", 50.1)}, 30.0, frozenset(), None, None)
     load = load_between(BEFORE, after)
     assert not load.is_busy
     assert load.memory_stalled_share is None
     assert load.describe() == "other programs took 0.05 cores"
     # Rounded ticks: less than nothing is nothing.
-    assert load_between(BEFORE, Look(20.0, 109.9, 1.0, {}, 30.0, frozenset(), None, None)).other_cores == 0.0
+    after = Sample(20.0, 109.9, 1.0, {}, 30.0, frozenset(), None, None)
+    assert load_between(BEFORE, after).other_cores == 0.0
 
 
 def test_memory_pressure_is_read_where_there_is_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "memory"
     monkeypatch.setattr(machine_load, "MEMORY_PRESSURE", file)
-    assert look().memory_stalled is None
+    assert sample().memory_stalled is None
     file.write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=1500000\nfull avg10=0 total=9\n")
-    assert look().memory_stalled == 1.5
+    assert sample().memory_stalled == 1.5
 
 
 def test_another_program_is_seen(busy_program: int) -> None:
-    before = look()
+    before = sample()
     time.sleep(0.5)
-    load = load_between(before, look())
+    load = load_between(before, sample())
     assert busy_program in before.programs
     assert load.programs
     assert load.other_cores > machine_load.BUSY_CORES
 
 
 def test_what_is_named_as_ours_is_no_other_program(busy_program: int) -> None:
-    before, with_it = look(), look([busy_program])
+    before, with_it = sample(), sample([busy_program])
     time.sleep(0.3)
     assert busy_program not in with_it.programs
-    assert look([busy_program]).own - with_it.own > 0.01
+    assert sample([busy_program]).own - with_it.own > 0.01
     assert with_it.own >= before.own
 
 
 def test_our_children_are_ours() -> None:
     with subprocess.Popen(HOG) as ours:
         try:
-            assert ours.pid not in look().programs
+            assert ours.pid not in sample().programs
         finally:
             ours.kill()

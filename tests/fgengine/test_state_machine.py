@@ -36,7 +36,7 @@ EXAMPLES, RULES = (20, 100) if NIGHTLY else (5, 40)
 """Of each mode, whole prompts and pieces, under each policy."""
 EOS = frozenset(range(0, 1009, 9))
 """Of the machine's 1009 tokens: most answers end unforeseen where these end them."""
-MOST_STEPS_TO_A_TOKEN = 1000
+MAX_STEPS_TO_A_TOKEN = 1000
 """The longest request has 60 tokens, and a step computes one at least: a token comes within some of their
 prompts' lengths (116 steps at the most were seen), however often work is thrown away."""
 
@@ -157,7 +157,7 @@ class Unruly(RuleBasedStateMachine):
             self.one_step()
             idle_steps = 0 if counters.generated_tokens > tokens else idle_steps + 1
             tokens = counters.generated_tokens
-            assert idle_steps < MOST_STEPS_TO_A_TOKEN, "nobody gets on"
+            assert idle_steps < MAX_STEPS_TO_A_TOKEN, "nobody gets on"
         self.the_books_are_right()
         stats = self.engine.stats()
         assert stats["finished"] + stats["aborted"] == len(self.requests)

@@ -24,10 +24,10 @@ from fgengine.model.shape import ModelShape
 from fgengine.ops.select import ops_for
 from fgengine.plan import StepPlan, StepResult
 from fgengine.request import Request, SamplingParams
-from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import Policy, PolicyContext, Priority, make_policy, policy_names
 from fgengine.scheduling.predictor import Noisy
 from fgengine.scheduling.scheduler import Scheduler
+from fgengine.scheduling.step_builder import Limits
 
 SHAPES = {
     "llama": ModelShape("llama", 256, 48, 96, 2, 6, 2, 8, 256, tied_embeddings=False),

@@ -17,7 +17,7 @@ from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.pairing import CONCURRENCY
 from fgbench.report.pictures.picture import Bar, Bars, Line, Panel, Picture, is_wide, picked
 
-MOST_NAMED = 4
+MAX_NAMED = 4
 """Points that other programs disturbed, in a picture's title."""
 
 
@@ -44,8 +44,8 @@ def _disturbed(comparison: Comparison) -> str:
     found = [point for point in comparison.points if point.complete and point.disturbed]
     points = sorted(found, key=lambda point: (point.label, point.level))
     named = [f"{point.label} at {comparison.axis.say(point.level)}" for point in points]
-    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
-    return f"measured beside other programs: {', '.join(named[:MOST_NAMED])}{more}" if named else ""
+    more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+    return f"measured beside other programs: {', '.join(named[:MAX_NAMED])}{more}" if named else ""
 
 
 CURVES = ("normalized_latency", "ttft", "jct")
@@ -128,7 +128,7 @@ def _picture(comparison: Comparison, name: str, text: str, panels: Sequence[Pane
     return Picture(name, text, panels, min(3, len(panels)), comparison.labels, level)
 
 
-MOST_POINTS = 500
+MAX_POINTS = 500
 """Of a curve, evenly spread over the requests; more cannot be seen, and a PDF would hold each."""
 SPREAD = ("jct", "ttft")
 
@@ -168,14 +168,14 @@ def distributions(comparison: Comparison) -> Picture | None:
 
 
 def cumulated(values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The empirical distribution: sorted values and the share of the sample up to each, ``MOST_POINTS`` of
+    """The empirical distribution: sorted values and the share of the sample up to each, ``MAX_POINTS`` of
     them, the smallest and the largest included."""
     import numpy as np
 
     ordered = np.sort(np.asarray(values, dtype=float))
     if not ordered.size:
         return [], []
-    at = np.unique(np.linspace(0, ordered.size - 1, min(MOST_POINTS, ordered.size)).round().astype(int))
+    at = np.unique(np.linspace(0, ordered.size - 1, min(MAX_POINTS, ordered.size)).round().astype(int))
     return ordered[at].tolist(), ((at + 1) / ordered.size).tolist()
 
 

@@ -40,7 +40,7 @@ BESIDE = 0.008
 """At most, as a share of the x axis: between the points of two backends at one rate that have intervals."""
 CHARACTERS_PER_INCH = 14
 LABEL_WIDTH = 32
-MOST_TICKS = 6
+MAX_TICKS = 6
 DPI = 180
 GREY = "#555555"
 LEVEL: Any = (0, (4, 3))
@@ -214,7 +214,7 @@ def _fit(panel: Panel) -> bool:
     """Whether each measured level can be a tick: there are some, few enough, and none too near another."""
     places = [math.log(tick) if panel.x_log else tick for tick in panel.x_ticks]
     near = 0.09 * (places[-1] - places[0]) if places else 0.0
-    return 0 < len(places) <= MOST_TICKS and all(b - a > near for a, b in pairwise(places))
+    return 0 < len(places) <= MAX_TICKS and all(b - a > near for a, b in pairwise(places))
 
 
 def _plain_log(axis: Any, low: float, high: float) -> None:

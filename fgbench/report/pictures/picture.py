@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-MOST_PANELS = 5
+MAX_PANELS = 5
 """Levels that get a panel of their own in a picture; of more, some are picked."""
 LOG_ABOVE = 8.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
@@ -108,11 +108,11 @@ def is_wide(values: Sequence[float]) -> bool:
 
 
 def picked(levels: Sequence[float]) -> list[float]:
-    """``MOST_PANELS`` of sorted levels, the first and the last among them, evenly spread over the others."""
-    if len(levels) <= MOST_PANELS:
+    """``MAX_PANELS`` of sorted levels, the first and the last among them, evenly spread over the others."""
+    if len(levels) <= MAX_PANELS:
         return list(levels)
-    step = (len(levels) - 1) / (MOST_PANELS - 1)
-    return [levels[round(i * step)] for i in range(MOST_PANELS)]
+    step = (len(levels) - 1) / (MAX_PANELS - 1)
+    return [levels[round(i * step)] for i in range(MAX_PANELS)]
 
 
 """Colours of backends and of a request's states, the same on paper and in the terminal."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MARKERS = "●■▲◆▼★✚"
 HOLLOW = "○□△◇▽☆✛"
 STATE_FILLS = {"queued": "░", "swapped": "▒", "prefill": "▓", "decode": "█"}
-HEIGHT, LEAST_WIDTH, MOST_WIDTH = 16, 40, 110
+HEIGHT, MIN_WIDTH, MAX_WIDTH = 16, 40, 110
 MARKS_ON_A_CURVE = 6
 MARGIN = 0.04
 """Of the range on each side, so that no point lies on the frame."""
@@ -26,7 +26,7 @@ def drawn(picture: Picture, width: int) -> Iterator[Text]:
     """The picture's parts from above, each no wider than ``width`` columns where that is 40 or more."""
     from rich.text import Text
 
-    width = max(LEAST_WIDTH, min(width, MOST_WIDTH))
+    width = max(MIN_WIDTH, min(width, MAX_WIDTH))
     yield Text("; ".join([picture.title, *picture.notes]), style="bold")
     for panel in picture.panels:
         if isinstance(panel, Panel):

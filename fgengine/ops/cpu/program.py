@@ -26,7 +26,7 @@ RECORDED_ROWS = 2
 """Of the stand-ins for a step's rows while a program is recorded."""
 LINE = 32
 """Rows begin at multiples of this many elements: whole cache lines."""
-LEAST_ROWS = 64
+MIN_ROWS = 64
 POINTERS = ("out", "x", "residual")
 """Fields that point to rows of a step; the others point to weights and KV, which stay where they are."""
 
@@ -177,7 +177,7 @@ class Program:
     def logits(self, tokens: Tensor, batch: RaggedBatch, pool: Tensor, rows: Tensor) -> Tensor:
         """As ``Llama.forward``: tokens [T] int64, rows [R] int64 -> [R, vocab_size]."""
         if len(tokens) > self._rows:
-            self._make_room(max(LEAST_ROWS, len(tokens)))
+            self._make_room(max(MIN_ROWS, len(tokens)))
         logits = torch.empty(len(rows), self._vocab_size, dtype=self._dtype)
         last = self._instructions[-1]
         last.out, last.out_stride = logits.data_ptr(), self._vocab_size

@@ -103,7 +103,7 @@ def test_it_ends_when_whoever_started_it_is_killed(tmp_path, number):
     )
     parent = subprocess.Popen(python(starter), stdout=subprocess.PIPE, text=True)
     server = int(parent.stdout.readline())
-    wait_for(lambda: "tether" not in " ".join(psutil.Process(server).cmdline()))
+    wait_for(lambda: "die_with_parent" not in " ".join(psutil.Process(server).cmdline()))
     os.kill(parent.pid, number)
     parent.wait(10)
     parent.stdout.close()

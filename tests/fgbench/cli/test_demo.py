@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fgbench.cli.demo import BATCH_SIZE, FEWEST, MOST, make_plan
+from fgbench.cli.demo import BATCH_SIZE, MAX_PROMPTS, MIN_PROMPTS, make_plan
 from fgengine.cost import CostModel
 
 
@@ -30,8 +30,8 @@ def test_the_number_of_prompts_fits_the_time_and_stays_within_reason() -> None:
     plan = make_plan(cost, [(84, 101)], seconds=240.0)
     # Two policies, each n / 0.7 capacity and n / capacity seconds.
     assert 2 * plan.num_prompts * (1 / 0.7 + 1.0) / plan.capacity == pytest.approx(240.0, rel=0.02)
-    assert make_plan(cost, [(84, 101)], seconds=1.0).num_prompts == FEWEST
-    assert make_plan(cost, [(84, 101)], seconds=1e6).num_prompts == MOST
+    assert make_plan(cost, [(84, 101)], seconds=1.0).num_prompts == MIN_PROMPTS
+    assert make_plan(cost, [(84, 101)], seconds=1e6).num_prompts == MAX_PROMPTS
 
 
 def test_the_demo_ends_with_a_table_and_a_plot(tmp_path: Path, tiny_model: Path) -> None:
@@ -50,7 +50,7 @@ def test_the_demo_ends_with_a_table_and_a_plot(tmp_path: Path, tiny_model: Path)
     runs = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*/run.json")]
     assert sorted(run["backend"]["policy"] for run in runs) == ["fcfs", "fcfs", "sj-mlfq", "sj-mlfq"]
     assert len({run["workload"]["rate"] for run in runs}) == 2
-    assert all(run["summary"]["ok"] == FEWEST for run in runs)
+    assert all(run["summary"]["ok"] == MIN_PROMPTS for run in runs)
     for kind in ("png", "pdf"):
         (plot,) = (tmp_path / "results" / "compare").glob(f"*/latency.{kind}")
         assert plot.stat().st_size > 5000

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgbench.client.state import LEAST, MOST, Running
+from fgbench.client.state import MAX_VALUE, MIN_VALUE, Running
 
 
-@given(st.lists(st.floats(LEAST, MOST), min_size=1, max_size=200), st.floats(0.0, 1.0))
+@given(st.lists(st.floats(MIN_VALUE, MAX_VALUE), min_size=1, max_size=200), st.floats(0.0, 1.0))
 def test_quantiles_are_within_two_percent_of_an_order_statistic(sample: list[float], share: float) -> None:
     running = Running()
     for value in sample:
@@ -28,5 +28,5 @@ def test_ends() -> None:
     assert running.quantile(0.5) is None
     for value in (0.0, 1e-9, 1e12):
         running.add(value)
-    assert running.quantile(0.5) == LEAST
-    assert running.quantile(1.0) == pytest.approx(MOST, rel=0.05)
+    assert running.quantile(0.5) == MIN_VALUE
+    assert running.quantile(1.0) == pytest.approx(MAX_VALUE, rel=0.05)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgbench.live.layout import BLOCKS, LONGEST, Series, sparkline
+from fgbench.live.layout import BLOCKS, MAX_VALUES, Series, sparkline
 
 
 def series_of(*values: float | None) -> Series:
@@ -36,9 +36,9 @@ def test_cells_fit_and_hold_all_that_is_kept(values: list[float | None], width: 
     cells = series.cells(width)
     assert len(cells) <= width
     known = [cell for cell in cells if cell is not None]
-    kept = [value for value in values[-LONGEST:] if value is not None]
+    kept = [value for value in values[-MAX_VALUES:] if value is not None]
     assert all(min(kept) <= cell * (1 + 1e-12) and cell <= max(kept) * (1 + 1e-12) for cell in known)
-    assert len(series) == min(len(values), LONGEST)
+    assert len(series) == min(len(values), MAX_VALUES)
     assert series.most == max(kept, default=None)
 
 
@@ -49,7 +49,7 @@ def test_few_values_are_drawn_as_they_are_and_many_as_means() -> None:
 
 def test_what_is_drawn_moves_to_the_left_and_does_not_change() -> None:
     """One more value fills the last cell or begins a new one; the cells before stay."""
-    series = series_of(*(float(i % 7) for i in range(LONGEST + 100)))
+    series = series_of(*(float(i % 7) for i in range(MAX_VALUES + 100)))
     before = series.cells(61)
     series.add(3.0)
     after = series.cells(61)

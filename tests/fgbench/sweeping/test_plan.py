@@ -10,8 +10,8 @@ import pytest
 
 from fgbench.metrics.trimming import Trim
 from fgbench.spec.load import Load
-from fgbench.sweeping.plan import MOST_POINTS, SweepPlan
-from fgbench.workload.arrivals import Closed, Gamma, Ramp, Uniform
+from fgbench.sweeping.plan import MAX_POINTS, SweepPlan
+from fgbench.workload.arrivals import ClosedLoop, Gamma, Ramp, Uniform
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "a": {"name": "fastgen", "settings": {"policy": "sj-mlfq", "batch": 8}},
@@ -66,11 +66,11 @@ def test_what_has_changed_is_named() -> None:
 
 def test_too_many_points_are_refused() -> None:
     with pytest.raises(ValueError, match="points are too many"):
-        list(PLAN.grid([1.0] * MOST_POINTS, (0,)))
+        list(PLAN.grid([1.0] * MAX_POINTS, (0,)))
 
 
 def test_closed_loops_are_points_of_their_concurrency() -> None:
-    points = list(PLAN.grid((Closed(1), Closed(16)), (0,)))
+    points = list(PLAN.grid((ClosedLoop(1), ClosedLoop(16)), (0,)))
     assert [(p.backend, p.concurrency, p.rate) for p in points] == [
         (backend, workers, math.inf) for backend in "ab" for workers in (1, 16)
     ]
@@ -82,7 +82,7 @@ def test_closed_loops_are_points_of_their_concurrency() -> None:
         "seed": 0,
         "fingerprint": points[1].fingerprint,
     }
-    assert PLAN.load(Closed(16), 0).arrivals == Closed(16)
+    assert PLAN.load(ClosedLoop(16), 0).arrivals == ClosedLoop(16)
     all_at_once = PLAN.point("a", math.inf, 0)
     assert len({p.fingerprint for p in [*points, all_at_once]}) == 5
     assert "concurrency" not in all_at_once.to_json()

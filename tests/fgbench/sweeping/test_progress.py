@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from fgbench.spec.load import Load
-from fgbench.sweeping.estimate import Pace, Total, load_seconds
-from fgbench.workload.arrivals import Closed
+from fgbench.sweeping.estimate import Pace, SweepProgress, load_seconds
+from fgbench.workload.arrivals import ClosedLoop
 from fgengine.units import clock
 
 
@@ -22,9 +22,9 @@ def test_a_load_takes_its_arrivals_or_the_server_s_time() -> None:
     assert load_seconds(Load(rate=2.0, num_prompts=100, duration=10.0), 1.0) == 20.0
     assert load_seconds(Load(rate=math.inf, num_prompts=100), 1.0) == 100.0
     assert load_seconds(Load(rate=math.inf, num_prompts=100), None) is None
-    assert load_seconds(Load(arrivals=Closed(4), num_prompts=100), 2.0) == 50.0
-    assert load_seconds(Load(arrivals=Closed(4), num_prompts=100, duration=10.0), 2.0) == 10.0
-    assert load_seconds(Load(arrivals=Closed(4), num_prompts=10**4, duration=10.0), None) == 10.0
+    assert load_seconds(Load(arrivals=ClosedLoop(4), num_prompts=100), 2.0) == 50.0
+    assert load_seconds(Load(arrivals=ClosedLoop(4), num_prompts=100, duration=10.0), 2.0) == 10.0
+    assert load_seconds(Load(arrivals=ClosedLoop(4), num_prompts=10**4, duration=10.0), None) == 10.0
 
 
 def test_what_was_foretold_is_corrected_by_what_was_taken() -> None:
@@ -41,7 +41,7 @@ def test_what_was_foretold_is_corrected_by_what_was_taken() -> None:
 
 def test_the_line_and_the_header_say_where_it_is() -> None:
     now = [100.0]
-    total = Total(lambda: now[0])
+    total = SweepProgress(lambda: now[0])
     total.begin("point 1 of 3", "fastgen, 1/s, seed 0", 0.0, 60.0, [60.0, 60.0])
     assert total.line() == "point 1 of 3: fastgen, 1/s, seed 0; 0:00 gone, about 3:00 left"
     now[0] += 90.0

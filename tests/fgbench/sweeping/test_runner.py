@@ -20,7 +20,7 @@ from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.slo import parse_slo
 from fgbench.results.run import read_info
 from fgbench.spec.load import Load
-from fgbench.sweeping.estimate import Total
+from fgbench.sweeping.estimate import SweepProgress
 from fgbench.sweeping.folder import SweepFolder, read_sweep
 from fgbench.sweeping.plan import SweepPlan
 from fgbench.sweeping.runner import SweepRunner
@@ -92,7 +92,7 @@ class Sweep:
             self.systems,
             DATASET,
             Quiet(),
-            Total(),
+            SweepProgress(),
             expected_seconds=lambda point: 1.0,
             options=lambda point: {"rate": point.rate},
             **{"max_error_rate": 0.01, **options},

@@ -15,7 +15,7 @@ from fgbench.workload.arrivals import (
     PROCESSES,
     Arrivals,
     Burst,
-    Closed,
+    ClosedLoop,
     Gamma,
     Ramp,
     Replay,
@@ -105,7 +105,7 @@ def test_a_trace_is_replayed_at_its_own_times_or_stretched() -> None:
 
 
 def test_a_closed_loop_has_an_order_and_no_times() -> None:
-    closed = Closed(4)
+    closed = ClosedLoop(4)
     assert closed.concurrency == 4
     assert closed.mean_rate(math.inf) is None
     assert closed.times(np.random.default_rng(0), 3, math.inf) == (0.0, 0.0, 0.0)
@@ -132,9 +132,9 @@ def test_a_rate_only_stretches_the_pattern(arrivals: Arrivals) -> None:
     assert arrivals.times(np.random.default_rng(5), 3, math.inf) == (0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("arrivals", [*OPEN, Closed(4)], ids=lambda arrivals: arrivals.label)
+@pytest.mark.parametrize("arrivals", [*OPEN, ClosedLoop(4)], ids=lambda arrivals: arrivals.label)
 def test_what_it_is_stands_in_the_workload_and_its_fingerprint(arrivals: Arrivals) -> None:
-    rate = math.inf if isinstance(arrivals, Closed) else 2.0
+    rate = math.inf if isinstance(arrivals, ClosedLoop) else 2.0
     workload = build_workload(TABLE, rate=rate, num_prompts=6, arrivals=arrivals)
     poisson = build_workload(TABLE, rate=rate, num_prompts=6)
     described = json.loads(json.dumps(workload.describe(), allow_nan=False))
@@ -145,7 +145,7 @@ def test_what_it_is_stands_in_the_workload_and_its_fingerprint(arrivals: Arrival
 
 
 def test_parameters_alone_make_another_fingerprint() -> None:
-    loops = [build_workload(TABLE, rate=math.inf, num_prompts=6, arrivals=Closed(n)) for n in (2, 3)]
+    loops = [build_workload(TABLE, rate=math.inf, num_prompts=6, arrivals=ClosedLoop(n)) for n in (2, 3)]
     assert [r.scheduled for r in loops[0].requests] == [r.scheduled for r in loops[1].requests]
     assert loops[0].fingerprint != loops[1].fingerprint
 
@@ -159,7 +159,7 @@ def test_parameters_alone_make_another_fingerprint() -> None:
         (lambda: Ramp(0.0), "--rate-to must be a number"),
         (lambda: Ramp(math.inf), "--rate-to must be a number"),
         (lambda: Ramp(2.0).check(math.inf), "a ramp needs a finite --rate"),
-        (lambda: Closed(0), "--concurrency must be between 1"),
+        (lambda: ClosedLoop(0), "--concurrency must be between 1"),
         (lambda: Replay("none", ()), "has no requests"),
         (lambda: Uniform().check(0.0), "the rate must be above 0"),
         (lambda: POISSON.times(np.random.default_rng(0), 3, math.nan), "the rate must be above 0"),

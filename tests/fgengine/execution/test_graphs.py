@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from fgengine.execution.device_tokens import DeviceTokens
 from fgengine.execution.graphs import ALIGNED, Capture, DecodeInputs, batch_sizes, cuda_capture
 from fgengine.execution.runner import TorchRunner
-from fgengine.execution.unread import Unread
 from fgengine.model.loader import load
 from fgengine.model.shape import ModelShape
 from fgengine.ops.select import ops_for
@@ -189,12 +189,12 @@ def test_inputs_are_what_a_ragged_batch_says() -> None:
     runner = runner_of("llama")
     items = decodes(runner, [5, 16, 17])
     inputs = DecodeInputs(16, 16, DEVICE)
-    unread = Unread(torch.tensor([70, 71], device=DEVICE), {items[1].request: (1, 15)})
-    inputs.fill(items, 4, 8, runner.dummy_block, unread)
+    device_tokens = DeviceTokens(torch.tensor([70, 71], device=DEVICE), {items[1].request: (1, 15)})
+    inputs.fill(items, 4, 8, runner.dummy_block, device_tokens)
     assert inputs.context_lens[:4].tolist() == [5, 16, 17, 1]
     assert inputs.positions[:4].tolist() == [4, 15, 16, 0]
     assert inputs.source[:4].tolist() == [-1, 1, -1, -1]
-    assert inputs.unread[:2].tolist() == [70, 71]
+    assert inputs.device_tokens[:2].tolist() == [70, 71]
     places = [items[0].blocks[0] * 8 + 4, items[1].blocks[1] * 8 + 7, items[2].blocks[2] * 8]
     assert inputs.slots[:4].tolist() == [*places, runner.dummy_block * 8]
     assert inputs.tables[2, :3].tolist() == items[2].blocks

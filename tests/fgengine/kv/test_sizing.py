@@ -28,7 +28,7 @@ def test_pools_on_a_cpu() -> None:
     assert sizing.pools_on_cpu(BY_RULE, MIB, 4 * GIB) == Pools(2048, int(4096 * 0.9) - 1 - 2048)
     assert sizing.pools_on_cpu(BY_RULE, MIB, 2 * GIB) == Pools(int(2048 * 0.9) - 1, 0)
     by_hand = replace(BY_RULE, num_device_blocks=7)
-    assert sizing.pools_on_cpu(by_hand, MIB, 64 * GIB) == Pools(7, sizing.LEAST_HOST_POOL_BYTES // MIB)
+    assert sizing.pools_on_cpu(by_hand, MIB, 64 * GIB) == Pools(7, sizing.MIN_HOST_POOL_BYTES // MIB)
     assert sizing.pools_on_cpu(replace(by_hand, swap_space=0), MIB, 64 * GIB) == Pools(7, 0)
 
 
@@ -102,7 +102,7 @@ def test_a_gpus_host_pool_is_bounded_by_free_memory_and_by_what_is_pinned_soon(
 ) -> None:
     blocks = sizing.host_blocks_beside_gpu(BY_RULE, device, block, free)
     assert 0 <= blocks * block <= min(free * sizing.PINNED_SHARE, sizing.PINNED_LIMIT_BYTES)
-    assert blocks * block <= max(4 * device * block, sizing.LEAST_HOST_POOL_BYTES)
+    assert blocks * block <= max(4 * device * block, sizing.MIN_HOST_POOL_BYTES)
     assert sizing.host_blocks_beside_gpu(BY_RULE, device, block, free + more) >= blocks
     assert sizing.host_blocks_beside_gpu(BY_RULE, device + 1, block, free) >= blocks
 

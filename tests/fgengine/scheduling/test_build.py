@@ -7,9 +7,9 @@ import pytest
 from fgengine.config import EngineConfig
 from fgengine.cost import CostModel
 from fgengine.kv.sizing import Pools
-from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.predictor import Oracle
 from fgengine.scheduling.scheduler import Scheduler
+from fgengine.scheduling.step_builder import Limits
 
 COST = CostModel(step=0.01, prefill_token=0.0005, decode_request=0.0005)
 CONFIG = EngineConfig(

@@ -198,8 +198,8 @@ def decisions(build: Build, policy: str, mode: str, variant: str) -> str:
     return hash_of(found)
 
 
-def leaps(build: Build, policy: str, mode: str) -> str:
-    """What a simulation that leaps over steps finds: when each token came, and how the requests ended."""
+def advances(build: Build, policy: str, mode: str) -> str:
+    """When each token came and how requests ended in a simulation that takes several steps at once."""
     found: list[Any] = []
     for engine, arrivals in engines(build, policy, mode, "leaps"):
         replica = Replica(engine.scheduler, COST, keep_token_times=True)
@@ -216,7 +216,7 @@ def test_decisions_are_those_stored(symbolic_engine: Build, policy: str) -> None
     for mode in get_args(Offloading):
         for variant in VARIANTS:
             got[f"{policy}, {mode}, {variant}"] = decisions(symbolic_engine, policy, mode, variant)
-        got[f"{policy}, {mode}, leaps"] = leaps(symbolic_engine, policy, mode)
+        got[f"{policy}, {mode}, leaps"] = advances(symbolic_engine, policy, mode)
     stored = json.loads(STORED.read_text()) if STORED.exists() else {}
     if STORE:
         STORED.write_text(json.dumps(stored | got, indent=1) + "\n")

@@ -13,8 +13,8 @@ from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.work_in_progress import (
     ENOUGH_SHARE,
     FAR_ABOVE,
-    LEAST_REQUESTS,
-    MOST_SHARE,
+    MAX_SHARE,
+    MIN_REQUESTS,
     WorkInProgress,
 )
 
@@ -59,7 +59,7 @@ def test_far_above_capacity_most_of_what_fcfs_finishes_is_finished(
 
 def test_work_is_open_until_its_request_ends() -> None:
     work = WorkInProgress(COST, max_batch_size=2)
-    requests = [Request.new(str(i), [0] * 100, params(81), 0.0) for i in range(3 * LEAST_REQUESTS)]
+    requests = [Request.new(str(i), [0] * 100, params(81), 0.0) for i in range(3 * MIN_REQUESTS)]
     for request in requests:
         work.started(request)
         work.computed(StepPlan(0, [PlanItem(request, 0, 100, [], True)]), 1)
@@ -71,7 +71,7 @@ def test_work_is_open_until_its_request_ends() -> None:
         int(FAR_ABOVE * len(requests) * 0.2 / each)
     )  # no such backlog: not far above capacity
     assert not work.is_moderate
-    for request in requests[: 2 * LEAST_REQUESTS + 10]:
+    for request in requests[: 2 * MIN_REQUESTS + 10]:
         work.computed(StepPlan(0, [PlanItem(request, 100, 1, [], True)]), 80)
         request.tokens.extend([0] * 80)
         request.num_computed = 180
@@ -93,4 +93,4 @@ def test_without_a_cost_model_there_is_no_bound() -> None:
 
 
 def test_the_shares_leave_a_gap() -> None:
-    assert ENOUGH_SHARE < MOST_SHARE < 1.0
+    assert ENOUGH_SHARE < MAX_SHARE < 1.0

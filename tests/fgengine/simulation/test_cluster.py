@@ -1,4 +1,4 @@
-"""A replica that leaps decides as an engine that takes every step; a router sees what is there when asked."""
+"""A replica that takes several steps at once decides as an engine that takes each step. Routers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fgengine.cost import CostModel
 from fgengine.engine import Engine
 from fgengine.kv.manager import KVManager
 from fgengine.request import Request, SamplingParams
-from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy
 from fgengine.scheduling.queue_limit import NO_LIMIT, QueueLimit
 from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.scheduling.scheduler import Scheduler
+from fgengine.scheduling.step_builder import Limits
 from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.copying import SimulatedCopyEngine
-from fgengine.simulation.replica import Ending, Replica
+from fgengine.simulation.replica import Completion, Replica
 from fgengine.simulation.routing import ROUTERS, make_router
 from fgengine.simulation.runner import SimulatedRunner
 
@@ -68,7 +68,7 @@ def request(index: int, arrival: float, prompt: int, output: int) -> Request:
     return Request(str(index), prompt, params, arrival, bytearray(prompt), phase_since=arrival)
 
 
-def step_by_step(scheduler: Scheduler, work: Work, cost: CostModel = COST) -> tuple[list[Ending], Engine]:
+def step_by_step(scheduler: Scheduler, work: Work, cost: CostModel = COST) -> tuple[list[Completion], Engine]:
     clock = VirtualClock()
     copies = SimulatedCopyEngine(clock, BLOCK_BYTES, cost.copy_bytes_per_second)
     engine = Engine(scheduler, SimulatedRunner(cost, clock), copies, clock)
@@ -89,10 +89,10 @@ def step_by_step(scheduler: Scheduler, work: Work, cost: CostModel = COST) -> tu
             refusals[dropped.id] = why
         for event in engine.step() if engine.has_work else ():
             times.setdefault(event.request.id, []).append(clock.now())
-    return [Ending(r, times.get(r.id, ()), refusals.get(r.id)) for r in requests], engine
+    return [Completion(r, times.get(r.id, ()), refusals.get(r.id)) for r in requests], engine
 
 
-def leaping(replicas: Sequence[Replica], work: Work, router: str = "round-robin") -> list[Ending]:
+def advancing(replicas: Sequence[Replica], work: Work, router: str = "round-robin") -> list[Completion]:
     requests = (request(i, *one) for i, one in enumerate(work))
     endings = Cluster(replicas, make_router(router)).serve(requests)
     return sorted(endings, key=lambda ending: int(ending.request.id))
@@ -113,17 +113,17 @@ def leaping(replicas: Sequence[Replica], work: Work, router: str = "round-robin"
     ],
 )
 @pytest.mark.parametrize("rate", [1.0, 5.0])
-def test_leaps_decide_as_single_steps_do(
+def test_advances_decide_as_single_steps_do(
     policy: str, device_blocks: int, host_blocks: int, offloading: Offloading, rate: float
 ) -> None:
     work = some_work(40, rate, seed=int(10 * rate) + device_blocks)
-    leaps_decide_as_single_steps(policy, device_blocks, host_blocks, offloading, work)
+    advances_decide_as_single_steps(policy, device_blocks, host_blocks, offloading, work)
 
 
 @pytest.mark.parametrize(("rate", "seed"), [(3.0, 0), (5.0, 12), (3.0, 13), (5.0, 17)])
 def test_no_leap_passes_over_an_early_upload(rate: float, seed: int) -> None:
-    """Samples in which leaping while something is swapped out would decide otherwise."""
-    leaps_decide_as_single_steps("sj-mlfq", 150, 100, "proactive", some_work(40, rate, seed))
+    """Samples in which advancing while something is swapped out would decide otherwise."""
+    advances_decide_as_single_steps("sj-mlfq", 150, 100, "proactive", some_work(40, rate, seed))
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "sj-mlfq", "srpt"])
@@ -136,18 +136,18 @@ def test_no_leap_passes_over_an_early_upload(rate: float, seed: int) -> None:
         (QueueLimit(requests=6, prompt_tokens=2000, timeout=1.0), RequestRefused),
     ],
 )
-def test_leaps_refuse_and_drop_as_single_steps_do(
+def test_advances_refuse_and_drop_as_single_steps_do(
     policy: str, queue: QueueLimit, refusal: type[RequestRefused]
 ) -> None:
     work = some_work(80, 12.0, seed=3)
-    leaps_decide_as_single_steps(policy, 90, 100, "reactive", work, queue)
-    endings = leaping([Replica(scheduler(policy, 90, 100, queue=queue), COST)], work)
+    advances_decide_as_single_steps(policy, 90, 100, "reactive", work, queue)
+    endings = advancing([Replica(scheduler(policy, 90, 100, queue=queue), COST)], work)
     kinds = [type(ending.refusal) for ending in endings if ending.refusal is not None]
     assert 0 < len(kinds) < len(work)
     assert all(issubclass(kind, refusal) for kind in kinds)
 
 
-def leaps_decide_as_single_steps(
+def advances_decide_as_single_steps(
     policy: str,
     device_blocks: int,
     host_blocks: int,
@@ -157,9 +157,9 @@ def leaps_decide_as_single_steps(
 ) -> None:
     single = scheduler(policy, device_blocks, host_blocks, offloading, queue)
     expected, engine = step_by_step(single, work)
-    leaps = scheduler(policy, device_blocks, host_blocks, offloading, queue)
-    replica = Replica(leaps, COST, keep_token_times=True)
-    got = leaping([replica], work)
+    advances = scheduler(policy, device_blocks, host_blocks, offloading, queue)
+    replica = Replica(advances, COST, keep_token_times=True)
+    got = advancing([replica], work)
     for mine, theirs in zip(got, expected, strict=True):
         assert str(mine.refusal) == str(theirs.refusal)
         assert list(mine.token_times) == list(theirs.token_times)
@@ -176,7 +176,7 @@ def test_a_decode_that_nothing_disturbs_is_one_leap(monkeypatch: pytest.MonkeyPa
     plans = []
     schedule = replica.scheduler.schedule
     monkeypatch.setattr(replica.scheduler, "schedule", lambda now: plans.append(now) or schedule(now))
-    (ending,) = leaping([replica], [(0.0, 100, 300)])
+    (ending,) = advancing([replica], [(0.0, 100, 300)])
     assert len(plans) <= 3
     assert ending.request.num_generated == 300
     assert ending.request.phase_since == pytest.approx(COST.alone_seconds(100, 300), rel=1e-9)
@@ -185,7 +185,7 @@ def test_a_decode_that_nothing_disturbs_is_one_leap(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("router", list(ROUTERS))
 def test_every_router_serves_all_and_uses_every_replica(router: str) -> None:
     replicas = [Replica(scheduler("fcfs"), COST) for _ in range(4)]
-    endings = leaping(replicas, some_work(80, 20.0, seed=1), router)
+    endings = advancing(replicas, some_work(80, 20.0, seed=1), router)
     assert all(e.request.num_generated == e.request.params.max_tokens for e in endings)
     assert all(replica.scheduler.counters.finished > 0 for replica in replicas)
     assert sum(replica.scheduler.counters.finished for replica in replicas) == 80
@@ -198,7 +198,7 @@ def test_waiting_for_a_slow_link_is_accounted() -> None:
     work = some_work(40, 5.0, seed=3)
     endings, engine = step_by_step(scheduler("sj-mlfq", 60), work, slow)
     replica = Replica(scheduler("sj-mlfq", 60), slow)
-    leaping([replica], work)
+    advancing([replica], work)
     took = max(ending.request.phase_since for ending in endings)
     assert engine.work.copy_wait_seconds > 0.01 * took
     assert replica.copy_wait_seconds == pytest.approx(engine.work.copy_wait_seconds)
@@ -237,7 +237,7 @@ def test_what_routers_choose_by() -> None:
 
 def test_what_can_never_run_is_refused_and_hurts_nobody() -> None:
     replica = Replica(scheduler("fcfs", device_blocks=20), COST)
-    refused, served = leaping([replica], [(0.0, 400, 10), (0.1, 40, 10)])
+    refused, served = advancing([replica], [(0.0, 400, 10), (0.1, 40, 10)])
     assert "device pool has 20" in str(refused.refusal)
     assert refused.request.num_generated == 0
     assert served.refusal is None

@@ -37,11 +37,11 @@ def test_beside_a_gpu_the_host_pool_is_bounded() -> None:
 
 def test_it_says_what_was_assumed() -> None:
     line = pools_in_words(CONFIG, SHAPE, CPU)
-    assert line.startswith("KV pool 2.0 GiB = 5,825 blocks (93,200 tokens, about 182 requests of 512 tokens)")
-    assert "host pool 8.0 GiB = 23,300 blocks" in line
+    assert line.startswith("KV pool 2 GiB = 5,825 blocks (93,200 tokens, about 182 requests of 512 tokens)")
+    assert "host pool 8 GiB = 23,300 blocks" in line
     assert line.endswith("; assumed: memory enough for the default pools")
     by_hand = replace(CONFIG, num_device_blocks=400, swap_space=0)
     for config in (by_hand, replace(by_hand, swap_space=None, offloading="recompute")):
         assert pools_in_words(config, SHAPE, CPU) == (
-            "KV pool 140.6 MiB = 400 blocks (6,400 tokens, about 12 requests of 512 tokens)"
+            "KV pool 141 MiB = 400 blocks (6,400 tokens, about 12 requests of 512 tokens)"
         )

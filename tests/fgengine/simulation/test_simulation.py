@@ -16,9 +16,9 @@ from fgengine.engine import Engine
 from fgengine.kv.manager import KVManager
 from fgengine.kv.transfer import Transfer
 from fgengine.request import Request, SamplingParams
-from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy
 from fgengine.scheduling.scheduler import Scheduler
+from fgengine.scheduling.step_builder import Limits
 from fgengine.simulation.copying import SimulatedCopyEngine
 from fgengine.simulation.runner import SimulatedRunner
 

@@ -9,7 +9,7 @@ import pytest
 from fgbench.metrics.slo import parse_slo
 from fgbench.report.comparison import Comparison, compare
 from fgbench.report.objectives import Objective
-from fgbench.report.pictures.contents import MOST_POINTS, cumulated, pictures_of
+from fgbench.report.pictures.contents import MAX_POINTS, cumulated, pictures_of
 from fgbench.report.pictures.picture import Bars, Panel, Picture, picked
 from fgbench.results.run import Run
 
@@ -100,7 +100,7 @@ def test_of_many_rates_some_are_picked_and_it_is_said(make_run: Make) -> None:
 
 def test_a_distribution_of_many_is_thinned_and_keeps_its_ends() -> None:
     xs, ys = cumulated([float(n) for n in range(100_000)])
-    assert len(xs) == MOST_POINTS
+    assert len(xs) == MAX_POINTS
     assert (xs[0], xs[-1], ys[-1]) == (0.0, 99_999.0, 1.0)
     assert all(y == pytest.approx((x + 1) / 100_000) for x, y in zip(xs, ys, strict=True))
     assert cumulated([3.0, 1.0]) == ([1.0, 3.0], [0.5, 1.0])

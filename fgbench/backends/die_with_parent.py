@@ -1,9 +1,11 @@
-"""``python -m fgbench.backends.tether PARENT COMMAND...``: become COMMAND, tied to the parent's life.
+"""Runs a command that ends when its parent does.
 
-On Linux the kernel then sends SIGTERM when the parent ends, however it ends: a benchmark that is killed
-leaves no server behind. (The parent is the thread that started this; elsewhere nothing is tied.)
+    python -m fgbench.backends.die_with_parent PARENT COMMAND...
 
-COMMAND starts with SIGINT and SIGTERM at their defaults. A job that a script puts into the background
+On Linux the kernel sends the command SIGTERM when the parent ends, however it ends, so a benchmark that is
+killed leaves no server running. (The parent is the thread that started this. Other systems send nothing.)
+
+The command starts with SIGINT and SIGTERM at their defaults. A job that a script puts into the background
 inherits an ignored SIGINT and would pass it on: the server could not be asked to stop.
 """
 
@@ -23,7 +25,7 @@ def main() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    if os.getppid() != parent:  # it ended before the tie was made
+    if os.getppid() != parent:  # it ended before the kernel knew
         sys.exit(1)
     os.execv(command[0], command)
 

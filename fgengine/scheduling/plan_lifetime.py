@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from fgengine.kv.manager import KVManager
 from fgengine.plan import PlanItem
-from fgengine.scheduling.draft import Draft
 from fgengine.scheduling.residency import KVResidency
+from fgengine.scheduling.step_builder import StepBuilder
 
 
 @dataclass(frozen=True, slots=True)
-class Horizon:
+class PlanLifetime:
     """How long a plan stays the right one, if nothing arrives, is aborted or ends being copied."""
 
     steps: int
@@ -22,35 +22,35 @@ class Horizon:
     """No repetition begins at or after this moment, on the engine's clock."""
 
 
-ONCE = Horizon(1, math.inf)
+ONCE = PlanLifetime(1, math.inf)
 
 
-def steps_like(draft: Draft, kv: KVManager, residency: KVResidency) -> int:
+def repeatable_steps(builder: StepBuilder, kv: KVManager, residency: KVResidency) -> int:
     """How often the plan just made would be made again, were it made at every step, the policy's order being
     the same.
 
     Conservative: 1 wherever it cannot be told. A plan of decodes holds until one of them ends, as long as the
     free blocks last; where memory is short, until one of them needs a block.
     """
-    if draft.has_prefill or draft.moved or (draft.short and draft.grew):
+    if builder.has_prefill or builder.moved or (builder.short and builder.grew):
         return 1
-    steps = _steps_to_an_end(draft.items)
-    if (steady := residency.pressure.steady_steps(len(draft.items))) is not None:
+    steps = _steps_to_an_end(builder.items)
+    if (steady := residency.pressure.steady_steps(len(builder.items))) is not None:
         steps = min(steps, steady)
     if not residency.pressure.active:
-        steps = min(steps, residency.pressure.work.steps_until_too_much(draft.items))
-    spare = 0 if draft.short else kv.device.num_free
+        steps = min(steps, residency.pressure.work.steps_until_too_much(builder.items))
+    spare = 0 if builder.short else kv.device.num_free
     if (until_full := residency.pressure.blocks_until_full) is not None:
         if until_full < 0:
             return 1  # the next step begins under pressure
         spare = min(spare, until_full)
     if residency.reserve is not None:
         # Which requests are moved ahead of need depends on waits, which change with every step.
-        reserve = residency.reserve.blocks(draft.now)
+        reserve = residency.reserve.blocks(builder.now)
         if kv.on_host or kv.transfers_in_flight or spare < reserve:
             return 1
         spare -= reserve
-    return _steps_within(spare, draft.items, steps, kv.block_size) if steps > 1 else 1
+    return _steps_within(spare, builder.items, steps, kv.block_size) if steps > 1 else 1
 
 
 def _steps_to_an_end(items: Collection[PlanItem]) -> int:

@@ -14,7 +14,7 @@ from fgengine.plan import PlanItem
 from fgengine.request import Request
 
 
-class Unread(NamedTuple):
+class DeviceTokens(NamedTuple):
     """Of the step that was launched last."""
 
     tokens: Tensor
@@ -23,19 +23,19 @@ class Unread(NamedTuple):
     """Of each request that was given one: its row in ``tokens``, and the token's position in the request."""
 
 
-def sources(items: Sequence[PlanItem], unread: Unread | None) -> NDArray[np.int64]:
-    """[T]: for each token to be computed its row in ``unread.tokens``; -1: the host knows it."""
+def sources(items: Sequence[PlanItem], device_tokens: DeviceTokens | None) -> NDArray[np.int64]:
+    """[T]: for each token to be computed its row in ``device_tokens.tokens``; -1: the host knows it."""
     found = np.full(sum(item.num_tokens for item in items), -1, np.int64)
-    if unread is not None:
+    if device_tokens is not None:
         first = 0
         for request, start, num_tokens, _, _ in items:
-            row, position = unread.places.get(request, (-1, -1))
+            row, position = device_tokens.places.get(request, (-1, -1))
             if start <= position < start + num_tokens:
                 found[first + position - start] = row
             first += num_tokens
     return found
 
 
-def fill_in(tokens: Tensor, source: Tensor, unread: Tensor) -> Tensor:
-    """``tokens`` [T], with ``unread[source]`` where ``source`` [T] is not negative."""
-    return torch.where(source >= 0, unread[source.clamp(min=0)], tokens)
+def fill_in(tokens: Tensor, source: Tensor, device_tokens: Tensor) -> Tensor:
+    """``tokens`` [T], with ``device_tokens[source]`` where ``source`` [T] is not negative."""
+    return torch.where(source >= 0, device_tokens[source.clamp(min=0)], tokens)

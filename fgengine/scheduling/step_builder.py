@@ -41,7 +41,7 @@ class Counters:
 
 
 @dataclass(slots=True)
-class Draft:
+class StepBuilder:
     """The plan of one step, under construction."""
 
     now: float

@@ -1,4 +1,6 @@
-"""A simulation that leaps decides as an engine that takes every step: every policy, every offloading mode.
+"""A simulation that takes several steps at once decides as an engine that takes each step.
+
+Under every policy and every offloading mode.
 
 Each case is drawn from a seed: the cost model, both pools, the link, the batch, the limits, the users and
 the load. ``FGBENCH_NIGHTLY=1`` runs many more seeds.
@@ -20,10 +22,10 @@ from fgengine.cost import CostModel
 from fgengine.engine import Engine
 from fgengine.kv.manager import KVManager
 from fgengine.request import Request, SamplingParams
-from fgengine.scheduling.draft import Limits
 from fgengine.scheduling.policy import PolicyContext, make_policy, policy_names
 from fgengine.scheduling.predictor import Noisy
 from fgengine.scheduling.scheduler import Scheduler
+from fgengine.scheduling.step_builder import Limits
 from fgengine.simulation.cluster import Cluster
 from fgengine.simulation.copying import SimulatedCopyEngine
 from fgengine.simulation.replica import Replica
@@ -36,7 +38,7 @@ LONGEST = 400
 """Tokens, prompt and output."""
 SEEDS = range(1000) if os.environ.get("FGBENCH_NIGHTLY") == "1" else range(8)
 FOUND: dict[tuple[str, str], Sequence[int]] = {("vtc", "none"): (5, 6, 18)}
-"""Seeds, by policy and offloading, whose cases a leap once decided otherwise."""
+"""Seeds, by policy and offloading, whose cases several steps at once decided otherwise."""
 
 Ended = tuple[str, list[float], float]
 """A request's id, when each of its tokens came, when it ended."""
@@ -141,19 +143,19 @@ def step_by_step(case: Case, scheduler: Scheduler, requests: Sequence[Request]) 
     return [(request.id, times[request.id], request.phase_since) for request in requests]
 
 
-def leaping(replica: Replica, requests: Sequence[Request]) -> list[Ended]:
+def advancing(replica: Replica, requests: Sequence[Request]) -> list[Ended]:
     endings = Cluster([replica], make_router("round-robin")).serve(iter(requests))
     ended = [(e.request.id, list(e.token_times), e.request.phase_since) for e in endings]
     return sorted(ended, key=lambda end: int(end[0]))
 
 
 def differences(case: Case) -> list[str]:
-    """What a simulation that leaps decides otherwise than one that takes every step."""
+    """What a simulation that takes several steps at once decides otherwise than one that takes every step."""
     single = case.scheduler()
     expected_requests, got_requests = case.requests(), case.requests()
     expected = step_by_step(case, single, expected_requests)
     replica = Replica(case.scheduler(), case.cost, keep_token_times=True)
-    got = leaping(replica, got_requests)
+    got = advancing(replica, got_requests)
     found = []
     for mine, theirs in zip(got, expected, strict=True):
         if mine[1] != pytest.approx(theirs[1], rel=1e-9, abs=1e-9):
@@ -169,7 +171,7 @@ def differences(case: Case) -> list[str]:
 
 @pytest.mark.parametrize("offloading", get_args(Offloading))
 @pytest.mark.parametrize("policy", policy_names())
-def test_leaps_decide_as_single_steps_do(policy: str, offloading: Offloading) -> None:
+def test_advances_decide_as_single_steps_do(policy: str, offloading: Offloading) -> None:
     for seed in (*SEEDS, *FOUND.get((policy, offloading), ())):
         case = Case.drawn(policy, offloading, seed)
         found = differences(case)
