@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 
 from fgbench.cli.printing import say
 from fgbench.sweeping.estimate import capacity
+from fgengine.child import python_module
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,7 +148,7 @@ def _cost_of(model: str) -> CostModel:
 
 def _verb(*arguments: str) -> None:
     """Another verb in a process of its own, so that no model stays in this one's memory."""
-    code = subprocess.run([sys.executable, "-m", "fgbench", *arguments], check=False).returncode
+    code = subprocess.run(python_module("fgbench", *arguments), check=False).returncode
     if code != 0:
         raise typer.Exit(code)
 

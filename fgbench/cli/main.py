@@ -46,7 +46,6 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; a user's mistake becomes a sentence."""
-        look_in_working_directory()
         end_on_signals()
         try:
             return super().invoke(ctx)
@@ -83,15 +82,6 @@ def end_on_signals() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
-
-
-def look_in_working_directory() -> None:
-    """Let ``--policy my_policies:Mine`` name a file that lies here, as ``python -m fgbench`` does.
-
-    Last in the path, so that nothing here hides what is installed; not where Python was told to be careful.
-    """
-    if not getattr(sys.flags, "safe_path", False) and not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())
 
 
 def is_policy_error(error: RuntimeError) -> bool:
