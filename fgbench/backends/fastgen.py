@@ -14,6 +14,7 @@ from fgbench.backends.backend import BackendError, Report
 from fgbench.backends.started import StartedServer
 from fgengine.child import python_module
 from fgengine.config import EngineConfig
+from fgengine.extras import require_package
 from fgengine.model.store import folder_of
 from fgengine.preflight import check_names
 from fgengine.settings import as_arguments
@@ -26,8 +27,10 @@ class FastGen(StartedServer):
     """``python -m fgbench serve`` with a configuration."""
 
     def __init__(self, config: EngineConfig, *, port: int | None = None) -> None:
-        """Raises ValueError for a configuration that no server would start with."""
+        """Raises ValueError for a configuration that no server would start with, and MissingPackage if the
+        engine is not installed."""
         super().__init__(port)
+        require_package("torch", "FastGen's engine")
         check_names(config)
         self.policy = config.policy
         self.model = config.model

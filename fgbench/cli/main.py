@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from fgbench.exit_codes import FAILED, INTERRUPTED, WRONG_USAGE
+from fgengine.extras import EXTRA_OF, MissingPackage
 
 VERBS = {
     "demo": "See it work: a model, a server, a load, two policies side by side.",
@@ -53,6 +54,12 @@ class Verbs(TyperGroup):
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError:
             raise  # `fgbench compare | head`: typer ends it quietly
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in EXTRA_OF:
+                raise
+            known = isinstance(error, MissingPackage)
+            raise typer.Exit(tell(error if known else MissingPackage(missing, "this verb"))) from error
         except (ValueError, OSError) as error:
             raise typer.Exit(tell(error)) from error
         except RuntimeError as error:
