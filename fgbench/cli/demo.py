@@ -131,7 +131,7 @@ def _measure(
 ) -> list[Path]:
     """Run folders, one for each rate and policy. Ends the program when a run does not succeed."""
     from fgbench.backends.fastgen import FastGen
-    from fgbench.benchmark import run_benchmark
+    from fgbench.benchmark import execute_run
     from fgbench.live.display import display_for
     from fgbench.spec.load import Load
     from fgengine.config import EngineConfig
@@ -143,7 +143,7 @@ def _measure(
                 model=model, use_dummy_weights=dummy_weights, policy=policy, max_batch_size=BATCH_SIZE
             )
             load = Load(rate=rate, num_prompts=plan.num_prompts, seed=seed)
-            run = run_benchmark(FastGen(config), dataset, load, results=results, display=display_for(console))
+            run = execute_run(FastGen(config), dataset, load, results=results, display=display_for(console))
             if run.status != "complete":
                 say(console, f"The run in {run.path} is {run.status}; it is kept.", "bold red")
                 raise typer.Exit(130 if run.status == "interrupted" else 1)
