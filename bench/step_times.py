@@ -1,4 +1,4 @@
-"""How long one step takes, beside its floor; bench/step.py and bench/gpu_check.py measure by this."""
+"""How long one step takes, beside its floor. Shared by step.py and gpu.py."""
 
 from __future__ import annotations
 

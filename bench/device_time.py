@@ -1,8 +1,8 @@
-"""Where a step's time goes on the device: its kernels by time, and the share in which none runs."""
+"""What runs on a device and for how long, by torch's profiler."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -10,12 +10,11 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-MOST_KERNELS = 15
-NAME_LENGTH = 100
+MAX_KERNELS = 15
 
 
 class Span(NamedTuple):
-    """A kernel (on a CPU: an operation with all its parts) as it ran; microseconds."""
+    """A kernel or copy (on a CPU: an operation with all its parts) as it ran; microseconds."""
 
     name: str
     start: float
@@ -23,12 +22,11 @@ class Span(NamedTuple):
 
 
 def spans_of(work: Callable[[], object], times: int, device: torch.device) -> list[Span]:
-    """What ran on the device meanwhile, copies included."""
+    """What ran on the device meanwhile."""
     on_gpu = device.type == "cuda"
-    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     if on_gpu:
         torch.cuda.synchronize(device)
-    with profile(activities=[activity]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as recorded:
         for _ in range(times):
             work()
         if on_gpu:
@@ -52,31 +50,17 @@ def busy_seconds(spans: Iterable[Span]) -> float:
 def kernels_of(spans: Iterable[Span], times: int) -> list[dict[str, Any]]:
     """By name, the longest first: seconds and calls of one of the ``times``."""
     seconds: dict[str, float] = defaultdict(float)
-    calls: dict[str, int] = defaultdict(int)
+    calls: Counter[str] = Counter()
     for span in spans:
         seconds[span.name] += (span.end - span.start) / 1e6
         calls[span.name] += 1
-    longest = sorted(seconds, key=lambda name: -seconds[name])[:MOST_KERNELS]
+    total = max(sum(seconds.values()), 1e-12)
     return [
         {
-            "kernel": name[:NAME_LENGTH],
+            "kernel": name,
             "seconds": seconds[name] / times,
             "calls": round(calls[name] / times, 2),
-            "share": seconds[name] / max(sum(seconds.values()), 1e-12),
+            "share": seconds[name] / total,
         }
-        for name in longest
-    ]
-
-
-def breakdown(work: Callable[[], object], times: int, device: torch.device) -> dict[str, Any]:
-    """Of one of ``times`` repeats: seconds in which the device is busy, and its kernels."""
-    spans = spans_of(work, times, device)
-    return {"busy_seconds": busy_seconds(spans) / times, "kernels": kernels_of(spans, times)}
-
-
-def lines_of(found: dict[str, Any]) -> list[str]:
-    """To print."""
-    return [
-        f"    {one['seconds'] * 1e3:8.3f} ms {one['share']:6.1%} x{one['calls']:<6g} {one['kernel']}"
-        for one in found["kernels"]
+        for name in sorted(seconds, key=lambda name: -seconds[name])[:MAX_KERNELS]
     ]
