@@ -1,4 +1,4 @@
-"""A run in one line, without reading its requests where run.json holds the figures."""
+"""Shows each run in one line. Reads a run's requests only if run.json lacks the figures."""
 
 from __future__ import annotations
 
@@ -21,37 +21,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
+    """What a list shows of one run."""
+
     path: Path
     info: dict[str, Any]
+    """Content of run.json."""
     status: str
-    """As ``Run.status``, but ``running`` where the process that writes the run is alive."""
+    """Like ``Run.status``, but ``running`` only if the process that writes the run is alive."""
     summary: Summary
-    """Of an incomplete run: over the requests that had ended."""
+    """Figures; for an incomplete run, of the requests that had ended."""
 
     @property
     def backend(self) -> str:
+        """Name of the backend."""
         return str((self.info.get("backend") or {}).get("name", "unknown"))
 
     @property
     def planned(self) -> int:
+        """Number of requests in the workload."""
         return int((self.info.get("workload") or {}).get("num_prompts") or 0)
 
     @property
     def marks(self) -> list[str]:
-        """What a reader of its figures must know."""
-        said = ["overloaded"] if self.summary.overloaded else []
+        """Warnings about the figures, each in a few words."""
+        found = ["overloaded"] if self.summary.overloaded else []
         machine = MachineAccount.of(self.info)
         if machine is not None and machine.busy:
-            said.append("busy machine")
+            found.append("busy machine")
         if client_was_the_limit(self.summary):
-            said.append("client was the limit")
+            found.append("client was the limit")
         if self.summary.failed:
-            said.append(f"{self.summary.failed} failed")
+            found.append(f"{self.summary.failed} failed")
         if self.summary.rejected:
-            said.append(f"{self.summary.rejected} rejected")
-        return said
+            found.append(f"{self.summary.rejected} rejected")
+        return found
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain values for ``fgbench results list --json``."""
         work = self.info.get("workload") or {}
         return {
             "name": self.path.name,
@@ -71,7 +77,7 @@ class Overview:
 
 
 def overview(path: Path) -> Overview:
-    """Raises ValueError as ``read_run`` does."""
+    """Read the overview of the run at ``path``; raises ValueError if it is damaged, like ``read_run``."""
     info = read_info(path)
     status = str(info.get("status", "running"))
     if status == "running" and not is_being_written(path):
@@ -80,14 +86,17 @@ def overview(path: Path) -> Overview:
 
 
 def overviews(root: Path, left_out: Callable[[str], None]) -> list[Overview]:
-    """Of every run under ``root``, oldest first; ``left_out`` gets a sentence for each that is damaged."""
+    """Return the overviews of all runs under ``root``, oldest first.
+
+    ``left_out`` is called with a sentence for each damaged run, which is left out.
+    """
     return readable(overview, find_runs(root), left_out)
 
 
 def overview_tables(runs: Sequence[Overview], root: Path) -> Group:
-    """A row a run, under the folder that holds it.
+    """Return one table per folder, with one row per run.
 
-    Of a run's name only the time is shown, which is enough for ``results show``; the other columns say the
+    Only the time in a run's name is shown. It is enough for ``results show``, and other columns show the
     rest.
     """
     from rich.console import Group
@@ -133,19 +142,23 @@ def _folder_table(folder: Path, runs: Sequence[Overview], root: Path) -> Table:
 
 
 def _time(path: Path) -> str:
-    """``20261126-003903`` of ``20261126-003903_fastgen_sharegpt_r2.4_s0``."""
+    """Return the time in a run's name: ``20261126-003903`` for
+    ``20261126-003903_fastgen_sharegpt_r2.4_s0``."""
     return path.name.partition("_")[0]
 
 
 def _of_planned(run: Overview) -> str:
-    """``37 of 100``; only the first where all were sent, or as many as its time allowed."""
+    """Return ``37 of 100``, the requests ended and planned.
+
+    Only the first number is shown if all requests ended, or the run reached its time limit.
+    """
     ended = run.summary.requests + run.summary.trimmed
-    whole = ended == run.planned or (run.status == "complete" and run.info.get("duration_limit_s"))
-    return number(ended, 6) if whole else f"{number(ended, 6)} of {number(run.planned, 6)}"
+    finished = ended == run.planned or (run.status == "complete" and run.info.get("duration_limit_s"))
+    return number(ended, 6) if finished else f"{number(ended, 6)} of {number(run.planned, 6)}"
 
 
 def answer_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """What a query gave."""
+    """Return the answer to a SQL query as a table for the terminal."""
     from rich.table import Table
 
     table = Table()
