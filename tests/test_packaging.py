@@ -1,4 +1,4 @@
-"""What a wheel carries beside Python: without these files an installed fgbench cannot run."""
+"""A wheel must contain some files that are not Python; an installed fgbench needs them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_files_that_are_not_python_are_built_in(tmp_path: Path) -> None:
+def test_a_wheel_contains_the_data_files(tmp_path: Path) -> None:
     build = [
         "build",
         "--build-base",

@@ -122,8 +122,10 @@ class Breakdown:
 
     @property
     def swapped_share(self) -> float | None:
-        """Share of the requests' time in the server in which they were selected but stalled: their KV was on
-        the host or in transfer."""
+        """Share of the requests' time in the server in which they were stalled.
+
+        A stalled request is selected to run, but its KV is on the host or in transfer.
+        """
         total = sum(self.seconds.values())
         return self.seconds["swapped"] / total if "swapped" in self.seconds and total > 0.0 else None
 

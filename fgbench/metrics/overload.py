@@ -71,6 +71,7 @@ def shortfall(records: Sequence[RequestRecord]) -> float | None:
 
 
 def is_overloaded(share: float | None) -> bool:
+    """Whether a shortfall means overload; an unknown one (None) does not."""
     return share is not None and share > THRESHOLD
 
 

@@ -52,4 +52,5 @@ class RequestRecord:
         return self.error is None and self.rejected is None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
         return asdict(self)

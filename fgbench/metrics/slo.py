@@ -118,8 +118,10 @@ def _bound(text: str) -> Bound:
 
 
 def _figure(text: str) -> tuple[str, str]:
-    """Return metric and statistic. The statistic may come first or last, with any separator: ``p95 jct``,
-    ``jct.p95``."""
+    """Return metric and statistic.
+
+    The statistic may come first or last, with any separator: ``p95 jct``, ``jct.p95``.
+    """
     name = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
     first, _, rest = name.partition("_")
     start, _, last = name.rpartition("_")

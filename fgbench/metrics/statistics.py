@@ -68,6 +68,7 @@ class Distribution:
         )
 
     def to_dict(self) -> dict[str, float]:
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -173,8 +174,10 @@ def _bootstrap(values: tuple[float, ...]) -> Interval:
 
 
 def student_interval(values: Sequence[float]) -> Interval | None:
-    """Return Student's interval for the mean of normally distributed values; None with fewer than
-    ``MIN_SEEDS``."""
+    """Return Student's interval for the mean of normally distributed values.
+
+    Returns None with fewer than ``MIN_SEEDS`` values.
+    """
     n = len(values)
     if n < MIN_SEEDS:
         return None

@@ -74,6 +74,7 @@ class Trim:
         return trim
 
     def to_json(self) -> dict[str, str]:
+        """Return the value of ``trim`` in run.json."""
         return {"start": str(self.start), "end": str(self.end)}
 
     def window(self, records: Sequence[RequestRecord]) -> tuple[float, float] | None:

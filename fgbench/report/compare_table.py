@@ -41,11 +41,10 @@ INTERVAL = f"{CONFIDENCE:.0%}"
 
 
 def comparison_tables(comparison: Comparison, objectives: Sequence[Objective], width: int) -> Group:
-    """Return the tables: one per level, with a row per figure and a column per backend; then verdicts and
-    SLOs.
+    """Return the tables: one per level, then verdicts, then SLOs.
 
-    If the backends do not fit in ``width`` terminal columns, they are split into several tables. Each of them
-    also shows the baseline.
+    A table of a level has a row per figure and a column per backend. If the backends do not fit in ``width``
+    terminal columns, they are split into several tables. Each of them also shows the baseline.
     """
     from rich.console import Group
     from rich.text import Text
@@ -71,8 +70,10 @@ def comparison_tables(comparison: Comparison, objectives: Sequence[Objective], w
 
 
 def _columns(comparison: Comparison, limit: int) -> list[list[str]]:
-    """Split the backends into tables of similar size, at most ``limit`` each, with the baseline last in
-    all."""
+    """Split the backends into tables of similar size, at most ``limit`` backends each.
+
+    Each table has the baseline as its last column.
+    """
     others = [label for label in comparison.labels if label != comparison.baseline]
     tables = max(1, math.ceil(len(others) / max(1, limit - 1)))
     each = max(1, math.ceil(len(others) / tables))

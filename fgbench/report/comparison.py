@@ -180,8 +180,10 @@ class Comparison:
         return [point for level in self.levels if (point := self._at.get((label, level))) is not None]
 
     def ratio(self, point: ComparisonPoint, quantity: Quantity) -> PairedRatio | None:
-        """Return the point's figure over the baseline's at the same level, paired by seed; None if there is
-        none."""
+        """Return the point's figure over the baseline's at the same level, paired by seed.
+
+        Returns None if there is no such ratio.
+        """
         base = self._at.get((self.baseline, point.level))
         if base is None or base is point or quantity.better is None:
             return None

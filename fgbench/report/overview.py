@@ -142,8 +142,10 @@ def _folder_table(folder: Path, runs: Sequence[Overview], root: Path) -> Table:
 
 
 def _time(path: Path) -> str:
-    """Return the time in a run's name: ``20261126-003903`` for
-    ``20261126-003903_fastgen_sharegpt_r2.4_s0``."""
+    """Return the time in a run's name.
+
+    It is ``20261126-003903`` for ``20261126-003903_fastgen_sharegpt_r2.4_s0``.
+    """
     return path.name.partition("_")[0]
 
 

@@ -28,6 +28,7 @@ class Quantity:
 
     @property
     def lower_is_better(self) -> bool:
+        """Whether lower values are better."""
         return self.better == "lower"
 
     def show(self, value: float | None) -> str:

@@ -50,8 +50,10 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Return the checkout's commit, plus ``-dirty`` if tracked files differ; None for an installed
-    package."""
+    """Return the checkout's commit, or None for an installed package.
+
+    The commit has the suffix ``-dirty`` if tracked files differ from it.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

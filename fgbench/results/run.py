@@ -323,8 +323,10 @@ def summary_of(run: Run) -> Summary:
 
 
 def offered_rate(info: dict[str, Any]) -> float | None:
-    """Return the mean requests per second that the workload asks for; None in a closed loop, or if
-    unknown."""
+    """Return the mean requests per second that the workload asks for.
+
+    Returns None in a closed loop, or if the rate is unknown.
+    """
     work = info.get("workload") or {}
     process = work.get("arrival_process") or {}
     if "concurrency" in process or not work.get("rate"):

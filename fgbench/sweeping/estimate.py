@@ -49,8 +49,10 @@ class Capacity:
     batch_size: int
 
     def at(self, concurrency: int | None = None) -> float:
-        """Return the requests per second with full batches, or with ``concurrency`` requests if that is
-        less."""
+        """Return the requests per second with full batches.
+
+        If ``concurrency`` is smaller than the batch size, batches have that number of requests.
+        """
         return capacity(self.cost, self.lengths, min(self.batch_size, concurrency or self.batch_size))
 
 

@@ -221,9 +221,8 @@ def to_resume(folder: Path | None, wanted: Settings, given: Collection[str]) -> 
     plan = wanted.checked().plan
     matching = [path for path in sweeps if read_sweep(path).get("plan") == plan]
     if not matching:
-        resumed_settings(
-            SweepFolder.open(sweeps[-1]), wanted, given
-        )  # raises an error that says what differs
+        # raises an error that says which option differs, if it affects figures
+        resumed_settings(SweepFolder.open(sweeps[-1]), wanted, given)
         raise ValueError(
             f"none of the {len(sweeps)} sweeps in {root} has exactly these options: to resume the newest, "
             f"use --resume {sweeps[-1]}"

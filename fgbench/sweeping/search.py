@@ -63,8 +63,10 @@ class Search:
             )
 
     def next_rate(self, probes: Sequence[Probe]) -> float | None:
-        """Return the next rate to measure after ``probes``; None if the search has ended, with or without a
-        result."""
+        """Return the next rate to measure after ``probes``.
+
+        Returns None if the search has ended, with or without a result.
+        """
         bracket = Bracket.of(probes)
         if len(probes) >= self.max_probes or bracket.within(self.tolerance):
             return None
@@ -109,8 +111,10 @@ class Bracket:
 
     @classmethod
     def of(cls, probes: Sequence[Probe]) -> Bracket:
-        """Return the lowest rate that missed, and the highest rate below it that met. Probes may be in any
-        order."""
+        """Return the lowest rate that missed, and the highest rate below it that met.
+
+        Probes may be in any order.
+        """
         missed = min((probe.rate for probe in probes if not probe.met), default=None)
         below = [probe.rate for probe in probes if probe.met and (missed is None or probe.rate < missed)]
         return cls(max(below, default=None), missed)

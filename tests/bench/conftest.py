@@ -1,4 +1,4 @@
-"""The scripts in bench/ import what they share as the package ``gpu`` beside them."""
+"""Makes the package ``gpu`` in bench/ importable, like it is for the scripts there."""
 
 from __future__ import annotations
 

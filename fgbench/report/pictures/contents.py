@@ -186,10 +186,9 @@ def cumulated(values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def breakdown(comparison: Comparison) -> Picture | None:
-    """Return the picture of where requests spent their time in the server: a panel per load, a bar per
-    backend.
+    """Return the picture of where requests spent their time in the server.
 
-    It shows the backends whose server reports this.
+    It has a panel per load, and a bar per backend whose server reports this.
     """
     parts_at = {
         (point.level, point.label): (point, parts)
@@ -226,10 +225,10 @@ ROWS = (("waiting", "waiting for a first token"), ("answering", "being answered"
 
 
 def queues(comparison: Comparison) -> Picture | None:
-    """Return the picture of queue lengths over time: rows for waiting and answered requests, a column per
-    load.
+    """Return the picture of queue lengths over time.
 
-    It shows the first seed of each backend.
+    It has rows for waiting and answered requests, and a column per load. It shows the first seed of each
+    backend.
     """
     columns = []
     for level in comparison.levels:
