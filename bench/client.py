@@ -179,8 +179,10 @@ def compare_with_vllm(options: argparse.Namespace, url: str, core: int | None) -
 
 
 def bind() -> tuple[int, int] | tuple[None, None]:
-    """Bind this process to one core; return it and a core for the server, or None if binding is
-    impossible."""
+    """Bind this process to one core; return it and another core for the server.
+
+    Returns None for both if binding is impossible.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return None, None
     cores = sorted(os.sched_getaffinity(0))

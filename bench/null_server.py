@@ -1,5 +1,4 @@
-"""A server that streams fixed answers. It is used to measure the limit of a load generator, so it must be
-fast.
+"""A fast server that streams fixed answers, used to measure the limit of a load generator.
 
 It reads only the length of a request and sends prepared bytes. Each piece is a separate write, so that it
 arrives separately at the client. ``python bench/null_server.py`` prints its port and ends with its parent.

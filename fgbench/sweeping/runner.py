@@ -85,7 +85,8 @@ class SweepRunner:
         restart: bool = False,
         fail_fast: bool = False,
     ) -> None:
-        """
+        """Set up the runner.
+
         Args:
             folder: Where results are saved.
             plan: Makes the points.

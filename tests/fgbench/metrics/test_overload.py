@@ -18,8 +18,10 @@ SERVERS, MEAN_TOKENS, GAP = 16, 100, 0.02
 def queue_trace(
     load: float, num_requests: int, seed: int, shortest_first: bool = False
 ) -> list[RequestRecord]:
-    """Return records of Poisson arrivals at ``load`` times the capacity of 16 slots, each with a token every
-    20 ms."""
+    """Return records of Poisson arrivals at ``load`` times the capacity.
+
+    The server has 16 slots, each of which streams a token every 20 ms.
+    """
     rng = np.random.default_rng(seed)
     tokens = np.maximum(2, rng.exponential(MEAN_TOKENS, num_requests).astype(int))
     rate = load * SERVERS / (tokens.mean() * GAP)
@@ -110,8 +112,10 @@ def test_an_interrupted_load_is_judged_by_the_requests_sent() -> None:
 def with_a_bounded_queue(
     load: float, num_requests: int, seed: int, max_waiting: int = 20
 ) -> list[RequestRecord]:
-    """Return a trace like ``queue_trace``, served in order of arrival; if the queue is full, requests are
-    rejected."""
+    """Return a trace like ``queue_trace``, served in order of arrival.
+
+    Requests that find the queue full are rejected.
+    """
     arrivals = sorted(queue_trace(load, num_requests, seed), key=lambda record: record.scheduled)
     free, starts, records = [0.0] * SERVERS, list[float](), []
     for asked in arrivals:

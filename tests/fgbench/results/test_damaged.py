@@ -1,5 +1,7 @@
-"""One damaged file in one run folder: every command that reads the file names the run, leaves it out, and
-shows the other runs."""
+"""One damaged file in one run folder.
+
+Every command that reads the file names the run, leaves it out, and shows the other runs.
+"""
 
 from __future__ import annotations
 
@@ -113,8 +115,7 @@ def truncate_parquet(folder: Path) -> str:
 
 
 def flip_a_byte_of_a_page(folder: Path) -> str:
-    """Damage a page so that it still decodes, but to other numbers. The file's start and end remain
-    intact."""
+    """Damage a page so that it decodes to other numbers; the file's start and end remain intact."""
     path = folder / "requests.parquet"
     place = record_schema().names.index("first_token")
     column = pq.ParquetFile(path).metadata.row_group(0).column(place)

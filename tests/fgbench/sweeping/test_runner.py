@@ -199,8 +199,7 @@ def test_an_interrupted_point_is_saved_and_the_backend_closed(tmp_path: Path, ra
 
 
 def test_a_search_uses_means_over_seeds_and_can_be_resumed(tmp_path: Path) -> None:
-    """Seconds per token are rate / 10 with one seed and rate / 5 with the other; the mean is 0.3 at rate
-    2."""
+    """With one seed, seconds per token are rate / 10, with the other rate / 5; the mean is 0.3 at rate 2."""
 
     def by_seed(load: Load) -> tuple[str, float]:
         return "complete", load.rate / (10.0 if load.seed == 0 else 5.0)
