@@ -41,7 +41,7 @@ def test_values_of_a_request() -> None:
     assert found["ttft_from_sent"] == pytest.approx((0.9,))
 
 
-def test_what_compare_shows() -> None:
+def test_compare_shows_latencies_and_judges_mean_itl() -> None:
     assert {"jct", "ttft", "itl"} <= {quantity.metric for quantity in QUANTITIES}
     assert "ITL" in {quantity.name for quantity in HEADLINES}, "its mean gets a verdict"
 
