@@ -68,7 +68,8 @@ def newest_runs(results: Path, warn: Warn) -> list[Run]:
     if not found:
         raise ValueError(f"{results} holds no run with finished requests: make one with 'fgbench run'")
     if others := len(infos) - len(same):
-        warn(f"Left out: {others} older runs on other workloads. To compare those, name their folders.")
+        runs = "1 older run" if others == 1 else f"{others} older runs"
+        warn(f"Left out: {runs} on other workloads. To compare those, name their folders.")
     return found
 
 
