@@ -1,7 +1,7 @@
 """The OpenAI-compatible routes: completions, chat completions, models.
 
-One model is served, so the request's ``model`` is not looked at. Beside OpenAI's fields the last message
-of an answer has ``fgengine``: where the request's time went.
+The server has one model, so it ignores a request's ``model``. In addition to OpenAI's fields, an answer (the
+last message of a stream) has ``fgengine``: how the request's time was spent.
 """
 
 from __future__ import annotations
@@ -21,18 +21,25 @@ from fgengine.text import TextCodec
 
 
 class Form(Protocol):
-    """How completions and chat completions write the same things differently."""
+    """The parts of an answer whose format differs between completions and chat completions."""
 
     object: str
     chunk_object: str
     default_max_tokens: int | None
-    """None: as many as fit."""
+    """None: as many tokens as fit."""
 
-    def whole(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]: ...
-    def part(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]: ...
+    def whole(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
+        """Return the fields of a complete answer's choice; with log probabilities if there is a codec."""
+        ...
+
+    def part(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]:
+        """Return the fields of one streamed choice; with log probabilities if there is a codec."""
+        ...
 
 
 class CompletionForm:
+    """The format of completions; see ``Form``."""
+
     object = chunk_object = "text_completion"
     default_max_tokens: int | None = 16
 
@@ -51,6 +58,8 @@ class CompletionForm:
 
 
 class ChatForm:
+    """The format of chat completions; see ``Form``."""
+
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     default_max_tokens: int | None = None
@@ -95,7 +104,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def models(request: web.Request) -> web.Response:
-    """GET /v1/models: the one model, with the sizes a client needs to make prompts that fit."""
+    """GET /v1/models: the model, with the sizes that a client needs to make prompts that fit."""
     engine = request.app[SERVICE].engine
     engine.check_ready()
     assert engine.model is not None
@@ -128,7 +137,7 @@ async def _answer(
             head["id"] = generation.id
             if not body.stream:
                 return await _answer_whole(form, head, prompt, generation, codec)
-            if not service.engine.drops_waiting:  # else the status is known only once it has started
+            if not service.engine.drops_waiting:  # otherwise the status is known only when the request starts
                 await stream.open()
             asks_usage = body.stream_options is not None and body.stream_options.include_usage
             await _answer_parts(stream, form, head, prompt, generation, codec, asks_usage)
