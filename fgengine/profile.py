@@ -93,7 +93,7 @@ class Profile:
         return median(errors) if errors else math.nan
 
     def closest_to_floor(self, shape: ModelShape) -> tuple[TimedStep, float]:
-        """Return the point with the smallest ratio of measured seconds to floor (see ``physics``), and it."""
+        """Return the point that is closest to its floor (see ``physics``), and its seconds / floor."""
 
         def times_floor(point: TimedStep) -> float:
             floor = floor_of(point.items, shape, ELEMENT_BYTES[self.dtype], self.ceilings)

@@ -1,4 +1,4 @@
-"""Runs the model on a device. An engine first imports torch when it imports this package."""
+"""Runs the model on a device. When an engine starts, only the modules of this package import torch."""
 
 import os
 

@@ -8,7 +8,7 @@ copy waits for all steps that were launched before it was submitted. It follows:
 - *The source of an offload* is written only by steps that the offload waits for, because a request that is
   being copied is in no later batch.
 - *The target of an upload* is a block that was free when the upload was planned. There are two cases. Either
-  its last holder finished, was aborted or was evicted: then a step in flight may still read and write the
+  its last holder finished, was aborted or lost its KV: then a step in flight may still read and write the
   block (it may even compute a token that is not needed), but that step was launched earlier, so the upload
   waits for it. Or a copy released the block: then that copy has finished.
 - *A host block* is used by copies only, and *a step* uses the target of a copy only after the copy. In both

@@ -54,8 +54,8 @@ def pull(name: str, report: Report | None = None) -> Path:
         FetchError: the download failed, or its hash is wrong.
     """
     entry = entry_of(name)
-    say = report or (lambda _: None)
-    return build_once(cache_folder() / "models" / entry.name, lambda folder: _build(entry, folder, say))
+    reporter = report or (lambda _: None)
+    return build_once(cache_folder() / "models" / entry.name, lambda folder: _build(entry, folder, reporter))
 
 
 def tokenizer_of(config: EngineConfig) -> Path:

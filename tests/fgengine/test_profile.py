@@ -34,7 +34,7 @@ def profile_of(points: list[TimedStep], cost: CostModel) -> Profile:
     )
 
 
-TRUE = profile_of(
+VALID = profile_of(
     [
         TimedStep(128, 0, 0, 0.030, 5),
         TimedStep(512, 0, 0, 0.075, 5, held_out=True),
@@ -76,14 +76,14 @@ def test_the_artifacts_profile_is_refused() -> None:
 
 
 def test_an_impossible_fit_is_refused_even_if_its_points_are_possible() -> None:
-    wrong = replace(TRUE, cost=CostModel(step=0.001))
+    wrong = replace(VALID, cost=CostModel(step=0.001))
     assert wrong.implausible(OPT_13B)
-    assert not TRUE.implausible(OPT_13B)
+    assert not VALID.implausible(OPT_13B)
 
 
 def test_the_step_closest_to_its_floor_is_found() -> None:
-    point, times = TRUE.closest_to_floor(OPT_13B)
-    assert point == TRUE.points[3]  # one decode: 16 ms of reading, measured 20 ms
+    point, times = VALID.closest_to_floor(OPT_13B)
+    assert point == VALID.points[3]  # one decode: 16 ms of reading, measured 20 ms
     assert times == pytest.approx(0.020 / 0.0160, rel=0.02)
 
 
@@ -95,15 +95,15 @@ def test_the_tolerance_is_0_7_times_the_floor() -> None:
 
 def test_a_saved_profile_is_loaded_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "new" / "profile.json"
-    TRUE.save(path)
-    assert Profile.load(path) == TRUE
+    VALID.save(path)
+    assert Profile.load(path) == VALID
     assert list(path.parent.iterdir()) == [path]
-    assert json.loads(path.read_text())["median_error"] == pytest.approx(TRUE.median_error)
-    assert TRUE.median_error == pytest.approx(abs((0.02 + 512 * 1.2e-4) / 0.075 - 1))
+    assert json.loads(path.read_text())["median_error"] == pytest.approx(VALID.median_error)
+    assert VALID.median_error == pytest.approx(abs((0.02 + 512 * 1.2e-4) / 0.075 - 1))
 
 
 def test_a_profile_without_held_out_points_has_no_error(tmp_path: Path) -> None:
-    bare = replace(TRUE, points=TRUE.points[:1])
+    bare = replace(VALID, points=VALID.points[:1])
     assert math.isnan(bare.median_error)
     bare.save(tmp_path / "p.json")
     assert Profile.load(tmp_path / "p.json") == bare
@@ -129,7 +129,7 @@ def test_a_damaged_file_is_refused_with_its_name_and_the_reason(
     tmp_path: Path, damage: dict[str, object], message: str
 ) -> None:
     path = tmp_path / "profile.json"
-    TRUE.save(path)
+    VALID.save(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     with pytest.raises(ValueError, match=message) as raised:
         Profile.load(path)
@@ -143,7 +143,7 @@ def test_a_missing_invalid_or_incomplete_file_is_refused(tmp_path: Path) -> None
     path.write_text("\x80\x04pickled")
     with pytest.raises(ValueError, match="not a usable profile"):
         Profile.load(path)
-    TRUE.save(path)
+    VALID.save(path)
     data = json.loads(path.read_text())
     del data["device"]
     path.write_text(json.dumps(data))
@@ -152,13 +152,13 @@ def test_a_missing_invalid_or_incomplete_file_is_refused(tmp_path: Path) -> None
 
 
 def test_a_profile_of_another_model_device_or_dtype_is_refused() -> None:
-    TRUE.require(shape=OPT_13B, device="A100", dtype="float16")
+    VALID.require(shape=OPT_13B, device="A100", dtype="float16")
     with pytest.raises(ValueError, match="another model"):
-        TRUE.require(shape=shape_of("opt-125m"), device="A100", dtype="float16")
+        VALID.require(shape=shape_of("opt-125m"), device="A100", dtype="float16")
     with pytest.raises(ValueError, match="device A100, not H100"):
-        TRUE.require(shape=OPT_13B, device="H100", dtype="float16")
+        VALID.require(shape=OPT_13B, device="H100", dtype="float16")
     with pytest.raises(ValueError, match="dtype float16, not bfloat16"):
-        TRUE.require(shape=OPT_13B, device="A100", dtype="bfloat16")
+        VALID.require(shape=OPT_13B, device="A100", dtype="bfloat16")
 
 
 def test_file_names_have_no_special_characters() -> None:

@@ -92,11 +92,11 @@ def test_the_configured_profile_is_loaded_and_checked(
 def test_a_damaged_profile_is_measured_again(cache: Path, runner: Any, lines: list[str], damage: str) -> None:
     ensure(EngineConfig(), runner, lines.append)
     (path,) = profiles_in(cache)
-    whole = path.read_bytes()
+    content = path.read_bytes()
     if damage == "truncated":
-        path.write_bytes(whole[:500])
+        path.write_bytes(content[:500])
     elif damage == "changed":
-        path.write_bytes(whole.replace(b'"step": 0', b'"step": 1'))
+        path.write_bytes(content.replace(b'"step": 0', b'"step": 1'))
     elif damage == "no hash":
         path.with_name(path.name + ".sha256").unlink()
     elif damage == "no profile":

@@ -77,7 +77,7 @@ def _prefill(
     position = old + tl.minimum(token, new - 1)
     seen_by_all = old + tile * M // GROUP + 1
     end = old + tl.minimum((tile * M + M - 1) // GROUP + 1, new)
-    whole = seen_by_all // BLOCK_N * BLOCK_N
+    unmasked_end = seen_by_all // BLOCK_N * BLOCK_N
     kv += kv_head * (BLOCK_SIZE * HEAD_DIM)
     table = block_tables + request.to(tl.int64) * table_stride
     acc = tl.zeros([M, D], tl.float32)
@@ -92,8 +92,8 @@ def _prefill(
             position,
             kv,
             table,
-            whole if masked else 0,
-            end if masked else whole,
+            unmasked_end if masked else 0,
+            end if masked else unmasked_end,
             block_stride,
             scale,
             masked == 1,

@@ -38,8 +38,8 @@ def attend(
         total: [M] float32, sum of weights so far; weights are powers of two, relative to ``best``.
         q: [M, D], zero beyond HEAD_DIM.
         position: [M] int32, each query's position in the context. If MASKED, a query does not attend to later
-            keys. In the first part passed, every query must attend to at least one key of the first tile,
-            otherwise its ``best`` remains -inf.
+            keys. On the first call, every query must attend to at least one key of the first tile; otherwise
+            its ``best`` remains -inf.
         kv: pointer to the head's keys in block 0. Its values are KV_HEADS * BLOCK_SIZE * HEAD_DIM elements
             further.
         table: pointer to the request's block table.

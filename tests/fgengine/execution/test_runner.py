@@ -217,7 +217,7 @@ def test_missing_unexpected_and_misshapen_tensors(folder: Path) -> None:
         load(SHAPE, folder, CPU, torch.float32, 0)
     name = sorted(tensors)[0]
     save_file(tensors | {name: torch.zeros(3, 3)}, part)
-    with pytest.raises(ValueError, match=r"is \[3, 3\], but the model's shape asks for"):
+    with pytest.raises(ValueError, match=r"is \[3, 3\], but the model's shape needs"):
         load(SHAPE, folder, CPU, torch.float32, 0)
     part.unlink()
     with pytest.raises(ValueError, match="tensors are missing"):

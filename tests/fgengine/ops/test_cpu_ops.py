@@ -159,7 +159,7 @@ def test_a_failing_compiler_is_reported(
     assert list(tmp_path.rglob("*.so")) == []
 
 
-@pytest.mark.parametrize("damage", ["cut off", "emptied", "hash gone"])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "hash missing"])
 def test_damaged_kernels_are_compiled_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
 ) -> None:
@@ -167,16 +167,16 @@ def test_damaged_kernels_are_compiled_again(
     monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path))
     assert build.kernels.__wrapped__(False) is not None
     (path,) = tmp_path.rglob("*.so")
-    whole, inode = path.read_bytes(), path.stat().st_ino
-    if damage == "hash gone":
+    content, inode = path.read_bytes(), path.stat().st_ino
+    if damage == "hash missing":
         path.with_name(f"{path.name}.sha256").unlink()
     else:
         # Write a new file, because this process has mapped the old one.
         path.unlink()
-        path.write_bytes(whole[: 0 if damage == "emptied" else len(whole) // 2])
+        path.write_bytes(content[: 0 if damage == "emptied" else len(content) // 2])
     assert build.kernels.__wrapped__(False) is not None
-    assert path.read_bytes() == whole
-    assert damage != "hash gone" or path.stat().st_ino != inode
+    assert path.read_bytes() == content
+    assert damage != "hash missing" or path.stat().st_ino != inode
     assert is_whole(path)
 
 
