@@ -19,7 +19,7 @@ MAX_GROUP = 64
 
 
 class CpuOps(TorchOps):
-    """CPU operations for one dtype; results equal those of TorchOps up to rounding.
+    """CPU operations for one dtype; results equal those of TorchOps up to rounding. See there for the shapes.
 
     Each operation is one instruction, executed at once. ``program.Recorder`` records the instructions
     instead.

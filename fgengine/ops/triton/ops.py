@@ -43,7 +43,7 @@ def attention(q: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
 
 
 class TritonOps(TorchOps):
-    """Operations on tensors of one CUDA device (or of the CPU, in Triton's interpreter).
+    """Operations on tensors of one CUDA device (or of the CPU, in Triton's interpreter), as in TorchOps.
 
     No operation waits for the GPU, so that a decode step can be captured as a CUDA graph.
     """
