@@ -1,4 +1,4 @@
-"""Where pulled models, data, profiles and compiled kernels are kept, and how to tell that they are whole."""
+"""The cache folder of pulled models, data, profiles and compiled kernels, and the check for damaged files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fgengine.files import replacing
 
 
 def cache_folder() -> Path:
-    """FGBENCH_CACHE, or the user's cache folder."""
+    """Return the cache folder: the environment variable FGBENCH_CACHE, or a folder in the user's cache."""
     if chosen := os.environ.get("FGBENCH_CACHE"):
         return Path(chosen).expanduser()
     from platformdirs import user_cache_path
@@ -21,10 +21,14 @@ def cache_folder() -> Path:
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Writes the file and its hash beside it, as ``sha256sum`` does, both on disk when this returns.
+    """Write a file, and its hash next to it in the format of ``sha256sum``. Both are on disk when this
+    returns.
 
-    A reader sees the old file or the new one, whatever dies meanwhile. Raises OSError where the folder cannot
-    be written: it is read-only, or the disk is full.
+    Even after a crash, a reader sees the complete old or new content of each file. Raises OSError if the
+    folder is read-only or the disk is full.
+
+        keep(path, content)
+        is_whole(path)  # True
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, content)
@@ -32,7 +36,7 @@ def keep(path: Path, content: bytes) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the file is what ``keep`` wrote, not cut off, damaged or changed by hand."""
+    """Whether the file has the content that ``keep`` wrote: it was not truncated, damaged or changed."""
     try:
         wanted = _hash_file(path).read_text(encoding="utf-8", errors="replace").split()[:1]
         return wanted == [hashlib.sha256(path.read_bytes()).hexdigest()]
@@ -41,7 +45,7 @@ def is_whole(path: Path) -> bool:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replaces the file in one step, once the new content is on disk. Raises OSError."""
+    """Replace the file atomically after the new content is on disk. Raises OSError."""
     with replacing(path) as partial, partial.open("wb") as file:
         file.write(content)
         file.flush()
@@ -50,10 +54,10 @@ def write_durably(path: Path, content: bytes) -> None:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds a lock file; ``waiting`` is called once where another process holds it.
+    """Hold a lock file during the block. ``waiting`` is called once if another process holds the lock.
 
-    The system lets go of it when the process ends, however it ends. Raises OSError where the file cannot be
-    made.
+    The operating system releases the lock when the process ends, even if it is killed. Raises OSError if the
+    file cannot be created.
     """
     from filelock import FileLock, Timeout
 

@@ -1,4 +1,4 @@
-"""Measures what the device can do at best: bytes read and multiply-adds a second."""
+"""Measures the maximum speed of a device: bytes read per second and FLOP per second."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from torch import Tensor
 from fgengine.physics import Ceilings
 
 SECONDS = 0.4
-"""Spent on each kind of work; the best repeat counts, since anything else on the machine only slows it."""
+"""Seconds of measurement for each kind of work. The best repeat counts, because other load only slows it."""
 LARGEST_BUFFER = {"cpu": 512 * 1024**2, "cuda": 2 * 1024**3}
-"""Bytes. A GPU's is many times its cache, and is read in long enough (0.7 ms at 3 TB/s) that starting to does
-not count."""
+"""Maximum bytes of the buffer to read. For a GPU, it is many times the size of the cache, and reading it
+takes so long (0.7 ms at 3 TB/s) that the launch time does not matter."""
 MATRIX = {"cpu": 2048, "cuda": 8192}
-"""Rows and columns: large enough to keep every core busy, small enough to take well under a second."""
+"""Rows and columns of a matrix: enough work for every core, but well below a second."""
 GROUP_SECONDS = 0.02
-"""A GPU's repeats are timed in groups of about this length, so that its launches overlap as in a step."""
+"""Seconds of a group of repeats on a GPU. Launches within a group overlap, as they do in a step."""
 MAX_GROUPED = 1000
+"""Maximum number of repeats in a group."""
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype, weight_bytes: int) -> Ceilings:
-    """``weight_bytes``: size of the buffer to read, since a model that fits a cache is read at its speed."""
+    """Measure the maximum speeds of a device.
+
+    ``weight_bytes`` is the size of the buffer to read on a CPU: a model that fits into a cache is read at the
+    speed of the cache.
+    """
     if device.type == "cuda":
         return Ceilings(_bytes_per_second_on_gpu(device, dtype), _flops_per_second(device, dtype))
     size = min(max(weight_bytes, 1024**2), LARGEST_BUFFER[device.type])
@@ -33,11 +38,14 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, weight_bytes: int
 
 
 def _bytes_per_second_on_gpu(device: torch.device, dtype: torch.dtype) -> float:
-    """The best of three ways to keep the memory busy: summing up, a matrix times a vector, and copying, which
-    reads and writes. A kernel that reads may be poor on some card; what one of them reaches, it can do."""
+    """Return the best result of three kernels: maximum of all elements, matrix times vector, and copy.
+
+    Several kernels are tried, because a single one may be slow on some GPUs. The copy counts reads and
+    writes.
+    """
     size = min(LARGEST_BUFFER["cuda"], torch.cuda.mem_get_info(device)[0] // 2)
     rows = max(2, size // (MATRIX["cuda"] * dtype.itemsize))
-    # Of random numbers: zeros cost less power, and a card that has power to spare runs faster.
+    # Use random numbers: zeros need less power, and a GPU below its power limit runs faster.
     matrix = torch.randn(rows, MATRIX["cuda"], dtype=dtype, device=device)
     vector = torch.randn(MATRIX["cuda"], dtype=dtype, device=device)
     words = matrix.view(-1).view(torch.int32)
@@ -64,7 +72,7 @@ def _matrix(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of the repeats that fit ``SECONDS``, three at least, after one to warm up."""
+    """Repeat the work for ``SECONDS``, at least three times after a warm-up; return the minimum seconds."""
     timed = _gpu_seconds(work, device) if device.type == "cuda" else _seconds(work)
     best = float("inf")
     began, repeats = time.perf_counter(), 0
@@ -85,7 +93,7 @@ def _seconds(work: Callable[[], object]) -> Callable[[], float]:
 
 
 def _gpu_seconds(work: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    """By events on the GPU, the mean over a group of repeats launched one behind the other."""
+    """Return a timer by GPU events: the mean seconds over a group of repeats launched one after the other."""
 
     def group(times: int) -> float:
         with torch.cuda.device(device):

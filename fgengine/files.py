@@ -1,4 +1,4 @@
-"""Files that are never seen half written."""
+"""Writes files so that a reader never sees an incomplete one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file beside ``path`` to write to. It takes that name in one step when the block ends well.
+    """Provide a temporary path next to ``path`` to write to. It replaces ``path`` if the block succeeds.
 
-    A reader sees the old file or the new one, never half of one. Raises OSError where the folder cannot be
-    written or the disk is full.
+    The replacement is atomic: a reader sees the complete old or the complete new file. Raises OSError if the
+    folder is read-only or the disk is full.
 
         with replacing(folder / "run.json") as partial:
             partial.write_text(text)

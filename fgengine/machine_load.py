@@ -1,6 +1,6 @@
-"""What else the machine does while something is measured on it.
+"""Measures the load of other programs on the machine during a measurement.
 
-Sample before and after, and ask for what other programs took between the two:
+Take a sample before and after, and compute the load between the two:
 
     before = sample()
     ...
@@ -20,74 +20,83 @@ from typing import Any
 import psutil
 
 BUSY_CORES = 0.1
-"""Of others. Above it a measurement is not of this machine alone, and is marked."""
+"""Cores used by others. Above this limit, the machine counts as busy, and a measurement is marked."""
 BUSY_SHARE = 0.02
-"""Of all cores. On a machine with many cores, background programs always take a tenth of one core."""
+"""The same limit as a share of all cores, if it is higher: many cores always have some background load."""
 MEMORY_PRESSURE = Path("/proc/pressure/memory")
 LOOK_SECONDS = 1.0
+"""Seconds of one measurement in ``wait_until_quiet``."""
 MAX_NAMED = 3
+"""Maximum number of programs that a description names."""
 WORTH_NAMING = 0.02
+"""Minimum cores of a program that a description names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Seconds of processors since some moment in the past."""
+    """Processor times since a fixed moment in the past, in seconds."""
 
     at: float
-    """Of the monotonic clock."""
+    """Time of the sample on the monotonic clock."""
     busy: float
-    """On our cores, by all programs."""
+    """Time of all programs on our cores."""
     stolen: float
-    """Of our cores, by other virtual machines."""
+    """Time of other virtual machines on our cores."""
     programs: Mapping[int, tuple[str, float]]
-    """Name and seconds of each program that is not ours, by process id."""
+    """Name and time of each program that is not ours, by process id."""
     own: float
-    """By ours."""
+    """Time of our processes."""
     ours: frozenset[int]
-    """Their process ids."""
+    """Process ids of our processes."""
     memory_stalled: float | None
-    """In which a program waited for memory; None where the system does not say."""
+    """Time in which a program waited for memory; None if the system does not report it."""
     mhz: float | None
+    """Clock frequency of the processor in MHz; None if the system does not report it."""
 
 
 @dataclass(frozen=True, slots=True)
 class MachineLoad:
-    """Means over some time. Ours is what was measured, and who measured it."""
+    """The mean load between two samples.
+
+    "Other" programs are neither the measured processes nor the measuring ones.
+    """
 
     seconds: float
+    """Seconds between the samples."""
     other_cores: float
-    """That other programs took."""
+    """Cores used by other programs."""
     stolen_cores: float
-    """That other virtual machines took."""
+    """Cores used by other virtual machines."""
     memory_stalled_share: float | None
-    """Of the time, in which a program waited for memory."""
+    """Share of the time in which a program waited for memory; None if the system does not report it."""
     mhz: float | None
+    """Clock frequency of the processor in MHz at the end; None if the system does not report it."""
     programs: tuple[tuple[str, float], ...]
-    """The busiest others, by name, with the cores they took."""
+    """The busiest other programs: (name, cores used)."""
 
     @property
     def is_busy(self) -> bool:
-        """Whether others took so much that a measurement must say so."""
+        """Whether others used so many cores that a measurement must be marked."""
         return self.other_cores + self.stolen_cores > max(BUSY_CORES, BUSY_SHARE * len(our_cores()))
 
     def describe(self) -> str:
-        """A clause, such as ``other programs took 0.93 cores (python3 0.92)``."""
+        """Return a clause, such as ``other programs took 0.93 cores (python3 0.92)``."""
         named = ", ".join(f"{name} {cores:.2f}" for name, cores in self.programs)
-        said = f"other programs took {self.other_cores:.2f} cores" + (f" ({named})" if named else "")
+        clause = f"other programs took {self.other_cores:.2f} cores" + (f" ({named})" if named else "")
         if self.stolen_cores > WORTH_NAMING:
-            said += f" and other virtual machines {self.stolen_cores:.2f}"
-        return said
+            clause += f" and other virtual machines {self.stolen_cores:.2f}"
+        return clause
 
 
 def our_cores() -> frozenset[int]:
-    """On which this process may run."""
+    """Return the numbers of the cores on which this process may run."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
 
 
 def core_seconds() -> tuple[float, float]:
-    """On our cores since the machine was started: (by all programs, by other virtual machines)."""
+    """Return the seconds used on our cores since the boot: (all programs, other virtual machines)."""
     ours = our_cores()
     busy = stolen = 0.0
     for core, spent in enumerate(psutil.cpu_times(percpu=True)):
@@ -98,19 +107,20 @@ def core_seconds() -> tuple[float, float]:
 
 
 def sample(own: Iterable[int] = ()) -> Sample:
-    """Reads every process once, some 20 us each.
+    """Take a sample. It reads every process once, which takes about 20 us each.
 
-    ``own``: processes that are measured or measure, besides this one; all of their children are too.
+    ``own``: ids of the processes that are measured or measuring, besides this one. Their children also count
+    as own.
     """
     found = [one.info for one in psutil.process_iter(["pid", "ppid", "name", "cpu_times"])]
     ours = family([os.getpid(), *own], {one["pid"]: one["ppid"] for one in found})
     programs: dict[int, tuple[str, float]] = {}
     spent = 0.0
     for one in found:
-        if (times := one["cpu_times"]) is None:  # not ours to see
+        if (times := one["cpu_times"]) is None:  # no permission to read this process
             continue
         if one["pid"] in ours:
-            # What its children took counts for them until they have ended.
+            # The times of children that have ended; running children have their own entries.
             spent += times.user + times.system + times.children_user + times.children_system
         else:
             programs[one["pid"]] = (one["name"] or "?", times.user + times.system)
@@ -119,6 +129,7 @@ def sample(own: Iterable[int] = ()) -> Sample:
 
 
 def load_between(before: Sample, after: Sample) -> MachineLoad:
+    """Return the mean load between two samples."""
     seconds = max(after.at - before.at, 1e-6)
     others = max(0.0, (after.busy - before.busy) - (after.own - before.own))
     stalled = None
@@ -140,9 +151,10 @@ def load_between(before: Sample, after: Sample) -> MachineLoad:
 
 
 def wait_until_quiet(patience: float, report: Callable[[str], None]) -> MachineLoad:
-    """Looks at the machine for a second at a time, until it is quiet or ``patience`` seconds are over.
+    """Measure the load for a second at a time, until the machine is quiet or ``patience`` seconds are over.
 
-    ``report`` is told the load of each second that was not quiet. Returns the load of the last second.
+    ``report`` is called with a description of each second that was not quiet. Returns the load of the last
+    second.
     """
     until = time.monotonic() + patience
     while True:
@@ -157,7 +169,7 @@ def wait_until_quiet(patience: float, report: Callable[[str], None]) -> MachineL
 
 
 def family(roots: Iterable[int], parents: Mapping[int, int]) -> set[int]:
-    """The processes and all below them."""
+    """Return the ids of the roots and all their descendants. ``parents`` maps a child's id to its parent."""
     ours = set(roots)
     children: dict[int, list[int]] = {}
     for pid, parent in parents.items():
@@ -172,9 +184,9 @@ def family(roots: Iterable[int], parents: Mapping[int, int]) -> set[int]:
 
 
 def memory_stalled() -> float | None:
-    """Seconds since the machine was started in which a program waited for memory.
+    """Return the seconds since the boot in which a program waited for memory; None if not reported.
 
-    From a line such as ``some avg10=0.00 avg60=0.00 avg300=0.00 total=1234``, in microseconds.
+    Parses a line such as ``some avg10=0.00 avg60=0.00 avg300=0.00 total=1234``, in microseconds.
     """
     try:
         return int(MEMORY_PRESSURE.read_text().split("\n")[0].split("total=")[1]) / 1e6
@@ -183,7 +195,7 @@ def memory_stalled() -> float | None:
 
 
 def mhz() -> float | None:
-    """Of the processor, now; None where the system does not say."""
+    """Return the current clock frequency of the processor in MHz; None if the system does not report it."""
     try:
         frequency: Any = psutil.cpu_freq()
     except (OSError, NotImplementedError, RuntimeError):

@@ -1,7 +1,7 @@
-"""What a step cannot beat: the bytes it must read and the arithmetic it must do. Pure.
+"""The physical lower bound of a step's time, from the bytes it must read and the arithmetic it must do. Pure.
 
-A profile that says a step is faster than this is wrong, whatever it was measured with. The published
-artifact shipped such a profile (no prefill above 2.5 ms), which silently disabled its skip-join.
+A profile with a faster step must be wrong. The published artifact shipped such a profile (no prefill above
+2.5 ms), which silently disabled its skip-join.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from dataclasses import dataclass
 from fgengine.model.shape import ModelShape
 
 TOLERANCE = 0.7
-"""A step may take this share of its floor: measured ceilings are themselves low when the machine was busy."""
+"""Steps may take as little as this share of their floor, because ceilings measured under load are too low."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """The best the device was seen to do, measured beside the steps."""
+    """The maximum speeds of the device, measured together with the steps."""
 
     bytes_per_second: float
-    """Reading a buffer as large as the weights."""
+    """Bytes per second when reading a buffer as large as the weights."""
     flops_per_second: float
-    """Multiplying matrices in the model's dtype; a multiply-add counts as two."""
+    """FLOP per second of a matrix product in the model's dtype; a multiply-add counts as two."""
 
     def __post_init__(self) -> None:
         if not (self.bytes_per_second > 0.0 and self.flops_per_second > 0.0):
             raise ValueError("ceilings must be above 0 bytes/s and 0 FLOP/s")
 
     def or_better(self, other: Ceilings) -> Ceilings:
-        """The higher of each: whatever else the machine does can only lower what is measured."""
+        """Return the higher value of each, because other load can only lower a measurement."""
         return Ceilings(
             max(self.bytes_per_second, other.bytes_per_second),
             max(self.flops_per_second, other.flops_per_second),
@@ -38,20 +38,23 @@ class Ceilings:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """Seconds a step takes at least: for its bytes and, at the same time, for its arithmetic."""
+    """The minimum seconds of a step: for reading and for computing, which can overlap."""
 
     reading: float
+    """Seconds to read the weights and the KV."""
     computing: float
+    """Seconds for the arithmetic."""
 
     @property
     def seconds(self) -> float:
+        """Minimum seconds of the step."""
         return max(self.reading, self.computing)
 
 
 def floor_of(
     items: Sequence[tuple[int, int]], shape: ModelShape, element_bytes: int, ceilings: Ceilings
 ) -> Floor:
-    """The floor of a step over ``items``, (start, num_tokens) each, every one of which yields a token."""
+    """Return the floor of a step over ``items``, (start, num_tokens) each. Every item yields a token."""
     tokens = sum(n for _, n in items)
     attended = sum(start + n for start, n in items)
     pairs = sum(n * start + n * (n + 1) // 2 for start, n in items)
@@ -64,7 +67,7 @@ def floor_of(
 
 
 def layer_parameters(shape: ModelShape) -> int:
-    """Parameters every token passes through: all but the embedding tables and the output layer."""
+    """Return the parameters that every token uses: all except the embedding tables and the output layer."""
     tables = shape.vocab_size * (shape.embed_dim or shape.hidden_size) * (1 if shape.tied_embeddings else 2)
     if shape.family == "opt":
         tables += (shape.max_position + 2) * shape.hidden_size
@@ -78,15 +81,15 @@ def impossible(
     ceilings: Ceilings,
     tolerance: float = TOLERANCE,
 ) -> list[str]:
-    """A sentence for each (items, seconds) that beats physics by more than the tolerance allows."""
+    """Return a sentence for each (items, seconds) that is below ``tolerance`` times its floor."""
     found = []
     for items, seconds in steps:
         floor = floor_of(items, shape, element_bytes, ceilings)
         if seconds < tolerance * floor.seconds:
             tokens = sum(n for _, n in items)
-            what = "reading weights and KV" if floor.reading >= floor.computing else "the arithmetic"
+            work = "reading weights and KV" if floor.reading >= floor.computing else "the arithmetic"
             found.append(
-                f"a step of {tokens} tokens in {len(items)} requests is said to take {seconds * 1e3:.3g} ms, "
-                f"but {what} alone takes {floor.seconds * 1e3:.3g} ms on this device"
+                f"a step of {tokens} tokens in {len(items)} requests cannot take {seconds * 1e3:.3g} ms, "
+                f"because {work} alone takes {floor.seconds * 1e3:.3g} ms on this device"
             )
     return found

@@ -1,4 +1,4 @@
-"""A profile: measured step times of one model on one device, the cost model fitted to them, and the file."""
+"""Profiles: measured step times of a model on a device, the cost model fitted to them, and their files."""
 
 from __future__ import annotations
 
@@ -25,34 +25,35 @@ MAX_FILE_BYTES = 16 * 1024**2
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MIN_STEP_SECONDS = 1e-6
 FIT_TOLERANCE = 0.5
-"""The fitted model may fall to this share of a step's floor: a straight line through curved data does."""
+"""The fitted cost model may predict down to this share of a step's floor, because the fit is only linear."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What else the machine did while a profile was measured."""
+    """The load of the machine while a profile was measured."""
 
     other_cores: float
-    """That other programs took."""
+    """Cores used by other programs."""
     stolen_cores: float
-    """That other virtual machines took."""
+    """Cores used by other virtual machines."""
     mhz: float | None
-    """Of the processor, where the system says it."""
+    """Clock frequency of the processor in MHz; None if the system does not report it."""
     busy: bool
-    """Whether that was too much for a profile of this machine alone."""
+    """Whether the load was too high for a reliable profile."""
 
     @classmethod
     def of(cls, load: MachineLoad) -> Conditions:
+        """Return the conditions of a measured load."""
         return cls(load.other_cores, load.stolen_cores, load.mhz, load.is_busy)
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """All there is to know about how long steps take."""
+    """The measured step times of a model on a device, and the cost model fitted to them."""
 
     model: str
     shape: str
-    """``shape_key`` of the model: a name can mean another model tomorrow."""
+    """``shape_key`` of the model. The name is not enough, because its meaning can change."""
     device: str
     dtype: str
     cost: CostModel
@@ -60,23 +61,25 @@ class Profile:
     points: tuple[TimedStep, ...]
     versions: dict[str, str]
     measured: str
-    """When, ISO 8601."""
+    """Time of the measurement, ISO 8601."""
     conditions: Conditions | None = None
-    """None: measured before they were kept."""
+    """None in files of older versions, which did not store conditions."""
 
     @property
     def on_cpu(self) -> bool:
-        """Told by the device's name: a processor's is given with its threads."""
+        """Whether the device is a CPU. Only the name of a CPU contains its number of threads."""
         return " threads of " in self.device
 
     def covers(self, grid: Grid, shape: ModelShape) -> bool:
-        """Whether no point of the grid was left out that the model can reach: an engine with other settings,
-        such as longer requests, needs them all."""
+        """Whether all points of the grid that the model supports were measured.
+
+        An engine with other settings, such as longer requests, needs all of them.
+        """
         possible = [point for point in grid.points() if point.longest <= shape.max_position]
         return len(self.points) == len(possible)
 
     def held_out_errors(self) -> list[float]:
-        """|fitted / measured - 1| of each held-out point."""
+        """Return |fitted / measured - 1| of each held-out point."""
         return [
             abs(self.cost.step_seconds(point.shape) / point.seconds - 1.0)
             for point in self.points
@@ -85,12 +88,12 @@ class Profile:
 
     @property
     def median_error(self) -> float:
-        """Median of ``held_out_errors``; NaN where nothing was held out."""
+        """Median of ``held_out_errors``; NaN if no points were held out."""
         errors = self.held_out_errors()
         return median(errors) if errors else math.nan
 
     def closest_to_floor(self, shape: ModelShape) -> tuple[TimedStep, float]:
-        """The point that comes closest to beating physics, and how many times its floor it takes."""
+        """Return the point that is closest to its floor (see ``physics``), and its seconds / floor."""
 
         def times_floor(point: TimedStep) -> float:
             floor = floor_of(point.items, shape, ELEMENT_BYTES[self.dtype], self.ceilings)
@@ -100,7 +103,7 @@ class Profile:
         return closest, times_floor(closest)
 
     def implausible(self, shape: ModelShape) -> list[str]:
-        """What of the points and of the fit beats physics, a sentence each; empty: nothing."""
+        """Return a sentence for each measured or fitted time that is physically impossible."""
         element_bytes = ELEMENT_BYTES[self.dtype]
         measured = [(point.items, point.seconds) for point in self.points]
         fitted = [(items, self.cost.step_seconds(StepShape.of(items))) for items, _ in measured]
@@ -109,21 +112,22 @@ class Profile:
         )
 
     def require(self, *, shape: ModelShape, device: str, dtype: str) -> None:
-        """Raises ValueError unless the profile is of this model, device and dtype, and is plausible."""
+        """Raise ValueError unless the profile is of this model, device and dtype, and is plausible."""
         if self.shape != shape_key(shape):
             raise ValueError(f"the profile is of another model ({self.model}); {REMEASURE}")
-        for what, mine, wanted in (("device", self.device, device), ("dtype", self.dtype, dtype)):
-            if mine != wanted:
-                raise ValueError(f"the profile is of {what} {mine}, not {wanted}; {REMEASURE}")
+        for name, own, wanted in (("device", self.device, device), ("dtype", self.dtype, dtype)):
+            if own != wanted:
+                raise ValueError(f"the profile is of {name} {own}, not {wanted}; {REMEASURE}")
         if problems := self.implausible(shape):
             raise ValueError(f"the profile cannot be true: {problems[0]}; {REMEASURE}")
 
     def save(self, path: Path) -> None:
-        """Writes the file whole or not at all. Raises OSError."""
+        """Write the file; a reader never sees an incomplete file. Raises OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, self.to_json())
 
     def to_json(self) -> bytes:
+        """Return the content of the profile's file."""
         data = {"version": VERSION, **asdict(self), "median_error": self.median_error}
         if math.isnan(self.median_error):
             data["median_error"] = None
@@ -131,7 +135,7 @@ class Profile:
 
     @classmethod
     def load(cls, path: Path) -> Profile:
-        """Raises ValueError, naming the file, for what is not a whole profile of a version we know."""
+        """Read a file. Raises ValueError, with its name, if it is no complete profile of our version."""
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
@@ -166,8 +170,10 @@ class Profile:
 
 
 def fit(points: Sequence[TimedStep], copy_bytes_per_second: float) -> CostModel:
-    """The cost model with the least sum of squared relative errors over the points that are not held out,
-    every coefficient >= 0."""
+    """Fit the cost model to the points that are not held out.
+
+    It minimizes the sum of squared relative errors, with all coefficients >= 0 (non-negative least squares).
+    """
     import numpy as np
     from scipy.optimize import nnls
 
@@ -183,7 +189,7 @@ def fit(points: Sequence[TimedStep], copy_bytes_per_second: float) -> CostModel:
 
 
 def _features(shape: StepShape) -> list[float]:
-    """In the order of CostModel's coefficients."""
+    """Return the factors of CostModel's coefficients, in their order."""
     return [
         1.0,
         shape.prefill_requests,
@@ -198,23 +204,23 @@ REMEASURE = "measure one with `fgbench profile`"
 
 
 def shape_key(shape: ModelShape) -> str:
-    """The same for models of the same architecture and sizes, which take the same time."""
+    """Return a key of the architecture and sizes. Models with the same key have the same costs."""
     return hashlib.sha256(json.dumps(asdict(shape), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def file_name(model: str, device: str, dtype: str) -> str:
-    """``<model>-<device>-<dtype>.json``; of a path the last part."""
+    """Return ``<model>-<device>-<dtype>.json``; if the model is a path, its last part is used."""
     return "-".join(_slug(part) for part in (Path(model).name, device, dtype)) + ".json"
 
 
 def profiles_in(folder: Path, model: str) -> list[Profile]:
-    """The usable profiles of ``model`` in ``folder``: one for each device and dtype it was measured on."""
+    """Return the readable profiles of ``model`` in ``folder``: one for each device and dtype."""
     files = sorted(folder.glob(f"{_slug(Path(model).name)}-*.json"))
     return [profile for file in files if (profile := _loaded(file)) is not None and profile.model == model]
 
 
 def _loaded(path: Path) -> Profile | None:
-    """None for a damaged file: an engine that comes to use it says what is wrong with it."""
+    """Load a profile. Returns None for a damaged file; an engine that uses it will report the reason."""
     try:
         return Profile.load(path)
     except ValueError:

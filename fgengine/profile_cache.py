@@ -1,7 +1,7 @@
-"""Which profile an engine runs by: a kept one that still holds, or a quick new one.
+"""Picks the profile of an engine: a cached profile that is still correct, or a quick new one.
 
-A profile steers every later start, run and simulation, so one is kept only if it was measured while the
-machine did nothing else, and a kept one is held against a few steps each time it is used.
+A cached profile affects all later starts, runs and simulations. So a profile is cached only if the machine
+was otherwise idle during the measurement. Each time it is used, it is compared with a few measured steps.
 """
 
 from __future__ import annotations
@@ -20,71 +20,75 @@ from fgengine.profile_grid import QUICK, Grid
 from fgengine.profiler import ProfiledRunner, describe_device, make_profile, measure
 
 WORTH_KEEPING = 0.25
-"""Median held-out error up to which a quick profile is kept for the next engines."""
+"""Maximum median held-out error of a quick profile that is cached."""
 MAX_OFF = 0.25
-"""How far steps may be from what a kept profile says of them."""
+"""Maximum relative difference between measured steps and the predictions of a cached profile."""
 CHECKED = Grid(
     prefill=(64,), behind=(), decode=(1, 16), context=(128,), mixed=(), repeats=3, seconds_per_point=0.1
 )
-"""The steps that a kept profile is held against: about half a second on a CPU."""
+"""The steps that a cached profile is compared with. They take about half a second on a CPU."""
 Report = Callable[[str], None]
 
 
 def ensure(config: EngineConfig, runner: ProfiledRunner, report: Report) -> Profile:
-    """The profile asked for, else the kept one, else a quick new one; what speaks against it is reported.
+    """Return the configured profile, else the cached one, else a quick new one. Reports its problems.
 
     Raises:
-        ValueError: the profile asked for is of another model, device or dtype, or beats physics; or none
-            can be measured.
+        ValueError: the configured profile is of another model, device or dtype, or it is physically
+            impossible; or no profile can be measured.
     """
     if config.profile is not None:
         profile = _usable(config.profile, runner)
         if (mismatch := mismatch_of(profile, runner)) is not None:
-            report(f"{config.profile}: {mismatch.describe()}; `fgbench profile` measures a new one")
+            report(f"{config.profile}: {mismatch.describe()}; measure a new one with `fgbench profile`")
         return profile
     path = default_path(config.model, runner)
     with one_at_a_time(report):
-        kept = _kept(path, runner, report)
-        return kept if kept is not None else _measure_and_keep(config.model, path, runner, report)
+        cached = _cached(path, runner, report)
+        return cached if cached is not None else _measure_and_cache(config.model, path, runner, report)
 
 
 def keep_profile(profile: Profile, path: Path, report: Report) -> bool:
-    """Whether it could be kept; why not is reported, since the profile itself can be used all the same."""
+    """Write a profile to the cache; return whether this worked.
+
+    A failure is only reported, because the profile can still be used.
+    """
     try:
         keep(path, profile.to_json())
     except OSError as error:
-        why = f"{path.parent}: {error.strerror}"
-        report(f"the profile cannot be kept ({why}), so each start measures one")
+        reason = f"{path.parent}: {error.strerror}"
+        report(f"the profile cannot be cached ({reason}), so each start measures one")
         return False
     return True
 
 
 @contextmanager
 def one_at_a_time(report: Report) -> Iterator[None]:
-    """Two profilers would measure each other, so the second waits until the first is done."""
+    """Hold the lock of the profiler. Two profilers would disturb each other, so the second one waits."""
     waiting = "another profile is being measured on this machine: waiting for it"
     with ExitStack() as held:
-        with suppress(OSError):  # a cache that cannot be written has no lock; measure without it
+        with suppress(OSError):  # a read-only cache cannot have a lock; measure without it
             held.enter_context(locked(profiles_folder() / ".lock", lambda: report(waiting)))
         yield
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Steps are not as a profile says."""
+    """A difference between measured steps and a profile's predictions."""
 
     times: float
-    """Their seconds over the predicted ones."""
+    """Measured seconds divided by predicted seconds."""
     load: MachineLoad
-    """While they were timed."""
+    """Load of the machine during the measurement."""
 
     def describe(self) -> str:
-        why = f"while {self.load.describe()}" if self.load.is_busy else "on a quiet machine"
-        return f"steps take {self.times:.2f} times what the profile says, {why}"
+        """Return a clause, such as ``steps take 2.00 times as long as predicted, on a quiet machine``."""
+        circumstance = f"while {self.load.describe()}" if self.load.is_busy else "on a quiet machine"
+        return f"steps take {self.times:.2f} times as long as predicted, {circumstance}"
 
 
 def mismatch_of(profile: Profile, runner: ProfiledRunner) -> Mismatch | None:
-    """Times a few steps; None where they are within ``MAX_OFF`` of the profile."""
+    """Time a few steps and compare them with the profile. Returns None if the difference is acceptable."""
     before = sample()
     times = times_predicted(profile, runner)
     if times is None or 1.0 - MAX_OFF <= times <= 1.0 + MAX_OFF:
@@ -93,7 +97,7 @@ def mismatch_of(profile: Profile, runner: ProfiledRunner) -> Mismatch | None:
 
 
 def times_predicted(profile: Profile, runner: ProfiledRunner) -> float | None:
-    """How many times their predicted seconds a few steps take, the median; None where none can be timed."""
+    """Return the median ratio of measured to predicted seconds of a few steps; None if none can be timed."""
     try:
         points = measure(runner, CHECKED)
     except ValueError:
@@ -102,16 +106,18 @@ def times_predicted(profile: Profile, runner: ProfiledRunner) -> float | None:
 
 
 def newest_profile(model: str) -> Profile | None:
-    """The kept profile of a model that was measured last, on any device; None where there is none."""
+    """Return the cached profile of a model that was measured last, on any device; None if there is none."""
     profiles = profiles_in(profiles_folder(), model)
     return max(profiles, key=lambda profile: profile.measured, default=None)
 
 
 def profiles_folder() -> Path:
+    """Return the folder of cached profiles."""
     return cache_folder() / "profiles"
 
 
 def default_path(model: str, runner: ProfiledRunner) -> Path:
+    """Return the path of the cached profile for a model on the runner's device and dtype."""
     return profiles_folder() / file_name(model, describe_device(runner), runner.dtype_name)
 
 
@@ -121,35 +127,35 @@ def _usable(path: Path, runner: ProfiledRunner) -> Profile:
     return profile
 
 
-def _kept(path: Path, runner: ProfiledRunner, report: Report) -> Profile | None:
-    """None where there is none to be trusted."""
+def _cached(path: Path, runner: ProfiledRunner, report: Report) -> Profile | None:
+    """Return the cached profile, or None if there is none that can be trusted."""
     if not path.exists():
-        report("no profile of this model on this device yet: measuring a quick one, some seconds")
+        report("no profile of this model on this device yet: measuring a quick one takes some seconds")
         return None
     try:
         if not is_whole(path):
-            raise ValueError("its file is not what was written: it was cut off, damaged, or changed by hand")
+            raise ValueError("its file was truncated, damaged or changed by hand")
         profile = _usable(path, runner)
     except ValueError as error:
-        report(f"the kept profile is not used: {error}")
+        report(f"the cached profile is not used: {error}")
         return None
     if profile.conditions is not None and profile.conditions.busy:
-        report("the kept profile was measured on a busy machine: measuring a new one, some seconds")
+        report("the cached profile was measured on a busy machine: measuring a new one takes some seconds")
         return None
     mismatch = mismatch_of(profile, runner)
     if mismatch is None:
         return profile
     is_quick = len(profile.points) <= len(QUICK.points())
     if is_quick and not mismatch.load.is_busy:
-        report(f"{mismatch.describe()}: measuring a new one, some seconds")
+        report(f"{mismatch.describe()}: measuring a new profile takes some seconds")
         return None
-    report(f"{mismatch.describe()}; it is used all the same, and `fgbench profile` measures a new one")
+    report(f"{mismatch.describe()}; the profile is still used: measure a new one with `fgbench profile`")
     return profile
 
 
-def _measure_and_keep(model: str, path: Path, runner: ProfiledRunner, report: Report) -> Profile:
+def _measure_and_cache(model: str, path: Path, runner: ProfiledRunner, report: Report) -> Profile:
     profile = make_profile(model, runner, QUICK)
-    trust = f"median error {profile.median_error:.0%} on points kept from the fit"
+    accuracy = f"median error {profile.median_error:.0%} on points held out of the fit"
     conditions = profile.conditions
     if conditions is not None and conditions.busy:
         report(
@@ -157,7 +163,9 @@ def _measure_and_keep(model: str, path: Path, runner: ProfiledRunner, report: Re
             "this engine uses it, and the next one measures again"
         )
     elif profile.median_error > WORTH_KEEPING:
-        report(f"the profile is rough ({trust}): this engine uses it, and the next one measures again")
+        report(
+            f"the profile is inaccurate ({accuracy}): this engine uses it, and the next one measures again"
+        )
     elif profile.covers(QUICK, runner.shape) and keep_profile(profile, path, report):
-        report(f"profile kept in {path} ({trust}); `fgbench profile` measures a thorough one")
+        report(f"profile cached in {path} ({accuracy}); `fgbench profile` measures a thorough one")
     return profile

@@ -1,7 +1,7 @@
-"""Which steps a profile measures: prompts alone, chunks behind computed tokens, decodes, and both together.
+"""The steps that a profile measures: prompts, chunks after computed tokens, decodes, and mixed steps.
 
-A third of them, none at a corner of the grid, is held out from the fit and says how far it can be trusted.
-Pure.
+Up to a third of the steps is held out of the fit, to measure its accuracy. None of these is at a corner of
+the grid. Pure.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from fgengine.cost import StepShape
 
 @dataclass(frozen=True, slots=True)
 class TimedStep:
-    """One kind of step, measured: a prompt (or a chunk behind ``prefill_start`` tokens) beside decodes."""
+    """One kind of step and its measured time: a prompt (or a chunk of one), decodes, or both."""
 
     prefill_tokens: int
     decode_requests: int
     context_tokens: int
-    """Tokens each of the decodes attends to, its new one included."""
+    """Tokens that each decode attends to, including its new one."""
     seconds: float = math.nan
-    """Median over ``repeats``; NaN: to be measured."""
+    """Median over ``repeats``; NaN: not measured yet."""
     repeats: int = 0
     prefill_start: int = 0
+    """Tokens of the prompt that were computed before the chunk."""
     held_out: bool = False
-    """Not part of the fit, which is judged by it."""
+    """Whether the point is held out of the fit, to measure its accuracy."""
 
     @property
     def items(self) -> list[tuple[int, int]]:
@@ -37,33 +38,44 @@ class TimedStep:
 
     @property
     def shape(self) -> StepShape:
+        """The sizes that the cost model uses."""
         return StepShape.of(self.items)
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest request."""
+        """Tokens of the longest request in the step."""
         return max(start + n for start, n in self.items)
 
     def num_blocks(self, block_size: int) -> int:
-        """KV blocks of all its requests."""
+        """Return the KV blocks of all requests in the step."""
         return sum(-(-(start + n) // block_size) for start, n in self.items)
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Which steps are measured: every prompt length alone, every chunk behind ``behind`` tokens, every decode
-    batch at every context, and every length of ``mixed`` beside every one of those."""
+    """The steps to measure.
+
+    They are every prompt alone, every chunk after computed tokens, every decode batch at every context, and
+    every prompt of ``mixed`` together with every decode batch.
+    """
 
     prefill: tuple[int, ...]
+    """Lengths of prompts and chunks, in tokens; chunks leave out the last length."""
     behind: tuple[int, ...]
+    """Numbers of computed tokens before a chunk."""
     decode: tuple[int, ...]
+    """Numbers of decodes in a batch."""
     context: tuple[int, ...]
+    """Contexts of the decodes, in tokens."""
     mixed: tuple[int, ...]
+    """Lengths of prompts that run together with decodes, in tokens."""
     repeats: int
+    """Maximum number of measurements of a point."""
     seconds_per_point: float
-    """After which a point is repeated no more; it is measured once at least, after a run to warm up."""
+    """Measured seconds after which a point is not repeated; it is measured at least once, after a warm-up."""
 
     def points(self) -> list[TimedStep]:
+        """Return all steps of the grid, not measured yet."""
         alone = [TimedStep(n, 0, 0) for n in self.prefill]
         chunks = [TimedStep(n, 0, 0, prefill_start=start) for start in self.behind for n in self.prefill[:-1]]
         decodes = [TimedStep(0, b, c) for b, c in product(self.decode, self.context)]
@@ -81,7 +93,7 @@ FULL = Grid(
     seconds_per_point=1.0,
 )
 GPU = replace(FULL, decode=(1, 4, 16, 32, 64, 128))
-"""A GPU's batches are larger."""
+"""The grid for GPUs, whose batches are larger."""
 QUICK = Grid(
     prefill=(16, 64, 256, 512),
     behind=(512,),
@@ -94,15 +106,17 @@ QUICK = Grid(
 
 
 def _hold_out(family: Sequence[TimedStep]) -> list[TimedStep]:
-    """Marks every other inner point of a family, up to a third of it: those with a coordinate that is
-    neither the family's least nor its largest."""
+    """Mark every second inner point of a family as held out, up to a third of the family.
+
+    A point is an inner point if one of its coordinates is neither the minimum nor the maximum in the family.
+    """
     coordinates = [(p.prefill_tokens, p.decode_requests, p.context_tokens) for p in family]
     axes = list(zip(*coordinates, strict=True))
-    least, largest = [min(a) for a in axes], [max(a) for a in axes]
+    smallest, largest = [min(a) for a in axes], [max(a) for a in axes]
     inner = [
         index
         for index, here in enumerate(coordinates)
-        if any(low < value < high for low, value, high in zip(least, here, largest, strict=True))
+        if any(low < value < high for low, value, high in zip(smallest, here, largest, strict=True))
     ]
     chosen = set(inner[1::2][: len(family) // 3])
     return [replace(point, held_out=index in chosen) for index, point in enumerate(family)]

@@ -1,6 +1,6 @@
-"""Measures how long a runner's steps and copies take: what a profile is made of.
+"""Measures the times of a runner's steps and copies, and makes a profile of them.
 
-Steps are made by hand: made-up tokens, a block of its own for everything, no scheduler.
+The steps are synthetic: they have fake tokens and their own blocks, and no scheduler plans them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CEILING_ATTEMPTS = 3
 
 
 class ProfiledRunner(Protocol):
-    """What of a runner the profiler needs; ``fgengine.execution.runner.TorchRunner`` is one."""
+    """The part of a runner that the profiler uses; see ``fgengine.execution.runner.TorchRunner``."""
 
     shape: ModelShape
     device: torch.device
@@ -46,33 +46,35 @@ class ProfiledRunner(Protocol):
     num_device_blocks: int
     max_model_len: int
     num_threads: int
-    """That compute at most, on a CPU."""
+    """Maximum number of compute threads of a CPU."""
     pool: Any
-    """The device pool, its first axis counting blocks."""
+    """The device pool; its first axis counts blocks."""
 
     @property
     def most_decodes(self) -> int:
-        """A larger batch of decodes is not computed as an engine computes its own."""
+        """Maximum decodes in a batch. An engine would compute a larger batch in another way."""
         ...
 
     @property
     def most_blocks(self) -> int:
-        """As many as ``larger_pool`` can give."""
+        """Maximum blocks that ``larger_pool`` can provide."""
         ...
 
     def larger_pool(self, num_blocks: int) -> AbstractContextManager[None]:
-        """Meanwhile ``pool`` has at least so many blocks."""
+        """Make ``pool`` temporarily a pool with at least ``num_blocks`` blocks."""
         ...
 
     def trial_copies(self, num_blocks: int) -> AbstractContextManager[CopyEngine]:
-        """Copies between ``pool`` and a host pool of so many blocks that is there meanwhile."""
+        """Provide a copy engine between ``pool`` and a temporary host pool of ``num_blocks``."""
         ...
 
-    def execute(self, plan: StepPlan) -> StepResult: ...
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Compute a step and wait for it."""
+        ...
 
 
 ProfileProgress = Callable[[int, int, TimedStep], None]
-"""Told, after each repeat: how many are done, of how many, and the point as measured so far."""
+"""Called after each repeat with (repeats done, total repeats, the point as measured so far)."""
 
 
 def measure(
@@ -80,27 +82,28 @@ def measure(
     grid: Grid,
     progress: ProfileProgress = lambda done, total, point: None,
 ) -> list[TimedStep]:
-    """Medians of the seconds of every point of the grid that the runner's requests and batches reach.
+    """Measure every point of the grid that the runner supports; return the points with their median seconds.
 
-    On a CPU they do not depend on the size of the engine's own pool: where it is too small, a larger one
-    serves, as far as memory is free. On a GPU nothing is left for a larger one. Points beyond are left out.
+    On a CPU, the result does not depend on the size of the engine's own pool: if the pool is too small, a
+    larger one is used, as far as memory is free. A GPU has no free memory for a larger pool. Points that do
+    not fit are left out.
 
     Raises:
-        ValueError: requests may not be long enough, or too little memory is free, for any of the prefills or
-            decodes.
+        ValueError: requests are too short, or too little memory is free, to measure at least one prefill and
+            one decode.
     """
-    short_enough = [point for point in grid.points() if _reached(point, runner)]
-    most = runner.most_blocks
-    points = [point for point in short_enough if point.num_blocks(runner.block_size) <= most]
-    if not _enough(short_enough):
+    short_enough = [point for point in grid.points() if _is_supported(point, runner)]
+    max_blocks = runner.most_blocks
+    points = [point for point in short_enough if point.num_blocks(runner.block_size) <= max_blocks]
+    if not _has_both_kinds(short_enough):
         raise ValueError(
-            f"a max_model_len of {runner.max_model_len} tokens is too short to measure a profile with; "
-            "raise it, or give a profile measured before"
+            f"a max_model_len of {runner.max_model_len} tokens is too short to measure a profile: "
+            "raise it, or give an existing profile"
         )
-    if not _enough(points):
+    if not _has_both_kinds(points):
         raise ValueError(
-            f"a KV pool of {most:,} blocks is too small to measure a profile with, and no memory is free for "
-            "a larger one; give a profile measured before"
+            f"a KV pool of {max_blocks:,} blocks is too small to measure a profile, and no memory is free "
+            "for a larger one: give an existing profile"
         )
     num_blocks = max(point.num_blocks(runner.block_size) for point in points)
     with runner.larger_pool(num_blocks):
@@ -113,10 +116,10 @@ def _measure_points(
 ) -> list[TimedStep]:
     steps = count()
     items = [_plan_items(point, runner) for point in points]
-    for of_point in items:
-        runner.execute(StepPlan(next(steps), of_point))  # the first of a shape also compiles and allocates
-    # In rounds over all points, so that what else the machine does for a while spoils one repeat of each
-    # point and not all repeats of one.
+    for point_items in items:
+        runner.execute(StepPlan(next(steps), point_items))  # warm-up: the first step compiles and allocates
+    # Measure in rounds over all points. So a temporary load of the machine affects one repeat of each point,
+    # not all repeats of one point.
     samples: list[list[float]] = [[] for _ in points]
     measured = list(points)
     for turn in range(grid.repeats):
@@ -143,26 +146,29 @@ def _plan_items(point: TimedStep, runner: ProfiledRunner) -> list[PlanItem]:
     return items
 
 
-def _reached(point: TimedStep, runner: ProfiledRunner) -> bool:
+def _is_supported(point: TimedStep, runner: ProfiledRunner) -> bool:
     return point.longest <= runner.max_model_len and point.decode_requests <= runner.most_decodes
 
 
-def _enough(points: Sequence[TimedStep]) -> bool:
-    """Whether there is one of each kind."""
+def _has_both_kinds(points: Sequence[TimedStep]) -> bool:
+    """Whether at least one point has a prefill and at least one has decodes."""
     return any(p.prefill_tokens for p in points) and any(p.decode_requests for p in points)
 
 
 def _fill_pool(runner: ProfiledRunner, num_blocks: int) -> None:
-    """Memory that was never written is not there: the system maps one page of zeros, which sits in the
-    cache, and decodes would seem too fast. What was left in it might be denormals, which are slow."""
+    """Write normal numbers to the pool.
+
+    Linux maps all pages that were never written to one page of zeros, which remains in the CPU cache, so
+    decodes would seem too fast. Old content might be denormal numbers, which are slow to compute with.
+    """
     runner.pool[:num_blocks] = 0.01
 
 
 def measure_copies(runner: ProfiledRunner) -> float:
-    """Bytes per second between the pools, the slower of the two directions.
+    """Measure copies between the pools; return the bytes per second of the slower direction.
 
     Raises:
-        ValueError: there is no host memory for a few blocks.
+        ValueError: there is not enough host memory for a few blocks.
     """
     n = min(COPY_BLOCKS, runner.num_device_blocks)
     blocks = range(n)
@@ -186,10 +192,10 @@ def make_profile(
     grid: Grid,
     progress: ProfileProgress = lambda done, total, point: None,
 ) -> Profile:
-    """Measure, fit, and hold against physics.
+    """Measure the grid's steps and copies, fit the cost model, and check that the times are possible.
 
     Raises:
-        ValueError: the pool is too small, or what was measured cannot be true.
+        ValueError: the pool is too small, or a measured or fitted time is physically impossible.
     """
     import torch
 
@@ -217,15 +223,15 @@ def make_profile(
     for _ in range(CEILING_ATTEMPTS):
         if profile.closest_to_floor(runner.shape)[1] >= 1.0:
             break
-        # A machine busy with something else gives low ceilings: sample again before calling a step too fast.
+        # The measured ceilings are too low if the machine was busy: measure again before refusing the steps.
         profile = replace(profile, ceilings=profile.ceilings.or_better(ceilings()))
     if problems := profile.implausible(runner.shape):
-        raise ValueError(f"what was measured cannot be true, so no profile is made of it: {problems[0]}")
+        raise ValueError(f"the measurement cannot be true, so no profile is made of it: {problems[0]}")
     return profile
 
 
 def describe_device(runner: ProfiledRunner) -> str:
-    """A CPU with its threads: half the threads is another device."""
+    """Return the name of the device; for a CPU with its threads, because they change its speed."""
     if runner.device.type != "cpu":
         return runner.device_name
     return f"{runner.device_name}, {runner.num_threads} threads of {os.cpu_count()}"

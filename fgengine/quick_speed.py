@@ -1,4 +1,4 @@
-"""How fast this machine serves, for a default that must be known before the first request."""
+"""Estimates the speed of this machine, for the default queue limit, which is set before the first request."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def speed_of(
     cost: CostModel | None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Speed | None:
-    """By ``cost`` where the engine has one, else by a profile that is at hand, else by a few timed steps.
+    """Estimate the speed by ``cost`` if given, else by an available profile, else by a few timed steps.
 
-    None where requests may not be long enough to time any.
+    Returns None if requests are too short to time any step.
     """
-    cost = cost or _cost_at_hand(config, runner)
+    cost = cost or _cost_of_profile(config, runner)
     if cost is not None:
         return Speed.of(cost, config.max_batch_size)
-    report("timing a few steps, to know how much work may wait (--max-queue)")
+    report("timing a few steps, to set the default queue limit (--max-queue)")
     return timed_speed(runner, config.max_batch_size)
 
 
 def timed_speed(runner: profiler.ProfiledRunner, max_batch_size: int) -> Speed | None:
-    """By one prompt and one batch of decodes, each computed a few times. None: they do not fit."""
+    """Time one prompt and one batch of decodes, a few times each. Returns None if they do not fit."""
     prompt = min(TYPICAL_PROMPT, runner.max_model_len)
     decodes = min(max_batch_size, runner.most_decodes)
     context = min(TYPICAL_CONTEXT, runner.max_model_len)
-    if runner.device.type != "cpu":  # its pool cannot be made larger for this
+    if runner.device.type != "cpu":  # a GPU's pool cannot be enlarged for this
         context = min(context, runner.num_device_blocks // decodes * runner.block_size)
     if prompt < 2 or context < 1:
         return None
@@ -56,8 +56,8 @@ def timed_speed(runner: profiler.ProfiledRunner, max_batch_size: int) -> Speed |
     return Speed(prompt / prefill, decodes / decode)
 
 
-def _cost_at_hand(config: EngineConfig, runner: profiler.ProfiledRunner) -> CostModel | None:
-    """Of the profile asked for, or of the one in the cache; None where neither is usable here."""
+def _cost_of_profile(config: EngineConfig, runner: profiler.ProfiledRunner) -> CostModel | None:
+    """Return the cost model of the configured profile, else of the cached one; None if it is not usable."""
     path = config.profile or default_path(config.model, runner)
     try:
         profile = Profile.load(path)

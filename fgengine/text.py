@@ -1,6 +1,6 @@
-"""Between text and tokens: encoding, chat templates, incremental detokenizing, stop strings.
+"""Converts between text and tokens: encoding, chat templates, incremental detokenizing, stop strings.
 
-No model is loaded and torch is not imported: the server process stays light.
+It loads no model and does not import torch, so that the server's process remains small.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 CONTEXT_TOKENS = 8
+"""Tokens of the prompt that a detokenizer starts with, so that it continues the text correctly."""
 
 
 class TextError(ValueError):
-    """A tokenizer that cannot be used, or a chat its template refuses; the message is one sentence."""
+    """A tokenizer cannot be used, or a chat template refuses a chat. The message is one sentence."""
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
-    """By the ``tokenizer.json`` in a model's folder. Raises TextError where none can be read."""
+    """Open the ``tokenizer.json`` in a model's folder. Raises TextError if it is missing or unreadable."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise TextError(f"there is no tokenizer.json in {folder}")
@@ -32,12 +33,16 @@ def open_tokenizer(folder: Path) -> Tokenizer:
 
 
 class TextCodec:
-    """One model's tokenizer and chat template."""
+    """The tokenizer and chat template of a model.
+
+    codec = TextCodec.load(folder)
+    codec.decode(codec.encode("some text"))  # "some text"
+    """
 
     def __init__(
         self, tokenizer: Tokenizer, chat_template: ChatTemplate | None = None, chat_problem: str = ""
     ) -> None:
-        """``chat_problem``: why chats cannot be encoded although the model has a template."""
+        """``chat_problem``: the reason why chats cannot be encoded, if the model's template is unusable."""
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self.chat_problem = chat_problem
@@ -45,9 +50,9 @@ class TextCodec:
 
     @classmethod
     def load(cls, folder: Path) -> TextCodec:
-        """From ``tokenizer.json`` and, for chat, ``tokenizer_config.json`` and ``chat_template.jinja``.
+        """Load ``tokenizer.json`` and, for chats, ``tokenizer_config.json`` and ``chat_template.jinja``.
 
-        A chat template that cannot be used costs chat alone: ``chat_problem`` says why.
+        If the chat template is unusable, only chats fail: ``chat_problem`` has the reason.
 
         Raises:
             TextError: there is no ``tokenizer.json``, or it cannot be read.
@@ -59,15 +64,15 @@ class TextCodec:
             return cls(tokenizer, chat_problem=str(error))
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
-        """Token ids; with the model's own beginning-of-sequence tokens unless told otherwise."""
+        """Return the token ids of a text, by default with the model's beginning-of-sequence token."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special_tokens).ids
         return ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The chat as the model was trained to see it, up to where the assistant's answer begins.
+        """Return the token ids of a chat in the model's format, up to the start of the assistant's answer.
 
         Raises:
-            TextError: the model has no chat template, or the template refuses these messages.
+            TextError: the model has no usable chat template, or the template refuses these messages.
         """
         if self._chat_template is None:
             reason = self.chat_problem or "this model has no chat template"
@@ -75,37 +80,37 @@ class TextCodec:
         return self.encode(self._chat_template.render(messages), special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of all tokens, special ones left out."""
+        """Return the text of all tokens, without special tokens."""
         text = self.detokenizer()
         return "".join([*(text.add(token) for token in ids), text.finish()])
 
     def token_text(self, token: int) -> str:
-        """One token by itself, for log-probability lists; parts of characters show as U+FFFD."""
+        """Return the text of one token, for lists of log probabilities. Incomplete characters are U+FFFD."""
         return self._token_bytes[token].decode(errors="replace") if token < len(self._token_bytes) else ""
 
     def detokenizer(self, prompt: Sequence[int] = ()) -> IncrementalDetokenizer:
-        """``prompt``: the tokens before those that it will be given."""
+        """Return a detokenizer for the tokens that follow ``prompt``."""
         return IncrementalDetokenizer(self._tokenizer, prompt)
 
 
 class IncrementalDetokenizer:
-    """Turns tokens into text one at a time, emitting only whole characters.
+    """Converts tokens to text, one at a time. Returns complete characters only.
 
-    ``prompt``: the tokens before, so that the text goes on where they end: the leading space of the first
-    word stays.
+    ``prompt``: the tokens before the first one. The text continues them, so that it preserves the leading
+    space of the first word.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(list(prompt[-CONTEXT_TOKENS:]), skip_special_tokens=True)
         self._pending: list[int] = []
-        """Tokens whose text has not come out yet."""
+        """Tokens whose text has not been returned yet."""
 
     def add(self, token: int) -> str:
-        """The text this token completes, perhaps none. Ids beyond the tokenizer's (padding) have none."""
+        """Return the text that this token completes, often none. Unknown ids (padding) have no text."""
         try:
             text = self._stream.step(self._tokenizer, token)
-        except Exception:  # the library gives up on some invalid bytes; a new stream goes on
+        except Exception:  # the library fails at some invalid bytes; continue with a new stream
             self._stream = DecodeStream(skip_special_tokens=True)
             text = self._stream.step(self._tokenizer, token)
         if text is None:
@@ -115,16 +120,20 @@ class IncrementalDetokenizer:
         return str(text)
 
     def finish(self) -> str:
-        """What is left: U+FFFD for an unfinished character."""
+        """Return the text of the pending tokens: U+FFFD for an incomplete character."""
         pending, self._pending = self._pending, []
         return str(self._tokenizer.decode(pending, skip_special_tokens=True)) if pending else ""
 
 
 class StopStrings:
-    """Watches text for the first stop string and holds back what may be the beginning of one.
+    """Searches a text for the first stop string. Holds back text that may be the start of one.
 
-    The string that is complete first wins (the longer one where two are), so the outcome does not
-    depend on how the text was cut into pieces.
+    The stop string that is complete first counts; if two are complete at the same character, the longer one.
+    So the result does not depend on how the text is divided into pieces.
+
+        stops = StopStrings(["END"])
+        stops.add("one EN")  # "one "
+        stops.add("D two")   # "", and stops.stopped is True
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -135,31 +144,33 @@ class StopStrings:
         self.stopped = False
 
     def add(self, text: str) -> str:
-        """The text that is safe to show; once ``stopped``, all there is before the stop string."""
+        """Add text; return the text that is safe to show. Sets ``stopped`` if a stop string was found."""
         text = self._held + text
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)[1]]
-        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        overlap = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - overlap :]
+        return text[: len(text) - overlap]
 
     def finish(self) -> str:
-        """What was held back for nothing."""
+        """Return the text that was held back; it did not become a stop string."""
         held, self._held = self._held, ""
         return held
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:
-        """Length of the longest end of ``text`` that is a beginning of ``stop``."""
+        """Return the length of the longest end of ``text`` that is a start of ``stop``."""
         longest = min(len(stop) - 1, len(text))
         return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 class ChatTemplate:
-    """A model's chat template. transformers renders it in Jinja's sandbox: it comes with the weights, from
-    strangers."""
+    """The chat template of a model.
+
+    transformers renders it in Jinja's sandbox, because a template comes with the weights and is not trusted.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -170,13 +181,13 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate | None:
-        """Raises TextError for a template or configuration that cannot be read; None: there is none."""
+        """Load the template of a folder; None if there is none. Raises TextError if it is unreadable."""
         path = folder / "tokenizer_config.json"
         try:
             config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
             file = folder / "chat_template.jinja"
             source = file.read_text("utf-8") if file.is_file() else config.get("chat_template")
-            if isinstance(source, list):  # several templates by name, an older layout
+            if isinstance(source, list):  # an older format with several named templates
                 source = next((t["template"] for t in source if t.get("name") == "default"), None)
             names = ("bos_token", "eos_token", "unk_token", "pad_token")
             tokens = {name: _content(config[name]) for name in names if config.get(name)}
@@ -185,7 +196,7 @@ class ChatTemplate:
         return cls(source, tokens) if source else None
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Raises TextError for a template that cannot be read, and with the reason of one that refuses."""
+        """Return the text of a chat. Raises TextError if the template is invalid or refuses the messages."""
         from jinja2 import TemplateSyntaxError
 
         try:
@@ -198,7 +209,7 @@ class ChatTemplate:
         except TemplateSyntaxError as error:
             reason = f"the model's chat template cannot be read: {error}"
             raise TextError(f"{reason}; use /v1/completions") from error
-        except Exception as error:  # whatever the template does wrong
+        except Exception as error:  # a template can raise any exception
             raise TextError(f"the model's chat template refuses these messages: {error}") from error
         return str(rendered[0])
 
@@ -208,12 +219,11 @@ def _content(token: str | Mapping[str, str]) -> str:
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes each token id stands for; none for special tokens and for ids without a token.
+    """Return the bytes of each token id; empty for special tokens and for ids without a token.
 
-    Follows the two decoders our model families come with: GPT-2's byte alphabet (OPT, Llama 3, Qwen,
-    SmolLM2) and SentencePiece's word marks with byte fallback (Llama 2, TinyLlama).
-
-    Of a tokenizer that decodes in another way, each token's text by itself.
+    Supports the two decoders of our model families: GPT-2's byte alphabet (OPT, Llama 3, Qwen, SmolLM2), and
+    SentencePiece's word marks with byte fallback (Llama 2, TinyLlama). For any other decoder, the bytes are
+    those of the token decoded alone.
     """
     spec = json.loads(tokenizer.to_str())
     decoder = spec.get("decoder") or {}
@@ -233,7 +243,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes: themselves where printable, else from U+0100 on, in order."""
+    """Return GPT-2's characters for bytes: printable bytes map to themselves, others to U+0100 and up."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
@@ -245,7 +255,7 @@ _BYTE_OF = _byte_alphabet()
 def _byte_level(text: str) -> bytes:
     try:
         return bytes([_BYTE_OF[char] for char in text])
-    except KeyError:  # an added token, written as it is
+    except KeyError:  # an added token, which is plain text
         return text.encode()
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them. Pure."""
+"""Formats numbers for people. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def seconds(value: float | None) -> str:
-    """Three significant digits with the unit that suits the size."""
+    """Format seconds with three significant digits and a unit: ``61.2 ms``; ``-`` for None and NaN."""
     if value is None or math.isnan(value):
         return "-"
     if abs(value) >= 100.0:
@@ -21,7 +21,10 @@ def seconds(value: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, never in scientific notation for what is large."""
+    """Format a number with three significant digits; large numbers have all digits: ``12,345``.
+
+    None and NaN are ``-``. Infinity is an offered rate: ``all at once``.
+    """
     if value is None or math.isnan(value):
         return "-"
     if math.isinf(value):
@@ -30,6 +33,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def size(num_bytes: float) -> str:
+    """Format bytes with a binary unit: ``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(num_bytes) < 1024.0:
             return f"{number(num_bytes)} {unit}"
@@ -38,26 +42,26 @@ def size(num_bytes: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """``2:05``, or ``1:02:05`` from an hour on."""
+    """Format seconds as ``2:05``, or from an hour on as ``1:02:05``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def span(low: float, high: float) -> str:
-    """Two figures of seconds in the unit that suits the larger: ``61.2–68.1 ms``."""
+    """Format a range of seconds in the unit of the larger value: ``61.2–68.1 ms``."""
     text, unit = seconds(high).split(" ")
     factor = {"s": 1.0, "ms": 1e3, "µs": 1e6}[unit]
     return f"{number(low * factor)}–{text} {unit}"
 
 
 def times(ratio: float) -> str:
-    """``0.46x``; of ten and more two digits."""
+    """Format a ratio: ``0.46x``; from 10 on with two significant digits: ``12x``."""
     return f"{number(ratio, 2) if ratio >= 10.0 else f'{ratio:.2f}'}x"
 
 
 def percent(share: float | None) -> str:
-    """A share from 0 to 1: ``0%``, ``<0.1%``, ``4.2%``, ``37%``; ``-`` where there is none."""
+    """Format a share from 0 to 1 as ``0%``, ``<0.1%``, ``4.2%`` or ``37%``; ``-`` for None and NaN."""
     if share is None or math.isnan(share):
         return "-"
     if 0.0 < share < 0.001:

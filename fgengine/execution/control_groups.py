@@ -1,4 +1,4 @@
-"""The control groups around this process: what a container, or a slice of systemd, may take."""
+"""Linux control groups of this process: the limits of its container or systemd slice."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ MOUNT = Path("/sys/fs/cgroup")
 
 
 class ControlGroup(NamedTuple):
+    """One control group, as a folder of the mounted hierarchy."""
+
     folder: Path
     version: Literal[1, 2]
 
 
 def groups(controller: str, process: Path = OF_PROCESS, mount: Path = MOUNT) -> Iterator[ControlGroup]:
-    """The process's group and all around it, since the limit of each binds; none where there are none.
+    """Yield the process's group and all its parents, from the inside out. The limit of each one applies.
+
+    Yields nothing if the system has no control groups.
 
     Args:
         controller: "memory" or "cpu".
-        process: the file that names the process's groups, a line for each hierarchy.
-        mount: where the hierarchies are mounted. In a container the group's path may name a folder of the
-            host, while the container's own group is the mount itself: what is missing is passed over.
+        process: the file that names the process's groups, one line for each hierarchy.
+        mount: where the hierarchies are mounted. In a container, the group's path may name a folder of the
+            host; the container's own group is then the mount itself. So a yielded folder may not exist.
     """
     try:
         lines = process.read_text().splitlines()
@@ -46,7 +50,7 @@ def _around(root: Path, path: str, version: Literal[1, 2]) -> Iterator[ControlGr
 
 
 def number(file: Path) -> int | None:
-    """None where the file is missing or says "max", no limit."""
+    """Return the integer in the file. Returns None if the file is missing or holds "max" (no limit)."""
     try:
         return int(file.read_text())
     except (OSError, ValueError):
@@ -54,7 +58,7 @@ def number(file: Path) -> int | None:
 
 
 def core_limit(process: Path = OF_PROCESS, mount: Path = MOUNT) -> float:
-    """Cores that the process may take on average, as of ``docker run --cpus``; infinite without a limit."""
+    """Return the cores that the process may use on average (``docker run --cpus``); inf without a limit."""
     return min((_cores(group) for group in groups("cpu", process, mount)), default=math.inf)
 
 
@@ -63,8 +67,8 @@ def _cores(group: ControlGroup) -> float:
         quota, period = number(group.folder / "cpu.cfs_quota_us"), number(group.folder / "cpu.cfs_period_us")
     else:
         try:
-            said = (group.folder / "cpu.max").read_text().split()
-            quota, period = int(said[0]), int(said[1])
-        except (OSError, ValueError, IndexError):  # "max 100000" is no limit
+            fields = (group.folder / "cpu.max").read_text().split()
+            quota, period = int(fields[0]), int(fields[1])
+        except (OSError, ValueError, IndexError):  # "max 100000" means no limit
             return math.inf
     return quota / period if quota is not None and quota > 0 and period else math.inf

@@ -1,24 +1,24 @@
 """Copies KV blocks between the device pool and the host pool while the model computes.
 
-Why no copy on a GPU meets bytes that are in use. All steps run in order on one stream, the one that is
-current in the thread that submits; each direction of copies has a stream of its own. The engine may launch
-step n + 1 while step n runs, but submits a plan's transfers only after the steps of all earlier plans were
-launched, and every copy waits for all steps launched before it was submitted. Then
+On a GPU, no copy touches bytes that are in use. All steps run in order on one stream: the current stream of
+the thread that submits. Each direction of copies has its own stream. The engine may launch step n + 1 while
+step n runs. It submits the transfers of a plan only after it launched the steps of all earlier plans. Every
+copy waits for all steps that were launched before it was submitted. It follows:
 
-- *an offload's source* is written by no step that it does not wait for: who is being copied is in no later
-  batch;
-- *an upload's target* is a block that was free when it was planned. Either its last holder ended, was aborted
-  or was thrown away: then a step in flight may still read and write it (one launched too early even computes
-  a token that nobody wants), but it was launched before, and is waited for. Or a copy gave it back: that one
-  is over;
-- *a host block* is touched by copies alone, and *a step* takes blocks out of a copy only after it. In both
-  cases they change hands only once the host has seen the event that stands behind the copy, so the two
-  directions never wait for each other, nor a step for a copy. This goes for abandoned copies as well: they
-  run to their end, and both of their ends are kept until then.
+- *The source of an offload* is written only by steps that the offload waits for, because a request that is
+  being copied is in no later batch.
+- *The target of an upload* is a block that was free when the upload was planned. There are two cases. Either
+  its last holder finished, was aborted or lost its KV: then a step in flight may still read and write the
+  block (it may even compute a token that is not needed), but that step was launched earlier, so the upload
+  waits for it. Or a copy released the block: then that copy has finished.
+- *A host block* is used by copies only, and *a step* uses the target of a copy only after the copy. In both
+  cases, a block changes its owner only after the host has seen the event recorded after the copy. So the two
+  directions never wait for each other, and a step never waits for a copy. The same holds for abandoned
+  copies: they run to their end, and their source and target blocks remain reserved until then.
 
-The wait is wider than some copies need: one whose blocks the step in flight does not touch could begin at
-once, and be done a step sooner. But free blocks are handed out last freed first, so a target is most often
-just what the step in flight may still use, and only a look through its whole batch could tell.
+Some copies wait longer than they need to: a copy whose blocks are not used by the step in flight could start
+at once and finish one step earlier. But the block freed last is reused first. So a target is usually a block
+that the step in flight may still use, and only a search through the entire batch could find the exceptions.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from torch import Tensor
 from fgengine.kv.transfer import CopyEngine, Direction, Transfer
 
 POLL_SECONDS = 5e-5
-"""Between two looks at copies in both directions, when nothing else is to be done."""
+"""Seconds between two polls while ``wait`` waits for copies in both directions."""
 
 
 def copy_engine(device_pool: Tensor, host_pool: Tensor) -> CopyEngine:
-    """The engine for where the device pool stands. A pool's first axis counts its blocks."""
+    """Return the copy engine for the device of ``device_pool``. A pool's first axis counts its blocks."""
     if device_pool.is_cuda:
         return CudaCopyEngine(device_pool, host_pool)
     return ThreadCopyEngine(device_pool, host_pool)
 
 
 class _Pools:
-    """The two pools, and what makes a transfer between them legal."""
+    """The device pool and the host pool, with the checks that a transfer between them is valid."""
 
     def __init__(self, device_pool: Tensor, host_pool: Tensor) -> None:
         if device_pool.shape[1:] != host_pool.shape[1:] or device_pool.dtype != host_pool.dtype:
@@ -59,7 +59,7 @@ class _Pools:
         self.device, self.host = device_pool, host_pool
 
     def of(self, transfer: Transfer) -> tuple[Tensor, Tensor]:
-        """(source, target) pool. Raises IndexError or ValueError for blocks that are not there."""
+        """Return the (source, target) pools. Raises IndexError or ValueError for blocks that do not exist."""
         source, target = self.device, self.host
         if transfer.direction == "upload":
             source, target = target, source
@@ -72,9 +72,10 @@ class _Pools:
 
 
 class ThreadCopyEngine:
-    """One worker thread that moves blocks with memmove, which runs beside Python and torch.
+    """A worker thread that moves blocks with memmove, in parallel with Python and torch.
 
-    torch's own copy would start a second team of OpenMP threads and fight the model's over the cores.
+    torch's own copy would start a second team of OpenMP threads, which would compete with the model's threads
+    for the cores.
     """
 
     def __init__(self, device_pool: Tensor, host_pool: Tensor) -> None:
@@ -88,23 +89,24 @@ class ThreadCopyEngine:
         self._worker.start()
 
     def submit(self, transfer: Transfer) -> None:
+        """See ``CopyEngine.submit``."""
         with self._changed:
             self._in_flight += 1
         self._queue.put(transfer)
 
     def done(self) -> list[Transfer]:
-        """As ``CopyEngine.done``."""
+        """See ``CopyEngine.done``. Raises RuntimeError if a copy failed."""
         with self._changed:
             return self._take()
 
     def wait(self) -> list[Transfer]:
-        """As ``CopyEngine.wait``."""
+        """See ``CopyEngine.wait``. Raises RuntimeError if a copy failed."""
         with self._changed:
             self._changed.wait_for(lambda: self._finished or self._failure or not self._in_flight)
             return self._take()
 
     def close(self) -> None:
-        """Finishes what was submitted, then ends the thread."""
+        """Finish all submitted transfers, then end the thread."""
         self._queue.put(None)
         self._worker.join()
 
@@ -137,13 +139,13 @@ class ThreadCopyEngine:
 
 
 class CudaCopyEngine:
-    """A CUDA stream for each direction, beside the one that computes. The host pool is to be pinned.
+    """Copies on CUDA streams: one for each direction, separate from the compute stream.
 
-    Within a direction transfers end in the order in which they were submitted.
+    The host pool must be pinned. Within a direction, transfers finish in the order of submission.
     """
 
     def __init__(self, device_pool: Tensor, host_pool: Tensor, cuda: Any = torch.cuda) -> None:
-        """``cuda`` is ``torch.cuda``, or what a test puts in its place."""
+        """``cuda`` is ``torch.cuda``, or its replacement in a test."""
         self._pools = _Pools(device_pool, host_pool)
         self._cuda, self._device = cuda, device_pool.device
         directions: tuple[Direction, ...] = ("offload", "upload")
@@ -152,7 +154,7 @@ class CudaCopyEngine:
         self._spare_events: list[Any] = []
 
     def submit(self, transfer: Transfer) -> None:
-        """Raises RuntimeError for blocks that are not there, or when the GPU has failed."""
+        """See ``CopyEngine.submit``. Raises RuntimeError if a block does not exist or the GPU has failed."""
         with _copies_fail_loudly():
             source, target = self._pools.of(transfer)
             stream = self._streams[transfer.direction]
@@ -165,7 +167,7 @@ class CudaCopyEngine:
         self._in_flight[transfer.direction].append((transfer, event))
 
     def done(self) -> list[Transfer]:
-        """As ``CopyEngine.done``."""
+        """See ``CopyEngine.done``. Raises RuntimeError if a copy failed."""
         finished = []
         with _copies_fail_loudly():
             for queue in self._in_flight.values():
@@ -176,7 +178,7 @@ class CudaCopyEngine:
         return finished
 
     def wait(self) -> list[Transfer]:
-        """As ``CopyEngine.wait``: until the first copy of either direction has finished."""
+        """See ``CopyEngine.wait``: waits until a copy of either direction has finished."""
         first = [queue[0][1] for queue in self._in_flight.values() if queue]
         if not first:
             return []
@@ -184,20 +186,20 @@ class CudaCopyEngine:
             with _copies_fail_loudly():
                 first[0].synchronize()
         while not (finished := self.done()):
-            time.sleep(POLL_SECONDS)  # CUDA cannot wait for whichever of two events comes first
+            time.sleep(POLL_SECONDS)  # CUDA cannot wait for the first of two events
         return finished
 
     def close(self) -> None:
-        """Lets the copies end: the pools may be freed after it."""
+        """Wait for the copies in flight. The pools may be freed after this call."""
         for stream in self._streams.values():
-            with suppress(RuntimeError):  # a GPU that has failed copies nothing any more; ``done`` says why
+            with suppress(RuntimeError):  # a failed GPU copies nothing more; ``done`` raises the reason
                 stream.synchronize()
 
 
 def runs(source: Sequence[int], target: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(first source block, first target block, how many) of every run that goes over in one piece.
+    """Yield (first source block, first target block, number of blocks) of each contiguous run.
 
-    A copy costs the CPU some microseconds to launch, whatever its size.
+    Each run is one copy. A launch costs the CPU some microseconds, whatever the size of the copy.
     """
     first = after = (-1, -1)
     for pair in sorted(zip(source, target, strict=True)):

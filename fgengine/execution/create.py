@@ -1,4 +1,4 @@
-"""From a configuration to a runner: the device, the model, and pools as large as memory allows."""
+"""Creates a runner from a configuration: picks the device, loads the model and sizes the KV pools."""
 
 from __future__ import annotations
 
@@ -27,20 +27,23 @@ def create_runner(
     folder: Path | None,
     report: Callable[[str], None] = lambda line: None,
 ) -> TorchRunner:
-    """Picks device and dtype, loads the model (None: dummy weights), sizes the pools, captures CUDA graphs.
+    """Pick the device and dtype, load the model, size the pools, and capture CUDA graphs.
 
-    ``report`` is told how the memory was divided.
+    What cannot fit into the free memory is refused before anything is loaded.
+
+    Args:
+        folder: the folder of the model's weights; None: dummy weights.
+        report: called with sentences about progress and about how the memory was divided.
 
     Raises:
-        ValueError: no such device, a folder that is not this model's, a longer ``max_model_len`` than the
-            model was made for, or no memory for the weights, a step, or the KV blocks asked for. What cannot
-            fit into the memory that is free is refused before anything is loaded.
+        ValueError: there is no such device; the folder holds another model; ``max_model_len`` is longer than
+            the model supports; or memory is too small for the weights, a step or the requested KV blocks.
     """
     max_model_len = config.max_model_len or shape.max_position
     if max_model_len > shape.max_position:
         raise ValueError(
-            f"max_model_len {max_model_len} is more than the {shape.max_position} tokens this model "
-            "was made for"
+            f"max_model_len {max_model_len} is more than the {shape.max_position} tokens that this model "
+            "supports: lower max_model_len"
         )
     require_memory(config, shape)
     device = pick_device(config.device)
@@ -61,7 +64,7 @@ def create_runner(
         )
 
     if gpu is not None:
-        report("running the largest steps once, to see how much memory is left for KV")
+        report("running the largest steps once, to measure how much memory is left for KV")
         with closing(runner(1, 0)) as trial:
             measured = memory.measure(trial, config, gpu, graphs=not config.eager)
         parts, blocks = measured.parts, sizing.device_blocks_on_gpu(config, per_block, measured)
@@ -76,7 +79,7 @@ def create_runner(
     report(sizing.division(parts, pools, config.block_size, per_block, request_tokens))
     made = runner(pools.device, pools.host)
     if device.type == "cuda" and not config.eager:
-        report("capturing CUDA graphs of decode steps; --eager does without")
+        report("capturing CUDA graphs of decode steps (--eager turns them off)")
         made.capture_graphs(config.max_batch_size, track=track("CUDA graphs"))
     return made
 
@@ -84,8 +87,8 @@ def create_runner(
 T = TypeVar("T")
 
 
-def track(what: str) -> Callable[[Sequence[T]], Iterable[T]]:
-    """What goes over a sequence and draws how far it has come on standard error, if that is a terminal."""
+def track(label: str) -> Callable[[Sequence[T]], Iterable[T]]:
+    """Return a function that wraps a sequence with a progress bar on stderr (terminals only)."""
 
     def over(sequence: Sequence[T]) -> Iterable[T]:
         if not sys.stderr.isatty():
@@ -93,6 +96,6 @@ def track(what: str) -> Callable[[Sequence[T]], Iterable[T]]:
         from rich.console import Console
         from rich.progress import track as bar
 
-        return bar(sequence, description=what, console=Console(stderr=True), transient=True)
+        return bar(sequence, description=label, console=Console(stderr=True), transient=True)
 
     return over

@@ -1,4 +1,4 @@
-"""Which device and which number format: what "auto" means here."""
+"""Picks the device and the number format; resolves "auto" for both."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def pick_device(wanted: str) -> torch.device:
-    """Raises ValueError when CUDA is asked for and there is none."""
+    """Return the device for "cpu", "cuda" or "auto". Raises ValueError if CUDA is requested but missing."""
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda was asked for, but torch finds no CUDA device here; use --device cpu")
+        raise ValueError("device cuda was requested, but torch finds no CUDA device: use --device cpu")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device("cuda", torch.cuda.current_device()) if wanted == "cuda" else torch.device("cpu")
 
 
 def pick_dtype(wanted: str, device: torch.device, family: Family) -> torch.dtype:
-    """auto: on a GPU what the family was released in; on a CPU bfloat16 where it multiplies it natively."""
+    """Return the dtype for a name or "auto".
+
+    "auto" on a GPU is the dtype in which the model family was released. On a CPU it is bfloat16 if the CPU
+    has instructions that multiply bfloat16, else float32.
+    """
     if wanted != "auto":
         return _DTYPES[wanted]
     if device.type == "cuda":
@@ -31,7 +35,7 @@ def pick_dtype(wanted: str, device: torch.device, family: Family) -> torch.dtype
 
 
 def device_name(device: torch.device) -> str:
-    """The processor's own name, as a person would say it."""
+    """Return the product name of the GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return cpu_name()

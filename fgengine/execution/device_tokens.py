@@ -1,4 +1,4 @@
-"""Sampled tokens that the host has not read: the next step takes them from the device."""
+"""Sampled tokens that the host has not read yet: the next step reads them on the device."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fgengine.request import Request
 
 
 class DeviceTokens(NamedTuple):
-    """Of the step that was launched last."""
+    """The tokens sampled by the step that was launched last."""
 
     tokens: Tensor
     """[R] int64, on the device."""
     places: dict[Request, tuple[int, int]]
-    """Of each request that was given one: its row in ``tokens``, and the token's position in the request."""
+    """For each request that got a token: the row in ``tokens`` and the token's position in the request."""
 
 
 def sources(items: Sequence[PlanItem], device_tokens: DeviceTokens | None) -> NDArray[np.int64]:
-    """[T]: for each token to be computed its row in ``device_tokens.tokens``; -1: the host knows it."""
+    """Return [T] int64: each input token's row in ``device_tokens.tokens``; -1: the host has the token."""
     found = np.full(sum(item.num_tokens for item in items), -1, np.int64)
     if device_tokens is not None:
         first = 0
@@ -37,5 +37,8 @@ def sources(items: Sequence[PlanItem], device_tokens: DeviceTokens | None) -> ND
 
 
 def fill_in(tokens: Tensor, source: Tensor, device_tokens: Tensor) -> Tensor:
-    """``tokens`` [T], with ``device_tokens[source]`` where ``source`` [T] is not negative."""
+    """Return ``tokens`` [T] with ``device_tokens[source]`` at the positions where ``source`` [T] >= 0.
+
+    All are int64; ``device_tokens`` is [R].
+    """
     return torch.where(source >= 0, device_tokens[source.clamp(min=0)], tokens)

@@ -1,8 +1,9 @@
-"""Decode steps as CUDA graphs: one launch instead of hundreds, for batches where launching would take longer.
+"""Decode steps as CUDA graphs: one launch for a step instead of hundreds.
 
-A graph repeats the very kernels it was captured with, on the very places they read then. So there is a graph
-for each of some batch sizes, smaller batches are padded to the next one, and each step's inputs are copied to
-where the graphs look for them. Grids were chosen for the longest context; the kernels stop at the real one.
+This saves time for batches whose kernels take less time than their launches. A graph replays exactly the
+captured kernels on the captured addresses. So there is one graph for each of some batch sizes, and a batch is
+padded to the next larger size. The inputs of each step are copied to the addresses that the graphs read.
+Kernel grids are chosen for the longest possible context; the kernels stop at the real context length.
 """
 
 from __future__ import annotations
@@ -21,30 +22,33 @@ from fgengine.ops.batch import RaggedBatch
 from fgengine.plan import PlanItem
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
-"""Makes of some launches what repeats them."""
+"""Captures kernel launches as a CUDA graph; returns a callable that replays it."""
 Track = Callable[[Sequence[int]], Iterable[int]]
-"""Goes over the batch sizes, and may show how far it has come."""
+"""Wraps the batch sizes in an iterable that may show progress."""
 
 ALIGNED = 16
-"""Rows are laid out in multiples of this, so that every array begins at a multiple of 16 bytes, as wide
-loads want it."""
+"""The number of rows is padded to a multiple of this, so that every array starts at a multiple of 16 bytes,
+as 16-byte loads need."""
 
 
-def batch_sizes(most: int) -> list[int]:
-    """1, 2, 4, 8, then multiples of 8; the last is ``most``. At 1 to 8 a padded row is much of the step."""
-    return sorted({size for size in (1, 2, 4, *range(8, most, 8)) if size < most} | {most})
+def batch_sizes(limit: int) -> list[int]:
+    """Return the batch sizes to capture: 1, 2, 4, 8, then multiples of 8; the last is ``limit``.
+
+    Small sizes are closer together, because one padded row is a large part of a small step.
+    """
+    return sorted({size for size in (1, 2, 4, *range(8, limit, 8)) if size < limit} | {limit})
 
 
 def cuda_capture() -> Capture:
-    """All its graphs share one pool of memory: only one of them runs at a time."""
-    # What ends during a capture may undo it: an older graph takes along the cuBLAS workspace of the stream
-    # that all are captured in, and pinned memory cannot be let go then.
+    """Return a ``Capture`` for CUDA. All its graphs share one memory pool, since only one runs at a time."""
+    # An object that is freed during a capture may break it: an older graph takes along the cuBLAS workspace
+    # of the capture stream, and pinned memory cannot be freed during a capture. So free garbage now.
     gc.collect()
     pool = torch.cuda.graph_pool_handle()
 
     def capture(launches: Callable[[], None]) -> Callable[[], None]:
-        # Once before: what is compiled at first use does not belong in the graph. In the stream that computes
-        # anyway, as cuBLAS keeps a workspace for every other that it is used in, 32 MiB on an H100.
+        # Run once before the capture, so that first-use compilation is not captured. Use the compute stream:
+        # cuBLAS holds a workspace for each stream that it runs on, 32 MiB on an H100.
         launches()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
@@ -55,11 +59,15 @@ def cuda_capture() -> Capture:
 
 
 class DecodeInputs:
-    """A batch of decodes in fixed places on the device, filled by a single copy."""
+    """The inputs of a decode batch at fixed device addresses, filled by a single copy.
 
-    def __init__(self, most: int, width: int, device: torch.device) -> None:
-        """For ``most`` requests with block tables of up to ``width`` blocks."""
-        self.rows = rows = -(-most // ALIGNED) * ALIGNED
+    Per row, int64: ``tokens``, ``source`` (see ``device_tokens.sources``), ``positions``, ``slots``. Per row,
+    int32: ``context_lens`` and the row of ``tables`` [rows, width].
+    """
+
+    def __init__(self, max_requests: int, width: int, device: torch.device) -> None:
+        """Reserve space for ``max_requests`` requests with block tables of up to ``width`` blocks."""
+        self.rows = rows = -(-max_requests // ALIGNED) * ALIGNED
         self.width = width
         self._buffer = torch.zeros(rows * (4 * 8 + 4 + 4 * width), dtype=torch.uint8, device=device)
         wide = self._buffer[: 32 * rows].view(torch.int64).view(4, rows)
@@ -68,7 +76,7 @@ class DecodeInputs:
         self.tables = self._buffer[36 * rows :].view(torch.int32).view(rows, width)
         self.query_starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self.device_tokens = torch.zeros(rows, dtype=torch.int64, device=device)
-        """What the last step sampled, if that is where tokens are to be taken from."""
+        """[rows] int64: tokens sampled by the last step; valid if any ``source`` is not -1."""
 
     def fill(
         self,
@@ -78,10 +86,13 @@ class DecodeInputs:
         dummy_block: int,
         device_tokens: DeviceTokens | None,
     ) -> None:
-        """Rows behind the items', up to ``size``, decode a first token into the dummy block."""
+        """Fill the first ``size`` rows: one for each item, then padding.
+
+        A padding row decodes a first token into the dummy block.
+        """
         rows, count = self.rows, len(items)
         num_bytes = 36 * rows + size * self.width * 4
-        # Pinned memory of its own for each step: the copy runs later, when the steps before it have.
+        # Each step has its own pinned memory: the copy runs later, after the steps before it.
         host = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._buffer.is_cuda)
         array = host.numpy()
         tokens, source, positions, slots = array[: 32 * rows].view(np.int64).reshape(4, rows)
@@ -105,7 +116,10 @@ class DecodeInputs:
             self.device_tokens[: len(device_tokens.tokens)].copy_(device_tokens.tokens)
 
     def batch(self, size: int, longest: int) -> RaggedBatch:
-        """The first ``size`` rows. Only the device knows their contexts; the host a bound, ``longest``."""
+        """Return the first ``size`` rows as a batch.
+
+        Only the device has the real context lengths; the host uses ``longest`` (tokens) as an upper bound.
+        """
         return RaggedBatch(
             positions=self.positions[:size],
             slots=self.slots[:size],
@@ -118,33 +132,36 @@ class DecodeInputs:
 
 
 class DecodeGraphs:
-    """Logits of a batch of decodes, by the graph of the next larger batch size."""
+    """Computes the logits of a decode batch with the graph of the same or next larger batch size."""
 
     def __init__(
         self,
         model: Model,
         pool: Tensor,
         *,
-        most: int,
+        max_requests: int,
         block_size: int,
         max_model_len: int,
         dummy_block: int,
         capture: Capture,
         track: Track = lambda sizes: sizes,
     ) -> None:
-        """Captures a graph for each of ``batch_sizes(most)``, the largest first: the others fit in its room.
+        """Capture a graph for each of ``batch_sizes(max_requests)``.
+
+        The largest is captured first, so that the others fit into its memory.
 
         Args:
-            pool: as the model takes it; the graphs know no other.
-            most: no step has more requests than this.
-            dummy_block: of the pool; what padding writes goes there.
+            pool: the device pool, in the layout of ``Llama.forward``. The graphs work on this pool only.
+            max_requests: the maximum number of requests in a step.
+            max_model_len: the maximum context, in tokens.
+            dummy_block: the block of the pool that padding rows write to.
         """
         self.pool = pool
-        self.most = most
+        self.max_requests = max_requests
         self._block_size, self._dummy_block = block_size, dummy_block
-        self._inputs = DecodeInputs(most, -(-max_model_len // block_size), pool.device)
-        self._logits = torch.empty(most, model.shape.vocab_size, dtype=pool.dtype, device=pool.device)
-        self._sizes = batch_sizes(most)
+        self._inputs = DecodeInputs(max_requests, -(-max_model_len // block_size), pool.device)
+        self._logits = torch.empty(max_requests, model.shape.vocab_size, dtype=pool.dtype, device=pool.device)
+        self._sizes = batch_sizes(max_requests)
         self._replays: dict[int, Callable[[], None]] = {}
         for size in track(self._sizes[::-1]):
             self._fill([], size, None)
@@ -158,15 +175,15 @@ class DecodeGraphs:
             self._replays[size] = capture(launches)
 
     def fits(self, items: Sequence[PlanItem], pool: Tensor) -> bool:
-        """Whether this is a step the graphs know: only decodes, no more than the largest, in their pool."""
+        """Whether a graph can run this step: only decodes, not too many of them, and the captured pool."""
         return (
-            len(items) <= self.most
+            len(items) <= self.max_requests
             and pool is self.pool
             and all(item.num_tokens == 1 and item.yields_token for item in items)
         )
 
     def logits(self, items: Sequence[PlanItem], device_tokens: DeviceTokens | None) -> Tensor:
-        """[len(items), vocab_size]: overwritten by the next step."""
+        """Return logits [len(items), vocab_size] in the pool's dtype. The next step overwrites them."""
         size = self._sizes[bisect_left(self._sizes, len(items))]
         self._fill(items, size, device_tokens)
         self._replays[size]()

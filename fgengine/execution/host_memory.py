@@ -1,4 +1,4 @@
-"""How much of the system's memory this process can still take: what is free, within its control groups."""
+"""How much host memory this process can still use: the system's free memory and its control group limits."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from fgengine.execution.control_groups import MOUNT, OF_PROCESS, groups, number
 
 
 class HostMemory(NamedTuple):
-    """Bytes, within the limits of the control groups (containers, systemd slices) around the process."""
+    """Host memory in bytes, within the limits of the process's container or systemd slice."""
 
     free: int
-    """What can be taken without swapping; the page cache counts as free, since the kernel gives it back."""
+    """Bytes available without swapping. The page cache counts as free, since the kernel releases it."""
     total: int
 
 
 class _Files(NamedTuple):
-    """The files of a memory controller."""
+    """File names of a memory controller."""
 
     limits: tuple[str, ...]
     usage: str
     cached: tuple[str, ...]
-    """Keys of memory.stat: cached pages of files, which count as used but which the kernel gives back."""
+    """Keys of memory.stat: cached file pages, which count as used but which the kernel releases."""
 
 
 _FILES = {
@@ -34,23 +34,23 @@ _FILES = {
         ("memory.limit_in_bytes",), "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
     ),
 }
-"""By the version of the control groups."""
+"""Keyed by the version of the control groups."""
 
 
 def host_memory() -> HostMemory:
-    """Read now; it changes with whatever else runs."""
+    """Return the memory that is free now. It changes with the other programs on the machine."""
     system = psutil.virtual_memory()
     return within(HostMemory(system.available, system.total), limits())
 
 
 def within(system: HostMemory, limits: Iterator[HostMemory]) -> HostMemory:
-    """The least of the system's memory and of what each limit leaves, never below 0."""
-    both = [system, *limits]
-    return HostMemory(max(0, min(one.free for one in both)), min(one.total for one in both))
+    """Return the minimum of the system's memory and of all limits, never below 0."""
+    every = [system, *limits]
+    return HostMemory(max(0, min(one.free for one in every)), min(one.total for one in every))
 
 
 def limits(process: Path = OF_PROCESS, mount: Path = MOUNT) -> Iterator[HostMemory]:
-    """What each control group around the process leaves of its own limit; nothing where there are none."""
+    """Yield, for each control group of the process with a limit, the limit and what is left of it."""
     for group, version in groups("memory", process, mount):
         names = _FILES[version]
         set_limits = [n for name in names.limits if (n := number(group / name)) is not None]

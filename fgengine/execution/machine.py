@@ -1,4 +1,4 @@
-"""The machine a model is to run on: its free memory, and no model is loaded that does not fit there."""
+"""The free memory of this machine, and the check that a model fits into it before it is loaded."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fgengine.model.shape import ModelShape
 
 
 def require_memory(config: EngineConfig, shape: ModelShape) -> None:
-    """Returns where the model, and what else was set by hand, fits into the memory that is free now.
+    """Check that the model and the configured pools fit into the memory that is free now.
 
     Raises:
-        ValueError: it does not, or there is no such device; says what is needed, what is free and what would
-            fit.
+        ValueError: they do not fit, or there is no such device. The message says what is needed, what is free
+            and what would fit.
     """
     device = pick_device(config.device)
 
@@ -35,7 +35,7 @@ def require_memory(config: EngineConfig, shape: ModelShape) -> None:
 
 
 def machine_of(gpu: MemoryProbe | None) -> Machine:
-    """What is free now; without a ``gpu`` the CPU computes."""
+    """Return the memory of the host and of the GPU that is free now. ``gpu`` None: the CPU computes."""
     host = Memory(*host_memory())
     if gpu is None:
         return Machine(host)

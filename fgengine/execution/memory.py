@@ -1,4 +1,4 @@
-"""What of a GPU's memory a model and its steps take, found out by running the largest steps there are."""
+"""Measures the GPU memory of a model and its steps, by running the largest possible steps."""
 
 from __future__ import annotations
 
@@ -19,26 +19,33 @@ if TYPE_CHECKING:
     from fgengine.execution.runner import TorchRunner
 
 DEAREST = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, seed=0, ignore_eos=True, logprobs=True)
-"""Whatever a request can ask of sampling."""
+"""Uses every sampling feature, so that sampling takes the maximum memory."""
 
 
 class MemoryProbe(Protocol):
-    """Bytes of a GPU. Reserved is what torch has taken from the driver, whether tensors fill it or not."""
+    """Reads the memory counters of a GPU, in bytes.
+
+    "Reserved" is memory that torch has taken from the driver, whether or not tensors use it.
+    """
 
     def settle(self) -> None:
-        """Lets everything launched end and gives back what no tensor fills."""
+        """Wait for everything that was launched, then release memory that no tensor uses."""
         ...
 
-    def reserved(self) -> int: ...
+    def reserved(self) -> int:
+        """Return the bytes that are reserved now."""
+        ...
 
-    def reset_peak(self) -> None: ...
+    def reset_peak(self) -> None:
+        """Restart the measurement of ``peak``."""
+        ...
 
     def peak(self) -> int:
-        """The most that was reserved since ``reset_peak``."""
+        """Return the maximum of reserved bytes since ``reset_peak``."""
         ...
 
     def free_and_total(self) -> tuple[int, int]:
-        """Of the device: what anybody has taken is not free."""
+        """Return the device's free and total bytes. Memory used by any process is not free."""
         ...
 
 
@@ -66,29 +73,29 @@ class CudaMemory:
 
 
 def probe_of(device: torch.device) -> MemoryProbe | None:
-    """None where memory is the system's: a CPU's pool takes what is written, and no more."""
+    """Return the probe of a GPU, or None for a CPU, whose pools only use the pages that are written."""
     return CudaMemory(device) if device.type == "cuda" else None
 
 
 def measure(trial: TorchRunner, config: EngineConfig, probe: MemoryProbe, *, graphs: bool) -> GpuMemory:
-    """What is taken before there is a KV pool, and what steps and ``graphs`` will take.
+    """Measure the memory in use without a KV pool, and the memory that steps and CUDA graphs need.
 
     Args:
-        trial: the loaded model over a pool of a block, which every entry of every block table names: what
-            lies in the cache decides nothing here. Its bytes are not counted.
-        graphs: whether decodes will be captured as CUDA graphs, up to their logits; all share one pool of
-            their own, where what the largest takes stays taken.
+        trial: the loaded model over a pool of a single block. Every entry of every block table names this
+            block, because the values in the KV cache do not matter here. Its bytes are not counted.
+        graphs: whether decodes will be captured as CUDA graphs, up to the logits. All graphs share one
+            memory pool, which remains as large as the largest graph needs.
 
     Raises:
-        ValueError: the largest step does not fit beside the model.
+        ValueError: the largest step does not fit next to the model.
     """
     trial.pool.zero_()
     with _shortage_explained(trial, config, probe):
         full, decode = _full_step(trial, config), _decode_step(trial, config)
-        for plan in (full, decode, _step(trial, [1])):  # one alone has its context split, by other kernels
-            trial.execute(plan)  # compiles kernels and fills workspaces: what stays is no step's
-        of_steps = [_peak_of(partial(trial.execute, plan), probe) for plan in (full, decode)]
-        of_graphs = _peak_of(partial(trial.logits, decode), probe)
+        for plan in (full, decode, _step(trial, [1])):  # a single decode uses other kernels (split context)
+            trial.execute(plan)  # compiles kernels and fills workspaces; their memory is not part of a step
+        step_peaks = [_peak_of(partial(trial.execute, plan), probe) for plan in (full, decode)]
+        graph_peak = _peak_of(partial(trial.logits, decode), probe)
     probe.settle()
     reserved = probe.reserved()
     free, total = probe.free_and_total()
@@ -96,14 +103,16 @@ def measure(trial: TorchRunner, config: EngineConfig, probe: MemoryProbe, *, gra
         total=total,
         outside=total - free - reserved,
         weights=reserved - trial.pool.nbytes,
-        activations=max(of_steps),
-        graphs=of_graphs if graphs else 0,
+        activations=max(step_peaks),
+        graphs=graph_peak if graphs else 0,
     )
 
 
 def _full_step(trial: TorchRunner, config: EngineConfig) -> StepPlan:
-    """As many tokens as a step can have, in as many requests: prompts as long as can be, all else decodes,
-    and every one ends where the longest request does."""
+    """Return a step with the maximum of tokens and requests.
+
+    It has the longest possible prompts; the other requests are decodes. Every item ends at ``max_model_len``.
+    """
     left = min(config.max_tokens_per_batch, config.max_batch_size * trial.max_model_len)
     requests = min(config.max_batch_size, left)
     lengths = []
@@ -140,7 +149,7 @@ def _shortage_explained(trial: TorchRunner, config: EngineConfig, probe: MemoryP
         yield
     except torch.OutOfMemoryError as error:
         free, total = probe.free_and_total()
-        # Not what is reserved, of which the step that failed still has its part.
+        # Compute the size: the reserved memory still includes a part of the failed step.
         weights = trial.shape.num_parameters * trial.dtype.itemsize
         gpu = GpuMemory(total, outside=total - free - probe.reserved(), weights=weights)
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Host memory that a GPU copies from and to by itself: pinned, and not a byte more than asked for.
+"""Pinned host memory of exactly the requested size, which a GPU can copy from and to without the CPU.
 
-torch's own pinned allocator rounds up to powers of two: a pool of 20 GiB would take 32.
+torch's own pinned allocator rounds up to a power of two: a pool of 20 GiB would take 32 GiB.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from fgengine.units import size
 
 
 class _PinnedPages(mmap.mmap):
-    """Anonymous pages, pinned as long as they exist. A tensor made of them keeps them alive."""
+    """Anonymous pages that are pinned as long as they exist. A tensor over them keeps them alive."""
 
     unpin: Callable[[], Any] | None = None
 
     def __del__(self) -> None:
-        if self.unpin is not None:  # before the pages go back to the system, which happens after this
+        if self.unpin is not None:  # the pages are returned to the system after this method
             self.unpin()
 
 
 def pinned_empty(sizes: tuple[int, ...], dtype: torch.dtype, cudart: Any = None) -> Tensor:
-    """An uninitialised CPU tensor in pinned memory, for good: pages count as used from the start.
+    """Return an uninitialized CPU tensor in pinned memory. All its pages count as used at once.
 
     Args:
-        cudart: ``torch.cuda.cudart()``, or what a test puts in its place.
+        cudart: ``torch.cuda.cudart()``, or its replacement in a test.
 
     Raises:
-        ValueError: there is not so much memory, or it cannot be pinned.
+        ValueError: there is not enough memory, or it cannot be pinned.
     """
     num_bytes = math.prod(sizes) * dtype.itemsize
     if num_bytes == 0:
@@ -43,15 +43,15 @@ def pinned_empty(sizes: tuple[int, ...], dtype: torch.dtype, cudart: Any = None)
     available = host_memory().free
     if num_bytes > available:
         raise ValueError(
-            f"{size(num_bytes)} were to be pinned, but {size(available)} of memory are available"
+            f"{size(num_bytes)} must be pinned, but only {size(available)} of memory are available"
         )
     try:
         pages = _PinnedPages(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
-        raise ValueError(f"the system does not give {size(num_bytes)} of memory: {error}") from error
+        raise ValueError(f"the system cannot allocate {size(num_bytes)} of memory: {error}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them, as small virtual machines have
-            pages.madvise(mmap.MADV_HUGEPAGE)  # pinning goes page by page
+        with suppress(OSError):  # some kernels have no huge pages, for example in small virtual machines
+            pages.madvise(mmap.MADV_HUGEPAGE)  # pinning works page by page: fewer pages are faster
     flat = torch.frombuffer(pages, dtype=torch.uint8)
     cudart = cudart or torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = flat.data_ptr()

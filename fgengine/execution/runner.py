@@ -1,4 +1,4 @@
-"""Executes a StepPlan: tokens in, logits, sampled tokens out."""
+"""Executes a StepPlan on a device: computes logits and samples tokens."""
 
 from __future__ import annotations
 
@@ -29,11 +29,15 @@ from fgengine.plan import PlanItem, StepPlan, StepResult
 from fgengine.units import size
 
 SHARE_FOR_PROFILING = 0.9
-"""Of the memory that is free on a CPU, what a profile may take for a while."""
+"""The share of a CPU's free memory that a profile may use while it is measured."""
 
 
 class TorchRunner:
-    """A model, its two KV pools, and the copy engine between them."""
+    """A model, its device pool and host pool of KV blocks, and the copy engine between them.
+
+    ``pool`` is [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim] in the model's dtype; index 0
+    of the third axis are keys, index 1 are values. ``host_pool`` has the same layout.
+    """
 
     def __init__(
         self,
@@ -45,9 +49,15 @@ class TorchRunner:
         max_model_len: int,
         seed: int = 0,
     ) -> None:
-        """``model``'s embedding says the device and dtype; sizes in blocks and tokens.
+        """Create the pools on the device and in the dtype of the model's embedding.
 
-        Raises ValueError where there is no memory for a pool.
+        Args:
+            block_size: tokens of a KV block.
+            max_model_len: maximum tokens of a request.
+            seed: the engine's seed, for requests without their own seed.
+
+        Raises:
+            ValueError: there is not enough memory for a pool.
         """
         self.model = model
         self.shape = shape = model.shape
@@ -61,7 +71,7 @@ class TorchRunner:
         self.dtype_name = str(self.dtype).removeprefix("torch.")
         block = (shape.num_layers, 2, shape.num_kv_heads, block_size, shape.head_dim)
         self.dummy_block = num_device_blocks
-        """The pool's last block, which no request ever gets: for rows that only fill up a batch."""
+        """The pool's last block, which no request ever gets. Padding rows of a batch write to it."""
         self.pool = _pool(
             (num_device_blocks + sizing.DUMMY_BLOCKS, *block),
             self.dtype,
@@ -71,26 +81,26 @@ class TorchRunner:
         self.host_pool = _host_pool((num_host_blocks, *block), self.dtype, pinned=self.device.type == "cuda")
         self.copies = copy_engine(self.pool[:num_device_blocks], self.host_pool)
         self._device_tokens: DeviceTokens | None = None
-        """What the last launched step sampled, until it is collected."""
+        """Tokens sampled by the last launched step, until its result is collected."""
         self.graphs: DecodeGraphs | None = None
         self.program = record(model, self.pool)
         self._threads = Threads() if self.device.type == "cpu" else None
-        self.num_threads = self._threads.most if self._threads is not None else torch.get_num_threads()
+        self.num_threads = self._threads.max_threads if self._threads is not None else torch.get_num_threads()
 
     @torch.inference_mode()
     def capture_graphs(
-        self, most: int, *, capture: Capture | None = None, track: Track = lambda sizes: sizes
+        self, max_requests: int, *, capture: Capture | None = None, track: Track = lambda sizes: sizes
     ) -> None:
-        """From now on batches of up to ``most`` decodes run as CUDA graphs.
+        """Capture CUDA graphs. Afterwards, batches of up to ``max_requests`` decodes run as graphs.
 
         Args:
-            most: as many requests as a step can have.
-            capture, track: as ``DecodeGraphs`` takes them; by default CUDA's, and without a word.
+            max_requests: the maximum number of requests in a step.
+            capture, track: see ``DecodeGraphs``; by default CUDA's capture, and no progress.
         """
         self.graphs = DecodeGraphs(
             self.model,
             self.pool,
-            most=most,
+            max_requests=max_requests,
             block_size=self.block_size,
             max_model_len=self.max_model_len,
             dummy_block=self.dummy_block,
@@ -100,19 +110,19 @@ class TorchRunner:
 
     @property
     def most_decodes(self) -> int:
-        """Decodes in a batch that are computed as smaller ones are: with graphs, up to their largest."""
-        return self.graphs.most if self.graphs is not None else 2**31
+        """Maximum number of decodes in a batch that still run as a graph; unlimited without graphs."""
+        return self.graphs.max_requests if self.graphs is not None else 2**31
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Computes the plan's items in one pass; seconds include reading the tokens back."""
+        """Compute the plan's items in one pass. The seconds include the copy of the tokens to the host."""
         return self.launch(plan)()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
-        """Begins a step; on a GPU it is then in the stream, behind those launched before.
+        """Launch a step; return a function that waits for its end and returns its result.
 
-        A token that is still to be sampled by the one before it never leaves the device. Returns what waits
-        for the step's end and reads its tokens.
+        On a GPU, the step is queued in the stream after the steps launched before. If its input token is
+        sampled by the step before it, the token is read on the device.
         """
         if self._threads is not None:
             self._threads.adapt()
@@ -144,7 +154,7 @@ class TorchRunner:
         def collect() -> StepResult:
             seconds = timer.wait()
             if self._device_tokens is device_tokens:
-                self._device_tokens = None  # from now on the requests have them
+                self._device_tokens = None  # from now on, the requests hold these tokens
             ids = [item.request.id for item in ending]
             return StepResult(
                 plan.step,
@@ -157,7 +167,10 @@ class TorchRunner:
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan, everywhere: bool = False) -> Tensor:
-        """[R, vocab_size]: a row for each item that yields a token, or for each new token ``everywhere``."""
+        """Return logits [R, vocab_size] in the model's dtype.
+
+        There is one row for each item that yields a token, or for each input token if ``everywhere``.
+        """
         return self._logits(plan.items, everywhere)
 
     def _logits(self, items: Sequence[PlanItem], everywhere: bool) -> Tensor:
@@ -184,7 +197,7 @@ class TorchRunner:
 
     @property
     def most_blocks(self) -> int:
-        """What ``larger_pool`` can give: on a CPU as much as is free, on a GPU no more than the pool has."""
+        """Maximum blocks of ``larger_pool``: as free memory allows on a CPU; the own pool's size on a GPU."""
         if self.device.type != "cpu":
             return self.num_device_blocks
         free = int(host_memory().free * SHARE_FOR_PROFILING)
@@ -192,10 +205,10 @@ class TorchRunner:
 
     @contextmanager
     def trial_copies(self, num_blocks: int) -> Iterator[CopyEngine]:
-        """A copy engine between the device pool and a host pool of ``num_blocks`` that is there meanwhile.
+        """Provide a copy engine between the device pool and a temporary host pool of ``num_blocks``.
 
-        So what is measured with it does not depend on the engine's own host pool. Raises ValueError where
-        there is no memory for it.
+        So a measurement with it does not depend on the engine's own host pool. Raises ValueError if there is
+        not enough memory.
         """
         pool = _host_pool((num_blocks, *self.pool.shape[1:]), self.dtype, pinned=self.device.type == "cuda")
         copies = copy_engine(self.pool[: self.num_device_blocks], pool)
@@ -206,7 +219,10 @@ class TorchRunner:
 
     @contextmanager
     def larger_pool(self, num_blocks: int) -> Iterator[None]:
-        """Meanwhile computes in a pool of at least so many blocks; what is in its own is kept."""
+        """Use a temporary pool of at least ``num_blocks`` blocks. The content of the own pool is preserved.
+
+        Raises ValueError if there is not enough memory.
+        """
         own = self.pool, self.num_device_blocks, self.dummy_block
         if num_blocks > self.num_device_blocks:
             sizes = (num_blocks + sizing.DUMMY_BLOCKS, *self.pool.shape[1:])
@@ -219,11 +235,12 @@ class TorchRunner:
             self.pool, self.num_device_blocks, self.dummy_block = own
 
     def close(self) -> None:
+        """Wait for the copies in flight and end the copy engine."""
         self.copies.close()
 
 
 def _pool(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, remedy: str) -> Tensor:
-    """Not filled: on a CPU a block takes memory only once it is written."""
+    """Allocate a pool without filling it: on a CPU, a block uses memory only after it is written."""
     try:
         return torch.empty(sizes, dtype=dtype, device=device)
     except RuntimeError as error:
@@ -237,4 +254,4 @@ def _host_pool(sizes: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> T
     try:
         return pinned_empty(sizes, dtype)
     except ValueError as error:
-        raise ValueError(f"there is no host memory for evicted KV: {error}; lower swap_space") from error
+        raise ValueError(f"there is no host memory for offloaded KV: {error}; lower swap_space") from error

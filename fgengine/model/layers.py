@@ -1,4 +1,4 @@
-"""What both families are built of: linear layers that can be packed for the CPU, and the rotary table."""
+"""Parts of both model families: linear layers that can be packed for the CPU, and the RoPE table."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fgengine.ops.cpu.linear import PackedLinear, pack_linear
 
 
 def parameter(*sizes: int, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
-    """Uninitialised: the loader fills it."""
+    """Create an uninitialized parameter, which the loader fills."""
     return nn.Parameter(torch.empty(*sizes, device=device, dtype=dtype), requires_grad=False)
 
 
 class Linear(nn.Module):
-    """x [T, inputs] -> [T, outputs]."""
+    """A linear layer: x [T, inputs] -> [T, outputs]. ``weight`` is [outputs, inputs], ``bias`` [outputs]."""
 
     def __init__(
         self, inputs: int, outputs: int, bias: bool, device: torch.device, dtype: torch.dtype
@@ -29,26 +29,28 @@ class Linear(nn.Module):
         self.packed: PackedLinear | None = None
 
     def pack(self, keep_weight: bool = False) -> None:
-        """Reorders the weight once for the CPU, where that is faster; the plain weight goes.
+        """Reorder the weight for the CPU kernel, if there is one, and free the plain weight.
 
-        ``keep_weight``: somebody else reads the plain weight too, so both are held.
+        ``keep_weight``: do not free it, because the embedding uses it too.
         """
         self.packed = pack_linear(self.weight.data, self.bias)
         if self.packed is not None and not keep_weight:
             self.weight = parameter(0, device=self.weight.device, dtype=self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute x [T, inputs] -> [T, outputs]."""
         if self.packed is not None:
             return self.packed(x, self.bias)
         return F.linear(x, self.weight, self.bias)
 
 
 def rope_table(shape: ModelShape, device: torch.device) -> Tensor:
-    """[max_position, head_dim] float32: the cosines of each pair's angle, then the sines.
+    """Return [max_position, head_dim] float32: for each position the cosines of all angles, then the sines.
 
-    Frequencies are theta ** (-2i / head_dim), slowed down as the checkpoint was trained with: "linear"
-    divides all by the factor; "llama3" (Meta's llama-models, ``apply_scaling``) only those whose
-    wavelength is long against the original context, with a smooth passage between.
+    The frequency of pair i is theta ** (-2i / head_dim). Scaling lowers the frequencies as the checkpoint was
+    trained: "linear" divides all of them by the factor. "llama3" (``apply_scaling`` of Meta's llama-models)
+    divides only those with a wavelength that is long compared with the original context, with a smooth
+    transition.
     """
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
     frequencies = 1.0 / shape.rope_theta**exponents
@@ -59,7 +61,7 @@ def rope_table(shape: ModelShape, device: torch.device) -> Tensor:
         else:
             turns = scaling.original_max_position * frequencies / (2 * math.pi)
             span = scaling.high_freq_factor - scaling.low_freq_factor
-            kept = ((turns - scaling.low_freq_factor) / span).clamp(0.0, 1.0)
-            frequencies = kept * frequencies + (1.0 - kept) * slowed
+            share = ((turns - scaling.low_freq_factor) / span).clamp(0.0, 1.0)
+            frequencies = share * frequencies + (1.0 - share) * slowed
     angles = torch.outer(torch.arange(shape.max_position, dtype=torch.float32), frequencies)
     return torch.cat((angles.cos(), angles.sin()), dim=-1).to(device)

@@ -12,7 +12,10 @@ from fgengine.ops.reference import TorchOps
 
 
 class LlamaLayer(nn.Module):
-    """Attention and SwiGLU; queries, keys and values are one matrix, gate and up another."""
+    """The weights of one layer: attention and SwiGLU.
+
+    ``qkv`` is one matrix for queries, keys and values; ``gate_up`` is one for gate and up.
+    """
 
     def __init__(self, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -28,6 +31,8 @@ class LlamaLayer(nn.Module):
 
 
 class Llama(nn.Module):
+    """A model of the Llama family. ``ops`` computes its operations and can be replaced."""
+
     def __init__(self, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.shape = shape
@@ -41,15 +46,15 @@ class Llama(nn.Module):
         self.rope = rope_table(shape, device)
 
     def forward(self, tokens: Tensor, batch: RaggedBatch, pool: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Computes T new tokens, stores their keys and values, and says what may follow.
+        """Compute T new tokens, store their keys and values in the pool, and return logits.
 
         Args:
             tokens: [T] int64.
-            pool: [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim].
-            rows: which of the T positions logits are wanted at; None: all.
+            pool: [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim] in the model's dtype.
+            rows: [R] int64, the rows of ``tokens`` to compute logits for; None: all.
 
         Returns:
-            logits [len(rows), vocab_size] in the model's dtype.
+            logits [R, vocab_size] (or [T, vocab_size]) in the model's dtype.
         """
         shape, ops, eps = self.shape, self.ops, self.shape.rms_norm_eps
         queries = shape.num_heads * shape.head_dim
@@ -74,7 +79,10 @@ class Llama(nn.Module):
         return ops.linear(self.head, ops.add_rms_norm(change, residual, self.final_norm, eps))
 
     def places(self) -> dict[str, Tensor]:
-        """Where each tensor of a Hugging Face checkpoint goes: a view, often of a part of a fused weight."""
+        """Return, by the name in a Hugging Face checkpoint, the tensor to copy each weight to.
+
+        Many are views of a part of a fused weight.
+        """
         shape = self.shape
         queries, stored = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         places = {"model.embed_tokens.weight": self.embedding.data, "model.norm.weight": self.final_norm.data}

@@ -1,4 +1,4 @@
-"""A model with its weights: from a folder's safetensors, tensor by tensor into place, or seeded dummies."""
+"""Creates a model with its weights, from the safetensors of a folder or as seeded dummy weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from fgengine.model.shape import ModelShape
 
 Model = Llama | Opt
 DUMMY_STD = 0.02
+"""Standard deviation of dummy weights."""
 
 
 def load(
     shape: ModelShape, folder: Path | None, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> Model:
-    """Builds the model on the device and fills it.
+    """Create the model on the device and fill its weights.
 
     Args:
-        folder: a Hugging Face folder with safetensors; None: dummy weights, the same for the same seed,
-            shape, dtype and kind of device.
+        folder: a Hugging Face folder with safetensors; None: dummy weights, which are the same for the same
+            seed, shape, dtype and type of device.
 
     Raises:
         ValueError: the folder holds no safetensors, or not exactly the tensors of this shape.
@@ -40,7 +41,7 @@ def load(
 
 
 def pack_linears(model: Model) -> None:
-    """Packs every linear layer for the CPU; see ``Linear.pack``."""
+    """Pack every linear layer for the CPU; see ``Linear.pack``."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.pack(keep_weight=module.weight is model.embedding)
@@ -60,16 +61,16 @@ def _fill_from(model: Model, folder: Path) -> None:
     missing = set(places)
     unexpected: list[str] = []
     for name, value in _tensors(folder):
-        name = name if name in places else f"model.{name}"  # some OPT checkpoints leave the prefix out
+        name = name if name in places else f"model.{name}"  # some OPT checkpoints omit the prefix
         place = places.get(name)
         if place is None:
-            # Files may repeat a tied head, and old ones hold the rotary frequencies.
+            # Files may contain a copy of a tied head, and old files the RoPE frequencies.
             if not name.endswith(("lm_head.weight", "rotary_emb.inv_freq")):
                 unexpected.append(name.removeprefix("model."))
             continue
         if place.shape != value.shape:
             raise ValueError(
-                f"{folder}: {name} is {list(value.shape)}, but the model's shape asks for {list(place.shape)}"
+                f"{folder}: {name} is {list(value.shape)}, but the model's shape needs {list(place.shape)}"
             )
         place.copy_(value)
         missing.discard(name)
@@ -80,7 +81,7 @@ def _fill_from(model: Model, folder: Path) -> None:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the folder, one at a time."""
+    """Yield (name, tensor) for every tensor in the folder, one at a time."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -88,11 +89,11 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{folder} holds no safetensors file; convert the checkpoint to safetensors first")
+        raise ValueError(f"{folder} holds no safetensors file: convert the checkpoint to safetensors first")
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
                     yield name, opened.get_tensor(name)
-        except (OSError, SafetensorError) as error:  # noqa: PERF203 (a file, not a tensor, an iteration)
-            raise ValueError(f"{file} cannot be read: {error}; fetch it again") from None
+        except (OSError, SafetensorError) as error:  # noqa: PERF203 (once per file, not per tensor)
+            raise ValueError(f"{file} cannot be read ({error}): download it again") from None

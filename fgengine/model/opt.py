@@ -1,4 +1,4 @@
-"""OPT over a paged KV pool; opt-350m has its norms behind the sums and projects its embeddings."""
+"""The OPT family over a paged KV pool. opt-350m differs: post-norm layers and projected embeddings."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ EPS = 1e-5
 
 
 class LayerNorm(nn.Module):
+    """The weight and bias of a LayerNorm, [size] each."""
+
     def __init__(self, size: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = parameter(size, device=device, dtype=dtype)
@@ -23,6 +25,8 @@ class LayerNorm(nn.Module):
 
 
 class OptLayer(nn.Module):
+    """The weights of one layer. ``qkv`` is one matrix for queries, keys and values."""
+
     def __init__(self, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         hidden = shape.hidden_size
@@ -35,6 +39,8 @@ class OptLayer(nn.Module):
 
 
 class Opt(nn.Module):
+    """A model of the OPT family. ``ops`` computes its operations and can be replaced."""
+
     def __init__(self, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.shape = shape
@@ -53,7 +59,7 @@ class Opt(nn.Module):
             self.head.weight = self.embedding
 
     def forward(self, tokens: Tensor, batch: RaggedBatch, pool: Tensor, rows: Tensor | None = None) -> Tensor:
-        """As ``Llama.forward``."""
+        """Compute T new tokens; arguments and result as in ``Llama.forward``."""
         ops = self.ops
         residual = ops.embed(tokens, self.embedding)
         if self.project_in is not None:
@@ -83,7 +89,7 @@ class Opt(nn.Module):
         return ops.linear(self.head, residual)
 
     def _norm(self, norm: LayerNorm, change: Tensor | None, residual: Tensor) -> Tensor:
-        """Of the sum, which the residual becomes."""
+        """Add ``change`` to the residual in place, if given, and return the LayerNorm of the residual."""
         if change is None:
             return self.ops.layer_norm(residual, norm.weight, norm.bias, EPS)
         return self.ops.add_layer_norm(change, residual, norm.weight, norm.bias, EPS)
@@ -99,7 +105,7 @@ class Opt(nn.Module):
         return self.ops.linear(layer.down, self.ops.linear_relu(layer.up, x))
 
     def places(self) -> dict[str, Tensor]:
-        """As ``Llama.places``."""
+        """Return the tensor to copy each checkpoint weight to, as ``Llama.places``."""
         hidden = self.shape.hidden_size
         at = "model.decoder."
         places = {

@@ -1,4 +1,4 @@
-"""A model's architecture as numbers: what the loader, the KV pools and the cost floors go by."""
+"""The architecture of a model as numbers. The loader, the KV pools and the cost floors use it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """Llama-3's frequency scaling ("llama3") or plain position interpolation ("linear")."""
+    """Scaling of RoPE frequencies: Llama 3's ("llama3") or position interpolation ("linear")."""
 
     kind: Literal["linear", "llama3"]
     factor: float
@@ -19,7 +19,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes in elements unless said otherwise."""
+    """The sizes of a model, in elements unless stated otherwise."""
 
     family: Literal["opt", "llama"]
     """"llama" covers Llama 2 and 3, SmolLM2, TinyLlama, Mistral without sliding window, Qwen2 (qkv_bias)."""
@@ -31,7 +31,7 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     max_position: int
-    """Longest sequence the model was made for, tokens."""
+    """Maximum length of a sequence that the model supports, in tokens."""
     tied_embeddings: bool
     eos_token_ids: tuple[int, ...] = (2,)
     bos_token_id: int | None = None
@@ -42,17 +42,18 @@ class ModelShape:
     qkv_bias: bool = False
     # opt family
     embed_dim: int | None = None
-    """OPT-350m's word_embed_proj_dim, projected to hidden_size; None where they are the same."""
+    """OPT-350m's word_embed_proj_dim, projected to hidden_size; None if they are the same."""
     pre_norm: bool = True
-    """False for OPT-350m: LayerNorm after each residual, no final one."""
+    """False for OPT-350m: LayerNorm after each residual, and no final LayerNorm."""
     activation: str = "silu"
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
+        """Return the bytes of one token's KV in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
 
     @property
     def num_parameters(self) -> int:
-        """Counted from the shape; embeddings once where tied. Norms and biases included."""
+        """Number of parameters, with norms and biases. Tied embeddings count once."""
         h, i = self.hidden_size, self.intermediate_size
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         if self.family == "opt":

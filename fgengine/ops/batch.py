@@ -1,4 +1,4 @@
-"""A step's items laid out end to end: what the operations know besides the tensors they compute on."""
+"""The batch of a step: all input tokens in one array, with the metadata that the operations need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def place(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """On the device; a GPU gets it in its turn, behind what it is computing, and nobody waits for that."""
+    """Copy the array to the device. On a GPU, the copy is queued in the current stream without waiting."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -22,31 +22,34 @@ def place(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class RaggedBatch:
-    """B requests with T new tokens in all; request b's are rows ``query_starts[b] .. query_starts[b + 1]``.
+    """The input tokens of a step: B requests with T new tokens in total.
 
-    The first two stand on the device in int64, as torch indexes with; the next three in int32. The others
-    are what the host knows anyway, so that code that plans over the requests need not ask a GPU. In a batch
-    that a CUDA graph runs again, the host's ``contexts`` are bounds and the device's ``context_lens`` hold.
+    The new tokens of request b are rows ``query_starts[b]`` to ``query_starts[b + 1] - 1``. The tensors are
+    on the device. The other fields are on the host, so that code that plans over the requests need not wait
+    for a GPU. If a CUDA graph replays the batch, ``contexts`` are only upper bounds; ``context_lens`` is
+    exact.
     """
 
     positions: Tensor
-    """[T]: each token's place in its sequence."""
+    """[T] int64: each token's position in its sequence."""
     slots: Tensor
-    """[T]: where its keys and values go, block * block_size + place in the block."""
+    """[T] int64: where the token's keys and values are stored, block * block_size + offset in the block."""
     block_tables: Tensor
-    """[B, most blocks]; unused entries are 0."""
+    """[B, maximum blocks] int32; unused entries are 0."""
     query_starts: Tensor
-    """[B + 1]."""
+    """[B + 1] int32: the first row of each request; the last entry is T."""
     context_lens: Tensor
-    """[B]: tokens attended to by the last new token, itself included."""
+    """[B] int32: tokens that the request's last new token attends to, including itself."""
     query_lens: tuple[int, ...]
+    """New tokens of each request."""
     contexts: tuple[int, ...]
+    """Context of each request after the step, in tokens."""
     num_decodes: int = field(init=False)
-    """How many requests in front have one new token."""
+    """Number of requests with one new token at the start of the batch."""
     longest_decode_context: int = field(init=False)
-    """The longest context of those in front (0: there are none)."""
+    """Longest context of these requests, in tokens (0: there are none)."""
     longest_query: int = field(init=False)
-    """The most new tokens of a request behind them (0: there are none)."""
+    """Maximum new tokens of a request after them (0: there are none)."""
 
     def __post_init__(self) -> None:
         decodes = next((b for b, n in enumerate(self.query_lens) if n != 1), len(self.query_lens))
@@ -59,7 +62,7 @@ class RaggedBatch:
     def build(
         cls, items: Sequence[tuple[int, int, Sequence[int]]], block_size: int, device: torch.device
     ) -> RaggedBatch:
-        """From (start, num_tokens, block table) of each item; num_tokens >= 1.
+        """Build a batch from (start, num_tokens, block table) of each item; num_tokens >= 1.
 
         Raises:
             ValueError: a block table is too short for its tokens.

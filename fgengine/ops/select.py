@@ -1,4 +1,4 @@
-"""Which operations a device computes with."""
+"""Picks the implementation of the operations for a device."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fgengine.ops.reference import TorchOps
 
 
 def ops_for(device: torch.device, dtype: torch.dtype) -> TorchOps:
-    """The fastest that work here."""
+    """Return the fastest operations that work on this device and dtype."""
     if device.type == "cuda":
-        from fgengine.ops.triton.ops import TritonOps  # imported where there is a GPU to compile for
+        from fgengine.ops.triton.ops import TritonOps  # imported here: Triton may be missing without a GPU
 
         return TritonOps()
     if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):

@@ -1,4 +1,4 @@
-"""What the routes share in reading prompts and writing answers: errors, streams, usage."""
+"""Code that all routes share: reading prompts, error answers, streamed answers, token usage."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from fgengine.text import TextCodec, TextError
 
 SERVICE = web.AppKey("service", Service)
 LONG_TEXT = 20_000
-"""Characters from which on a prompt is tokenized in a thread, so that other streams do not stutter."""
+"""A prompt with at least this number of characters is tokenized in a thread, to not delay other streams."""
 
 log = logging.getLogger("fgengine.server")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 QUEUE_FULL, QUEUE_TIMEOUT = "queue_full", "queue_timeout"
-"""The codes of errors that say that the server has too much to do."""
+"""Error codes of a busy server."""
 
 
 def error_body(message: str, kind: str, field: str | None = None, code: str | None = None) -> bytes:
-    """An error as OpenAI shapes it."""
+    """Return the JSON body of an error, in OpenAI's format."""
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": field, "code": code}})
 
 
 def error_response(status: int, message: str, kind: str, field: str | None = None) -> web.Response:
+    """Return an error answer. A 503 has a Retry-After header."""
     headers = {"Retry-After": "1"} if status == 503 else None
     return web.Response(
         status=status, body=error_body(message, kind, field), content_type="application/json", headers=headers
@@ -41,7 +42,7 @@ def error_response(status: int, message: str, kind: str, field: str | None = Non
 
 
 def busy_response(error: Busy) -> web.Response:
-    """429 where the queue was full, 503 where a request waited in it for too long; both with Retry-After."""
+    """Return 429 if the queue was full, or 503 if the request waited in it for too long, with Retry-After."""
     message = f"{error}; try again in {error.whole_seconds} s"
     if isinstance(error, QueueFull):
         status, body = 429, error_body(message, "rate_limit_error", code=QUEUE_FULL)
@@ -52,12 +53,12 @@ def busy_response(error: Busy) -> web.Response:
 
 
 class BusyResponse(web.Response):
-    """The server has too much to do; nothing is wrong with it or with the request."""
+    """An answer of a busy server: neither the server nor the request has failed."""
 
 
 @web.middleware
 async def count_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Keep the server's counters of what is posted; outermost, so that it sees every outcome."""
+    """Count POST requests by their outcome. It must be the outermost middleware, to see every outcome."""
     if request.method != "POST":
         return await handler(request)
     counters = request.app[SERVICE].counters
@@ -65,7 +66,7 @@ async def count_requests(request: web.Request, handler: Handler) -> web.StreamRe
     counters.requests_in_flight += 1
     try:
         response = await handler(request)
-    except BaseException:  # the client has gone: cancelled, or a write failed
+    except BaseException:  # the client has disconnected: the handler was cancelled, or a write failed
         counters.requests_aborted += 1
         raise
     finally:
@@ -86,9 +87,9 @@ async def count_requests(request: web.Request, handler: Handler) -> web.StreamRe
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error as an OpenAI-shaped JSON body with the status that fits.
+    """Answer every error with a JSON body in OpenAI's format and the matching status.
 
-    Only for errors before a stream has begun; ``Stream`` tells those that come later.
+    This is for errors before a stream has started. ``Stream`` reports later ones.
     """
     try:
         return await handler(request)
@@ -99,27 +100,27 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except EngineError as error:
         return error_response(503, str(error), "service_unavailable")
     except web.HTTPRequestEntityTooLarge:
-        message = f"the body is larger than {MAX_BODY_BYTES} bytes"
+        message = f"the body is larger than {MAX_BODY_BYTES} bytes: send a shorter prompt"
         return error_response(413, message, "invalid_request_error")
     except web.HTTPException as error:
         message = f"{request.method} {request.path}: {error.reason}"
         return error_response(error.status, message, "invalid_request_error")
     except ConnectionError:
-        raise  # the client has gone; aiohttp knows what to do
+        raise  # the client has disconnected; aiohttp handles this
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
-        return error_response(500, "the server made a mistake; its log says more", "internal_error")
+        return error_response(500, "the server has failed: see the server's log", "internal_error")
 
 
 async def read_posted(request: web.Request, kind: type[Body]) -> tuple[Body, float]:
-    """The body, checked, and when it had been read, on the engine's clock. Raises BadRequestError."""
+    """Return the checked body, and the time when it was read (engine's clock). Raises BadRequestError."""
     raw = await request.read()
     arrival = WallClock().now()
     return read_body(raw, kind), arrival
 
 
 async def prompt_ids(prompt: str | list[int], codec: TextCodec) -> list[int]:
-    """Token ids of a prompt, which may be text."""
+    """Return the token ids of a prompt, which may be text or token ids."""
     if not isinstance(prompt, str):
         return prompt
     if len(prompt) < LONG_TEXT:
@@ -128,6 +129,7 @@ async def prompt_ids(prompt: str | list[int], codec: TextCodec) -> list[int]:
 
 
 def usage(prompt_tokens: int, generation: Generation) -> dict[str, int]:
+    """Return the numbers of tokens, in OpenAI's format."""
     output = generation.output_tokens
     return {
         "prompt_tokens": prompt_tokens,
@@ -137,15 +139,17 @@ def usage(prompt_tokens: int, generation: Generation) -> dict[str, int]:
 
 
 class StreamedResponse(web.StreamResponse):
+    """A streamed answer that remembers whether it failed."""
+
     failed = False
-    """It ended with an error, when its status had gone out already."""
+    """Whether it ended with an error after its status had been sent."""
 
 
 class Stream:
-    """A streamed response. An engine that breaks down in the middle is told as a last message."""
+    """A streamed answer. If the engine breaks during it, the last message is the error."""
 
     def __init__(self, request: web.Request, content_type: str, message: Callable[[bytes], bytes]) -> None:
-        """``message`` wraps one JSON body into one message of the stream."""
+        """``message`` turns one JSON body into one message of the stream."""
         self._request = request
         self._wrap = message
         self._response = StreamedResponse(
@@ -153,21 +157,22 @@ class Stream:
         )
 
     async def open(self) -> None:
-        """Send the headers. Without it they go with the first message."""
+        """Send the headers now. Otherwise they are sent with the first message."""
         await self._response.prepare(self._request)
 
     async def write(self, bodies: list[bytes]) -> None:
-        """One message each, in one piece over the network."""
+        """Send one message for each body, all in one write."""
         if not self._response.prepared:
             await self.open()
         await self._response.write(b"".join(map(self._wrap, bodies)))
 
     async def close(self, last: bytes = b"") -> web.StreamResponse:
+        """Send ``last`` as it is and end the stream."""
         await self._response.write_eof(last)
         return self._response
 
     async def fail(self, error: EngineError) -> web.StreamResponse:
-        """End the stream with the error. Raises it where no headers are out yet: then it gets a status."""
+        """End the stream with the error. Raises it if no headers were sent, so that it sets the status."""
         if not self._response.prepared:
             raise error
         self._response.failed = True

@@ -1,4 +1,4 @@
-"""The server: routes, start and stop."""
+"""The HTTP server: its routes, its start and its end."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from fgengine.server.schemas import MAX_BODY_BYTES
 from fgengine.text import TextCodec
 
 HANDLER_SECONDS = 1.0
-"""How long responses may take to end once the server stops: their requests have been aborted by then."""
+"""Seconds that answers may take to end when the server stops; their requests have been aborted before."""
 LINGER_SECONDS = 1.0
-"""How long a broken server goes on saying why, for whoever asks /health."""
+"""Seconds for which the server of a broken engine still answers, so that GET /health reports the reason."""
 
 
 def make_app(service: Service) -> web.Application:
-    """The routes over one engine; run with ``handler_cancellation=True``, so that who leaves is noticed."""
+    """Return the HTTP application for one engine.
+
+    Run it with ``handler_cancellation=True``. Otherwise, requests of disconnected clients are not aborted.
+    """
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[count_requests, answer_errors])
     app[SERVICE] = service
     app.router.add_get("/health", health)
@@ -40,7 +43,7 @@ def make_app(service: Service) -> web.Application:
 
 
 async def health(request: web.Request) -> web.Response:
-    """GET /health: 200 when requests are served, else 503; ``message`` says what it is doing, or why not."""
+    """GET /health: 200 if requests are served, else 503. ``message`` is the progress or the reason."""
     engine = request.app[SERVICE].engine
     return web.json_response(
         {"status": engine.state, "message": engine.message}, status=200 if engine.state == "ready" else 503
@@ -48,7 +51,7 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def stats(request: web.Request) -> web.Response:
-    """GET /stats: the engine's counters, taken between two steps, and the server's."""
+    """GET /stats: the engine's counters, read between two steps, and the server's counters."""
     return web.json_response(await request.app[SERVICE].stats())
 
 
@@ -61,16 +64,20 @@ def run(
     report: Callable[[str], None],
     worker: Sequence[str] = WORKER,
 ) -> int:
-    """Serve until a signal or a broken engine ends it; the process's exit status.
+    """Serve until a signal arrives or the engine breaks; return the exit status of the process.
 
-    0 after SIGTERM, 130 after SIGINT, 1 when the engine could not start or broke down, or the address
-    could not be listened on. A second signal ends it at once. ``find_tokenizer`` gives the folder with
-    ``tokenizer.json``; it may take its time. ``report`` is told, in sentences, what is going on.
+    The exit status is 0 after SIGTERM, 130 after SIGINT, and 1 if the engine could not start or broke, or if
+    the server could not listen on the address. A second signal ends the process at once.
+
+    Args:
+        find_tokenizer: returns the folder with ``tokenizer.json``. It may take long.
+        report: called with sentences about progress and errors.
+        worker: the command of the engine's process.
     """
     try:
         listener = _listen(host, port)
     except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (while")[0]  # the rest repeats the address
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # the rest only repeats the address
         report(f"cannot listen on {host}:{port}: {reason}; give another --host or --port")
         return 1
     engine = EngineProcess(report, command=worker)
@@ -84,7 +91,7 @@ def run(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, before anything slow begins. Raises OSError."""
+    """Return a listening socket. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=1024)
 
@@ -122,7 +129,7 @@ class _Server:
             life.cancel()
             ending.cancel()
             listener.close()
-            await engine.close()  # open requests are answered now, and handlers come to their ends
+            await engine.close()  # fails open requests, so that their handlers end
             await runner.cleanup()
             await engine.stop()
         if not self._signals:
@@ -136,7 +143,7 @@ class _Server:
         service: Service,
         listener: socket.socket,
     ) -> str:
-        """Start, then serve until the engine breaks down; returns the reason, in a sentence."""
+        """Start the engine and serve until it breaks; return the reason as a sentence."""
         try:
             folder = await asyncio.to_thread(find_tokenizer)
             service.codec = await asyncio.to_thread(TextCodec.load, folder)
@@ -155,7 +162,7 @@ class _Server:
         return f"the engine is broken: {self._engine.message}"
 
     async def _linger(self) -> None:
-        """Let everybody read why, unless told to stop meanwhile."""
+        """Keep answering for a while, so that clients can read the reason; end early after a signal."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._ending.wait(), LINGER_SECONDS)
 

@@ -1,4 +1,4 @@
-"""The server's side of the channel to the engine: requests go in, each one's tokens come out."""
+"""The server's side of the channel to the engine: sends requests and receives the tokens of each one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ State = Literal["starting", "ready", "broken", "stopping"]
 
 
 class EngineError(RuntimeError):
-    """The engine is not ready yet, is broken or stops; the message says which and why."""
+    """The engine is starting, broken or stopping; the message says which and why."""
 
 
 class TokenStream:
-    """One request's tokens as they come from the engine."""
+    """The tokens of one request, as they arrive from the engine."""
 
     def __init__(self, id: str) -> None:
         self.id = id
@@ -30,15 +30,16 @@ class TokenStream:
         self._tokens: list[NewToken] = []
         self._ended: asyncio.Future[Account] = asyncio.get_running_loop().create_future()
         self._news = asyncio.Event()
-        for future in (self._accepted, self._ended):  # a failure nobody waits for is no news
+        # Mark each exception as retrieved. Otherwise, asyncio logs a warning if no handler awaits the future.
+        for future in (self._accepted, self._ended):
             future.add_done_callback(lambda f: f.cancelled() or f.exception())
 
     async def next(self) -> list[NewToken]:
-        """All tokens that have come since the last call: at least one, unless the request has ended.
+        """Wait for tokens and return all since the last call: at least one, unless the request has ended.
 
         Raises:
-            EngineError: the engine broke down or stops.
-            QueueTimeout: the engine dropped the request, which had not started.
+            EngineError: the engine is broken or stopping.
+            QueueTimeout: the engine dropped the request before it started.
         """
         await self._news.wait()
         if not self._tokens:
@@ -49,29 +50,33 @@ class TokenStream:
         return tokens
 
     async def account(self) -> Account:
-        """Where the request's time went, once it has ended. Raises EngineError."""
+        """Wait for the end of the request; return its accounting. Raises EngineError or QueueTimeout."""
         return await asyncio.shield(self._ended)
 
     async def accepted(self) -> None:
-        """Returns when the engine has taken the request. Raises RequestRefused or EngineError."""
+        """Wait until the engine has accepted the request. Raises RequestRefused or EngineError."""
         await asyncio.shield(self._accepted)
 
     def accept(self) -> None:
+        """Record that the engine has accepted the request."""
         if not self._accepted.done():
             self._accepted.set_result(None)
 
     def put(self, token: NewToken) -> None:
+        """Add a token from the engine."""
         self._tokens.append(token)
         if token.account is not None:
             self.end(token.account)
         self._news.set()
 
     def end(self, account: Account) -> None:
+        """Record that the request has ended."""
         if not self._ended.done():
             self._ended.set_result(account)
         self._news.set()
 
     def fail(self, error: Exception) -> None:
+        """Make all current and later waits raise the error."""
         for future in (self._accepted, self._ended):
             if not future.done():
                 future.set_exception(error)
@@ -79,20 +84,20 @@ class TokenStream:
 
 
 class EngineClient:
-    """Speaks ``messages`` over a connected socket. One event loop only."""
+    """Exchanges ``messages`` with the engine over a connected socket. For one event loop only."""
 
     def __init__(self, report: Callable[[str], None] = lambda text: None) -> None:
         self.state: State = "starting"
         self.message = "starting the engine's process"
-        """What it is doing while it starts; why it is broken."""
+        """The progress while the engine starts; the reason when it is broken."""
         self.model: messages.EngineReady | None = None
         self.settled = asyncio.Event()
         """Set when the engine is ready, broken or stopping."""
         self.broken = asyncio.Event()
         self.drops_waiting = False
-        """Whether a request that was taken may be dropped before its first token."""
+        """Whether the engine may drop an accepted request before its first token."""
         self._full_for: float | None = None
-        """What the engine said last of its queue: seconds after which a request is worth sending."""
+        """While the queue is full: seconds after which a client should retry, as the engine last reported."""
         self._report = report
         self._streams: dict[str, TokenStream] = {}
         self._stats: deque[asyncio.Future[dict[str, Any]]] = deque()
@@ -100,14 +105,14 @@ class EngineClient:
         self._reading: asyncio.Task[None] | None = None
 
     async def connect(self, channel: socket.socket, config: EngineConfig) -> None:
-        """Start talking; the engine is ready only when ``state`` says so."""
+        """Start the exchange of messages. The engine is ready only when ``state`` is "ready"."""
         reader, self._writer = await asyncio.open_connection(sock=channel)
         self.drops_waiting = config.queue_timeout is not None
         self._send(messages.Start(config))
         self._reading = asyncio.create_task(self._read(reader))
 
     async def close(self) -> None:
-        """Say goodbye: open requests fail, the engine's process sees the channel close and ends."""
+        """Close the channel. Open requests fail, and the engine's process ends when it sees the close."""
         if self.state != "broken":
             self.state, self.message = "stopping", "the server is shutting down"
         self._fail_all()
@@ -120,29 +125,31 @@ class EngineClient:
     async def add(
         self, id: str, prompt: list[int], params: SamplingParams, *, arrival: float, user: str = ""
     ) -> TokenStream:
-        """Hand a request that came at ``arrival`` to the engine; returns when it has taken it.
+        """Send a request to the engine and wait until the engine has accepted it.
+
+        ``arrival`` is the time when the request arrived, on the engine's clock (seconds).
 
         Raises:
-            RequestRefused: it could never run, or, as a QueueFull, not now.
-            EngineError: not ready, broken or stopping.
+            RequestRefused: the request can never run; or, as its subclass QueueFull, it cannot run now.
+            EngineError: the engine is starting, broken or stopping.
         """
         self.check_ready()
         stream = self._streams[id] = TokenStream(id)
         self._send(messages.Add(id, prompt, params, arrival, user))
         try:
             await stream.accepted()
-        except asyncio.CancelledError:  # the client left while the request was on its way
+        except asyncio.CancelledError:  # the client disconnected before the engine accepted the request
             self.abort(id)
             raise
         return stream
 
     def abort(self, id: str) -> None:
-        """Have the engine drop a request, if it still runs; its stream ends with what it cost."""
+        """Ask the engine to abort a request that still runs. Its stream then ends with its accounting."""
         if id in self._streams and self.state == "ready":
             self._send(messages.Abort(id))
 
     async def stats(self) -> dict[str, Any]:
-        """The engine's counters, taken between two steps. Raises EngineError."""
+        """Return the engine's counters, read between two steps. Raises EngineError."""
         self.check_ready()
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._stats.append(answer)
@@ -150,16 +157,19 @@ class EngineClient:
         return await answer
 
     def check_ready(self) -> None:
-        """Raises EngineError unless requests can be served."""
+        """Raise EngineError unless requests can be served."""
         if self.state != "ready":
             raise EngineError(f"the engine is {self.state}: {self.message}")
 
     def check_room(self) -> None:
-        """Whether it is worth reading a request at all: as of the engine's last step, which judges again.
+        """Check before reading a request whether the engine would refuse it.
+
+        The check uses the state after the engine's last step. The engine checks again when it gets the
+        request.
 
         Raises:
-            QueueFull: it would be refused.
-            EngineError: not ready, broken or stopping.
+            QueueFull: the queue is full.
+            EngineError: the engine is starting, broken or stopping.
         """
         self.check_ready()
         if self._full_for is not None:
@@ -170,7 +180,7 @@ class EngineClient:
         self._writer.write(messages.frame(command))
 
     async def _ending(self) -> str:
-        """How the engine's process ended, once the channel has been closed from its side."""
+        """Describe how the engine's process ended, after it closed the channel."""
         return "its process closed the channel"
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
@@ -181,8 +191,8 @@ class EngineClient:
                 self._handle(messages.read_event(body))
         except (asyncio.IncompleteReadError, ConnectionError):
             self._break(await self._ending())
-        except Exception as error:  # whatever it is, nobody may wait for an answer that will not come
-            self._break(f"its process said what the server cannot follow: {error!r}")
+        except Exception as error:  # after any error, no request may wait for an answer that cannot come
+            self._break(f"its process sent a message that the server cannot handle: {error!r}")
 
     def _handle(self, event: messages.Event) -> None:
         if isinstance(event, messages.Stepped):
@@ -203,7 +213,7 @@ class EngineClient:
                 else QueueFull(event.reason, event.retry_after)
             )
         elif isinstance(event, messages.Expired):
-            self._full_for = None  # there is room, and perhaps no step any more that would say so
+            self._full_for = None  # the queue has room now, and perhaps no more step will report this
             self._streams.pop(event.id).fail(QueueTimeout(event.reason, event.retry_after))
         elif isinstance(event, messages.Aborted):
             self._full_for = None

@@ -1,4 +1,4 @@
-"""One request from prompt to text: the engine's tokens made text, stop strings, counting, aborting."""
+"""Generates text for one request: converts tokens to text, applies stop strings, counts and aborts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from fgengine.text import StopStrings, TextCodec
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one token adds: often a word's part, nothing while a character or stop string is unfinished."""
+    """The text that one token adds.
+
+    The text is empty while a character, or a possible stop string, is incomplete.
+    """
 
     text: str
     token: int
@@ -27,25 +30,25 @@ class Piece:
 
 @dataclass(slots=True)
 class ServerCounters:
-    """The server's own, since it started."""
+    """Counters of POST requests since the server started."""
 
     requests_received: int = 0
     requests_finished: int = 0
     requests_aborted: int = 0
-    """The client left before the end."""
+    """Requests whose client disconnected before the end."""
     requests_refused: int = 0
-    """The client's mistake: answered with a 4xx other than 429."""
+    """Invalid requests, answered with a 4xx status other than 429."""
     requests_rejected: int = 0
-    """The queue was full: answered with 429."""
+    """Requests that arrived while the queue was full, answered with 429."""
     requests_timed_out: int = 0
-    """Dropped after the queue's timeout, before they had started: answered with 503."""
+    """Requests dropped after the queue's timeout before they started, answered with 503."""
     requests_failed: int = 0
-    """Ours: the engine was not ready, broke down or was stopped under them."""
+    """Requests that failed because the engine was starting, broke or stopped, or the server had an error."""
     requests_in_flight: int = 0
 
 
 class Generation:
-    """A request that the engine has taken."""
+    """A request that the engine has accepted."""
 
     def __init__(
         self,
@@ -63,15 +66,15 @@ class Generation:
         self.output_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.accounting: dict[str, float] = {}
-        """The engine's account of the request, known with its last piece: seconds a phase, preemptions,
-        bytes moved."""
+        """The engine's accounting of the request, set with the last piece: seconds of each phase,
+        preemptions, bytes moved."""
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
-        """One piece a token, together with those that came at the same time.
+        """Yield lists of pieces, one piece for each token; a list holds the tokens that arrived together.
 
         Raises:
-            EngineError: the engine broke down or stops.
-            QueueTimeout: the engine dropped the request, which had not started.
+            EngineError: the engine is broken or stopping.
+            QueueTimeout: the engine dropped the request before it started.
         """
         while self.finish_reason is None:
             batch: list[Piece] = []
@@ -101,13 +104,13 @@ class Generation:
 
 
 def _until_now(account: Account) -> dict[str, float]:
-    """The last token's way from the engine to its answer is decode too: all the waiting is in the account."""
+    """Add the time from the engine's last token until now to "decode", so that the phases cover all time."""
     late = WallClock().now() - account.closed
     return {**account.values, "decode": account.values["decode"] + late}
 
 
 class Service:
-    """What the routes share: the engine, the tokenizer and the counters."""
+    """The objects that all routes share: the engine, the tokenizer and the counters."""
 
     def __init__(self, engine: EngineClient) -> None:
         self.engine = engine
@@ -117,7 +120,7 @@ class Service:
 
     @property
     def codec(self) -> TextCodec:
-        """Raises EngineError while the tokenizer is being loaded."""
+        """The tokenizer. Raises EngineError while it is being loaded."""
         if self._codec is None:
             raise EngineError("the server is starting: loading the tokenizer")
         return self._codec
@@ -136,14 +139,19 @@ class Service:
         arrival: float,
         user: str = "",
     ) -> AsyncIterator[Generation]:
-        """Have the engine take a request; leaving the block before its end aborts it.
+        """Run a request on the engine. Leaving the block before its end aborts the request.
 
-        ``arrival``: when it had been read, on the engine's clock, so that what it waits for the engine's step
-        to end is in its account.
+            async with service.generate(prompt, params, stops, arrival=arrival) as generation:
+                async for batch in generation.pieces():
+                    ...
+
+        ``arrival``: the time when the request was read, on the engine's clock (seconds). So the accounting
+        includes the wait for the engine's current step.
 
         Raises:
-            RequestRefused: it could never run, or, as a QueueFull, not now; the message says why.
-            EngineError: the engine is not ready, breaks down or stops.
+            RequestRefused: the request can never run; or, as its subclass QueueFull, it cannot run now. The
+                message says why.
+            EngineError: the engine is starting, broken or stopping.
         """
         id = f"cmpl-{next(self._ids)}"
         stream = await self.engine.add(id, prompt, params, arrival=arrival, user=user)
@@ -155,5 +163,5 @@ class Service:
                 self.engine.abort(generation.id)
 
     async def stats(self) -> dict[str, Any]:
-        """The engine's counters and the server's. Raises EngineError."""
+        """Return the engine's counters and the server's. Raises EngineError."""
         return {**await self.engine.stats(), **asdict(self.counters)}

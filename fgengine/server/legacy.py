@@ -1,4 +1,7 @@
-"""POST /generate as FastServe's and vLLM's old api_server speak it: each message has all the text so far."""
+"""POST /generate, in the format of FastServe and vLLM's old api_server.
+
+Each message of a stream contains the complete text so far.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,17 @@ from fgengine.server.schemas import GenerateBody
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
-    """Answers ``{"text": [prompt + output]}``; streamed, one such object a token, each ended by NUL.
+    """POST /generate: answers ``{"text": [prompt + output]}``.
 
-    The last one also has ``usage`` and ``fgengine``, which old clients do not look at.
+    A stream has one such object for each token, each followed by a NUL byte. The last object also has
+    ``usage`` and ``fgengine``, which old clients ignore.
     """
     service = request.app[SERVICE]
     service.engine.check_room()
     body, arrival = await read_posted(request, GenerateBody)
-    given = body.one_prompt()
-    prompt = await prompt_ids(given, service.codec)
-    text = given if isinstance(given, str) else service.codec.decode(given)
+    posted = body.one_prompt()
+    prompt = await prompt_ids(posted, service.codec)
+    text = posted if isinstance(posted, str) else service.codec.decode(posted)
     stream = Stream(request, "application/json", lambda json: json + b"\0")
     try:
         async with service.generate(

@@ -1,6 +1,6 @@
-"""What the server and the engine's process say to each other: msgpack frames over a socket pair.
+"""The messages between the server and the engine's process: msgpack frames over a socket pair.
 
-A frame is a 4-byte big-endian length and a msgpack-encoded tagged struct. Nothing is ever unpickled.
+A frame is a 4-byte big-endian length and a msgpack-encoded tagged struct. pickle is never used.
 """
 
 from __future__ import annotations
@@ -17,77 +17,86 @@ LENGTH_BYTES = 4
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):
-    """The first command: load this."""
+    """The first command: start an engine with this configuration."""
 
     config: EngineConfig
 
 
 class Add(msgspec.Struct, tag=True, frozen=True):
-    """Answered by Accepted or Refused, then by tokens in Stepped until one has a finish reason, or by Expired
-    before the first token."""
+    """Adds a request.
+
+    Answered by Accepted or Refused. After Accepted come tokens in Stepped until one has a finish reason, or
+    Expired before the first token.
+    """
 
     id: str
     prompt: list[int]
     params: SamplingParams
     arrival: float
-    """When the server had read it: seconds on the clock that all processes of a machine share."""
+    """When the server had read it, in seconds on the monotonic clock, which all processes share."""
     user: str = ""
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
-    """Answered by Aborted, unless the request is unknown or has ended by itself."""
+    """Aborts a request. Answered by Aborted, unless the request is unknown or has ended."""
 
     id: str
 
 
 class AskStats(msgspec.Struct, tag=True, frozen=True):
-    """Answered by Stats, in the order of asking."""
+    """Asks for the counters. Answered by Stats, in the order of the questions."""
 
 
 class StartProgress(msgspec.Struct, tag=True, frozen=True):
-    """What the engine is doing while it starts, in a sentence."""
+    """A sentence about the engine's progress while it starts."""
 
     text: str
 
 
 class EngineReady(msgspec.Struct, tag=True, frozen=True):
+    """The engine has started and accepts requests."""
+
     model_name: str
     max_model_len: int
-    """Tokens."""
+    """Maximum tokens of a request."""
     vocab_size: int
 
 
 class Accepted(msgspec.Struct, tag=True, frozen=True):
+    """The engine has accepted the request."""
+
     id: str
 
 
 class Refused(msgspec.Struct, tag=True, frozen=True):
+    """The engine has refused the request."""
+
     id: str
     reason: str
     retry_after: float | None = None
-    """Seconds; set where the queue was full, so that the same request may be taken later."""
+    """Seconds after which to try again; set only if the queue was full."""
 
 
 class Expired(msgspec.Struct, tag=True, frozen=True):
-    """Accepted, but dropped: it waited for its start for too long."""
+    """The engine has dropped an accepted request, because it waited too long for its start."""
 
     id: str
     reason: str
     retry_after: float
-    """Seconds."""
+    """Seconds after which to try again."""
 
 
 class Account(msgspec.Struct, frozen=True, array_like=True):
-    """Where the time of a request went that has ended."""
+    """The accounting of a request that has ended: how its time was spent."""
 
     closed: float
-    """When, on the clock of ``Add.arrival``."""
+    """End of the request, in seconds on the clock of ``Add.arrival``."""
     values: dict[str, float]
-    """``Request.accounting``."""
+    """The result of ``Request.accounting``."""
 
 
 class NewToken(msgspec.Struct, frozen=True, array_like=True):
-    """One generated token; the request's last one says why it ended and has its account."""
+    """One generated token. The last one of a request has the finish reason and the accounting."""
 
     id: str
     token: int
@@ -101,21 +110,25 @@ class Stepped(msgspec.Struct, tag=True, frozen=True):
 
     tokens: list[NewToken]
     full_for: float | None = None
-    """While the queue is full: seconds after which a request is worth sending. None: there is room."""
+    """While the queue is full: seconds after which to send a request. None: the queue is not full."""
 
 
 class Aborted(msgspec.Struct, tag=True, frozen=True):
+    """The engine has aborted the request."""
+
     id: str
     account: Account
 
 
 class Stats(msgspec.Struct, tag=True, frozen=True):
+    """The engine's counters."""
+
     values: dict[str, Any]
-    """As ``Engine.stats`` gives them: plain JSON."""
+    """The result of ``Engine.stats``; JSON types only."""
 
 
 class Broken(msgspec.Struct, tag=True, frozen=True):
-    """The engine cannot go on, or could not start; its process ends after this."""
+    """The engine has failed or could not start. Its process ends after this message."""
 
     reason: str
 
@@ -127,13 +140,13 @@ Event = StartProgress | EngineReady | Accepted | Refused | Expired | Stepped | A
 def _encode_path(value: Any) -> str:
     if isinstance(value, Path):
         return str(value)
-    raise NotImplementedError(f"{type(value).__name__} has no place in a message")
+    raise NotImplementedError(f"a message cannot contain {type(value).__name__}")
 
 
 def _decode_path(kind: type, value: Any) -> Any:
     if kind is Path:
         return Path(value)
-    raise NotImplementedError(f"{kind.__name__} has no place in a message")
+    raise NotImplementedError(f"a message cannot contain {kind.__name__}")
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_path)
@@ -142,18 +155,18 @@ _events = msgspec.msgpack.Decoder(Event)
 
 
 def frame(message: Command | Event) -> bytes:
-    """The message as it goes over the wire, its length in front."""
+    """Encode a message, with its length in front."""
     body = _encoder.encode(message)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
 def read_command(body: bytes) -> Command:
-    """Raises msgspec.DecodeError for anything that is not a command."""
+    """Decode a command. Raises msgspec.DecodeError for any other content."""
     command: Command = _commands.decode(body)
     return command
 
 
 def read_event(body: bytes) -> Event:
-    """Raises msgspec.DecodeError for anything that is not an event."""
+    """Decode an event. Raises msgspec.DecodeError for any other content."""
     event: Event = _events.decode(body)
     return event

@@ -1,7 +1,7 @@
 """The OpenAI-compatible routes: completions, chat completions, models.
 
-One model is served, so the request's ``model`` is not looked at. Beside OpenAI's fields the last message
-of an answer has ``fgengine``: where the request's time went.
+The server has one model, so it ignores a request's ``model``. In addition to OpenAI's fields, an answer (the
+last message of a stream) has ``fgengine``: how the request's time was spent.
 """
 
 from __future__ import annotations
@@ -21,25 +21,32 @@ from fgengine.text import TextCodec
 
 
 class Form(Protocol):
-    """How completions and chat completions write the same things differently."""
+    """The parts of an answer whose format differs between completions and chat completions."""
 
     object: str
     chunk_object: str
     default_max_tokens: int | None
-    """None: as many as fit."""
+    """None: as many tokens as fit."""
 
-    def whole(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]: ...
-    def part(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]: ...
+    def complete_choice(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
+        """Return the fields of a complete answer's choice; with log probabilities if there is a codec."""
+        ...
+
+    def streamed_choice(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]:
+        """Return the fields of one streamed choice; with log probabilities if there is a codec."""
+        ...
 
 
 class CompletionForm:
+    """The format of completions; see ``Form``."""
+
     object = chunk_object = "text_completion"
     default_max_tokens: int | None = 16
 
-    def whole(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
+    def complete_choice(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
         return {"text": text, "logprobs": codec and self._logprobs(pieces, codec)}
 
-    def part(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]:
+    def streamed_choice(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]:
         return {"text": piece.text, "logprobs": codec and self._logprobs([piece], codec)}
 
     @staticmethod
@@ -51,15 +58,17 @@ class CompletionForm:
 
 
 class ChatForm:
+    """The format of chat completions; see ``Form``."""
+
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     default_max_tokens: int | None = None
 
-    def whole(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
+    def complete_choice(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
         message = {"role": "assistant", "content": text}
         return {"message": message, "logprobs": codec and self._logprobs(pieces, codec)}
 
-    def part(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]:
+    def streamed_choice(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]:
         delta = {"role": "assistant", "content": piece.text} if first else {"content": piece.text}
         return {"delta": delta, "logprobs": codec and self._logprobs([piece], codec)}
 
@@ -95,7 +104,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def models(request: web.Request) -> web.Response:
-    """GET /v1/models: the one model, with the sizes a client needs to make prompts that fit."""
+    """GET /v1/models: the model, with the sizes that a client needs to make prompts that fit."""
     engine = request.app[SERVICE].engine
     engine.check_ready()
     assert engine.model is not None
@@ -115,8 +124,8 @@ async def _answer(
 ) -> web.StreamResponse:
     service = request.app[SERVICE]
     assert service.engine.model is not None
-    room = max(1, service.engine.model.max_model_len - len(prompt))
-    params = body.params(max_tokens=form.default_max_tokens or room, logprobs=logprobs)
+    tokens_left = max(1, service.engine.model.max_model_len - len(prompt))
+    params = body.params(max_tokens=form.default_max_tokens or tokens_left, logprobs=logprobs)
     stops = body.stops()
     codec = service.codec if logprobs else None
     head = {"created": int(time.time()), "model": service.engine.model.model_name}
@@ -127,22 +136,26 @@ async def _answer(
         ) as generation:
             head["id"] = generation.id
             if not body.stream:
-                return await _answer_whole(form, head, prompt, generation, codec)
-            if not service.engine.drops_waiting:  # else the status is known only once it has started
+                return await _answer_complete(form, head, prompt, generation, codec)
+            if not service.engine.drops_waiting:  # otherwise the status is known only when the request starts
                 await stream.open()
             asks_usage = body.stream_options is not None and body.stream_options.include_usage
-            await _answer_parts(stream, form, head, prompt, generation, codec, asks_usage)
+            await _answer_streamed(stream, form, head, prompt, generation, codec, asks_usage)
         return await stream.close(b"data: [DONE]\n\n")
     except EngineError as error:
         return await stream.fail(error)
 
 
-async def _answer_whole(
+async def _answer_complete(
     form: Form, head: dict[str, Any], prompt: list[int], generation: Generation, codec: TextCodec | None
 ) -> web.Response:
     pieces = [piece async for batch in generation.pieces() for piece in batch]
     text = "".join(piece.text for piece in pieces)
-    choice = {"index": 0, **form.whole(text, pieces, codec), "finish_reason": generation.finish_reason}
+    choice = {
+        "index": 0,
+        **form.complete_choice(text, pieces, codec),
+        "finish_reason": generation.finish_reason,
+    }
     answer = {
         **head,
         "object": form.object,
@@ -153,7 +166,7 @@ async def _answer_whole(
     return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
 
-async def _answer_parts(
+async def _answer_streamed(
     stream: Stream,
     form: Form,
     head: dict[str, Any],
@@ -168,7 +181,7 @@ async def _answer_parts(
     async for batch in generation.pieces():
         bodies: list[bytes] = []
         for piece in batch:
-            part = form.part(piece, first, codec)
+            part = form.streamed_choice(piece, first, codec)
             chunk = {**head, "choices": [{"index": 0, **part, "finish_reason": piece.finish_reason}]}
             first = False
             if piece.finish_reason is not None and not asks_usage:

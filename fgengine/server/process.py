@@ -1,4 +1,4 @@
-"""Starts the engine's process and makes sure that it ends."""
+"""Starts and stops the engine's process."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fgengine.server.client import EngineClient
 WORKER = python_module("fgengine.server.worker")
 STANDARD_ERROR = 2
 MAX_LINES, MAX_CHARACTERS = 3, 200
-"""Of what the process said last, in the message about its end; all of it is in the log."""
+"""Limits of the process's last output that is quoted when it ends unexpectedly. The log has all output."""
 PATIENCE_SECONDS = 2.0
-"""How long the process may take to end by itself; then it is killed."""
+"""Seconds that the process may take to end by itself before it is killed."""
 
 
 class EngineProcess(EngineClient):
-    """An ``EngineClient`` with the process at the other end, which it starts and stops."""
+    """An ``EngineClient`` that also starts and stops the engine's process."""
 
     def __init__(
         self, report: Callable[[str], None] = lambda text: None, *, command: Sequence[str] = WORKER
@@ -35,12 +35,12 @@ class EngineProcess(EngineClient):
         super().__init__(report)
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
-        self._said: LastLines | None = None
+        self._last_lines: LastLines | None = None
 
     async def start(self, config: EngineConfig) -> None:
-        """Start the process; loading goes on in it after this returns."""
+        """Start the process. It continues to load the model after this returns."""
         ours, theirs = socket.socketpair()
-        # On a terminal the engine draws its own progress, and its last words can be read there.
+        # On a terminal, the engine draws its own progress there, and the user can read its last output.
         errors = None if sys.stderr.isatty() else subprocess.PIPE
         with theirs:
             self._process = subprocess.Popen(
@@ -50,12 +50,12 @@ class EngineProcess(EngineClient):
                 stderr=errors,
             )
         if self._process.stderr is not None:
-            self._said = LastLines(self._process.stderr)
+            self._last_lines = LastLines(self._process.stderr)
         ours.setblocking(False)
         await self.connect(ours, config)
 
     async def stop(self) -> None:
-        """Close the channel, wait for the process to end, kill it if it does not. Never leaves it behind."""
+        """Close the channel and wait for the process to end; kill it if it does not end in time."""
         await self.close()
         if self._process is None:
             return
@@ -76,12 +76,12 @@ class EngineProcess(EngineClient):
             status = await asyncio.to_thread(self._process.wait, PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             return await super()._ending()
-        said = "" if self._said is None else await asyncio.to_thread(self._said.text)
-        return describe_exit(status) + (f"; it last said: {said}" if said else "")
+        output = "" if self._last_lines is None else await asyncio.to_thread(self._last_lines.text)
+        return describe_exit(status) + (f"; its last output: {output}" if output else "")
 
 
 class LastLines:
-    """Passes on to our standard error what a process says there, and remembers the end of it."""
+    """Copies a process's standard error to ours and remembers its last lines."""
 
     def __init__(self, source: IO[bytes]) -> None:
         self._lines: deque[str] = deque(maxlen=MAX_LINES)
@@ -89,7 +89,7 @@ class LastLines:
         self._thread.start()
 
     def text(self) -> str:
-        """The last lines, once the process has ended."""
+        """Return the last lines, after the process has ended."""
         self._thread.join(PATIENCE_SECONDS)
         return " / ".join(line for line in self._lines if line)
 
@@ -102,7 +102,12 @@ class LastLines:
 
 
 def describe_exit(status: int) -> str:
-    """An exit status, as ``subprocess`` gives it, in words: negative is the signal that ended the process."""
+    """Describe an exit status of ``subprocess`` in words. A negative status is the signal that ended the
+    process.
+
+    >>> describe_exit(1)
+    'its process ended with exit status 1'
+    """
     if status >= 0:
         return f"its process ended with exit status {status}"
     if status == -signal.SIGKILL:

@@ -1,7 +1,7 @@
-"""What clients may post: checked on arrival, turned into SamplingParams.
+"""The bodies that clients may post, their checks, and the conversion to SamplingParams.
 
-Fields we do not know are left out, as clients send many. A field we know but cannot honour is refused
-unless it asks for nothing: silently ignoring it would give answers nobody asked for.
+Unknown fields are ignored, because clients send many of them. A known but unsupported field is refused,
+unless its value has no effect: to ignore it silently would give wrong answers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_STOP_TOKENS = 256
 MAX_MESSAGES = 4096
 MAX_USER_CHARACTERS = 256
 
-NOTHING_ASKED: dict[str, Any] = {
+NEUTRAL_VALUES: dict[str, Any] = {
     "n": 1,
     "best_of": 1,
     "use_beam_search": False,
@@ -34,15 +34,15 @@ NOTHING_ASKED: dict[str, Any] = {
     "tools": [],
     "top_logprobs": 0,
 }
-"""The fields we know and do not support, with the value that asks for nothing."""
+"""The known but unsupported fields, with the value that has no effect."""
 
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-"""JSON knows no limit; the channel to the engine does."""
+"""An integer of 64 bits. JSON has no limit, but the channel to the engine has."""
 
 
 class BadRequestError(ValueError):
-    """The client's mistake, in a sentence; ``field`` is where, if it is one field's."""
+    """A request is invalid. The message is a sentence; ``field`` is the invalid field, if there is one."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -50,18 +50,20 @@ class BadRequestError(ValueError):
 
 
 class StreamOptions(msgspec.Struct):
+    """OpenAI's ``stream_options``."""
+
     include_usage: bool = False
 
 
 class SamplingBody(msgspec.Struct, kw_only=True):
-    """The fields all our routes share; None: the default of ``SamplingParams``."""
+    """The fields that all routes share. None means the default of ``SamplingParams``."""
 
     model: str | None = None
     max_tokens: Int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Int | None = None
-    """0 and vLLM's -1: the whole vocabulary."""
+    """0 and vLLM's -1 mean the complete vocabulary."""
     seed: Int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[Int] | None = None
@@ -69,20 +71,25 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, msgspec.Meta(max_length=MAX_USER_CHARACTERS)] | None = None
-    """OpenAI's: on whose behalf. Fair policies share the machine among users."""
+    """OpenAI's field: the user of the request. Fair policies share the machine among users."""
 
     def stops(self) -> list[str]:
-        """Raises BadRequestError for too many, too long or empty ones."""
+        """Return the stop strings. Raises BadRequestError for too many, too long or empty ones."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > MAX_STOPS:
-            raise BadRequestError(f"at most {MAX_STOPS} stop strings, not {len(stops)}", "stop")
+            raise BadRequestError(f"stop has {len(stops)} strings: give at most {MAX_STOPS}", "stop")
         if not all(0 < len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
-            raise BadRequestError(f"a stop string has 1 to {MAX_STOP_CHARACTERS} characters", "stop")
+            raise BadRequestError(
+                f"a stop string is empty or too long: give 1 to {MAX_STOP_CHARACTERS} characters", "stop"
+            )
         return stops
 
     def params(self, *, max_tokens: int, logprobs: bool = False) -> SamplingParams:
-        """``max_tokens`` is for bodies that leave it open. Raises BadRequestError for values out of range."""
-        given: dict[str, Any] = {
+        """Return the sampling parameters. Raises BadRequestError for values out of range.
+
+        ``max_tokens`` applies to bodies without their own limit.
+        """
+        fields: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": 0 if self.top_k == -1 else self.top_k,
@@ -91,22 +98,26 @@ class SamplingBody(msgspec.Struct, kw_only=True):
             "ignore_eos": self.ignore_eos,
             "max_tokens": max_tokens if self.max_tokens is None else self.max_tokens,
         }
-        if len(self.stop_token_ids or ()) > MAX_STOP_TOKENS:
-            raise BadRequestError(f"at most {MAX_STOP_TOKENS} stop token ids", "stop_token_ids")
+        if (count := len(self.stop_token_ids or ())) > MAX_STOP_TOKENS:
+            raise BadRequestError(
+                f"stop_token_ids has {count} ids: give at most {MAX_STOP_TOKENS}", "stop_token_ids"
+            )
         try:
             return SamplingParams(
-                logprobs=logprobs, **{name: value for name, value in given.items() if value is not None}
+                logprobs=logprobs, **{name: value for name, value in fields.items() if value is not None}
             )
         except ValueError as error:
             raise BadRequestError(str(error), str(error).partition(" ")[0]) from error
 
 
 class CompletionBody(SamplingBody, kw_only=True):
+    """The body of POST /v1/completions."""
+
     prompt: str | list[Int | str | list[Int]]
     logprobs: Int | None = None
 
     def one_prompt(self) -> str | list[int]:
-        """Raises BadRequestError for several prompts."""
+        """Return the prompt, as text or token ids. Raises BadRequestError if there are several."""
         prompt = self.prompt
         if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
             return prompt[0]
@@ -114,54 +125,69 @@ class CompletionBody(SamplingBody, kw_only=True):
             return prompt
         ids = [token for token in prompt if isinstance(token, int)]
         if len(ids) != len(prompt):
-            raise BadRequestError("one prompt per request: a string or a list of token ids", "prompt")
+            raise BadRequestError(
+                "prompt must be a string or a list of token ids: send one prompt per request", "prompt"
+            )
         return ids
 
     def wants_logprobs(self) -> bool:
-        """Raises BadRequestError for those of other tokens than the chosen one."""
+        """Whether to return log probabilities. Raises BadRequestError for those of other tokens."""
         if self.logprobs not in (None, 0, 1):
-            raise BadRequestError("logprobs must be 0 or 1: the chosen token's only", "logprobs")
+            raise BadRequestError(
+                "only the chosen token's log probability is supported: set logprobs to 0 or 1", "logprobs"
+            )
         return self.logprobs is not None
 
 
 class TextPart(msgspec.Struct, tag_field="type", tag="text"):
+    """A text part of a chat message."""
+
     text: str
 
 
 class Message(msgspec.Struct):
+    """A chat message."""
+
     role: str
     content: str | list[TextPart]
 
     def plain(self) -> dict[str, str]:
+        """Return the message with its text parts joined."""
         parts = self.content
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         return {"role": self.role, "content": text}
 
 
 class ChatBody(SamplingBody, kw_only=True):
+    """The body of POST /v1/chat/completions."""
+
     messages: list[Message]
     max_completion_tokens: Int | None = None
-    """OpenAI's newer name of max_tokens."""
+    """OpenAI's newer name for max_tokens."""
     logprobs: bool | None = None
 
     def plain_messages(self) -> list[dict[str, str]]:
-        """Raises BadRequestError for none or too many."""
+        """Return the messages as plain text. Raises BadRequestError if there are none or too many."""
         if not 0 < len(self.messages) <= MAX_MESSAGES:
-            raise BadRequestError(f"a chat has 1 to {MAX_MESSAGES} messages", "messages")
+            raise BadRequestError(
+                f"the chat has {len(self.messages)} messages: send 1 to {MAX_MESSAGES}", "messages"
+            )
         return [message.plain() for message in self.messages]
 
 
 class GenerateBody(SamplingBody, kw_only=True):
-    """As FastServe's and vLLM's old api_server take it; the prompt as text or as token ids."""
+    """The body of POST /generate (FastServe, vLLM's old api_server). The prompt is text or token ids."""
 
     prompt: str | list[Int] | None = None
     prompt_token_ids: list[Int] | None = None
 
     def one_prompt(self) -> str | list[int]:
-        """Raises BadRequestError unless there is exactly one."""
+        """Return the prompt, as text or token ids. Raises BadRequestError unless there is exactly one."""
         prompt = self.prompt if self.prompt_token_ids is None else self.prompt_token_ids
         if prompt is None or (self.prompt is not None and self.prompt_token_ids is not None):
-            raise BadRequestError("give the prompt either as prompt or as prompt_token_ids", "prompt")
+            raise BadRequestError(
+                "there must be one prompt: give either prompt or prompt_token_ids", "prompt"
+            )
         return prompt
 
 
@@ -169,29 +195,29 @@ Body = TypeVar("Body", bound=SamplingBody)
 
 
 def read_body(raw: bytes, kind: type[Body]) -> Body:
-    """Check a request's JSON body.
+    """Parse and check a request's JSON body.
 
     Raises:
-        BadRequestError: not JSON, a field of the wrong type, or one that asks for what we do not do.
+        BadRequestError: the body is not a JSON object, or a field has the wrong type or is not supported.
     """
     try:
         fields = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequestError(f"the body is not JSON: {error}") from error
+        raise BadRequestError(f"the body is not valid JSON ({error}): send a JSON object") from error
     except RecursionError:
-        raise BadRequestError("the body is nested too deeply") from None
+        raise BadRequestError("the body is nested too deeply: send a JSON object with less nesting") from None
     if not isinstance(fields, dict):
-        raise BadRequestError("the body must be a JSON object")
-    for name, nothing in NOTHING_ASKED.items():
+        raise BadRequestError("the body is not a JSON object: send an object with the request's fields")
+    for name, neutral in NEUTRAL_VALUES.items():
         asked = fields.get(name)
-        if asked is not None and asked != nothing:
+        if asked is not None and asked != neutral:
             raise BadRequestError(
-                f"{name} is not supported; leave it out or set it to {msgspec.json.encode(nothing).decode()}",
+                f"{name} is not supported: leave it out or set it to {msgspec.json.encode(neutral).decode()}",
                 name,
             )
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$.")
+        reason, _, path = str(error).partition(" - at `$.")
         field = path.rstrip("`") or None
-        raise BadRequestError(f"{field}: {what}" if field else what, field) from error
+        raise BadRequestError(f"{field}: {reason}" if field else reason, field) from error

@@ -1,7 +1,7 @@
-"""The engine's own process: reads commands, steps the engine, reports tokens.
+"""The engine's process: reads commands, runs the engine's steps and sends the new tokens.
 
-Started by ``fgengine.server.process`` as ``python -m fgengine.server.worker FD``, FD being its end of the
-channel. Commands are read in a thread and carried out between steps; without work it blocks.
+``fgengine.server.process`` starts it as ``python -m fgengine.server.worker FD``. FD is the file descriptor of
+its end of the channel. A thread reads the commands; they are executed between steps. Without work it blocks.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from fgengine.scheduling.refusal import QueueFull, QueueTimeout
 from fgengine.server import messages
 
 GRACE_SECONDS = 3.0
-"""How long a step may go on after the server has gone, before the process ends all the same."""
+"""Seconds that a step may still take after the server has ended; then the process ends anyway."""
 
 
 class Steps(Protocol):
-    """What the worker needs of ``fgengine.engine.Engine``."""
+    """The part of ``fgengine.engine.Engine`` that the worker uses."""
 
     model_name: str
     vocab_size: int
@@ -56,13 +56,13 @@ class Steps(Protocol):
 MakeEngine = Callable[[EngineConfig, Callable[[str], None]], Steps]
 Send = Callable[[messages.Event], None]
 Inbox = queue.SimpleQueue["messages.Command | None"]
-"""Commands in order; None once the server has closed the channel."""
+"""The commands in order; None after the server has closed the channel."""
 
 
 def run(channel: socket.socket, make_engine: MakeEngine, on_close: Callable[[], None] = lambda: None) -> int:
-    """Serve one engine over ``channel`` until the server closes it; the process's exit status.
+    """Run one engine for ``channel`` until the server closes the channel; return the exit status.
 
-    ``on_close`` is called, in the reading thread, as soon as the server has gone.
+    ``on_close`` is called in the reading thread as soon as the channel is closed.
     """
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_read_commands, args=(channel, inbox, on_close), daemon=True).start()
@@ -79,11 +79,11 @@ def run(channel: socket.socket, make_engine: MakeEngine, on_close: Callable[[], 
         send(messages.EngineReady(engine.model_name, engine.max_model_len, engine.vocab_size))
         _Loop(engine, inbox, send).run()
     except (BrokenPipeError, ConnectionResetError):
-        pass  # nobody is left to serve
+        pass  # the server has ended
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         if engine is None and isinstance(error, (ValueError, OSError)):
-            reason = str(error)  # a setting that cannot be, said in a sentence
+            reason = str(error)  # a sentence about an invalid setting
         else:
             if isinstance(error, PolicyError):
                 reason = str(error)  # a sentence that names the policy
@@ -105,21 +105,21 @@ class _Loop:
         self._open: dict[str, Request] = {}
 
     def run(self) -> None:
-        """Until the channel closes. Any exception out of a step means that the engine is broken."""
+        """Run until the channel closes. An exception in a step means that the engine is broken."""
         while True:
             while not (self._engine.has_work and self._inbox.empty()):
                 command = self._inbox.get()
                 if command is None:
                     return
-                self._obey(command)
-            for request, why in self._engine.expire():
+                self._handle(command)
+            for request, timeout in self._engine.expire():
                 del self._open[request.id]
-                self._send(messages.Expired(request.id, str(why), why.retry_after))
+                self._send(messages.Expired(request.id, str(timeout), timeout.retry_after))
             if self._engine.has_work and (events := self._engine.step()):
                 tokens = [self._new_token(event) for event in events]
                 self._send(messages.Stepped(tokens, self._engine.retry_after))
 
-    def _obey(self, command: messages.Command) -> None:
+    def _handle(self, command: messages.Command) -> None:
         if isinstance(command, messages.Add):
             try:
                 self._open[command.id] = self._engine.add(
@@ -165,7 +165,7 @@ def _read_commands(channel: socket.socket, inbox: Inbox, on_close: Callable[[], 
 
 
 def _die_with_parent() -> None:
-    """Have Linux end this process when the server's goes, even by SIGKILL and in the middle of a step."""
+    """Make Linux kill this process when the server's process ends, even by SIGKILL and during a step."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -184,8 +184,9 @@ def _load_engine(config: EngineConfig, report: Callable[[str], None]) -> Steps:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the server decides what follows
-    faulthandler.enable()  # a fault in compiled code says where in Python it was
+    """Run the engine's process; the first argument is the file descriptor of the channel."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; only the server reacts
+    faulthandler.enable()  # after a crash in compiled code, print the Python stack
     _die_with_parent()
     channel = socket.socket(fileno=int(sys.argv[1]))
     sys.exit(run(channel, _load_engine, on_close=_exit_after_grace))

@@ -1,4 +1,4 @@
-"""Files that are whole, and known to be."""
+"""Files with a hash that shows whether they are complete."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from fgengine import cache
 from fgengine.cache import is_whole, keep, write_durably
 
 
-def test_what_was_kept_is_whole(tmp_path: Path) -> None:
+def test_a_file_written_by_keep_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a/b/kernel.so"
     keep(path, b"code")
     assert path.read_bytes() == b"code"
@@ -23,7 +23,7 @@ def test_what_was_kept_is_whole(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["kernel.so", "kernel.so.sha256"]
 
 
-def test_the_hash_is_what_sha256sum_reads(tmp_path: Path) -> None:
+def test_sha256sum_can_check_the_hash(tmp_path: Path) -> None:
     keep(tmp_path / "kernel.so", b"code")
     subprocess.run(
         ["sha256sum", "--check", "kernel.so.sha256"], cwd=tmp_path, check=True, capture_output=True
@@ -31,7 +31,7 @@ def test_the_hash_is_what_sha256sum_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"cod", b"codE", b"code\0"])
-def test_what_was_damaged_is_not_whole(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_is_not_complete(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "kernel.so"
     keep(path, b"code")
     path.write_bytes(content)
@@ -39,17 +39,17 @@ def test_what_was_damaged_is_not_whole(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("hashed", [None, "", "\xff\xfe", "0" * 64 + "  kernel.so\n"])
-def test_a_file_with_no_hash_or_a_wrong_one_is_not_whole(tmp_path: Path, hashed: str | None) -> None:
+def test_a_file_with_no_hash_or_a_wrong_one_is_not_complete(tmp_path: Path, hashed: str | None) -> None:
     path = tmp_path / "kernel.so"
     keep(path, b"code")
-    beside = path.with_name("kernel.so.sha256")
-    beside.unlink() if hashed is None else beside.write_text(hashed, encoding="latin-1")
+    hash_file = path.with_name("kernel.so.sha256")
+    hash_file.unlink() if hashed is None else hash_file.write_text(hashed, encoding="latin-1")
     assert not is_whole(path)
     assert not is_whole(tmp_path / "missing")
     assert not is_whole(tmp_path)
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_does_not_change_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "profile.json"
     keep(path, b"old")
 

@@ -1,4 +1,4 @@
-"""What a GPU can do at best is timed on the GPU, over groups of repeats, and the best group counts."""
+"""A GPU's maximum speed is timed by the GPU, over groups of repeats, and the best group counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fgengine import ceilings
 
 
 class FakeGPU:
-    """Events on a clock that only work moves, and launches that cost the host more than the device."""
+    """A fake GPU. Only work advances the clock of its events."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -49,7 +49,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
     return fake
 
 
-def test_the_gpus_clock_counts_over_groups_of_a_fixed_length(gpu: FakeGPU) -> None:
+def test_the_gpus_clock_times_groups_of_a_fixed_length(gpu: FakeGPU) -> None:
     seconds = ceilings._best_seconds(gpu.work, torch.device("cuda"))
     assert seconds == pytest.approx(1e-3)
     assert gpu.launches == 1 + 3 + 3 * round(ceilings.GROUP_SECONDS / 1e-3)
@@ -60,13 +60,13 @@ def test_the_best_group_counts(gpu: FakeGPU) -> None:
     assert ceilings._best_seconds(gpu.work, torch.device("cuda")) == pytest.approx(0.5e-3)
 
 
-def test_work_of_no_length_is_not_repeated_for_ever(gpu: FakeGPU) -> None:
+def test_work_of_no_length_is_not_repeated_forever(gpu: FakeGPU) -> None:
     gpu.work_seconds = [0.0]
     ceilings._best_seconds(gpu.work, torch.device("cuda"))
     assert gpu.launches == 4 + 3 * ceilings.MAX_GROUPED
 
 
-def test_a_cpu_is_measured_by_its_own_clock() -> None:
+def test_a_cpu_is_measured_by_the_hosts_clock() -> None:
     found = ceilings.measure_ceilings(torch.device("cpu"), torch.float32, 4 * 1024**2)
     assert found.bytes_per_second > 1e8
     assert found.flops_per_second > 1e8

@@ -11,12 +11,12 @@ def ran(code: str) -> str:
     return done.stdout
 
 
-def test_the_environment_stays_and_torch_is_not_imported() -> None:
+def test_the_environment_is_unchanged_and_torch_is_not_imported() -> None:
     code = "import os, sys; before = dict(os.environ); import fgengine; "
     assert ran(code + "print(dict(os.environ) == before, 'torch' in sys.modules)") == "True False\n"
 
 
-def test_a_process_that_makes_an_engine_has_its_threads_wait_asleep() -> None:
-    """Set before torch is imported, which reads it."""
+def test_idle_threads_of_an_engines_process_sleep_instead_of_spinning() -> None:
+    """The variable must be set before torch is imported, because OpenMP reads it then."""
     code = "import os; os.environ.pop('GOMP_SPINCOUNT', None)\nimport sys, fgengine.execution\n"
     assert ran(code + "print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)") == "1000 False\n"

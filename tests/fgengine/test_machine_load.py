@@ -1,4 +1,4 @@
-"""What other programs take of the machine."""
+"""The load of other programs on the machine."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def test_only_our_cores_count_and_idle_time_does_not(monkeypatch: pytest.MonkeyP
     cores = [
         spent(10.0, irq=1.0, softirq=2.0, steal=4.0, guest=5.0),
         spent(1000.0, irq=0.0, softirq=0.0, steal=1000.0),
-        spent(30.0),  # some systems tell less
+        spent(30.0),  # some systems report fewer times
     ]
     monkeypatch.setattr(machine_load.psutil, "cpu_times", lambda percpu: cores)
     assert core_seconds() == (43.0, 4.0)
 
 
-def test_a_family_is_all_below_its_roots() -> None:
+def test_a_family_is_its_roots_and_all_their_descendants() -> None:
     parents = {1: 0, 2: 1, 3: 2, 4: 3, 5: 1, 6: 5, 0: 0}
     assert family([2], parents) == {2, 3, 4}
     assert family([3, 5], parents) == {3, 4, 5, 6}
@@ -42,7 +42,7 @@ def test_a_family_is_all_below_its_roots() -> None:
 BEFORE = Sample(10.0, 100.0, 1.0, {7: ("old", 50.0), 8: ("idle", 3.0)}, 20.0, frozenset({5}), 2.0, 3000.0)
 
 
-def test_a_load_is_what_others_took() -> None:
+def test_a_load_is_the_time_of_others_between_two_samples() -> None:
     after = Sample(
         20.0,
         119.0,
@@ -66,18 +66,20 @@ def test_a_load_is_what_others_took() -> None:
     )
 
 
-def test_a_quiet_machine_is_not_marked() -> None:
+def test_a_quiet_machine_is_not_busy() -> None:
     after = Sample(20.0, 110.5, 1.0, {7: ("old", 50.1)}, 30.0, frozenset(), None, None)
     load = load_between(BEFORE, after)
     assert not load.is_busy
     assert load.memory_stalled_share is None
     assert load.describe() == "other programs took 0.05 cores"
-    # Rounded ticks: less than nothing is nothing.
+    # Rounding may give a negative time, which counts as 0.
     after = Sample(20.0, 109.9, 1.0, {}, 30.0, frozenset(), None, None)
     assert load_between(BEFORE, after).other_cores == 0.0
 
 
-def test_memory_pressure_is_read_where_there_is_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_pressure_is_read_if_the_system_reports_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "memory"
     monkeypatch.setattr(machine_load, "MEMORY_PRESSURE", file)
     assert sample().memory_stalled is None
@@ -94,7 +96,7 @@ def test_another_program_is_seen(busy_program: int) -> None:
     assert load.other_cores > machine_load.BUSY_CORES
 
 
-def test_what_is_named_as_ours_is_no_other_program(busy_program: int) -> None:
+def test_a_process_passed_as_own_is_no_other_program(busy_program: int) -> None:
     before, with_it = sample(), sample([busy_program])
     time.sleep(0.3)
     assert busy_program not in with_it.programs

@@ -1,4 +1,4 @@
-"""Which profile an engine runs by, and what speaks against one."""
+"""Which profile an engine uses, and when a cached profile is not used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SetLoad = Callable[[float], None]
 def cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow_machine: list[Ceilings], other_load: SetLoad
 ) -> Path:
-    """An empty one, on a quiet machine."""
+    """Provide an empty cache folder, on a fake quiet machine."""
     monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -39,159 +39,157 @@ def runner(known_runner: Any) -> Any:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def lines() -> list[str]:
     return []
 
 
-def kept_in(cache: Path) -> list[Path]:
+def profiles_in(cache: Path) -> list[Path]:
     return sorted((cache / "profiles").glob("*.json"))
 
 
-def is_measured_anew(runner: Any) -> bool:
-    """More than the few steps that a kept profile is held against."""
+def has_measured_a_profile(runner: Any) -> bool:
+    """Whether the runner computed more than the few steps that check a cached profile."""
     return len(runner.plans) > len(profile_cache.CHECKED.points()) * 5
 
 
-def test_without_a_profile_a_quick_one_is_measured_aloud_and_kept(
-    cache: Path, runner: Any, said: list[str]
+def test_without_a_profile_a_quick_one_is_measured_reported_and_cached(
+    cache: Path, runner: Any, lines: list[str]
 ) -> None:
-    first = ensure(EngineConfig(), runner, said.append)
-    (kept,) = kept_in(cache)
-    assert Profile.load(kept) == first
-    assert is_whole(kept)
-    assert any("measuring a quick one" in line for line in said)
+    first = ensure(EngineConfig(), runner, lines.append)
+    (cached,) = profiles_in(cache)
+    assert Profile.load(cached) == first
+    assert is_whole(cached)
+    assert any("measuring a quick one" in line for line in lines)
     assert newest_profile("smollm2-135m") == first
     assert newest_profile("smollm2") is None
     assert first.conditions is not None
     assert not first.conditions.busy
     runner.plans.clear()
-    assert ensure(EngineConfig(), runner, said.append) == first
-    assert runner.plans, "it was held against a few steps"
-    assert not is_measured_anew(runner)
+    assert ensure(EngineConfig(), runner, lines.append) == first
+    assert runner.plans, "the cached profile was compared with a few steps"
+    assert not has_measured_a_profile(runner)
 
 
-def test_the_asked_for_profile_is_loaded_and_checked(
-    cache: Path, tmp_path: Path, runner: Any, said: list[str]
+def test_the_configured_profile_is_loaded_and_checked(
+    cache: Path, tmp_path: Path, runner: Any, lines: list[str]
 ) -> None:
     path = tmp_path / "mine.json"
     profile = profiler.make_profile("smollm2-135m", runner, profile_grid.QUICK)
     profile.save(path)
     config = EngineConfig(profile=path)
-    assert ensure(config, runner, said.append) == profile
-    assert not said
+    assert ensure(config, runner, lines.append) == profile
+    assert not lines
     runner.speedup = 0.5
-    assert ensure(config, runner, said.append) == profile
-    (line,) = said
-    assert "mine.json: steps take 2.00 times what the profile says, on a quiet machine" in line
+    assert ensure(config, runner, lines.append) == profile
+    (line,) = lines
+    assert "mine.json: steps take 2.00 times as long as predicted, on a quiet machine" in line
     runner.device_name = "another"
     with pytest.raises(ValueError, match=r"device abacus.*, not another"):
-        ensure(config, runner, said.append)
+        ensure(config, runner, lines.append)
 
 
-@pytest.mark.parametrize("damage", ["cut off", "changed", "no hash", "no profile", "gone"])
-def test_a_damaged_profile_is_measured_anew(cache: Path, runner: Any, said: list[str], damage: str) -> None:
-    ensure(EngineConfig(), runner, said.append)
-    (path,) = kept_in(cache)
-    whole = path.read_bytes()
-    if damage == "cut off":
-        path.write_bytes(whole[:500])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "no hash", "no profile", "removed"])
+def test_a_damaged_profile_is_measured_again(cache: Path, runner: Any, lines: list[str], damage: str) -> None:
+    ensure(EngineConfig(), runner, lines.append)
+    (path,) = profiles_in(cache)
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[:500])
     elif damage == "changed":
-        path.write_bytes(whole.replace(b'"step": 0', b'"step": 1'))
+        path.write_bytes(content.replace(b'"step": 0', b'"step": 1'))
     elif damage == "no hash":
         path.with_name(path.name + ".sha256").unlink()
     elif damage == "no profile":
         keep(path, b"{}")
     else:
         path.unlink()
-    said.clear()
+    lines.clear()
     runner.plans.clear()
-    ensure(EngineConfig(), runner, said.append)
-    assert is_measured_anew(runner)
-    assert damage == "gone" or any("the kept profile is not used" in line for line in said)
+    ensure(EngineConfig(), runner, lines.append)
+    assert has_measured_a_profile(runner)
+    assert damage == "removed" or any("the cached profile is not used" in line for line in lines)
     assert is_whole(path)
 
 
-def test_a_profile_without_the_long_requests_is_not_kept_for_others(cache: Path, runner: Any) -> None:
+def test_a_profile_without_long_requests_is_not_cached(cache: Path, runner: Any) -> None:
     runner.max_model_len = 128
     ensure(EngineConfig(), runner, lambda line: None)
-    assert not kept_in(cache)
+    assert not profiles_in(cache)
 
 
-def test_a_profile_that_fits_badly_is_used_but_not_kept(cache: Path, runner: Any, said: list[str]) -> None:
+def test_an_inaccurate_profile_is_used_but_not_cached(cache: Path, runner: Any, lines: list[str]) -> None:
     execute, noise = runner.execute, np.random.default_rng(0)
 
     def disturbed(plan: StepPlan) -> StepResult:
         return replace(execute(plan), seconds=execute(plan).seconds * 20.0 ** noise.uniform())
 
     runner.execute = disturbed
-    profile = ensure(EngineConfig(), runner, said.append)
+    profile = ensure(EngineConfig(), runner, lines.append)
     assert profile.median_error > profile_cache.WORTH_KEEPING
-    assert any("rough (median error" in line for line in said)
-    assert not kept_in(cache)
+    assert any("inaccurate (median error" in line for line in lines)
+    assert not profiles_in(cache)
 
 
-def test_a_profile_measured_beside_other_programs_is_used_but_not_kept(
-    cache: Path, runner: Any, said: list[str], other_load: SetLoad
+def test_a_profile_measured_on_a_busy_machine_is_used_but_not_cached(
+    cache: Path, runner: Any, lines: list[str], other_load: SetLoad
 ) -> None:
-    """Everything is slow alike then, so that the fit looks as good as ever."""
+    """All steps are equally slow then, so the error of the fit does not show it."""
     other_load(0.9)
     runner.speedup = 0.1
-    profile = ensure(EngineConfig(), runner, said.append)
+    profile = ensure(EngineConfig(), runner, lines.append)
     assert profile.median_error < profile_cache.WORTH_KEEPING
     assert profile.conditions is not None
     assert profile.conditions.other_cores == 0.9
-    assert any("while other programs took 0.90 cores" in line for line in said)
-    assert not kept_in(cache)
+    assert any("while other programs took 0.90 cores" in line for line in lines)
+    assert not profiles_in(cache)
 
 
 @pytest.mark.parametrize(("speedup", "times"), [(0.5, "2.00"), (1.6, "0.6")])
-def test_a_kept_profile_that_does_not_hold_is_measured_anew(
-    cache: Path, runner: Any, said: list[str], speedup: float, times: str
+def test_a_cached_profile_that_does_not_match_is_measured_again(
+    cache: Path, runner: Any, lines: list[str], speedup: float, times: str
 ) -> None:
-    first = ensure(EngineConfig(), runner, said.append)
-    said.clear()
+    first = ensure(EngineConfig(), runner, lines.append)
+    lines.clear()
     runner.speedup = speedup
-    second = ensure(EngineConfig(), runner, said.append)
-    assert any(f"steps take {times}" in line and "on a quiet machine" in line for line in said)
+    second = ensure(EngineConfig(), runner, lines.append)
+    assert any(f"steps take {times}" in line and "on a quiet machine" in line for line in lines)
     assert second.cost.step == pytest.approx(first.cost.step / speedup)
-    assert Profile.load(kept_in(cache)[0]) == second
+    assert Profile.load(profiles_in(cache)[0]) == second
 
 
-def test_beside_other_programs_a_kept_profile_is_doubted_and_left_as_it_is(
-    cache: Path, runner: Any, said: list[str], other_load: SetLoad
+def test_on_a_busy_machine_a_mismatch_is_reported_and_the_cached_profile_is_used(
+    cache: Path, runner: Any, lines: list[str], other_load: SetLoad
 ) -> None:
-    first = ensure(EngineConfig(), runner, said.append)
-    said.clear()
+    first = ensure(EngineConfig(), runner, lines.append)
+    lines.clear()
     runner.speedup = 0.4
     other_load(1.2)
-    assert ensure(EngineConfig(), runner, said.append) == first
-    (line,) = said
-    assert line.startswith(
-        "steps take 2.50 times what the profile says, while other programs took 1.20 cores"
-    )
-    assert Profile.load(kept_in(cache)[0]) == first
+    assert ensure(EngineConfig(), runner, lines.append) == first
+    (line,) = lines
+    assert line.startswith("steps take 2.50 times as long as predicted, while other programs took 1.20 cores")
+    assert Profile.load(profiles_in(cache)[0]) == first
 
 
 def test_a_thorough_profile_is_never_replaced_by_a_quick_one(
-    cache: Path, runner: Any, said: list[str]
+    cache: Path, runner: Any, lines: list[str]
 ) -> None:
     thorough = profiler.make_profile("smollm2-135m", runner, profile_grid.FULL)
     path = default_path("smollm2-135m", runner)
     keep(path, thorough.to_json())
     runner.speedup = 0.5
-    assert ensure(EngineConfig(), runner, said.append) == thorough
-    assert any("`fgbench profile` measures a new one" in line for line in said)
+    assert ensure(EngineConfig(), runner, lines.append) == thorough
+    assert any("measure a new one with `fgbench profile`" in line for line in lines)
     assert Profile.load(path) == thorough
 
 
-def test_a_kept_profile_of_a_busy_machine_is_measured_anew(
-    cache: Path, runner: Any, said: list[str], other_load: SetLoad
+def test_a_cached_profile_of_a_busy_machine_is_measured_again(
+    cache: Path, runner: Any, lines: list[str], other_load: SetLoad
 ) -> None:
     other_load(0.9)
     busy = profiler.make_profile("smollm2-135m", runner, profile_grid.QUICK)
     keep(default_path("smollm2-135m", runner), busy.to_json())
     other_load(0.0)
-    profile = ensure(EngineConfig(), runner, said.append)
+    profile = ensure(EngineConfig(), runner, lines.append)
     assert profile.conditions is not None
     assert not profile.conditions.busy
 
@@ -205,50 +203,50 @@ def test_small_differences_are_no_mismatch(cache: Path, runner: Any) -> None:
     assert times_predicted(profile, runner) is None
 
 
-def test_a_cache_that_cannot_be_written_costs_a_warning(
-    cache: Path, runner: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_cache_that_cannot_be_written_only_gives_a_warning(
+    cache: Path, runner: Any, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As root nothing is read-only, so a file stands where the folder should be."""
+    """Root may write everywhere, so the test puts a file in place of the folder."""
     cache.write_text("in the way")
-    profile = ensure(EngineConfig(), runner, said.append)
+    profile = ensure(EngineConfig(), runner, lines.append)
     assert profile.median_error < 0.05
-    assert any("cannot be kept" in line and "each start measures one" in line for line in said)
+    assert any("cannot be cached" in line and "each start measures one" in line for line in lines)
 
 
-def hold(path: Path, held: Any, let_go: Any) -> None:
+def hold(path: Path, held: Any, release: Any) -> None:
     with locked(path):
         held.set()
-        let_go.wait(20.0)
+        release.wait(20.0)
 
 
-def test_a_second_profiler_waits_for_the_first(cache: Path, runner: Any, said: list[str]) -> None:
+def test_a_second_profiler_waits_for_the_first(cache: Path, runner: Any, lines: list[str]) -> None:
     context = multiprocessing.get_context("spawn")
-    held, let_go = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(cache / "profiles/.lock", held, let_go))
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(cache / "profiles/.lock", held, release))
     other.start()
     try:
         assert held.wait(60.0)
 
         def report(line: str) -> None:
-            said.append(line)
-            let_go.set()
+            lines.append(line)
+            release.set()
 
         began = time.monotonic()
         ensure(EngineConfig(), runner, report)
-        assert said[0].startswith("another profile is being measured")
+        assert lines[0].startswith("another profile is being measured")
         assert time.monotonic() - began < 20.0
     finally:
-        let_go.set()
+        release.set()
         other.join()
-    said.clear()
-    ensure(EngineConfig(), runner, said.append)
-    assert not any("another profile" in line for line in said)
+    lines.clear()
+    ensure(EngineConfig(), runner, lines.append)
+    assert not any("another profile" in line for line in lines)
 
 
-def test_the_newest_profile_is_the_one_measured_last_among_those_that_can_be_read(
-    cache: Path, runner: Any, said: list[str]
+def test_the_newest_profile_is_the_readable_one_that_was_measured_last(
+    cache: Path, runner: Any, lines: list[str]
 ) -> None:
-    first = ensure(EngineConfig(), runner, said.append)
+    first = ensure(EngineConfig(), runner, lines.append)
     folder = cache / "profiles"
     later = replace(first, device="another machine", measured="2099-01-01T00:00:00+00:00")
     later.save(folder / "smollm2-135m-another-machine-bfloat16.json")

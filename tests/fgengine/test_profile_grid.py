@@ -1,4 +1,4 @@
-"""Which steps a profile measures."""
+"""The steps that a profile measures."""
 
 from __future__ import annotations
 

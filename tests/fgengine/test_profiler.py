@@ -1,4 +1,4 @@
-"""Measuring, on a runner whose costs are known and on a small real one."""
+"""Measuring a profile on a fake runner with known costs, and on a small real runner."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fgengine.profile_grid import FULL, GPU, QUICK, Grid
 SMALL = Grid((16, 64, 256), (64,), (1, 4, 8), (32, 128, 256), (), repeats=3, seconds_per_point=60.0)
 
 
-def test_the_known_costs_are_found_again(known_runner: Any) -> None:
+def test_the_fit_finds_the_known_costs(known_runner: Any) -> None:
     points = profiler.measure(known_runner(), FULL)
     cost = fit(points, 1e9)
     for name, value in known_runner.cost.to_dict().items():
         assert getattr(cost, name) == pytest.approx(value, rel=1e-6), name
 
 
-def test_every_request_of_a_step_has_blocks_of_its_own_and_kv_behind_it(known_runner: Any) -> None:
+def test_every_request_of_a_step_has_its_own_blocks_and_kv(known_runner: Any) -> None:
     runner = known_runner()
     profiler.measure(runner, SMALL)
     for plan in runner.plans:
@@ -41,7 +41,7 @@ def test_every_request_of_a_step_has_blocks_of_its_own_and_kv_behind_it(known_ru
     assert (runner.measured_in[: touched + 1] != 0).all()  # memory that was never written would seem fast
 
 
-def test_a_point_is_the_median_of_its_repeats_without_the_first(known_runner: Any) -> None:
+def test_a_point_is_the_median_of_its_repeats_without_the_warm_up(known_runner: Any) -> None:
     runner = known_runner()
     num_points = len(SMALL.points())
     by_round = [seconds for seconds in (9.0, 0.3, 0.1, 0.2) for _ in range(num_points)]
@@ -51,7 +51,7 @@ def test_a_point_is_the_median_of_its_repeats_without_the_first(known_runner: An
     assert {(point.seconds, point.repeats) for point in points} == {(0.2, 3)}
 
 
-def test_slow_points_are_repeated_less(known_runner: Any) -> None:
+def test_slow_points_are_repeated_less_often(known_runner: Any) -> None:
     runner = known_runner(speedup=1e-3)
     points = profiler.measure(runner, replace(SMALL, seconds_per_point=1.0))
     assert {point.repeats for point in points} == {1}
@@ -63,7 +63,7 @@ def test_the_points_do_not_depend_on_the_engines_own_pool(known_runner: Any) -> 
     assert (tiny.num_device_blocks, len(tiny.pool)) == (1, 1)
 
 
-def test_what_is_longer_than_a_request_may_be_is_left_out(known_runner: Any) -> None:
+def test_points_longer_than_max_model_len_are_left_out(known_runner: Any) -> None:
     runner = known_runner()
     runner.max_model_len = 64
     points = profiler.measure(runner, SMALL)
@@ -73,27 +73,27 @@ def test_what_is_longer_than_a_request_may_be_is_left_out(known_runner: Any) -> 
         profiler.measure(runner, SMALL)
 
 
-def test_progress_is_told_repeat_by_repeat(known_runner: Any) -> None:
-    told: list[tuple[int, int]] = []
-    points = profiler.measure(known_runner(), SMALL, lambda done, total, _: told.append((done, total)))
+def test_progress_is_reported_after_each_repeat(known_runner: Any) -> None:
+    reported: list[tuple[int, int]] = []
+    points = profiler.measure(known_runner(), SMALL, lambda done, total, _: reported.append((done, total)))
     total = SMALL.repeats * len(points)
-    assert told == [(done, total) for done in range(1, total + 1)]
+    assert reported == [(done, total) for done in range(1, total + 1)]
 
 
-def test_ceilings_measured_on_a_busy_machine_get_another_look(
+def test_ceilings_that_are_too_low_are_measured_again(
     slow_machine: list[Ceilings], known_runner: Any
 ) -> None:
-    honest = Ceilings(40e9, 1e12)
-    slow_machine[:] = [Ceilings(1e9, 1e10), honest]  # by the first, every step would be impossible
-    assert profiler.make_profile("smollm2-135m", known_runner(), SMALL).ceilings == honest
+    correct = Ceilings(40e9, 1e12)
+    slow_machine[:] = [Ceilings(1e9, 1e10), correct]  # with the first ones, every step would be impossible
+    assert profiler.make_profile("smollm2-135m", known_runner(), SMALL).ceilings == correct
 
 
-def test_steps_that_beat_physics_give_no_profile(slow_machine: list[Ceilings], known_runner: Any) -> None:
+def test_impossibly_fast_steps_give_no_profile(slow_machine: list[Ceilings], known_runner: Any) -> None:
     with pytest.raises(ValueError, match="cannot be true, so no profile is made of it: a step of"):
         profiler.make_profile("smollm2-135m", known_runner(speedup=10.0), SMALL)
 
 
-def test_copies_are_timed_both_ways_whatever_the_engines_host_pool(known_runner: Any) -> None:
+def test_copies_are_timed_in_both_directions_with_any_host_pool(known_runner: Any) -> None:
     runner = known_runner()
     submitted: list[str] = []
     submit: Callable[[Transfer], None] = runner.copies.submit
@@ -128,8 +128,8 @@ def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings], swap_space:
     profile.require(shape=shape, device=profiler.describe_device(runner), dtype="float32")
 
 
-def test_points_that_an_engine_would_not_compute_so_are_left_out(known_runner: Any) -> None:
-    """Batches beyond the captured graphs, and what no pool has memory for, as on a GPU."""
+def test_points_that_an_engine_would_not_compute_are_left_out(known_runner: Any) -> None:
+    """These are batches that no CUDA graph fits, and points that do not fit into the pool, as on a GPU."""
     runner = known_runner()
     runner.most_decodes = 16
     assert max(point.decode_requests for point in profiler.measure(runner, FULL)) == 16
@@ -141,9 +141,7 @@ def test_points_that_an_engine_would_not_compute_so_are_left_out(known_runner: A
     assert len(runner.measured_in) == 400
 
 
-def test_without_memory_for_a_pool_to_measure_in_it_says_so(
-    slow_machine: list[Ceilings], known_runner: Any
-) -> None:
+def test_too_little_memory_for_a_pool_is_an_error(slow_machine: list[Ceilings], known_runner: Any) -> None:
     runner = known_runner(num_device_blocks=1)
     runner.most_blocks = 1
     with pytest.raises(ValueError, match=r"a KV pool of 1 blocks is too small .* no memory is free"):

@@ -1,4 +1,4 @@
-"""What the default bound of the queue is made of: a cost model, a profile at hand, or a few timed steps."""
+"""The speed for the default queue limit: from a cost model, an available profile, or a few timed steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COST = CostModel(step=0.02, prefill_token=3e-4, decode_request=5e-4, decode_cont
 
 
 class KnownRunner:
-    """Its steps take what ``COST`` says."""
+    """A fake runner whose steps take the seconds that ``COST`` predicts."""
 
     def __init__(self, device: str = "cpu", num_device_blocks: int = 400, max_model_len: int = 2048) -> None:
         self.shape = shape_of("smollm2-135m")
@@ -62,13 +62,13 @@ def speed(runner: KnownRunner, cost: CostModel | None = None, **settings: Any) -
     return quick_speed.speed_of(config, runner, cost)  # type: ignore[arg-type]
 
 
-def test_the_engines_own_cost_model_costs_no_step() -> None:
+def test_no_step_is_timed_if_the_engine_has_a_cost_model() -> None:
     runner = KnownRunner()
     assert speed(runner, COST) == Speed.of(COST, 16)
     assert runner.steps == 0
 
 
-def test_without_one_a_few_steps_are_timed() -> None:
+def test_a_few_steps_are_timed_without_a_cost_model() -> None:
     runner = KnownRunner()
     found = speed(runner)
     assert found is not None
@@ -78,7 +78,7 @@ def test_without_one_a_few_steps_are_timed() -> None:
     assert runner.steps <= 10
 
 
-def test_a_profile_in_the_cache_is_enough(cache: Path) -> None:
+def test_no_step_is_timed_if_there_is_a_cached_profile(cache: Path) -> None:
     runner = KnownRunner()
     typed: profiler.ProfiledRunner = runner  # type: ignore[assignment]
     cost = CostModel(step=1.0, decode_request=0.1)
@@ -110,15 +110,15 @@ def test_a_profile_in_the_cache_is_enough(cache: Path) -> None:
         (KnownRunner("cuda", num_device_blocks=4), False),
     ],
 )
-def test_small_models_and_pools_do_not_keep_an_engine_from_starting(
-    runner: KnownRunner, measurable: bool
-) -> None:
+def test_small_models_and_pools_do_not_prevent_a_start(runner: KnownRunner, measurable: bool) -> None:
     assert (speed(runner) is not None) == measurable
 
 
-@pytest.mark.parametrize(("settings", "says"), [({}, True), ({"max_queue": 7, "max_queue_tokens": 8}, False)])
-def test_an_engine_says_at_its_start_how_many_may_wait(
-    tiny_model: Path, settings: dict[str, int], says: bool
+@pytest.mark.parametrize(
+    ("settings", "times"), [({}, True), ({"max_queue": 7, "max_queue_tokens": 8}, False)]
+)
+def test_an_engine_reports_its_queue_limit_at_the_start(
+    tiny_model: Path, settings: dict[str, int], times: bool
 ) -> None:
     lines: list[str] = []
     report: Callable[[str], None] = lines.append
@@ -135,11 +135,11 @@ def test_an_engine_says_at_its_start_how_many_may_wait(
         stats = engine.stats()
     finally:
         engine.close()
-    assert any(line.startswith("timing a few steps") for line in lines) == says
+    assert any(line.startswith("timing a few steps") for line in lines) == times
     (line,) = [line for line in lines if line.startswith("queue: at most ")]
     assert f"at most {stats['max_queue']:,} waiting requests" in line
     assert f"{stats['max_queue_tokens']:,} prompt tokens" in line
-    if says:
+    if times:
         assert stats["max_queue"] >= 96
     else:
         assert (stats["max_queue"], stats["max_queue_tokens"], stats["queue_timeout"]) == (7, 8, None)

@@ -1,4 +1,4 @@
-"""Text in pieces is the text as a whole, however it is cut."""
+"""Encoding, incremental decoding, stop strings and chat templates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN = "<tool>"
 
 
 def _byte_level() -> Tokenizer:
-    """As GPT-2's: OPT, Llama 3, Qwen, SmolLM2."""
+    """Train a tokenizer of GPT-2's kind, as for OPT, Llama 3, Qwen and SmolLM2."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -39,7 +39,7 @@ def _byte_level() -> Tokenizer:
 
 
 def _sentencepiece() -> Tokenizer:
-    """As Llama 2's: word marks, and bytes for what has no token."""
+    """Make a tokenizer of Llama 2's kind: word marks, and byte tokens for unknown characters."""
     vocab = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
     for piece in ("\u2581", "t", "h", "e", "th", "the", "\u2581the", "é", "日"):
         vocab[piece] = len(vocab)
@@ -66,7 +66,7 @@ TEXTS = st.text(max_size=60) | WORDS.map("".join)
 
 
 @given(TEXTS)
-def test_increments_are_the_full_decode(text: str) -> None:
+def test_incremental_decoding_gives_the_full_text(text: str) -> None:
     ids = CODEC.encode(text)
     pieces = _pieces(CODEC, ids)
     assert "".join(pieces) == BYTE_LEVEL.decode(ids) == text
@@ -74,27 +74,27 @@ def test_increments_are_the_full_decode(text: str) -> None:
 
 
 @given(st.lists(st.integers(0, BYTE_LEVEL.get_vocab_size() - 1), max_size=80))
-def test_random_tokens_too(ids: list[int]) -> None:
-    """What a model with random weights says: invalid UTF-8, special and added tokens."""
+def test_incremental_decoding_of_random_tokens(ids: list[int]) -> None:
+    """A model with dummy weights generates invalid UTF-8, special tokens and added tokens."""
     assert "".join(_pieces(CODEC, ids)) == BYTE_LEVEL.decode(ids)
 
 
 @given(TEXTS.filter(lambda text: "\u2581" not in text))
-def test_sentencepiece_with_byte_fallback(text: str) -> None:
+def test_incremental_decoding_with_sentencepiece(text: str) -> None:
     ids = SENTENCEPIECE_CODEC.encode(text)
     assert "".join(_pieces(SENTENCEPIECE_CODEC, ids)) == SENTENCEPIECE.decode(ids)
 
 
 @given(TEXTS)
-def test_nothing_is_held_longer_than_a_character(text: str) -> None:
-    shown, detokenizer, fed = "", CODEC.detokenizer(), b""
+def test_at_most_one_incomplete_character_is_held_back(text: str) -> None:
+    shown, detokenizer, added = "", CODEC.detokenizer(), b""
     for token in CODEC.encode(text):
-        fed += BYTES[token]
+        added += BYTES[token]
         shown += detokenizer.add(token)
-        assert len(fed) - len(shown.encode()) <= 3
+        assert len(added) - len(shown.encode()) <= 3
 
 
-def test_special_tokens_are_left_out_and_added_ones_shown() -> None:
+def test_special_tokens_are_left_out_and_added_tokens_are_shown() -> None:
     ids = CODEC.encode(f"a{EOS}b{PLAIN}c")
     assert CODEC.decode(ids) == f"ab{PLAIN}c"
 
@@ -113,8 +113,8 @@ def test_a_tokenizer_of_another_kind_works_too() -> None:
     assert codec.token_text(3) == "is"
 
 
-def test_text_goes_on_where_the_prompt_ended() -> None:
-    """With its leading space, which a text of its own would not have."""
+def test_the_text_continues_the_prompt() -> None:
+    """It preserves the leading space, which a separate text would not have."""
     the = SENTENCEPIECE.token_to_id("\u2581the")
     text = SENTENCEPIECE_CODEC.detokenizer(prompt=[the])
     assert text.add(the) == " the"
@@ -153,18 +153,18 @@ SMALL = st.text("ab🦙", min_size=1, max_size=4)
 
 @settings(max_examples=300)
 @given(st.lists(SMALL, min_size=1, max_size=4), st.lists(st.text("ab🦙", max_size=5), max_size=12))
-def test_stops_do_not_depend_on_the_chunks(stops: list[str], chunks: list[str]) -> None:
+def test_stop_strings_do_not_depend_on_the_chunks(stops: list[str], chunks: list[str]) -> None:
     text = "".join(chunks)
     assert _watch(stops, chunks) == _watch(stops, list(text)) == _naive(stops, text)
 
 
-def test_what_cannot_be_a_stop_is_shown_at_once() -> None:
+def test_text_that_cannot_be_a_stop_string_is_shown_at_once() -> None:
     watcher = StopStrings(["\n\nUser:"])
     assert [watcher.add(piece) for piece in ["a\n", "\n", "Us", "b", "\n"]] == ["a", "", "", "\n\nUsb", ""]
     assert watcher.finish() == "\n"
 
 
-def test_empty_stop_is_refused() -> None:
+def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         StopStrings([""])
 
@@ -172,7 +172,7 @@ def test_empty_stop_is_refused() -> None:
 # files
 
 
-def test_load(tmp_path: Path) -> None:
+def test_a_codec_is_loaded_with_its_chat_template(tmp_path: Path) -> None:
     BYTE_LEVEL.save(str(tmp_path / "tokenizer.json"))
     config = {
         "bos_token": {"content": "<s>", "lstrip": False},
@@ -184,7 +184,7 @@ def test_load(tmp_path: Path) -> None:
     assert codec.decode(codec.encode_chat([{"role": "user", "content": "é"}])) == '<s>"é"\n'
 
 
-def test_template_file_goes_before_the_configuration(tmp_path: Path) -> None:
+def test_the_template_file_has_priority_over_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "old"}')
     (tmp_path / "chat_template.jinja").write_text("new")
     template = ChatTemplate.load(tmp_path)
@@ -192,7 +192,7 @@ def test_template_file_goes_before_the_configuration(tmp_path: Path) -> None:
     assert template.render([]) == "new"
 
 
-def test_no_template(tmp_path: Path) -> None:
+def test_a_chat_without_a_template_is_refused(tmp_path: Path) -> None:
     BYTE_LEVEL.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(TextError, match="no chat template"):
         TextCodec.load(tmp_path).encode_chat([{"role": "user", "content": "hi"}])
@@ -207,7 +207,7 @@ def test_no_template(tmp_path: Path) -> None:
         "{{ 1 + 'a' }}",
     ],
 )
-def test_templates_are_kept_in_the_sandbox(tmp_path: Path, source: str) -> None:
+def test_templates_run_in_a_sandbox(tmp_path: Path, source: str) -> None:
     (tmp_path / "chat_template.jinja").write_text(source)
     template = ChatTemplate.load(tmp_path)
     assert template is not None
@@ -224,9 +224,7 @@ def test_templates_are_kept_in_the_sandbox(tmp_path: Path, source: str) -> None:
         ("chat_template.jinja", b"\xff\xfe"),
     ],
 )
-def test_a_chat_template_that_cannot_be_read_costs_chat_alone(
-    tmp_path: Path, name: str, content: bytes
-) -> None:
+def test_an_unreadable_chat_template_only_disables_chats(tmp_path: Path, name: str, content: bytes) -> None:
     BYTE_LEVEL.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / name).write_bytes(content)
     codec = TextCodec.load(tmp_path)
@@ -244,19 +242,19 @@ def test_a_chat_template_that_cannot_be_read_costs_chat_alone(
         ("{{ strftime_now('%Y')[:2] }}", "20"),
     ],
 )
-def test_what_templates_of_the_hub_use_is_there(tmp_path: Path, source: str, text: str) -> None:
+def test_features_that_templates_on_the_hub_use_are_supported(tmp_path: Path, source: str, text: str) -> None:
     BYTE_LEVEL.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "chat_template.jinja").write_text(source)
     codec = TextCodec.load(tmp_path)
     assert codec.decode(codec.encode_chat([{"role": "user", "content": "hi"}])) == text
 
 
-def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(TextError, match="cannot be read"):
         TextCodec.load(tmp_path)
 
 
-def test_no_tokenizer(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TextError, match=r"no tokenizer\.json"):
         TextCodec.load(tmp_path)

@@ -1,13 +1,15 @@
-/* Attention in float arithmetic, for every processor. */
+/* Attention in float arithmetic, for every processor and both element types. */
 
 typedef float query_element;
 
+/* Copies one query [dim], converted to the type that attend() reads. */
 static inline void take_query(query_element *to, const element *from, int64_t dim) {
     for (int64_t d = 0; d < dim; d += LANES) *(vec *)(to + d) = load(from + d);
 }
 
-/* Rows of queries that share a key head, against keys 0 .. ends[row]: an online softmax over pieces of at
- * most LANES keys. q and acc are [rows, dim]; acc leaves divided; ends never falls from row to row. */
+/* Computes attention of `rows` queries that share a key head: an online softmax over pieces of at most LANES
+ * keys. Row r attends to the keys before position ends[r]; ends must not decrease from row to row.
+ * q [rows, dim] are the queries, acc [rows, dim] receives the result in float. */
 static inline __attribute__((always_inline)) void attend(const struct sequence *at, const query_element *q,
                                                          float scale, float *acc, const int64_t *ends, int rows,
                                                          const int dim) {
@@ -67,7 +69,7 @@ static inline __attribute__((always_inline)) void attend(const struct sequence *
             float weights[LANES];
             *(vec *)weights = mass;
             for (int d = 0; d < dim; d += 4 * LANES) {
-                if (d + 4 * LANES <= dim) { /* four vectors of the output stay in registers */
+                if (d + 4 * LANES <= dim) { /* four vectors of the output remain in registers */
                     vec a = *(vec *)(out + d), b = *(vec *)(out + d + LANES);
                     vec c = *(vec *)(out + d + 2 * LANES), e = *(vec *)(out + d + 3 * LANES);
                     for (int j = 0; j < seen; j++) {

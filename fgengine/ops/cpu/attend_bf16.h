@@ -1,28 +1,30 @@
-/* Attention with AVX512-BF16: pairs of bfloat16 multiplied and added in float by vdpbf16ps.
+/* Attention with AVX512-BF16: vdpbf16ps multiplies pairs of bfloat16 and adds the products in float.
  *
- * A piece of at most LANES keys is turned once, so that a vector holds one pair of dimensions of each key
- * and the scores need no sum across lanes; its values are put in pairs of keys. All rows then use both.
- * Weights are rounded to bfloat16 before they meet the values, as in FlashAttention. A row's result does
- * not depend on the rows beside it. */
+ * A piece of at most LANES keys is transposed once, so that a vector holds one pair of dimensions of each key
+ * and the scores need no sum across lanes. The values of the piece are interleaved in pairs of keys. All rows
+ * then use both. Weights are rounded to bfloat16 before they are multiplied with the values, as in
+ * FlashAttention. The result of a row does not depend on the other rows. */
 
 typedef int32_t two_elements __attribute__((may_alias, aligned(2)));
-/* Pieces lie scattered, where no processor looks ahead: this many pieces on is fetched into the second-level
- * cache, line by line between the instructions that need the ports anyway. In one burst, or into the first
- * level, the fetches held up the computing. */
+/* Pieces are scattered in memory, so the hardware prefetcher does not find them. The piece this many pieces
+ * later is prefetched into the second-level cache, line by line between other loads. Prefetches in one burst,
+ * or into the first-level cache, slowed down the computation. */
 #define AHEAD 2
 #define PAIRS_OF_KEYS (LANES / 2)
 
 typedef element query_element;
 
+/* Copies one query [dim]; attend() reads it in bfloat16. */
 static inline void take_query(query_element *to, const element *from, int64_t dim) {
     memcpy(to, from, dim * sizeof(element));
 }
 
+/* Broadcasts the pair of elements at p to all lanes. */
 static inline __m512bh pair_of(const element *p) {
     return (__m512bh)_mm512_set1_epi32(*(const two_elements *)p);
 }
 
-/* 16 x 16 words, in place: what was word c of row r becomes word r of row c. */
+/* Transposes 16 x 16 words of 32 bits in place. */
 static inline void turn(__m512i *m) {
     __m512i t[16];
 #pragma GCC unroll 8
@@ -49,8 +51,8 @@ static inline void turn(__m512i *m) {
     for (int i = 0; i < 16; i++) m[i] = t[i];
 }
 
-/* Row j of a piece from element d on, as far as the head goes; zeros for a row outside the context, whose
- * memory may hold anything. */
+/* Loads row j of a piece from element d on, up to the end of the head. Returns zeros for a row outside the
+ * context, because its memory may hold anything. */
 static inline __m512i row_of(const element *p, int j, int count, int d, int dim) {
     __mmask32 here = dim - d >= 2 * LANES ? 0xffffffff : 0xffff;
     return j < count ? _mm512_maskz_loadu_epi16(here, p + j * dim + d) : _mm512_setzero_si512();
@@ -61,6 +63,7 @@ struct piece {
     element values[PAIRS_OF_KEYS][MAX_HEAD_DIM][2] ALIGNED; /* [pair of keys][dimension] */
 };
 
+/* Fills `piece` with `count` keys and values, k and v [count, dim]; prefetches a piece at ahead_k and ahead_v. */
 static inline __attribute__((always_inline)) void lay_out(struct piece *piece, const element *k,
                                                           const element *v, const element *ahead_k,
                                                           const element *ahead_v, int count, const int dim) {
@@ -88,7 +91,7 @@ static inline __attribute__((always_inline)) void lay_out(struct piece *piece, c
     }
 }
 
-/* A few rows against one piece; seen: how many of its keys each row attends to. */
+/* Adds one piece to the online softmax of up to four rows. seen[r]: how many of its keys row r attends to. */
 static inline __attribute__((always_inline)) void attend_rows(const struct piece *piece, const element *q,
                                                               float scale, float *acc, float *top, vec *total,
                                                               const int *seen, const int rows, const int dim) {
@@ -150,8 +153,9 @@ static inline __attribute__((always_inline)) void attend_rows(const struct piece
     }
 }
 
-/* Rows of queries that share a key head, against keys 0 .. ends[row]: an online softmax over pieces of at
- * most LANES keys. q and acc are [rows, dim]; acc leaves divided; ends never falls from row to row. */
+/* Computes attention of `rows` queries that share a key head: an online softmax over pieces of at most LANES
+ * keys. Row r attends to the keys before position ends[r]; ends must not decrease from row to row.
+ * q [rows, dim] are the queries in bfloat16, acc [rows, dim] receives the result in float. */
 static inline __attribute__((always_inline)) void attend(const struct sequence *at, const query_element *q,
                                                          float scale, float *acc, const int64_t *ends, int rows,
                                                          const int dim) {

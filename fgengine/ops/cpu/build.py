@@ -1,4 +1,4 @@
-"""Compiles the kernels for this processor with the system's C compiler, once, into the user's cache."""
+"""Compiles the CPU kernels for this processor with the system's C compiler and caches the result."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 TIMEOUT = 120.0
+"""Seconds for one run of the compiler."""
 
 SIGNATURES = {
     "run": (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64),
@@ -30,13 +31,17 @@ SIGNATURES = {
 
 @lru_cache(maxsize=2)
 def kernels(bfloat16: bool) -> ctypes.CDLL | None:
-    """The library for bfloat16 or float32; None, with a reason in the log, where it cannot be made."""
+    """Return the kernel library for bfloat16 or float32. Logs why and returns None if it cannot be built."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
-        log.warning("no C compiler (cc, gcc or clang) here: the CPU computes with plain torch, more slowly")
+        log.warning(
+            "no C compiler (cc, gcc or clang) was found, so the CPU computes with plain torch, more slowly: "
+            "install one"
+        )
         return None
-    # torch has loaded its OpenMP, and one pool of threads is enough for two cores: the code is compiled for
-    # OpenMP but not linked with any, so that its calls go to torch's. Where that fails it does without.
+    # torch has already loaded an OpenMP library, and a second team of threads would compete with its own. So
+    # the code is compiled for OpenMP but not linked with it: its calls go to torch's library. If this fails,
+    # it is compiled without OpenMP.
     for parallel in (("-fopenmp",), ()):
         flags = (*FLAGS, *parallel, *(("-DBFLOAT16",) if bfloat16 else ()))
         try:
@@ -49,16 +54,18 @@ def kernels(bfloat16: bool) -> ctypes.CDLL | None:
             getattr(library, name).argtypes = arguments
         return library
     log.warning(
-        "the CPU kernels could not be compiled (%s): plain torch computes instead, more slowly", reason
+        "the CPU kernels could not be compiled (%s), so the CPU computes with plain torch, more slowly",
+        reason,
     )
     return None
 
 
 def _library(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-    """From the cache, where the file's name says all that decides its content, else compiled now."""
+    """Load the library from the cache, or compile it. Its file name is a hash of everything it depends on."""
     sources = [file.read_bytes() for file in sorted(SOURCE.parent.glob("*.[ch]"))]
-    what = (*sources, *(text.encode() for text in (os.path.realpath(compiler), *flags, *sorted(cpu_flags()))))
-    path = cache_folder() / "kernels" / f"{hashlib.sha256(bytes(1).join(what)).hexdigest()[:24]}.so"
+    settings = (text.encode() for text in (os.path.realpath(compiler), *flags, *sorted(cpu_flags())))
+    key = hashlib.sha256(bytes(1).join((*sources, *settings))).hexdigest()[:24]
+    path = cache_folder() / "kernels" / f"{key}.so"
     if is_whole(path):
         return ctypes.CDLL(str(path))
     with tempfile.TemporaryDirectory() as scratch:
@@ -68,7 +75,7 @@ def _library(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         try:
             keep(path, linked.read_bytes())
         except OSError as error:
-            log.warning("the compiled CPU kernels cannot be kept (%s): each start compiles them", error)
+            log.warning("the compiled CPU kernels cannot be cached (%s), so each start compiles them", error)
             return ctypes.CDLL(str(linked))
     return ctypes.CDLL(str(path))
 

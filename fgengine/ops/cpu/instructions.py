@@ -1,4 +1,4 @@
-"""What the kernels are told: the operations of a program, and what a step gives it. As in kernels.c."""
+"""The arguments of the CPU kernels: instructions and steps, with the layout of the structs in kernels.c."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ P, N = ctypes.c_void_p, ctypes.c_int64
 
 
 class Kind(IntEnum):
+    """The operations, as ``enum kind`` in kernels.c."""
+
     EMBED = 0
     RMS_NORM = 1
     LAYER_NORM = 2
@@ -26,7 +28,11 @@ class Kind(IntEnum):
 
 
 class Instruction(ctypes.Structure):
-    """One operation; strides and sizes in elements, pointers to the first row."""
+    """One operation. Strides and sizes are in elements; pointers point to the first row.
+
+    ``ending``: compute only the rows that yield a token. ``flag``: for EMBED, look up positions and add; for
+    LINEAR, apply ReLU.
+    """
 
     _fields_ = [
         ("kind", N),
@@ -54,7 +60,11 @@ class Instruction(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    """One step's rows and requests."""
+    """The rows (tokens) and requests of one step. Pointers point to the arrays of a ``RaggedBatch``.
+
+    ``ending``: the rows that yield a token. ``pool_shift``: elements from the pool that the program was
+    recorded with to the pool of this step.
+    """
 
     _fields_ = [
         ("rows", N),
@@ -73,7 +83,7 @@ class Step(ctypes.Structure):
 
 
 def step_of(rows: int, batch: RaggedBatch | None = None) -> Step:
-    """A step of so many rows; the batch must outlive it."""
+    """Return a step of ``rows`` tokens. The batch must outlive the step, which points into its tensors."""
     if batch is None:
         return Step(rows=rows, ending_rows=rows)
     return Step(
@@ -90,16 +100,17 @@ def step_of(rows: int, batch: RaggedBatch | None = None) -> Step:
 
 
 def run(library: ctypes.CDLL, program: Any, step: Step) -> None:
-    """``program``: an array of instructions. Raises MemoryError."""
+    """Run ``program``, a ctypes array of instructions. Raises MemoryError."""
     if library.run(program, len(program), ctypes.byref(step), torch.get_num_threads()):
-        raise MemoryError("there is no memory for a step")
+        raise MemoryError("there is not enough memory for a step")
 
 
 def rows_of(**tensors: Tensor) -> dict[str, int]:
-    """Where each tensor's rows begin and how far apart they are: the fields ``NAME`` and ``NAME_stride``."""
-    places = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    return places | {f"{name}_stride": tensor.stride(0) for name, tensor in tensors.items()}
+    """Return the fields ``NAME`` (address of the first row) and ``NAME_stride`` (elements between rows)."""
+    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    return addresses | {f"{name}_stride": tensor.stride(0) for name, tensor in tensors.items()}
 
 
 def address(tensor: Tensor | None) -> int | None:
+    """Return the address of the tensor's first element; None without a tensor."""
     return None if tensor is None else tensor.data_ptr()

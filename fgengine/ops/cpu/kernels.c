@@ -1,8 +1,9 @@
-/* A model's step on a CPU: a program of operations, gone through by all threads together. The meaning of each
- * operation is in fgengine/ops/reference.py; what is here only goes faster.
+/* A step of a model on a CPU: a program of operations, run by a team of threads (see team.h). Each operation
+ * is defined in fgengine/ops/reference.py; this file only computes it faster.
  *
- * Compiled once for each element type: float, or with -DBFLOAT16 bfloat16, which is a float's upper half.
- * All arithmetic is in float. Strides and sizes are in elements. The structs are those of program.py. */
+ * The file is compiled once for each element type: float or, with -DBFLOAT16, bfloat16 (the upper half of a
+ * float). All arithmetic is in float. Strides and sizes are in elements. The structs must match
+ * instructions.py. */
 
 #include <math.h>
 #include <stdint.h>
@@ -13,16 +14,16 @@
 
 #define MAX_HEAD_DIM 256
 #define MAX_ROWS 64
-/* Below this many elements a second thread costs more than it brings. */
+/* Below this many elements, a second thread costs more time than it saves. */
 #define WORTH_SHARING 32768
-/* Elements that a thread takes at once of work that goes row by row. */
+/* Elements that a thread takes at once from work that is done row by row. */
 #define WORTH_TAKING 4096
 
 enum kind { EMBED, RMS_NORM, LAYER_NORM, LINEAR, SILU_MUL, WRITE_KV, ATTENTION, PICK };
 
 struct instruction {
     int64_t kind;
-    int64_t ending; /* computed for the rows that yield a token, not for all */
+    int64_t ending; /* 1: compute only the rows that yield a token; 0: all rows */
     element *out;
     const element *x;
     element *residual;
@@ -31,22 +32,22 @@ struct instruction {
     const element *kv;
     int64_t out_stride, x_stride, residual_stride;
     int64_t size, outputs;
-    int64_t flag; /* EMBED: by position, and added; LINEAR: relu */
+    int64_t flag; /* EMBED: look up by position and add; LINEAR: apply relu */
     int64_t heads, kv_heads, dim, block_size, block_stride;
     double eps;
 };
 
 struct step {
     int64_t rows, ending_rows, requests, table_width;
-    int64_t pool_shift; /* elements from the pool that a program was made with to this step's */
+    int64_t pool_shift; /* elements from the pool that the program was recorded with to this step's pool */
     const int64_t *tokens, *positions, *slots, *ending;
     const int32_t *tables, *query_starts, *context_lens;
 };
 
-struct sequence { /* one request's place in the pool, for one key head */
-    const element *kv;
+struct sequence { /* the KV of one request for one key head */
+    const element *kv; /* the head's keys in block 0 of the pool */
     const int32_t *table;
-    int64_t block_size, block_stride, values; /* values: from a block's keys to its values */
+    int64_t block_size, block_stride, values; /* values: elements from a block's keys to its values */
 };
 
 #include "rows.h"
@@ -58,13 +59,13 @@ struct sequence { /* one request's place in the pool, for one key head */
 #include "attend.h"
 #endif
 
-/* Queries of one request that share a key head are computed in tiles of this many tokens. */
+/* Returns the tokens of a tile: queries of one request that share a key head are computed in tiles. */
 static inline int64_t tile_of(const struct instruction *in) {
     const int64_t group = in->heads / in->kv_heads;
     return group < 32 ? 32 / group : 1;
 }
 
-/* starts [requests + 1]: the first of each request's tiles, and how many there are. */
+/* Fills starts [requests + 1] with the index of each request's first tile; the last entry is their number. */
 static void count_tiles(int64_t *starts, const struct step *step, int64_t tile) {
     starts[0] = 0;
     for (int64_t b = 0; b < step->requests; b++) {
@@ -73,7 +74,7 @@ static void count_tiles(int64_t *starts, const struct step *step, int64_t tile) 
     }
 }
 
-/* One tile of queries and one key head. */
+/* Computes attention for one tile of queries and one key head. */
 static void attention(const struct instruction *in, const struct step *step, const int64_t *starts,
                       int64_t piece) {
     const int64_t head = piece % in->kv_heads, at_tile = piece / in->kv_heads, dim = in->dim;
@@ -100,7 +101,7 @@ static void attention(const struct instruction *in, const struct step *step, con
     struct sequence at = {kv, step->tables + b * step->table_width, block_size, in->block_stride,
                           in->kv_heads * block_size * dim};
     const float scale = 1.0f / sqrtf((float)dim);
-    switch (dim) { /* the usual sizes as constants, so that the loops over a head unroll */
+    switch (dim) { /* usual sizes are constants, so that the compiler unrolls the loops over a head */
     case 64: attend(&at, queries, scale, acc, ends, rows, 64); break;
     case 128: attend(&at, queries, scale, acc, ends, rows, 128); break;
     default: attend(&at, queries, scale, acc, ends, rows, (int)dim);
@@ -112,13 +113,14 @@ static void attention(const struct instruction *in, const struct step *step, con
                 store(in->out + (begin + t) * in->out_stride + h * dim + d, *(vec *)(acc + rows * dim + d));
 }
 
-/* Elements that an operation looks at or makes, roughly: whether it is worth a second thread. */
+/* Estimates the elements that an operation reads or writes, to decide if it is worth a second thread. */
 static int64_t work_of(const struct instruction *in, int64_t rows) {
     if (in->kind == LINEAR) return in->outputs * in->size;
     if (in->kind == ATTENTION) return WORTH_SHARING + 1;
     return rows * in->size;
 }
 
+/* Computes this thread's part of one instruction, then waits until all of it is done. */
 static void execute(const struct instruction *in, struct phase *phase, const struct step *step,
                     const int64_t *starts, int64_t threads) {
     const int64_t rows = in->ending ? step->ending_rows : step->rows;
@@ -171,7 +173,7 @@ static void execute(const struct instruction *in, struct phase *phase, const str
     await_all(phase, total);
 }
 
-/* Goes through the program once. Returns 0, or 1 where there is no memory. */
+/* Runs the program once. Returns 0, or 1 if there is not enough memory. */
 int run(const struct instruction *program, int64_t count, const struct step *step, int64_t threads) {
     struct phase *phases = aligned_alloc(sizeof(struct phase), count * sizeof(struct phase));
     int64_t *starts = malloc((step->requests + 1) * sizeof(int64_t));
@@ -182,7 +184,7 @@ int run(const struct instruction *program, int64_t count, const struct step *ste
     }
     memset(phases, 0, count * sizeof(struct phase));
     for (int64_t i = 0; i < count; i++)
-        if (program[i].kind == ATTENTION) { /* a model's are all alike */
+        if (program[i].kind == ATTENTION) { /* all of a model's have the same tiles */
             count_tiles(starts, step, tile_of(&program[i]));
             break;
         }
@@ -196,4 +198,4 @@ int run(const struct instruction *program, int64_t count, const struct step *ste
 }
 
 int lanes(void) { return LANES; }
-int group(void) { return GROUP; } /* inputs that are multiplied together */
+int group(void) { return GROUP; } /* inputs that one instruction multiplies and adds together */

@@ -1,10 +1,10 @@
-/* x [rows, inputs] times a weight, plus a bias; sums in float.
+/* Linear layer: x [rows, inputs] times a weight, plus a bias. Sums are in float.
  *
- * The weight stands as [outputs / PANEL][inputs / GROUP][PANEL][GROUP] (see linear.py), so that one panel, the
- * weights of PANEL outputs, is read from its first byte to its last.
+ * The weight has the layout [outputs / PANEL][inputs / GROUP][PANEL][GROUP] (see linear.py), so that one panel
+ * (the weights of PANEL outputs) is read sequentially.
  *
- * An output's sum always goes over its inputs in order, in one register: it does not depend on how many rows
- * come along, so a request's values do not depend on what it is batched with. */
+ * Each output is a sum over its inputs in order, in one register. So it does not depend on the number of rows,
+ * and the values of a request do not depend on its batch. */
 
 #define PANEL (2 * LANES)
 #define BLOCK_ROWS 96 /* rows multiplied with a panel while it is in the second-level cache */
@@ -15,11 +15,12 @@
 #include "linear_float.h"
 #endif
 
-/* The work comes in pieces, one panel times some of the rows each. */
+/* The work is divided into pieces. A piece is one panel times one block of rows. */
 static inline int64_t linear_blocks(int64_t rows) { return (rows + BLOCK_ROWS - 1) / BLOCK_ROWS; }
 static inline int64_t linear_panels(int64_t outputs) { return (outputs + PANEL - 1) / PANEL; }
 
-/* Computes one piece; the panel `near` panels on is what this thread will probably compute next. */
+/* Computes one piece. `near`: this thread will probably compute the panel `near` panels later next, so that
+ * one is prefetched. */
 static void linear(element *out, const element *x, const element *weight, const element *bias, int64_t rows,
                    int64_t outputs, int64_t groups, int64_t x_stride, int64_t out_stride, int relu,
                    int64_t piece, int64_t near) {

@@ -1,10 +1,12 @@
-/* A tile of a linear layer with AVX512-BF16: vdpbf16ps multiplies pairs of inputs and adds both to a sum. */
+/* A tile of a linear layer with AVX512-BF16: vdpbf16ps multiplies pairs of inputs and adds both products. */
 
 #define GROUP 2
-#define TILE_ROWS 12 /* 24 sums, two vectors of weights and one of inputs in 32 registers */
+#define TILE_ROWS 12 /* 24 vectors of sums, two of weights and one of inputs fit in 32 registers */
 
 typedef int32_t two_inputs __attribute__((may_alias, aligned(2)));
 
+/* Computes x [rows, groups * GROUP] times one panel w [groups][PANEL][GROUP]; prefetches `ahead`.
+ * start: the bias of both halves of the panel; used: the outputs of each half that are not padding. */
 static inline __attribute__((always_inline)) void linear_tile(
     element *out, const element *x, const element *w, const element *ahead, const vec *start, const int *used,
     int64_t groups, int64_t x_stride, int64_t out_stride, int relu, const int rows) {
@@ -27,7 +29,7 @@ static inline __attribute__((always_inline)) void linear_tile(
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
         for (int half = 0; half < 2; half++) {
-            if (relu) sums[r][half] = _mm512_max_ps(_mm512_setzero_ps(), sums[r][half]); /* NaN stays */
+            if (relu) sums[r][half] = _mm512_max_ps(_mm512_setzero_ps(), sums[r][half]); /* NaN remains NaN */
             _mm256_mask_storeu_epi16(out + r * out_stride + half * LANES, masks[half],
                                      (__m256i)_mm512_cvtneps_pbh(sums[r][half]));
         }

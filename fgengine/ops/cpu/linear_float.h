@@ -2,11 +2,12 @@
 
 #define GROUP 1
 #if LANES == 16
-#define TILE_ROWS 12 /* 24 sums, two vectors of weights and one of inputs in 32 registers */
+#define TILE_ROWS 12 /* 24 vectors of sums, two of weights and one of inputs fit in 32 registers */
 #else
 #define TILE_ROWS 6 /* half of that, in 16 registers */
 #endif
 
+/* Stores the first `used` elements of x. */
 static inline void store_some(element *p, vec x, int used) {
     if (used == LANES) {
         store(p, x);
@@ -15,6 +16,8 @@ static inline void store_some(element *p, vec x, int used) {
     for (int i = 0; i < used; i++) store1(p + i, x[i]);
 }
 
+/* Computes x [rows, groups] times one panel w [groups][PANEL]; prefetches `ahead`.
+ * start: the bias of both halves of the panel; used: the outputs of each half that are not padding. */
 static inline __attribute__((always_inline)) void linear_tile(
     element *out, const element *x, const element *w, const element *ahead, const vec *start, const int *used,
     int64_t groups, int64_t x_stride, int64_t out_stride, int relu, const int rows) {
@@ -36,7 +39,7 @@ static inline __attribute__((always_inline)) void linear_tile(
     for (int r = 0; r < rows; r++)
         for (int half = 0; half < 2; half++) {
             vec sum = sums[r][half];
-            if (relu) sum = pick(sum < 0.0f, (vec){0}, sum); /* NaN stays */
+            if (relu) sum = pick(sum < 0.0f, (vec){0}, sum); /* NaN remains NaN */
             store_some(out + r * out_stride + half * LANES, sum, used[half]);
         }
 }

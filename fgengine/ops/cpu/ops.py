@@ -1,4 +1,4 @@
-"""The operations on a CPU: our own kernels where they apply, plain torch elsewhere."""
+"""The operations on a CPU: our own kernels if they support the sizes and strides, else plain torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ MAX_GROUP = 64
 
 
 class CpuOps(TorchOps):
-    """Tensors of one dtype, on the CPU; results agree with TorchOps up to rounding.
+    """CPU operations for one dtype; results equal those of TorchOps up to rounding. See there for the shapes.
 
-    Each operation is one instruction, executed at once. ``program.Recorder`` keeps them instead.
+    Each operation is one instruction, executed at once. ``program.Recorder`` records the instructions
+    instead.
     """
 
     name = "cpu kernels"
@@ -31,14 +32,15 @@ class CpuOps(TorchOps):
         self._lanes = int(library.lanes())
 
     def execute(self, instruction: Instruction, rows: int, batch: RaggedBatch | None = None) -> None:
+        """Run one instruction over ``rows`` rows."""
         run(self.library, (Instruction * 1)(instruction), step_of(rows, batch))
 
     def new(self, like: Tensor, width: int) -> Tensor:
-        """[rows of ``like``, width], for what an operation gives."""
+        """Return an uninitialized tensor [rows of ``like``, width] for an operation's result."""
         return like.new_empty(like.shape[0], width)
 
     def fall_back(self) -> None:
-        """Called where the kernels do not apply and torch computes instead."""
+        """Called before an operation that torch computes because our kernels do not support it."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if x.stride(1) != 1:
@@ -152,6 +154,6 @@ class CpuOps(TorchOps):
         return out
 
     def _fits(self, kv: Tensor) -> bool:
-        """Whether the kernels know this head size and these strides."""
+        """Whether the kernels support this head size and these strides."""
         dim = kv.shape[4]
         return dim <= MAX_HEAD_DIM and dim % self._lanes == 0 and kv[0].is_contiguous()

@@ -1,4 +1,4 @@
-"""What Linux says about the processor."""
+"""Reads the processor's name and instruction sets from Linux."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 
 
 def cpu_flags() -> frozenset[str]:
-    """The CPU's instruction sets as Linux names them; none where it does not say."""
+    """Return the CPU's instruction sets by their Linux names; empty if the system does not report them."""
     return frozenset(cpuinfo("flags").split())
 
 
 def cpu_name() -> str:
-    """The processor's own name, as a person would say it."""
+    """Return the product name of the CPU."""
     return cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpuinfo(key: str) -> str:
-    """The first value of a key in /proc/cpuinfo; empty where there is none."""
+    """Return the first value of a key in /proc/cpuinfo; empty if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""A whole step as one call: a model's operations, recorded once and gone through by all threads together.
+"""A complete step in one call: the model's operations are recorded once and then run by a team of threads.
 
-Called one by one, each operation ends with all threads waiting for each other, some 150 times a step, and a
-thread whose processor another program took holds up all others each time. In a program they wait for work,
-not for each other (see team.h), and Python is not asked in between.
+If operations are called one by one, all threads wait for each other after each one, about 150 times a step. A
+thread that lost its core to another program then delays all others each time. In a program, threads wait for
+work, not for each other (see team.h), and no Python code runs between operations.
 """
 
 from __future__ import annotations
@@ -23,30 +23,32 @@ if TYPE_CHECKING:
     from fgengine.model.loader import Model
 
 RECORDED_ROWS = 2
-"""Of the stand-ins for a step's rows while a program is recorded."""
+"""Rows of the placeholder tensors that are used while a program is recorded."""
 LINE = 32
-"""Rows begin at multiples of this many elements: whole cache lines."""
+"""Rows start at multiples of this number of elements, so that they start at a cache line."""
 MIN_ROWS = 64
+"""Minimum number of rows for which memory is allocated."""
 POINTERS = ("out", "x", "residual")
-"""Fields that point to rows of a step; the others point to weights and KV, which stay where they are."""
+"""Fields that point to the rows of a step. The other pointers, to weights and KV, never change."""
 
 
 def record(model: Model, pool: Tensor) -> Program | None:
-    """The model's forward pass as a program; None where some of it is not for our kernels.
+    """Record the model's forward pass. Returns None if our kernels do not support one of its operations.
 
     Args:
-        pool: a KV pool as ``forward`` takes it; a step's may be another one of the same layout.
+        pool: a KV pool in the layout of ``Llama.forward``. Later steps may use another pool of the same
+            layout.
     """
     own = model.ops
     if not isinstance(own, CpuOps):
         return None
     recorder = Recorder(own.library, pool)
-    nothing = RaggedBatch.build([(0, 1, [0])] * RECORDED_ROWS, pool.shape[4], pool.device)
+    placeholder = RaggedBatch.build([(0, 1, [0])] * RECORDED_ROWS, pool.shape[4], pool.device)
     rows = torch.zeros(RECORDED_ROWS, dtype=torch.int64)
     model.ops = recorder
     try:
         with torch.inference_mode():
-            logits = model(rows, nothing, pool, rows)
+            logits = model(rows, placeholder, pool, rows)
         return recorder.program(logits)
     except NotRecordable:
         return None
@@ -55,32 +57,36 @@ def record(model: Model, pool: Tensor) -> Program | None:
 
 
 class NotRecordable(Exception):
-    """An operation that our kernels do not compute."""
+    """Raised for an operation that our kernels do not support."""
 
 
 @dataclass(slots=True)
 class Buffer:
-    """Rows that one operation makes and others use."""
+    """Rows that one operation writes and later operations use."""
 
-    stand_in: Tensor
-    """[RECORDED_ROWS, width], its rows as far apart as the buffer's."""
+    placeholder: Tensor
+    """[RECORDED_ROWS, stride]: stands for the buffer while the program is recorded."""
     made: int
-    """The instruction that makes it."""
+    """Index of the instruction that writes the buffer first."""
     used: int
-    """The last one that uses it."""
+    """Index of the last instruction that uses it."""
 
     @property
     def stride(self) -> int:
-        return self.stand_in.stride(0)
+        """Elements from row to row."""
+        return self.placeholder.stride(0)
 
     def offset(self, address: int) -> int | None:
-        """Bytes from a row's beginning to the address; None: it is not in the first row."""
-        beyond = address - self.stand_in.data_ptr()
-        return beyond if 0 <= beyond < self.stride * self.stand_in.element_size() else None
+        """Return the bytes from the start of the first row to the address; None if it is outside that row."""
+        offset = address - self.placeholder.data_ptr()
+        return offset if 0 <= offset < self.stride * self.placeholder.element_size() else None
 
 
 class Recorder(CpuOps):
-    """Keeps the instructions. Tensors are stand-ins with few rows, whose content is never looked at."""
+    """Records the instructions instead of running them.
+
+    Its tensors are placeholders with few rows, whose content is never read.
+    """
 
     def __init__(self, library: ctypes.CDLL, pool: Tensor) -> None:
         super().__init__(library)
@@ -88,9 +94,10 @@ class Recorder(CpuOps):
         self._instructions: list[Instruction] = []
         self._buffers: list[Buffer] = []
         self._ending = False
-        """Whether only the rows that yield a token are still computed."""
+        """Whether only the rows that yield a token are computed from here on."""
 
     def execute(self, instruction: Instruction, rows: int, batch: RaggedBatch | None = None) -> None:
+        """Record the instruction."""
         instruction.ending = self._ending
         for name in POINTERS:
             if (address := getattr(instruction, name)) is not None:
@@ -98,14 +105,16 @@ class Recorder(CpuOps):
         self._instructions.append(instruction)
 
     def new(self, like: Tensor, width: int) -> Tensor:
+        """Return a placeholder [RECORDED_ROWS, width] for an operation's result."""
         stride = -(-width // LINE) * LINE
         if stride % WAYS_APART == 0:
             stride += LINE
-        stand_in = like.new_empty(RECORDED_ROWS, stride)
-        self._buffers.append(Buffer(stand_in, len(self._instructions), len(self._instructions)))
-        return stand_in[:, :width]
+        placeholder = like.new_empty(RECORDED_ROWS, stride)
+        self._buffers.append(Buffer(placeholder, len(self._instructions), len(self._instructions)))
+        return placeholder[:, :width]
 
     def fall_back(self) -> None:
+        """Raise NotRecordable: a program cannot contain operations of torch."""
         raise NotRecordable
 
     def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
@@ -139,22 +148,22 @@ class Recorder(CpuOps):
         return out
 
     def program(self, logits: Tensor) -> Program:
-        """Raises NotRecordable where the last instruction does not give the logits."""
+        """Return the recorded program. Raises NotRecordable if its last instruction writes no logits."""
         last = self._instructions[-1]
         if last.out != logits.data_ptr():
             raise NotRecordable
-        self._buffers.pop()  # each step's logits are a tensor of their own
+        self._buffers.pop()  # each step allocates its own logits
         return Program(self.library, self._instructions, self._buffers, logits.shape[1], self._pool)
 
     def _buffer_of(self, address: int) -> Buffer:
         for buffer in reversed(self._buffers):
             if buffer.offset(address) is not None:
                 return buffer
-        raise NotRecordable  # something that torch made in between
+        raise NotRecordable  # the tensor was created by torch
 
 
 class Program:
-    """Computes steps of any size; its memory grows with the largest."""
+    """A recorded forward pass. It computes steps of any size; its memory grows with the largest step."""
 
     def __init__(
         self,
@@ -164,20 +173,20 @@ class Program:
         vocab_size: int,
         pool: Tensor,
     ) -> None:
-        """``instructions`` point into the buffers' stand-ins, but for where the last one puts the logits."""
+        """``instructions`` point into the placeholders of ``buffers``, except the ``out`` of the last one."""
         self._library = library
         self._instructions = (Instruction * len(instructions))(*instructions)
         self._vocab_size = vocab_size
         self._pool = pool.data_ptr()
         self._dtype = pool.dtype
-        self._slots, self._places = _share_memory(instructions, buffers)
+        self._slot_strides, self._pointers = _share_memory(instructions, buffers)
         self._memory: list[Tensor] = []
         self._rows = 0
 
     def logits(self, tokens: Tensor, batch: RaggedBatch, pool: Tensor, rows: Tensor) -> Tensor:
-        """As ``Llama.forward``: tokens [T] int64, rows [R] int64 -> [R, vocab_size]."""
+        """Compute a step, see ``Llama.forward``: tokens [T] int64, rows [R] int64 -> [R, vocab_size]."""
         if len(tokens) > self._rows:
-            self._make_room(max(MIN_ROWS, len(tokens)))
+            self._allocate(max(MIN_ROWS, len(tokens)))
         logits = torch.empty(len(rows), self._vocab_size, dtype=self._dtype)
         last = self._instructions[-1]
         last.out, last.out_stride = logits.data_ptr(), self._vocab_size
@@ -189,29 +198,30 @@ class Program:
 
     @property
     def num_bytes(self) -> int:
-        """Of memory that the largest step so far took."""
+        """Bytes of memory for the largest step so far."""
         return sum(tensor.nbytes for tensor in self._memory)
 
-    def _make_room(self, rows: int) -> None:
+    def _allocate(self, rows: int) -> None:
         self._memory.clear()
-        self._memory = [torch.empty(rows, stride, dtype=self._dtype) for stride in self._slots]
+        self._memory = [torch.empty(rows, stride, dtype=self._dtype) for stride in self._slot_strides]
         self._rows = rows
-        for index, name, slot, offset in self._places:
+        for index, name, slot, offset in self._pointers:
             setattr(self._instructions[index], name, self._memory[slot].data_ptr() + offset)
 
 
 def _share_memory(
     instructions: list[Instruction], buffers: list[Buffer]
 ) -> tuple[list[int], list[tuple[int, str, int, int]]]:
-    """Buffers that are never in use together stand in one place.
+    """Assign the buffers to memory slots. Buffers that are never in use at the same time share a slot.
 
     Returns:
-        the places' strides, and for each pointer to one (instruction, field, place, bytes beyond it).
+        The strides of the slots in elements, and for each pointer into a buffer (instruction, field, slot,
+        offset in bytes).
     """
     strides: list[int] = []
     busy_until: list[int] = []
     slot_of: dict[int, int] = {}
-    for index, buffer in enumerate(buffers):  # in the order in which they are made
+    for index, buffer in enumerate(buffers):  # in the order of their first use
         for slot, stride in enumerate(strides):
             if stride == buffer.stride and busy_until[slot] < buffer.made:
                 break
@@ -221,11 +231,11 @@ def _share_memory(
             busy_until.append(-1)
         busy_until[slot] = buffer.used
         slot_of[index] = slot
-    places = []
+    pointers = []
     for at, instruction in enumerate(instructions):
         for name in POINTERS:
             address = getattr(instruction, name)
             for index, buffer in enumerate(buffers):
                 if address is not None and (offset := buffer.offset(address)) is not None:
-                    places.append((at, name, slot_of[index], offset))
-    return strides, places
+                    pointers.append((at, name, slot_of[index], offset))
+    return strides, pointers

@@ -1,6 +1,6 @@
-/* What is computed row by row, a row a token. Rows stand `*_stride` elements apart. */
+/* Operations that work row by row. A row is one token. All pointers point to one row. */
 
-/* out = table[index], added to what stands there where `add`. */
+/* out [size] = entry [size], or out += entry if `add`. */
 static inline void embed(element *out, const element *entry, int64_t size, int add) {
     if (!add) {
         memcpy(out, entry, size * sizeof(element));
@@ -11,7 +11,7 @@ static inline void embed(element *out, const element *entry, int64_t size, int a
     for (; i < size; i++) store1(out + i, load1(out + i) + load1(entry + i));
 }
 
-/* residual += x where x is given; out = residual / rms(residual) * weight. */
+/* residual += x, if x is given; out = residual / rms(residual) * weight. All are [size]. */
 static inline void rms_norm(element *out, const element *x, element *residual, const element *weight, float eps,
                             int64_t size) {
     int64_t whole = size / LANES * LANES, i;
@@ -25,7 +25,7 @@ static inline void rms_norm(element *out, const element *x, element *residual, c
     for (; i < size; i++) store1(out + i, load1(residual + i) * scale * load1(weight + i));
 }
 
-/* residual += x where x is given; out = (residual - mean) / deviation * weight + bias. */
+/* residual += x, if x is given; out = (residual - mean) / deviation * weight + bias. All are [size]. */
 static inline void layer_norm(element *out, const element *x, element *residual, const element *weight,
                               const element *bias, float eps, int64_t size) {
     int64_t whole = size / LANES * LANES, i;
@@ -57,8 +57,9 @@ static inline void silu_mul(element *out, const element *gate_up, int64_t size) 
     }
 }
 
-/* Rotates a token's queries and keys in place by its row of the rope [dim], where there is one, and stores its
- * keys and values in its place of a block; dim / 2 is a multiple of LANES where there is a rope. */
+/* Stores a token's keys and values in a block. `place` is the address of the token's first key in the block;
+ * its 2 * kv_heads rows [dim] are block_size * dim elements apart. If `rope` [dim] is given (cosines, then
+ * sines), the queries and keys in qkv are first rotated in place; dim / 2 must then be a multiple of LANES. */
 static inline void write_kv(element *qkv, element *place, const float *rope, int64_t heads, int64_t kv_heads,
                             int64_t dim, int64_t block_size) {
     int64_t half = dim / 2;
@@ -74,6 +75,6 @@ static inline void write_kv(element *qkv, element *place, const float *rope, int
             }
         }
     }
-    for (int64_t h = 0; h < 2 * kv_heads; h++) /* keys of all heads, then values */
+    for (int64_t h = 0; h < 2 * kv_heads; h++) /* the keys of all heads, then their values */
         memcpy(place + h * block_size * dim, qkv + (heads + h) * dim, dim * sizeof(element));
 }

@@ -1,20 +1,21 @@
-/* Threads that go through the same phases in the same order, each taking what work of a phase is left.
+/* A team of threads. All go through the same phases in the same order; each takes work of a phase while some
+ * is left.
  *
- * A phase ends when all its work is done, not when all threads have come to its end. So a thread that loses
- * its processor holds the others up only for what it was just computing: they do the rest without it, and it
- * finds nothing left when it is back. */
+ * A phase ends when all its work is done, not when all threads have reached its end. So a thread that loses its
+ * core delays the others only by the work that it has just taken. The others do the rest without it, and when
+ * it runs again, it finds no work left in the phase. */
 
 #include <time.h>
 
 struct phase {
-    int64_t next, done;
-} __attribute__((aligned(128))); /* two lines: the processor fetches them in pairs */
+    int64_t next, done; /* pieces of work that were taken, and that are done */
+} __attribute__((aligned(128))); /* two cache lines, because processors fetch lines in pairs */
 
-/* A wait this long is for a thread that has lost its processor, and sleeping gives it ours. */
+/* After this many spins, a thread has probably lost its core. Sleeping gives it ours. */
 #define SPINS 4000
 #define NAP_NANOSECONDS 20000
 
-/* The next at most `many` pieces of work, [*from, *to); whether any are left. */
+/* Takes up to `many` pieces of work, [*from, *to). Returns 0 if none are left. */
 static inline int claim(struct phase *phase, int64_t total, int64_t many, int64_t *from, int64_t *to) {
     if (__atomic_load_n(&phase->next, __ATOMIC_RELAXED) >= total) return 0;
     *from = __atomic_fetch_add(&phase->next, many, __ATOMIC_RELAXED);
@@ -22,10 +23,12 @@ static inline int claim(struct phase *phase, int64_t total, int64_t many, int64_
     return *from < total;
 }
 
+/* Counts `pieces` pieces of work as done. */
 static inline void finished(struct phase *phase, int64_t pieces) {
     __atomic_fetch_add(&phase->done, pieces, __ATOMIC_RELEASE);
 }
 
+/* Waits until all `total` pieces of work are done. */
 static inline void await_all(const struct phase *phase, int64_t total) {
     for (int64_t turns = 0; __atomic_load_n(&phase->done, __ATOMIC_ACQUIRE) < total; turns++) {
         if (turns < SPINS) {
@@ -38,7 +41,7 @@ static inline void await_all(const struct phase *phase, int64_t total) {
     }
 }
 
-/* Runs the statement behind it for each index of a phase that this thread gets. */
+/* Runs the statement that follows for each index of the phase that this thread takes. */
 #define SHARED(phase, total, many, index)                                                                     \
     for (int64_t from_, to_; claim(phase, total, many, &from_, &to_); finished(phase, to_ - from_))           \
         for (int64_t index = from_; index < to_; index++)

@@ -1,9 +1,9 @@
-/* Elements in memory and vectors of floats: loading, storing, sums and the exponential.
+/* Vectors of LANES floats, loaded from elements (float or bfloat16) and stored as elements.
  *
- * Vectors are the compiler's own (GCC and clang), as wide as the processor's. */
+ * They are vector extensions of GCC and clang, as wide as the processor's registers. */
 
 #ifdef __AVX512F__
-#include <immintrin.h> /* where GCC makes too much of the portable form */
+#include <immintrin.h> /* used where GCC compiles the portable form to slow code */
 #endif
 
 #if defined(__AVX512F__)
@@ -13,7 +13,7 @@
 #else
 #define LANES 4
 #endif
-#define ALIGNED __attribute__((aligned(64))) /* a load across two cache lines costs two */
+#define ALIGNED __attribute__((aligned(64))) /* a load across two cache lines costs as much as two */
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4)));
@@ -30,7 +30,7 @@ static inline vec load(const element *p) {
     return (vec)(__builtin_convertvector(*(const hvec *)p, uvec) << 16);
 #endif
 }
-static inline void store(element *p, vec x) { /* to nearest, ties to even; NaN stays NaN */
+static inline void store(element *p, vec x) { /* rounds to nearest, ties to even; NaN remains NaN */
     uvec bits = (uvec)x;
     uvec nan = (uvec)(x != x);
     bits += 0x7fff + ((bits >> 16) & 1);
@@ -56,6 +56,7 @@ static inline void store1(element *p, float x) { *p = x; }
 #endif
 
 static inline vec broadcast(float x) { return x - (vec){0}; }
+/* Selects `yes` in the lanes whose mask is set (all bits 1), else `no`. */
 static inline vec pick(ivec mask, vec yes, vec no) {
     return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
 }
@@ -88,7 +89,7 @@ static inline vec larger(vec a, vec b) {
 #define ODDS(a, b) __builtin_shuffle(a, b, (ivec){ODD})
 #endif
 
-/* One vector that holds the sum of each of the LANES given ones, in their order. */
+/* Returns a vector whose lane i is the sum over the lanes of v[i]. v [LANES] is overwritten. */
 static inline vec sums(vec *v) {
 #pragma GCC unroll 4
     for (int n = LANES / 2; n > 0; n /= 2)
@@ -111,11 +112,11 @@ static inline float largest(vec v) {
 #endif
 }
 
-/* e^x: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf coefficients); below -87 it is 0. */
+/* Returns e^x: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf coefficients); 0 for x < -87. */
 static inline vec exponential(vec x) {
     ivec none = x < -87.0f;
     x = -larger(-larger(x, broadcast(-87.0f)), broadcast(-88.0f));
-    vec n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f; /* to the nearest whole number */
+    vec n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f; /* rounds to the nearest integer */
     vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
     vec y = 1.9875691500e-4f * r + 1.3981999507e-3f;
     y = y * r + 8.3334519073e-3f;

@@ -1,4 +1,7 @@
-"""Attention of one new token a request: flash decoding over the paged context."""
+"""Attention for requests with one new token: flash decoding over the paged context.
+
+A long context is split between several programs; a second kernel combines their partial results.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,24 @@ from fgengine.ops.triton.gpu import gpu_of
 from fgengine.ops.triton.tiles import LOG2E, attend
 
 MIN_SPLIT = 128
-"""Tokens: no context is cut finer. 128 tokens of one head are 32 to 64 KiB and two loop iterations, both
-asked for before the first is awaited; finer splits would add programs, not bytes in flight."""
+"""Minimum tokens of a split. 128 tokens of one head are 32 to 64 KiB and two loop iterations, whose loads are
+both issued before the first is awaited. Smaller splits would add programs, but no bytes in flight."""
 MAX_SPLITS = 64
-"""The combining kernel takes all of a head's splits in one tile, always this large: a tile that grew with
-them would be compiled again, in the middle of serving, whenever it did."""
+"""Maximum splits of a context. The combining kernel loads all splits of a head in one tile of this fixed
+size. A tile size that follows the number of splits would need a new compilation while the engine serves."""
 PROGRAMS_PER_SM = 4
-"""Contexts are split until there are so many programs for each SM: the three that it runs at a time (see
-``_tiles``) and a few that start when short contexts end. With fewer, one long context decides the time;
-with more, there are only more partial results to combine (some KiB a split, which stay in the L2 cache)."""
+"""Contexts are split until each SM has this number of programs: three that run at a time (see ``_tiles``) and
+some that start when short contexts end. With fewer programs, one long context would determine the time. More
+programs only add partial results to combine (some KiB per split, which remain in the L2 cache)."""
 
 
 @triton.jit
 def _split(context, splits, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr):
-    """The tokens each split of a context takes, a whole number of tiles: from the real length, which a
-    captured launch learns from the device only, so that all its programs have work."""
+    """Return the tokens of each split, a multiple of the tile size.
+
+    It is computed from the real context length, which a captured launch can only read on the device. So all
+    programs have work.
+    """
     share = tl.cdiv(tl.cdiv(context, splits), BLOCK_N) * BLOCK_N
     return tl.maximum(share, MIN_SPLIT)
 
@@ -59,10 +65,20 @@ def _decode(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program: the queries of one KV head of one request, over one split of its context.
+    """Compute attention for the queries of one KV head of one request, over one split of its context.
 
-    KV heads change fastest: in a block they lie one behind the other, so programs that run at the same
-    time read neighbouring memory.
+    Grid: (KV heads, splits, requests). KV heads change fastest: they are contiguous in a block, so programs
+    that run at the same time read neighbouring memory.
+
+    Args:
+        out: [T, heads * HEAD_DIM], contiguous. Written only if not SPLIT.
+        partial: [requests, heads, splits, HEAD_DIM] float32, the result of each split. Only if SPLIT.
+        log_sums: [requests, heads, splits] float32, log2 of each split's sum of weights. Only if SPLIT.
+        q: [T, heads, HEAD_DIM], rows ``q_stride`` elements apart; row r is the query of request r.
+        kv: one layer of the pool, see ``TorchOps``; blocks are ``block_stride`` elements apart.
+        block_tables: [requests, table_stride] int32.
+        context_lens: [requests] int32.
+        M, D: GROUP (query heads per KV head) and HEAD_DIM, padded to powers of two of at least 16.
     """
     kv_head = tl.program_id(0)
     split = tl.program_id(1)
@@ -124,7 +140,10 @@ def _combine(
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """A program: one head of one request. Weighs its splits by their softmax sums (logarithms to base 2)."""
+    """Combine the splits of one head of one request, weighted by their softmax sums.
+
+    Grid: (heads, requests). Shapes as in ``_decode``; S is MAX_SPLITS.
+    """
     head = tl.program_id(0)
     request = tl.program_id(1)
     context = tl.load(context_lens + request)
@@ -144,40 +163,46 @@ def _combine(
 
 
 def num_splits(programs: int, longest: int, sms: int) -> int:
-    """Into how many pieces each context is cut.
+    """Return the number of splits of each context.
 
     Args:
-        programs: requests x KV heads.
-        longest: tokens of the longest context, or a bound.
+        programs: requests * KV heads.
+        longest: tokens of the longest context, or an upper bound.
+        sms: number of SMs of the GPU.
     """
     wanted = -(-PROGRAMS_PER_SM * sms // programs)
     return max(1, min(wanted, -(-longest // MIN_SPLIT), MAX_SPLITS))
 
 
 def _tiles(padded_dim: int, itemsize: int) -> dict[str, int]:
-    """Keys a loop iteration, warps a program, depth of the pipeline.
+    """Return the keys per loop iteration, the warps per program and the depth of the pipeline.
 
-    The kernel only has to keep memory busy: 3 TB/s with some 700 ns of latency are 2 MB in flight, 16 KB an
-    SM, twice that to be safe. A tile is at most 16 KiB of keys and as much of values. Five stages: two for a
-    block's number to arrive, two for what stands in the block; so two tiles are in memory, one under way
-    while the other is worked on, and three programs fit an H100's 228 KiB: 96 KiB in flight an SM.
-    A tile of 32 KiB takes 2,500 cycles to arrive (13 bytes a cycle are an SM's share of the bandwidth) and
-    some 460 instructions in each of 4 warps, one a scheduler. Tensor cores are used with one query in 16
-    rows too: 64 instructions a warp for both products, where multiplying and adding up on CUDA cores, with
-    every half to be widened first, would take hundreds.
+    The kernel only needs to keep the memory busy. 3 TB/s at about 700 ns of latency need 2 MB in flight,
+    which is 16 KB per SM; aim at twice that. A tile has up to 16 KiB of keys and up to 16 KiB of values.
+    There are five stages: two to load a block's number, two to load its content. So two tiles are in shared
+    memory: one arrives while the other is processed. Three programs fit an H100's 228 KiB: 96 KiB in flight
+    per SM.
+
+    A tile of 32 KiB takes 2,500 cycles to arrive (an SM's share of the bandwidth is 13 bytes per cycle). To
+    process it takes about 460 instructions in each of 4 warps, one warp per scheduler. Tensor cores are used
+    even for one query in a tile of 16 rows. They need 64 instructions per warp for both products; CUDA cores
+    would need hundreds, because they must convert every 16-bit element to float32 first.
     """
     return {"BLOCK_N": max(16, min(64, 16384 // (padded_dim * itemsize))), "num_warps": 4, "num_stages": 5}
 
 
 def decode_attention(q: Tensor, kv: Tensor, batch: RaggedBatch, out: Tensor) -> None:
-    """Fills the first ``batch.num_decodes`` rows of ``out``; arguments as ``TorchOps.attention``'s."""
+    """Compute the first ``batch.num_decodes`` rows of ``out`` [T, heads * head_dim].
+
+    The other arguments are those of ``TorchOps.attention``.
+    """
     requests, heads, head_dim = batch.num_decodes, *q.shape[1:]
     _, _, kv_heads, block_size, _ = kv.shape
     group = heads // kv_heads
     splits = num_splits(requests * kv_heads, batch.longest_decode_context, gpu_of(q.device).sms)
     padded_dim = max(16, triton.next_power_of_2(head_dim))
     tiles = _tiles(padded_dim, q.element_size())
-    partial, log_sums = out, out  # not written where nothing is split
+    partial, log_sums = out, out  # placeholders: without splits, the kernel does not write them
     if splits > 1:
         partial = q.new_empty((requests, heads, splits, head_dim), dtype=torch.float32)
         log_sums = q.new_empty((requests, heads, splits), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""What kernels are cut to fit."""
+"""The properties of a GPU that decide the tile sizes of kernels."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 
 
 class GPU(NamedTuple):
+    """Number of SMs and shared memory of a GPU."""
+
     sms: int
     shared_memory: int
-    """Bytes that one program may have."""
+    """Maximum bytes of shared memory of one program."""
 
 
 H100 = GPU(132, 227 * 1024)
@@ -19,7 +21,7 @@ H100 = GPU(132, 227 * 1024)
 
 @cache
 def gpu_of(device: torch.device) -> GPU:
-    """An H100 where there is no GPU to ask: under the interpreter, or compiling for one elsewhere."""
+    """Return the GPU's properties; an H100's without a GPU (in Triton's interpreter, or to compile only)."""
     if device.type != "cuda":
         return H100
     found = torch.cuda.get_device_properties(device)

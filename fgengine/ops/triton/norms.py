@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm, alone or after the residual is added."""
+"""RMSNorm and LayerNorm, alone or of the sum of an input and the residual."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 
-# One row a program, held in registers from the load to the store, so each element is read once and written
-# once (twice with a residual): the least there is. 16 elements a thread make two 16-byte accesses. A decode
-# step has few rows and waits for latency, so the weights are asked for before the sums need them.
+# One program per row. The row remains in registers from load to store, so each element is read once and
+# written once (twice with a residual), which is the minimum. 16 elements per thread make two 16-byte
+# accesses. A decode step has few rows and is bound by latency, so the weights are loaded before the sums.
+# x and residual [rows, SIZE] may be strided; weight and bias [SIZE]; out [rows, SIZE] is contiguous.
 @triton.jit
 def _norm(
     x_ptr,
@@ -34,10 +35,10 @@ def _norm(
     if CENTRED:
         bias = tl.load(bias_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if ADDED:
-        kept = residual_ptr + row * residual_stride + at
-        residual = tl.load(kept, mask=inside, other=0.0)
-        x = (x.to(tl.float32) + residual.to(tl.float32)).to(residual.dtype)  # rounded as it is stored
-        tl.store(kept, x, mask=inside)
+        residual_row = residual_ptr + row * residual_stride + at
+        residual = tl.load(residual_row, mask=inside, other=0.0)
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(residual.dtype)  # rounded, as it is stored
+        tl.store(residual_row, x, mask=inside)
     wide = x.to(tl.float32)
     if CENTRED:
         wide = tl.where(inside, wide - tl.sum(wide) / SIZE, 0.0)
@@ -48,7 +49,10 @@ def _norm(
 
 
 def norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """[T, size]: LayerNorm with a bias, RMSNorm without; x is first added to ``residual``, in place."""
+    """Return the LayerNorm (RMSNorm if ``bias`` is None) of x, [T, size], contiguous.
+
+    If ``residual`` [T, size] is given, x is first added to it in place, and the sum is normalized.
+    """
     rows, size = x.shape
     out = torch.empty(rows, size, dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(size)

@@ -1,4 +1,4 @@
-"""The operations on a GPU: Triton kernels where they apply, plain torch elsewhere."""
+"""The operations on a GPU: Triton kernels if they support the sizes and strides, else plain torch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ MAX_GROUP = 64
 
 
 def fits(q: Tensor, kv: Tensor) -> bool:
-    """Whether the kernels know these sizes and strides."""
+    """Whether the attention kernels support these sizes and strides (see ``TorchOps.attention``)."""
     _, heads, head_dim = q.shape
     dense = q.stride()[1:] == (head_dim, 1) and kv[0].is_contiguous()
     return dense and head_dim <= MAX_HEAD_DIM and heads // kv.shape[2] <= MAX_GROUP
 
 
 def attention(q: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
-    """As ``TorchOps.attention``, where ``fits``; can be captured in a CUDA graph, whose replays then follow
-    ``context_lens`` and ``block_tables`` on the device."""
+    """Compute ``TorchOps.attention`` with Triton kernels; the arguments must satisfy ``fits``.
+
+    A CUDA graph can capture the launches. Its replays use the current ``context_lens`` and ``block_tables``
+    on the device.
+    """
     out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
     if batch.num_decodes:
         decode_attention(q, kv, batch, out)
@@ -40,9 +43,9 @@ def attention(q: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
 
 
 class TritonOps(TorchOps):
-    """Tensors on one CUDA device (or, under Triton's interpreter, on the CPU).
+    """Operations on tensors of one CUDA device (or of the CPU, in Triton's interpreter), as in TorchOps.
 
-    Nothing here asks the GPU for anything, so that a decode step can be captured as a CUDA graph.
+    No operation waits for the GPU, so that a decode step can be captured as a CUDA graph.
     """
 
     name = "triton kernels"

@@ -1,4 +1,7 @@
-"""Attention of many new tokens a request: flash attention over the paged context, ragged and chunked."""
+"""Attention for requests with several new tokens: flash attention over the paged context.
+
+A request's new tokens may follow tokens computed before (chunked prefill). Requests may differ in length.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +40,21 @@ def _prefill(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program: M rows of one KV head of one request; a row is one query head of one new token.
+    """Compute attention for M rows of one KV head of one request. A row is one query head of one new token.
 
-    The last rows, which see most, come first, of all heads: so the longest programs start first and the
-    shortest fill the gaps at the end, and the heads' programs for one place read the same blocks.
+    Grid: (KV heads, requests, tiles of M rows). A request's last rows, which have the longest contexts, are
+    processed first, for all heads. So the longest programs start first and the shortest fill the gaps at the
+    end, and programs that run at the same time read the same blocks.
+
+    Args:
+        out: [T, heads * HEAD_DIM], contiguous.
+        q: [T, heads, HEAD_DIM], rows ``q_stride`` elements apart.
+        kv: one layer of the pool, see ``TorchOps``; blocks are ``block_stride`` elements apart.
+        block_tables: [B, table_stride] int32.
+        query_starts: [B + 1] int32.
+        context_lens: [B] int32.
+        first_request: the first request with several new tokens.
+        D: HEAD_DIM, padded to a power of two of at least 16.
     """
     kv_head = tl.program_id(0)
     request = first_request + tl.program_id(1)
@@ -63,13 +77,13 @@ def _prefill(
     position = old + tl.minimum(token, new - 1)
     seen_by_all = old + tile * M // GROUP + 1
     end = old + tl.minimum((tile * M + M - 1) // GROUP + 1, new)
-    whole = seen_by_all // BLOCK_N * BLOCK_N
+    unmasked_end = seen_by_all // BLOCK_N * BLOCK_N
     kv += kv_head * (BLOCK_SIZE * HEAD_DIM)
     table = block_tables + request.to(tl.int64) * table_stride
     acc = tl.zeros([M, D], tl.float32)
     best = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
-    for masked in tl.static_range(2):  # first what all rows see, then the diagonal
+    for masked in tl.static_range(2):  # first the keys that all rows attend to, then the diagonal
         acc, best, total = attend(
             acc,
             best,
@@ -78,8 +92,8 @@ def _prefill(
             position,
             kv,
             table,
-            whole if masked else 0,
-            end if masked else whole,
+            unmasked_end if masked else 0,
+            end if masked else unmasked_end,
             block_stride,
             scale,
             masked == 1,
@@ -96,28 +110,34 @@ def _prefill(
 
 
 def _tiles(head_dim: int, itemsize: int, shared_memory: int) -> dict[str, int]:
-    """Rows and keys of a tile, warps, depth of the pipeline.
+    """Return the rows and keys of a tile, the warps per program and the depth of the pipeline.
 
-    128 rows, because each key and value is read once for them all: 128 multiplications a byte, so 400
-    TFLOP/s ask 3 TB/s of the L2 cache, which has twice that; 64 rows would ask for all of it. Eight warps
-    hold a tile's sums (64 registers a thread at head size 128) without spilling.
-    128 keys where memory allows: a tile's two products take 2,048 cycles of the tensor cores, what lies
-    between them about 700 instructions in each of two warps a scheduler; with 64 keys, which halves only
-    part of that, it is 1,024 beside 890.
-    Five stages: two for a block's number to arrive, two for what stands in the block, so that a tile's loads
-    are issued two iterations before they are waited for, and three tiles of keys and values are in memory.
+    128 rows, because each key and value is read once for all of them. This makes 128 multiplications per
+    byte, so 400 TFLOP/s need 3 TB/s from the L2 cache, half of its bandwidth; 64 rows would need all of it.
+    Eight warps hold the sums of a tile (64 registers per thread at head size 128) without spilling.
+
+    128 keys if the shared memory allows. Then the two products of a tile take 2,048 cycles of the tensor
+    cores, and the code between them about 700 instructions in each of two warps per scheduler. With 64 keys,
+    the products would take 1,024 cycles, but the instructions 890 cycles, because only some of them are
+    halved.
+
+    Five stages: two to load a block's number, two to load its content. So the loads of a tile are issued two
+    iterations before they are needed, and three tiles of keys and values are in shared memory.
     """
-    if itemsize == 4:  # exact products, on CUDA cores
+    if itemsize == 4:  # float32 products are exact, on CUDA cores
         return {"M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}
     padded_dim = triton.next_power_of_2(head_dim)
-    keys = 128 if head_dim == padded_dim else 64  # a mask over the dimensions takes the last registers
+    keys = 128 if head_dim == padded_dim else 64  # a mask over the dimensions needs the last free registers
     while keys > 16 and (128 + 3 * 2 * keys) * padded_dim * itemsize + 2048 > shared_memory:
         keys //= 2
     return {"M": 128, "BLOCK_N": keys, "num_warps": 8, "num_stages": 5}
 
 
 def prefill_attention(q: Tensor, kv: Tensor, batch: RaggedBatch, out: Tensor) -> None:
-    """Fills the rows of ``out`` behind ``batch.num_decodes``; arguments as ``TorchOps.attention``'s."""
+    """Compute the rows of ``out`` [T, heads * head_dim] from ``batch.num_decodes`` on.
+
+    The other arguments are those of ``TorchOps.attention``.
+    """
     heads, head_dim = q.shape[1:]
     _, _, kv_heads, block_size, _ = kv.shape
     group = heads // kv_heads

@@ -1,9 +1,10 @@
-"""Sampling without a sort: the same token as ``TorchOps.sample`` from the same draw, up to rounding of sums.
+"""Sampling without a sort. Up to rounding of sums, it takes the same token as ``TorchOps.sample``.
 
-A cut (top-k, top-p) is a value: what is larger stays whole, and of the logits equal to it the first few. It
-is looked for among order-preserving integer keys of the logits' own format, in four parts at a time, by
-counting or weighing what is above. Masses are added up within lanes (a lane sees every BLOCK-th logit) in
-float32 and across them in float64.
+Top-k and top-p each become a cut, which is a logit value: all larger logits remain, and the first few of the
+logits equal to it. To find the cut, the logits' format is mapped to integer keys with the same order. The
+search divides the range of keys into four parts at a time; it counts the logits above each part, or sums
+their masses (unnormalized probabilities). Masses are summed in float32 within a lane (a lane reads every
+BLOCK-th logit) and in float64 across lanes.
 """
 
 from __future__ import annotations
@@ -14,34 +15,38 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 8192
-"""Logits a tile: 8 a thread of 32 warps, one 16-byte access each."""
+"""Logits per tile: 8 for each thread of 32 warps, one 16-byte access each (16-bit logits)."""
 SHIFT = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
-"""Low bits of a float32 that are zero in each format."""
+"""Number of low bits of a float32 that are zero in each format."""
 
 
 @triton.jit
 def _key(value, SHIFT: tl.constexpr):
-    """The integer (int64) that orders like the float32 ``value``."""
+    """Return int64 keys with the same order as the float32 ``value``."""
     bits = value.to(tl.int32, bitcast=True) >> SHIFT
     return (bits ^ ((bits >> 31) & (0x7FFFFFFF >> SHIFT))).to(tl.int64)
 
 
 @triton.jit
 def _value(key, SHIFT: tl.constexpr):
-    """The float32 of a key; NaN for one above infinity's."""
+    """Return the float32 value of a key; NaN for a key above that of infinity."""
     bits = key.to(tl.int32)
     return ((bits ^ ((bits >> 31) & (0x7FFFFFFF >> SHIFT))) << SHIFT).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _tile(row, start, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+    """Load logits [BLOCK] of a row from index ``start``, as float32; -inf beyond the vocabulary."""
     at = start + tl.arange(0, BLOCK)
     return tl.load(row + at, mask=at < VOCAB, other=-float("inf")).to(tl.float32)
 
 
 @triton.jit
 def _masses_above(row, first, second, third, top, scale, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    """The mass (float64) of the logits above each of three values."""
+    """Return the total mass (float64) of the logits above each of three values.
+
+    ``top`` is the row's largest logit; a logit's mass is exp((logit - top) * scale).
+    """
     a = tl.zeros([BLOCK], tl.float32)
     b = tl.zeros([BLOCK], tl.float32)
     c = tl.zeros([BLOCK], tl.float32)
@@ -56,7 +61,7 @@ def _masses_above(row, first, second, third, top, scale, VOCAB: tl.constexpr, BL
 
 @triton.jit
 def _counts_from(row, first, second, third, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    """How many logits reach each of three values; a lane's three counts share a word."""
+    """Return the number of logits >= each of three values. A lane's counts share one word, 10 bits each."""
     counts = tl.zeros([BLOCK], tl.int32)
     for start in range(0, VOCAB, BLOCK):
         logit = _tile(row, start, VOCAB, BLOCK)
@@ -68,7 +73,7 @@ def _counts_from(row, first, second, third, VOCAB: tl.constexpr, BLOCK: tl.const
 
 @triton.jit
 def _top_k_key(row, low, high, k, VOCAB: tl.constexpr, BLOCK: tl.constexpr, SHIFT: tl.constexpr):
-    """The largest key in [low, high] that at least k logits reach, as they reach ``low``."""
+    """Return the largest key in [low, high] that at least k logits reach. At least k must reach ``low``."""
     while low < high:
         step = (high - low + 4) // 4
         a, b, c = _counts_from(
@@ -88,8 +93,10 @@ def _top_k_key(row, low, high, k, VOCAB: tl.constexpr, BLOCK: tl.constexpr, SHIF
 def _top_p_key(
     row, low, high, limit, top, scale, VOCAB: tl.constexpr, BLOCK: tl.constexpr, SHIFT: tl.constexpr
 ):
-    """The smallest key in [low, high] with less than ``limit`` above it, and the mass above it; ``high`` is
-    the largest logit's."""
+    """Return the smallest key in [low, high] with a mass below ``limit`` above it, and that mass.
+
+    ``high`` is the key of the largest logit.
+    """
     above = limit * 0.0
     while low < high:
         step = (high - low + 4) // 4
@@ -103,7 +110,7 @@ def _top_p_key(
             VOCAB,
             BLOCK,
         )
-        # Which of the four parts ends with the first key that has less than the limit above it.
+        # The first of the four parts whose last key has a mass below the limit above it.
         part = (a >= limit).to(tl.int64) + (b >= limit).to(tl.int64) + (c >= limit).to(tl.int64)
         end = low + (part + 1) * step - 1
         if end < high:
@@ -113,9 +120,11 @@ def _top_p_key(
     return low, above
 
 
-# One row a program. A row of Llama-3-8B's logits is 256 KB, in the L2 cache after the first pass. A draw from
-# the whole vocabulary takes two passes and a half, and each cut some five (bfloat16) or six (float16)
-# more. A row is not shared between programs, which would take a launch a pass or a barrier across them.
+# One program per row. logits [R, VOCAB], rows `stride` elements apart; rows [R, 4] float64 as in
+# TorchOps.sample; tokens [R] int64. A row of Llama-3-8B's logits is 256 KB, in the L2 cache after the first
+# pass. A draw from the complete vocabulary takes about 2.5 passes, each cut about five (bfloat16) or six
+# (float16) more. A row is not shared between programs, because that would need a launch for each pass, or a
+# barrier across programs.
 @triton.jit
 def _sample(
     logits_ptr,
@@ -150,14 +159,15 @@ def _sample(
         scale = (1.0 / tl.maximum(temperature, COLDEST)).to(tl.float32)
         high = _key(top, SHIFT)
         low = _key(tl.full([], -float("inf"), tl.float32), SHIFT)
-        # What stays: the logits above ``cut``, and the first ``equals`` of those equal to it.
+        # These logits remain: those above ``cut``, and the first ``equals`` of those equal to it.
         cut = _value(low, SHIFT)
         equals = tl.full([], 0, tl.int32)
 
         limited = (top_k > 0.0) & (top_k < VOCAB)
         k = top_k.to(tl.int32)
         if limited:
-            if k <= BLOCK:  # each lane's largest reaches the smallest of them: so do k logits
+            # The smallest of the lanes' largest logits is a lower bound: BLOCK >= k logits reach it.
+            if k <= BLOCK:
                 low = _key(tl.min(largest), SHIFT)
             low = _top_k_key(row, low, high, k, VOCAB, BLOCK, SHIFT)
             cut = _value(low, SHIFT)
@@ -175,17 +185,18 @@ def _sample(
 
         if top_p < 1.0:
             limit = top_p * total
-            # So far below the largest that all V of them would weigh less than what may be left out.
+            # At this distance below the largest logit, even VOCAB logits have less mass than may be cut off.
             far = 1.0 + tl.log(VOCAB / (1.0 - top_p).to(tl.float32))
             low = tl.minimum(tl.maximum(low, _key(top - far / scale, SHIFT)), high)
             low, above = _top_p_key(row, low, high, limit, top, scale, VOCAB, BLOCK, SHIFT)
             cut = _value(low, SHIFT)
             each = tl.exp((cut - top) * scale).to(tl.float64)
-            # As many as reach the limit: no more than top-k left, whose sum the limit is part of.
+            # The number that reaches the limit. It is at most what top-k left, because the limit is a share
+            # of the mass that top-k left.
             equals = tl.minimum(tl.ceil((limit - above) / each), VOCAB * 1.0).to(tl.int32)
             total = above + equals * each
 
-        # The tile in which the cumulative mass passes the draw; at the very end, the last with any mass.
+        # Find the tile in which the cumulative mass passes the draw. If none does, take the last with a mass.
         target = draw * total
         each = tl.exp((cut - top) * scale).to(tl.float64)
         chosen = tl.full([], 0, tl.int32)
@@ -209,8 +220,8 @@ def _sample(
 
         logit = _tile(row, chosen, VOCAB, BLOCK)
         equal = (logit == cut).to(tl.int32)
-        stays = (logit > cut) | ((equal > 0) & (equals_before + tl.cumsum(equal, 0) <= equals))
-        mass = tl.where(stays, tl.exp((logit - top) * scale), 0.0)
+        remains = (logit > cut) | ((equal > 0) & (equals_before + tl.cumsum(equal, 0) <= equals))
+        mass = tl.where(remains, tl.exp((logit - top) * scale), 0.0)
         cumulative = before + tl.cumsum(mass.to(tl.float64), 0)
         picked = tl.min(tl.where(cumulative > target, lane, BLOCK))
         last = tl.max(tl.where(mass > 0.0, lane, 0))
@@ -219,7 +230,7 @@ def _sample(
 
 
 def sample(logits: Tensor, rows: Tensor, coldest: float) -> Tensor:
-    """As ``TorchOps.sample``."""
+    """Compute ``TorchOps.sample``; ``coldest`` is the lower bound of temperatures."""
     count, vocab = logits.shape
     tokens = torch.empty(count, dtype=torch.int64, device=logits.device)
     block = min(BLOCK, triton.next_power_of_2(vocab))

@@ -1,4 +1,4 @@
-"""What both attention kernels do: queries attend to a stretch of one request's paged context."""
+"""The inner loop of both attention kernels: queries attend to a part of one request's paged context."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 LOG2E = 1.4426950408889634
-"""Kernels take powers of two, the processor's own instruction; scores are scaled by this besides."""
+"""log2(e). Kernels compute e^x as 2^(x * LOG2E), because GPUs have an instruction for powers of two."""
 
 
 @triton.jit
@@ -30,17 +30,25 @@ def attend(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Goes on with a softmax over the keys ``first .. end`` of a context, BLOCK_N at a time.
+    """Continue an online softmax over the keys ``first`` to ``end - 1`` of a context, BLOCK_N at a time.
 
     Args:
-        acc, best, total: [M, D] sums of values, [M] largest scores and [M] sums of weights so far; the
-            weights are powers of two, relative to ``best``.
+        acc: [M, D] float32, weighted sum of values so far.
+        best: [M] float32, largest score so far, multiplied by ``scale``.
+        total: [M] float32, sum of weights so far; weights are powers of two, relative to ``best``.
         q: [M, D], zero beyond HEAD_DIM.
-        position: [M], each query's place in the context: keys behind it are not seen (if MASKED). Every
-            query must see a key of the first stretch it meets, else its ``best`` stays -inf.
-        kv: the head's first keys; its values stand KV_HEADS tiles further on.
-        table: the request's block table.
-        MASKED: False where all queries see all of first .. end and that is a whole number of tiles.
+        position: [M] int32, each query's position in the context. If MASKED, a query does not attend to later
+            keys. On the first call, every query must attend to at least one key of the first tile; otherwise
+            its ``best`` remains -inf.
+        kv: pointer to the head's keys in block 0. Its values are KV_HEADS * BLOCK_SIZE * HEAD_DIM elements
+            further.
+        table: pointer to the request's block table.
+        scale: head_dim ** -0.5 * LOG2E.
+        MASKED: may be False if all queries attend to all keys from first to end, and these keys are a
+            multiple of BLOCK_N.
+
+    Returns:
+        The updated (acc, best, total).
     """
     offset = tl.arange(0, BLOCK_N)
     dim = tl.arange(0, D)
@@ -49,12 +57,12 @@ def attend(
         if MASKED:
             inside = at < end
             block = tl.load(table + at // BLOCK_SIZE, mask=inside, other=0)
-            # What stands behind the context is anything, even NaN: as a value it would be 0 * NaN.
+            # Memory after the context may hold anything, even NaN, and a weight of 0 times NaN is NaN.
             loaded = inside[:, None] & (dim < HEAD_DIM)[None, :]
         else:
             block = tl.load(table + at // BLOCK_SIZE)
             loaded = tl.full([BLOCK_N, D], 1, tl.int1) & (dim < HEAD_DIM)[None, :]
-        # A pool has more than 2 ** 31 elements.
+        # int64, because a pool may have more than 2 ** 31 elements.
         row = block.to(tl.int64) * block_stride + at % BLOCK_SIZE * HEAD_DIM
         keys = kv + row[:, None] + dim[None, :]
         k = tl.load(keys, mask=loaded, other=0.0)

@@ -1,4 +1,4 @@
-"""A GPU of no speed at all: what its streams are given happens late, in any order that events allow."""
+"""A fake GPU: the work of its streams runs late, in any order that events allow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class FakeCuda:
-    """The part of ``torch.cuda`` that copying needs. Nothing runs before somebody looks or waits."""
+    """The part of ``torch.cuda`` that copying needs. Nothing runs before a query or a wait."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -44,7 +44,7 @@ class FakeCuda:
         self._current = before
 
     def advance(self, pieces: int) -> bool:
-        """Runs so many pieces of work, or as many as there are; whether there was any."""
+        """Run up to ``pieces`` pieces of work. Returns whether any ran."""
         for done in range(pieces):
             ready = [stream for stream in self.streams if stream.can_go_on]
             if not ready:
@@ -59,7 +59,7 @@ class FakeStream:
         self.cuda, self.speed = cuda, speed
         self.stalled = False
         self.work: deque[tuple[Callable[[], bool], Callable[[], object]]] = deque()
-        """What must have happened before, and what is to be done."""
+        """Pairs of (whether the piece may run now, the piece of work)."""
 
     @property
     def can_go_on(self) -> bool:
@@ -88,7 +88,7 @@ class _Mark:
 
 
 class FakeEvent:
-    """Of its last recording only, as CUDA's."""
+    """An event that reports its last recording only, as CUDA's events do."""
 
     def __init__(self, cuda: FakeCuda) -> None:
         self.cuda = cuda
@@ -108,7 +108,7 @@ class FakeEvent:
 
 
 class _Later(TorchDispatchMode):
-    """Puts copies into a stream's work, a row at a time: a copy is not one moment."""
+    """Queues copies as a stream's work, row by row, because a real copy is not atomic."""
 
     def __init__(self, stream: FakeStream) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class _Later(TorchDispatchMode):
         if func is not torch.ops.aten.copy_.default:
             return func(*args, **(kwargs or {}))
         target, source, non_blocking = args
-        assert non_blocking, "a copy that the CPU would wait for"
+        assert non_blocking, "the CPU would wait for this copy"
         assert target.shape == source.shape
         for row in range(len(target)):
             self.fake_stream.queue(partial(target[row].copy_, source[row].detach()))
@@ -127,5 +127,5 @@ class _Later(TorchDispatchMode):
 
 @pytest.fixture
 def fake_cuda() -> Callable[[int], FakeCuda]:
-    """Makes one from a seed: how fast its streams are, and what happens when."""
+    """Create a fake GPU from a seed, which decides the speed of its streams and the order of the work."""
     return FakeCuda

@@ -1,4 +1,4 @@
-"""Blocks come back bit for bit; failures are heard; nothing waits that need not."""
+"""Copies of KV blocks by the worker thread: exact content, reported failures, no needless waiting."""
 
 import ctypes
 import random
@@ -57,7 +57,7 @@ def test_a_block_is_moved_in_one_piece(
     assert sizes == [2 * 2 * 3 * 16 * 8 * 2] * 3  # layers, keys and values, heads, tokens, head size, bytes
 
 
-def test_nothing_in_flight(pools: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_without_copies_in_flight_nothing_waits(pools: tuple[torch.Tensor, torch.Tensor]) -> None:
     engine = ThreadCopyEngine(*pools)
     assert engine.done() == engine.wait() == []
     engine.close()
@@ -67,7 +67,7 @@ def test_nothing_in_flight(pools: tuple[torch.Tensor, torch.Tensor]) -> None:
     ("source", "target", "words"),
     [([20], [0], "outside"), ([0], [-1], "outside"), ([0, 1], [2], "2 blocks cannot go onto 1")],
 )
-def test_a_failed_copy_surfaces(
+def test_a_failed_copy_is_raised(
     pools: tuple[torch.Tensor, torch.Tensor], source: list[int], target: list[int], words: str
 ) -> None:
     engine = ThreadCopyEngine(*pools)

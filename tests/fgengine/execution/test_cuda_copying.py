@@ -1,6 +1,6 @@
-"""Copies beside a running step: nothing is read too early, written too soon or given away too quickly.
+"""Copies during a running step: no block is read, written or reused too early.
 
-The GPU is a fake one whose streams lag behind at random; the engine's order of doings is the overlapped one.
+The GPU is a fake one whose streams lag at random. The order of actions is the overlapped engine's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ UPLOAD: Direction = "upload"
 
 @dataclass
 class Item:
-    """One request's part of a step: it reads what it computed before and writes what comes next."""
+    """One request's part of a step: it reads its earlier tokens and writes its new ones."""
 
     id: str
     start: int
@@ -42,14 +42,15 @@ class Item:
 class Step:
     items: list[Item]
     end: Any
-    """An event."""
+    """The event recorded after the step."""
 
 
 @dataclass
 class Traffic:
-    """An engine with a step in flight: plan, transfers, launch, and only then the result of the step before.
+    """A model of the engine with one step in flight.
 
-    Every token's slot holds a number of its own. A step says where it met another.
+    It plans, submits transfers and launches; only then it reads the result of the step before. Every token's
+    slot holds a unique number. A step appends a message to ``wrong`` if it reads another number.
     """
 
     cuda: Any
@@ -60,7 +61,7 @@ class Traffic:
     uploaded: int = 0
     in_flight: Step | None = None
     lengths: dict[str, int] = field(default_factory=dict)
-    """Tokens whose KV exists, once the step in flight has run."""
+    """Tokens whose KV exists after the step in flight."""
     lives: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class Traffic:
     def iterate(self) -> None:
         self.finish(self.copies.done())
         if self.random.random() < 0.1 and self.lengths:
-            self.end(self.random.choice(sorted(self.lengths)))  # aborted, wherever it is
+            self.end(self.random.choice(sorted(self.lengths)))  # aborted, wherever its KV is
         batch, transfers = self.plan()
         for transfer in transfers:
             self.copies.submit(transfer)
@@ -83,7 +84,7 @@ class Traffic:
             before.end.synchronize()
             for item in before.items:
                 if self.lives.get(item.id) == item.life and self.random.random() < 0.15:
-                    self.end(item.id)  # by its token of the step before; the step in flight computes in vain
+                    self.end(item.id)  # its last token came; the step in flight computes one token too many
         self.kv.check()
 
     def finish(self, transfers: Sequence[Transfer]) -> None:
@@ -93,7 +94,7 @@ class Traffic:
             offload = transfer.direction == OFFLOAD
             source, target = (self.device, self.host) if offload else (self.host, self.device)
             if offload or abandoned:
-                source[list(transfer.source)] = POISON  # an upload leaves the host's copy as it is
+                source[list(transfer.source)] = POISON  # an upload does not free the host's copy
             if abandoned:
                 target[list(transfer.target)] = POISON
             self.uploaded += not offload and not abandoned
@@ -112,7 +113,7 @@ class Traffic:
             if where is Where.DEVICE and choice < 0.25 and kv.num_blocks(id) <= kv.host_available:
                 transfer = kv.begin_offload(id, self.lengths[id])
                 transfers += [transfer] if transfer else []
-            elif where is Where.DEVICE and choice < 0.35:  # thrown away, to be computed again
+            elif where is Where.DEVICE and choice < 0.35:  # evicted, to be recomputed
                 kv.release(id)
                 self.lengths[id], self.lives[id] = 0, next(self.births)
             elif where is Where.HOST and choice < 0.7 and kv.num_blocks(id) <= kv.device.num_free:
@@ -144,7 +145,7 @@ class Traffic:
             self.wrong.append(f"token {position} of {item.id}'s life {item.life}: {found}")
 
 
-def test_whatever_lags_every_step_reads_what_was_written(fake_cuda: MakeCuda) -> None:
+def test_every_step_reads_what_was_written_whichever_stream_lags(fake_cuda: MakeCuda) -> None:
     uploads = 0
     for seed in range(40):
         traffic = Traffic(fake_cuda(seed), seed)
@@ -159,7 +160,7 @@ def test_whatever_lags_every_step_reads_what_was_written(fake_cuda: MakeCuda) ->
 
 
 def deaf(direction: Direction) -> Callable[[Traffic], None]:
-    """Its stream waits for no step."""
+    """Return a sabotage: the stream of the direction waits for no step."""
 
     def sabotage(traffic: Traffic) -> None:
         traffic.copies._streams[direction].wait_stream = lambda other: None
@@ -168,7 +169,7 @@ def deaf(direction: Direction) -> Callable[[Traffic], None]:
 
 
 def record_early(traffic: Traffic) -> None:
-    """An event that stands before the copies it is to tell of."""
+    """Record the event before the copies that it should follow."""
     make = traffic.cuda.Event
 
     def early() -> Any:
@@ -187,8 +188,8 @@ def record_early(traffic: Traffic) -> None:
 
 
 def believe_at_once(traffic: Traffic) -> None:
-    """Blocks change hands when their copy was submitted."""
-    traffic.copies._streams[OFFLOAD].stalled = True  # else even that goes well, once in a while
+    """Reuse blocks as soon as their copy is submitted."""
+    traffic.copies._streams[OFFLOAD].stalled = True  # otherwise, this sometimes causes no error
     submit = traffic.copies.submit
 
     def submit_and_finish(transfer: Transfer) -> None:
@@ -205,7 +206,7 @@ def believe_at_once(traffic: Traffic) -> None:
     ids=["an offload waits for no step", "an upload waits for no step", "event", "early"],
 )
 def test_each_wait_is_needed(fake_cuda: MakeCuda, sabotage: Callable[[Traffic], None]) -> None:
-    """The test above would not see a race if these came through it."""
+    """The test above detects races: it fails if any of these waits is removed."""
     for seed in range(40):
         traffic = Traffic(fake_cuda(seed), seed)
         sabotage(traffic)
@@ -213,7 +214,7 @@ def test_each_wait_is_needed(fake_cuda: MakeCuda, sabotage: Callable[[Traffic], 
             traffic.iterate()
             if traffic.wrong:
                 return
-    pytest.fail("nobody noticed")
+    pytest.fail("no step read a wrong value")
 
 
 @pytest.fixture
@@ -230,7 +231,7 @@ def transfer(id: int, direction: Direction, source: Sequence[int], target: Seque
     return Transfer(id, str(id), direction, source, target)
 
 
-def test_runs_are_found_whatever_their_order() -> None:
+def test_runs_are_found_in_any_order() -> None:
     assert list(runs([], [])) == []
     assert list(runs([4], [9])) == [(4, 9, 1)]
     assert list(runs([0, 1, 2, 3], [5, 6, 7, 8])) == [(0, 5, 4)]
@@ -240,7 +241,7 @@ def test_runs_are_found_whatever_their_order() -> None:
     assert list(runs([0, 1, 3], [0, 1, 2])) == [(0, 0, 2), (3, 2, 1)]
 
 
-def test_any_transfer_is_its_runs() -> None:
+def test_runs_cover_a_transfer_and_are_as_long_as_possible() -> None:
     source_of = random.Random(3)
     for _ in range(300):
         n = source_of.randint(0, 12)
@@ -252,7 +253,7 @@ def test_any_transfer_is_its_runs() -> None:
         assert not set(ends) & {(old, new) for old, new, _ in pieces}  # none could have been longer
 
 
-def test_there_and_back(engine: CudaCopyEngine) -> None:
+def test_an_offload_and_an_upload_preserve_the_blocks(engine: CudaCopyEngine) -> None:
     device, host = engine._pools.device, engine._pools.host
     before = device.clone()
     engine.submit(transfer(1, "offload", [0, 1, 2, 7], [4, 5, 6, 0]))
@@ -283,7 +284,7 @@ def test_a_run_is_one_copy_and_events_are_used_again(engine: CudaCopyEngine, cud
     assert cuda.events_made == 1
 
 
-def test_done_does_not_wait_and_wait_is_for_whichever_direction_is_first(
+def test_done_does_not_wait_and_wait_ends_with_the_first_copy_of_either_direction(
     engine: CudaCopyEngine, cuda: Any
 ) -> None:
     assert engine.done() == engine.wait() == []
@@ -317,7 +318,7 @@ def test_a_copy_waits_for_the_steps_launched_before_it_and_for_no_later_one(
     assert engine._pools.host[0].tolist() == [7] * 4
 
 
-def test_a_failure_is_heard(engine: CudaCopyEngine, cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_copy_is_raised(engine: CudaCopyEngine, cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=r"a copy of KV blocks failed: a source block .* outside the pool"):
         engine.submit(transfer(1, "offload", [12], [0]))
     with pytest.raises(RuntimeError, match="2 blocks cannot go onto 1"):
@@ -335,4 +336,4 @@ def test_a_failure_is_heard(engine: CudaCopyEngine, cuda: Any, monkeypatch: pyte
             ask()
     for stream in cuda.streams:
         stream.synchronize = broken
-    engine.close()  # whoever closes is on the way out, with the failure in hand
+    engine.close()  # the failure was raised before; closing does not raise it again

@@ -1,6 +1,6 @@
-"""Decode graphs with what needs no GPU: a capture that repeats the launches by calling them again.
+"""Decode graphs without a GPU: a fake capture replays the launches by calling them again.
 
-Whatever a step reads must then be in the fixed places; on a GPU the same tests capture real graphs.
+Everything that a step reads must be at the fixed addresses. On a GPU, the same tests capture real graphs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[TorchRunner]:
 
 
 def decodes(runner: TorchRunner, contexts: list[int]) -> list[PlanItem]:
-    """Requests with computed KV (random, the same for every call) on scattered blocks."""
+    """Make decodes with random KV on scattered blocks, the same for every call."""
     source = random.Random(1)
     runner.pool[: runner.num_device_blocks] = torch.randn(
         runner.pool[: runner.num_device_blocks].shape, generator=torch.Generator().manual_seed(2)
@@ -77,7 +77,7 @@ def decodes(runner: TorchRunner, contexts: list[int]) -> list[PlanItem]:
 
 
 @pytest.mark.parametrize(
-    ("most", "sizes"),
+    ("limit", "sizes"),
     [
         (1, [1]),
         (3, [1, 2, 3]),
@@ -88,8 +88,8 @@ def decodes(runner: TorchRunner, contexts: list[int]) -> list[PlanItem]:
         (32, [1, 2, 4, 8, 16, 24, 32]),
     ],
 )
-def test_batch_sizes(most: int, sizes: list[int]) -> None:
-    assert batch_sizes(most) == sizes
+def test_batch_sizes(limit: int, sizes: list[int]) -> None:
+    assert batch_sizes(limit) == sizes
 
 
 @pytest.mark.parametrize("contexts", [[1], [128, 1, 9], [8, 16, 17, 3, 64], list(range(1, 19))])
@@ -120,8 +120,8 @@ def test_padding_writes_to_the_dummy_block_only(runner: TorchRunner) -> None:
     assert written <= set(changed)
 
 
-def test_steps_of_one_graph_do_not_remember_each_other(runner: TorchRunner) -> None:
-    """A long batch, then a short one in the same places: nothing of the first is left in the second."""
+def test_a_step_is_not_affected_by_the_step_before_in_the_same_graph(runner: TorchRunner) -> None:
+    """A short batch after a long one, at the same addresses, reads nothing of the long one."""
     runner.capture_graphs(8, capture=Captured())
     runner.execute(StepPlan(0, decodes(runner, [100, 120, 90, 77, 128])))
     items = decodes(runner, [2, 9, 3])
@@ -131,7 +131,7 @@ def test_steps_of_one_graph_do_not_remember_each_other(runner: TorchRunner) -> N
 
 
 def test_tokens_not_read_yet_are_taken_from_the_last_step(runner: TorchRunner) -> None:
-    """Launched without collecting between: the second step's input exists on the device only."""
+    """If the first result is not collected, the second step's input exists only on the device."""
     runner.capture_graphs(8, capture=Captured())
 
     def two_steps(collect_between: bool) -> list[dict[str, int]]:
@@ -140,10 +140,10 @@ def test_tokens_not_read_yet_are_taken_from_the_last_step(runner: TorchRunner) -
         results = [first().tokens] if collect_between else []
         for item in items:
             item.request.tokens.append(results[0][item.request.id] if collect_between else 0)
-        # In another order, and one of them is new.
+        # In another order, and without one of the requests.
         later = [items[2], items[0]]
-        behind = [PlanItem(i.request, i.start + 1, 1, i.blocks, True) for i in later]
-        second = runner.launch(StepPlan(1, behind))
+        following = [PlanItem(i.request, i.start + 1, 1, i.blocks, True) for i in later]
+        second = runner.launch(StepPlan(1, following))
         if not collect_between:
             results.append(first().tokens)
         return [*results, second().tokens]
@@ -153,7 +153,7 @@ def test_tokens_not_read_yet_are_taken_from_the_last_step(runner: TorchRunner) -
     assert len(set(apart[0].values())) > 1
 
 
-def test_what_graphs_do_not_know_is_computed_plainly(runner: TorchRunner) -> None:
+def test_a_step_that_no_graph_fits_runs_without_graphs(runner: TorchRunner) -> None:
     captured = Captured()
     runner.capture_graphs(4, capture=captured)
     prompt = Request.new("p", list(range(20)), GREEDY, 0.0)
@@ -170,7 +170,7 @@ def test_what_graphs_do_not_know_is_computed_plainly(runner: TorchRunner) -> Non
     assert captured.replays == 1
 
 
-def test_every_array_begins_where_wide_loads_may() -> None:
+def test_every_array_starts_at_a_multiple_of_16_bytes() -> None:
     inputs = DecodeInputs(13, 5, DEVICE)
     arrays = [
         inputs.tokens,
@@ -185,7 +185,7 @@ def test_every_array_begins_where_wide_loads_may() -> None:
     assert inputs.rows % ALIGNED == 0
 
 
-def test_inputs_are_what_a_ragged_batch_says() -> None:
+def test_inputs_match_a_ragged_batch() -> None:
     runner = runner_of("llama")
     items = decodes(runner, [5, 16, 17])
     inputs = DecodeInputs(16, 16, DEVICE)
@@ -202,7 +202,7 @@ def test_inputs_are_what_a_ragged_batch_says() -> None:
     runner.close()
 
 
-def test_progress_is_told(runner: TorchRunner) -> None:
+def test_progress_is_reported(runner: TorchRunner) -> None:
     seen = []
 
     def track(sizes: list[int]) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""What steps take is measured on the largest there are; the GPU is a fake one, the model is not."""
+"""Memory of steps, measured on the largest possible steps of a real model on a fake GPU."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ A_TOKEN, A_ROW, CACHED = 100_000, 300_000, 7 * MIB
 
 
 class FakeGpu:
-    """A probe of memory that a runner's steps take from: by the token, by the row, and once for good."""
+    """A memory probe. A runner's steps use its memory: per token, per row, and once permanently."""
 
     def __init__(self, runner: TorchRunner, total: int = TOTAL) -> None:
         self.total, self.runner = total, runner
         self.staying = WEIGHTS + runner.pool.nbytes
         self.cached = 0
-        self.most = 0
+        self.highest = 0
         self.outside = OTHERS + CONTEXT
         self.plans: list[StepPlan] = []
         self._execute, self._logits = runner.execute, runner.logits
@@ -47,8 +47,8 @@ class FakeGpu:
         return self._logits(plan)
 
     def _take(self, taken: int) -> None:
-        self.most = max(self.most, self.reserved() + taken)
-        if self.most > self.total - self.outside:
+        self.highest = max(self.highest, self.reserved() + taken)
+        if self.highest > self.total - self.outside:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.cached += CACHED
 
@@ -59,10 +59,10 @@ class FakeGpu:
         return self.staying + self.cached
 
     def reset_peak(self) -> None:
-        self.most = self.reserved()
+        self.highest = self.reserved()
 
     def peak(self) -> int:
-        return self.most
+        return self.highest
 
     def free_and_total(self) -> tuple[int, int]:
         return self.total - self.outside - self.reserved(), self.total
@@ -95,7 +95,7 @@ def test_everything_is_counted_once(trial: TorchRunner, gpu: FakeGpu, graphs: bo
     assert measured.outside == OTHERS + CONTEXT + MODULES
     assert measured.weights == WEIGHTS + WORKSPACE
     assert measured.activations == 250 * A_TOKEN + 8 * A_ROW
-    assert measured.graphs == (8 * A_TOKEN if graphs else 0)  # they do not sample
+    assert measured.graphs == (8 * A_TOKEN if graphs else 0)  # graphs do not sample
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_step_that_does_not_fit_is_explained(trial: TorchRunner, gpu: FakeGpu)
     assert str(e.value).endswith("or max_batch_size, or end the other processes on this GPU")
 
 
-def test_another_failure_is_not_taken_for_a_lack_of_memory(
+def test_another_error_is_not_reported_as_a_lack_of_memory(
     trial: TorchRunner, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(plan: StepPlan) -> StepResult:
@@ -145,8 +145,8 @@ def test_another_failure_is_not_taken_for_a_lack_of_memory(
         measure(trial, config(64, 4), gpu, graphs=True)
 
 
-def test_only_the_first_step_compiles(trial: TorchRunner, gpu: FakeGpu) -> None:
-    """What the warm-up leaves behind is not charged to steps: the order of doings is what is measured."""
+def test_memory_of_the_warm_up_is_not_counted_as_a_steps(trial: TorchRunner, gpu: FakeGpu) -> None:
+    """All warm-up steps run before the first measured one."""
     order: list[str] = []
     watched: list[tuple[object, str]] = [(gpu, "settle"), (gpu, "reset_peak"), (trial, "execute")]
     watched.append((trial, "logits"))

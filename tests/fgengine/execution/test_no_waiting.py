@@ -1,7 +1,7 @@
-"""A step is launched without asking the device for anything, and without mixing devices.
+"""A launch of a step never waits for the device and never mixes tensors of host and device.
 
-torch's "meta" device stands for the GPU: its tensors have sizes but no numbers, so whoever wants one of
-their numbers on the host fails, as does an operation on a tensor of the host and one of the device.
+torch's "meta" device replaces the GPU. Its tensors have sizes but no values. So reading a value on the host
+raises an error, and so does an operation on a tensor of the host and one of the device.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ASKING = SamplingParams(max_tokens=8, temperature=0.0, logprobs=True)
 
 
 class Kernel:
-    """In a Triton kernel's place: counts launches, and sees that all tensors are the device's."""
+    """Replaces a Triton kernel: counts launches and checks that all tensors are on the device."""
 
     def __init__(self, name: str, launches: list[str]) -> None:
         self.name, self.launches = name, launches
@@ -44,8 +44,8 @@ class Kernel:
 
     def __call__(self, *arguments: Any, **options: Any) -> None:
         self.launches.append(self.name)
-        strangers = [a for a in arguments if isinstance(a, torch.Tensor) and a.device != DEVICE]
-        assert not strangers, f"{self.name} is given a tensor of the host"
+        on_host = [a for a in arguments if isinstance(a, torch.Tensor) and a.device != DEVICE]
+        assert not on_host, f"{self.name} got a tensor of the host"
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[TorchRunner]:
 
 
 def items(*parts: tuple[int, int, int, SamplingParams]) -> list[PlanItem]:
-    """Of (known tokens, start, tokens to compute, parameters) each."""
+    """Make items, each from (known tokens, start, tokens to compute, sampling parameters)."""
     made = []
     for n, (known, start, count, params) in enumerate(parts):
         request = Request.new(str(n), [1] * known, params, 0.0)
@@ -93,7 +93,7 @@ DECODES = [(20, 19, 1, GREEDY), (33, 32, 1, ASKING), (128, 127, 1, SAMPLED)]
 @pytest.mark.parametrize(
     "parts", [MIXED, DECODES, [(40, 0, 10, GREEDY)]], ids=["mixed", "decodes", "a piece"]
 )
-def test_a_launch_asks_for_nothing(
+def test_a_launch_does_not_wait_for_the_device(
     runner: TorchRunner, launches: list[str], parts: list[tuple[int, int, int, SamplingParams]]
 ) -> None:
     runner.launch(StepPlan(0, items(*parts)))
@@ -103,7 +103,7 @@ def test_a_launch_asks_for_nothing(
     assert ("_sample" in launches) == any(part[3] is SAMPLED for part in parts)
 
 
-def test_a_launch_behind_one_that_is_not_read_asks_for_nothing(
+def test_a_launch_after_an_unread_step_does_not_wait_for_the_device(
     runner: TorchRunner, launches: list[str]
 ) -> None:
     first = items(*DECODES)
@@ -114,7 +114,7 @@ def test_a_launch_behind_one_that_is_not_read_asks_for_nothing(
     assert launches.count("_sample") == 2
 
 
-def test_a_graph_is_filled_and_replayed_without_a_question(runner: TorchRunner, launches: list[str]) -> None:
+def test_a_replayed_graph_does_not_wait_for_the_device(runner: TorchRunner, launches: list[str]) -> None:
     replays = []
     runner.capture_graphs(8, capture=lambda captured: captured() or (lambda: replays.append(1)))
     launches.clear()
@@ -124,4 +124,4 @@ def test_a_graph_is_filled_and_replayed_without_a_question(runner: TorchRunner, 
         item.request.tokens.append(0)
     runner.launch(StepPlan(1, [PlanItem(i.request, i.start + 1, 1, [*i.blocks, 9], True) for i in first[:2]]))
     assert len(replays) == 2
-    assert launches == ["_sample"]  # all else is in the graph
+    assert launches == ["_sample"]  # everything else is in the graph

@@ -1,4 +1,4 @@
-"""The whole engine, a step ahead of a GPU that lags: every step finds the KV that earlier steps wrote."""
+"""The complete engine, one step ahead of a slow fake GPU: every step reads the KV of earlier steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EOS = 7
 
 
 class LaggingRunner:
-    """Its steps are work for the compute stream; each slot of the pool gets a number of its own."""
+    """Queues its steps on the compute stream. Each slot of the pool gets a unique number."""
 
     def __init__(self, cuda: Any, seed: int) -> None:
         self.cuda, self.random = cuda, random.Random(seed)
@@ -33,7 +33,7 @@ class LaggingRunner:
 
     def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
         for item in plan.items:
-            table = tuple(item.blocks)  # grows while the step waits
+            table = tuple(item.blocks)  # a copy: the original grows while the step waits
             for position in range(item.start + item.num_tokens):
                 self.cuda.compute.queue(partial(self._touch, item, table, position))
         end = self.cuda.Event()
@@ -59,7 +59,7 @@ class LaggingRunner:
 def serve(
     engine: Engine, cuda: Any, seed: int, sabotage: Callable[[CudaCopyEngine], None] = lambda copies: None
 ) -> list[str]:
-    """What went wrong while 25 requests came, some of them aborted."""
+    """Serve 25 requests, some of them aborted. Returns messages about wrong KV."""
     runner = LaggingRunner(cuda, seed)
     copies = CudaCopyEngine(runner.pool, torch.full((HOST_BLOCKS, BLOCK), -2), cuda)
     sabotage(copies)
@@ -95,7 +95,7 @@ def build(engine: Build, policy: str, offloading: Offloading) -> Engine:
 
 @pytest.mark.parametrize("policy", ["fcfs", "mlfq", "sj-mlfq"])
 @pytest.mark.parametrize("offloading", ["reactive", "proactive"])
-def test_no_step_meets_a_copy_in_the_making(
+def test_no_step_reads_a_block_that_is_being_copied(
     symbolic_engine: Build, fake_cuda: MakeCuda, policy: str, offloading: Offloading
 ) -> None:
     moved = 0
@@ -121,4 +121,4 @@ def test_a_copy_that_waits_for_no_step_is_noticed(
         engine = build(symbolic_engine, "sj-mlfq", "proactive")
         if serve(engine, fake_cuda(seed), seed, deaf):
             return
-    pytest.fail("nobody noticed")
+    pytest.fail("no step read wrong KV")

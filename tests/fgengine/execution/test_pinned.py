@@ -1,4 +1,4 @@
-"""Pinned memory: just as much as asked for, for as long as somebody holds it, or a sentence why not."""
+"""Pinned memory: exactly the requested size, as long as a tensor uses it, or an error with the reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FakeCudart:
         return {2: "out of memory"}[status]
 
 
-def test_exactly_as_much_as_asked_for_in_whole_pages() -> None:
+def test_exactly_the_requested_size_is_pinned() -> None:
     cudart = FakeCudart()
     pool = pinned_empty((3, 5, 7, 1000), torch.bfloat16, cudart)
     assert cudart.pinned == {pool.data_ptr(): 3 * 5 * 7 * 1000 * 2}
@@ -40,7 +40,7 @@ def test_exactly_as_much_as_asked_for_in_whole_pages() -> None:
     assert pool.sum() == 2 * 3 * 5 * 7 * 1000
 
 
-def test_it_is_pinned_while_any_part_of_it_is_held() -> None:
+def test_memory_is_pinned_while_a_view_of_it_exists() -> None:
     cudart = FakeCudart()
     part = pinned_empty((4, 1000), torch.float16, cudart)[2]
     gc.collect()
@@ -67,11 +67,11 @@ def test_nothing_is_pinned_for_an_empty_pool() -> None:
     assert cudart.pinned == {}
 
 
-def test_what_cannot_be_pinned_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_cannot_be_pinned_raises_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"200 B of memory cannot be pinned: out of memory \(CUDA error 2"):
         pinned_empty((100,), torch.float16, FakeCudart(status=2))
-    with pytest.raises(ValueError, match=r"2,048 TiB were to be pinned, but .* GiB of memory are avail"):
+    with pytest.raises(ValueError, match=r"2,048 TiB must be pinned, but only .* GiB of memory are avail"):
         pinned_empty((2**50,), torch.float16, FakeCudart())
     monkeypatch.setattr("fgengine.execution.pinned.host_memory", lambda: HostMemory(2**60, 2**60))
-    with pytest.raises(ValueError, match=r"the system does not give 2,048 TiB of memory: .*allocate"):
+    with pytest.raises(ValueError, match=r"the system cannot allocate 2,048 TiB of memory: .*allocate"):
         pinned_empty((2**50,), torch.float16, FakeCudart())

@@ -1,4 +1,4 @@
-"""What the runner is made of: dtype, pools, limits; and logprobs through it."""
+"""The runner: dtype, pool sizes, memory limits, weights and log probabilities."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_sizes_and_names() -> None:
     runner.close()
 
 
-def test_logprobs_only_for_who_asked() -> None:
+def test_only_requests_that_ask_get_logprobs() -> None:
     runner = create_runner(CONFIG, SHAPE, None)
     params = SamplingParams(temperature=0.0)
     asking = SamplingParams(temperature=0.0, logprobs=True)
@@ -63,7 +63,7 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def free_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    """So much is free, and no machine has more."""
+    """Fake ``free`` bytes of free and total memory."""
     found = HostMemory(free, free)
     for module in (create, runner_module, machine):
         monkeypatch.setattr(module, "host_memory", lambda: found)
@@ -73,8 +73,8 @@ def free_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 @pytest.mark.parametrize("setting", ["num_device_blocks", "swap_space"])
 def test_a_pool_beyond_all_memory_is_refused_before_anything_is_loaded(setting: str) -> None:
     beyond = {"num_device_blocks": 2**31, "swap_space": 2**25}
-    says = f"{setting} .*takes .* GiB.* are free and weights .*; lower {setting} to"
-    with pytest.raises(ValueError, match=says):
+    message = f"{setting} .*takes .* GiB.* are free and weights .*; lower {setting} to"
+    with pytest.raises(ValueError, match=message):
         create_runner(replace(CONFIG, **{setting: beyond[setting]}), SHAPE, None)
 
 
@@ -88,7 +88,7 @@ def test_a_model_beyond_free_memory_is_refused_before_it_is_loaded(monkeypatch: 
         Engine.from_config(replace(config, use_dummy_weights=False))
 
 
-def test_the_default_pools_are_those_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_pools_fill_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     config = EngineConfig(device="cpu", dtype="float32")
     free_memory(monkeypatch, 2**30)
     runner = create_runner(config, SHAPE, None)
@@ -112,7 +112,7 @@ def test_a_profile_takes_no_more_memory_than_is_free(monkeypatch: pytest.MonkeyP
     runner.close()
 
 
-def test_the_dummy_block_stands_behind_those_that_requests_get() -> None:
+def test_the_dummy_block_follows_the_blocks_for_requests() -> None:
     runner = create_runner(CONFIG, SHAPE, None)
     assert (runner.dummy_block, len(runner.pool)) == (10, 11)
     with runner.larger_pool(10):
@@ -134,11 +134,11 @@ def test_the_dummy_block_stands_behind_those_that_requests_get() -> None:
 
 
 def test_how_the_memory_was_divided_is_reported() -> None:
-    said: list[str] = []
-    runner = create_runner(CONFIG, SHAPE, None, said.append)
+    lines: list[str] = []
+    runner = create_runner(CONFIG, SHAPE, None, lines.append)
     runner.close()
-    assert len(said) == 1
-    assert said[0] == (
+    assert len(lines) == 1
+    assert lines[0] == (
         f"weights {SHAPE.num_parameters * 4 / 2**10:.0f} KiB, "
         "KV pool 80 KiB = 10 blocks (160 tokens, about 1 request of 128 tokens), "
         "host pool 96 KiB = 12 blocks (192 tokens, about 1 request of 128 tokens)"
@@ -146,7 +146,7 @@ def test_how_the_memory_was_divided_is_reported() -> None:
 
 
 class Gpu:
-    """Of 64 MiB: 4 are others', 20 stay once the model is loaded, and steps take up to 10 more."""
+    """A GPU of 64 MiB: other processes use 4, the loaded model uses 20, and steps use up to 10 more."""
 
     def settle(self) -> None: ...
 
@@ -168,15 +168,15 @@ def test_a_gpus_pool_is_what_the_measured_steps_leave(
 ) -> None:
     monkeypatch.setattr(memory, "probe_of", lambda device: Gpu())
     shape = replace(SHAPE, num_layers=4, max_position=1024)
-    said: list[str] = []
+    lines: list[str] = []
     config = replace(CONFIG, num_device_blocks=asked, block_size=128, gpu_memory_utilization=0.9)
-    runner = create_runner(config, shape, None, said.append)
+    runner = create_runner(config, shape, None, lines.append)
     per_block, trial_pool = runner.block_bytes, 2 * runner.block_bytes
     left = int(64 * 2**20 * 0.9) - (4 + 20 + 10 + 10) * 2**20 + trial_pool
     assert runner.num_device_blocks == blocks == (asked or left // per_block - 1)
     assert len(runner.pool) == blocks + 1
-    assert said[0].startswith("running the largest steps once")
-    assert said[1].startswith("weights 19.8 MiB, activations 10 MiB, CUDA graphs 10 MiB, other processes")
+    assert lines[0].startswith("running the largest steps once")
+    assert lines[1].startswith("weights 19.8 MiB, activations 10 MiB, CUDA graphs 10 MiB, other processes")
     runner.close()
     with pytest.raises(ValueError, match=r"num_device_blocks 300 would take .* lower it to 161 or"):
         create_runner(replace(config, num_device_blocks=300), shape, None)
@@ -217,7 +217,7 @@ def test_missing_unexpected_and_misshapen_tensors(folder: Path) -> None:
         load(SHAPE, folder, CPU, torch.float32, 0)
     name = sorted(tensors)[0]
     save_file(tensors | {name: torch.zeros(3, 3)}, part)
-    with pytest.raises(ValueError, match=r"is \[3, 3\], but the model's shape asks for"):
+    with pytest.raises(ValueError, match=r"is \[3, 3\], but the model's shape needs"):
         load(SHAPE, folder, CPU, torch.float32, 0)
     part.unlink()
     with pytest.raises(ValueError, match="tensors are missing"):

@@ -1,4 +1,4 @@
-"""Draws: their support, their distribution, and that they depend on nothing but the request."""
+"""Sampling: possible tokens, their distribution, and that a draw depends only on the request."""
 
 from dataclasses import replace
 
@@ -19,13 +19,13 @@ def request_of(params: SamplingParams, id: str = "r") -> Request:
 
 
 def draws(logits: torch.Tensor, params: SamplingParams, count: int) -> list[int]:
-    """One token at each of the first ``count`` output positions."""
+    """Draw one token at each of the first ``count`` output positions."""
     requests = [request_of(params)] * count
     tokens: list[int] = sample(OPS, logits.expand(count, -1), requests, range(count)).tolist()
     return tokens
 
 
-def test_greedy_and_temperature_near_zero() -> None:
+def test_temperatures_at_and_near_zero_are_greedy() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 1.0, 4.999]])
     for temperature in (0.0, 1e-9):
         params = SamplingParams(temperature=temperature)
@@ -47,13 +47,13 @@ def test_greedy_and_temperature_near_zero() -> None:
         (SamplingParams(top_k=99), {0, 1, 2, 3, 4}),
     ],
 )
-def test_support(params: SamplingParams, support: set[int]) -> None:
+def test_only_tokens_within_top_k_and_top_p_are_drawn(params: SamplingParams, support: set[int]) -> None:
     logits = torch.tensor([0.25, 0.15, 0.06, 0.48, 0.06]).log()
     assert set(draws(logits, replace(params, seed=3), 400)) == support
 
 
 @pytest.mark.parametrize("params", [SamplingParams(seed=1), SamplingParams(seed=2, top_k=4, top_p=0.999)])
-def test_distribution(params: SamplingParams) -> None:
+def test_draws_follow_the_tempered_distribution(params: SamplingParams) -> None:
     weights = torch.tensor([0.4, 0.3, 0.2, 0.1])
     params = replace(params, temperature=2.0)
     counts = torch.bincount(torch.tensor(draws(weights.log(), params, 4000)), minlength=4)
@@ -80,7 +80,7 @@ def test_a_draw_does_not_depend_on_the_batch() -> None:
     assert shuffled.tolist() == [alone[n] for n in order]
 
 
-def test_seeds() -> None:
+def test_seeds_differ_by_request_and_engine() -> None:
     seeded, unseeded = request_of(SamplingParams(seed=5)), request_of(SamplingParams(), id="x")
     assert seed_of(seeded, 0) == seed_of(seeded, 1) == 5
     assert seed_of(unseeded, 0) == seed_of(request_of(SamplingParams(), id="x"), 0)
@@ -89,14 +89,14 @@ def test_seeds() -> None:
 
 
 def test_draws_are_the_published_generators() -> None:
-    """Its first numbers from state 0 (the reference code of SplitMix64), which ``_mixed`` steps to."""
+    """``_mixed`` gives the first numbers of SplitMix64's reference code from state 0."""
     steps = [n * 0x9E3779B97F4A7C15 % 2**64 for n in range(3)]
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     assert _mixed(np.array(steps, np.uint64)).tolist() == published
 
 
 def test_draws_are_uniform_and_independent() -> None:
-    """Along the positions of a seed, over neighbouring seeds, and in pairs of neighbours either way."""
+    """Over the positions of a seed, over neighbouring seeds, and for pairs of neighbours of both kinds."""
     n = 50_000
     grid = uniforms(np.repeat(np.arange(300), 300).tolist(), list(range(300)) * 300).reshape(300, 300)
     assert ((grid >= 0.0) & (grid < 1.0)).all()
@@ -108,8 +108,8 @@ def test_draws_are_uniform_and_independent() -> None:
         assert chisquare(pairs.ravel()).pvalue > 1e-3
 
 
-def test_a_cut_is_walked_in_the_vocabularys_order() -> None:
-    """A draw that a cut leaves as it is gives the same token with it."""
+def test_top_k_and_top_p_preserve_the_vocabularys_order() -> None:
+    """If top-k and top-p remove nearly nothing, a draw gives the same token with and without them."""
     torch.manual_seed(0)
     logits = torch.randn(200, 300)
     requests = [request_of(SamplingParams(seed=n)) for n in range(200)]
@@ -122,7 +122,7 @@ def test_equal_logits_rank_by_their_place() -> None:
     ties = torch.zeros(1, 8)
     assert set(draws(ties, SamplingParams(seed=1, top_k=3), 200)) == {0, 1, 2}
     assert set(draws(ties, SamplingParams(seed=1, top_p=0.5), 200)) == {0, 1, 2, 3}
-    tempered = torch.tensor([[1.0, 1.0 + 2**-20, 0.0]])  # not to be told apart once divided by 10
+    tempered = torch.tensor([[1.0, 1.0 + 2**-20, 0.0]])  # equal in float32 once divided by 10
     assert set(draws(tempered, SamplingParams(seed=1, top_k=1, temperature=10.0), 50)) == {1}
 
 

@@ -1,4 +1,4 @@
-"""How many threads compute beside other programs."""
+"""The number of compute threads while other programs use the cores."""
 
 import itertools
 import sys
@@ -14,7 +14,7 @@ from fgengine.execution.threads import CpuUse, Threads, demand, threads_for, usa
 
 
 @pytest.mark.parametrize(
-    ("wanted", "most", "cores", "expected"),
+    ("wanted", "limit", "cores", "expected"),
     [
         (0.0, 2, 2, 2),
         (0.3, 2, 2, 2),  # a client
@@ -22,31 +22,31 @@ from fgengine.execution.threads import CpuUse, Threads, demand, threads_for, usa
         (0.65, 2, 2, 1),
         (1.0, 2, 2, 1),
         (1.5, 2, 2, 1),
-        (2.0, 2, 2, 2),  # none is free: we take our share of all
+        (2.0, 2, 2, 2),  # no core is free: we compete for all of them
         (9.0, 2, 2, 2),
         (1.0, 8, 8, 7),
         (4.0, 8, 8, 4),
         (5.0, 8, 8, 8),
-        (1.0, 4, 8, 4),  # set by OMP_NUM_THREADS: there are cores enough
+        (1.0, 4, 8, 4),  # OMP_NUM_THREADS=4: enough cores remain
         (5.0, 4, 8, 4),
         (0.0, 1, 1, 1),
         (1.0, 1, 1, 1),
     ],
 )
 def test_cores_are_left_to_others_while_half_are_free(
-    wanted: float, most: int, cores: int, expected: int
+    wanted: float, limit: int, cores: int, expected: int
 ) -> None:
-    assert threads_for(wanted, most, cores) == expected
+    assert threads_for(wanted, limit, cores) == expected
 
 
 def test_at_least_half_of_the_cores_compute() -> None:
-    for cores, most, tenths in itertools.product(range(1, 20), range(1, 20), range(300)):
-        chosen = threads_for(tenths / 10, most, cores)
-        assert min(most, (cores + 1) // 2) <= chosen <= most
+    for cores, limit, tenths in itertools.product(range(1, 20), range(1, 20), range(300)):
+        chosen = threads_for(tenths / 10, limit, cores)
+        assert min(limit, (cores + 1) // 2) <= chosen <= limit
 
 
 def after(before: CpuUse, seconds: float, others: float, own: float, waiting: float) -> CpuUse:
-    """So many seconds later; others and own in cores, waiting in threads."""
+    """Return the reading ``seconds`` later. ``others`` and ``own`` are in cores, ``waiting`` in threads."""
     return CpuUse(
         before.at + seconds,
         before.all + (others + own) * seconds,
@@ -56,7 +56,7 @@ def after(before: CpuUse, seconds: float, others: float, own: float, waiting: fl
     )
 
 
-def test_who_waits_with_us_wants_more_than_it_gets() -> None:
+def test_demand_of_others_grows_with_our_waiting_time() -> None:
     start = CpuUse(5.0, 100.0, 50.0, 50.0, 10.0)
     assert demand(start, after(start, 0.5, others=1.0, own=1.0, waiting=0.0)) == pytest.approx(1.0)
     assert demand(start, after(start, 0.5, others=1.0, own=1.0, waiting=1.0)) == pytest.approx(2.0)
@@ -67,7 +67,7 @@ def test_who_waits_with_us_wants_more_than_it_gets() -> None:
 
 
 class Machine:
-    """Says what is read of it, a third of a second after the last time."""
+    """A fake machine: sets the clock, the readings and torch's number of threads."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = CpuUse(100.0, 0.0, 0.0, 0.0, 0.0)
@@ -85,7 +85,7 @@ class Machine:
         self.set.append(count)
         self.count = count
 
-    def goes_on(self, others: float, own: float, waiting: float) -> None:
+    def run(self, others: float, own: float, waiting: float) -> None:
         self.now = after(self.now, 0.3, others, own, waiting)
 
 
@@ -93,48 +93,48 @@ def test_threads_follow_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     crew = machine.threads()
     for _ in range(4):
-        machine.goes_on(0.0, 4.0, 0.0)
+        machine.run(0.0, 4.0, 0.0)
         crew.adapt()
     assert machine.set == []
     for _ in range(4):
-        machine.goes_on(1.0, 3.0, 0.0)
+        machine.run(1.0, 3.0, 0.0)
         crew.adapt()
     assert machine.set == [3]
     for _ in range(6):
-        machine.goes_on(2.0, 2.0, 2.0)  # four others
+        machine.run(2.0, 2.0, 2.0)  # four other programs
         crew.adapt()
     assert machine.set[-1] == 4
     for _ in range(6):
-        machine.goes_on(0.0, 4.0, 0.0)
+        machine.run(0.0, 4.0, 0.0)
         crew.adapt()
     assert machine.set[-1] == 4
-    assert crew.most == 4
+    assert crew.max_threads == 4
 
 
 def test_the_next_engine_of_the_process_starts_with_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     first = machine.threads()
     for _ in range(4):
-        machine.goes_on(1.0, 3.0, 0.0)
+        machine.run(1.0, 3.0, 0.0)
         first.adapt()
     assert machine.count == 3
-    assert machine.threads().most == 4
+    assert machine.threads().max_threads == 4
     assert machine.count == 4
     machine.count = 2  # the user of the library has set it
-    assert machine.threads().most == 2
+    assert machine.threads().max_threads == 2
 
 
-@pytest.mark.parametrize(("limit", "most"), [(2.5, 2), (0.5, 1), (4.0, 4), (64.0, 4)])
+@pytest.mark.parametrize(("limit", "expected"), [(2.5, 2), (0.5, 1), (4.0, 4), (64.0, 4)])
 def test_a_container_computes_with_as_many_threads_as_it_has_cores(
-    monkeypatch: pytest.MonkeyPatch, limit: float, most: int
+    monkeypatch: pytest.MonkeyPatch, limit: float, expected: int
 ) -> None:
     machine = Machine(monkeypatch)
     monkeypatch.setattr(threads, "core_limit", lambda: limit)
-    assert machine.threads().most == most
-    assert machine.set == ([most] if most < 4 else [])
+    assert machine.threads().max_threads == expected
+    assert machine.set == ([expected] if expected < 4 else [])
 
 
-def test_it_looks_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_load_is_read_once_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     reads = 0
 
@@ -150,12 +150,12 @@ def test_it_looks_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 3 <= reads <= 5
 
 
-def test_where_the_system_says_nothing_all_threads_compute(tmp_path: Path) -> None:
+def test_all_threads_compute_if_the_system_reports_no_load(tmp_path: Path) -> None:
     missing = tmp_path / "task"
     assert usage(missing) is None
     crew = Threads(lambda: usage(missing), lambda count: pytest.fail("changed"))
     crew.adapt()
-    assert crew.most == torch.get_num_threads()
+    assert crew.max_threads == torch.get_num_threads()
 
 
 def test_usage_sums_up_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

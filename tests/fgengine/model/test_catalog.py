@@ -1,3 +1,5 @@
+"""The catalog of models: published shapes, names and error messages."""
+
 from __future__ import annotations
 
 import json
@@ -122,12 +124,12 @@ def test_an_unknown_name_gets_the_nearest_one(asked: str, meant: str) -> None:
     assert "qwen2" in str(caught.value)
 
 
-def test_names_are_found_whatever_their_case() -> None:
+def test_names_are_found_in_any_case() -> None:
     assert shape_of("OPT-13B") is CATALOG["opt-13b"].shape
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (None, "holds no config.json"),
         ("{", "not valid JSON"),
@@ -136,10 +138,10 @@ def test_names_are_found_whatever_their_case() -> None:
         ('{"x": "' + "y" * 2**20 + '"}', "larger than"),
     ],
 )
-def test_a_folder_that_will_not_do(tmp_path: Path, config: str | None, said: str) -> None:
+def test_an_unusable_folder_is_refused(tmp_path: Path, config: str | None, message: str) -> None:
     if config is not None:
         (tmp_path / "config.json").write_text(config)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         shape_of(str(tmp_path))
 
 

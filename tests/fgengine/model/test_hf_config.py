@@ -1,4 +1,4 @@
-"""config.json to ModelShape: what transformers itself writes, both rope styles, and every refusal."""
+"""Conversion of config.json to ModelShape: files from transformers, both RoPE styles, and every refusal."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ OPT: dict[str, Any] = {
 }
 
 
-def test_llama() -> None:
+def test_llama_config() -> None:
     shape = shape_from_config(LLAMA)
     assert (shape.family, shape.num_kv_heads, shape.head_dim, shape.intermediate_size) == ("llama", 2, 16, 96)
     assert shape.tied_embeddings
@@ -45,7 +45,7 @@ def test_llama() -> None:
     assert shape_from_config(LLAMA | {"head_dim": 32}).head_dim == 32
 
 
-def test_opt() -> None:
+def test_opt_config() -> None:
     shape = shape_from_config(OPT)
     assert (shape.family, shape.num_kv_heads, shape.activation) == ("opt", 4, "relu")
     assert shape.pre_norm
@@ -82,7 +82,7 @@ def test_linear_rope_in_the_oldest_style() -> None:
 @pytest.mark.parametrize(
     "made", [LlamaConfig(), Qwen2Config(), OPTConfig(), MistralConfig(sliding_window=None, rms_norm_eps=1e-5)]
 )
-def test_reads_what_transformers_writes(made: Any) -> None:
+def test_configs_written_by_transformers_are_read(made: Any) -> None:
     shape = shape_from_config(made.to_dict())
     assert shape.hidden_size == made.hidden_size
     assert shape.num_layers == made.num_hidden_layers
@@ -90,7 +90,7 @@ def test_reads_what_transformers_writes(made: Any) -> None:
     assert shape.tied_embeddings is made.tie_word_embeddings
 
 
-def test_end_of_sequence_ids_of_both_files() -> None:
+def test_end_of_sequence_ids_of_both_files_are_combined() -> None:
     config = LLAMA | {"eos_token_id": [7, 8]}
     assert shape_from_config(config, {"eos_token_id": 9}).eos_token_ids == (7, 8, 9)
     assert shape_from_config(config, {"eos_token_id": [8, 7]}).eos_token_ids == (7, 8)
@@ -116,6 +116,6 @@ def test_end_of_sequence_ids_of_both_files() -> None:
         (OPT | {"num_attention_heads": 5}, "multiple"),
     ],
 )
-def test_refusals(config: dict[str, Any], words: str) -> None:
+def test_unsupported_and_invalid_configs_are_refused(config: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         shape_from_config(config)

@@ -1,4 +1,4 @@
-"""Our models against transformers', in float32, at every position, however the work is cut into steps."""
+"""Our models, compared with transformers' in float32 at every position, with any division into steps."""
 
 import json
 import random
@@ -83,13 +83,13 @@ VARIANTS: dict[str, tuple[type, Any]] = {
 
 @pytest.fixture(params=sorted(VARIANTS), scope="module")
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """(transformers' model, our runner over the folder it wrote)."""
+    """Return transformers' model, and our runner over the folder that it was saved to."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     kind, config = VARIANTS[request.param]
     theirs = kind(config).eval()
     for name, value in theirs.named_parameters():
-        # Away from the symmetric start: biases that are not 0, norms that are not 1, logits that differ.
+        # The initial values would hide errors: use biases other than 0, norms other than 1, different logits.
         value.data.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
     theirs.tie_weights()
     folder: Path = tmp_path_factory.mktemp(request.param)
@@ -102,7 +102,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def scrambled_requests(runner: TorchRunner, lengths: list[int], seed: int) -> list[tuple[Request, list[int]]]:
-    """Requests of random tokens, each with a block table scattered over a pool full of NaN."""
+    """Make requests of random tokens, each with blocks scattered over a pool full of NaN."""
     rng = random.Random(seed)
     runner.pool.fill_(float("nan"))
     free = list(range(runner.num_device_blocks))
@@ -127,7 +127,7 @@ def expected(theirs: Any, tokens: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("ops", ["torch", "fastest"])
-def test_logits_everywhere_in_random_ragged_steps(models: Any, ops: str) -> None:
+def test_logits_at_every_position_in_random_steps(models: Any, ops: str) -> None:
     theirs, runner = models
     fastest = runner.model.ops
     if ops == "torch":
@@ -138,7 +138,7 @@ def test_logits_everywhere_in_random_ragged_steps(models: Any, ops: str) -> None
             made = scrambled_requests(runner, [1, 7, 8, 9, 40, 97], seed)
             logits: dict[str, list[torch.Tensor]] = {request.id: [] for request, _ in made}
             while pending := [pair for pair in made if pair[0].num_pending]:
-                # Seed 0 computes each prompt whole; the others cut it anywhere, and leave some out.
+                # Seed 0 computes each prompt in one step. Other seeds take random chunks of random requests.
                 batch = pending if seed == 0 else rng.sample(pending, rng.randint(1, len(pending)))
                 sizes = [r.num_pending if seed == 0 else rng.randint(1, r.num_pending) for r, _ in batch]
                 plan = StepPlan(0, [item(r, blocks, n) for (r, blocks), n in zip(batch, sizes, strict=True)])
@@ -170,7 +170,7 @@ def test_greedy_decoding_in_a_changing_batch(models: Any) -> None:
             if i.yields_token:
                 i.request.tokens.append(result.tokens[i.request.id])
     for request, _ in made:
-        # One pass over the whole sequence: each token must be the one transformers would have chosen there.
+        # One pass over the complete sequence: transformers must choose the same token at each position.
         chosen = expected(theirs, request.tokens).argmax(-1).tolist()
         assert request.tokens[request.prompt_len :] == chosen[request.prompt_len - 1 : -1]
 
@@ -181,7 +181,7 @@ def test_only_the_yielding_rows_have_logits(models: Any) -> None:
     items = [item(request, blocks, n) for (request, blocks), n in zip(made, [9, 4, 5], strict=True)]
     every = runner.logits(StepPlan(0, items), everywhere=True)
     torch.testing.assert_close(runner.logits(StepPlan(0, items)), every[[8, 17]], atol=1e-5, rtol=1e-5)
-    nobody = StepPlan(1, [items[1]])
-    assert runner.logits(nobody).shape == (0, runner.shape.vocab_size)
-    assert runner.execute(nobody).tokens == {}
+    no_token = StepPlan(1, [items[1]])
+    assert runner.logits(no_token).shape == (0, runner.shape.vocab_size)
+    assert runner.execute(no_token).tokens == {}
     assert runner.execute(StepPlan(2)).tokens == {}

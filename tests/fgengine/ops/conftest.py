@@ -1,4 +1,4 @@
-"""Compiling kernels for GPUs that are not there."""
+"""A fixture that compiles kernels for GPUs that this machine does not have."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ import pytest
 
 
 class Compiled(NamedTuple):
+    """A kernel compiled for one launch."""
+
     kernel: str
     grid: list[int]
     registers: int
-    """A thread."""
+    """Registers per thread."""
     spilt: int
-    """Bytes of registers a thread keeps in memory instead."""
+    """Bytes per thread that are spilled from registers to memory."""
     shared: int
-    """Bytes of shared memory a program."""
+    """Bytes of shared memory per program."""
     warps: int
     key: str
     """The same for launches that share one compiled kernel."""
@@ -29,10 +31,10 @@ class Compiled(NamedTuple):
 
 @pytest.fixture(scope="session")
 def compiled() -> Callable[..., list[Compiled]]:
-    """``compiled(function, *arguments, architecture=90)``: what each launch in a function comes to.
+    """``compiled(function, *arguments, architecture=90)``: compiles each kernel launch in a function.
 
-    The function stands at the top of its file, takes what JSON holds, and launches on the "meta" device; it
-    is called in a process without the interpreter (see compiled.py).
+    The function must be at the top level of its file, take arguments that JSON can encode, and launch on the
+    "meta" device. It is called in a process without Triton's interpreter (see compiled.py).
     """
     pytest.importorskip("triton", reason="there is no Triton on this platform")
 

@@ -1,4 +1,4 @@
-"""What a batch tells the host about itself."""
+"""The fields of a batch that the host reads."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
         ([], 0, 0, 0),
     ],
 )
-def test_decodes_are_counted_in_front(
+def test_decodes_are_counted_at_the_start_of_the_batch(
     items: list[tuple[int, int]], decodes: int, context: int, query: int
 ) -> None:
     batch = RaggedBatch.build([(start, new, range(5)) for start, new in items], 16, CPU)

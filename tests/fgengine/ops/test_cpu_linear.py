@@ -1,4 +1,4 @@
-"""Packed linear layers against float32 arithmetic on the same inputs."""
+"""Packed linear layers, compared with float32 arithmetic on the same inputs."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ ROUNDING = {torch.bfloat16: 2.0**-8, torch.float32: 1e-5}
 
 
 def layer_of(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> tuple[Linear, Linear]:
-    """The same layer twice: packed, and in float32 as it is."""
+    """Return the same layer twice: packed in ``dtype``, and unpacked in float32."""
     torch.set_num_threads(2)
     torch.manual_seed(inputs + outputs)
     packed = Linear(inputs, outputs, bias, CPU, dtype)
@@ -25,12 +25,12 @@ def layer_of(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> tuple
         wide.data.copy_(value)
     packed.pack()
     assert packed.packed is not None
-    assert packed.weight.numel() == 0, "the plain weight is let go"
+    assert packed.weight.numel() == 0, "the plain weight is freed"
     return packed, plain
 
 
 def assert_near(got: Tensor, want: Tensor, inputs: int) -> None:
-    """Within the rounding of the result, and of sums whose terms cancel."""
+    """Allow for rounding of the result, and of sums whose terms cancel."""
     slack = 1e-6 * inputs
     torch.testing.assert_close(got.float(), want, rtol=ROUNDING[got.dtype], atol=slack)
 
@@ -38,14 +38,16 @@ def assert_near(got: Tensor, want: Tensor, inputs: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("inputs", "outputs"), [(576, 960), (64, 33), (63, 47), (7, 1), (2048, 80)])
-def test_packed_linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> None:
+def test_a_packed_layer_computes_the_same_result(
+    inputs: int, outputs: int, bias: bool, dtype: torch.dtype
+) -> None:
     packed, plain = layer_of(inputs, outputs, bias, dtype)
     for rows in (*range(1, 50), 96, 97, 205):
         x = torch.randn(rows, inputs).to(dtype)
         assert_near(packed(x), plain(x.float()), inputs)
 
 
-def test_rows_may_lie_apart_and_transposed() -> None:
+def test_rows_may_be_strided_or_transposed() -> None:
     packed, plain = layer_of(96, 64, True, torch.bfloat16)
     wide = torch.randn(10, 300).bfloat16()
     assert_near(packed(wide[:, 50:146]), plain(wide[:, 50:146].float()), 96)
@@ -54,7 +56,7 @@ def test_rows_may_lie_apart_and_transposed() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
-    """To the bit: what a request says must not depend on what it is batched with."""
+    """Bit for bit, because a request's output must not depend on its batch."""
     packed, _ = layer_of(576, 200, True, dtype)
     x = torch.randn(131, 576).to(dtype)
     alone = torch.cat([packed(row) for row in x.unsqueeze(1)])

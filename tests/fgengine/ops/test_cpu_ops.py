@@ -1,4 +1,4 @@
-"""The C kernels against plain torch: every head size and block size, unused memory poisoned."""
+"""The C kernels, compared with plain torch at many head and block sizes; unused memory holds NaN."""
 
 import random
 from pathlib import Path
@@ -35,7 +35,7 @@ def fast(dtype: torch.dtype) -> CpuOps:
 
 @pytest.fixture(scope="module")
 def plain_flags() -> CpuOps:
-    """The bfloat16 kernels as a processor without AVX512-BF16 gets them."""
+    """Operations with bfloat16 kernels compiled without AVX512-BF16."""
     without = ("-mno-avx512bf16",) if "avx512_bf16" in cpu_flags() else ()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "FLAGS", (*build.FLAGS, *without))
@@ -46,7 +46,7 @@ def plain_flags() -> CpuOps:
 
 
 def scattered_batch(items: list[tuple[int, int]], block_size: int, num_blocks: int) -> RaggedBatch:
-    """(start, new tokens) of each request, on a random block table."""
+    """Build a batch from (start, new tokens) of each request, on random block tables."""
     free = random.Random(0).sample(range(num_blocks), num_blocks)
     tables = [[free.pop() for _ in range(-(-(start + new) // block_size))] for start, new in items]
     laid = [(start, new, table) for (start, new), table in zip(items, tables, strict=True)]
@@ -54,7 +54,7 @@ def scattered_batch(items: list[tuple[int, int]], block_size: int, num_blocks: i
 
 
 def used_pool(batch: RaggedBatch, kv: torch.Tensor, block_size: int) -> torch.Tensor:
-    """Random keys and values within every context, NaN elsewhere."""
+    """Return a pool with random keys and values within every context, NaN elsewhere."""
     filled = torch.full_like(kv, float("nan"))
     for row, context in enumerate(batch.contexts):
         at = torch.arange(context)
@@ -92,7 +92,7 @@ def test_attention_without_avx512_bf16(plain_flags: CpuOps) -> None:
 
 
 def test_a_token_attends_alike_alone_and_in_a_prefill(fast: CpuOps, dtype: torch.dtype) -> None:
-    """To the bit: recomputing a request after a preemption must not change what it says."""
+    """Bit for bit, because recomputing a request after a preemption must not change its output."""
     prefill = scattered_batch([(0, 75)], 16, 10)
     kv = used_pool(prefill, torch.empty(10, 2, 3, 16, 64, dtype=dtype), 16)
     q = torch.randn(75, 9, 64).to(dtype)
@@ -102,7 +102,7 @@ def test_a_token_attends_alike_alone_and_in_a_prefill(fast: CpuOps, dtype: torch
         assert torch.equal(fast.attention(q[t : t + 1], kv, alone)[0], together[t])
 
 
-def test_attention_of_scores_far_apart(fast: CpuOps, dtype: torch.dtype) -> None:
+def test_attention_with_very_different_scores(fast: CpuOps, dtype: torch.dtype) -> None:
     batch = scattered_batch([(200, 1), (0, 50)], 16, 30)
     kv = used_pool(batch, torch.empty(30, 2, 1, 16, 64, dtype=dtype), 16)
     q = torch.randn(51, 2, 64).to(dtype) * 60
@@ -159,37 +159,37 @@ def test_a_failing_compiler_is_reported(
     assert list(tmp_path.rglob("*.so")) == []
 
 
-@pytest.mark.parametrize("damage", ["cut off", "emptied", "hash gone"])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "hash missing"])
 def test_damaged_kernels_are_compiled_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
 ) -> None:
-    """Opening half a library would end the process, at every start."""
+    """To load half of a library would crash the process at every start."""
     monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path))
     assert build.kernels.__wrapped__(False) is not None
     (path,) = tmp_path.rglob("*.so")
-    whole, inode = path.read_bytes(), path.stat().st_ino
-    if damage == "hash gone":
+    content, inode = path.read_bytes(), path.stat().st_ino
+    if damage == "hash missing":
         path.with_name(f"{path.name}.sha256").unlink()
     else:
-        # A new file, since the old one is open as code.
+        # Write a new file, because this process has mapped the old one.
         path.unlink()
-        path.write_bytes(whole[: 0 if damage == "emptied" else len(whole) // 2])
+        path.write_bytes(content[: 0 if damage == "emptied" else len(content) // 2])
     assert build.kernels.__wrapped__(False) is not None
-    assert path.read_bytes() == whole
-    assert damage != "hash gone" or path.stat().st_ino != inode
+    assert path.read_bytes() == content
+    assert damage != "hash missing" or path.stat().st_ino != inode
     assert is_whole(path)
 
 
-def test_kernels_that_cannot_be_kept_are_compiled_all_the_same(
+def test_kernels_are_compiled_even_if_they_cannot_be_cached(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """As in a container whose cache is read-only. For root nothing is: a file is in the folder's place."""
+    """As with a read-only cache. Root may write everywhere, so a file is put in place of the folder."""
     (tmp_path / "cache").write_text("in the way")
     monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))
     library = build.kernels.__wrapped__(False)
     assert library is not None
     assert library.lanes() > 0
-    assert "cannot be kept" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
 def test_a_block_table_that_is_too_short_is_refused() -> None:

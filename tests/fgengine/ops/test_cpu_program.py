@@ -1,4 +1,4 @@
-"""A step as one program against the same operations one by one: the same bits."""
+"""A step as one program gives bit for bit the same result as its operations one by one."""
 
 import random
 from dataclasses import replace
@@ -22,7 +22,7 @@ SHAPES = {
         "llama", 97, 64, 96, 2, 4, 4, 32, 512, tied_embeddings=False, qkv_bias=True
     ),
     "opt": ModelShape("opt", 96, 64, 128, 3, 2, 2, 32, 512, tied_embeddings=True),
-    "opt, norms behind, projected": ModelShape(
+    "opt, post-norm, projected": ModelShape(
         "opt", 96, 64, 128, 2, 2, 2, 32, 512, tied_embeddings=True, pre_norm=False, embed_dim=32
     ),
 }
@@ -47,7 +47,7 @@ def runner_of(shape: ModelShape, dtype: str) -> TorchRunner:
 
 
 def plan_of(sizes: list[tuple[int, int]], vocab: int = 96) -> StepPlan:
-    """A request for each (start, new tokens), each with blocks of its own."""
+    """Plan a step with one request for each (start, new tokens), each with its own blocks."""
     draw = random.Random(0)
     items, first = [], 0
     for index, (start, new) in enumerate(sizes):
@@ -61,7 +61,7 @@ def plan_of(sizes: list[tuple[int, int]], vocab: int = 96) -> StepPlan:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_program_computes_what_its_operations_do(name: str, dtype: str) -> None:
+def test_a_program_computes_the_same_as_its_operations(name: str, dtype: str) -> None:
     runner = runner_of(SHAPES[name], dtype)
     program, before = runner.program, runner.pool.clone()
     assert program is not None
@@ -74,21 +74,21 @@ def test_a_program_computes_what_its_operations_do(name: str, dtype: str) -> Non
         assert torch.equal(runner.pool, stored)
 
 
-def test_an_engine_s_step_is_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the model's operations one by one, and with as many threads as the machine allows then."""
+def test_the_engine_runs_its_steps_as_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not run the operations one by one, and it adapts the number of threads before each step."""
     runner = runner_of(LLAMA, "float32")
     plan = plan_of(STEPS["a mixture"])
     want = runner.logits(plan).max(-1).indices.tolist()
-    looks: list[None] = []
+    adapted: list[None] = []
     assert runner._threads is not None
-    monkeypatch.setattr(runner._threads, "adapt", lambda: looks.append(None))
+    monkeypatch.setattr(runner._threads, "adapt", lambda: adapted.append(None))
     monkeypatch.setattr(runner.model, "forward", lambda *arguments: pytest.fail("one by one"))
     assert list(runner.execute(plan).tokens.values()) == [want[int(item)] for item in ("0", "1", "2", "3")]
-    assert len(looks) == 1
+    assert len(adapted) == 1
 
 
 def test_more_threads_than_cores_compute_the_same() -> None:
-    """Threads that are late find the work done by others; none is done twice, and none is left out."""
+    """If threads are late, others do their work. No work is done twice, and none is left out."""
     runner = runner_of(LLAMA, "float32")
     plan = plan_of(STEPS["a mixture"])
     want = runner.logits(plan)
@@ -100,7 +100,7 @@ def test_more_threads_than_cores_compute_the_same() -> None:
         torch.set_num_threads(2)
 
 
-def test_another_pool_of_the_same_layout_will_do() -> None:
+def test_a_program_works_with_another_pool_of_the_same_layout() -> None:
     runner = runner_of(LLAMA, "float32")
     plan = plan_of(STEPS["decodes"])
     want = runner.logits(plan)
@@ -110,16 +110,16 @@ def test_another_pool_of_the_same_layout_will_do() -> None:
         assert torch.equal(runner.logits(plan), want)
 
 
-def test_logits_stay_when_the_next_step_is_computed() -> None:
+def test_the_next_step_does_not_overwrite_logits() -> None:
     runner = runner_of(LLAMA, "float32")
     first = runner.logits(plan_of(STEPS["decodes"]))
-    kept = first.clone()
+    copy = first.clone()
     runner.logits(plan_of(STEPS["a mixture"]))
-    assert torch.equal(first, kept)
+    assert torch.equal(first, copy)
 
 
 def test_memory_is_shared_by_layers() -> None:
-    """A program's memory does not grow with its layers, and holds no logits of a prompt's tokens."""
+    """A program's memory does not grow with the number of layers, and it holds no logits."""
     few, many = (runner_of(replace(LLAMA, num_layers=layers), "float32") for layers in (2, 12))
     sizes = []
     for runner in (few, many):
@@ -131,8 +131,8 @@ def test_memory_is_shared_by_layers() -> None:
     assert sizes[0] <= 150 * (widths + 6 * 32) * 4
 
 
-def test_what_our_kernels_do_not_compute_is_no_program() -> None:
-    """A head size that no vector divides, and operations of plain torch."""
+def test_no_program_is_recorded_for_unsupported_operations() -> None:
+    """Unsupported are a head size that is no multiple of a vector, and operations of plain torch."""
     odd = runner_of(replace(LLAMA, hidden_size=60, num_heads=5, num_kv_heads=5, head_dim=12), "float32")
     assert odd.program is None
     assert odd.logits(plan_of(STEPS["a mixture"])).isfinite().all()
@@ -141,7 +141,7 @@ def test_what_our_kernels_do_not_compute_is_no_program() -> None:
     assert record(plain.model, plain.pool) is None
 
 
-def test_a_model_is_as_it_was_after_recording() -> None:
+def test_recording_does_not_change_the_model() -> None:
     runner = runner_of(LLAMA, "float32")
     ops = runner.model.ops
     assert record(runner.model, runner.pool) is not None

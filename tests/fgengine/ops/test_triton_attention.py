@@ -1,4 +1,4 @@
-"""The attention kernels against plain torch: on a GPU where there is one, else in Triton's interpreter."""
+"""The attention kernels, compared with plain torch: on a GPU if there is one, else in the interpreter."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Items = Sequence[tuple[int, int]]
 
 @pytest.fixture(autouse=True)
 def never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TritonOps is TorchOps where its kernels do not fit: these tests must not compare torch with torch."""
+    """Make TritonOps use its kernels always, so that these tests never compare torch with torch."""
     monkeypatch.setattr("fgengine.ops.triton.ops.fits", lambda q, kv: True)
 
 
 def laid_out(items: Items, block_size: int, num_blocks: int, seed: int = 0) -> RaggedBatch:
-    """Every request on random blocks. None has block 0, which unused entries of a table name."""
+    """Put every request on random blocks, but not on block 0, which unused entries of a table contain."""
     free = random.Random(seed).sample(range(1, num_blocks), num_blocks - 1)
     tables = [[free.pop() for _ in range(-(-(start + new) // block_size))] for start, new in items]
     laid = [(start, new, table) for (start, new), table in zip(items, tables, strict=True)]
@@ -43,7 +43,7 @@ def laid_out(items: Items, block_size: int, num_blocks: int, seed: int = 0) -> R
 def filled_pool(
     batch: RaggedBatch, kv_heads: int, block_size: int, dim: int, num_blocks: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The second of three layers: random keys and values within every context, NaN everywhere else."""
+    """Return the second of three layers: random keys and values within every context, NaN elsewhere."""
     pool = torch.full((num_blocks, 3, 2, kv_heads, block_size, dim), torch.nan, dtype=dtype, device=DEVICE)
     kv = pool[:, 1]
     for row, context in enumerate(batch.context_lens.tolist()):
@@ -54,7 +54,7 @@ def filled_pool(
 
 
 def strided_queries(tokens: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
-    """As they stand in a fused qkv."""
+    """Return queries [tokens, heads, dim] as a view of a fused qkv tensor."""
     return torch.randn(tokens, heads + 2 * kv_heads, dim).to(DEVICE, dtype)[:, :heads]
 
 
@@ -67,6 +67,7 @@ def check(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> None:
+    """Compare the kernels' attention with TorchOps' in float32 for one batch."""
     torch.manual_seed(seed)
     num_blocks = 1 + sum(-(-(start + new) // block_size) for start, new in items)
     batch = laid_out(items, block_size, num_blocks, seed)
@@ -80,7 +81,7 @@ def check(
 
 
 MIX: Items = [(0, 1), (16, 1), (129, 1), (0, 37), (130, 1), (15, 2), (40, 45)]
-"""Decodes in front, then prefills, pieces of prompts, and a decode among them."""
+"""Decodes first, then prefills and chunks of prompts, with a decode among them."""
 
 
 @pytest.mark.parametrize(("block_size", "dtype"), [(16, torch.float32), (32, torch.float16)])
@@ -88,7 +89,9 @@ MIX: Items = [(0, 1), (16, 1), (129, 1), (0, 37), (130, 1), (15, 2), (40, 45)]
     ("heads", "kv_heads", "dim"),
     [(3, 1, 64), (6, 2, 64), (4, 1, 128), (8, 1, 80), (2, 2, 128), (2, 2, 80)],
 )
-def test_heads_and_sizes(heads: int, kv_heads: int, dim: int, block_size: int, dtype: torch.dtype) -> None:
+def test_attention_at_usual_head_sizes(
+    heads: int, kv_heads: int, dim: int, block_size: int, dtype: torch.dtype
+) -> None:
     check(MIX, heads, kv_heads, dim, block_size, dtype)
 
 
@@ -96,7 +99,9 @@ def test_heads_and_sizes(heads: int, kv_heads: int, dim: int, block_size: int, d
     ("heads", "kv_heads", "dim", "block_size"),
     [(2, 2, 16, 8), (6, 2, 20, 16), (4, 2, 32, 128), (20, 1, 64, 64), (2, 1, 256, 16), (3, 3, 8, 24)],
 )
-def test_sizes_of_small_and_odd_models(heads: int, kv_heads: int, dim: int, block_size: int) -> None:
+def test_attention_at_small_and_unusual_head_sizes(
+    heads: int, kv_heads: int, dim: int, block_size: int
+) -> None:
     check(MIX, heads, kv_heads, dim, block_size)
 
 
@@ -115,8 +120,8 @@ def test_prefills_at_the_edges_of_blocks_and_tiles(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("group", [1, 3])
-def test_pieces_of_prompts_at_the_edges(group: int, dtype: torch.dtype) -> None:
-    pieces = [
+def test_chunks_of_prompts_at_the_edges_of_blocks_and_tiles(group: int, dtype: torch.dtype) -> None:
+    chunks = [
         (1, 15),
         (14, 20),
         (15, 1),
@@ -128,11 +133,11 @@ def test_pieces_of_prompts_at_the_edges(group: int, dtype: torch.dtype) -> None:
         (128, 129),
         (129, 42),
     ]
-    check([(0, 2), *pieces], group, 1, 32, 16, dtype)
+    check([(0, 2), *chunks], group, 1, 32, 16, dtype)
 
 
 @pytest.mark.parametrize("sms", [1, 9, 1000])
-def test_contexts_cut_into_one_some_and_many_splits(monkeypatch: pytest.MonkeyPatch, sms: int) -> None:
+def test_contexts_with_one_some_and_many_splits(monkeypatch: pytest.MonkeyPatch, sms: int) -> None:
     monkeypatch.setattr(decode_attention, "gpu_of", lambda device: GPU(sms, 0))
     assert num_splits(6, 1400, sms) == {1: 1, 9: 6, 1000: 11}[sms]
     check([(1399, 1), (700, 1), (0, 1)], 4, 2, 64, 16)
@@ -140,7 +145,7 @@ def test_contexts_cut_into_one_some_and_many_splits(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_number_of_splits() -> None:
-    assert num_splits(8, 128, 132) == 1, "a context that is short stays whole"
+    assert num_splits(8, 128, 132) == 1, "a short context is not split"
     assert num_splits(8, 129, 132) == 2
     assert num_splits(1, 10**6, 132) == MAX_SPLITS
     assert num_splits(10**6, 10**6, 132) == 1, "enough programs without splitting"
@@ -150,7 +155,7 @@ def test_the_number_of_splits() -> None:
 
 
 def test_a_captured_batch_follows_the_lengths_on_the_device() -> None:
-    """A graph is captured with bounds for every context; padding has a context of 1 in a dummy block."""
+    """A graph is captured with upper bounds of the contexts. Padding has a context of 1 in a dummy block."""
     torch.manual_seed(0)
     real = [(300, 1), (20, 1), (1023, 1)]
     batch = laid_out([*real, (0, 1)], 16, 90)
@@ -165,8 +170,8 @@ def test_a_captured_batch_follows_the_lengths_on_the_device() -> None:
     )
 
 
-def test_scores_far_apart() -> None:
-    """No weight overflows, and what is 60 times larger than the rest takes it all."""
+def test_attention_with_very_different_scores() -> None:
+    """No weight overflows if scores are 60 times larger than usual."""
     torch.manual_seed(0)
     batch = laid_out([(200, 1), (0, 50)], 16, 20)
     kv = filled_pool(batch, 1, 16, 64, 20, torch.float16)
@@ -176,7 +181,7 @@ def test_scores_far_apart() -> None:
 
 
 def test_a_pool_of_more_than_two_to_the_31_elements() -> None:
-    """Its memory is only reserved: the one block in use is the last, and nothing else is touched."""
+    """The pool's memory is only reserved: only the last block is used."""
     torch.manual_seed(0)
     block_size, dim, layers = 16, 64, 16
     per_block = layers * 2 * block_size * dim
@@ -192,14 +197,14 @@ def test_a_pool_of_more_than_two_to_the_31_elements() -> None:
     torch.testing.assert_close(got, want, atol=3e-3, rtol=3e-3)
 
 
-def test_what_the_kernels_do_not_know_is_left_to_torch() -> None:
+def test_unsupported_sizes_and_strides_are_left_to_torch() -> None:
     kv = torch.empty(4, 3, 2, 2, 16, 64)[:, 1]
     fused = torch.empty(5, 8, 64)
     assert fits(fused[:, :4], kv)
-    assert not fits(fused.transpose(1, 2), kv), "rows that are not dense"
-    assert not fits(torch.empty(5, 4, 300), torch.empty(4, 2, 2, 16, 300)), "too long a head"
-    assert not fits(torch.empty(5, 130, 64), kv), "more query heads to a KV head than a tile holds"
-    assert not fits(fused[:, :4], kv.transpose(2, 3)), "a pool laid out otherwise"
+    assert not fits(fused.transpose(1, 2), kv), "rows are not dense"
+    assert not fits(torch.empty(5, 4, 300), torch.empty(4, 2, 2, 16, 300)), "the head is too long"
+    assert not fits(torch.empty(5, 130, 64), kv), "more query heads per KV head than a tile holds"
+    assert not fits(fused[:, :4], kv.transpose(2, 3)), "the pool has another layout"
 
 
 lengths = st.one_of(st.just(1), st.sampled_from([2, 15, 16, 17, 33, 64, 127, 129]), st.integers(1, 90))
@@ -221,7 +226,7 @@ items_in_any_order = st.lists(st.tuples(st.integers(0, 150), lengths), min_size=
     dtype=st.sampled_from([torch.float32, torch.float16]),
     seed=st.integers(0, 2**16),
 )
-def test_any_batch(
+def test_attention_of_any_batch(
     items: list[tuple[int, int]],
     group: int,
     kv_heads: int,

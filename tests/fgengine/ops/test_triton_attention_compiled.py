@@ -1,4 +1,4 @@
-"""The attention kernels as an H100 and an A100 would get them: they fit, and keep their sums in registers."""
+"""The attention kernels, compiled for an H100 and an A100: they fit and do not spill registers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fgengine.ops.triton import gpu
 from fgengine.ops.triton.ops import TritonOps
 
 SHARED = {90: 227 * 1024, 80: 163 * 1024}
-"""Bytes of shared memory that a program may have, by architecture."""
+"""Maximum bytes of shared memory per program, by architecture."""
 CONTEXT = 2048
 MODELS = {"opt-13b": (40, 40, 128, "float16"), "llama-3-8b": (32, 8, 128, "bfloat16")}
 OTHERS = {
@@ -22,9 +22,9 @@ OTHERS = {
 }
 
 
-# Decodes alone, few (split) and many (whole), and a prompt behind a decode.
+# Decodes alone: few (contexts are split) and many (not split); and a prompt after a decode.
 QUERY_LENS = ([1] * 4, [1] * 512, [1, 2048])
-# As many requests, decodes and blocks a request as make a number 1, or a multiple of 16, or neither.
+# Requests, decodes and blocks per request are 1, a multiple of 16, or neither: Triton specializes on these.
 UNLIKE = ([1], [1] * 3, [1] * 16, [1] * 100, [2], [1, 7, 40], [1] * 16 + [33])
 
 
@@ -37,7 +37,7 @@ def launch(
     shared: int,
     batches: list[list[int]],
 ) -> None:
-    """Attention for batches of these new tokens."""
+    """Compute attention for batches; each is the list of its requests' numbers of new tokens."""
     gpu.H100 = gpu.H100._replace(shared_memory=shared)
     kind = getattr(torch, dtype)
     kv = torch.empty(64, 3, 2, kv_heads, block_size, dim, dtype=kind, device="meta")[:, 1]
@@ -62,7 +62,7 @@ def launch(
     ("model", "block_size", "architecture"),
     [("opt-13b", 16, 90), ("llama-3-8b", 16, 90), ("llama-3-8b", 32, 90), ("opt-13b", 16, 80)],
 )
-def test_the_models_of_the_paper(
+def test_kernels_for_the_papers_models_fit_and_do_not_spill(
     compiled: Callable[..., list], model: str, block_size: int, architecture: int
 ) -> None:
     limit = SHARED[architecture]
@@ -74,20 +74,20 @@ def test_the_models_of_the_paper(
         assert made.spilt == 0, made
         assert made.registers * made.warps * 32 <= 65536, made
     decode = next(made for made in launches if made.kernel == "_decode")
-    # Three programs fill an SM with loads in flight; the system takes 1 KiB a program.
+    # Three programs must fit an SM, to have enough loads in flight; CUDA itself uses 1 KiB per program.
     assert 3 * (decode.shared + 1024) <= limit + 1024 or architecture == 80
     assert 3 * decode.registers * decode.warps * 32 <= 65536
 
 
 @pytest.mark.parametrize("model", OTHERS)
-def test_other_sizes(compiled: Callable[..., list], model: str) -> None:
+def test_kernels_for_other_models_fit_and_do_not_spill(compiled: Callable[..., list], model: str) -> None:
     for made in compiled(launch, *OTHERS[model], 16, SHARED[90], QUERY_LENS):
         assert made.shared <= SHARED[90], made
         assert made.spilt == 0, made
 
 
-def test_no_batch_is_compiled_for_of_its_own(compiled: Callable[..., list]) -> None:
-    """Else serving would stand still for a second whenever a batch had a size it had not had."""
+def test_no_batch_size_needs_its_own_compilation(compiled: Callable[..., list]) -> None:
+    """Otherwise serving would pause for a second at each new batch size."""
     launches = compiled(launch, *MODELS["llama-3-8b"], 16, SHARED[90], UNLIKE)
     assert len(launches) > 10
     keys = {

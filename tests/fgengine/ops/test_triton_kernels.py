@@ -1,4 +1,4 @@
-"""Triton's kernels against plain torch: in the interpreter, or on a GPU if there is one."""
+"""The other Triton kernels, compared with plain torch: on a GPU if there is one, else in the interpreter."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def assert_near(got: Tensor, want: Tensor) -> None:
 
 
 def assert_same(got: Tensor, want: Tensor) -> None:
-    """To the bit, but for the interpreter, which cuts a bfloat16 off instead of rounding it."""
+    """Compare bit for bit, except for bfloat16 in the interpreter, which truncates instead of rounding."""
     if want.dtype is torch.bfloat16 and DEVICE.type == "cpu":
         assert_near(got, want)
     else:
@@ -46,7 +46,7 @@ def random(*sizes: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
 @pytest.mark.parametrize("rows", [0, 1, 3])
 @pytest.mark.parametrize("size", [20, 576, 768, 4096, 5120])
 def test_norms(dtype: torch.dtype, size: int, rows: int) -> None:
-    x = random(rows, size + 7, dtype=dtype)[:, :size]  # rows may lie apart
+    x = random(rows, size + 7, dtype=dtype)[:, :size]  # rows may be strided
     residual = random(rows, size, dtype=dtype, scale=3.0) + 1
     weight, bias = random(size, dtype=dtype), random(size, dtype=dtype)
     assert_near(FAST.rms_norm(x, weight, 1e-5), PLAIN.rms_norm(x, weight, 1e-5))
@@ -61,7 +61,7 @@ def test_norms(dtype: torch.dtype, size: int, rows: int) -> None:
 
 
 def test_norms_of_large_values_in_float16() -> None:
-    """Their squares are beyond float16, and so is a sum over a row: statistics are in float32."""
+    """Squares and sums over a row exceed float16, so statistics must be in float32."""
     torch.manual_seed(0)
     x = random(2, 5120, dtype=torch.float16, scale=2000.0) + 5000
     weight, bias = random(5120, dtype=torch.float16), random(5120, dtype=torch.float16)
@@ -80,12 +80,12 @@ def test_activations(dtype: torch.dtype, size: int, rows: int) -> None:
     linear.bias.data.copy_(random(size, dtype=dtype))
     x = random(rows, 48, dtype=dtype, scale=0.3)
     if rows:
-        x[-1] = POISON  # which must show, not turn into 0
+        x[-1] = POISON  # NaN must appear in the result, not become 0
     assert_near(FAST.linear_relu(linear, x), PLAIN.linear_relu(linear, x))
 
 
 def scattered(items: list[tuple[int, int]], block_size: int) -> tuple[RaggedBatch, int]:
-    """(start, new tokens) of each request, on shuffled blocks; and how many blocks there are."""
+    """Build a batch from (start, new tokens) of each request; also return the number of blocks."""
     counts = [-(-(start + new) // block_size) for start, new in items]
     blocks = iter(torch.randperm(sum(counts) + 3).tolist())
     laid = [(*item, [next(blocks) for _ in range(count)]) for item, count in zip(items, counts, strict=True)]
@@ -117,7 +117,7 @@ def test_write_kv(
 
 
 def test_write_kv_of_one_token_and_of_a_padded_batch(dtype: torch.dtype) -> None:
-    """A captured step is padded with rows that all write to one slot nobody reads."""
+    """A captured step has padding rows, which all write to one slot that is never read."""
     batch, num_blocks = scattered([(17, 1), *[(0, 1)] * 3], 16)
     batch.slots[1:] = num_blocks * 16
     qkv, rope = random(4, 4 * 64, dtype=dtype), torch.randn(20, 64, device=DEVICE)

@@ -1,4 +1,4 @@
-"""The kernels beside attention as an H100 would get them: no register spills, at every size of the models."""
+"""The kernels other than attention, compiled for an H100: no register spills at the models' sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODELS = {
 
 
 def launch(hidden: int, heads: int, kv_heads: int, dim: int, inner: int, vocab: int, dtype: str) -> None:
-    """Every operation once, on 16 rows."""
+    """Run every operation once, on 16 rows."""
     ops, meta, plain = TritonOps(), torch.device("meta"), getattr(torch, dtype)
 
     def made(*sizes: int, kind: torch.dtype = plain) -> torch.Tensor:
@@ -50,4 +50,4 @@ def test_nothing_spills(compiled: Callable[..., list], model: str) -> None:
     for made in launches:
         assert made.spilt == 0, made
         assert made.registers * made.warps * 32 <= 65536, made
-        assert made.shared <= 1024, made  # what warps tell each other of a sum, and no tile changes hands
+        assert made.shared <= 1024, made  # warps only exchange partial sums, no tiles

@@ -1,4 +1,4 @@
-"""The sampling kernel chooses the torch sampler's tokens: in the interpreter, or on a GPU if there is one."""
+"""The sampling kernel takes the same tokens as the torch sampler: on a GPU, else in the interpreter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def asked(*rows: tuple[float, float, float, float]) -> Tensor:
-    """Temperature, top-k, top-p and draw of each row."""
+    """Make the ``rows`` argument from (temperature, top-k, top-p, draw) of each row."""
     return torch.tensor(rows, dtype=torch.float64, device=DEVICE)
 
 
@@ -28,7 +28,7 @@ def chosen(logits: Tensor, rows: Tensor) -> list[int]:
 
 
 def random_rows(count: int, vocab: int) -> Tensor:
-    """Every kind of request: greedy, whole, cut by one or both, and cuts of every size."""
+    """Make rows of every kind: greedy, without cuts, and with cuts of every size by top-k, top-p or both."""
     kind = torch.arange(count) % 6
     temperature = torch.where(kind == 0, 0.0, 0.05 + 2.5 * torch.rand(count))
     top_k = torch.where((kind == 2) | (kind == 4), (vocab ** torch.rand(count)).ceil(), 0.0)
@@ -39,7 +39,7 @@ def random_rows(count: int, vocab: int) -> Tensor:
 
 
 def assert_alike(logits: Tensor, rows: Tensor) -> None:
-    """The same tokens; but where rounding decides, those at draws a little to either side."""
+    """Check for the same tokens. Rounding may decide once: then allow tokens of slightly different draws."""
     got = TritonOps().sample(logits, rows)
     want = TorchOps().sample(logits, rows)
     off = (got != want).nonzero().squeeze(1)
@@ -53,7 +53,7 @@ def assert_alike(logits: Tensor, rows: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("vocab", "count"), [(1, 6), (5, 12), (700, 18), (20_000, 6)])
-def test_the_torch_samplers_tokens(vocab: int, count: int, dtype: torch.dtype) -> None:
+def test_tokens_equal_the_torch_samplers(vocab: int, count: int, dtype: torch.dtype) -> None:
     torch.manual_seed(vocab)
     logits = (torch.randn(count, vocab) * torch.rand(count, 1) * 8).to(dtype).to(DEVICE)
     assert_alike(logits, random_rows(count, vocab))
@@ -62,8 +62,8 @@ def test_the_torch_samplers_tokens(vocab: int, count: int, dtype: torch.dtype) -
 @pytest.mark.parametrize(
     ("vocab", "dtype"), [(50272, torch.float16), (49152, torch.float32), (128256, torch.bfloat16)]
 )
-def test_real_vocabularies(vocab: int, dtype: torch.dtype) -> None:
-    """bfloat16 has few values: hundreds of logits are equal to any threshold."""
+def test_tokens_equal_the_torch_samplers_at_real_vocabulary_sizes(vocab: int, dtype: torch.dtype) -> None:
+    """bfloat16 has few values, so hundreds of logits are equal to any threshold."""
     torch.manual_seed(vocab)
     logits = (torch.randn(5, vocab) * 3).to(dtype).to(DEVICE)
     rows = asked(
@@ -78,7 +78,7 @@ def test_real_vocabularies(vocab: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equal_logits_rank_by_their_place(dtype: torch.dtype) -> None:
-    """Few values, many ties; and 0 equals -0, though their bits do not."""
+    """Few values make many ties. 0 equals -0, although their bits differ."""
     torch.manual_seed(1)
     logits = torch.randint(-2, 3, (18, 700), device=DEVICE).to(dtype)
     logits[::2] = logits[::2] * 0.0  # zeros of either sign
@@ -93,7 +93,7 @@ def test_equal_logits_rank_by_their_place(dtype: torch.dtype) -> None:
 
 
 def test_each_token_has_its_share_of_the_draws() -> None:
-    """Draws evenly spread fall on each token as often as its probability says."""
+    """Evenly spaced draws give each token as often as its probability requires."""
     weights = torch.tensor([0.25, 0.15, 0.06, 0.48, 0.06], device=DEVICE)
     cases = [
         ((0, 1.0), [0.25, 0.15, 0.06, 0.48, 0.06]),
@@ -111,15 +111,15 @@ def test_each_token_has_its_share_of_the_draws() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_ends_of_the_range(dtype: torch.dtype) -> None:
+def test_extreme_temperatures_draws_and_logits(dtype: torch.dtype) -> None:
     inf = float("inf")
     logits = torch.tensor([[0.0, 3.0, -inf, 3.0, -inf]], dtype=dtype, device=DEVICE).expand(6, -1)
     almost = 1 - 2.0**-53
     rows = asked(
-        (1e-300, 0, 1.0, 0.0),  # colder than any: one of the largest
+        (1e-300, 0, 1.0, 0.0),  # below the coldest temperature: takes one of the largest
         (1e-300, 0, 1.0, almost),
         (1.0, 0, 1.0, 0.0),
-        (10.0, 4, 1.0, almost),  # among the four largest is one without mass
+        (10.0, 4, 1.0, almost),  # one of the four largest has no mass
         (1.0, 0, almost, almost),
         (1.0, 4, almost, almost),
     )
@@ -127,8 +127,8 @@ def test_the_ends_of_the_range(dtype: torch.dtype) -> None:
     assert chosen(logits, rows) == TorchOps().sample(logits, rows).tolist()
 
 
-def test_what_lies_behind_the_first_tile() -> None:
-    """More than a tile of logits are kept, and the last tile, where the draw may round to, has no mass."""
+def test_tokens_beyond_the_first_tile_are_found() -> None:
+    """More logits than a tile remain. The last tile, to which the draw may round, has no mass."""
     torch.manual_seed(3)
     logits = torch.randn(6, 20_000, device=DEVICE).half()
     logits[:3, :8192] += 8
@@ -140,7 +140,7 @@ def test_what_lies_behind_the_first_tile() -> None:
     assert max(chosen(logits, rows)[3:]) < 16384
 
 
-def test_a_token_is_in_the_vocabulary_whatever_the_logits_are() -> None:
+def test_a_token_is_in_the_vocabulary_for_any_logits() -> None:
     nothing = torch.full((4, 700), float("nan"), device=DEVICE)
     nothing[1::2] = -float("inf")
     rows = asked((0.0, 0, 1.0, 0.5), (0.0, 0, 1.0, 0.5), (1.0, 5, 0.9, 0.5), (1.0, 5, 0.9, 0.5))
@@ -154,14 +154,14 @@ def test_a_token_does_not_depend_on_the_batch() -> None:
     assert together == [chosen(logits[n : n + 1], rows[n : n + 1])[0] for n in range(12)]
 
 
-def test_logits_may_stand_in_wider_rows() -> None:
+def test_logits_may_be_part_of_wider_rows() -> None:
     torch.manual_seed(0)
     wide, rows = torch.randn(6, 900, device=DEVICE).half(), random_rows(6, 700)
     wide[:, 700:] = float("nan")
     assert chosen(wide[:, :700], rows) == chosen(wide[:, :700].contiguous(), rows)
 
 
-def test_nobody() -> None:
+def test_an_empty_batch_has_no_tokens() -> None:
     assert (
         chosen(torch.empty(0, 50, device=DEVICE), torch.empty(0, 4, dtype=torch.float64, device=DEVICE)) == []
     )

@@ -1,4 +1,4 @@
-"""A server around the fake engine: in one process for most tests, with its real worker process for some."""
+"""Servers for tests: with the fake engine in a thread, or with a real engine in its own process."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def fake() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> Tokenizer:
-    """One token a byte, ids 0 to 255 in byte order: any cut through a character is a cut between tokens."""
+    """A tokenizer with one token per byte, ids 0 to 255 in byte order. So tokens can split characters."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     order = sorted(alphabet, key=_byte_of)
     tokenizer = Tokenizer(BPE(vocab={char: i for i, char in enumerate(order)}, merges=[]))
@@ -79,10 +79,12 @@ def codec(byte_tokenizer: Tokenizer, tmp_path: Path) -> TextCodec:
 
 @dataclass
 class Served:
+    """A running server."""
+
     url: str
     session: aiohttp.ClientSession
     engine: Any
-    """The fake engine; stepped by another thread."""
+    """The fake engine; another thread runs its steps."""
     service: Service
 
     async def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -90,7 +92,7 @@ class Served:
             return response.status, await response.json()
 
     async def stream(self, path: str, body: dict[str, Any], end: bytes) -> list[bytes]:
-        """The messages of a streamed answer."""
+        """Return the messages of a streamed answer."""
         async with self.session.post(self.url + path, json={**body, "stream": True}) as response:
             assert response.status == 200, await response.text()
             raw = await response.read()
@@ -98,7 +100,7 @@ class Served:
         return raw.split(end)[:-1]
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for the engine's thread to come to it; the test's time limit ends a wait in vain."""
+        """Wait until the condition holds. The test's timeout ends the wait if it never does."""
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -134,12 +136,12 @@ async def served(fake: ModuleType, codec: TextCodec) -> AsyncIterator[Served]:
 
 
 Serving = Callable[..., AbstractAsyncContextManager[tuple[str, aiohttp.ClientSession]]]
-"""(middlewares of the HTTP server, settings of the engine) -> its URL and a session."""
+"""A function of (middlewares of the HTTP server, settings of the engine) that gives its URL and a session."""
 
 
 @pytest.fixture
 def serving(tiny_model: Path, codec: TextCodec) -> Serving:
-    """A server of the tiny model, with the engine in a process of its own, as `fgbench serve` starts it."""
+    """Start servers of the tiny model with the engine in its own process, as `fgbench serve` does."""
 
     @asynccontextmanager
     async def serve(*middlewares: Any, **settings: Any) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:

@@ -1,4 +1,4 @@
-"""An engine that says what it is told: for the server's tests, in a thread or as a process of its own."""
+"""A fake engine that repeats the prompt: for the server's tests, in a thread or as a separate process."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from fgengine.request import Request, SamplingParams
 VOCAB_SIZE = 261
 MAX_MODEL_LEN = 4096
 BREAK, CRASH, EOS, WAIT, KILL = 256, 257, 258, 259, 260
-"""Prompt tokens that break the engine in its first step, end its process, end the answer after the
-prompt has been repeated once, stop time until the request is aborted, and kill the process."""
+"""Special prompt tokens. BREAK raises an error in the request's first step. CRASH exits the process. EOS ends
+the answer after one repetition of the prompt. WAIT stops after one token until the request is aborted. KILL
+kills the process."""
 
 
 class FakeEngine:
-    """Answers with the prompt's own tokens, over and over."""
+    """An engine whose answers repeat the prompt's tokens."""
 
     model_name = "fake"
     vocab_size = VOCAB_SIZE
@@ -30,14 +31,14 @@ class FakeEngine:
         self.step_seconds = step_seconds
         self.requests: dict[str, Request] = {}
         self.users: list[str] = []
-        """Of every request, in order."""
+        """The user of every request, in order of arrival."""
         self.aborted: list[str] = []
         self.closed = False
         self.refuse: Exception | None = None
-        """What ``add`` raises."""
+        """The exception that ``add`` raises."""
         self.retry_after: float | None = None
         self.expired: list[Any] = []
-        """(request, why) of those to drop before the next step."""
+        """(request, exception) of each request to drop before the next step."""
 
     @property
     def has_work(self) -> bool:

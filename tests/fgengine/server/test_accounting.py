@@ -1,5 +1,7 @@
-"""A request's account against the server's own clock, with a real engine's process: a prompt takes it
-some 10 ms, and most requests come in the middle of one."""
+"""A request's accounting, compared with the server's clock, with a real engine in its own process.
+
+A prompt takes about 10 ms, and most requests arrive while another one's prompt is computed.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,17 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Served:
+    """A server that measures the JCT of each request."""
+
     def __init__(self, url: str, session: aiohttp.ClientSession, seconds: dict[str, float]) -> None:
         self.url, self.session = url, session
         self.seconds = seconds
-        """JCT at the server by the request's mark."""
+        """JCT at the server in seconds, by the request's X-Mark header."""
 
     async def account(
         self, path: str, number: int, stream: bool, output: int
     ) -> tuple[float, dict[str, float]]:
-        """The server-side JCT, and what the answer says of it."""
+        """Send a request; return its JCT at the server and the accounting in its answer."""
         mark = f"{path} {number} {stream}"
         body = {"prompt": [5 + number] * 1000, "max_tokens": output, "ignore_eos": True, "stream": stream}
         if "chat" in path:
@@ -42,7 +46,7 @@ class Served:
 
 @pytest.fixture
 async def served(serving: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
-    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))  # the profile made here is nobody else's
+    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))  # no other test uses the profile made here
     seconds: dict[str, float] = {}
 
     @web.middleware
@@ -59,10 +63,10 @@ async def served(serving: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def one_round(served: Served) -> list[tuple[float, dict[str, float]]]:
-    """Twelve requests, one every 11 ms, each shorter than those before: under srpt these are swapped out.
+    """Send twelve requests, one every 11 ms, each shorter than those before: srpt offloads the earlier ones.
 
-    The pool holds three. The first three answer for longer than all the others take to arrive, however fast
-    the machine, so it is full when they come.
+    The pool holds three requests. On any machine, the first three generate for longer than the others take to
+    arrive, so the pool is full when they arrive.
     """
     paths = ["/v1/completions", "/v1/chat/completions", "/generate"]
     jobs = []
@@ -75,8 +79,12 @@ async def one_round(served: Served) -> list[tuple[float, dict[str, float]]]:
 
 
 async def test_the_phases_sum_to_the_time_at_the_server(served: Served) -> None:
-    """Within 1 %, or 2 ms of a short one. Another program may take the processor while a last piece is on
-    its way from the engine's process, so one round of five must do; the sum is never more than the time."""
+    """The sum is never above the JCT, and below it by less than 1 %, or by less than 2 ms for a short
+    request.
+
+    Another program may use the processor while the last piece travels from the engine's process. So the lower
+    limit must hold in only one round of five.
+    """
     rounds = []
     for _ in range(5):
         answers = await one_round(served)

@@ -1,4 +1,4 @@
-"""The server as a process with the engine's process under it: start, signals, breakdowns, no orphans."""
+"""The server's process and its engine's process: start, signals, failures, and no orphaned processes."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ sys.exit(run(config, lambda: Path(folder), host="127.0.0.1", port=int(port), rep
 
 
 class Server:
+    """A server's process with a fake engine's process."""
+
     def __init__(self, folder: Path, fake: Path, *, model: str = "fake", slow: float = 10.0) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
@@ -98,7 +100,7 @@ def _stream(server: Server, body: dict[str, Any]) -> http.client.HTTPResponse:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_signal_ends_open_streams_and_both_processes(server: Server, number: int, code: int) -> None:
+def test_a_signal_ends_open_streams_and_both_processes(server: Server, number: int, code: int) -> None:
     response = _stream(server, {"prompt": [97, 259], "max_tokens": 4000})
     assert response.readline().startswith(b"data: ")
     server.process.send_signal(number)
@@ -108,14 +110,14 @@ def test_signal_ends_open_streams_and_both_processes(server: Server, number: int
     assert "Traceback" not in server.log.read_text()
 
 
-def test_ctrl_c_in_a_terminal_reaches_both_and_the_server_decides(server: Server) -> None:
+def test_ctrl_c_in_a_terminal_ends_both_processes_in_order(server: Server) -> None:
     for process in (server.process, *server.children):
         process.send_signal(signal.SIGINT)
     assert server.exit_code() == 130
     assert server.no_orphans()
 
 
-def test_second_signal_ends_a_stuck_server_at_once(folder: Path, fake_engine_file: Path) -> None:
+def test_a_second_signal_ends_a_stuck_server_at_once(folder: Path, fake_engine_file: Path) -> None:
     server = Server(folder, fake_engine_file, slow=600_000.0).ready()  # steps of a minute
     response = _stream(server, {"prompt": "a", "max_tokens": 2})
     server.process.send_signal(signal.SIGTERM)
@@ -127,7 +129,7 @@ def test_second_signal_ends_a_stuck_server_at_once(folder: Path, fake_engine_fil
     response.close()
 
 
-def test_stuck_step_does_not_keep_the_server(folder: Path, fake_engine_file: Path) -> None:
+def test_a_stuck_step_does_not_stop_the_server_from_ending(folder: Path, fake_engine_file: Path) -> None:
     server = Server(folder, fake_engine_file, slow=600_000.0).ready()
     response = _stream(server, {"prompt": "a", "max_tokens": 2})
     server.process.send_signal(signal.SIGINT)
@@ -136,62 +138,62 @@ def test_stuck_step_does_not_keep_the_server(folder: Path, fake_engine_file: Pat
     response.close()
 
 
-def test_killed_server_takes_the_engine_with_it(server: Server) -> None:
+def test_the_engine_ends_when_the_server_is_killed(server: Server) -> None:
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait()
     assert server.no_orphans()
 
 
 @pytest.mark.parametrize(
-    ("poison", "says"),
+    ("token", "message"),
     [
         (256, "the fake broke"),
         (257, "its process ended with exit status 9"),
         (260, "its process was killed (signal 9, SIGKILL); the kernel does this when memory runs out"),
     ],
 )
-def test_broken_engine_answers_and_ends_the_server(server: Server, poison: int, says: str) -> None:
-    status, answer = server.ask("POST", "/v1/completions", {"prompt": [poison]})
+def test_a_broken_engine_is_reported_and_ends_the_server(server: Server, token: int, message: str) -> None:
+    status, answer = server.ask("POST", "/v1/completions", {"prompt": [token]})
     assert status == 503
-    assert says in answer["error"]["message"]
+    assert message in answer["error"]["message"]
     status, health = server.ask("GET", "/health")
     assert (status, health["status"]) == (503, "broken")
-    assert says in health["message"]
+    assert message in health["message"]
     assert server.exit_code() == 1
     assert server.no_orphans()
 
 
-def test_how_a_process_ended_in_words() -> None:
+def test_an_exit_status_is_described_in_words() -> None:
     assert describe_exit(1) == "its process ended with exit status 1"
     assert describe_exit(-signal.SIGSEGV) == "its process was ended by signal 11, SIGSEGV"
     assert describe_exit(-40) == "its process was ended by signal 40"
 
 
-async def test_a_death_says_what_was_said_last() -> None:
-    """An exit status or signal alone says little."""
+async def test_the_message_about_a_dead_process_quotes_its_last_output() -> None:
+    """An exit status or signal alone explains little."""
     dying = "import os, sys; print('loading\\n\\nno room left', file=sys.stderr, flush=True); os.abort()"
     engine = EngineProcess(command=[sys.executable, "-c", dying])
     await engine.start(EngineConfig())
     await engine.settled.wait()
     assert engine.state == "broken"
-    assert engine.message.endswith("ended by signal 6, SIGABRT; it last said: loading / no room left")
+    assert engine.message.endswith("ended by signal 6, SIGABRT; its last output: loading / no room left")
     await engine.stop()
 
 
-def test_engine_that_cannot_start(folder: Path, fake_engine_file: Path) -> None:
+def test_an_engine_that_cannot_start_ends_the_server(folder: Path, fake_engine_file: Path) -> None:
     server = Server(folder, fake_engine_file, model="refused")
     assert server.exit_code(20.0) == 1
     assert "the engine could not start: there is no such model" in server.log.read_text()
     assert "Traceback" not in server.log.read_text()
 
 
-def test_tokenizer_that_is_not_there(tmp_path: Path, fake_engine_file: Path) -> None:
+def test_a_missing_tokenizer_ends_the_server(tmp_path: Path, fake_engine_file: Path) -> None:
     server = Server(tmp_path, fake_engine_file)
     assert server.exit_code(20.0) == 1
     assert "no tokenizer.json" in server.log.read_text()
 
 
-def test_port_in_use(folder: Path, fake_engine_file: Path, server: Server) -> None:
+def test_a_port_in_use_is_reported_in_one_line(folder: Path, fake_engine_file: Path, server: Server) -> None:
     second = subprocess.run(
         [sys.executable, "-c", SERVE, folder, str(server.port), fake_engine_file, "fake", "1"],
         capture_output=True,
@@ -204,7 +206,7 @@ def test_port_in_use(folder: Path, fake_engine_file: Path, server: Server) -> No
     assert "Traceback" not in second.stderr
 
 
-def test_host_that_does_not_exist() -> None:
-    said: list[str] = []
-    assert run(EngineConfig(), Path, host="300.1.1.1", port=0, report=said.append) == 1
-    assert said == ["cannot listen on 300.1.1.1:0: Name or service not known; give another --host or --port"]
+def test_an_unknown_host_is_reported() -> None:
+    lines: list[str] = []
+    assert run(EngineConfig(), Path, host="300.1.1.1", port=0, report=lines.append) == 1
+    assert lines == ["cannot listen on 300.1.1.1:0: Name or service not known; give another --host or --port"]

@@ -1,4 +1,4 @@
-"""A server with too much to do says so: 429 for a full queue, 503 after the queue's timeout."""
+"""A busy server answers 429 if the queue is full, and 503 after the queue's timeout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def ask(served: Any, path: str, **more: Any) -> tuple[int, Any, Any]:
 
 @routes
 @streamed
-async def test_a_full_queue_is_a_429_that_says_when_to_try_again(
+async def test_a_full_queue_answers_429_with_the_time_to_try_again(
     served: Any, path: str, stream: bool
 ) -> None:
     served.engine.refuse = QueueFull("the queue is full: 9 requests wait (max_queue)", 12.3)
@@ -51,18 +51,18 @@ async def test_a_full_queue_is_a_429_that_says_when_to_try_again(
 async def test_while_the_queue_is_full_requests_are_refused_before_they_are_read(
     served: Any, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of the last step; the engine is asked again once a step, or a request's end, says otherwise."""
+    """The server uses the queue's state after the last step, until a later step changes it."""
     served.engine.step_seconds = 0.01
     served.engine.retry_after = 3.0
     running = asyncio.create_task(ask(served, "/v1/completions", max_tokens=10_000 // 3, prompt=[1, 2, 3]))
     await served.until(lambda: any(r.num_generated > 1 for r in served.engine.requests.values()))
-    taken = len(served.engine.users)
-    monkeypatch.setattr(served.service.codec, "encode", None)  # whoever tokenizes fails
+    accepted = len(served.engine.users)
+    monkeypatch.setattr(served.service.codec, "encode", None)  # tokenizing would fail
     monkeypatch.setattr(served.service.codec, "encode_chat", None)
     for _ in range(20):
         status, headers, _ = await ask(served, path)
         assert (status, headers["Retry-After"]) == (429, "3")
-    assert len(served.engine.users) == taken
+    assert len(served.engine.users) == accepted
     monkeypatch.undo()
     served.engine.retry_after = None
     await asyncio.sleep(0.1)
@@ -71,8 +71,8 @@ async def test_while_the_queue_is_full_requests_are_refused_before_they_are_read
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_the_queue_is_not_full_for_ever_after_everybody_has_left(served: Any, fake: Any) -> None:
-    """No step says so then."""
+async def test_the_queue_is_not_full_after_all_clients_have_left(served: Any, fake: Any) -> None:
+    """No step reports this, because the engine has no work then."""
     served.engine.retry_after = 3.0
     waits = asyncio.create_task(ask(served, "/v1/completions", prompt=[fake.WAIT], max_tokens=9))
     await served.until(lambda: any(r.num_generated for r in served.engine.requests.values()))
@@ -87,7 +87,7 @@ async def test_the_queue_is_not_full_for_ever_after_everybody_has_left(served: A
 
 @routes
 @streamed
-async def test_a_request_that_waited_too_long_is_a_503_before_any_byte(
+async def test_a_request_that_waited_too_long_is_answered_503_and_not_streamed(
     served: Any, fake: Any, monkeypatch: pytest.MonkeyPatch, path: str, stream: bool
 ) -> None:
     monkeypatch.setattr(served.service.engine, "drops_waiting", True)
@@ -107,7 +107,7 @@ async def test_a_request_that_waited_too_long_is_a_503_before_any_byte(
 
 @pytest.fixture
 async def busy(serving: Any) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
-    """A real engine in its own process that computes one request at a time."""
+    """Start a real engine in its own process that computes one request at a time."""
     async with serving(
         policy="fcfs",
         max_batch_size=1,
@@ -119,7 +119,7 @@ async def busy(serving: Any) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]
         yield served
 
 
-async def test_a_real_engine_refuses_and_drops_and_is_well_afterwards(
+async def test_a_real_engine_refuses_and_drops_requests_and_then_serves_again(
     busy: tuple[str, aiohttp.ClientSession],
 ) -> None:
     url, session = busy

@@ -1,4 +1,4 @@
-"""POST /generate, as FastServe's and vLLM's old api_server answer it."""
+"""POST /generate, in the format of FastServe and vLLM's old api_server."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ ARTIFACT_BODY = {
     "max_tokens": 3,
     "ignore_eos": True,
 }
-"""What the artifact's client posts."""
+"""The body that the artifact's client posts."""
 
 
-async def test_stream_repeats_all_the_text_so_far(served: Any) -> None:
+async def test_a_stream_repeats_the_complete_text_so_far(served: Any) -> None:
     answers = [json.loads(m) for m in await served.stream("/generate", ARTIFACT_BODY, b"\0")]
     assert [answer["text"] for answer in answers] == [["aba"], ["abab"], ["ababa"]]
     assert [set(answer) for answer in answers] == [{"text"}, {"text"}, {"text", "usage", "fgengine"}]
     assert answers[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
 
 
-async def test_whole_answer(served: Any) -> None:
+async def test_an_answer_without_streaming(served: Any) -> None:
     status, answer = await served.post("/generate", ARTIFACT_BODY)
     assert (status, answer["text"]) == (200, ["ababa"])
     assert answer["fgengine"]["preemptions"] == 0
 
 
 @pytest.mark.parametrize("field", ["prompt", "prompt_token_ids"])
-async def test_token_ids(served: Any, field: str) -> None:
+async def test_a_prompt_may_be_token_ids(served: Any, field: str) -> None:
     body = {**ARTIFACT_BODY, "prompt": None, field: [104, 105]}
     _, answer = await served.post("/generate", body)
     assert answer["text"] == ["hihih"]
 
 
-async def test_characters_stay_whole(served: Any) -> None:
+async def test_characters_are_not_split(served: Any) -> None:
     answers = await served.stream("/generate", {"prompt": "é", "max_tokens": 3}, b"\0")
     assert [json.loads(m)["text"][0] for m in answers] == ["é", "éé", "éé\ufffd"]
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"n": 2}, "n is not supported"),
         ({"best_of": 2}, "best_of is not supported"),
@@ -56,7 +56,9 @@ async def test_characters_stay_whole(served: Any) -> None:
         ({"max_tokens": 10_000}, "more than 4096"),
     ],
 )
-async def test_refusals(served: Any, change: dict[str, Any], says: str) -> None:
+async def test_unsupported_and_invalid_bodies_answer_400(
+    served: Any, change: dict[str, Any], message: str
+) -> None:
     status, answer = await served.post("/generate", {**ARTIFACT_BODY, **change, "stream": True})
     assert status == 400
-    assert says in answer["error"]["message"]
+    assert message in answer["error"]["message"]

@@ -1,4 +1,4 @@
-"""Who leaves, what breaks, what is counted."""
+"""Clients that disconnect, engines that break, and the server's counters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONG = {"prompt": "abc", "max_tokens": 4000}
 
 
 class Backwards(FCFS):
-    """Its priority contradicts its order."""
+    """A wrong policy: its priorities contradict its order."""
 
     def priority(self, request: Request) -> Priority:
         return tuple(-number for number in super().priority(request))
@@ -37,7 +37,7 @@ async def _health(served: Any) -> tuple[int, dict[str, str]]:
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/generate"])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_client_that_leaves_aborts_its_request(served: Any, path: str, stream: bool) -> None:
+async def test_a_request_is_aborted_when_its_client_disconnects(served: Any, path: str, stream: bool) -> None:
     served.engine.step_seconds = 0.02
     async with aiohttp.ClientSession() as session:
 
@@ -57,7 +57,7 @@ async def test_client_that_leaves_aborts_its_request(served: Any, path: str, str
     assert stats["requests_finished"] == 0
 
 
-async def test_client_that_leaves_before_its_request_is_taken(served: Any) -> None:
+async def test_a_request_is_aborted_when_its_client_disconnects_before_it_is_accepted(served: Any) -> None:
     served.engine.step_seconds = 0.3
     first = asyncio.create_task(served.post("/v1/completions", {"prompt": "a", "max_tokens": 2}))
     await served.until(lambda: served.engine.has_work)
@@ -70,7 +70,7 @@ async def test_client_that_leaves_before_its_request_is_taken(served: Any) -> No
     assert served.engine.requests == {}
 
 
-async def test_client_that_leaves_does_not_disturb_others(served: Any) -> None:
+async def test_a_client_that_disconnects_does_not_disturb_others(served: Any) -> None:
     served.engine.step_seconds = 0.005
     stays = asyncio.create_task(served.post("/v1/completions", {"prompt": "xyz", "max_tokens": 30}))
     leaves = asyncio.create_task(served.post("/v1/completions", LONG))
@@ -79,7 +79,7 @@ async def test_client_that_leaves_does_not_disturb_others(served: Any) -> None:
     assert (await stays)[1]["choices"][0]["text"] == "xyz" * 10
 
 
-async def test_counters(served: Any) -> None:
+async def test_requests_are_counted_by_outcome(served: Any) -> None:
     await asyncio.gather(*(served.post("/v1/completions", {"prompt": "a"}) for _ in range(3)))
     await served.post("/v1/completions", {"prompt": "a", "n": 5})
     stats = await _stats(served)
@@ -95,14 +95,14 @@ async def test_counters(served: Any) -> None:
     }
 
 
-async def test_stats_carry_what_the_engine_says(served: Any) -> None:
-    """Through the channel between the processes, nested as it is."""
+async def test_stats_contain_the_engines_counters(served: Any) -> None:
+    """They pass the channel between the processes with their nesting."""
     stats = await _stats(served)
     assert stats["levels"] == [{"name": "Q1", "requests": 0, "quantum": 0.5}]
     assert stats["policy"] == "fake"
 
 
-async def test_a_policy_that_breaks_its_contract_is_named_to_everybody(served: Any, fake: Any) -> None:
+async def test_all_clients_get_the_name_of_a_policy_that_breaks_its_contract(served: Any, fake: Any) -> None:
     def broken(engine: Any) -> None:
         policy = Guarded(Backwards(PolicyContext(name="my_policies:Backwards")))
         for request in engine.requests.values():
@@ -113,17 +113,17 @@ async def test_a_policy_that_breaks_its_contract_is_named_to_everybody(served: A
     answers = [asyncio.create_task(_text(served, body)) for _ in range(2)]
     await served.until(lambda: len(served.engine.requests) == 2)
     served.engine.step = lambda: broken(served.engine)
-    says = "the policy 'my_policies:Backwards' cannot be used: its order gives request"
+    message = "the policy 'my_policies:Backwards' cannot be used: its order gives request"
     for answer in answers:
         status, text = await answer
         assert status == 503
-        assert says in json.loads(text)["error"]["message"]
+        assert message in json.loads(text)["error"]["message"]
     status, health = await _health(served)
     assert (status, health["status"]) == (503, "broken")
-    assert health["message"].startswith(says)
+    assert health["message"].startswith(message)
 
 
-async def test_broken_engine_answers_everybody_at_once(served: Any, fake: Any) -> None:
+async def test_all_clients_get_the_error_of_a_broken_engine_at_once(served: Any, fake: Any) -> None:
     def ask(stream: bool) -> asyncio.Task[Any]:
         prompt = [*b"abc", fake.WAIT]
         body = {"prompt": prompt, "max_tokens": 99, "stream": stream}
@@ -151,5 +151,5 @@ async def _text(served: Any, body: dict[str, Any]) -> tuple[int, str]:
         return response.status, await response.text()
 
 
-async def test_health_when_ready(served: Any) -> None:
+async def test_health_of_a_ready_server(served: Any) -> None:
     assert await _health(served) == (200, {"status": "ready", "message": "ready"})

@@ -20,7 +20,7 @@ def _chunks(messages: list[bytes]) -> list[dict[str, Any]]:
     return [json.loads(message[6:]) for message in messages[:-1]]
 
 
-async def test_completion_of_text(served: Any) -> None:
+async def test_a_completion_of_text(served: Any) -> None:
     status, answer = await served.post("/v1/completions", {"prompt": "abc", "max_tokens": 5})
     assert status == 200
     assert answer["object"] == "text_completion"
@@ -31,17 +31,17 @@ async def test_completion_of_text(served: Any) -> None:
 
 
 @pytest.mark.parametrize("prompt", [_ids("abc"), [_ids("abc")], ["abc"]])
-async def test_other_forms_of_one_prompt(served: Any, prompt: Any) -> None:
+async def test_a_prompt_may_be_token_ids_or_a_list_of_one(served: Any, prompt: Any) -> None:
     status, answer = await served.post("/v1/completions", {"prompt": prompt, "max_tokens": 3})
     assert (status, answer["choices"][0]["text"]) == (200, "abc")
 
 
-async def test_default_is_16_tokens(served: Any) -> None:
+async def test_the_default_length_is_16_tokens(served: Any) -> None:
     _, answer = await served.post("/v1/completions", {"prompt": "a"})
     assert answer["choices"][0]["text"] == "a" * 16
 
 
-async def test_stream_has_a_chunk_a_token_and_ends_with_the_account(served: Any) -> None:
+async def test_a_stream_has_a_chunk_per_token_and_ends_with_the_accounting(served: Any) -> None:
     chunks = _chunks(await served.stream("/v1/completions", {"prompt": "abc", "max_tokens": 4}, SSE))
     assert [chunk["choices"][0]["text"] for chunk in chunks] == ["a", "b", "c", "a"]
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, None, "length"]
@@ -49,7 +49,7 @@ async def test_stream_has_a_chunk_a_token_and_ends_with_the_account(served: Any)
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
-async def test_stream_with_usage(served: Any) -> None:
+async def test_a_stream_with_usage(served: Any) -> None:
     body = {"prompt": "abc", "max_tokens": 2, "stream_options": {"include_usage": True}}
     chunks = _chunks(await served.stream("/v1/completions", body, SSE))
     assert [len(chunk["choices"]) for chunk in chunks] == [1, 1, 0]
@@ -58,7 +58,7 @@ async def test_stream_with_usage(served: Any) -> None:
     assert "fgengine" not in chunks[-2]
 
 
-async def test_characters_are_whole_and_tokens_are_counted(served: Any) -> None:
+async def test_characters_are_not_split_and_all_tokens_are_counted(served: Any) -> None:
     text = "né 🦙!"
     body = {"prompt": text, "max_tokens": len(text.encode()), "stream_options": {"include_usage": True}}
     chunks = _chunks(await served.stream("/v1/completions", body, SSE))
@@ -67,22 +67,22 @@ async def test_characters_are_whole_and_tokens_are_counted(served: Any) -> None:
     assert chunks[-1]["usage"]["completion_tokens"] == len(text.encode())
 
 
-async def test_unfinished_character_shows_when_the_answer_ends(served: Any) -> None:
+async def test_an_unfinished_character_appears_at_the_end_of_the_answer(served: Any) -> None:
     _, answer = await served.post("/v1/completions", {"prompt": "aé", "max_tokens": 2})
     assert answer["choices"][0]["text"] == "a\ufffd"
 
 
-async def test_stop_string_across_tokens_cuts_the_text_and_frees_the_request(served: Any) -> None:
+async def test_a_stop_string_across_tokens_ends_the_text_and_the_request(served: Any) -> None:
     body = {"prompt": "one END two ", "max_tokens": 4000, "stop": ["END", "never"]}
     chunks = _chunks(await served.stream("/v1/completions", body, SSE))
     texts = [chunk["choices"][0]["text"] for chunk in chunks]
-    assert texts == ["o", "", "", "ne ", "", "", ""]  # "n" could have begun "never"
+    assert texts == ["o", "", "", "ne ", "", "", ""]  # "n" could be the start of "never"
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
     assert "fgengine" in chunks[-1]
     assert served.engine.requests == {}
 
 
-async def test_beginning_of_a_stop_string_is_not_lost(served: Any) -> None:
+async def test_the_beginning_of_a_stop_string_is_not_lost(served: Any) -> None:
     _, answer = await served.post("/v1/completions", {"prompt": "abc", "max_tokens": 3, "stop": "cx"})
     assert answer["choices"][0]["text"] == "abc"
 
@@ -95,7 +95,7 @@ async def test_eos_ends_the_answer_and_is_not_in_the_text(served: Any, fake: Any
     assert answer["usage"]["completion_tokens"] == 3
 
 
-async def test_stop_token_id(served: Any) -> None:
+async def test_a_stop_token_id_ends_the_answer(served: Any) -> None:
     body = {"prompt": "abc", "max_tokens": 50, "stop_token_ids": [ord("c")]}
     _, answer = await served.post("/v1/completions", body)
     assert answer["choices"][0]["text"] == "ab"
@@ -110,7 +110,7 @@ async def test_logprobs_of_the_chosen_tokens(served: Any) -> None:
     }
 
 
-async def test_chat(served: Any) -> None:
+async def test_a_chat_completion(served: Any) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 19, "logprobs": True}
     _, answer = await served.post("/v1/chat/completions", body)
     choice = answer["choices"][0]
@@ -119,7 +119,7 @@ async def test_chat(served: Any) -> None:
     assert answer["object"] == "chat.completion"
 
 
-async def test_chat_stream(served: Any) -> None:
+async def test_a_streamed_chat_completion(served: Any) -> None:
     parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
     body = {"messages": [{"role": "user", "content": parts}], "max_completion_tokens": 2}
     chunks = _chunks(await served.stream("/v1/chat/completions", body, SSE))
@@ -127,13 +127,13 @@ async def test_chat_stream(served: Any) -> None:
     assert deltas == [{"role": "assistant", "content": "<"}, {"content": "u"}]
 
 
-async def test_chat_without_a_limit_fills_the_context(served: Any, fake: Any) -> None:
+async def test_a_chat_without_a_limit_fills_the_context(served: Any, fake: Any) -> None:
     body = {"messages": [{"role": "user", "content": "x" * (fake.MAX_MODEL_LEN - 60)}]}
     _, answer = await served.post("/v1/chat/completions", body)
     assert answer["usage"]["total_tokens"] == fake.MAX_MODEL_LEN
 
 
-async def test_models(served: Any, fake: Any) -> None:
+async def test_the_model_is_listed_with_its_sizes(served: Any, fake: Any) -> None:
     async with served.session.get(served.url + "/v1/models") as response:
         [model] = (await response.json())["data"]
     assert model["id"] == "fake"
@@ -144,7 +144,7 @@ CHAT = [{"role": "user", "content": "hi"}]
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "field", "says"),
+    ("path", "body", "field", "message"),
     [
         ("completions", {}, None, "prompt"),
         ("completions", {"prompt": ["a", "b"]}, "prompt", "one prompt"),
@@ -180,13 +180,15 @@ CHAT = [{"role": "user", "content": "hi"}]
         ),
     ],
 )
-async def test_bad_requests_are_told_why(served: Any, path: str, body: Any, field: str, says: str) -> None:
+async def test_invalid_requests_get_the_reason(
+    served: Any, path: str, body: Any, field: str, message: str
+) -> None:
     for stream in (False, True):
         status, answer = await served.post(f"/v1/{path}", {**body, "stream": stream})
         assert status == 400
         assert answer["error"]["type"] == "invalid_request_error"
         assert answer["error"]["param"] == field
-        assert says in answer["error"]["message"]
+        assert message in answer["error"]["message"]
     assert served.service.counters.requests_refused == 2
     assert served.service.counters.requests_finished == 0
 
@@ -200,26 +202,26 @@ async def test_the_user_reaches_the_engine(served: Any) -> None:
     assert served.engine.users == ["ann", "ben", "eve", ""]
 
 
-async def test_neutral_and_unknown_fields_are_fine(served: Any) -> None:
+async def test_neutral_and_unknown_fields_are_accepted(served: Any) -> None:
     body = {"prompt": "a", "max_tokens": 1, "n": 1, "best_of": 1, "logit_bias": {}, "user": "me", "top_k": -1}
     status, _ = await served.post("/v1/completions", {**body, "suffix": None, "presence_penalty": 0.0})
     assert status == 200
 
 
 @pytest.mark.parametrize("raw", [b"{", b"[]", b"\xff", b"null", b'{"a":' + b"[" * 100_000])
-async def test_bodies_that_are_no_json_object(served: Any, raw: bytes) -> None:
+async def test_bodies_that_are_no_json_object_answer_400(served: Any, raw: bytes) -> None:
     async with served.session.post(served.url + "/v1/completions", data=raw) as response:
         assert response.status == 400
         assert "error" in await response.json()
 
 
-async def test_large_body(served: Any) -> None:
+async def test_a_body_that_is_too_large_answers_413(served: Any) -> None:
     async with served.session.post(served.url + "/v1/completions", data=b" " * (8 * 2**20 + 1)) as response:
         assert response.status == 413
         assert "8388608" in (await response.json())["error"]["message"]
 
 
-async def test_unknown_route(served: Any) -> None:
+async def test_an_unknown_route_answers_404(served: Any) -> None:
     status, answer = await served.post("/v1/embeddings", {})
     assert status == 404
     assert "/v1/embeddings" in answer["error"]["message"]
