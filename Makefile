@@ -2,7 +2,7 @@
 # make test   set up .venv if needed and run all tests
 # make nightly  the long runs: the engine's state machine, sweeps killed over and over
 # make lint   formatting, lint and types
-# make docs   write docs/metrics.md from the table of metrics
+# make docs   write docs/cli.md and docs/metrics.md from the code, then build the site into site/
 # make clean  remove .venv and what tools left behind
 #
 # PYTHON=python3.12      another interpreter, 3.10 or newer. A .venv of another Python version is made again.
@@ -44,6 +44,7 @@ lint: $(INSTALLED)
 	$(PY) -m mypy
 
 docs: $(INSTALLED)
+	$(PY) -m fgbench.cli.page > docs/cli.md
 	$(PY) -m fgbench.metrics.page > docs/metrics.md
 
 .venv/bin/python$(VERSION):
