@@ -46,6 +46,7 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	$(PY) -m fgbench.cli.page > docs/cli.md
 	$(PY) -m fgbench.metrics.page > docs/metrics.md
+	$(PY) -m mkdocs build --strict
 
 .venv/bin/python$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -79,5 +80,5 @@ INSTALL_TORCH = :
 endif
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find bench datasets fgbench fgengine tests -name __pycache__ -prune -exec rm -rf {} +
