@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fgbench.backends.backend import BackendError, Report
 from fgbench.backends.started import StartedServer
+from fgengine.child import python_module
 from fgengine.config import EngineConfig
-from fgengine.model.catalog import shape_of
+from fgengine.extras import require_package
 from fgengine.model.store import folder_of
 from fgengine.preflight import check_names
 from fgengine.settings import as_arguments
@@ -25,8 +27,10 @@ class FastGen(StartedServer):
     """``python -m fgbench serve`` with a configuration."""
 
     def __init__(self, config: EngineConfig, *, port: int | None = None) -> None:
-        """Raises ValueError for a configuration that no server would start with."""
+        """Raises ValueError for a configuration that no server would start with, and MissingPackage if the
+        engine is not installed."""
         super().__init__(port)
+        require_package("torch", "FastGen's engine")
         check_names(config)
         self.policy = config.policy
         self.model = config.model
@@ -38,8 +42,8 @@ class FastGen(StartedServer):
         return settings_of(self._config)
 
     def command(self, port: int) -> Sequence[str]:
-        serve = [sys.executable, "-m", "fgbench", "serve", "--host", "127.0.0.1", "--port", str(port)]
-        return [*serve, *as_arguments(self._config)]
+        address = ("--host", "127.0.0.1", "--port", str(port))
+        return python_module("fgbench", "serve", *address, *as_arguments(self._config))
 
     def prepare(self, report: Report) -> None:
         """Pulls a catalog model that is not here yet, in a process of its own, since converting needs much
@@ -49,7 +53,7 @@ class FastGen(StartedServer):
             return
         require_memory(config)
         report(f"The weights of {config.model} are not here yet: pulling them.")
-        pull = [sys.executable, "-m", "fgbench", "models", "pull", config.model]
+        pull = python_module("fgbench", "models", "pull", config.model)
         if subprocess.run(pull, check=False).returncode != 0:
             raise BackendError(
                 f"could not pull {config.model}; with --use-dummy-weights no weights are needed"
@@ -70,16 +74,13 @@ def settings_of(config: EngineConfig) -> dict[str, Any]:
 def require_memory(config: EngineConfig) -> None:
     """Raises ValueError for a model that does not fit into free memory, before it is downloaded.
 
-    Computed in a process of its own: torch has no place in the load generator.
+    Checked in a child process, because it needs torch, which the load generator must not import.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        process.submit(_require_memory_here, config).result()
-
-
-def _require_memory_here(config: EngineConfig) -> None:
-    from fgengine.execution.machine import require_memory
-
-    require_memory(config, shape_of(config.model))
+    check = subprocess.run(
+        python_module("fgengine.execution.machine"),
+        input=msgspec.json.encode(config, enc_hook=str),
+        capture_output=True,
+        check=False,
+    )
+    if check.returncode != 0:
+        raise ValueError(check.stderr.decode("utf-8", "replace").strip())

@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from fgbench.exit_codes import FAILED, INTERRUPTED, WRONG_USAGE
+from fgengine.extras import EXTRA_OF, MissingPackage
 
 VERBS = {
     "demo": "See it work: a model, a server, a load, two policies side by side.",
@@ -46,7 +47,6 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; a user's mistake becomes a sentence."""
-        look_in_working_directory()
         end_on_signals()
         try:
             return super().invoke(ctx)
@@ -54,6 +54,12 @@ class Verbs(TyperGroup):
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError:
             raise  # `fgbench compare | head`: typer ends it quietly
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in EXTRA_OF:
+                raise
+            known = isinstance(error, MissingPackage)
+            raise typer.Exit(tell(error if known else MissingPackage(missing, "this verb"))) from error
         except (ValueError, OSError) as error:
             raise typer.Exit(tell(error)) from error
         except RuntimeError as error:
@@ -83,15 +89,6 @@ def end_on_signals() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
-
-
-def look_in_working_directory() -> None:
-    """Let ``--policy my_policies:Mine`` name a file that lies here, as ``python -m fgbench`` does.
-
-    Last in the path, so that nothing here hides what is installed; not where Python was told to be careful.
-    """
-    if not getattr(sys.flags, "safe_path", False) and not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())
 
 
 def is_policy_error(error: RuntimeError) -> bool:

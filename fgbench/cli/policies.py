@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,10 @@ class Listed:
 
 
 def policies(
+    classes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODULE:CLASS]...", help="Policies of your own, listed last."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for scripts.")] = False,
 ) -> None:
     """List the scheduling policies: what each does, the paper it comes from, and what it needs.
@@ -34,9 +39,9 @@ def policies(
     Built-in ones first, then those that installed packages bring (entry-point group fgengine.policies).
     Any other one goes by --policy package.module:Class; docs/writing-a-policy.md shows how to write one.
 
-    Example: fgbench policies --json
+    Example: fgbench policies my_policies:ShortestPrompt
     """
-    found = list_policies()
+    found = list_policies(classes or ())
     if as_json:
         print(json.dumps([asdict(policy) for policy in found], indent=2))
         return
@@ -50,12 +55,12 @@ def policies(
     )
 
 
-def list_policies() -> list[Listed]:
-    """Every policy that has a name; one that cannot be loaded says why."""
+def list_policies(classes: Sequence[str] = ()) -> list[Listed]:
+    """Every policy that has a name, then ``classes``. One that cannot be loaded says why."""
     from fgengine.scheduling.policy import installed_policies, policy_names
 
     installed = installed_policies()
-    return [_listed(name, installed.get(name)) for name in policy_names()]
+    return [_listed(name, installed.get(name)) for name in (*policy_names(), *classes)]
 
 
 def _listed(name: str, entry: EntryPoint | None) -> Listed:
