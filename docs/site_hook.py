@@ -1,7 +1,7 @@
 """Adds files from outside docs/ to the site, and points links at them.
 
-Pages link to such files as they lie in the repository (``../results/README.md``), so the links also work where the
-repository is browsed. In the site these files are under ``repository/``.
+Pages link to such files by their paths in the repository (``../results/README.md``), so the links also work
+where the repository is browsed. In the site these files are under ``repository/``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ADDED = (
     "results/reference/smollm2-cpu/latency.png",
     "results/reference/smollm2-cpu-sweep/tables.md",
 )
-"""Files from outside docs/ that pages link to. Whatever they link to must be here too."""
+"""Files from outside docs/ that pages link to. Files that these link to must be here too."""
 LINK = re.compile(r"\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -52,12 +52,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def in_repository(uri: str) -> str:
-    """The path in the repository of a file of the site."""
+    """Return the path in the repository of a file of the site."""
     inside = uri.removeprefix(f"{REPOSITORY}/")
     return inside if inside != uri else f"{DOCS}/{uri}"
 
 
 def in_site(path: str) -> str:
-    """The place in the site of a file of the repository."""
+    """Return the path in the site of a file of the repository."""
     inside = path.removeprefix(f"{DOCS}/")
     return inside if inside != path else f"{REPOSITORY}/{path}"

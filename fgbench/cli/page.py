@@ -112,6 +112,8 @@ def _names(parameter: Any) -> str:
 
 def _placeholder(argument: Any) -> str:
     """Return an argument as a usage line writes it: ``RUN``, ``[RUNS]...``."""
+    if argument.metavar:
+        return str(argument.metavar)
     name = str(argument.name).upper()
     name = name if argument.required else f"[{name}]"
     return f"{name}..." if argument.nargs == -1 else name
