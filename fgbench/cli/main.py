@@ -119,7 +119,7 @@ def show_version(wanted: bool) -> None:
 
 app = typer.Typer(
     cls=Verbs,
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -128,13 +128,30 @@ app = typer.Typer(
 )
 
 
+START = """fgbench measures LLM serving: what does a scheduling policy do to latency?
+
+  fgbench demo --quick              see it work: one model, two policies
+  fgbench run --rate 2.5            measure FastGen on this machine
+  fgbench run --url http://localhost:8000 --rate 2.5
+                                    measure a running server: vLLM, SGLang, ...
+  fgbench simulate --rate 16 --replicas 8
+                                    simulate eight replicas; needs no GPU
+  fgbench compare                   put the newest runs side by side
+
+  fgbench --help                    all verbs;  fgbench run --help  one of them
+"""
+
+
 @app.callback()
 def _program(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=show_version)
     ] = False,
 ) -> None:
     """Benchmark LLM serving from the terminal, with an engine that preempts at every iteration."""
+    if context.invoked_subcommand is None:
+        print(START, end="")
 
 
 def _listed() -> None:

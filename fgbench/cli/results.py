@@ -141,6 +141,28 @@ def remove_runs(
     say(console, f"Removed {len(folders)}.")
 
 
+@app.command("pack")
+def pack_runs(
+    runs: Annotated[list[str], typer.Argument(help="Run folders, folders of runs, or beginnings of names.")],
+    results: Root = Path("results"),
+) -> None:
+    """Make complete runs small, to archive or publish them: a quarter of the bytes, the same values.
+
+    requests.jsonl becomes a small requests.parquet, which every verb reads. The server's log is removed.
+
+    Example: fgbench results pack results/20261123-081059_sweep
+    """
+    from rich.console import Console
+
+    from fgbench.results.run import find_run, find_runs, pack, readable
+    from fgengine.units import size
+
+    console = Console()
+    folders = [folder for run in runs for folder in find_runs(run) or [find_run(results, run)]]
+    saved = readable(pack, dict.fromkeys(folders), lambda sentence: _left_out(console, sentence))
+    say(console, f"Packed {len(saved)} run{'' if len(saved) == 1 else 's'}: {size(sum(saved))} less.")
+
+
 @app.command("sql")
 def ask_sql(
     query: Annotated[str | None, typer.Argument(help="A SELECT; without one the tables are shown.")] = None,
