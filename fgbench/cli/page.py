@@ -218,8 +218,8 @@ def _escaped(text: str) -> str:
 
 def _anchor(title: str) -> str:
     """Return the identifier that mkdocs gives a heading: lower case, hyphens for spaces, no punctuation."""
-    kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
-    return "-".join(kept.split())
+    text = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
+    return "-".join(text.split())
 
 
 if __name__ == "__main__":
