@@ -36,11 +36,14 @@ def list_runs(
         str | None, typer.Option(help="Only of this backend; fastgen means fastgen alone.")
     ] = None,
     status: Annotated[str | None, typer.Option(help=f"Only {', '.join(STATUSES)}.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only on this dataset.")] = None,
+    last: Annotated[int | None, typer.Option(help="Only the newest so many.", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs, newest last, also those of sweeps and those that were killed.
+    """List the runs, the newest first, also those of sweeps and those that were killed.
 
-    Example: fgbench results list --backend fastgen-fcfs --status complete
+    Example: fgbench results list --last 10 --backend fastgen-fcfs
     """
     from rich.console import Console
 
@@ -52,14 +55,18 @@ def list_runs(
     runs = [
         run
         for run in overviews(results, lambda sentence: _left_out(console, sentence))
-        if backend in (None, run.backend) and status in (None, run.status)
+        if backend in (None, run.backend)
+        and status in (None, run.status)
+        and model in (None, run.model)
+        and dataset in (None, run.dataset)
     ]
+    runs = sorted(runs, key=lambda run: run.path.name, reverse=True)[:last]
     if as_json:
         print(json.dumps([run.to_json() for run in runs], indent=2, allow_nan=False))
     elif runs:
         console.print(overview_tables(runs, results))
     else:
-        only = " of that kind" if backend or status else ""
+        only = " of that kind" if backend or status or model or dataset else ""
         say(console, f"{results} holds no run{only}; 'fgbench run' makes one.")
 
 

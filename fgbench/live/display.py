@@ -25,7 +25,7 @@ SAMPLE_SECONDS = 1.0
 STATS_SECONDS = 1.0
 """Between two questions to the server."""
 SWITCH_SECONDS = 0.0005
-LINE_SECONDS = 5.0
+LINE_SECONDS = 15.0
 PROGRESS_EVERY = 100
 """Requests of a simulation between two looks at the clock."""
 
