@@ -2,7 +2,7 @@
 # make test     set up .venv if needed, and run all tests
 # make nightly  run the long tests: the engine's state machine, and sweeps that are killed many times
 # make lint     check formatting, lint and types
-# make docs     write docs/metrics.md from the table of metrics
+# make docs     write docs/cli.md and docs/metrics.md from the code, and build the site into site/
 # make clean    remove .venv and files that tools created
 #
 # PYTHON=python3.12      use another interpreter, 3.10 or newer. A .venv of another Python version is created again.
@@ -44,7 +44,9 @@ lint: $(INSTALLED)
 	$(PY) -m mypy
 
 docs: $(INSTALLED)
+	$(PY) -m fgbench.cli.page > docs/cli.md
 	$(PY) -m fgbench.metrics.page > docs/metrics.md
+	$(PY) -m mkdocs build --strict
 
 .venv/bin/python$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -78,5 +80,5 @@ INSTALL_TORCH = :
 endif
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find bench datasets fgbench fgengine tests -name __pycache__ -prune -exec rm -rf {} +

@@ -130,7 +130,13 @@ def _with_options(command: Verb, left_out: Mapping[str, Collection[str]]) -> Ver
     wrapper.__doc__ = unwrapped(inspect.getdoc(command) or "")
     wrapper.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {option.name: option.annotation for option in options}
+    wrapper.settings = {one.name: one for one in of_groups}  # type: ignore[attr-defined]
     return wrapper
+
+
+def settings_of(command: Any) -> dict[str, Described]:
+    """The settings behind a loaded verb's options, by parameter; empty if it has none."""
+    return getattr(command.callback, "settings", {})
 
 
 def given(context: Any) -> set[str]:
