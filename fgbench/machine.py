@@ -71,7 +71,7 @@ class MachineWatch:
         )
 
     def _sample(self) -> None:
-        """Measure once per interval. Reads only our own processes: reading all would take some ms each time."""
+        """Measure once per interval. Reads only our own processes, because reading all takes some ms."""
         assert self._before is not None
         ours = [process for pid in self._before.ours if (process := _process(pid)) is not None]
         last = time.monotonic(), core_seconds()[0], _spent(ours)

@@ -1,4 +1,4 @@
-"""This suite's own server."""
+"""The backend for this project's own server, FastGen."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ DEFAULT_POLICY = EngineConfig().policy
 
 
 class FastGen(StartedServer):
-    """``python -m fgbench serve`` with a configuration."""
+    """A server that ``python -m fgbench serve`` starts with a configuration."""
 
     def __init__(self, config: EngineConfig, *, port: int | None = None) -> None:
-        """Raises ValueError for a configuration that no server would start with."""
+        """Raises ValueError if no server would start with ``config``."""
         super().__init__(port)
         check_names(config)
         self.policy = config.policy
@@ -35,42 +35,46 @@ class FastGen(StartedServer):
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The server's settings by their names on the command line, as plain JSON."""
         return settings_of(self._config)
 
     def command(self, port: int) -> Sequence[str]:
+        """Return the command that starts the server on this port of 127.0.0.1."""
         serve = [sys.executable, "-m", "fgbench", "serve", "--host", "127.0.0.1", "--port", str(port)]
         return [*serve, *as_arguments(self._config)]
 
     def prepare(self, report: Report) -> None:
-        """Pulls a catalog model that is not here yet, in a process of its own, since converting needs much
-        memory."""
+        """Download the model's weights if they are missing.
+
+        Uses a separate process, because the conversion of weights needs much memory.
+        """
         config = self._config
         if config.use_dummy_weights or folder_of(config.model) is not None:
             return
         require_memory(config)
-        report(f"The weights of {config.model} are not here yet: pulling them.")
+        report(f"downloading the weights of {config.model}")
         pull = [sys.executable, "-m", "fgbench", "models", "pull", config.model]
         if subprocess.run(pull, check=False).returncode != 0:
             raise BackendError(
-                f"could not pull {config.model}; with --use-dummy-weights no weights are needed"
+                f"could not download the weights of {config.model}: try again, or use --use-dummy-weights"
             )
 
 
 def backend_name(prefix: str, policy: str) -> str:
-    """``fastgen`` with the default policy, ``fastgen-fcfs`` with another."""
+    """Return ``fastgen`` for the default policy, ``fastgen-fcfs`` for the policy fcfs."""
     return prefix if policy == DEFAULT_POLICY else f"{prefix}-{policy}"
 
 
 def settings_of(config: EngineConfig) -> dict[str, Any]:
-    """The server's settings by their names on the command line, as plain JSON."""
+    """Return the server's settings by their names on the command line, as plain JSON."""
     values = dataclasses.asdict(config)
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
 def require_memory(config: EngineConfig) -> None:
-    """Raises ValueError for a model that does not fit into free memory, before it is downloaded.
+    """Raise ValueError if the model does not fit into free memory. Call it before downloading the model.
 
-    Computed in a process of its own: torch has no place in the load generator.
+    Uses a separate process, so that the load generator does not import torch.
     """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context

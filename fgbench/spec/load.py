@@ -103,8 +103,8 @@ class LoadSpec:
     num_prompts: Annotated[
         int | None,
         _load(
-            f"Number of requests to measure. Default: {DEFAULT_NUM_PROMPTS}, or the complete trace, or enough "
-            "for --duration.",
+            f"Number of requests to measure. Default: {DEFAULT_NUM_PROMPTS}, or the complete trace, or "
+            "enough for --duration.",
             first=True,
         ),
     ] = None
