@@ -1,4 +1,4 @@
-"""The servers of bench/gpu_check.py, and a vLLM beside them: here our own server in disguise."""
+"""Tests of the serving sections of bench/gpu_check.py. The command vllm is replaced by our own server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app(["serve", "--model", folder, "--port", port, *server])
 
 @pytest.fixture
 def vllm(tmp_path: Path) -> Path:
-    """A folder with a command of the name."""
+    """A folder with a fake command ``vllm``."""
     command = tmp_path / "bin" / "vllm"
     command.parent.mkdir()
     command.write_text(VLLM.format(python=sys.executable))
@@ -34,7 +34,7 @@ def vllm(tmp_path: Path) -> Path:
     return command.parent
 
 
-def test_two_policies_at_three_rates_and_the_middle_one_to_vllm(tmp_path: Path, vllm: Path) -> None:
+def test_two_policies_run_at_three_rates_and_vllm_at_the_middle_rate(tmp_path: Path, vllm: Path) -> None:
     out = tmp_path / "it.json"
     done = subprocess.run(
         [sys.executable, "bench/gpu_check.py", "--device", "cpu", "--only", "serving,vllm", "--out", out],

@@ -1,4 +1,4 @@
-"""A server that speaks /v1/completions and /generate and misbehaves on demand, in a thread of its own."""
+"""A fake server with /v1/completions and /generate in a separate thread; it can misbehave on request."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from aiohttp import web
 
 
 class FakeServer:
-    """Answers with ``gap`` seconds between tokens. ``misbehave`` maps max_tokens to what goes wrong."""
+    """Answers with ``gap`` seconds between tokens. ``misbehave`` maps max_tokens to a fault."""
 
     def __init__(self):
         self.gap = 0.0
@@ -24,9 +24,9 @@ class FakeServer:
         self.stats = None
         self.asked = 0
         self.vllm = None
-        """Gives the requests running and waiting whenever /metrics is asked, which then answers as vLLM."""
+        """Returns the running and waiting requests for /metrics, which then answers like vLLM; None: 404."""
         self.required = {}
-        """Headers without which every request gets a 401."""
+        """Required headers; a request without them gets a 401."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
         self._ready = threading.Event()
@@ -79,7 +79,7 @@ class FakeServer:
         if self.vllm is None:
             return web.Response(status=404)
         counts = self.vllm()
-        if counts is None:  # too busy to say
+        if counts is None:  # too busy to answer
             await asyncio.sleep(60)
         return web.Response(text=vllm_metrics(*counts))
 
@@ -124,8 +124,8 @@ class FakeServer:
             if fault == "no usage":
                 await response.write(b"data: [DONE]\n\n")
                 return response
-            said = count - 1 if fault == "short" else count
-            usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": said}
+            reported = count - 1 if fault == "short" else count
+            usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": reported}
             await response.write(_event({"choices": [], "usage": usage, "fgengine": {"queued": 0.5}}))
             if fault != "no marker":
                 await response.write(b"data: [DONE]\n\n")
@@ -145,7 +145,7 @@ class FakeServer:
 
 
 def vllm_metrics(running, waiting):
-    """/metrics as vLLM 0.32 printed it (fewer series)."""
+    """Return a /metrics page of vLLM 0.32, with fewer series."""
     page = (Path(__file__).parent / "vllm-0.32-metrics.txt").read_text(encoding="utf-8")
     return page.replace("RUNNING", f"{running:.1f}").replace("WAITING", f"{waiting:.1f}")
 

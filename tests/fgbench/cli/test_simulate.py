@@ -243,14 +243,14 @@ def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:
     named = ["--dataset", "synthetic", "--input-len", "9", "--output-len", "3", "--num-prompts", "5"]
     done = fgbench("simulate", *argv, *named, "--results", str(tmp_path / "b"))
     assert done.exit_code == 0, done.output
-    assert "mine.csv: 30 whole records; 1 record is broken" in done.output.replace("\n", " ")
+    assert "mine.csv: 30 complete records; 1 record is broken" in done.output.replace("\n", " ")
     (run,) = map(read_run, find_runs(tmp_path / "b"))
     records = sorted(run.records, key=lambda record: record.index)
     assert [r.scheduled for r in records] == pytest.approx([i * 0.5 for i in range(5)], abs=2e-6)
     assert {(r.prompt_tokens, r.asked_tokens) for r in records} == {(9, 3)}
     done = fgbench("simulate", *argv, "--num-prompts", "31", "--results", str(tmp_path / "c"))
     assert done.exit_code == 2
-    assert "has 30 requests, fewer than the 31 asked for" in done.stderr
+    assert "has 30 requests, fewer than 31: lower --num-prompts" in done.stderr
 
 
 @pytest.mark.parametrize("load", [["--rate", "4"], ["--concurrency", "4"]])

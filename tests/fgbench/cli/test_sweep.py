@@ -395,7 +395,7 @@ def test_points_at_a_busy_server_fail_and_a_resumed_sweep_runs_them(
     argv = ["--backend", f"vllm={fake_server.url}", *TINY, "--rates", "200,300", "--results", tmp_path]
     done = fgbench("sweep", *argv)
     assert done.exit_code == 1, done.output
-    assert "still has 2 requests after 0.1 s: somebody else's load" in words(done.output)
+    assert "still has 2 requests after 0.1 s, and requests of another client" in words(done.output)
     folder = only_sweep(tmp_path)
     assert [point["status"] for point in read_sweep(folder)["points"]] == ["complete", "failed"]
     assert len(fake_server.bodies) == 4 + 4
