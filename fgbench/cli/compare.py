@@ -51,7 +51,7 @@ def compare(
             help="Profile to compute slowdowns with. Default: the model's newest in the cache, if any."
         ),
     ] = None,
-    results: Annotated[Path, typer.Option(help="Where the run folders are.")] = Path("results"),
+    results: Annotated[Path, typer.Option(help="Folder that holds the run folders.")] = Path("results"),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=FORMATS)
     ] = False,
@@ -75,12 +75,13 @@ def compare(
         ),
     ] = False,
 ) -> None:
-    """Compare runs: latency, throughput, the highest rate within an SLO, and ratios to a baseline.
+    """Compare runs: latency, throughput, SLO attainment, ratios to a baseline.
 
-    Prints tables and writes pictures. Only runs with the same model, dataset, number of prompts and arrivals
-    are compared. Other runs get tables of their own. Runs that differ only in the seed form one point. With
-    three or more seeds, the point has a confidence interval and each ratio has a verdict: better, worse, or
-    not distinguishable.
+    Prints tables and writes pictures. Only runs with the same model, dataset,
+    number of prompts and arrivals are compared. Other runs get tables of their
+    own. Runs that differ only in the seed form one point. With three or more
+    seeds, the point has a confidence interval and each ratio has a verdict:
+    better, worse, or not distinguishable.
 
     Example: measure two policies with the same requests, then compare them:
 

@@ -52,8 +52,8 @@ def list_datasets() -> None:
       timestamp, input_length,     a trace in Mooncake's format; also the CSV
         output_length              files of Azure and BurstGPT
 
-    Other names for output_tokens: max_tokens, output_len, output_length.
-    For prompt_tokens: input_tokens, input_len, input_length. For completion:
+    Other names for output_tokens: max_tokens, output_len, output_length. For
+    prompt_tokens: input_tokens, input_len, input_length. For completion:
     output, response, answer. Broken records are left out and counted.
 
     Example: fgbench datasets list
@@ -73,10 +73,11 @@ def pull_dataset(
         ),
     ] = None,
 ) -> None:
-    """Save a dataset in your cache (FGBENCH_CACHE), so that you can use it by its name.
+    """Save a dataset in your cache (FGBENCH_CACHE), to use it by its name.
 
-    sharegpt is downloaded (27 MB) and checked by SHA-256. fgbench does not download alpaca and mmlu: download
-    them yourself and give their place with --from.
+    sharegpt is downloaded (27 MB) and checked by SHA-256. fgbench does not
+    download alpaca and mmlu: download them yourself and give their place with
+    --from.
 
     Example: fgbench datasets pull alpaca --from alpaca_data.json
     """
@@ -134,7 +135,8 @@ def show(
 ) -> None:
     """Show how many records a dataset has and how long they are.
 
-    Prints quantiles and a histogram of the lengths. For a trace it also prints the arrival rate.
+    Prints quantiles and a histogram of the lengths. For a trace it also prints
+    the arrival rate.
 
     Example: the requests made from ShareGPT, and from synthetic lengths:
 

@@ -60,10 +60,11 @@ def demo(
     seed: Annotated[int, typer.Option(help="Same seed: same prompts, lengths and arrivals.")] = 0,
     results: Annotated[Path, typer.Option(help="Folder for the run folders.")] = Path("results"),
 ) -> None:
-    """Try everything once: download a model, profile it, and compare two scheduling policies.
+    """Try everything once: download a model, profile it, compare two policies.
 
-    The policies are FastGen's sj-mlfq and FCFS. Both serve the same requests, with the lengths of real
-    ShareGPT conversations, at two rates: one below this machine's capacity and one above it.
+    The policies are FastGen's sj-mlfq and FCFS. Both serve the same requests,
+    with the lengths of real ShareGPT conversations, at two rates: one below
+    this machine's capacity and one above it.
 
     Example: fgbench demo --minutes 2
 

@@ -20,7 +20,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_models() -> None:
-    """List every model with its size, its KV bytes per token, and whether its weights are downloaded.
+    """List the models: size, KV bytes per token, whether weights are downloaded.
 
     Example: fgbench models list
     """
@@ -38,7 +38,9 @@ def list_models() -> None:
 
 @app.command("pull")
 def pull_model(name: Annotated[str, typer.Argument(help="A name from `fgbench models list`.")]) -> None:
-    """Download a model's weights into your cache (FGBENCH_CACHE) and check them by SHA-256.
+    """Download a model's weights into your cache (FGBENCH_CACHE).
+
+    The weights are checked by SHA-256.
 
     Example: fgbench models pull smollm2-135m
     """

@@ -31,11 +31,12 @@ class Listed:
 def policies(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the scheduling policies: what each one does, which paper it comes from, and what it needs.
+    """List the scheduling policies: what they do, their paper, what they need.
 
-    Built-in policies come first, then the policies of installed packages (entry-point group
-    fgengine.policies). To use any other policy, give its class: --policy package.module:Class.
-    docs/writing-a-policy.md shows how to write one.
+    Built-in policies come first, then the policies of installed packages
+    (entry-point group fgengine.policies). To use any other policy, give its
+    class: --policy package.module:Class. docs/writing-a-policy.md shows how to
+    write one.
 
     Example: fgbench policies --json
     """

@@ -44,7 +44,8 @@ def train_predictor(
 ) -> None:
     """Train the predictor on conversations and save it for --predictor learned.
 
-    Replaces the model's saved predictor. A server that uses the predictor continues to train it.
+    Replaces the model's saved predictor. A server that uses the predictor
+    continues to train it.
 
     Example: train without the conversations that a benchmark then sends:
 
@@ -86,11 +87,12 @@ def evaluate(
     train: Annotated[int, typer.Option(min=1, help="Number of conversations to train on.")] = 8000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Train new predictors and measure how well they predict answers that they have not seen.
+    """Train new predictors and measure how well they predict unseen answers.
 
-    Does not change the saved predictor. Holds out a fifth of the data, chosen by a hash, and predicts the
-    first answers in it. It does this twice. First it holds out entire conversations. Then it holds out
-    texts: other parts of the same conversations may be in the training data, which is easier.
+    Does not change the saved predictor. Holds out a fifth of the data, chosen
+    by a hash, and predicts the first answers in it. It does this twice. First
+    it holds out entire conversations. Then it holds out texts: other parts of
+    the same conversations may be in the training data, which is easier.
 
     Example: fgbench predictor eval --train 8000
     """

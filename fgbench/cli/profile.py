@@ -45,15 +45,17 @@ def profile(
         bool, typer.Option("--even-if-busy", help="Then measure and write the file even on a busy machine.")
     ] = False,
 ) -> None:
-    """Measure how long a model's steps take on this machine, and fit the cost model.
+    """Measure how long a model's steps take on this machine; fit a cost model.
 
-    It measures steps with different prefill lengths, decode batches and context lengths. It holds out a third
-    of the points from the fit, to check the fit. It refuses times that this machine's memory bandwidth and
-    arithmetic make impossible. Other programs slow the steps down, and a wrong profile affects all later
-    starts and simulations. So it waits until the machine is quiet. It writes nothing if other programs
-    disturb the measurement.
+    It measures steps with different prefill lengths, decode batches and context
+    lengths. It holds out a third of the points from the fit, to check the fit.
+    It refuses times that this machine's memory bandwidth and arithmetic make
+    impossible. Other programs slow the steps down, and a wrong profile affects
+    all later starts and simulations. So it waits until the machine is quiet. It
+    writes nothing if other programs disturb the measurement.
 
-    Example: profile the default model, then start a server that uses the profile:
+    Example: profile the default model, then start a server that uses the
+    profile:
 
         fgbench profile --out smollm2.json
         fgbench serve --policy sj-mlfq --profile smollm2.json

@@ -39,7 +39,7 @@ def list_runs(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs, newest last. Also lists runs of sweeps and runs that were killed.
+    """List the runs, newest last, including runs of sweeps and killed runs.
 
     Example: fgbench results list --backend fastgen-fcfs --status complete
     """
@@ -72,8 +72,8 @@ def show_run(
 ) -> None:
     """Show a run's figures, as 'fgbench run' prints them at its end.
 
-    The figures are computed from the run's requests. For a run that was killed, from the requests that had
-    ended.
+    The figures are computed from the run's requests. For a run that was killed,
+    from the requests that had ended.
 
     Example: fgbench results show 20261123-081303
     """
@@ -114,7 +114,9 @@ def remove_runs(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
 ) -> None:
-    """Remove run folders. Asks first. Removes only run folders, and no run that is in progress.
+    """Remove run folders.
+
+    Asks first. Removes only run folders, and no run that is in progress.
 
     Example: fgbench results rm --incomplete
     """
@@ -152,9 +154,12 @@ def ask_sql(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
 ) -> None:
-    """Query all runs in SQL (DuckDB), also the killed ones. The tables are runs and requests.
+    """Query all runs in SQL (DuckDB), including killed runs.
 
-    Example: fgbench results sql "SELECT run, status, rate, ttft_mean, jct_p99 FROM runs ORDER BY started"
+    The tables are runs and requests.
+
+    Example: fgbench results sql "SELECT run, status, rate, ttft_mean, jct_p99
+    FROM runs ORDER BY started"
     """
     from rich.console import Console
 

@@ -31,8 +31,8 @@ def run(
     backend: Annotated[
         str,
         typer.Option(
-            help="fastgen (uses sj-mlfq) or fastgen-POLICY; simulated or simulated-POLICY (only a profile is "
-            "needed)."
+            help="fastgen (with sj-mlfq) or fastgen-POLICY; simulated or simulated-POLICY, which only need a "
+            "profile."
         ),
     ] = FASTGEN,
     url: Annotated[
@@ -49,7 +49,9 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Measure one server under load: start it, or use the one at --url; send requests; print the figures.
+    """Measure one server under load.
+
+    Starts the server, or uses the one at --url; sends requests; prints the figures.
 
     Example: measure SmolLM2 with skip-join MLFQ, then with FCFS and the same requests:
 
@@ -61,7 +63,7 @@ def run(
     --concurrency 16 (a closed loop).
 
     Options of the server, such as --max-batch-size 16, are passed to the server. The run folder saves all
-    options; to repeat a run, give them: fgbench run --config results/RUN/spec.toml
+    options. To repeat a run: fgbench run --config results/RUN/spec.toml
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many errors, 4 the client was the limit,
     130 interrupted.

@@ -27,7 +27,7 @@ def serve(
 
         fgbench serve --policy sj-mlfq --max-batch-size 16
 
-        curl localhost:10000/v1/completions -d '{"prompt": "Once upon a time", "max_tokens": 30}'
+        curl localhost:10000/v1/completions -d '{"prompt": "Hi", "max_tokens": 30}'
 
     It ends within 5 seconds after Ctrl-C (exit code 130) or SIGTERM (exit code 0). A second signal ends it at
     once.

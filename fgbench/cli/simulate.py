@@ -59,8 +59,8 @@ def simulate(
 
     Example: simulate eight replicas; then check how well a simulation agrees with a real run:
 
-        fgbench simulate --replicas 8 --rate 16 --num-prompts 100000 --router shortest-queue
-        fgbench simulate --like results/20261123-081303_fastgen_sharegpt-lengths_r1.93_s0
+        fgbench simulate --replicas 8 --rate 16 --router shortest-queue
+        fgbench simulate --like results/RUN
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many rejected requests, 130 interrupted.
     """

@@ -61,11 +61,11 @@ def sweep(
 
     Measure a running vLLM with 1, 4 and 16 requests in flight; each point starts when vLLM is idle:
 
-        fgbench sweep --backend vllm=http://127.0.0.1:8000 --concurrency 1,4,16 --num-prompts 100
+        fgbench sweep --backend vllm=http://127.0.0.1:8000 --concurrency 1,4,16
 
     Search the highest rate with a mean below 0.3 s per token, to within 5 %:
 
-        fgbench sweep --backend fastgen --find-rate --slo "normalized_latency<0.3" --rates 1
+        fgbench sweep --find-rate --slo "normalized_latency<0.3" --rates 1
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many errors, 4 the client was the limit,
     130 interrupted. If several points fail, the worst code is used.

@@ -27,21 +27,24 @@ def watch(
         bool, typer.Option("--json", help="Print one JSON object per line: /stats, and rates per second.")
     ] = False,
 ) -> None:
-    """Show a running server live: its queues, KV memory, offloads and tokens per second.
+    """Show a running server live: queues, KV memory, offloads, tokens per second.
 
-    Shows running and waiting requests, and the requests in each MLFQ level. Reports if the server is short of
-    KV memory, so that no new request starts. Reports the share of time in which the device is idle because
-    every request waits for a KV copy.
+    Shows running and waiting requests, and the requests in each MLFQ level.
+    Reports if the server is short of KV memory, so that no new request starts.
+    Reports the share of time in which the device is idle because every request
+    waits for a KV copy.
 
-    A fastgen server reports all of this, a vLLM server a part of it. Watching costs the server one message
-    between two steps. If the output is not a terminal, one line is printed per update.
+    A fastgen server reports all of this, a vLLM server a part of it. Watching
+    costs the server one message between two steps. If the output is not a
+    terminal, one line is printed per update.
 
     Example, in two terminals:
 
         fgbench serve --policy sj-mlfq --max-batch-size 16
         fgbench watch http://127.0.0.1:10000
 
-    It ends with Ctrl-C (exit code 130), or when the server no longer answers (exit code 1).
+    It ends with Ctrl-C (exit code 130), or when the server no longer answers
+    (exit code 1).
     """
     from rich.console import Console
 

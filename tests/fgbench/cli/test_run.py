@@ -82,7 +82,7 @@ def test_a_busy_machine_is_reported_before_the_load(fake_server, tmp_path, monke
     monkeypatch.setattr("fgbench.backends.server.busy_since", lambda before, url: said)
     argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 50, "--num-prompts", 4, "--results", tmp_path]
     printed = fgbench(*argv).output.replace("\n", " ")
-    assert f"the machine is busy, the figures will be marked: {said}" in printed
+    assert f"the machine is busy, so the figures will be marked: {said}" in printed
 
 
 @pytest.mark.usefixtures("_client_lag_is_ignored")
