@@ -64,7 +64,7 @@ def test_every_backend_at_every_rate_and_seed(tmp_path: Path) -> None:
     assert {point["run"] for point in info["points"]} == {run.path.name for run in runs}
 
 
-def test_finished_points_are_not_run_again(tmp_path: Path) -> None:
+def test_a_resumed_sweep_repeats_no_finished_run(tmp_path: Path) -> None:
     assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
     folder = only_sweep(tmp_path)
     removed, *remaining = find_runs(folder)
