@@ -21,7 +21,7 @@ from pathlib import Path
 from numpy.random import default_rng
 
 from fgbench.backends.simulated import Simulated, find_profile
-from fgbench.benchmark import run_benchmark
+from fgbench.benchmark import execute_run
 from fgbench.spec.load import Load
 from fgbench.workload.reading import load_dataset
 from fgengine.config import EngineConfig
@@ -50,7 +50,7 @@ def main() -> None:
     rate = chosen.load * chosen.replicas * len(shares) / sum(shares)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        run = run_benchmark(
+        run = execute_run(
             simulation, dataset, Load(rate=rate, num_prompts=chosen.requests), results=Path(folder)
         )
         simulated = max(record.finished or 0.0 for record in run.records)

@@ -11,9 +11,9 @@ import argparse
 import json
 
 import torch
-from gpu.step_times import measure
 from rich.console import Console
 from rich.table import Table
+from step_times import measure
 
 from fgengine.ceilings import measure_ceilings
 from fgengine.config import EngineConfig

@@ -1,13 +1,13 @@
-"""Results of benchmarks as pandas DataFrames.
+"""fgbench from Python: measure a backend, simulate one, and read the results as pandas DataFrames.
 
     import fgbench
 
-    requests = fgbench.load_runs("results/20261123-081059_sweep")     # a row a request
-    runs = fgbench.runs("results")                                    # a row a run
-    figures = fgbench.compare("results/20261123-081059_sweep")        # a row a figure
+    run = fgbench.run_benchmark("fastgen-fcfs", rate=2.5, num_prompts=150)
+    requests = fgbench.load_runs(run.path)              # a row a request
+    runs = fgbench.runs("results")                      # a row a run
+    figures = fgbench.compare("results")                # a row a figure
 
-Each function takes run folders, and folders that hold some, such as a sweep's. No path means ``results`` in
-the working directory. A run with a damaged file is left out, with a ``UserWarning`` that names the file.
+The keyword arguments of ``run_benchmark`` and ``simulate`` are the command line's options, with underscores.
 """
 
 from __future__ import annotations
@@ -15,14 +15,96 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["__version__", "compare", "load_runs", "runs"]
+    from fgbench.results.run import Run
+
+__all__ = ["__version__", "compare", "load_runs", "run_benchmark", "runs", "simulate"]
 
 # Each function imports what it needs when it is called, so that the command line does not wait for pandas.
+
+
+def run_benchmark(backend: str = "fastgen", *, url: str | None = None, **options: Any) -> Run:
+    """Measure a backend under a load, as ``fgbench run`` does, and return the run.
+
+    Args:
+        backend: ``fastgen``, ``fastgen-POLICY``, ``simulated`` or ``simulated-POLICY``. With ``url`` it is
+            the name that tables give the server.
+        url: Of a running OpenAI-compatible server, which is measured instead of starting one.
+        options: The options of ``fgbench run`` (docs/cli.md) with underscores: ``rate`` (requests per
+            second), ``num_prompts``, ``seed``, ``dataset``, ``results``, ``model``, ``max_batch_size``, ...
+
+    Returns:
+        The run: ``path`` is its folder, ``status`` is ``complete``, ``failed`` or ``interrupted``, ``info``
+        is its run.json, and ``records`` are the requests in the order in which they ended.
+
+    Raises:
+        ValueError: a value is out of bounds, or options contradict each other.
+        TypeError: there is no such option.
+        RuntimeError: the server did not get ready, or answered no warm-up request.
+        ModuleNotFoundError: the backend needs an extra that is not installed.
+
+    Example: two policies under the same load.
+
+        for policy in ("fcfs", "sj-mlfq"):
+            fgbench.run_benchmark(policy=policy, rate=2.5, num_prompts=150, model="smollm2-135m")
+        fgbench.compare()
+    """
+    from fgbench.backends.named import backend_of
+    from fgbench.benchmark import measure
+    from fgbench.spec.backend import BackendSpec
+    from fgbench.spec.load import ClientSpec, LoadSpec
+    from fgengine.config import EngineConfig
+    from fgengine.settings import split
+
+    load, client, server = split(options, LoadSpec, ClientSpec, EngineConfig)
+    spec = BackendSpec(name=backend, url=url, server=server, policy_given="policy" in options)
+    return measure(
+        backend_of(spec, headers=client.headers),
+        load,
+        client,
+        server,
+        options=spec.repeating_options(load, client),
+    )
+
+
+def simulate(*, replicas: int = 1, router: str = "round-robin", **options: Any) -> Run:
+    """Simulate the engine on a virtual clock, as ``fgbench simulate`` does, and return the run.
+
+    Step times come from a profile: ``profile``, else the newest profile of the model in the cache.
+
+    Args:
+        replicas: Number of copies of the engine.
+        router: How requests are divided between them: ``round-robin``, ``least-loaded``,
+            ``shortest-queue`` or ``power-of-two``.
+        options: The options of ``fgbench simulate`` (docs/cli.md) with underscores.
+
+    Returns, Raises: As ``run_benchmark``.
+
+    Example: the mean normalized latency of two policies on eight replicas, in seconds per token.
+
+        for policy in ("fcfs", "sj-mlfq"):
+            run = fgbench.simulate(policy=policy, replicas=8, rate=16, profile="profile.json")
+            print(policy, fgbench.load_runs(run.path)["normalized_latency"].mean())
+    """
+    from fgbench.backends.named import backend_of
+    from fgbench.benchmark import measure
+    from fgbench.spec.backend import SIMULATED, BackendSpec
+    from fgbench.spec.files import options_of
+    from fgbench.spec.load import ClientSpec, LoadSpec
+    from fgengine.config import EngineConfig
+    from fgengine.settings import split
+
+    load, server = split(options, LoadSpec, EngineConfig)
+    spec = BackendSpec(name=SIMULATED, server=server)
+    repeating = options_of(load, server) | {"replicas": replicas, "router": router}
+    del repeating["results"]
+    return measure(
+        backend_of(spec, replicas=replicas, router=router), load, ClientSpec(), server, options=repeating
+    )
 
 
 def load_runs(*paths: str | Path) -> pd.DataFrame:

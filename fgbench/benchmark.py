@@ -16,13 +16,41 @@ from fgbench.results.environment import environment
 from fgbench.results.run import Run
 from fgbench.results.writer import RunWriter
 from fgbench.spec.files import fingerprint
-from fgbench.spec.load import Load
+from fgbench.spec.load import ClientSpec, Load, LoadSpec
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Dataset
 from fgbench.workload.workload import Workload
+from fgengine.config import EngineConfig
 
 
-def run_benchmark(
+def measure(
+    backend: Backend,
+    load: LoadSpec,
+    client: ClientSpec,
+    server: EngineConfig,
+    *,
+    display: Display | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Run:
+    """Prepare the backend, make the load, and run it: what ``fgbench run`` and ``fgbench simulate`` do.
+
+    Args:
+        server: Its tokenizer counts the tokens of datasets of texts.
+        options: The command line's options that repeat the run, for its spec.toml.
+
+    Raises:
+        ValueError: the load or its dataset cannot be made.
+        BackendError: the server did not get ready, or answered no warm-up request.
+        KeyboardInterrupt: before the load began.
+    """
+    display = display or Quiet()
+    wanted = load.to_load(client)
+    backend.prepare(display.report)
+    dataset = load.to_dataset(server, display.report)
+    return execute_run(backend, dataset, wanted, results=load.results, display=display, options=options)
+
+
+def execute_run(
     backend: Backend,
     dataset: Dataset,
     load: Load,

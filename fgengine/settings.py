@@ -14,10 +14,12 @@ Command-line options, their help and configuration files are made from the same 
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 
@@ -132,3 +134,32 @@ def check(settings: object) -> None:
         if (problem := one.setting.problem(value)) is not None:
             unit = f" ({one.setting.unit})" if one.setting.unit else ""
             raise OutOfBounds(one, f"must be {problem}, not {value}{unit}")
+
+
+def split(options: Mapping[str, Any], *schemas: type) -> list[Any]:
+    """Make one object of each dataclass of settings from options by name. A text becomes a ``Path`` if the
+    setting is one.
+
+    Raises:
+        TypeError: no dataclass has an option of that name.
+        ValueError: a value is out of bounds or of another type.
+    """
+    import msgspec
+
+    known = {one.name: schema for schema in schemas for one in described(schema)}
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise TypeError(f"there is no option {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    made: list[Any] = []
+    for schema in schemas:
+        mine = {name: _plain(value) for name, value in options.items() if known[name] is schema}
+        try:
+            made.append(msgspec.convert(mine, schema, dec_hook=lambda kind, value: kind(value)))
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error).replace(" - at `$.", " for ").rstrip("`")) from None
+    return made
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

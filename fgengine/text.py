@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
@@ -187,6 +186,8 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Raises TextError for a template that cannot be read, and with the reason of one that refuses."""
+        from jinja2 import TemplateSyntaxError
+
         try:
             rendered, _ = self._render(
                 [list(map(dict, messages))],

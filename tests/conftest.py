@@ -1,4 +1,4 @@
-"""What every test may use: Triton's interpreter where there is no GPU, and a model of no size."""
+"""For every test: Triton's interpreter where there is no GPU, a tiny model, an end after a CUDA error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,52 @@ import pytest
 # Asked of the driver's devices, not of torch, whose import takes longer than most of these tests.
 if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+CUDA_ERROR = pytest.StashKey[str]()
+"""Of a test: the error after which CUDA does nothing any more in this process."""
+FATAL_WORDS = (
+    "cuda error",
+    "cuda driver error",
+    "illegal memory access",
+    "misaligned address",
+    "unspecified launch failure",
+    "device-side assert",
+)
+
+
+def breaks_cuda(error: BaseException) -> bool:
+    """Whether CUDA is of no more use to this process: after an illegal address, but not when memory was full
+    or the compiler refused a kernel."""
+    text = str(error).lower()
+    return any(words in text for words in FATAL_WORDS) and "out of memory" not in text
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    on_gpu = item.get_closest_marker("gpu") is not None
+    if on_gpu and call.excinfo is not None and breaks_cuda(call.excinfo.value):
+        item.stash[CUDA_ERROR] = str(call.excinfo.value).strip().partition("\n")[0]
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """After a CUDA error every later test of this process would fail for no reason of its own."""
+    done = yield
+    if CUDA_ERROR in item.stash:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(1)  # the report is sent; pytest-xdist starts another worker for the tests that are left
+        pytest.exit(
+            f"{item.nodeid} left CUDA unusable in this process ({item.stash[CUDA_ERROR]}). The tests behind "
+            "it were not run: leave it out with --deselect, or run with pytest-xdist (-n 8), which starts a "
+            "new process after such an error.",
+            returncode=1,
+        )
+    return done
+
 
 TINY_LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -89,7 +89,9 @@ def _normal(name: str) -> str:
 def our_requirements() -> list[str]:
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
-    return [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(one for names in extras.values() for one in names)]
+    return [one for one in wanted if not one.startswith("fgbench[")]
 
 
 def torch_pin() -> str:

@@ -15,7 +15,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "fgengine": (
-        (*("settings", "config", "request", "clock", "files", "cache", "machine_load", "units"),),
+        (
+            *(
+                "settings",
+                "config",
+                "request",
+                "clock",
+                "files",
+                "child",
+                "extras",
+                "cache",
+                "machine_load",
+                "units",
+            ),
+        ),
         (
             *("model.shape", "model.hf_config", "model.catalog", "model.fetch", "model.store"),
             *("model.dummy_tokenizer", "model.gguf_convert"),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fgbench.backends.backend import BackendError, Report
 from fgbench.backends.started import StartedServer
+from fgengine.child import python_module
 from fgengine.config import EngineConfig
-from fgengine.model.catalog import shape_of
+from fgengine.extras import require_package
 from fgengine.model.store import folder_of
 from fgengine.preflight import check_names
 from fgengine.settings import as_arguments
@@ -25,8 +27,9 @@ class FastGen(StartedServer):
     """A server that ``python -m fgbench serve`` starts with a configuration."""
 
     def __init__(self, config: EngineConfig, *, port: int | None = None) -> None:
-        """Raises ValueError if no server would start with ``config``."""
+        """Raises ValueError if no server would start with ``config``, MissingPackage without the engine."""
         super().__init__(port)
+        require_package("torch", "FastGen's engine")
         check_names(config)
         self.policy = config.policy
         self.model = config.model
@@ -40,8 +43,8 @@ class FastGen(StartedServer):
 
     def command(self, port: int) -> Sequence[str]:
         """Return the command that starts the server on this port of 127.0.0.1."""
-        serve = [sys.executable, "-m", "fgbench", "serve", "--host", "127.0.0.1", "--port", str(port)]
-        return [*serve, *as_arguments(self._config)]
+        address = ("--host", "127.0.0.1", "--port", str(port))
+        return python_module("fgbench", "serve", *address, *as_arguments(self._config))
 
     def prepare(self, report: Report) -> None:
         """Download the model's weights if they are missing.
@@ -53,7 +56,7 @@ class FastGen(StartedServer):
             return
         require_memory(config)
         report(f"downloading the weights of {config.model}")
-        pull = [sys.executable, "-m", "fgbench", "models", "pull", config.model]
+        pull = python_module("fgbench", "models", "pull", config.model)
         if subprocess.run(pull, check=False).returncode != 0:
             raise BackendError(
                 f"could not download the weights of {config.model}: try again, or use --use-dummy-weights"
@@ -74,16 +77,13 @@ def settings_of(config: EngineConfig) -> dict[str, Any]:
 def require_memory(config: EngineConfig) -> None:
     """Raise ValueError if the model does not fit into free memory. Call it before downloading the model.
 
-    Uses a separate process, so that the load generator does not import torch.
+    Uses a child process, because the check needs torch, which the load generator must not import.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        process.submit(_require_memory_here, config).result()
-
-
-def _require_memory_here(config: EngineConfig) -> None:
-    from fgengine.execution.machine import require_memory
-
-    require_memory(config, shape_of(config.model))
+    check = subprocess.run(
+        python_module("fgengine.execution.machine"),
+        input=msgspec.json.encode(config, enc_hook=str),
+        capture_output=True,
+        check=False,
+    )
+    if check.returncode != 0:
+        raise ValueError(check.stderr.decode("utf-8", "replace").strip())

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from fgbench.backends.backend import BackendError, ReadyServer, Report
 from fgbench.backends.probe import DRAIN_SECONDS, ask_served, wait_until_idle, wait_until_ready
 from fgbench.backends.server import Server
+from fgengine.child import python_module
 
 STOP_STEPS = ((signal.SIGINT, 8.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 10.0))
 """The signals to send, each with the seconds to wait for the server to end."""
@@ -32,7 +32,7 @@ class ServerProcess:
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.log = log
-        wrapper = [sys.executable, "-m", "fgbench.backends.die_with_parent", str(os.getpid())]
+        wrapper = python_module("fgbench.backends.die_with_parent", str(os.getpid()))
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [*wrapper, *command],

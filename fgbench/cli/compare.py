@@ -102,6 +102,7 @@ def compare(
     from fgbench.report.pictures.contents import pictures_of
     from fgbench.report.pictures.paper import write_pictures
     from fgbench.report.pictures.terminal import drawn as drawn_as_text
+    from fgengine.extras import MissingPackage, is_installed
 
     if as_json + as_csv + as_markdown > 1:
         raise ValueError("--json, --csv and --markdown exclude each other: give only one")
@@ -127,6 +128,9 @@ def compare(
         comparison_frame(judged).to_csv(sys.stdout, index=False, lineterminator="\n")
     elif as_markdown:
         typer.echo("\n".join(comparison_markdown(*each) for each in judged), nl=False)
+    if pictures and not is_installed("matplotlib"):
+        pictures = False
+        say(f"No pictures: {MissingPackage('matplotlib', 'drawing them')}")
     names = _file_names([comparison.workload for comparison in comparisons])
     for (comparison, objectives), name in zip(judged, names, strict=True):
         drawn = pictures_of(comparison, objectives) if pictures or terminal else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 
 from fgbench.cli.printing import say
 from fgbench.sweeping.estimate import capacity
+from fgengine.child import python_module
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,7 @@ LOADS = (0.7, 1.3)
 MIN_PROMPTS, MAX_PROMPTS = 30, 400
 """Limits on the number of prompts of one run."""
 MAX_MINUTES = 24 * 60
+DEFAULT_MINUTES, QUICK_MINUTES = 4.0, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,20 @@ class DemoLoads:
     num_prompts: int
 
 
-def make_plan(cost: CostModel, lengths: Sequence[tuple[int, int]], seconds: float) -> DemoLoads:
+def make_plan(
+    cost: CostModel,
+    lengths: Sequence[tuple[int, int]],
+    seconds: float,
+    loads: Sequence[float] = LOADS,
+) -> DemoLoads:
     """Choose rates around the predicted capacity, and a number of prompts so that all runs take ``seconds``.
 
     A run takes about as long as its requests need to arrive or to be served, whichever is longer.
     """
     full = capacity(cost, lengths, BATCH_SIZE)
-    seconds_per_prompt = len(POLICIES) * sum(1.0 / (full * min(load, 1.0)) for load in LOADS)
+    seconds_per_prompt = len(POLICIES) * sum(1.0 / (full * min(load, 1.0)) for load in loads)
     num_prompts = min(MAX_PROMPTS, max(MIN_PROMPTS, int(seconds / seconds_per_prompt)))
-    return DemoLoads(full, tuple(round(full * load, 2) for load in LOADS), num_prompts)
+    return DemoLoads(full, tuple(round(full * load, 2) for load in loads), num_prompts)
 
 
 def demo(
@@ -56,7 +62,13 @@ def demo(
     use_dummy_weights: Annotated[
         bool, typer.Option("--use-dummy-weights", "--dummy-weights", help="Random weights: the same speed.")
     ] = False,
-    minutes: Annotated[float, typer.Option(help="Minutes that all loads together may take, roughly.")] = 4.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One rate and few requests: under two minutes on two cores.")
+    ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help=f"Minutes that all loads together may take. Default: {DEFAULT_MINUTES:g}."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed: same prompts, lengths and arrivals.")] = 0,
     results: Annotated[Path, typer.Option(help="Folder for the run folders.")] = Path("results"),
 ) -> None:
@@ -64,9 +76,9 @@ def demo(
 
     The policies are FastGen's sj-mlfq and FCFS. Both serve the same requests,
     with the lengths of real ShareGPT conversations, at two rates: one below
-    this machine's capacity and one above it.
+    this machine's capacity and one above it (with --quick, only the one above).
 
-    Example: fgbench demo --minutes 2
+    Example: fgbench demo --quick
 
     You can also give the demo's commands yourself:
 
@@ -81,7 +93,12 @@ def demo(
     from fgbench.backends.backend import BackendError
     from fgbench.sweeping.estimate import sampled_lengths
     from fgbench.workload.reading import load_dataset
+    from fgengine.extras import require_package
 
+    require_package("torch", "fgbench demo")
+    if minutes is None:
+        minutes = QUICK_MINUTES if quick else DEFAULT_MINUTES
+    loads = LOADS[-1:] if quick else LOADS
     if not 0 < minutes <= MAX_MINUTES:
         raise ValueError(f"--minutes is {minutes}: it must be above 0 and at most {MAX_MINUTES}")
     console = Console()
@@ -94,13 +111,13 @@ def demo(
     _headline(console, "2. A quick profile: how long this machine's steps take")
     _verb("profile", "--quick", "--patience", "20", "--even-if-busy", "--model", model, *weights)
     dataset = load_dataset("sharegpt-lengths")
-    plan = make_plan(_cost_of(model), sampled_lengths(dataset, seed), minutes * 60.0)
+    plan = make_plan(_cost_of(model), sampled_lengths(dataset, seed), minutes * 60.0, loads)
     say(
         console,
         f"With batches of {BATCH_SIZE} this machine should serve about {plan.capacity:.2f} requests/s: "
-        f"{plan.num_prompts} requests are sent at {plan.rates[0]:g}/s and at {plan.rates[1]:g}/s.",
+        f"{plan.num_prompts} requests are sent at {' and at '.join(f'{rate:g}/s' for rate in plan.rates)}.",
     )
-    _headline(console, f"3. The load: {len(LOADS) * len(POLICIES)} runs, about {minutes:g} minutes")
+    _headline(console, f"3. The load: {len(loads) * len(POLICIES)} runs, about {minutes:g} minutes")
     try:
         runs = _measure(model, use_dummy_weights, plan, dataset, seed, results, console)
     except BackendError as error:
@@ -121,7 +138,7 @@ def _measure(
 ) -> list[Path]:
     """Run each rate with each policy; return the run folders. Ends the program if a run does not succeed."""
     from fgbench.backends.fastgen import FastGen
-    from fgbench.benchmark import run_benchmark
+    from fgbench.benchmark import execute_run
     from fgbench.live.display import display_for
     from fgbench.spec.load import Load
     from fgengine.config import EngineConfig
@@ -133,7 +150,7 @@ def _measure(
                 model=model, use_dummy_weights=dummy_weights, policy=policy, max_batch_size=BATCH_SIZE
             )
             load = Load(rate=rate, num_prompts=plan.num_prompts, seed=seed)
-            run = run_benchmark(FastGen(config), dataset, load, results=results, display=display_for(console))
+            run = execute_run(FastGen(config), dataset, load, results=results, display=display_for(console))
             if run.status != "complete":
                 say(console, f"The run in {run.path} is {run.status}; its folder remains.", "bold red")
                 raise typer.Exit(130 if run.status == "interrupted" else 1)
@@ -155,7 +172,7 @@ def _cost_of(model: str) -> CostModel:
 
 def _verb(*arguments: str) -> None:
     """Run another verb in a separate process, so that no model remains in this one's memory."""
-    code = subprocess.run([sys.executable, "-m", "fgbench", *arguments], check=False).returncode
+    code = subprocess.run(python_module("fgbench", *arguments), check=False).returncode
     if code != 0:
         raise typer.Exit(code)
 

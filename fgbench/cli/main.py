@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from fgbench.exit_codes import FAILED, INTERRUPTED, WRONG_USAGE
+from fgengine.extras import EXTRA_OF, MissingPackage
 
 VERBS = {
     "demo": "Try everything once: download a model, profile it, compare two policies.",
@@ -46,7 +47,6 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; print a user's mistake as one sentence, without a traceback."""
-        look_in_working_directory()
         end_on_signals()
         try:
             return super().invoke(ctx)
@@ -54,6 +54,12 @@ class Verbs(TyperGroup):
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError:
             raise  # `fgbench compare | head`: typer ends it quietly
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in EXTRA_OF:
+                raise
+            known = isinstance(error, MissingPackage)
+            raise typer.Exit(tell(error if known else MissingPackage(missing, "this verb"))) from error
         except (ValueError, OSError) as error:
             raise typer.Exit(tell(error)) from error
         except RuntimeError as error:
@@ -85,16 +91,6 @@ def end_on_signals() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
-def look_in_working_directory() -> None:
-    """Let ``--policy my_policies:Mine`` find a file in the working directory, as ``python -m fgbench`` does.
-
-    The directory is last in ``sys.path``, so that its files do not hide installed packages. Does nothing if
-    Python runs in safe-path mode (``-P``).
-    """
-    if not getattr(sys.flags, "safe_path", False) and not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())
-
-
 def is_policy_error(error: RuntimeError) -> bool:
     """Whether a scheduling policy, possibly the user's own, broke its contract in a simulation."""
     # Look the class up in sys.modules: importing the engine is slow, and without it nothing raises the error.
@@ -123,7 +119,7 @@ def show_version(wanted: bool) -> None:
 
 app = typer.Typer(
     cls=Verbs,
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -132,13 +128,30 @@ app = typer.Typer(
 )
 
 
+START = """fgbench measures LLM serving: what does a scheduling policy do to latency?
+
+  fgbench demo --quick              see it work: one model, two policies
+  fgbench run --rate 2.5            measure FastGen on this machine
+  fgbench run --url http://localhost:8000 --rate 2.5
+                                    measure a running server: vLLM, SGLang, ...
+  fgbench simulate --rate 16 --replicas 8
+                                    simulate eight replicas; needs no GPU
+  fgbench compare                   put the newest runs side by side
+
+  fgbench --help                    all verbs;  fgbench run --help  one of them
+"""
+
+
 @app.callback()
 def _program(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=show_version)
     ] = False,
 ) -> None:
     """Benchmark LLM serving from the terminal, with an engine that preempts at every iteration."""
+    if context.invoked_subcommand is None:
+        print(START, end="")
 
 
 def _listed() -> None:

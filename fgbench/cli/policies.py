@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +30,10 @@ class Listed:
 
 
 def policies(
+    classes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODULE:CLASS]...", help="Your own policies, listed last."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the scheduling policies: what they do, their paper, what they need.
@@ -38,9 +43,9 @@ def policies(
     class: --policy package.module:Class. docs/writing-a-policy.md shows how to
     write one.
 
-    Example: fgbench policies --json
+    Example: fgbench policies my_policies:ShortestPrompt
     """
-    found = list_policies()
+    found = list_policies(classes or ())
     if as_json:
         print(json.dumps([asdict(policy) for policy in found], indent=2))
         return
@@ -54,12 +59,15 @@ def policies(
     )
 
 
-def list_policies() -> list[Listed]:
-    """Return every policy that has a name. If one cannot be loaded, its ``error`` gives the reason."""
+def list_policies(classes: Sequence[str] = ()) -> list[Listed]:
+    """Return every policy that has a name, then ``classes``.
+
+    If a policy cannot be loaded, its ``error`` gives the reason.
+    """
     from fgengine.scheduling.policy import installed_policies, policy_names
 
     installed = installed_policies()
-    return [_listed(name, installed.get(name)) for name in policy_names()]
+    return [_listed(name, installed.get(name)) for name in (*policy_names(), *classes)]
 
 
 def _listed(name: str, entry: EntryPoint | None) -> Listed:

@@ -37,11 +37,14 @@ def list_runs(
     status: Annotated[
         str | None, typer.Option(help=f"List only runs of this status: {', '.join(STATUSES)}.")
     ] = None,
+    model: Annotated[str | None, typer.Option(help="List only runs of this model.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="List only runs with this dataset.")] = None,
+    last: Annotated[int | None, typer.Option(help="List only this number of newest runs.", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs, newest last, including runs of sweeps and killed runs.
+    """List the runs, newest first, including runs of sweeps and killed runs.
 
-    Example: fgbench results list --backend fastgen-fcfs --status complete
+    Example: fgbench results list --last 10 --backend fastgen-fcfs
     """
     from rich.console import Console
 
@@ -53,14 +56,18 @@ def list_runs(
     runs = [
         run
         for run in overviews(results, lambda sentence: _left_out(console, sentence))
-        if backend in (None, run.backend) and status in (None, run.status)
+        if backend in (None, run.backend)
+        and status in (None, run.status)
+        and model in (None, run.model)
+        and dataset in (None, run.dataset)
     ]
+    runs = sorted(runs, key=lambda run: run.path.name, reverse=True)[:last]
     if as_json:
         print(json.dumps([run.to_json() for run in runs], indent=2, allow_nan=False))
     elif runs:
         console.print(overview_tables(runs, results))
     else:
-        filtered = " with that backend and status" if backend or status else ""
+        filtered = " that matches" if backend or status or model or dataset else ""
         say(console, f"{results} holds no run{filtered}: make one with 'fgbench run'")
 
 
@@ -143,6 +150,30 @@ def remove_runs(
     for folder in folders:
         remove(folder)
     say(console, f"Removed {len(folders)}.")
+
+
+@app.command("pack")
+def pack_runs(
+    runs: Annotated[list[str], typer.Argument(help="Run folders, folders of runs, or beginnings of names.")],
+    results: Root = Path("results"),
+) -> None:
+    """Make complete runs small, to archive or publish them.
+
+    They need a quarter of the bytes and have the same values. requests.jsonl
+    becomes a small requests.parquet, which every verb reads. The server's log
+    is removed.
+
+    Example: fgbench results pack results/20261123-081059_sweep
+    """
+    from rich.console import Console
+
+    from fgbench.results.run import find_run, find_runs, pack, readable
+    from fgengine.units import size
+
+    console = Console()
+    folders = [folder for run in runs for folder in find_runs(run) or [find_run(results, run)]]
+    saved = readable(pack, dict.fromkeys(folders), lambda sentence: _left_out(console, sentence))
+    say(console, f"Packed {len(saved)} run{'' if len(saved) == 1 else 's'}: {size(sum(saved))} less.")
 
 
 @app.command("sql")

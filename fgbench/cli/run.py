@@ -108,18 +108,16 @@ def measure(
     """
     from rich.console import Console
 
+    from fgbench import benchmark
     from fgbench.backends.backend import BackendError
-    from fgbench.benchmark import run_benchmark
     from fgbench.exit_codes import FAILED, INTERRUPTED
     from fgbench.live.display import display_for
 
     console = Console()
     display = display_for(console)
-    backend, wanted = make(), load.to_load(client)
+    backend = make()
     try:
-        backend.prepare(display.report)
-        dataset = load.to_dataset(server, display.report)
-        done = run_benchmark(backend, dataset, wanted, results=load.results, display=display, options=options)
+        done = benchmark.measure(backend, load, client, server, display=display, options=options)
     except BackendError as error:
         _end(console, str(error), FAILED)
     except KeyboardInterrupt:

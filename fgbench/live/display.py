@@ -27,7 +27,7 @@ STATS_SECONDS = 1.0
 """Seconds between two queries of the server's statistics."""
 SWITCH_SECONDS = 0.0005
 """Python's thread switch interval while the panel is shown, in seconds."""
-LINE_SECONDS = 5.0
+LINE_SECONDS = 15.0
 """Seconds between two lines of plain progress."""
 PROGRESS_EVERY = 100
 """Requests of a simulation between two updates."""

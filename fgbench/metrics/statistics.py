@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from statistics import NormalDist
 from typing import Literal
 
 MIN_SEEDS = 3
@@ -150,20 +151,14 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
 def _bootstrap(values: tuple[float, ...]) -> Interval:
     """Remembered, since tables, pictures and files ask for the same figures."""
     import numpy as np
-    from scipy import stats
 
     n = len(values)
     widened = math.sqrt(n / (n - 1)) * _student(n)
-    found = stats.bootstrap(
-        (np.asarray(values, dtype=float),),
-        np.mean,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=1.0 - 2.0 * float(stats.norm.sf(widened)),
-        method="percentile",
-        rng=0,
-    ).confidence_interval
-    return Interval(float(found.low), float(found.high))
+    tail = NormalDist().cdf(-widened)
+    drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    means = np.asarray(values, dtype=float)[drawn].mean(axis=-1)
+    low, high = np.quantile(means, [tail, 1.0 - tail]).tolist()
+    return Interval(low, high)
 
 
 def student_interval(values: Sequence[float]) -> Interval | None:
@@ -180,6 +175,23 @@ def student_interval(values: Sequence[float]) -> Interval | None:
 @cache
 def _student(n: int) -> float:
     """How many standard errors the interval of a mean of ``n`` values reaches."""
-    from scipy import stats
+    low, high = 0.0, 1e6
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if student_share(middle, n - 1) < CONFIDENCE else (low, middle)
+    return high
 
-    return float(stats.t.ppf((1.0 + CONFIDENCE) / 2.0, n - 1))
+
+def student_share(t: float, freedom: int) -> float:
+    """The probability that Student's t with so many degrees of freedom is between ``-t`` and ``t``.
+
+    Exact for whole degrees of freedom: Abramowitz and Stegun, 26.7.3 and 26.7.4.
+    """
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom, 2):
+        term *= cosine * cosine * (k - 1) / k
+        total += term
+    return 2.0 / math.pi * (angle + sine * total) if odd else sine * total

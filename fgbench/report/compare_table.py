@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING
 
 from fgbench.metrics.statistics import CONFIDENCE
 from fgbench.report.comparison import Comparison, ComparisonPoint
-from fgbench.report.notes import (
-    VERDICT_MARKS,
-    is_judged,
-    marks,
-    notes,
-    title,
-)
+from fgbench.report.headline import headline
+from fgbench.report.notes import VERDICT_MARKS, is_judged, marks, notes
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.quantities import (
     HEADLINES,
@@ -46,7 +41,8 @@ def comparison_tables(comparison: Comparison, objectives: Sequence[Objective], w
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Table | Text] = [Text(title(comparison), style="bold")]
+    first, *rest = headline(comparison, objectives)
+    parts: list[Table | Text] = [Text(first, style="bold"), *map(Text, rest), Text()]
     if len(comparison.labels) > 1:
         parts.append(
             Text(f"x: ratio to {comparison.baseline} at the same {comparison.axis.name}", style="dim")

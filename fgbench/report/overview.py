@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from fgbench.exit_status import client_was_the_limit
 from fgbench.metrics.accounts import MachineAccount
 from fgbench.metrics.summary import Summary
-from fgbench.report.run_tables import load_in_words
+from fgbench.report.run_tables import DISTURBED_MARK, OVERLOAD_MARK, load_in_words
 from fgbench.results.run import find_runs, is_being_written, read_info, readable, stored_summary
 from fgengine.units import number, seconds
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
+
+
+CLIENT_MARK = "◷"
+MARKS = {
+    OVERLOAD_MARK: "overloaded",
+    DISTURBED_MARK: "other programs used the machine",
+    CLIENT_MARK: "the client was the limit",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,33 @@ class Overview:
     @property
     def backend(self) -> str:
         return str((self.info.get("backend") or {}).get("name", "unknown"))
+
+    @property
+    def model(self) -> str:
+        """The last part of its name, as in comparisons."""
+        return PurePath(str(self.info.get("model", "unknown"))).name
+
+    @property
+    def dataset(self) -> str:
+        return str((self.info.get("workload") or {}).get("dataset", "unknown"))
+
+    @property
+    def signs(self) -> str:
+        """What a reader of its figures must know, a character of ``MARKS`` each."""
+        machine = MachineAccount.of(self.info)
+        known = {
+            OVERLOAD_MARK: self.summary.overloaded,
+            DISTURBED_MARK: machine is not None and machine.busy,
+            CLIENT_MARK: client_was_the_limit(self.summary) is not None,
+        }
+        return "".join(mark for mark in MARKS if known[mark])
+
+    @property
+    def troubles(self) -> list[str]:
+        """How it ended if not completely, and how many requests were not answered."""
+        said = [] if self.status == "complete" else [self.status]
+        said += [f"{self.summary.failed} failed"] if self.summary.failed else []
+        return said + ([f"{self.summary.rejected} rejected"] if self.summary.rejected else [])
 
     @property
     def planned(self) -> int:
@@ -85,63 +120,66 @@ def overviews(root: Path, left_out: Callable[[str], None]) -> list[Overview]:
 
 
 def overview_tables(runs: Sequence[Overview], root: Path) -> Group:
-    """A row a run, under the folder that holds it.
+    """A row a run, the newest first, in a table for each folder, model and dataset. Fits 80 columns.
 
-    Of a run's name only the time is shown, which is enough for ``results show``; the other columns say the
-    rest.
+    Of a run's name only as much is shown as ``results show`` needs. The other columns say the rest.
     """
     from rich.console import Group
+    from rich.text import Text
 
-    folders: dict[Path, list[Overview]] = {}
-    for run in runs:
-        folders.setdefault(run.path.parent, []).append(run)
-    return Group(*(_folder_table(folder, some, root) for folder, some in folders.items()))
+    tables: dict[tuple[Path, str, str], list[Overview]] = {}
+    for run in sorted(runs, key=lambda run: run.path.name, reverse=True):
+        tables.setdefault((run.path.parent, run.model, run.dataset), []).append(run)
+    parts = [_table(*key, some, root) for key, some in tables.items()]
+    seen = [mark for mark in MARKS if any(mark in run.signs for run in runs)]
+    legend = "; ".join(f"{mark} {MARKS[mark]}" for mark in seen)
+    return Group(*parts, *([Text(legend, style="yellow")] if legend else []))
 
 
-def _folder_table(folder: Path, runs: Sequence[Overview], root: Path) -> Table:
+def _table(folder: Path, model: str, dataset: str, runs: Sequence[Overview], root: Path) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     name = str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)
-    title = None if name == "." else Text(name, style="bold")
+    title = Text(" · ".join([*([] if name == "." else [name]), model, dataset]), style="bold")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left")
-    table.add_column("run", no_wrap=True)
-    times = [_time(run.path) for run in runs]
-    for heading in ("status", "backend", "dataset"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("rate", "seed", "ended", "JCT /\ntoken", "p99\nJCT", "TTFT"):
-        table.add_column(heading, justify="right")
-    table.add_column("", overflow="fold")
+    table.add_column("run", overflow="fold", min_width=15)
+    names = [run.path.name for run in runs]
+    table.add_column("backend", overflow="fold", min_width=12)
+    for heading in ("load", "seed", "ended", "JCT /\ntoken", "p99\nJCT", "TTFT"):
+        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("", no_wrap=True)
     for run in runs:
         work, figures = run.info.get("workload") or {}, run.summary
         table.add_row(
-            run.path.name if times.count(_time(run.path)) > 1 else _time(run.path),
-            run.status,
-            run.backend,
-            str(work.get("dataset", "-")),
+            _shortest(run.path.name, names),
+            "\n".join([run.backend, *run.troubles]),
             load_in_words(work),
             str(work.get("seed", "-")),
             _of_planned(run),
             seconds(figures.figure("normalized_latency")),
             seconds(figures.figure("jct", "p99")),
             seconds(figures.figure("ttft")),
-            ", ".join(run.marks),
+            run.signs,
             style="dim" if run.status not in ("complete", "running") else None,
         )
     return table
 
 
-def _time(path: Path) -> str:
-    """``20261126-003903`` of ``20261126-003903_fastgen_sharegpt_r2.4_s0``."""
-    return path.name.partition("_")[0]
+def _shortest(name: str, names: Sequence[str]) -> str:
+    """The beginning that only this name has, its time at least: ``20261126-003903``."""
+    length = len(name.partition("_")[0])
+    while length < len(name) and sum(other.startswith(name[:length]) for other in names) > 1:
+        length += 1
+    return name[:length]
 
 
 def _of_planned(run: Overview) -> str:
-    """``37 of 100``; only the first where all were sent, or as many as its time allowed."""
+    """``37/100``; only the first where all were sent, or as many as its time allowed."""
     ended = run.summary.requests + run.summary.trimmed
     whole = ended == run.planned or (run.status == "complete" and run.info.get("duration_limit_s"))
-    return number(ended, 6) if whole else f"{number(ended, 6)} of {number(run.planned, 6)}"
+    return number(ended, 6) if whole else f"{number(ended, 6)}/{number(run.planned, 6)}"
 
 
 def answer_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

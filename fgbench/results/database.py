@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.results.frames import (
     parquet_of,
-    read_parquet,
     requests_dataset,
     requests_table,
     run_row,
     runs_table,
 )
 from fgbench.results.run import find_runs, read_info, readable
+from fgbench.results.table import read_table
 
 if TYPE_CHECKING:
     import duckdb
@@ -129,5 +129,5 @@ def _row_and_requests(folder: Path) -> tuple[dict[str, Any], Path | pa.Table]:
 
 def _read_whole(path: Path) -> Path:
     """The same path. Raises ValueError where the file is damaged anywhere."""
-    read_parquet(path)
+    read_table(path)
     return path

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.summary import Summary
 from fgbench.results.run import (
-    REQUESTS_FILE,
     TABLE_FILE,
     read_info,
     read_records,
@@ -28,7 +26,7 @@ from fgbench.results.run import (
     stored_summary,
     trim_of,
 )
-from fgbench.results.writer import record_batches, record_schema
+from fgbench.results.table import damaged, read_table, record_batches, record_schema, records_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,7 +176,7 @@ def parquet_of(folder: Path, info: dict[str, Any]) -> Path | None:
     try:
         schema = pq.read_schema(path)
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     return path if schema.equals(record_schema()) else None
 
 
@@ -189,23 +187,7 @@ def requests_table(folder: Path, info: dict[str, Any]) -> pa.Table:
     path = parquet_of(folder, info)
     if path is None:
         return pa.Table.from_batches(record_batches(read_records(folder)), record_schema())
-    return read_parquet(path)
-
-
-def read_parquet(path: Path) -> pa.Table:
-    """All of a requests.parquet. Raises ValueError where it is damaged anywhere."""
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ValueError(f"{path} is damaged: {reason} Without it the requests are read from {REQUESTS_FILE}.")
+    return read_table(path)
 
 
 def requests_dataset(sources: Sequence[tuple[str, Path | pa.Table]]) -> ds.Dataset:
@@ -273,15 +255,3 @@ def _value(metric: Metric, record: RequestRecord) -> float | None:
     if metric.of_request is None or not (metric.every_request or record.ok):
         return None
     return next(iter(metric.of_request(record)), None)
-
-
-def records_of(requests: pa.Table) -> list[RequestRecord]:
-    """The rows of ``requests_table`` as records."""
-    columns = {name: requests[name].to_pylist() for name in requests.column_names if name != "token_times"}
-    columns["server"] = [None if server is None else dict(server) for server in columns["server"]]
-    times = requests["token_times"].combine_chunks()  # of each as Python values: ten times as slow
-    moments = times.values.to_numpy().tolist() if len(times) else []
-    ends = times.offsets.to_pylist() if len(times) else [0]
-    columns["token_times"] = [tuple(moments[first:end]) for first, end in pairwise(ends)]
-    rows = zip(*columns.values(), strict=True)
-    return [RequestRecord(**dict(zip(columns, row, strict=True))) for row in rows]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from filelock import FileLock
@@ -23,14 +23,8 @@ from fgbench.results.run import (
     TABLE_FILE,
     VERSION,
 )
+from fgbench.results.table import write_table
 from fgbench.spec.files import write_options
-from fgengine.files import replacing
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-ROWS_PER_BATCH = 16_384
-"""Turned into columns at a time: a million requests as columns and rows at once would take gigabytes."""
 
 
 class RunWriter:
@@ -111,55 +105,6 @@ class RunWriter:
 
     def _write_info(self) -> None:
         write_json(self.path / RUN_FILE, self.info)
-
-
-def record_schema() -> pa.Schema:
-    """The columns of requests.parquet: those of ``RequestRecord``."""
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("index", pa.int64()),
-            ("scheduled", pa.float64()),
-            ("sent", pa.float64()),
-            ("prompt_tokens", pa.int64()),
-            ("asked_tokens", pa.int64()),
-            ("output_tokens", pa.int64()),
-            ("first_token", pa.float64()),
-            ("last_token", pa.float64()),
-            ("token_times", pa.list_(pa.float64())),
-            ("finished", pa.float64()),
-            ("error", pa.string()),
-            ("server", pa.map_(pa.string(), pa.float64())),
-            ("user", pa.string()),
-            ("rejected", pa.string()),
-        ]
-    )
-
-
-def record_batches(records: Sequence[RequestRecord]) -> Iterator[pa.RecordBatch]:
-    """The columns of ``record_schema``, one row a request, in the workload's order."""
-    import pyarrow as pa
-
-    schema = record_schema()
-    rows = sorted(records, key=lambda record: record.index)
-    for first in range(0, len(rows), ROWS_PER_BATCH):
-        batch = rows[first : first + ROWS_PER_BATCH]
-        columns = {name: [getattr(record, name) for record in batch] for name in schema.names}
-        columns["server"] = [list(server.items()) if server else None for server in columns["server"]]
-        yield pa.RecordBatch.from_pydict(columns, schema=schema)
-
-
-def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
-    """requests.parquet."""
-    import pyarrow.parquet as pq
-
-    with (
-        replacing(path) as partial,
-        pq.ParquetWriter(partial, record_schema(), write_page_checksum=True) as table,
-    ):
-        for batch in record_batches(records):
-            table.write_batch(batch)
 
 
 def _make_folder(root: Path, info: dict[str, Any]) -> Path:

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from fgbench.backends.backend import Backend, BackendError, Display
-from fgbench.benchmark import run_benchmark
+from fgbench.benchmark import execute_run
 from fgbench.exit_codes import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 from fgbench.exit_status import ExitStatus, exit_status_of, worst
 from fgbench.metrics.accounts import MachineAccount
@@ -190,7 +190,7 @@ class SweepRunner:
         self._folder.mark(point, "running")
         path, info = None, None
         try:
-            run = run_benchmark(
+            run = execute_run(
                 self._backends[point.backend],
                 self._dataset,
                 self._plan.load(point.level, point.seed),

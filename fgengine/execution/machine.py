@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
+import msgspec
+
 from fgengine.config import EngineConfig
 from fgengine.execution import memory
 from fgengine.execution.device import pick_device, pick_dtype
 from fgengine.execution.host_memory import host_memory
 from fgengine.execution.memory import MemoryProbe
 from fgengine.kv.fitting import Candidate, Machine, Memory, shortage
-from fgengine.model.catalog import CATALOG
+from fgengine.model.catalog import CATALOG, shape_of
 from fgengine.model.shape import ModelShape
 
 
@@ -37,3 +41,19 @@ def machine_of(gpu: MemoryProbe | None) -> Machine:
         return Machine(host)
     gpu.settle()
     return Machine(host, Memory(*gpu.free_and_total()))
+
+
+def main() -> int:
+    """Check the configuration on standard input, as JSON. Exits with 1 and the reason if it does not fit."""
+    read = sys.stdin.buffer.read()
+    config = msgspec.json.decode(read, type=EngineConfig, dec_hook=lambda kind, value: kind(value))
+    try:
+        require_memory(config, shape_of(config.model))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

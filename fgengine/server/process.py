@@ -14,10 +14,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO
 
+from fgengine.child import python_module
 from fgengine.config import EngineConfig
 from fgengine.server.client import EngineClient
 
-WORKER = (sys.executable, "-m", "fgengine.server.worker")
+WORKER = python_module("fgengine.server.worker")
 STANDARD_ERROR = 2
 MAX_LINES, MAX_CHARACTERS = 3, 200
 """Of what the process said last, in the message about its end; all of it is in the log."""

@@ -1,4 +1,4 @@
-"""The scripts in bench/ import what they share as the package ``gpu`` beside them."""
+"""Makes the scripts in bench/ importable, as they import each other: by their names alone."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_serve_refuses_a_model_that_does_not_fit(environment: dict[str, str]) ->
         "fgbench serve: the engine could not start: opt-13b does not fit into memory: it needs 25."
     )
     assert "3 GiB of the machine's 4 GiB are free" in last
-    assert last.endswith("the largest of the catalog that fits is tinyllama-1.1b (2.4 GiB)")
+    assert last.endswith("the largest of the catalog that fits is tinyllama-1.1b (2.38 GiB)")
     assert "Traceback" not in done.stdout + done.stderr
 
 

@@ -47,6 +47,16 @@ def test_help_lists_the_verbs() -> None:
     assert all(verb in result.stdout for verb in main.VERBS)
 
 
+def test_without_a_verb_the_program_shows_how_to_start() -> None:
+    result = _fgbench()
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 15
+    assert max(map(len, lines)) <= 80
+    named = {line.split()[1] for line in lines if line.startswith("  fgbench ")}
+    assert {"demo", "run", "simulate", "compare"} <= named <= {*main.VERBS, "--help"}
+
+
 def test_the_version_is_printed() -> None:
     import fgbench
 

@@ -79,3 +79,12 @@ def test_policies_of_packages_are_listed_and_broken_ones_show_their_error(
     assert shown.exit_code == 0
     assert "the last [one] first (from shown-package 2.0)" in shown.stdout  # brackets are text, not markup
     assert "it [bold]fell[/bold] over" in shown.stdout
+
+
+@pytest.mark.usefixtures("_their_package")
+def test_a_class_that_is_named_is_listed_too() -> None:
+    done = CliRunner().invoke(app, ["policies", "shown_policies:Last", "shown_policies:None", "--json"])
+    assert done.exit_code == 0, done.output
+    theirs, missing = json.loads(done.stdout)[-2:]
+    assert (theirs["name"], theirs["summary"]) == ("shown_policies:Last", "the last [one] first")
+    assert "has no attribute 'None'" in missing["error"]

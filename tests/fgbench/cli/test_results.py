@@ -90,7 +90,7 @@ def test_list_shows_all_runs_and_names_damaged_ones(root: Path) -> None:
         "vllm",
         "incomplete",
         "interrupted",
-        "1 of 4",
+        "1/4",
         "1 failed",
         "20300101-000000_sweep",
     ):
@@ -98,9 +98,9 @@ def test_list_shows_all_runs_and_names_damaged_ones(root: Path) -> None:
     assert "500 ms" in result.output  # the mean normalized latency
 
 
-def test_list_shows_the_newest_runs_last(root: Path) -> None:
+def test_list_shows_the_newest_runs_first(root: Path) -> None:
     names = [row["name"] for row in json.loads(results("list", root, "--json").stdout)]
-    assert names == sorted(names)
+    assert names == sorted(names, reverse=True)
     assert len(names) == 4
 
 
@@ -347,3 +347,21 @@ def test_a_run_older_than_rejections_has_none(root: Path) -> None:
             assert all(record.rejected is None and record.index >= 0 for record in read_run(path).records)
     (row,) = json.loads(results("sql", root, "SELECT sum(rejected) AS n FROM runs", "--json").stdout)
     assert row == {"n": 0}
+
+
+def test_list_filters_by_model_and_dataset_and_shows_the_newest(root: Path) -> None:
+    listed = json.loads(results("list", root, "--json").stdout)
+    newest = json.loads(results("list", root, "--last", "2", "--json").stdout)
+    assert newest == listed[:2]
+    dataset, model = listed[0]["dataset"], listed[0]["model"]
+    same = json.loads(results("list", root, "--dataset", dataset, "--model", model, "--json").stdout)
+    assert same == [row for row in listed if (row["dataset"], row["model"]) == (dataset, model)]
+    assert json.loads(results("list", root, "--dataset", "none-such", "--json").stdout) == []
+    assert "no run that matches" in results("list", root, "--model", "none-such").stdout
+
+
+def test_the_list_fits_eighty_columns(root: Path) -> None:
+    done = CliRunner().invoke(app, ["results", "list", "--results", str(root)], env={"COLUMNS": "80"})
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if len(line) > 80 and "Left out" not in line] == []
+    assert any(line.split()[1:2] == ["vllm"] for line in lines)  # a name in one piece

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fgbench.backends.attached import Attached
 from fgbench.backends.named import backend_of
-from fgbench.benchmark import run_benchmark
+from fgbench.benchmark import execute_run
 from fgbench.cli.main import app
 from fgbench.exit_status import client_was_the_limit, too_many_errors
 from fgbench.metrics.accounts import MachineAccount
@@ -323,7 +323,7 @@ def test_a_server_that_dies_during_the_load_fails_the_run(fake_server, tmp_path)
 
     backend = Mortal(fake_server.url)
     load = Load(rate=math.inf, num_prompts=3, num_warmup=0)
-    run = run_benchmark(backend, Synthetic(Between(4, 4), Between(3, 3)), load, results=tmp_path)
+    run = execute_run(backend, Synthetic(Between(4, 4), Between(3, 3)), load, results=tmp_path)
     assert run.status == "failed"
     assert run.info["error"] == "the server died: out of memory"
     assert backend.stopped == 1
@@ -341,7 +341,7 @@ def test_the_server_is_stopped_if_starting_it_fails(fake_server, tmp_path):
 
     backend = Broken(fake_server.url)
     with pytest.raises(ZeroDivisionError):
-        run_benchmark(backend, Lengths("t", ((4, 4),)), Load(), results=tmp_path)
+        execute_run(backend, Lengths("t", ((4, 4),)), Load(), results=tmp_path)
     assert backend.stopped == 1
     assert only_run(tmp_path).status == "failed"
 

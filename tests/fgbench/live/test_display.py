@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fgbench.backends.attached import Attached
-from fgbench.benchmark import run_benchmark
+from fgbench.benchmark import execute_run
 from fgbench.client.state import LoadState
 from fgbench.live import display
 from fgbench.live.display import Live, Plain, display_for, progress_line
@@ -115,7 +115,7 @@ def test_the_panel_shows_the_stats_of_fastgen_servers_only(fake_server, tmp_path
         }
     fake_server.gap = 0.05
     terminal = Terminal()
-    run_benchmark(
+    execute_run(
         Attached(fake_server.url),
         Lengths("tiny", ((8, 10),)),
         Load(rate=50.0, num_prompts=5, num_warmup=0),

@@ -68,7 +68,7 @@ def test_a_disturbed_run_is_marked_and_a_quiet_one_is_not(make_run: Callable[...
 
 def test_tables_mark_the_point(comparison: Comparison) -> None:
     shown = text_of(comparison_tables(comparison, [], 120))
-    (heading,) = [line for line in shown.splitlines() if "ours ◆" in line]
+    _, heading = [line for line in shown.splitlines() if "ours ◆" in line]
     assert "fastgen-fcfs ◆" not in heading
     assert "◆ other programs took part of the machine" in shown
     assert "◆" in comparison_markdown(comparison, [])

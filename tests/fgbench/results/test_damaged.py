@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import fgbench
 from fgbench.cli.main import app
-from fgbench.results.writer import record_schema
+from fgbench.results.table import record_schema
 
 Seen = tuple[list[str], str]
 """The backends that were shown, and what was said of the others."""

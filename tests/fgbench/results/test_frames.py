@@ -15,8 +15,9 @@ import fgbench
 from fgbench.metrics.metric import METRICS
 from fgbench.metrics.record import RequestRecord
 from fgbench.results.database import Database
-from fgbench.results.frames import records_of, requests_table
+from fgbench.results.frames import requests_table
 from fgbench.results.run import read_info, read_run, summary_of
+from fgbench.results.table import records_of
 
 Write = Callable[..., Path]
 ACCOUNT = {"queued": 0.25, "decode": 0.75, "preemptions": 2.0}

@@ -4,9 +4,11 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 
+import fgbench
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
-from fgbench.results.run import VERSION, find_runs, read_run
+from fgbench.results.database import Database
+from fgbench.results.run import VERSION, find_runs, pack, read_run
 from fgbench.results.writer import RunWriter
 from fgbench.spec.files import fingerprint
 
@@ -131,3 +133,46 @@ def test_runs_of_sweeps_are_found_in_their_place_in_time(tmp_path):
     (sweep / "sweep.json").write_text("{}")
     assert find_runs(tmp_path) == [first, between, last]
     assert find_runs(sweep) == [between]
+
+
+def test_a_packed_run_reads_as_before_and_is_small(tmp_path):
+    times = tuple(round(0.6 + 0.0213 * n + 1e-6 * (n * n % 97), 6) for n in range(400))
+    long = record(
+        2, output_tokens=400, first_token=0.6, last_token=times[-1], token_times=times, finished=9.5
+    )
+    with RunWriter(tmp_path, INFO) as writer:
+        for each in (GOOD, BAD, long):
+            writer.append(each)
+        writer.log_path.write_text("server log")
+        writer.finish("complete", [GOOD, BAD, long], summarize([GOOD, BAD, long], offered_rate=2.5).to_dict())
+    before, runs = read_run(writer.path), fgbench.runs(writer.path)
+    saved = pack(writer.path)
+    assert saved > 3000
+    assert sorted(file.name for file in writer.path.iterdir()) == ["requests.parquet", "run.json"]
+    after = read_run(writer.path)
+    assert (after.records, after.info) == (before.records, before.info)
+    assert fgbench.runs(writer.path).equals(runs)
+    frame = fgbench.load_runs(writer.path)
+    assert [tuple(one) for one in frame["token_times"]] == [BAD.token_times, GOOD.token_times, times]
+    with Database(tmp_path) as database:
+        assert database.ask("SELECT max(list_max(token_times)) FROM requests").rows == [(times[-1],)]
+    pack(writer.path)  # once more is no harm
+    assert read_run(writer.path).records == before.records
+
+
+def test_times_finer_than_microseconds_are_packed_as_they_are(tmp_path):
+    fine = record(0, output_tokens=3, first_token=1 / 3, token_times=(1 / 3, 2 / 3, 0.7), finished=0.7)
+    with RunWriter(tmp_path, INFO) as writer:
+        writer.append(fine)
+        writer.finish("complete", [fine], summarize([fine], offered_rate=2.5).to_dict())
+    pack(writer.path)
+    assert read_run(writer.path).records == (fine,)
+
+
+def test_only_complete_runs_are_packed(tmp_path):
+    with RunWriter(tmp_path, INFO) as writer:
+        writer.append(GOOD)
+        writer.finish("interrupted", [GOOD], None)
+    with pytest.raises(ValueError, match="is interrupted: only complete runs are packed"):
+        pack(writer.path)
+    assert (writer.path / "requests.jsonl").exists()

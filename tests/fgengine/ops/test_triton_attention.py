@@ -18,6 +18,8 @@ from fgengine.ops.triton.decode_attention import MAX_SPLITS, MIN_SPLIT, num_spli
 from fgengine.ops.triton.gpu import GPU
 from fgengine.ops.triton.ops import TritonOps, fits
 
+pytestmark = pytest.mark.gpu
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3}
 Items = Sequence[tuple[int, int]]

@@ -11,6 +11,8 @@ from fgengine.ops.batch import RaggedBatch
 from fgengine.ops.reference import TorchOps
 from fgengine.ops.triton.ops import TritonOps
 
+pytestmark = pytest.mark.gpu
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 PLAIN, FAST = TorchOps(), TritonOps()

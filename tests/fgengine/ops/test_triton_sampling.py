@@ -9,6 +9,8 @@ from torch import Tensor
 from fgengine.ops.reference import TorchOps
 from fgengine.ops.triton.ops import TritonOps
 
+pytestmark = pytest.mark.gpu
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

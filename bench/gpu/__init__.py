@@ -1,1 +1,0 @@
-"""The sections of bench/gpu_check.py, a file each, and what they share."""

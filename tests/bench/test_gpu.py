@@ -1,0 +1,167 @@
+"""bench/gpu.py on a CPU with tiny models. What it measures there means nothing, but it runs as on a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import device_time
+import gpu
+import pytest
+import torch
+from device_time import Span
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = {"opt-tiny", "llama-tiny"}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """The JSON, and what was printed: of the script as a user calls it."""
+    out = tmp_path_factory.mktemp("gpu") / "it.json"
+    done = subprocess.run(
+        [sys.executable, "bench/gpu.py", "--device", "cpu", "--out", out],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(out.read_text()), done.stdout
+
+
+def test_every_section_has_rows_of_every_model(measured: tuple[dict[str, Any], str]) -> None:
+    data, printed = measured
+    assert data["version"] == 2
+    assert data["device"]["type"] == "cpu"
+    assert data["failures"] == []
+    assert set(data["models"]) == MODELS
+    assert all(about["read_bytes_per_second"] > 1e8 for about in data["models"].values())
+    assert set(data["sections"]) == {"steps", "swapping", "loop", "kernels"}
+    for section, rows in data["sections"].items():
+        assert {row["model"] for row in rows} == MODELS
+        assert f"opt-tiny: {section}" in printed
+
+
+def test_steps_stand_beside_their_floors(measured: tuple[dict[str, Any], str]) -> None:
+    rows = measured[0]["sections"]["steps"]
+    assert {row["step"] for row in rows} == {"decode", "prefill"}
+    for row in rows:
+        assert row["seconds"] >= row["best_seconds"] > 0.0
+        assert row["ratio"] == pytest.approx(row["seconds"] / row["floor_seconds"])
+    kernels = measured[0]["sections"]["kernels"]
+    assert all(row["seconds"] > 0.0 and row["busy_seconds"] > 0.0 for row in kernels)
+    assert {(row["step"], row["requests"], row["context"]) for row in kernels} == {
+        ("decode", 4, 16),
+        ("prefill", 1, 48),
+    }
+
+
+def test_swapping_is_timed_each_way_and_both(measured: tuple[dict[str, Any], str]) -> None:
+    rows = [row for row in measured[0]["sections"]["swapping"] if row["model"] == "opt-tiny"]
+    assert [row["what"] for row in rows[:3]] == ["offload", "upload", "offload and upload"]
+    assert all(row["bytes_per_second"] > 0.0 for row in rows[:3])
+    alone, beside = rows[3:]
+    assert beside["slowdown"] == pytest.approx(beside["seconds"] / alone["seconds"] - 1.0)
+    assert beside["bytes_per_second"] > 0.0
+    assert len(alone["samples"]) == len(beside["samples"]) == 6
+
+
+def test_the_loop_is_timed_as_the_server_runs(measured: tuple[dict[str, Any], str]) -> None:
+    for row in measured[0]["sections"]["loop"]:
+        assert row["overlap"] is False
+        assert row["step_seconds"] > 0.0
+        assert 0.0 <= row["outside"] < 1.0
+        assert len(row["samples"]) == 8
+
+
+def test_targets_are_listed_and_not_judged_on_a_cpu(measured: tuple[dict[str, Any], str]) -> None:
+    targets = measured[0]["targets"]
+    assert len(targets) == 8  # of two models: a decode, a prefill, the slowdown, the loop
+    assert all(target["met"] is None and target["value"] > 0.0 for target in targets)
+    assert measured[1].count("not judged here") == 8
+
+
+def run(out: Path, *argv: str) -> tuple[int, dict[str, Any]]:
+    code = gpu.main(["--device", "cpu", "--out", str(out), *argv])
+    return code, json.loads(out.read_text())
+
+
+def test_what_fails_is_recorded_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(runner: object, model: str, scale: object, report: gpu.Report) -> None:
+        report.row("swapping", model=model, what="half of it")
+        raise RuntimeError("no copies today")
+
+    monkeypatch.setitem(gpu.SECTIONS, "swapping", fail)
+    models = ("--model", "no-such-model", "--model", "opt-tiny")
+    code, data = run(tmp_path / "it.json", *models, "--only", "swapping,loop")
+    assert code == 1
+    missing, swapping = data["failures"]
+    assert (missing["model"], missing["section"]) == ("no-such-model", "loading")
+    assert swapping == {"model": "opt-tiny", "section": "swapping", "error": "RuntimeError: no copies today"}
+    assert data["sections"]["swapping"] == [{"model": "opt-tiny", "what": "half of it"}]
+    assert data["sections"]["loop"][0]["step_seconds"] > 0.0
+    printed = capsys.readouterr().out
+    assert "half of it" in printed
+    assert "no copies today" in printed
+
+
+def test_what_was_measured_before_ctrl_c_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(gpu.SECTIONS, "loop", interrupt)
+    code, data = run(tmp_path / "it.json", "--model", "opt-tiny", "--only", "swapping,loop")
+    assert code == 130
+    assert len(data["sections"]["swapping"]) == 5
+    assert "loop" not in data["sections"]
+
+
+def test_wrong_usage_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(["--only", "kernles"])
+    assert ended.value.code == 2
+    assert "kernles" in capsys.readouterr().err
+
+
+def test_a_target_is_missed_on_the_side_it_is_not_for(tmp_path: Path) -> None:
+    report = gpu.Report(torch.device("cpu"), None)
+    report.data["device"]["type"] = "cuda"
+    report.target("x", 1.2, 1.25)
+    report.target("x", 1.3, 1.25)
+    report.target("x", 0.5, 0.6, at_most=False)
+    report.target("x", 0.7, 0.6, at_most=False)
+    assert [target["met"] for target in report.data["targets"]] == [True, False, False, True]
+
+
+def test_the_sweep_of_the_configuration_file_is_one_that_fgbench_takes() -> None:
+    sweep = [sys.executable, "-m", "fgbench", "sweep", "--config", "bench/gpu.toml", "--dry-run"]
+    done = subprocess.run(sweep, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "6 of 6 points" in done.stdout
+    assert done.stdout.count("fastgen-fcfs") == 3
+    assert done.stdout.count("fastgen --offloading proactive") == 3
+
+
+@pytest.mark.parametrize(
+    ("blocks", "requests", "fits"), [(100, 3, 3), (100, 4, 3), (512, 20, 16), (512, 16, 16), (31, 1, 0)]
+)
+def test_a_batch_that_does_not_fit_is_cut(blocks: int, requests: int, fits: int) -> None:
+    runner = SimpleNamespace(num_device_blocks=blocks, block_size=16)
+    assert gpu.fitting(runner, requests, context=500) == fits
+
+
+def test_kernels_side_by_side_keep_the_device_busy_once() -> None:
+    spans = [Span("a", 0, 10), Span("b", 5, 15), Span("a", 20, 30), Span("c", 21, 22)]
+    assert device_time.busy_seconds(spans) == pytest.approx(25e-6)
+    first, *others = device_time.kernels_of(spans, times=2)
+    assert (first["kernel"], first["seconds"], first["calls"]) == ("a", 10e-6, 1.0)
+    assert [one["kernel"] for one in others] == ["b", "c"]
