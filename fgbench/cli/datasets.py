@@ -130,7 +130,7 @@ def show(
     sample: Annotated[
         int, typer.Option(min=1, max=MAX_LOOKED_AT, help="Number of texts to count, drawn by --seed.")
     ] = 4000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the sample.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show how many records a dataset has and how long they are.

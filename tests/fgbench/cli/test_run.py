@@ -78,11 +78,11 @@ def test_a_run_saves_and_shows_the_load_of_other_programs(fake_server, tmp_path,
 
 @pytest.mark.usefixtures("_client_lag_is_ignored")
 def test_a_busy_machine_is_reported_before_the_load(fake_server, tmp_path, monkeypatch):
-    said = "other programs took 0.93 cores"
-    monkeypatch.setattr("fgbench.backends.server.busy_since", lambda before, url: said)
+    sentence = "other programs took 0.93 cores"
+    monkeypatch.setattr("fgbench.backends.server.busy_since", lambda before, url: sentence)
     argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 50, "--num-prompts", 4, "--results", tmp_path]
     printed = fgbench(*argv).output.replace("\n", " ")
-    assert f"the machine is busy, so the figures will be marked: {said}" in printed
+    assert f"the machine is busy, so the figures will be marked: {sentence}" in printed
 
 
 @pytest.mark.usefixtures("_client_lag_is_ignored")
