@@ -1,14 +1,14 @@
-# make demo   set up .venv, get the model, measure two policies, print the table and write the plot
-# make test   set up .venv if needed and run all tests
-# make nightly  the long runs: the engine's state machine, sweeps killed over and over
-# make lint   formatting, lint and types
-# make docs   write docs/metrics.md from the table of metrics
-# make clean  remove .venv and what tools left behind
+# make demo     set up .venv, pull the model, measure two policies, print the table and write the plot
+# make test     set up .venv if needed, and run all tests
+# make nightly  run the long tests: the engine's state machine, and sweeps that are killed many times
+# make lint     check formatting, lint and types
+# make docs     write docs/metrics.md from the table of metrics
+# make clean    remove .venv and files that tools created
 #
-# PYTHON=python3.12      another interpreter, 3.10 or newer. A .venv of another Python version is made again.
-# TORCH_INDEX=URL        the package index that torch comes from. Where it is not given, a Linux machine without an
-#                        NVIDIA GPU takes the CPU build from PyTorch's own index, and any other machine asks pip's
-#                        usual index. An empty one (TORCH_INDEX=) always means pip's usual index.
+# PYTHON=python3.12      use another interpreter, 3.10 or newer. A .venv of another Python version is created again.
+# TORCH_INDEX=URL        install torch from this package index. By default, Linux machines without an NVIDIA GPU use the
+#                        CPU build from PyTorch's index, and other machines use pip's usual index. An empty value
+#                        (TORCH_INDEX=) always selects pip's usual index.
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
@@ -19,7 +19,7 @@ CUDA_SIZE := a 1.6 GB download that takes 5 GB of disk
 
 version = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
-# A .venv is used whatever made it, unless PYTHON asks for another one.
+# An existing .venv is used with any Python version, unless PYTHON selects another one.
 ifeq ($(origin PYTHON),undefined)
 PYTHON := python3
 VERSION := $(or $(call version,$(PY)),$(call version,$(PYTHON)),-unknown)
@@ -62,10 +62,10 @@ $(INSTALLED): .venv/bin/python$(VERSION) pyproject.toml setup.py constraints.txt
 FAILED := The installation failed, for the reason above: check that pip reaches its package index and that 6 GB of \
 disk are free, then try 'make clean' and a Python between 3.10 and 3.13, as in 'make PYTHON=python3.12'.
 
-# From an index of torch builds comes torch alone. What it needs comes from pip's usual index, at the pinned versions.
+# Only torch comes from an index of torch builds. Its dependencies come from pip's usual index, at the pinned versions.
 TORCH_FROM = $(PIP) install --no-deps "$$(grep '^torch==' constraints.txt)" --index-url
 ifeq ($(origin TORCH_INDEX),undefined)
-# Asked once and briefly: where a network blocks the index, that must not take minutes.
+# Short timeout and no retries: if the network blocks the index, this must not take minutes.
 INSTALL_TORCH = if test "$$(uname -s)" = Linux && ! nvidia-smi -L >/dev/null 2>&1 && ! test -e $(NVIDIA_DEVICE); then \
 	echo "No NVIDIA GPU here: installing the CPU build of torch from $(CPU_INDEX)."; \
 	$(TORCH_FROM) $(CPU_INDEX) -qq --timeout 10 --retries 0 || echo "That index does not answer, or has no build" \

@@ -1,18 +1,18 @@
-"""How long a decode step takes while other programs compute: ours, and vLLM's beside it.
+"""Measures how long a decode step takes while other programs compute, for FastGen and vLLM.
 
     python bench/busy.py [--tree OLDER_CHECKOUT] [--vllm PYTHON --model FOLDER] [--rounds 3]
 
-Each engine is measured with no other program running, beside one that keeps a core busy, and beside as many
-as there are cores. A decode step is the difference of two calls of `generate` on the same prompts, one for
-more tokens than the other, over the steps between them. Before it, the engine computes for two seconds. The
-rounds go through quiet and busy in turn; the table shows medians, and how many times the engine's own quiet
-step each is.
+Each engine is measured with no other program, with one that keeps a core busy, and with one busy program per
+core. To time a decode step, `generate` is called twice on the same prompts with different numbers of tokens;
+the difference is divided by the number of steps between them. Before that, the engine computes for two
+seconds. Each round measures all numbers of busy programs. The table shows medians, and their ratio to the
+same engine's time without busy programs.
 
-`--tree` also measures the engine of another checkout, in the same rounds. `--vllm` is the Python of an
-environment with vLLM's CPU build; it is measured with each of its bindings of threads to cores: `auto`, which
-leaves one core to its frontend, and one that takes all of them. The machine must be quiet before it starts.
+`--tree` also measures the engine of another checkout. `--vllm` is the Python of an environment with vLLM's
+CPU build. vLLM is measured with two bindings of threads to cores: `auto`, which leaves one core to its
+frontend, and all cores. The machine must be idle before the start.
 
-Prints a table, and last a line of JSON: milliseconds of each measurement.
+Prints a table, then a line of JSON with the milliseconds of each measurement.
 """
 
 from __future__ import annotations
@@ -36,22 +36,24 @@ from rich.table import Table
 PROMPT_TOKENS = 64
 STEPS = 32
 START_SECONDS = 0.5
-"""For a busy program to start."""
+"""Time for a busy program to start."""
 SETTLE_SECONDS = 2.0
-"""For an engine to notice it."""
+"""Time for an engine to adapt to the busy programs."""
 QUIET_SHARE = 0.1
-"""Of a core that others may take before the first measurement."""
+"""Largest share of a core that other programs may use before the first measurement."""
 
 Generate = Callable[[int, int], None]
-"""(requests, tokens each)."""
+"""A function of (number of requests, tokens of each)."""
 
 
 @dataclass(frozen=True)
 class Contestant:
+    """An engine to measure."""
+
     name: str
     python: str
     kind: str
-    """What the child is to start: "fgengine" or "vllm"."""
+    """The engine that the child process starts: "fgengine" or "vllm"."""
     environment: dict[str, str]
 
 
@@ -64,7 +66,7 @@ def fgengine(model: str, batch: int) -> Generate:
         max_batch_size=batch,
         max_tokens_per_batch=2048,
         num_device_blocks=4096,
-        offloading="none",  # an older checkout may have another name for the size of the host pool
+        offloading="none",  # an older checkout may name the size of the host pool differently
     )
     engine = Engine.from_config(config)
 
@@ -103,21 +105,21 @@ def prompts(requests: int) -> list[list[int]]:
 
 
 def child(kind: str, model: str, batch: int) -> None:
-    """Answers each line on standard input with the milliseconds of a decode step, on standard output."""
+    """For each line on standard input, print the milliseconds of a decode step on standard output."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the engines print belongs elsewhere
+    os.dup2(2, 1)  # send what the engines print to standard error
     generate = (fgengine if kind == "fgengine" else vllm)(model, batch)
 
     def seconds(tokens: int) -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         generate(batch, tokens)
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     seconds(4)
     print("ready", file=answers, flush=True)
     for _ in sys.stdin:
-        began = time.perf_counter()
-        while time.perf_counter() - began < SETTLE_SECONDS:
+        start = time.perf_counter()
+        while time.perf_counter() - start < SETTLE_SECONDS:
             seconds(STEPS)
         short = seconds(1)
         print((seconds(1 + STEPS) - short) / STEPS * 1e3, file=answers, flush=True)
@@ -125,19 +127,19 @@ def child(kind: str, model: str, batch: int) -> None:
 
 @contextmanager
 def busy(programs: int) -> Iterator[None]:
-    """Meanwhile so many other processes compute without a pause."""
-    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
+    """Run ``programs`` processes that compute without a pause, for the duration of the context."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
     time.sleep(START_SECONDS)
     try:
         yield
     finally:
-        for one in started:
-            one.kill()
-            one.wait()
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def measure(contestant: Contestant, loads: list[int], options: argparse.Namespace) -> dict[int, list[float]]:
-    """Milliseconds of each round, by the number of busy programs."""
+    """Return the milliseconds of each round, by the number of busy programs."""
     command = [contestant.python, __file__, "--child", contestant.kind, "--model", options.model]
     process = subprocess.Popen(
         [*command, "--batch", str(options.batch)],
@@ -152,7 +154,7 @@ def measure(contestant: Contestant, loads: list[int], options: argparse.Namespac
     found: dict[int, list[float]] = {load: [] for load in loads}
     try:
         if process.stdout.readline().strip() != "ready":
-            raise SystemExit(f"{contestant.name} did not start; --verbose shows what it says")
+            raise SystemExit(f"{contestant.name} did not start: use --verbose to see its output")
         for _ in range(options.rounds):
             for load in loads:
                 with busy(load):
@@ -173,7 +175,7 @@ def measure(contestant: Contestant, loads: list[int], options: argparse.Namespac
 
 
 def others_share(seconds: float = 2.0) -> float:
-    """Cores that other programs took during the next seconds."""
+    """Measure for ``seconds`` how many cores other programs use."""
 
     def used() -> float:
         fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
@@ -200,7 +202,7 @@ def main() -> None:
         child(options.child, options.model, options.batch)
         return
     if (share := others_share()) > QUIET_SHARE:
-        raise SystemExit(f"other programs take {share:.2f} cores: wait until the machine is quiet")
+        raise SystemExit(f"other programs use {share:.2f} cores: wait until the machine is idle")
     cores = os.cpu_count() or 1
     here = Path(__file__).resolve().parent.parent
     contestants = [Contestant("fgengine", sys.executable, "fgengine", {"PYTHONPATH": str(here)})]
@@ -217,12 +219,12 @@ def main() -> None:
     everything: dict[str, dict[int, list[float]]] = {}
     for contestant in contestants:
         found = everything[contestant.name] = measure(contestant, loads, options)
-        middles = {load: statistics.median(values) for load, values in found.items()}
-        shown = [
-            f"{middles[load]:.1f} ms" + (f", {middles[load] / middles[0]:.2f}x" if load else "")
+        medians = {load: statistics.median(values) for load, values in found.items()}
+        cells = [
+            f"{medians[load]:.1f} ms" + (f", {medians[load] / medians[0]:.2f}x" if load else "")
             for load in loads
         ]
-        table.add_row(contestant.name, *shown)
+        table.add_row(contestant.name, *cells)
     Console().print(table)
     print(json.dumps({"model": options.model, "batch": options.batch, "milliseconds": everything}))
 

@@ -1,14 +1,16 @@
-"""How fast the load generator is before it becomes the limit: its lag and throughput against a server that
-only streams, each on a core of its own. Prints tables, then JSON.
+"""Measures the limit of the load generator: its lag and throughput against a server that only streams.
 
     python bench/client.py [--rates 500,1000,2000] [--tokens 16] [--gap 0.005]
     python bench/client.py --find                       # the highest rate with a p99 lag of at most 10 ms
-    python bench/client.py --vllm-python VENV/bin/python --tokenizer FOLDER   # beside `vllm bench serve`
+    python bench/client.py --vllm-python VENV/bin/python --tokenizer FOLDER   # compare with `vllm bench
+    serve`
 
-A rate holds where the p99 lag is at most ``--lag`` and at least 98% of it was sent. With ``--concurrency``
-(and beside vLLM) so many requests are kept in flight, each worker sending the next when its last has ended:
-then requests per second are what the client can do at all. One core: the client's process is bound to one,
-the server's to another (Linux; elsewhere nothing is bound, and the figures say so).
+A rate is sustained if the p99 lag is at most ``--lag`` and at least 98% of the rate was sent. With
+``--concurrency``, and in the comparison with vLLM, a fixed number of requests is in flight: each worker sends
+the next request when its last one has ended. The requests per second are then the client's maximum.
+
+On Linux, the client's process is bound to one core and the server's to another. On other systems nothing is
+bound, and ``one_core`` in the output is false. Prints tables, then JSON.
 """
 
 from __future__ import annotations
@@ -35,32 +37,32 @@ from fgbench.workload.workload import RequestSpec
 
 PROMPT_TOKENS = 64
 SUSTAINED = 0.98
-"""Share of the asked rate that must have been sent for it to count as held."""
+"""Share of a rate that must have been sent for the rate to count as sustained."""
 TOLERANCE = 0.04
-"""The search ends when the highest rate that holds and the lowest that does not are so close."""
+"""The search ends when the highest sustained rate and the lowest other rate differ by this share."""
 TRIES = 3
-"""A rate counts as not held when it was missed so often: on a busy machine one try is chance."""
+"""A rate is not sustained if it fails this many times. On a busy machine, one try would depend on chance."""
 
 
 def requests_at(rate: float, count: int, tokens: int) -> list[RequestSpec]:
-    """Poisson arrivals, seeded; ``inf``: all at the start."""
+    """Return requests with seeded Poisson arrivals; ``inf`` sends all at the start."""
     rng = np.random.default_rng(0)
     gaps = rng.exponential(1.0, count)
-    gaps *= count / rate / gaps.sum() if math.isfinite(rate) else 0.0  # of exactly this rate
+    gaps *= count / rate / gaps.sum() if math.isfinite(rate) else 0.0  # so that the rate is exact
     times = np.cumsum(gaps).tolist()
     prompt = tuple(rng.integers(1000, 30_000, PROMPT_TOKENS).tolist())
     return [RequestSpec(i, at, prompt, PROMPT_TOKENS, tokens) for i, at in enumerate(times)]
 
 
 def measure(url: str, rate: float, count: int, tokens: int, concurrency: int | None = None) -> dict[str, Any]:
-    """One load. Raises AssertionError where an answer was not whole or its pieces not all seen."""
+    """Measure one load; raises AssertionError if an answer was incomplete or some pieces were not seen."""
     records: list[RequestRecord] = []
     target = Target(url, "null", ENDPOINTS["completions"])
     more = {} if concurrency is None else {"concurrency": concurrency}
     requests = requests_at(rate, count, tokens)
-    begun_cpu, begun = time.process_time(), time.perf_counter()
+    start_cpu, start = time.process_time(), time.perf_counter()
     outcome = run_async(run_load(requests, target, records.append, **more))
-    cpu, wall = time.process_time() - begun_cpu, time.perf_counter() - begun
+    cpu, wall = time.process_time() - start_cpu, time.perf_counter() - start
     if outcome == "interrupted":
         raise KeyboardInterrupt
     summary = summarize(records, offered_rate=rate)
@@ -80,27 +82,27 @@ def measure(url: str, rate: float, count: int, tokens: int, concurrency: int | N
     }
 
 
-def holds(row: dict[str, Any], most_lag_ms: float) -> bool:
-    return row["lag_p99_ms"] <= most_lag_ms and row["sent_per_second"] >= SUSTAINED * row["rate"]
+def is_sustained(row: dict[str, Any], max_lag_ms: float) -> bool:
+    return row["lag_p99_ms"] <= max_lag_ms and row["sent_per_second"] >= SUSTAINED * row["rate"]
 
 
-def highest_rate(url: str, seconds: float, tokens: int, most_lag_ms: float) -> list[dict[str, Any]]:
-    """Doubles, then bisects; every try, the highest rate that held last."""
+def highest_rate(url: str, seconds: float, tokens: int, max_lag_ms: float) -> list[dict[str, Any]]:
+    """Double the rate, then bisect. Return all tries; the last row is the highest sustained rate."""
     tried: list[dict[str, Any]] = []
 
-    def held(rate: float) -> dict[str, Any] | None:
+    def sustained(rate: float) -> dict[str, Any] | None:
         for _ in range(TRIES):
             tried.append(measure(url, rate, round(rate * seconds), tokens))
-            if holds(tried[-1], most_lag_ms):
+            if is_sustained(tried[-1], max_lag_ms):
                 return tried[-1]
         return None
 
     low, best, high = 0.0, None, 250.0
-    while (row := held(high)) is not None:
+    while (row := sustained(high)) is not None:
         low, best, high = high, row, high * 2
     while low and high - low > TOLERANCE * low:
         middle = (low + high) / 2
-        row = held(middle)
+        row = sustained(middle)
         if row is None:
             high = middle
         else:
@@ -116,21 +118,21 @@ parser = FlexibleArgumentParser()
 add_cli_args(parser)
 main(parser.parse_args())
 """
-"""``vllm bench serve``, without the command line around it: that looks for a package called vllm, and builds
-for CPUs alone go by other names."""
+"""Runs ``vllm bench serve`` without vLLM's own command line, which requires a package named vllm. CPU builds
+have other package names."""
 
 
 def vllm_bench(
     python: Path, tokenizer: str, url: str, count: int, tokens: int, concurrency: int, core: int | None
 ) -> dict[str, Any]:
-    """``vllm bench serve`` against the same server, on the core the client had.
+    """Run ``vllm bench serve`` against the same server, on the client's core.
 
     Raises:
-        RuntimeError: it is not there, or it did not end well; the message says what to do.
+        RuntimeError: vLLM is missing or failed; the message says what to do.
     """
     if not python.is_file():
         raise RuntimeError(
-            f"--vllm-python: there is no {python}; give the python of an environment with vLLM"
+            f"--vllm-python: there is no {python}: give the Python of an environment with vLLM"
         )
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -147,8 +149,8 @@ def vllm_bench(
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         result = Path(folder) / "vllm.json"
         if done.returncode != 0 or not result.is_file():
-            words = (done.stderr or done.stdout).strip().splitlines()[-5:]
-            raise RuntimeError("vllm bench serve did not run; it ends with:\n  " + "\n  ".join(words))
+            lines = (done.stderr or done.stdout).strip().splitlines()[-5:]
+            raise RuntimeError("vllm bench serve failed; its last lines are:\n  " + "\n  ".join(lines))
         data = json.loads(result.read_text())
     if data["completed"] != count:
         raise RuntimeError(f"vllm bench serve got {data['completed']} of {count} answers")
@@ -158,8 +160,8 @@ def vllm_bench(
     }
 
 
-def beside_vllm(options: argparse.Namespace, url: str, core: int | None) -> dict[str, Any]:
-    """Ours, theirs, ours again, theirs again: what drifts touches both."""
+def compare_with_vllm(options: argparse.Namespace, url: str, core: int | None) -> dict[str, Any]:
+    """Measure both clients alternately, twice each, so that drift affects both."""
     count, tokens, concurrency = options.requests or 10_000, options.tokens, options.concurrency or 1024
     ours: list[float] = []
     theirs: list[float] = []
@@ -177,7 +179,10 @@ def beside_vllm(options: argparse.Namespace, url: str, core: int | None) -> dict
 
 
 def bind() -> tuple[int, int] | tuple[None, None]:
-    """Binds this process to one core; gives it and another for the server. None where that cannot be."""
+    """Bind this process to one core; return it and another core for the server.
+
+    Returns None for both if binding is impossible.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return None, None
     cores = sorted(os.sched_getaffinity(0))
@@ -203,22 +208,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rates", default="500,1000,2000", help="requests per second, comma between")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long each rate is sent")
-    parser.add_argument("--requests", type=int, help="how many instead, at every rate")
-    parser.add_argument("--concurrency", type=int, help="keep so many in flight instead of a rate")
+    parser.add_argument("--rates", default="500,1000,2000", help="requests per second, separated by commas")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of each rate")
+    parser.add_argument("--requests", type=int, help="number of requests at every rate, instead of --seconds")
+    parser.add_argument("--concurrency", type=int, help="requests in flight, instead of a rate")
     parser.add_argument("--tokens", type=int, default=16, help="streamed pieces of each answer")
     parser.add_argument("--gap", type=float, default=0.005, help="seconds between an answer's pieces")
-    parser.add_argument("--lag", type=float, default=10.0, help="p99 lag that counts as held, ms")
-    parser.add_argument("--find", action="store_true", help="search the highest rate that holds")
+    parser.add_argument("--lag", type=float, default=10.0, help="largest p99 lag of a sustained rate, ms")
+    parser.add_argument("--find", action="store_true", help="search the highest sustained rate")
     parser.add_argument(
-        "--vllm-python", type=Path, help="python of an environment with vLLM: compare with it"
+        "--vllm-python", type=Path, help="Python of an environment with vLLM, to compare with it"
     )
     parser.add_argument("--tokenizer", help="folder of a tokenizer for vllm bench serve")
     options = parser.parse_args()
     if options.vllm_python and not options.tokenizer:
         parser.error(
-            "--vllm-python needs --tokenizer: vLLM makes its prompts with one, any model's folder will do"
+            "--vllm-python needs --tokenizer, with which vLLM makes its prompts: give any model's folder"
         )
 
     core, server_core = bind()
@@ -240,14 +245,14 @@ def main() -> None:
         measure(url, 200.0, 200, options.tokens)  # imports, first connections
         if options.vllm_python:
             try:
-                result["beside_vllm"] = beside_vllm(options, url, core)
+                result["beside_vllm"] = compare_with_vllm(options, url, core)
             except RuntimeError as error:
                 sys.exit(f"client bench: {error}")
             show(title, [result["beside_vllm"]])
         elif options.find:
             rows = highest_rate(url, options.seconds, options.tokens, options.lag)
             result["rows"] = rows
-            show(title + "; the last row is the highest rate held", rows)
+            show(title + "; the last row is the highest sustained rate", rows)
         else:
             rates = [math.inf] if options.concurrency else [float(r) for r in options.rates.split(",")]
             rows = []

@@ -1,8 +1,10 @@
-"""What looking at a load costs it: the client's lag and the times of tokens with the live panel, which asks
-the server for its /stats too, and without, turn about, against a server that only streams. Then what a frame
-and ``Engine.stats`` take by themselves. Prints a table, then JSON.
+"""Measures how much the live panel disturbs a load.
 
     python bench/display.py [--rate 100] [--requests 1000] [--tokens 64] [--rounds 3]
+
+It measures the client's lag and the errors in token times, alternately with and without the live panel. The
+server only streams fixed answers; the panel also asks for its /stats. Then it measures the time of one frame
+and of ``Engine.stats``. Prints a table, then JSON.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from fgengine.simulation.copying import SimulatedCopyEngine
 from fgengine.simulation.runner import SimulatedRunner
 
 GAP = 0.01
-"""Seconds between a request's tokens: an engine's steps."""
+"""Seconds between two tokens of a request, like the steps of an engine."""
 STATS = {"num_device_blocks": 400, "free_device_blocks": 50, "work_steps": 1, "running": 16, "waiting": 3}
 COST = CostModel(step=0.01, decode_request=0.001, prefill_token=0.0005)
 
@@ -69,14 +71,14 @@ def engine_with(requests: int) -> Engine:
 
 
 def micros(work: Any, times: int = 1000) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(times):
         work()
-    return round((time.perf_counter() - begun) / times * 1e6, 1)
+    return round((time.perf_counter() - start) / times * 1e6, 1)
 
 
 async def serve() -> None:
-    """A token every ``GAP`` seconds to everybody at the same moments, as an engine's steps come."""
+    """Serve one token every ``GAP`` seconds, to all clients at the same time, like the steps of an engine."""
     token = b'data: {"choices": [{"index": 0, "text": "x", "finish_reason": null}]}\n\n'
 
     async def completions(request: web.Request) -> web.StreamResponse:
@@ -85,7 +87,7 @@ async def serve() -> None:
         await response.prepare(request)
         for _ in range(count):
             now = time.monotonic()
-            await asyncio.sleep((math.floor(now / GAP + 0.5) + 1) * GAP - now)  # never twice for one step
+            await asyncio.sleep((math.floor(now / GAP + 0.5) + 1) * GAP - now)  # at most one token per step
             await response.write(token)
         usage = {"prompt_tokens": 64, "completion_tokens": count}
         end = b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\ndata: [DONE]\n\n"
@@ -121,14 +123,14 @@ def measure(url: str, display: Display, rate: float, requests: int, tokens: int)
     assert summary.ok == requests, summary.errors
     lag = summary.distributions["lag"]
     gaps = (b - a for record in records for a, b in pairwise(record.token_times))
-    late = Distribution.of(abs(gap - GAP * max(1, round(gap / GAP))) for gap in gaps)
-    assert late is not None
+    gap_error = Distribution.of(abs(gap - GAP * max(1, round(gap / GAP))) for gap in gaps)
+    assert gap_error is not None
     return {
         "lag_p50_ms": lag.p50 * 1e3,
         "lag_p99_ms": lag.p99 * 1e3,
         "lag_max_ms": lag.max * 1e3,
-        "gap_error_p50_ms": late.p50 * 1e3,
-        "gap_error_p90_ms": late.p90 * 1e3,
+        "gap_error_p50_ms": gap_error.p50 * 1e3,
+        "gap_error_p90_ms": gap_error.p90 * 1e3,
         "cpu_share": cpu / summary.duration_s,
     }
 
@@ -152,8 +154,8 @@ def main() -> None:
     try:
         assert server.stdout is not None
         url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        with contextlib.closing(open(os.devnull, "w")) as nowhere:
-            terminal = Console(file=nowhere, force_terminal=True, width=100, height=40)
+        with contextlib.closing(open(os.devnull, "w")) as devnull:
+            terminal = Console(file=devnull, force_terminal=True, width=100, height=40)
             displays: dict[str, Display] = {"without": Quiet(), "with": Live(terminal)}
             for _ in range(options.rounds):
                 for name, display in displays.items():
@@ -179,7 +181,7 @@ def main() -> None:
         table.add_row(name, *map(str, found.values()))
     console = Console(stderr=True)
     console.print(table)
-    console.print(f"a frame: {frame} us; Engine.stats with so many requests, us: {stats}")
+    console.print(f"one frame: {frame} us; Engine.stats by number of requests, us: {stats}")
     print(json.dumps({"bench": "display", "rows": rows, "frame_us": frame, "stats_us": stats}))
 
 

@@ -1,18 +1,18 @@
-"""What MLFQ's two rules are worth: what a quantum is charged, and when a job that waits is promoted.
+"""Compares variants of two MLFQ rules: how work is charged to a quantum, and when a waiting job is promoted.
 
     python bench/mlfq.py [--loads sharegpt,prompts-x8,swapped,third-long] [--rates 0.9,1.1,1.3] [--seeds 6]
         [--requests 300] [--blocks 2000] [--profile FILE]
 
-Simulated, so every rule serves the same requests on the same machine. ``--rates`` are shares of the capacity
-that the profile predicts for the very lengths of a sample. The loads:
+It is simulated, so every variant serves the same requests on the same machine. ``--rates`` are shares of the
+capacity that the profile predicts for the lengths of each sample. The loads:
 
     sharegpt     lengths of ShareGPT conversations
-    prompts-x8   the same with prompts eight times as long
-    swapped      the same with prompt and output swapped
+    prompts-x8   the same, with prompts eight times as long
+    swapped      the same, with prompt and output swapped
     third-long   every third prompt has 1,000 tokens, outputs are a quarter as long
 
-The host pool is 16 GiB, so that no work is thrown away. Prints a table for each load and rate, in ratios to
-sj-mlfq-artifact, paired by seed, with their standard errors; last a line of JSON.
+The host pool is 16 GiB, so that no work is discarded. Prints a table for each load and rate: ratios to
+sj-mlfq-artifact, paired by seed, with their standard errors. Then prints a line of JSON.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from fgengine.scheduling.mlfq import MLFQ, ArtifactMLFQ, SkipJoinMLFQ
 
 REFERENCE = Path(__file__).parent.parent / "results/reference/overload/profile.json"
 MAX_TOKENS = 2048
-"""SmolLM2's longest prompt and output."""
+"""Maximum length of prompt and output of SmolLM2."""
 SWAP_GIB = 16.0
 BASE = "sj-mlfq-artifact"
 METRICS = ("JCT / token", "JCT", "p99 JCT", "TTFT")
 
 
 class FixedLimit(SkipJoinMLFQ):
-    """Charged with its own work as sj-mlfq is, but promoted after a fixed time."""
+    """Charges a job its own work, like sj-mlfq, but promotes it after a fixed time."""
 
     promotion_limit = ArtifactMLFQ.promotion_limit
 
 
 class AtMostTheStep(FixedLimit):
-    """Charged with its own work, and with no more than its step took."""
+    """Charges a job its own work, but at most the time of the step."""
 
     def charge(self, job: Any, seconds: float) -> float:
         return min(seconds, super().charge(job, seconds))
@@ -77,12 +77,12 @@ POLICIES = {
     "mlfq": "mlfq",
     "fcfs": "fcfs",
 }
-"""What the tables call it, and the policy."""
+"""Policies by their name in the tables."""
 
 
 def lengths(load: str, requests: Iterable[RequestSpec]) -> list[tuple[int, int]]:
-    """(prompt, output) tokens of each request under the load."""
-    made = []
+    """Return the (prompt, output) tokens of each request under the load."""
+    pairs = []
     for request in requests:
         prompt, output = request.prompt_tokens, request.output_tokens
         if load == "prompts-x8":
@@ -93,13 +93,13 @@ def lengths(load: str, requests: Iterable[RequestSpec]) -> list[tuple[int, int]]
             prompt = 1000 if request.index % 3 == 0 else prompt
             output = max(1, output // 4)
         elif load != "sharegpt":
-            raise ValueError(f"there is no load {load!r}")
-        made.append((prompt, output))
-    return made
+            raise ValueError(f"there is no load {load!r}: see --help for the loads")
+        pairs.append((prompt, output))
+    return pairs
 
 
 def workload(load: str, rate: float, count: int, seed: int, cost: CostModel, batch: int) -> list[RequestSpec]:
-    """``rate``: share of the capacity that the cost model predicts for these very lengths."""
+    """Return requests. ``rate`` is a share of the capacity that the cost model predicts for their lengths."""
     unit = build_workload(
         load_dataset("sharegpt-lengths"), rate=1.0, num_prompts=count, seed=seed, with_prompts=False
     )
@@ -117,7 +117,7 @@ def workload(load: str, rate: float, count: int, seed: int, cost: CostModel, bat
 
 
 def measure(policy: str, requests: list[RequestSpec], profile: Path, blocks: int) -> dict[str, float]:
-    """Means, and the p99 JCT, in seconds."""
+    """Simulate the requests; return means and the p99 JCT, in seconds."""
     options = EngineConfig(policy=policy, profile=profile, num_device_blocks=blocks, swap_space=SWAP_GIB)
     records = list(Simulated(options, find_profile(options)).replay(requests, keep_token_times=False))
     times = sorted((record.finished or 0.0) - record.scheduled for record in records)
@@ -132,8 +132,8 @@ def measure(policy: str, requests: list[RequestSpec], profile: Path, blocks: int
 
 
 def ratio(ours: list[float], base: list[float]) -> tuple[float, float]:
-    """The mean of the ratios, and its standard error."""
-    ratios = [one / other for one, other in zip(ours, base, strict=True)]
+    """Return the mean of the ratios, and its standard error."""
+    ratios = [value / base_value for value, base_value in zip(ours, base, strict=True)]
     error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
     return statistics.fmean(ratios), error
 

@@ -1,8 +1,7 @@
-"""A server that only streams: the limit of a load generator is measured against it, so it must not be one.
+"""A fast server that streams fixed answers, used to measure the limit of a load generator.
 
-It reads no more of a request than its length and sends bytes made beforehand, a piece a write, so that each
-piece is an arrival of its own at the client. ``python bench/null_server.py`` prints the port it listens on
-and ends with its parent.
+It reads only the length of a request and sends prepared bytes. Each piece is a separate write, so that it
+arrives separately at the client. ``python bench/null_server.py`` prints its port and ends with its parent.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n"
 
 
 def pieces_of(tokens: int) -> list[bytes]:
-    """An answer as it is written: the head with the first token, tokens, the last one with usage and end."""
+    """Return the writes of an answer, one per token. The first includes the head, the last usage and end."""
 
     def chunk(event: bytes) -> bytes:
         data = b"data: " + event + b"\n\n"
@@ -46,6 +45,8 @@ def pieces_of(tokens: int) -> list[bytes]:
 
 
 class Null(asyncio.Protocol):
+    """One connection of the server."""
+
     def __init__(self, pieces: list[bytes], gap: float) -> None:
         self._pieces = pieces
         self._gap = gap

@@ -1,13 +1,18 @@
-"""What each mode of offloading costs, by pool and link: simulated, sj-mlfq, 1.3 times the capacity.
+"""Compares the modes of offloading, by pool size and link: simulated, sj-mlfq, 1.3 times the capacity.
 
     python bench/offloading.py [--seeds 6] [--requests 200] [--policy sj-mlfq] [--jobs 2]
 
-Two machines: SmolLM2-135M with this project's reference profile, its link as measured (12.4 GB/s), 200 and 50
-MB/s; and a made-up one like OPT-13B on one GPU (a step of 18.5 ms, 0.11 ms a prompt token, 20 GB/s), the
-paper's case. JCT/token is the mean over all requests and seeds. ``out`` and ``back`` are blocks copied, as
-shares of what `reactive` copies out. ``idle`` is the share of the time in which the device waits for copies.
-The paper's figure 17 compares proactive, reactive (here `blocking`) and recompute.
-Prints a table, and last a line of JSON.
+There are two machines:
+
+- SmolLM2-135M with this project's reference profile, and a link of 12.4 GB/s (as measured), 200 or 50 MB/s.
+- A synthetic machine like the paper's, OPT-13B on one GPU: a step takes 18.5 ms, a prompt token 0.11 ms, and
+  the link has 20 GB/s.
+
+JCT/token is the mean over all requests and seeds. ``out`` and ``back`` are blocks offloaded and uploaded,
+relative to the blocks that `reactive` offloads. ``idle`` is the share of the time in which the device waits
+for copies. The paper's figure 17 compares proactive, reactive (here `blocking`) and recompute.
+
+Prints a table, then a line of JSON.
 """
 
 from __future__ import annotations
@@ -33,11 +38,13 @@ from fgengine.simulation.setup import make_cluster
 
 LOAD = 1.3
 OPT_13B = CostModel(step=0.0185, prefill_token=0.00011, copy_bytes_per_second=20e9)
-"""A made-up machine: a decode step reads 26 GB of weights; no measured GPU stands behind it."""
+"""A synthetic machine, not a measured GPU: a decode step reads 26 GB of weights."""
 
 
 @dataclass(frozen=True)
 class Setting:
+    """A model, its KV pools and its link."""
+
     model: str
     device_blocks: int
     host_gib: float
@@ -61,7 +68,7 @@ def profile_of(setting: Setting) -> Profile:
         measured,
         model=setting.model,
         shape=shape_key(shape),
-        device="a made-up GPU",
+        device="a synthetic GPU",
         dtype="float16",
         cost=cost,
         points=(),

@@ -1,14 +1,17 @@
-"""What a long overload does to each policy: simulated, with the memory full.
+"""Simulates a long overload with full KV memory, for each policy.
 
     python bench/overload.py [--requests 5000] [--loads 0.9,1.5,2,10] [--policies all] [--modes all]
         [--device-blocks 400,4000] [--host-gib 0,2] [--jobs 2] [--markdown FILE]
     python bench/overload.py --burst
 
-Each case serves ShareGPT lengths at ``load`` times the capacity that the profile predicts, and is set against
-fcfs with the same pools and mode: the makespan should be no more than 1.03 of it, and less than 5% of the
-computed tokens thrown away. ``--burst`` sends 500 requests at 0.8 of capacity, 2,500 at 1.5 and 8,000 at 0.8
-again, and compares the mean JCT of the last 2,000: whether the server recovers as soon as fcfs does.
-One line of JSON a case goes to standard output, the table to standard error at the end.
+Each case serves requests with ShareGPT lengths at ``load`` times the capacity that the profile predicts. It
+is compared with fcfs with the same pools and mode: the makespan should be at most 1.03 times that of fcfs,
+and at most 5% of the computed tokens should be recomputed.
+
+``--burst`` sends 500 requests at 0.8 of the capacity, then 2,500 at 1.5, then 8,000 at 0.8. It compares the
+mean JCT of the last 2,000 requests, which shows whether the server recovers as fast as with fcfs.
+
+Prints one line of JSON per case to standard output, and a table to standard error at the end.
 """
 
 from __future__ import annotations
@@ -40,13 +43,16 @@ from fgengine.simulation.setup import make_cluster
 
 REFERENCE = Path(__file__).parent.parent / "results/reference/overload/profile.json"
 BURST = ((500, 0.8), (2500, 1.5), (8000, 0.8))
-"""Requests and load of each part; the last 2,000 requests are judged."""
+"""Number of requests and load of each part."""
 JUDGED = 2000
+"""Number of the last requests that are compared in a burst."""
 MAX_MAKESPAN, MAX_THROWN_AWAY = 1.03, 0.05
 
 
 @dataclass(frozen=True)
 class Case:
+    """One simulation."""
+
     policy: str
     mode: Offloading
     load: float
@@ -56,11 +62,11 @@ class Case:
     seed: int = 0
     burst: bool = False
     link: float | None = None
-    """Bytes per second between the pools, in place of the profile's."""
+    """Bytes per second between the pools; None: the profile's."""
 
     @property
     def pools(self) -> tuple[Any, ...]:
-        """What a case shares with the fcfs case that it is set against."""
+        """The values that a case shares with the fcfs case that it is compared with."""
         return (self.mode, self.load, self.requests, self.device_blocks, self.host_gib, self.seed, self.burst)
 
 
@@ -76,7 +82,7 @@ def lengths(requests: int, seed: int) -> tuple[tuple[int, int], ...]:
 
 
 def arrivals(case: Case, batch: int) -> Iterator[Request]:
-    """Poisson arrivals; the same for every policy, mode and pool."""
+    """Yield requests with Poisson arrivals, the same for every policy, mode and pool."""
     cost = profile().cost
     sizes = lengths(case.requests, case.seed)
     capacity = len(sizes) / sum(cost.share_seconds(prompt, output, batch) for prompt, output in sizes)
@@ -91,7 +97,7 @@ def arrivals(case: Case, batch: int) -> Iterator[Request]:
 
 
 def simulate(case: Case) -> dict[str, Any]:
-    """The case's fields, and seconds, ratios and shares of what came of it."""
+    """Return the case's fields, and its results as seconds, ratios and shares."""
     config = EngineConfig(
         policy=case.policy,
         offloading=case.mode,
@@ -105,7 +111,7 @@ def simulate(case: Case) -> dict[str, Any]:
     if case.link is not None:
         used = replace(used, cost=replace(used.cost, copy_bytes_per_second=case.link))
     cluster = make_cluster(config, shape_of(config.model), used)
-    began = time.perf_counter()
+    start = time.perf_counter()
     done = [ending.request for ending in cluster.serve(arrivals(case, config.max_batch_size))]
     counters = cluster.replicas[0].scheduler.counters
     computed = sum(r.prompt_len + r.num_generated for r in done) + counters.recomputed_tokens
@@ -125,7 +131,7 @@ def simulate(case: Case) -> dict[str, Any]:
         "offloaded_blocks": counters.offloaded_blocks,
         "uploaded_blocks": counters.uploaded_blocks,
         "pressure_seconds": counters.pressure_seconds,
-        "wall": time.perf_counter() - began,
+        "wall": time.perf_counter() - start,
     }
 
 
@@ -135,6 +141,7 @@ def mean(values: Iterable[float]) -> float:
 
 
 def attempt(case: Case) -> dict[str, Any]:
+    """Simulate a case; an exception becomes a row with ``error``, so that the other cases still run."""
     try:
         return simulate(case)
     except Exception as error:
@@ -165,7 +172,8 @@ def main() -> None:
         Case(policy, mode, load, requests, device, host, chosen.seed, chosen.burst, chosen.link)
         for load, device, host, mode in pools
         for policy in dict.fromkeys(["fcfs", *policies])
-        if host > 0 or mode not in ("proactive", "blocking", "auto")  # without a host pool they are one
+        if host > 0
+        or mode not in ("proactive", "blocking", "auto")  # without a host pool, the modes are the same
     ]
     rows = []
     with ProcessPoolExecutor(chosen.jobs) as pool:
@@ -176,7 +184,7 @@ def main() -> None:
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    """A line a case beside its fcfs, marked where a target is missed."""
+    """Print a table with one row per case, compared with fcfs; rows that miss a target are red."""
     table = Table()
     for name in (
         "load",
@@ -186,7 +194,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         "policy",
         "makespan",
         "/ fcfs",
-        "thrown away",
+        "recomputed",
         "JCT",
         "/ fcfs",
         "JCT/token",
@@ -201,7 +209,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     fcfs = {pools(row): row for row in rows if row["policy"] == "fcfs"}
     missed = 0
     for row in rows:
-        start = [
+        cells = [
             f"{row['load']:g}",
             str(row["device_blocks"]),
             f"{row['host_gib']:g}",
@@ -209,22 +217,24 @@ def report(rows: list[dict[str, Any]]) -> None:
             row["policy"],
         ]
         if "error" in row:
-            table.add_row(*start, row["error"], style="red")
+            table.add_row(*cells, row["error"], style="red")
             missed += 1
             continue
         base = fcfs[pools(row)]
-        longer, slower = row["makespan"] / base["makespan"], row["jct"] / base["jct"]
+        makespan_ratio, jct_ratio = row["makespan"] / base["makespan"], row["jct"] / base["jct"]
         bad = (
-            longer > MAX_MAKESPAN or row["thrown_away"] > MAX_THROWN_AWAY or row["finished"] < row["requests"]
+            makespan_ratio > MAX_MAKESPAN
+            or row["thrown_away"] > MAX_THROWN_AWAY
+            or row["finished"] < row["requests"]
         )
         missed += bad
         table.add_row(
-            *start,
+            *cells,
             f"{row['makespan']:,.0f} s",
-            f"{longer:.3f}",
+            f"{makespan_ratio:.3f}",
             f"{row['thrown_away']:.1%}",
             f"{row['jct']:,.1f} s",
-            f"{slower:.2f}",
+            f"{jct_ratio:.2f}",
             f"{1000 * row['jct_per_token']:,.0f} ms",
             f"{row['ttft']:,.1f} s",
             f"{row['pressure_seconds'] / row['makespan']:.0%}",
@@ -232,7 +242,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         )
     console = Console(file=sys.stderr, width=160)
     console.print(table)
-    console.print(f"{len(rows)} cases, {missed} outside the targets")
+    console.print(f"{len(rows)} cases, {missed} of them miss a target")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How long `fgbench results sql` takes over many runs, and how much memory.
+"""Measures how long `fgbench results sql` takes over many runs, and how much memory it needs.
 
     python bench/results_sql.py [--runs 2000] [--requests 150] [--tokens 300]
 
-The runs are made in a temporary folder (2 GB by default) and removed again. Each query is asked of a process
-of its own. Prints a table, and last a line of JSON.
+The runs are created in a temporary folder (2 GB by default) and removed at the end. Each query runs in a
+separate process. Prints a table, then a line of JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fgbench.results.writer import RunWriter
 
 RATE = 2.0
 DISTINCT = 20
-"""Runs with requests of their own; the others are copies under another name and seed."""
+"""Number of runs with different requests; the others are copies with another name and seed."""
 QUERIES = {
     "runs": "SELECT backend, seed, ttft_mean, jct_p99 FROM runs ORDER BY jct_p99 DESC LIMIT 5",
     "requests": EXAMPLE,
@@ -36,21 +36,21 @@ QUERIES = {
 
 
 def requests_of(seed: int, count: int, tokens: int) -> list[RequestRecord]:
-    """Answers of ``tokens`` tokens, some 20 ms apart."""
+    """Return requests with answers of ``tokens`` tokens, about 20 ms apart."""
     rng = default_rng(seed)
-    made = []
+    records = []
     for index, scheduled in enumerate(rng.exponential(1.0 / RATE, count).cumsum()):
         gaps = rng.exponential(0.02, tokens)
         times = tuple((scheduled + 0.1 + gaps.cumsum()).round(6).tolist())
         start = round(float(scheduled), 6)
-        account = {"queued": 0.05, "swapped": 0.0, "prefill": 0.05, "decode": times[-1] - times[0]}
-        made.append(
+        server = {"queued": 0.05, "swapped": 0.0, "prefill": 0.05, "decode": times[-1] - times[0]}
+        records.append(
             RequestRecord(
                 *(index, start, start, 64, tokens, tokens, times[0], times[-1], times, times[-1]),
-                server=account,
+                server=server,
             )
         )
-    return made
+    return records
 
 
 def write_runs(root: Path, runs: int, requests: int, tokens: int) -> None:
@@ -77,8 +77,8 @@ def write_run(root: Path, seed: int, records: list[RequestRecord]) -> Path:
 
 
 def ask(root: Path, query: str) -> dict[str, float]:
-    """Seconds and peak memory (GB) of one process that answers ``query``."""
-    began = time.perf_counter()
+    """Return the seconds and the peak memory (GB) of a process that answers ``query``."""
+    start = time.perf_counter()
     command = [sys.executable, "-m", "fgbench", "results", "sql", query, "--json", "--results", str(root)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
@@ -86,14 +86,14 @@ def ask(root: Path, query: str) -> dict[str, float]:
     if process.returncode != 0:
         raise SystemExit(f"results sql ended with exit code {process.returncode}")
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"seconds": round(time.perf_counter() - began, 2), "peak_gb": round(peak / 1e9, 3)}
+    return {"seconds": round(time.perf_counter() - start, 2), "peak_gb": round(peak / 1e9, 3)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--requests", type=int, default=150)
-    parser.add_argument("--tokens", type=int, default=300, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=300, help="tokens of each answer")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -1,10 +1,10 @@
-"""What scheduling costs: schedule() + update() of one step, by policy, batch and number waiting.
+"""Measures the time of scheduling: schedule() + update() of one step, by policy, batch and waiting requests.
 
     python bench/scheduler.py [--steps N] [--only waiting|full]
 
-The second table is of a device pool that is full: 30,000 blocks, held by 6,000 requests that have started,
-and a batch of 64, so that each step has to choose whose KV leaves. The steps themselves are simulated, so all
-the time measured is the scheduler's. Prints tables, and last a line of JSON.
+The second table is for a full device pool: 6,000 started requests hold 30,000 blocks, and the batch is 64. So
+each step must choose whose KV to offload or evict. The steps themselves are simulated, so only the
+scheduler's time is measured. Prints tables, then a line of JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BATCHES = (16, 256)
 
 
 def microseconds(policy: str, batch: int, waiting: int, steps: int) -> float:
-    """Median over ``steps`` steps, after as many to warm up."""
+    """Return the median over ``steps`` steps, after the same number of warm-up steps."""
     clock, source = VirtualClock(), random.Random(0)
     limits = Limits(max_tokens_per_batch=8192, max_model_len=2048)
     context = PolicyContext(COST, max_batch_size=batch, predictor=Noisy(1.0))
@@ -46,25 +46,28 @@ def microseconds(policy: str, batch: int, waiting: int, steps: int) -> float:
         scheduler.add(Request.new(str(i), [0] * source.randint(4, 200), params, 0.0), 0.0)
     runner, spent = SimulatedRunner(COST, clock), []
     for _ in range(2 * steps):
-        began = time.thread_time()
+        start = time.thread_time()
         plan = scheduler.schedule(clock.now())
         planned = time.thread_time()
         result = runner.execute(plan)
         executed = time.thread_time()
         scheduler.update(result, clock.now())
-        spent.append(planned - began + time.thread_time() - executed)
+        spent.append(planned - start + time.thread_time() - executed)
     return statistics.median(spent[steps:]) * 1e6
 
 
 FULL_BLOCKS, FULL_REQUESTS, FULL_BATCH = 30_000, 6_000, 64
 FULL_MODES: tuple[Offloading, ...] = ("reactive", "proactive")
 FULL_POLICIES = ("mlfq", "sj-mlfq")
-"""Those that start so many requests before the first ones end."""
+"""Policies that start this many requests before the first ones end."""
 
 
 def full_memory(policy: str, mode: Offloading, steps: int) -> dict[str, float]:
-    """Microseconds of a step, median and 99th percentile, once the device pool is full. Requests of 16 to 144
-    prompt tokens, so about five blocks each; the host pool holds four times as many blocks."""
+    """Return the microseconds of a step with a full device pool: median and 99th percentile.
+
+    Requests have 16 to 144 prompt tokens, about five blocks each. The host pool has four times as many
+    blocks as the device pool.
+    """
     clock, source = VirtualClock(), random.Random(0)
     limits = Limits(8192, 2048, block_bytes=2**21)
     context = PolicyContext(COST, max_batch_size=FULL_BATCH, predictor=Noisy(1.0))
@@ -80,7 +83,7 @@ def full_memory(policy: str, mode: Offloading, steps: int) -> dict[str, float]:
             scheduler.add(Request.new(str(added), tokens, params, clock.now(), f"u{added % 7}"), clock.now())
             added += 1
         full = kv.device.num_free < FULL_BATCH
-        began = time.thread_time()
+        start = time.thread_time()
         scheduler.copied(copies.done())
         plan = scheduler.schedule(clock.now())
         planned = time.thread_time()
@@ -93,14 +96,14 @@ def full_memory(policy: str, mode: Offloading, steps: int) -> dict[str, float]:
         executed = time.thread_time()
         scheduler.update(result, clock.now())
         if full or spent:
-            spent.append(planned - began + time.thread_time() - executed)
+            spent.append(planned - start + time.thread_time() - executed)
     quantiles = statistics.quantiles(spent, n=100)
     return {"median": round(quantiles[49] * 1e6, 1), "p99": round(quantiles[98] * 1e6, 1)}
 
 
 def waiting_table(steps: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    table = Table(title="schedule() + update(), median microseconds a step")
+    table = Table(title="schedule() + update(), median microseconds per step")
     for name in ("policy", "batch", *(f"{n:,} waiting" for n in WAITING)):
         table.add_column(name, justify="right")
     for policy in policy_names():
@@ -114,7 +117,7 @@ def waiting_table(steps: int) -> list[dict[str, object]]:
 
 def full_table(steps: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    title = f"the same with {FULL_BLOCKS:,} blocks full of {FULL_REQUESTS:,} requests, batch {FULL_BATCH}"
+    title = f"the same: {FULL_REQUESTS:,} requests fill all {FULL_BLOCKS:,} blocks, batch {FULL_BATCH}"
     table = Table(title=title)
     for name in ("policy", "offloading", "median", "p99"):
         table.add_column(name, justify="right")

@@ -1,9 +1,9 @@
-"""How many streamed tokens a second the server's process carries, with an engine that costs nothing.
+"""Measures how many tokens per second the server process can stream, with an engine that takes no time.
 
     python bench/server.py [--requests 64] [--tokens 500] [--endpoint completions|generate]
 
-The engine's process steps as fast as it can; the client only counts bytes. Prints JSON: tokens a second of
-wall time, and of the server process's own CPU time, which is what it could carry on a core of its own.
+The engine's process steps as fast as it can, and the client only counts bytes. Prints JSON: tokens per second
+of wall time, and per second of the server process's CPU time. The latter is its limit on a dedicated core.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ run(EngineConfig(), lambda: Path(sys.argv[1]), host="127.0.0.1", port=0,
 
 
 class NullEngine:
-    """A token for every request in every step, at no cost."""
+    """An engine that produces one token for every request in every step, without computing."""
 
     model_name, vocab_size, max_model_len = "null", 256, 1 << 20
     retry_after = None
@@ -64,7 +64,7 @@ class NullEngine:
         return []
 
     def step(self) -> list[TokenEvent]:
-        time.sleep(0.002)  # otherwise 64 requests would all be in the channel before one was read
+        time.sleep(0.002)  # otherwise all tokens of 64 requests would be in the channel before one is read
         events = []
         for request in list(self.requests.values()):
             request.tokens.append(97)
@@ -82,6 +82,7 @@ class NullEngine:
 
 
 def work() -> None:
+    """Run the engine's process with a ``NullEngine``."""
     from fgengine.server import worker
 
     def make(config: EngineConfig, report: Callable[[str], None]) -> NullEngine:
@@ -108,7 +109,7 @@ async def measure(url: str, pid: int, requests: int, tokens: int, endpoint: str)
         seconds, cpu = time.perf_counter() - start, sum(server.cpu_times()[:2]) - cpu
     marker = 0 if endpoint == "generate" else 1
     if any(count != tokens + marker for count in pieces):
-        raise SystemExit(f"some streams did not have {tokens} pieces: {sorted(set(pieces))}")
+        raise SystemExit(f"each stream should have {tokens} pieces, but some have {sorted(set(pieces))}")
     total = requests * tokens
     return {
         "tokens": total,

@@ -1,10 +1,10 @@
-"""How fast requests are simulated, whole run folders included, and in how much memory.
+"""Measures how fast requests are simulated, including writing the run folder, and how much memory it takes.
 
     python bench/simulator.py [--requests 100000] [--replicas 8] [--policy sj-mlfq] [--load 0.8]
         [--profile FILE] [--router round-robin]
 
-``--load`` is the share of the capacity that the profile predicts for full batches. Prints a line, and last a
-line of JSON.
+``--load`` is the offered load as a share of the capacity that the profile predicts for full batches. Prints a
+line of text, then a line of JSON.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def main() -> None:
         for s in islice(dataset.samples(default_rng(0)), SAMPLED)
     ]
     rate = chosen.load * chosen.replicas * len(shares) / sum(shares)
-    began = time.perf_counter()
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         run = execute_run(
             simulation, dataset, Load(rate=rate, num_prompts=chosen.requests), results=Path(folder)
         )
         simulated = max(record.finished or 0.0 for record in run.records)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     result = {
         "policy": chosen.policy,
@@ -68,8 +68,8 @@ def main() -> None:
     }
     print(
         f"{chosen.requests:,} requests on {chosen.replicas} replicas at {chosen.load:g} of capacity, "
-        f"{chosen.policy}: {seconds:.1f} s for {simulated / 3600:.1f} hours, "
-        f"{1e6 * seconds / chosen.requests:.0f} us a request, {peak / 2**30:.2f} GiB"
+        f"{chosen.policy}: {seconds:.1f} s for {simulated / 3600:.1f} simulated hours, "
+        f"{1e6 * seconds / chosen.requests:.0f} us per request, {peak / 2**30:.2f} GiB"
     )
     print(json.dumps(result))
 

@@ -1,8 +1,8 @@
-"""How long a step takes, beside what this machine's own bandwidth and matrix rate allow.
+"""Measures how long a step takes, compared with the limit set by the machine's bandwidth and matrix rate.
 
     python bench/step.py [--model NAME_OR_FOLDER] [--device cpu|cuda] [--threads N]
 
-Weights are dummies: a step's time does not depend on them. Prints a table, and last a line of JSON.
+It uses dummy weights, since a step's time does not depend on them. Prints a table, then a line of JSON.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def main() -> None:
     }
     title = (
         f"{options.model} {runner.dtype_name} on {runner.device_name}, {runner.model.ops.name}; "
-        f"reads {ceilings.bytes_per_second / 1e9:.1f} GB/s, "
-        f"multiplies {ceilings.flops_per_second / 1e9:.0f} GFLOP/s"
+        f"memory {ceilings.bytes_per_second / 1e9:.1f} GB/s, "
+        f"matrix products {ceilings.flops_per_second / 1e9:.0f} GFLOP/s"
     )
     table = Table(
         "step", "requests", "context", "median ms", "best ms", "floor ms", "median / floor", title=title

@@ -1,4 +1,4 @@
-"""Makes sharegpt-lengths.csv.gz: the (prompt, output) token counts of ShareGPT, no texts.
+"""Makes sharegpt-lengths.csv.gz: the (prompt, output) token counts of ShareGPT conversations, without texts.
 
 python datasets/make_sharegpt_lengths.py [--source FILE] [--out FILE]
 """
@@ -32,19 +32,21 @@ def main() -> None:
     records = read_records(args.source or pull_sharegpt(print))
     tokenizer = pull(MODEL, print) / "tokenizer.json"
     lengths = list(token_lengths(iter(records), tokenizer))
-    kept = [pair for pair in lengths if length_ok(*pair)]
-    rows = "".join(f"{prompt},{output}\n" for prompt, output in kept)
+    used = [pair for pair in lengths if length_ok(*pair)]
+    rows = "".join(f"{prompt},{output}\n" for prompt, output in used)
     args.out.write_bytes(gzip.compress(f"prompt_tokens,output_tokens\n{rows}".encode(), mtime=0))
 
     tally = records.tally
-    print(f"records: {tally.whole} whole, {tally.broken} cut off, {records.unpaired} without a pair")
-    print(f"pairs {len(lengths)}, kept by the length filter {len(kept)}, left out {len(lengths) - len(kept)}")
-    for name, column in zip(("prompt", "output"), zip(*kept, strict=True), strict=True):
+    print(f"records: {tally.whole} complete, {tally.broken} incomplete, {records.unpaired} without a pair")
+    print(
+        f"pairs: {len(lengths)}, used {len(used)}, left out by the length filter {len(lengths) - len(used)}"
+    )
+    for name, column in zip(("prompt", "output"), zip(*used, strict=True), strict=True):
         print(f"{name} tokens: {describe(sorted(column))}")
 
 
 def token_lengths(pairs: Iterator[TextPair], tokenizer_file: Path) -> Iterator[tuple[int, int]]:
-    """(prompt tokens, output tokens) of each pair, in order, without special tokens."""
+    """Yield (prompt tokens, output tokens) of each pair, in order, without special tokens."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -55,9 +57,11 @@ def token_lengths(pairs: Iterator[TextPair], tokenizer_file: Path) -> Iterator[t
 
 
 def describe(values: list[int]) -> str:
-    at = {f"p{q}": values[min(len(values) - 1, len(values) * q // 100)] for q in (5, 25, 50, 75, 90, 95, 99)}
-    shown = ", ".join(f"{name} {value}" for name, value in at.items())
-    return f"mean {sum(values) / len(values):.1f}, min {values[0]}, {shown}, max {values[-1]}"
+    """Return mean, extremes and percentiles of sorted values as text."""
+    quantiles = (5, 25, 50, 75, 90, 95, 99)
+    percentiles = {f"p{q}": values[min(len(values) - 1, len(values) * q // 100)] for q in quantiles}
+    text = ", ".join(f"{name} {value}" for name, value in percentiles.items())
+    return f"mean {sum(values) / len(values):.1f}, min {values[0]}, {text}, max {values[-1]}"
 
 
 if __name__ == "__main__":

@@ -3,11 +3,15 @@
     import fgbench
 
     run = fgbench.run_benchmark("fastgen-fcfs", rate=2.5, num_prompts=150)
-    requests = fgbench.load_runs(run.path)              # a row a request
-    runs = fgbench.runs("results")                      # a row a run
-    figures = fgbench.compare("results")                # a row a figure
+    requests = fgbench.load_runs(run.path)              # one row per request
+    runs = fgbench.runs("results")                      # one row per run
+    figures = fgbench.compare("results")                # one row per figure
 
-The keyword arguments of ``run_benchmark`` and ``simulate`` are the command line's options, with underscores.
+``run_benchmark`` and ``simulate`` take the options of the command line, with underscores.
+
+The other functions take run folders, and folders that contain runs, such as a sweep folder. Without a path
+they read ``results`` in the working directory. A run with a damaged file is left out, with a ``UserWarning``
+that names the file.
 """
 
 from __future__ import annotations
@@ -108,20 +112,22 @@ def simulate(*, replicas: int = 1, router: str = "round-robin", **options: Any) 
 
 
 def load_runs(*paths: str | Path) -> pd.DataFrame:
-    """A row for each request of the runs, in the order of the runs and in each of the workload.
+    """Return one row per request, ordered by run and then by position in the workload.
 
     Columns:
-        ``run, path, status, backend, policy, model, dataset, arrivals, rate, concurrency, seed``: of the run,
-            as categoricals, the last three ordered. ``rate`` is in requests per second, ``inf`` where all
-            leave at once and in a closed loop. ``concurrency`` is a closed loop's, missing in others.
+        ``run, path, status, backend, policy, model, dataset, arrivals, rate, concurrency, seed``: describe
+            the run. They are categoricals; the last three are ordered. ``rate`` is in requests per second; it
+            is ``inf`` if all requests are sent at once, and in a closed loop. ``concurrency`` is set only in
+            a closed loop.
         ``index, scheduled, sent, prompt_tokens, asked_tokens, output_tokens, first_token, last_token,
-            token_times, finished, error, user, rejected``: of the request, as in results/README.md. Times are
-            seconds from the start of the load.
-        ``ok``: whether it was answered in full. ``trimmed``: whether the run's figures leave it out.
+            token_times, finished, error, user, rejected``: describe the request, see results/README.md. Times
+            are seconds from the start of the load.
+        ``ok``: whether the request was answered in full.
+        ``trimmed``: whether the figures of the run leave the request out.
         ``normalized_latency, jct, ttft, tpot, lag, ...``: the metrics of requests in docs/metrics.md, in
-            seconds or seconds per token. Latencies are missing where ``ok`` is false.
+            seconds or seconds per token. Latencies are missing if ``ok`` is false.
         ``server_queued, server_swapped, server_prefill, server_decode`` (seconds), ``server_preemptions``,
-            ``server_bytes_moved``: the server's own account, where it gave one.
+            ``server_bytes_moved``: reported by the server; missing if it reports none.
 
     Raises:
         ValueError: a path is neither a run folder nor a folder of runs.
@@ -133,33 +139,33 @@ def load_runs(*paths: str | Path) -> pd.DataFrame:
     """
     from fgbench.results import frames
 
-    left_out: list[str] = []
-    frame = frames.load_runs(paths or ("results",), left_out.append)
-    _warn([f"Left out: {sentence}" for sentence in left_out])
+    reasons: list[str] = []
+    frame = frames.load_runs(paths or ("results",), reasons.append)
+    _warn([f"Left out: {reason}" for reason in reasons])
     return frame
 
 
 def runs(*paths: str | Path) -> pd.DataFrame:
-    """A row for each run: the columns of the table ``runs`` of ``fgbench results sql``.
+    """Return one row per run, with the columns of the table ``runs`` of ``fgbench results sql``.
 
-    results/README.md describes them: what was run (``backend``, ``rate``, ``seed``, ``settings`` as JSON,
-    ...) and its figures (``request_throughput``, ``ttft_mean``, ``jct_p99``, ...) in seconds, tokens and
-    requests per second. ``started`` and ``ended`` are times in UTC. The figures of a run that was killed are
-    those of the requests that had ended.
+    results/README.md describes the columns: the settings of the run (``backend``, ``rate``, ``seed``,
+    ``settings`` as JSON, ...) and its figures (``request_throughput``, ``ttft_mean``, ``jct_p99``, ...) in
+    seconds, tokens and requests per second. ``started`` and ``ended`` are times in UTC. If a run was killed,
+    its figures cover only the requests that had ended.
 
     Raises:
         ValueError: a path is neither a run folder nor a folder of runs.
 
-    Example: the complete runs, the slowest first.
+    Example: the complete runs, slowest first.
 
         runs = fgbench.runs("results")
         runs[runs["status"] == "complete"].sort_values("jct_mean", ascending=False)[["run", "jct_mean"]]
     """
     from fgbench.results import frames
 
-    left_out: list[str] = []
-    frame = frames.runs(paths or ("results",), left_out.append)
-    _warn([f"Left out: {sentence}" for sentence in left_out])
+    reasons: list[str] = []
+    frame = frames.runs(paths or ("results",), reasons.append)
+    _warn([f"Left out: {reason}" for reason in reasons])
     return frame
 
 
@@ -169,32 +175,33 @@ def compare(
     slo: str | Sequence[str] = (),
     profile: str | Path | None = None,
 ) -> pd.DataFrame:
-    """A row for each figure of each backend under each load: what ``fgbench compare --csv`` prints.
+    """Compare backends: return one row per figure, backend and load, the rows of ``fgbench compare --csv``.
 
     Columns:
-        ``model, dataset, num_prompts, arrivals``: the workload. Runs are compared only on the same one.
-        ``baseline``: the backend that ratios are to.
+        ``model, dataset, num_prompts, arrivals``: the workload. Only runs of the same workload are compared.
+        ``baseline``: the backend that the others are compared with.
         ``label, rate`` (requests per second) or ``concurrency``: the backend and the load.
-        ``seeds``: the number of runs that the figure is the mean of.
-        ``complete, overloaded, disturbed``: how those runs went.
+        ``seeds``: number of runs averaged in the figure.
+        ``complete, overloaded, disturbed``: status of those runs.
         ``metric, statistic, value``: the figure. docs/metrics.md describes the metrics; units are seconds,
             seconds per token, requests or tokens per second, bytes, and shares of 1.
-        ``low, high``: the figure's interval over seeds, where there are three seeds or more.
-        ``ratio, ratio_low, ratio_high, verdict``: to the baseline under the same load, seed by seed. The
-            verdict is ``better``, ``worse``, ``not distinguishable``, or why there is none.
+        ``low, high``: the figure's interval over seeds, if there are three seeds or more.
+        ``ratio, ratio_low, ratio_high, verdict``: the figure over the baseline's under the same load, paired
+            by seed. The verdict is ``better``, ``worse``, ``not distinguishable``, or the reason why there is
+            none.
 
     Args:
-        paths: Of a folder's runs, those that were repeated later are left out. With no path, the newest runs
-            in ``results`` that are on one workload.
-        baseline: A backend's name or a run folder. None: ``fastgen-fcfs`` where it is among the runs, else
-            the first run's backend.
-        slo: Service-level objectives, such as ``"p95 jct<20"``. None given: the paper's.
-        profile: Of the model, for slowdowns and fairness, which are left out without one.
+        paths: Run folders, or folders of runs. If a folder holds several runs of the same settings, only the
+            newest counts. Without a path: the newest runs in ``results`` that share one workload.
+        baseline: A backend's name or a run folder. None: ``fastgen-fcfs`` if it is among the runs, else the
+            first run's backend.
+        slo: Service-level objectives, such as ``"p95 jct<20"``. Default: the FastServe paper's.
+        profile: Profile of the model. Slowdown and fairness need it; without it they are left out.
 
     Raises:
         ValueError: a path holds no runs, no run is called ``baseline``, or ``slo`` bounds no latency.
 
-    Example: by how much each backend shortens the mean latency per token.
+    Example: the ratio of each backend's mean latency per token to the baseline's.
 
         figures = fgbench.compare("results/20261123-081059_sweep")
         figures.query("metric == 'normalized_latency' and statistic == 'mean'").pivot(
@@ -207,20 +214,20 @@ def compare(
     from fgbench.report.objectives import Objective
 
     slos = [parse_slo(text) for text in ([slo] if isinstance(slo, str) else slo or [DEFAULT_SLO])]
-    said: list[str] = []
+    warned: list[str] = []
     chosen = (
-        chosen_runs.named_runs([Path(path) for path in paths], said.append)
+        chosen_runs.named_runs([Path(path) for path in paths], warned.append)
         if paths
-        else chosen_runs.newest_runs(Path("results"), said.append)
+        else chosen_runs.newest_runs(Path("results"), warned.append)
     )
-    cost_of = chosen_runs.cost_models(Path(profile), said.append) if profile else lambda model: None
+    cost_of = chosen_runs.cost_models(Path(profile), warned.append) if profile else lambda model: None
     comparisons = comparison.compare(chosen, baseline, cost_of)
-    _warn(said)
+    _warn(warned)
     return comparison_frame((each, [Objective(one, each) for one in slos]) for each in comparisons)
 
 
 def _warn(sentences: Sequence[str]) -> None:
-    """As coming from the line that called the public function."""
+    """Issue a UserWarning for each sentence; it points to the line that called the public function."""
     for sentence in sentences:
         warnings.warn(sentence, stacklevel=3)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-# A kernel is compiled or interpreted by what this says when Triton is first imported: so before any test is.
-# Asked of the driver's devices, not of torch, whose import takes longer than most of these tests.
+# Triton reads this variable when it is first imported, so it is set before any test is imported. The driver's
+# devices are checked instead of torch, because importing torch takes longer than most of these tests.
 if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -82,7 +82,7 @@ TINY_LLAMA = {
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder with a config and no weights: for --use-dummy-weights."""
+    """Return a Hugging Face folder with a config but no weights, for --use-dummy-weights."""
     folder = tmp_path_factory.mktemp("tiny-model")
     (folder / "config.json").write_text(json.dumps(TINY_LLAMA))
     return folder
@@ -98,7 +98,7 @@ print(subprocess.Popen(busy, start_new_session=True, stdout=silent, stderr=silen
 
 @pytest.fixture
 def busy_program() -> Iterator[int]:
-    """The process id of a program that computes without a pause, and that no test process started."""
+    """Yield the process id of a program that computes without a pause and is no child of the test process."""
     started = subprocess.run([sys.executable, "-c", START_ALONE], capture_output=True, check=True)
     pid = int(started.stdout)
     yield pid

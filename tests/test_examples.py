@@ -1,4 +1,4 @@
-"""The notebooks in examples/ run, as they are, on the runs that are published."""
+"""The notebooks in examples/ can be executed on the published runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_a_notebook_runs_and_draws(path: Path) -> None:
+def test_a_notebook_runs_and_shows_its_tables_and_pictures(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.outputs or cell.execution_count for cell in cells)  # what it shows is not committed
+    assert not any(cell.outputs or cell.execution_count for cell in cells)  # outputs are not committed
     nbclient.NotebookClient(
         notebook, kernel_name="python3", resources={"metadata": {"path": EXAMPLES}}
     ).execute()

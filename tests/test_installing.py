@@ -1,4 +1,4 @@
-"""constraints.txt is what pip installs: on every supported Python, with either build of torch for Linux."""
+"""pip can install the versions in constraints.txt on every supported Python, with both builds of torch."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ else:
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ORDINARY, CPU = "", "+cpu"
-"""torch's builds by their local version: PyPI's ordinary one, which needs CUDA's libraries; the CPU build."""
+"""Local versions of torch's two builds: PyPI's, which needs the CUDA libraries, and the CPU build."""
 SECONDS = 1000
-"""At most, for one resolution: pip reads a hundred packages, and on a busy machine several times at once."""
+"""Timeout of one resolution. pip reads a hundred packages, and several resolutions run at the same time."""
 AT_ONCE = 4
-CHATTER = re.compile(r" *(Collecting|Downloading|Obtaining|Using|Processing|Looking)|WARNING")
+PROGRESS = re.compile(r" *(Collecting|Downloading|Obtaining|Using|Processing|Looking)|WARNING")
 
 PIP_AS_PYTHON = """
 import sys
@@ -42,8 +42,8 @@ markers.default_environment = lambda: dict(theirs)
 from pip._internal.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
-"""With --python-version alone, pip chooses files for that Python, but evaluates `; python_version < "3.11"`
-for the Python that it runs on."""
+"""Runs pip as if on another Python. With only --python-version, pip selects files for that Python, but
+evaluates `; python_version < "3.11"` for the Python that it runs on."""
 
 pytestmark = [
     pytest.mark.skipif(
@@ -55,13 +55,16 @@ pytestmark = [
 
 
 class Conflict(AssertionError):
-    """pip found no versions that go together, or no file of a version."""
+    """pip found no compatible versions, or no file of a version."""
 
 
 def resolve(python: str, requirements: Sequence[str], *options: str) -> dict[str, Any]:
-    """The metadata of each package that pip would install, by the package's normalized name.
+    """Return the metadata of each package that pip would install, by the package's normalized name.
 
-    Nothing is installed, and of a wheel only the metadata is read. Raises Conflict.
+    Nothing is installed, and only the metadata of wheels is read.
+
+    Raises:
+        Conflict: pip finds no solution.
     """
     pip = [sys.executable, "-c", PIP_AS_PYTHON, python, "install", "--disable-pip-version-check"]
     metadata = ["--dry-run", "--ignore-installed", "--use-feature=fast-deps"]
@@ -76,8 +79,8 @@ def resolve(python: str, requirements: Sequence[str], *options: str) -> dict[str
             timeout=SECONDS,
         )
         if done.returncode != 0:
-            said = [line for line in (done.stdout + done.stderr).splitlines() if not CHATTER.match(line)]
-            raise Conflict("\n".join([f"pip, as on Python {python}:", *said]))
+            lines = [line for line in (done.stdout + done.stderr).splitlines() if not PROGRESS.match(line)]
+            raise Conflict("\n".join([f"pip for Python {python}:", *lines]))
         found = json.loads(report.read_text())["install"]
     return {_normal(item["metadata"]["name"]): item["metadata"] for item in found}
 
@@ -101,7 +104,7 @@ def torch_pin() -> str:
 
 @pytest.fixture(scope="module")
 def index() -> None:
-    """Skips where pip reaches no package index. Continuous integration reaches one: there it is an error."""
+    """Skip the tests if pip reaches no package index. In continuous integration, that is an error instead."""
     try:
         resolve("3.12", ["iniconfig"], "--no-deps", "--retries", "1", "--timeout", "10")
     except Conflict as error:
@@ -112,10 +115,10 @@ def index() -> None:
 
 @pytest.fixture(scope="module")
 def cpu_wheels(index: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an empty wheel that has the name and the metadata of torch's CPU build.
+    """Return a folder with an empty wheel that has the name and the metadata of torch's CPU build.
 
-    So the test needs no index but pip's usual one. The CPU build's metadata are the ordinary build's without
-    the packages that are needed on Linux alone: those of CUDA, and triton.
+    So the tests need only pip's usual index. The metadata of the CPU build are those of the ordinary build,
+    without the packages that are needed only on Linux: CUDA and triton.
     """
     version = torch_pin()
     ordinary = resolve("3.12", [f"torch==={version}"], "--no-deps")["torch"]
@@ -135,13 +138,13 @@ def cpu_wheels(index: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def resolutions(cpu_wheels: Path) -> dict[tuple[str, str], Future[dict[str, Any]]]:
-    """All of them at once: pip mostly waits for the network."""
+    """Return all resolutions. They run at the same time, since pip mostly waits for the network."""
     with ThreadPoolExecutor(AT_ONCE) as threads:
         return {
             (python, build): threads.submit(
                 resolve,
                 python,
-                # Three equal signs compare the text, so that neither build is taken for the other.
+                # Three equal signs compare the text, so that pip does not accept the other build.
                 [*our_requirements(), f"torch==={torch_pin()}{build}"],
                 "--constraint=constraints.txt",
                 f"--find-links={cpu_wheels}",
@@ -153,7 +156,7 @@ def resolutions(cpu_wheels: Path) -> dict[tuple[str, str], Future[dict[str, Any]
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("build", [ORDINARY, CPU], ids=["ordinary", "cpu"])
-def test_the_pins_go_together(
+def test_the_pins_are_compatible(
     resolutions: dict[tuple[str, str], Future[dict[str, Any]]], python: str, build: str
 ) -> None:
     found = resolutions[python, build].result()
@@ -169,6 +172,6 @@ def test_the_pins_go_together(
 
 
 def test_every_supported_python_is_tried() -> None:
-    """The lowest is the one that pyproject.toml names."""
+    """The lowest version in ``PYTHONS`` is the one in pyproject.toml."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert tomllib.load(file)["project"]["requires-python"] == f">={PYTHONS[0]}"

@@ -1,6 +1,6 @@
-"""The structure that docs/architecture.md draws: no circle of imports, and none from a lower layer upwards.
+"""Checks the layers in docs/architecture.md: no circular imports, and no imports from a higher layer.
 
-All imports count, also those inside functions; those for type checking alone do not.
+Imports inside functions count too. Imports only for type checking do not count.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__", ""),
     ),
 }
-"""From the lowest to the highest: modules and folders of each package; the longest name that fits counts."""
+"""Modules and folders of each package, from the lowest to the highest layer. If several names match a module,
+the longest one counts."""
 
 
 def modules(package: str) -> dict[str, Path]:
@@ -72,7 +73,7 @@ MODULES = {package: modules(package) for package in LAYERS}
 
 
 def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """Modules that the file imports, of those known."""
+    """Yield the known modules that a file imports."""
 
     def visit(node: ast.AST) -> Iterator[str]:
         for child in ast.iter_child_nodes(node):
@@ -100,17 +101,17 @@ def graph(package: str) -> dict[str, set[str]]:
 
 def layer(module: str) -> int:
     package, _, inner = module.partition(".")
-    fitting = [
+    matching = [
         (len(name), number)
         for number, names in enumerate(LAYERS[package])
         for name in names
         if inner == name or name == "" or inner.startswith(f"{name}.")
     ]
-    return max(fitting)[1]
+    return max(matching)[1]
 
 
 @pytest.mark.parametrize("package", LAYERS)
-def test_nothing_is_imported_in_a_circle(package: str) -> None:
+def test_there_are_no_circular_imports(package: str) -> None:
     try:
         tuple(TopologicalSorter(graph(package)).static_order())
     except CycleError as error:
@@ -118,7 +119,7 @@ def test_nothing_is_imported_in_a_circle(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", LAYERS)
-def test_nothing_is_imported_from_a_higher_layer(package: str) -> None:
+def test_no_module_imports_from_a_higher_layer(package: str) -> None:
     upwards = [
         f"{name} imports {other}"
         for name, others in graph(package).items()
@@ -128,14 +129,14 @@ def test_nothing_is_imported_from_a_higher_layer(package: str) -> None:
     assert upwards == []
 
 
-def test_the_engine_knows_nothing_of_the_suite() -> None:
+def test_fgengine_does_not_import_fgbench() -> None:
     known = MODULES["fgbench"]
     found = [(name, list(imports(path, known))) for name, path in MODULES["fgengine"].items()]
     assert [name for name, others in found if others] == []
 
 
-def test_every_module_has_a_layer_of_its_own_name() -> None:
-    """None falls under the last layer only because nothing else fits."""
+def test_every_module_is_named_in_a_layer() -> None:
+    """No module is in the last layer only because no name matches it."""
     for package, known in MODULES.items():
         named = [name for names in LAYERS[package] for name in names if name]
         for module in known:

@@ -1,6 +1,6 @@
-"""``make`` sets up .venv: from which index torch comes, with which Python, and what is said when it fails.
+"""``make`` sets up .venv: the index that torch comes from, the Python version, and the error messages.
 
-A shell script takes the place of Python: it notes how it is called, and makes folders that look like a .venv.
+A shell script replaces Python. It records how it is called, and creates folders that look like a .venv.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "PYTHON", "TORCH_INDEX")
-"""What the environment holds when ``make test`` has started these tests."""
+"""Environment variables that ``make test`` sets; the tests must not pass them on."""
 
 PYTHON = """#!/bin/sh
 echo "$*" >>calls
@@ -39,12 +39,12 @@ pytestmark = pytest.mark.skipif(
 
 
 class Checkout:
-    """A folder with our Makefile, and two Pythons that do nothing."""
+    """A folder with our Makefile, and fake Pythons of two versions."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.failing = ""
-        """pip fails when it is called with this."""
+        """pip fails if its arguments contain this text."""
         self.gpu = False
         for name in ("Makefile", "constraints.txt", "pyproject.toml", "setup.py"):
             shutil.copy(ROOT / name, folder)
@@ -67,7 +67,7 @@ class Checkout:
         )
 
     def installs(self) -> list[str]:
-        """How pip was called by the last ``make``."""
+        """Return the arguments of ``pip install`` in the last ``make``."""
         calls = (self.folder / "calls").read_text().splitlines()
         return [call.partition(" install ")[2] for call in calls if "-m pip" in call]
 
@@ -96,7 +96,7 @@ def test_without_a_gpu_torch_comes_from_the_index_of_cpu_builds(checkout: Checko
     assert checkout.installs() == []
 
 
-def test_where_that_index_is_out_of_reach_the_size_of_the_other_build_is_said(checkout: Checkout) -> None:
+def test_without_that_index_the_size_of_the_other_build_is_shown(checkout: Checkout) -> None:
     checkout.failing = CPU_INDEX
     done = checkout.make()
     assert done.returncode == 0, done.stderr
@@ -111,7 +111,7 @@ def test_with_a_gpu_torch_comes_from_the_usual_index(checkout: Checkout) -> None
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_torch_index_decides(checkout: Checkout, gpu: bool) -> None:
+def test_torch_index_selects_the_index(checkout: Checkout, gpu: bool) -> None:
     checkout.gpu = gpu
     assert checkout.make("TORCH_INDEX=http://h/whl").returncode == 0
     torch, _ = checkout.installs()
@@ -122,32 +122,32 @@ def test_torch_index_decides(checkout: Checkout, gpu: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failing", "variables", "says"),
+    ("failing", "variables", "message"),
     [
         ("constraints.txt", [], "try 'make clean' and a Python between 3.10 and 3.13"),
         ("http://h/whl", ["TORCH_INDEX=http://h/whl"], "no fitting torch at http://h/whl: check TORCH_INDEX"),
-        ("", ["PYTHON=python-of-nobody"], "'python-of-nobody' is not Python 3.10 or newer"),
+        ("", ["PYTHON=no-such-python"], "'no-such-python' is not Python 3.10 or newer"),
     ],
 )
 def test_a_failure_says_what_to_try(
-    checkout: Checkout, failing: str, variables: list[str], says: str
+    checkout: Checkout, failing: str, variables: list[str], message: str
 ) -> None:
     checkout.failing = failing
     done = checkout.make(*variables)
     assert done.returncode != 0
-    assert says in done.stderr
+    assert message in done.stderr
     assert not (checkout.folder / ".venv" / "installed").exists()
 
 
-def test_another_python_makes_the_venv_again(checkout: Checkout) -> None:
+def test_another_python_recreates_the_venv(checkout: Checkout) -> None:
     venv = checkout.folder / ".venv"
     checkout.make("PYTHON=python3.12")
     assert (venv / "bin" / "python3.12").exists()
-    checkout.make()  # python3 is 3.11, but nobody asks for it
+    checkout.make()  # python3 is 3.11, but PYTHON does not select it
     assert checkout.installs() == []
     done = checkout.make("PYTHON=python3.11")
     assert "Making .venv again, with Python 3.11." in done.stdout
     assert len(checkout.installs()) == 2
     assert not (venv / "bin" / "python3.12").exists()
-    checkout.make("PYTHON=python-of-nobody")
+    checkout.make("PYTHON=no-such-python")
     assert (venv / "installed").exists()

@@ -1,32 +1,132 @@
-"""What a wheel carries beside Python: without these files an installed fgbench cannot run."""
+"""The wheel and the source distribution are complete: installed elsewhere, fgbench runs."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import sysconfig
+import tarfile
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+PROFILE = ROOT / "tests" / "data" / "profile.json"
+SHADOWS = ("random", "types", "profile")
+"""Modules of the standard library that files in the working folder must not replace."""
+
+pytestmark = pytest.mark.slow
 
 
-def test_files_that_are_not_python_are_built_in(tmp_path: Path) -> None:
-    build = [
-        "build",
-        "--build-base",
-        str(tmp_path / "base"),
-        "build_py",
-        "--build-lib",
-        str(tmp_path / "lib"),
-    ]
-    egg = ["egg_info", "--egg-base", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "setup.py", "--quiet", *egg, *build], cwd=ROOT, capture_output=True, text=True
-    )
+def build(source: Path, kind: str, into: Path) -> Path:
+    """``kind``: wheel or sdist. With the build tools that are installed, without the network."""
+    code = f"import setuptools.build_meta as b; print(b.build_{kind}({str(into)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lib = tmp_path / "lib"
-    assert (lib / "fgbench" / "datasets" / "sharegpt-lengths.csv.gz").is_file()
-    assert all((lib / package / "py.typed").is_file() for package in ("fgbench", "fgengine"))
-    kernels = {
-        path.name for path in (ROOT / "fgengine" / "ops" / "cpu").iterdir() if path.suffix in (".c", ".h")
+    return into / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked source distribution."""
+    folder = tmp_path_factory.mktemp("sdist")
+    clean = folder / "clean"
+    files = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    for name in filter(None, files):
+        if (ROOT / name).is_file():
+            (clean / name).parent.mkdir(parents=True, exist_ok=True)
+            (clean / name).write_bytes((ROOT / name).read_bytes())
+    with tarfile.open(build(clean, "sdist", folder)) as archive:
+        archive.extractall(folder, filter="data")
+    (unpacked,) = folder.glob("fgbench-*/")
+    return unpacked
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the source distribution, as an installer does that finds no wheel."""
+    return build(source, "wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program in a fresh environment. The packages it needs are those of the environment of the tests."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    target = ["--python", str(folder / "bin" / "python"), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", "--quiet", *target], check=True)
+    return folder / "bin" / "fgbench"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    for name in SHADOWS:
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
+    return tmp_path
+
+
+def run(program: Path, folder: Path, argv: Sequence[object]) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(program), *map(str, argv)],
+        cwd=folder,
+        env={**environment, "FGBENCH_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode in (0, 4), done.stdout + done.stderr  # 4: a busy machine held up the client
+    return done.stdout
+
+
+def test_the_source_distribution_holds_what_its_tests_and_pages_need(source: Path) -> None:
+    for name in ("README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "mkdocs.yml"):
+        assert (source / name).is_file(), name
+    for folder in ("bench", "docs", "examples", "tests/data", "results/reference", "datasets"):
+        files = subprocess.run(
+            ["git", "-C", str(ROOT), "ls-files", folder], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        missing = [name for name in files if not (source / name).exists() and not name.endswith(".jsonl")]
+        assert missing == []
+
+
+def test_the_wheel_holds_what_is_not_python(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {"fgbench/py.typed", "fgengine/py.typed", "fgbench/datasets/sharegpt-lengths.csv.gz"} <= names
+    kernels = {f"fgengine/ops/cpu/{path.name}" for path in (ROOT / "fgengine/ops/cpu").glob("*.[ch]")}
+    assert kernels <= names
+    modules = {
+        str(path.relative_to(ROOT))
+        for package in ("fgbench", "fgengine")
+        for path in (ROOT / package).rglob("*.py")
     }
-    assert kernels <= {path.name for path in (lib / "fgengine" / "ops" / "cpu").iterdir()}
+    assert modules <= names
+
+
+def test_an_installed_program_says_its_version_and_policies(installed: Path, elsewhere: Path) -> None:
+    assert run(installed, elsewhere, ["--version"]).startswith("fgbench ")
+    assert "sj-mlfq" in run(installed, elsewhere, ["policies"])
+
+
+def test_an_installed_program_simulates(installed: Path, elsewhere: Path) -> None:
+    argv = ["simulate", "--profile", PROFILE, "--num-prompts", 20, "--results", "runs"]
+    run(installed, elsewhere, argv)
+    (info,) = elsewhere.glob("runs/*/run.json")
+    assert json.loads(info.read_text())["summary"]["ok"] == 20
+
+
+@pytest.mark.timeout(200)
+def test_an_installed_program_shows_its_demo(installed: Path, elsewhere: Path, tiny_model: Path) -> None:
+    argv = ["demo", "--quick", "--minutes", "0.01", "--model", tiny_model, "--use-dummy-weights"]
+    out = run(installed, elsewhere, argv)
+    assert "Side by side" in out
+    assert len(list(elsewhere.glob("results/*/run.json"))) == 2

@@ -1,4 +1,4 @@
-"""What a run says of the machine's other load, of the server's KV memory and of its requests' time. Pure."""
+"""Load of other programs, KV memory of the server, and where requests spent their time, in one run. Pure."""
 
 from __future__ import annotations
 
@@ -12,83 +12,92 @@ from fgbench.metrics.record import STATES
 from fgbench.metrics.summary import Summary
 
 WORTH_SAYING = 0.02
-"""Of the cores, and of the time."""
+"""Smallest number of cores, and share of the time, that a description mentions."""
 NAMES = ("uptime_seconds", "pressure_seconds", "copy_wait_seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class MachineAccount:
-    """From the first request's time to the end of the last answer, on the client's machine.
+    """CPU and memory load of the client's machine during the load.
 
-    Others are all programs but the client and the server under test.
+    It covers the time from the first request to the end of the last answer. "Other programs" are all programs
+    except the client and the server under test.
     """
 
     seconds: float
     other_cores: float
-    """That others took, the mean."""
+    """Mean number of cores that other programs used."""
     peak_cores: float
-    """That they took in their busiest second."""
+    """Cores that other programs used in their busiest second."""
     busy_share: float
-    """Of the seconds, in which they took more than a tenth of a core."""
+    """Share of the seconds in which other programs used more than a tenth of a core."""
     stolen_cores: float
-    """That other virtual machines took, the mean."""
+    """Mean number of cores that other virtual machines took."""
     memory_stalled_share: float | None
-    """Of the time, in which a program waited for memory; None where the system does not say."""
+    """Share of the time in which a program waited for memory; None if the system does not report it."""
     mhz: float | None
-    """Of the processor, the mean; None where the system does not say."""
+    """Mean clock of the processor; None if the system does not report it."""
     programs: tuple[tuple[str, float], ...]
-    """The busiest others, by name, with the cores they took."""
+    """Names of the busiest other programs, with the cores they used."""
     busy: bool
-    """Whether others took so much that the run's tables and pictures are marked."""
+    """Whether other programs used so much that tables and pictures mark the run."""
 
     def describe(self) -> str:
+        """Return one line for tables: what other programs used."""
         named = ", ".join(f"{name} {cores:.2f}" for name, cores in self.programs)
-        said = f"other programs took {self.other_cores:.2f} cores" + (f" ({named})" if named else "")
-        said += f", {self.peak_cores:.2f} in their busiest second"
+        text = f"other programs took {self.other_cores:.2f} cores" + (f" ({named})" if named else "")
+        text += f", {self.peak_cores:.2f} in their busiest second"
         if self.stolen_cores > WORTH_SAYING:
-            said += f"; other virtual machines took {self.stolen_cores:.2f}"
+            text += f"; other virtual machines took {self.stolen_cores:.2f}"
         if (self.memory_stalled_share or 0.0) > WORTH_SAYING:
-            said += f"; programs waited for memory {self.memory_stalled_share:.0%} of the time"
-        return said
+            text += f"; programs waited for memory {self.memory_stalled_share:.0%} of the time"
+        return text
 
     def to_json(self) -> dict[str, Any]:
-        """run.json's ``machine``."""
+        """Return the value of ``machine`` in run.json."""
         return asdict(self)
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> MachineAccount | None:
-        """From run.json's ``machine``; None where the run has none: it was killed, or is a simulation.
+        """Read ``machine`` of run.json; return None if there is none (a killed run or a simulation).
 
         Raises:
-            ValueError: a figure is of another type.
+            ValueError: a figure has the wrong type.
         """
-        said = info.get("machine")
-        if not isinstance(said, dict) or any(f.name not in said for f in fields(cls)):
+        machine = info.get("machine")
+        if not isinstance(machine, dict) or any(f.name not in machine for f in fields(cls)):
             return None
-        return msgspec.convert(said, cls)
+        return msgspec.convert(machine, cls)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryAccount:
-    """From the end of the warm-up to the end of the load, trimmed requests included. Of several simulated
-    replicas the mean."""
+    """How long KV memory was nearly full, and how long the device waited for copies.
+
+    It covers the time from the end of the warm-up to the end of the load, trimmed requests included. For
+    several simulated replicas, it is the mean.
+    """
 
     seconds: float
-    """That the account covers, on the server's clock."""
+    """Seconds covered, on the server's clock."""
     pressure_seconds: float
-    """In which both KV pools were nearly full: nothing new started, the started requests finished in order of
-    arrival."""
+    """Seconds in which both KV pools were nearly full. Then no new request starts, and the started ones
+    finish in order of arrival."""
     copy_wait_seconds: float
-    """In which the device had nothing to run, because every request waited for a copy of its KV."""
+    """Seconds in which the device had nothing to run, because every request waited for a copy of its KV."""
     replicas: int = 1
 
     @property
     def copy_wait_share(self) -> float:
+        """Share of the time in which the device waited for copies."""
         return self.copy_wait_seconds / self.seconds
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> MemoryAccount | None:
-        """From run.json's ``server_stats``; None where the server does not say, or was started again."""
+        """Read ``server_stats`` of run.json.
+
+        Returns None if the server does not report KV memory, or was restarted during the load.
+        """
         stats = info.get("server_stats") or {}
         before, after = stats.get("before") or {}, stats.get("after") or {}
         if not all(name in before and name in after for name in NAMES):
@@ -102,23 +111,27 @@ class MemoryAccount:
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """Means over the requests that came with an account."""
+    """Where a request spent its time in the server: means over the requests that the server reports on."""
 
     seconds: dict[str, float]
-    """In each of ``STATES`` that the server accounts for."""
+    """Mean seconds in each of ``STATES`` that the server reports."""
     preemptions: float | None
+    """Mean number of preemptions of a request."""
     bytes_moved: float | None
-    """Of KV, between device and host."""
+    """Mean bytes of KV copied between device and host for a request."""
 
     @property
     def swapped_share(self) -> float | None:
-        """Share of the requests' time at the server in which their turn had come, but their KV had not."""
-        whole = sum(self.seconds.values())
-        return self.seconds["swapped"] / whole if "swapped" in self.seconds and whole > 0.0 else None
+        """Share of the requests' time in the server in which they were stalled.
+
+        A stalled request is selected to run, but its KV is on the host or in transfer.
+        """
+        total = sum(self.seconds.values())
+        return self.seconds["swapped"] / total if "swapped" in self.seconds and total > 0.0 else None
 
     @classmethod
     def of(cls, summary: Summary) -> Breakdown | None:
-        """None where no request came with an account: the server is of another make."""
+        """Return the means, or None if the server reports nothing about its requests (not FastGen)."""
         if not summary.server_requests:
             return None
         means = {name: total / summary.server_requests for name, total in summary.server_totals.items()}

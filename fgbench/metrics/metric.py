@@ -1,12 +1,12 @@
-"""The table of metrics: what is measured of a request or of a run, one row each. Pure.
+"""The table of metrics: one row for each figure of a request or of a run. Pure.
 
-The summary of a run, SLOs, the live panel, the tables, comparisons, CSV, JSON, the columns of ``results sql``
-and docs/metrics.md are all made from ``METRICS``: a new metric is one more row of it.
+``METRICS`` defines the summary of a run, SLOs, the live panel, tables, comparisons, CSV, JSON, the columns of
+``results sql`` and docs/metrics.md. To add a metric, add a row.
 
     metric = metric_called("ttft")
     metric.label, metric.unit              # "TTFT", "s"
-    metric.of_request(record)              # (0.231,): seconds; empty where the record has no first token
-    metric.figure(entry, "p99")            # of a run
+    metric.of_request(record)              # (0.231,) in seconds; () if the record has no first token
+    metric.figure(entry, "p99")            # the p99 over a run
 """
 
 from __future__ import annotations
@@ -24,78 +24,81 @@ if TYPE_CHECKING:
     from fgbench.metrics.summary import Summary
 
 Unit = Literal["s", "s/token", "1/s", "tokens/s", "bytes", "share", "count"]
-"""``share``: of 1. ``count``: a plain number."""
+"""``share``: between 0 and 1. ``count``: a plain number."""
 Section = Literal["latency", "client", "throughput", "outcome", "fairness", "server"]
-"""Where it stands in tables."""
+"""The group of a metric in tables."""
 COMPARED = ("mean", "p50", "p95", "p99")
 PLAIN = (None,)
-"""For ``Metric.compared``: the metric is one number of a run."""
+"""Value of ``Metric.compared`` for a metric that is one number per run, without statistics."""
 
 
 class RunFigures(Protocol):
-    """What the figures of a run are computed from, besides its requests."""
+    """The data of a run that metrics read, besides its requests."""
 
     @property
     def summary(self) -> Summary: ...
 
     @property
     def breakdown(self) -> Breakdown | None:
-        """None: the server gave no account of its requests."""
+        """None if the server does not report where its requests spent their time."""
         ...
 
     @property
     def memory(self) -> MemoryAccount | None:
-        """None: the server gave no account of its KV memory."""
+        """None if the server does not report its KV memory."""
         ...
 
     @property
     def slowdown(self) -> Distribution | None:
-        """None, as ``fairness``: there is no cost model of the model here, or no request was answered."""
+        """None if there is no cost model of the model, or no request was answered."""
         ...
 
     @property
-    def fairness(self) -> float | None: ...
+    def fairness(self) -> float | None:
+        """None if ``slowdown`` is None."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One of ``of_request`` and ``of_run`` is given."""
+    """One row of the table. Exactly one of ``of_request`` and ``of_run`` is set."""
 
     key: str
-    """In run.json, JSON, CSV, SQL and SLOs."""
+    """Name in run.json, JSON, CSV, SQL and SLOs."""
     label: str
-    """On screens and in pictures."""
+    """Name on screens and in pictures."""
     unit: Unit
     better: Literal["lower", "higher"] | None
-    """None: neither, so it gets no ratio, no verdict and no SLO."""
+    """Which values are better. None: neither, so the metric gets no ratio, no verdict and no SLO."""
     section: Section
     definition: str
-    """A sentence for docs/metrics.md."""
+    """One or two sentences for docs/metrics.md."""
     of_request: Callable[[RequestRecord], Sequence[float]] | None = None
-    """The request's values: usually one, none where the record cannot say."""
+    """Returns the values of a request: usually one, none if the record lacks the times."""
     of_run: Callable[[RunFigures], float | Distribution | None] | None = None
+    """Returns the figure of a run."""
     compared: tuple[str | None, ...] = ()
-    """Statistics that ``compare`` shows; empty: it shows none."""
+    """Statistics that ``compare`` shows; if empty, it does not show the metric."""
     every_request: bool = False
-    """Also of requests that failed or were rejected; else of those answered in full."""
+    """Also covers failed and rejected requests; otherwise only requests answered in full."""
     live: bool = False
-    """Shown while a load runs: takes the same short time for every request."""
+    """Shown while a load runs. ``of_request`` must then take the same short time for every request."""
     several_per_request: bool = False
-    """A request has several values, so it has no column in ``fgbench.load_runs``."""
+    """A request has several values, so the metric has no column in ``fgbench.load_runs``."""
     needs_two_tokens: bool = False
-    """A time between tokens: an answer of one token has none, and so holds every bound."""
+    """A time between tokens. An answer of one token has none, so it meets every bound."""
     aliases: tuple[str, ...] = ()
-    """Other names that an SLO may call it by."""
+    """Other names that an SLO may use."""
 
     @property
     def can_be_bounded(self) -> bool:
-        """Whether an SLO may set a limit to it."""
+        """Whether an SLO may set a limit for it."""
         return self.of_request is not None and self.better == "lower"
 
     def figure(self, run: RunFigures, statistic: str | None = None) -> float | None:
-        """One number of a run; None where the run has no such figure.
+        """Return one number for a run, or None if the run has no such figure.
 
-        ``statistic``: of a distribution; the mean where none is named.
+        ``statistic`` selects a statistic of a distribution; None selects the mean.
         """
         if self.of_run is None:
             return run.summary.figure(self.key, statistic or "mean")
@@ -120,7 +123,7 @@ def _from_sent(
 
 
 def _in_state(state: str) -> Callable[[RunFigures], float | None]:
-    """Mean seconds of a request in one of the server's states."""
+    """Return a function that reads a request's mean seconds in one of the server's states."""
     return lambda run: run.breakdown.seconds.get(state) if run.breakdown else None
 
 
@@ -130,8 +133,8 @@ def _accounted(name: str) -> Callable[[RunFigures], float | None]:
 
 def _swapped_share(record: RequestRecord) -> Sequence[float]:
     seconds = {state: (record.server or {}).get(state, 0.0) for state in STATES}
-    whole = sum(seconds.values())
-    return (seconds["swapped"] / whole,) if whole > 0.0 else ()
+    total = sum(seconds.values())
+    return (seconds["swapped"] / total,) if total > 0.0 else ()
 
 
 def _of_memory(name: str) -> Callable[[RunFigures], float | None]:
@@ -145,7 +148,7 @@ METRICS: tuple[Metric, ...] = (
         unit="s/token",
         better="lower",
         section="latency",
-        definition="JCT divided by the number of output tokens: the y axis of FastServe's figures.",
+        definition="JCT divided by the number of output tokens. It is the y axis of FastServe's figures.",
         of_request=_one(latency.normalized_latency),
         compared=COMPARED,
         live=True,
@@ -199,8 +202,8 @@ METRICS: tuple[Metric, ...] = (
         unit="s",
         better="lower",
         section="latency",
-        definition="Inter-token latency: every gap between two streamed pieces of one answer, of all "
-        "requests together. A piece is one token of our server.",
+        definition="Inter-token latency: the gaps between two streamed pieces of an answer, of all requests "
+        "together. FastGen streams one token per piece.",
         of_request=latency.itl,
         compared=COMPARED,
         several_per_request=True,
@@ -213,7 +216,8 @@ METRICS: tuple[Metric, ...] = (
         unit="s",
         better=None,
         section="client",
-        definition="How late the client sent the request: sent - scheduled. Of all requests.",
+        definition="How late the client sent the request: sent - scheduled. Includes failed and rejected "
+        "requests.",
         of_request=_one(latency.lag),
         every_request=True,
     ),
@@ -223,7 +227,7 @@ METRICS: tuple[Metric, ...] = (
         unit="s",
         better=None,
         section="client",
-        definition="TTFT counted from the moment the request left the client.",
+        definition="TTFT counted from the moment the client sent the request.",
         of_request=_from_sent(latency.ttft),
     ),
     Metric(
@@ -232,7 +236,7 @@ METRICS: tuple[Metric, ...] = (
         unit="s",
         better=None,
         section="client",
-        definition="JCT counted from the moment the request left the client.",
+        definition="JCT counted from the moment the client sent the request.",
         of_request=_from_sent(latency.jct),
     ),
     Metric(
@@ -241,7 +245,7 @@ METRICS: tuple[Metric, ...] = (
         unit="s/token",
         better=None,
         section="client",
-        definition="JCT / token counted from the moment the request left the client.",
+        definition="JCT / token counted from the moment the client sent the request.",
         of_request=_from_sent(latency.normalized_latency),
     ),
     Metric(
@@ -250,7 +254,7 @@ METRICS: tuple[Metric, ...] = (
         unit="1/s",
         better="higher",
         section="throughput",
-        definition="Requests answered in full per second, from the first scheduled departure to the end of "
+        definition="Requests answered in full per second, between the first scheduled request and the end of "
         "the last answer.",
         of_run=lambda run: run.summary.request_throughput,
         compared=PLAIN,
@@ -261,7 +265,7 @@ METRICS: tuple[Metric, ...] = (
         unit="tokens/s",
         better="higher",
         section="throughput",
-        definition="Output tokens of those requests per second of the same time.",
+        definition="Output tokens of the requests answered in full, per second of the same time.",
         of_run=lambda run: run.summary.output_token_throughput,
         compared=PLAIN,
     ),
@@ -271,7 +275,8 @@ METRICS: tuple[Metric, ...] = (
         unit="share",
         better=None,
         section="outcome",
-        definition="Share of the requests that a server with a full queue rejected. They have no latency.",
+        definition="Share of the requests that the server rejected because its queue was full, or because "
+        "they waited too long. They have no latency.",
         of_run=lambda run: run.summary.rejected_share,
         compared=PLAIN,
     ),
@@ -281,8 +286,8 @@ METRICS: tuple[Metric, ...] = (
         unit="count",
         better="lower",
         section="fairness",
-        definition="JCT over the time the request would take alone on an idle machine, by the profile's cost "
-        "model.",
+        definition="JCT divided by the time that the request would take alone on an idle machine. The "
+        "profile's cost model estimates that time.",
         of_run=lambda run: run.slowdown,
         compared=("mean", "p99"),
     ),
@@ -292,8 +297,8 @@ METRICS: tuple[Metric, ...] = (
         unit="count",
         better="higher",
         section="fairness",
-        definition="Jain's index of the slowdowns, (sum x)^2 / (n sum x^2): 1 where all are equal, 1/n where "
-        "one request has all the slowdown.",
+        definition="Jain's index of the slowdowns, (sum x)^2 / (n sum x^2): 1 if all are equal, 1/n if one "
+        "request has all the slowdown.",
         of_run=lambda run: run.fairness,
         compared=PLAIN,
     ),
@@ -303,19 +308,19 @@ METRICS: tuple[Metric, ...] = (
         unit="s",
         better=None,
         section="server",
-        definition="Mean time of a request at the server before it runs, and while it is preempted without "
-        "its turn having come.",
+        definition="Mean time that a request waits in the server to be selected: before it first runs, and "
+        "after a preemption.",
         of_run=_in_state("queued"),
         compared=PLAIN,
     ),
     Metric(
         key="swapped",
-        label="swapped out",
+        label="waiting for copies",
         unit="s",
         better=None,
         section="server",
-        definition="Mean time in which a request was selected to run, but its KV was on the host or being "
-        "copied.",
+        definition="Mean time in which a request is selected to run, but its KV is on the host or in "
+        "transfer.",
         of_run=_in_state("swapped"),
         compared=PLAIN,
     ),
@@ -325,7 +330,7 @@ METRICS: tuple[Metric, ...] = (
         unit="s",
         better=None,
         section="server",
-        definition="Mean time of a request in prefill, recomputation included.",
+        definition="Mean time of a request in prefill, including recomputation of evicted KV.",
         of_run=_in_state("prefill"),
         compared=PLAIN,
     ),
@@ -365,18 +370,18 @@ METRICS: tuple[Metric, ...] = (
         unit="share",
         better=None,
         section="server",
-        definition="`swapped` over the whole time of the requests at the server.",
+        definition="`swapped` divided by the total time of the requests in the server.",
         of_run=_accounted("swapped_share"),
         compared=PLAIN,
     ),
     Metric(
         key="time_swapped_share",
-        label="time swapped out",
+        label="time waiting for copies",
         unit="share",
         better=None,
         section="server",
-        definition="Share of a request's time at the server in which it was selected to run, but its KV was "
-        "on the host or being copied. Of each request; `swapped_share` is of all of them together.",
+        definition="Share of a request's time in the server in which it is selected to run, but its KV is on "
+        "the host or in transfer. One value per request; `swapped_share` is one value for all of them.",
         of_request=_swapped_share,
         compared=("mean", "p99"),
     ),
@@ -397,8 +402,8 @@ METRICS: tuple[Metric, ...] = (
         unit="s",
         better=None,
         section="server",
-        definition="Time in which KV memory was nearly full: nothing new started, and started requests "
-        "finished in order of arrival.",
+        definition="Time in which KV memory was nearly full. Then no new request starts, and the started "
+        "ones finish in order of arrival.",
         of_run=_of_memory("pressure_seconds"),
         compared=PLAIN,
     ),
@@ -406,23 +411,26 @@ METRICS: tuple[Metric, ...] = (
 OF_REQUESTS: dict[str, Callable[[RequestRecord], Sequence[float]]] = {
     metric.key: metric.of_request for metric in METRICS if metric.of_request is not None
 }
-"""By key: the metrics that a run has a distribution of."""
+"""By key: the metrics of requests. A run has a distribution of each."""
 _BY_KEY = {metric.key: metric for metric in METRICS}
 
 
 def metric_called(key: str) -> Metric:
-    """Raises KeyError for a key that is none."""
+    """Return the metric with this key; raises KeyError if there is none."""
     return _BY_KEY[key]
 
 
 def distributions(
     records: Sequence[RequestRecord], answered: Sequence[RequestRecord]
 ) -> dict[str, Distribution]:
-    """By key, of every metric of requests that any of them has. ``answered``: those answered in full."""
+    """Return the distribution of every metric of requests, by key; metrics without a value are left out.
+
+    ``answered``: the records of ``records`` that were answered in full.
+    """
     found: dict[str, Distribution] = {}
     for key, values in OF_REQUESTS.items():
-        those = records if _BY_KEY[key].every_request else answered
-        distribution = Distribution.of(value for record in those for value in values(record))
+        counted = records if _BY_KEY[key].every_request else answered
+        distribution = Distribution.of(value for record in counted for value in values(record))
         if distribution is not None:
             found[key] = distribution
     return found

@@ -1,4 +1,7 @@
-"""docs/metrics.md, made from the table of metrics: ``python -m fgbench.metrics.page > docs/metrics.md``."""
+"""Generates docs/metrics.md from the table of metrics.
+
+python -m fgbench.metrics.page > docs/metrics.md
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,16 @@ from fgbench.metrics.metric import METRICS, Section
 
 INTRODUCTION = """# Metrics
 
-This page is made from the table in `fgbench/metrics/metric.py` (`make docs`). The key is the name of a
-metric in run.json, `compare --json`, CSV, `fgbench.load_runs`, `fgbench.compare` and SLOs; in `results sql`
-and `fgbench.runs` a distribution has a column for each statistic, such as `ttft_p99`.
+This page is generated from the table in `fgbench/metrics/metric.py` (`make docs`). The key is the name of a
+metric in run.json, `compare --json`, CSV, `fgbench.load_runs`, `fgbench.compare` and SLOs. In `results sql`
+and `fgbench.runs`, a distribution has one column per statistic, such as `ttft_p99`.
 
-All times are the client's, on one monotonic clock. A latency counts from the moment the arrival process
-*schedules* the request, so that a late client is charged to the measurement instead of hidden (coordinated
-omission). Latencies are of requests answered in full; failed and rejected ones are counted, and miss every
-SLO. Each metric of requests has a mean, minimum, p50, p90, p95, p99 and maximum. Percentiles interpolate
-linearly between order statistics (Hyndman and Fan's type 7, numpy's default). The number of output tokens
-is the server's own count (`usage`), not the number of streamed pieces.
+The client measures all times, with one monotonic clock. A latency counts from the moment the arrival process
+*schedules* the request. So if the client sends late, the delay counts as latency and is not hidden
+(coordinated omission). Latencies cover the requests answered in full. Failed and rejected requests are
+counted, and miss every SLO. Each metric of requests has a mean, minimum, p50, p90, p95, p99 and maximum.
+Percentiles interpolate linearly between order statistics (Hyndman and Fan's type 7, numpy's default). The
+number of output tokens is the server's count (`usage`), not the number of streamed pieces.
 """
 SECTIONS: dict[Section, str] = {
     "latency": "Latencies of requests",
@@ -23,7 +26,7 @@ SECTIONS: dict[Section, str] = {
     "throughput": "Throughput",
     "outcome": "Outcomes",
     "fairness": "Slowdown and fairness",
-    "server": "In the server: FastGen's own account",
+    "server": "In the server (reported by FastGen)",
 }
 UNITS = {
     "s": "seconds",
@@ -37,7 +40,7 @@ UNITS = {
 
 
 def page() -> str:
-    """The text of docs/metrics.md."""
+    """Return the text of docs/metrics.md."""
     parts = [INTRODUCTION]
     for section, heading in SECTIONS.items():
         parts.append(f"## {heading}\n\n| key | on screens | unit | better | meaning |\n|---|---|---|---|---|")

@@ -1,4 +1,4 @@
-"""What the client saw of one request: the only thing metrics are computed from."""
+"""The record of one request as the client measured it. All metrics are computed from these records."""
 
 from __future__ import annotations
 
@@ -6,42 +6,45 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 STATES = ("queued", "swapped", "prefill", "decode")
-"""Of a request at our server, in ``RequestRecord.server``: the seconds in them sum up to its time there."""
+"""States of a request in FastGen. ``RequestRecord.server`` holds the seconds in each; they sum up to the
+request's time in the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """Times are seconds on the client's monotonic clock, counted from the start of the load.
+    """One request as the client measured it.
 
-    ``token_times`` holds the arrival of each streamed piece with text or tokens; pieces are not tokens,
-    so counts come from ``output_tokens``, the server's own usage.
+    Times are seconds on the client's monotonic clock, counted from the start of the load. ``token_times``
+    holds the arrival of each streamed piece that has text or tokens. A piece is not always one token, so the
+    number of tokens is ``output_tokens``, which the server reports as its usage.
     """
 
     index: int
     """Position in the workload."""
     scheduled: float
-    """When the arrival process says the request leaves."""
+    """When the arrival process says that the request is due."""
     sent: float
-    """When it left; ``sent - scheduled`` is the client's own lag."""
+    """When the client sent it; ``sent - scheduled`` is the client's lag."""
     prompt_tokens: int
     asked_tokens: int
-    """Output tokens asked for (max_tokens with ignore_eos)."""
+    """Output tokens requested (max_tokens with ignore_eos)."""
     output_tokens: int = 0
     first_token: float | None = None
     last_token: float | None = None
     token_times: tuple[float, ...] = ()
     finished: float | None = None
-    """When the response ended, well or not."""
+    """When the response ended, with success or not."""
     error: str | None = None
-    """None: answered in full or rejected. Else a class and a sentence: ``timeout: ...``, ``http 400: ...``"""
+    """Class and description of a failure: ``timeout: ...``, ``http 400: ...``. None if the request was
+    answered in full or rejected."""
     server: dict[str, float] | None = None
-    """fgengine's own account of the request where it gave one: seconds queued, swapped, prefill,
-    decode; preemptions; bytes_moved."""
+    """What FastGen reports about the request: seconds in each of ``STATES``, ``preemptions`` and
+    ``bytes_moved``. None for other servers."""
     user: str = ""
-    """On whose behalf it was sent; empty: none was said."""
+    """The user that the request was sent for; empty if the workload names none."""
     rejected: str | None = None
-    """None, unless the server had too much to do and said so: then a class and a sentence, ``http 429: ...``
-    or ``queue timeout: ...``. Such a request has no ``error``: nothing went wrong, nothing was measured."""
+    """Class and description if the server rejected the request because it was too busy: ``http 429: ...`` or
+    ``queue timeout: ...``. Such a request has no ``error`` and no latency."""
 
     @property
     def ok(self) -> bool:
@@ -49,4 +52,5 @@ class RequestRecord:
         return self.error is None and self.rejected is None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
         return asdict(self)

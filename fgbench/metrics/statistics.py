@@ -1,19 +1,19 @@
-"""Statistics of a sample, and of several seeds: an interval for a figure, and a verdict on two. Pure.
+"""Statistics of one sample, and over several seeds: the interval of a figure, the verdict on two. Pure.
 
-The unit that is repeated is the run. Requests of one run share a queue, so they do not tell how far
-another run would come out elsewhere; nothing is therefore said of fewer than ``MIN_SEEDS`` seeds.
+The repeated unit is the run. Requests of one run share a queue, so they do not show how much another run
+would differ. Therefore there are no intervals and no verdicts with fewer than ``MIN_SEEDS`` seeds.
 
-**A figure's interval** is a bootstrap of the mean over the seeds (percentile), its tails widened for small
-samples as in Hesterberg, "What Teachers Should Know About the Bootstrap" (2015): resampling n values
-spreads too little by n - 1 over n, and Student's t, not the normal distribution, is due. Even so it cannot
-reach beyond the smallest and the largest seed: of three seeds it holds the true mean three times in four
-only, of five nine times in ten.
+**The interval of a figure** is a percentile bootstrap of the mean over the seeds. Its tails are widened for
+small samples as in Hesterberg, "What Teachers Should Know About the Bootstrap" (2015): the variance of
+resamples of n values is too small by a factor of (n - 1) / n, and quantiles must come from Student's t, not
+from the normal distribution. Still, the interval cannot extend beyond the smallest and the largest seed. With
+three seeds it contains the true mean in only three of four cases, with five seeds in nine of ten.
 
-**A verdict** must not be wrong one time in four, so it is not read off such an interval. For each seed two
-backends got the same requests at the same moments, so their ratio is taken seed by seed, and Student's t
-on the logarithms says whether the ratios' geometric mean differs from 1. Its interval holds at any number
-of seeds, as far as logarithms of ratios are normally distributed. Each verdict stands for itself: of twenty
-on backends that do not differ one is expected to say that they do.
+**A verdict** must not be wrong in one of four cases, so it does not use this interval. With the same seed,
+two backends get the same requests at the same times. So the ratio is computed for each seed, and Student's t
+on the logarithms tests whether the geometric mean of the ratios differs from 1. This interval is valid for
+any number of seeds if the logarithms of the ratios are normally distributed. Verdicts are not corrected for
+multiple tests: of twenty verdicts on equal backends, one is expected to report a difference.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Distribution:
     """Mean, extremes and percentiles of a sample, in the sample's unit.
 
     Percentiles interpolate linearly between order statistics (numpy's default, Hyndman and Fan's type 7):
-    of n sorted values the p-th percentile stands at position p / 100 * (n - 1).
+    the p-th percentile of n sorted values is at position p / 100 * (n - 1).
     """
 
     count: int
@@ -50,7 +50,7 @@ class Distribution:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Distribution | None:
-        """Values that are None are left out; None where nothing is left."""
+        """Return the distribution of the values that are not None, or None if there are none."""
         import numpy as np
 
         sample = np.array([value for value in values if value is not None], dtype=float)
@@ -69,13 +69,14 @@ class Distribution:
         )
 
     def to_dict(self) -> dict[str, float]:
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def jain_index(values: Sequence[float]) -> float | None:
-    """Jain's fairness index, (sum x)^2 / (n sum x^2): 1 where all are equal, 1 / n where one has all.
+    """Return Jain's fairness index, (sum x)^2 / (n sum x^2): 1 if all are equal, 1 / n if one has all.
 
-    None of no values, or of zeros alone.
+    Returns None without values, or if all are zero.
     """
     squares = math.fsum(value * value for value in values)
     return math.fsum(values) ** 2 / (len(values) * squares) if squares > 0.0 else None
@@ -83,6 +84,8 @@ def jain_index(values: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
+    """A confidence interval."""
+
     low: float
     high: float
 
@@ -92,36 +95,37 @@ class Estimate:
     """The mean over seeds of one figure of a run."""
 
     values: tuple[float, ...]
-    """Of each seed; at least one."""
+    """The figure of each seed; at least one."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate | None:
-        """None of no values."""
+        """Return the estimate, or None without values."""
         return cls(tuple(values)) if values else None
 
     @property
     def value(self) -> float:
+        """The mean."""
         return math.fsum(self.values) / len(self.values)
 
     @property
     def interval(self) -> Interval | None:
-        """None of fewer than ``MIN_SEEDS`` seeds."""
+        """The interval of the mean; None with fewer than ``MIN_SEEDS`` seeds."""
         return bootstrap_interval(self.values)
 
 
 @dataclass(frozen=True, slots=True)
 class PairedRatio:
-    """The geometric mean over seeds of one backend's figure over another's."""
+    """The ratio of two backends' figures: the geometric mean of the ratios of each seed."""
 
     value: float
     seeds: int
-    """That both backends have."""
+    """Number of seeds that both backends have."""
     interval: Interval | None
-    """None of fewer than ``MIN_SEEDS`` seeds."""
+    """None with fewer than ``MIN_SEEDS`` seeds."""
 
     @classmethod
     def of(cls, mine: Mapping[int, float], theirs: Mapping[int, float]) -> PairedRatio | None:
-        """From figures by seed; None where no seed has two figures above 0."""
+        """Return the ratio of figures given by seed, or None if no seed has two figures above 0."""
         logs = [
             math.log(mine[seed] / theirs[seed])
             for seed in sorted(mine.keys() & theirs.keys())
@@ -134,7 +138,7 @@ class PairedRatio:
         return cls(math.exp(mean), len(logs), interval)
 
     def verdict(self, *, lower_is_better: bool) -> Verdict | None:
-        """None where there are too few seeds for one."""
+        """Return the verdict, or None with fewer than ``MIN_SEEDS`` seeds."""
         if self.interval is None:
             return None
         if self.interval.low <= 1.0 <= self.interval.high:
@@ -143,13 +147,16 @@ class PairedRatio:
 
 
 def bootstrap_interval(values: Sequence[float]) -> Interval | None:
-    """For the mean of what ``values`` were drawn from; None of fewer than ``MIN_SEEDS``. Seeded."""
+    """Return a bootstrap interval for the mean of the distribution that ``values`` were drawn from.
+
+    Returns None with fewer than ``MIN_SEEDS`` values. Resampling is seeded, so the result is deterministic.
+    """
     return _bootstrap(tuple(values)) if len(values) >= MIN_SEEDS else None
 
 
 @cache
 def _bootstrap(values: tuple[float, ...]) -> Interval:
-    """Remembered, since tables, pictures and files ask for the same figures."""
+    """Compute the interval. Cached, since tables, pictures and files ask for the same figures."""
     import numpy as np
 
     n = len(values)
@@ -162,19 +169,22 @@ def _bootstrap(values: tuple[float, ...]) -> Interval:
 
 
 def student_interval(values: Sequence[float]) -> Interval | None:
-    """For the mean of normally distributed ``values``; None of fewer than ``MIN_SEEDS``."""
+    """Return Student's interval for the mean of normally distributed values.
+
+    Returns None with fewer than ``MIN_SEEDS`` values.
+    """
     n = len(values)
     if n < MIN_SEEDS:
         return None
     mean = math.fsum(values) / n
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    reach = _student(n) * math.sqrt(variance / n)
-    return Interval(mean - reach, mean + reach)
+    half_width = _student(n) * math.sqrt(variance / n)
+    return Interval(mean - half_width, mean + half_width)
 
 
 @cache
 def _student(n: int) -> float:
-    """How many standard errors the interval of a mean of ``n`` values reaches."""
+    """Return the half width of the interval of a mean of ``n`` values, in standard errors."""
     low, high = 0.0, 1e6
     while (middle := (low + high) / 2) not in (low, high):
         low, high = (middle, high) if student_share(middle, n - 1) < CONFIDENCE else (low, middle)
@@ -182,7 +192,7 @@ def _student(n: int) -> float:
 
 
 def student_share(t: float, freedom: int) -> float:
-    """The probability that Student's t with so many degrees of freedom is between ``-t`` and ``t``.
+    """Return the probability that Student's t with ``freedom`` degrees of freedom is in [-t, t].
 
     Exact for whole degrees of freedom: Abramowitz and Stegun, 26.7.3 and 26.7.4.
     """

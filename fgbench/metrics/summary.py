@@ -1,4 +1,4 @@
-"""All the figures of one run, computed from its request records and nothing else. Pure."""
+"""The figures of one run, computed from its request records. Pure."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ from fgbench.metrics.trimming import WHOLE, Trim
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Seconds, tokens, requests per second. Latencies and throughput are over requests answered in full;
-    failed ones are counted in ``failed`` and ``errors`` and nowhere else, rejected ones in ``rejected``,
-    ``rejections``, ``overloaded`` and ``shortfall``."""
+    """The figures of one run, in seconds, tokens and requests per second.
+
+    Latencies and throughput cover the requests answered in full. Failed requests are counted only in
+    ``failed`` and ``errors``. Rejected requests are counted only in ``rejected``, ``rejections``,
+    ``overloaded`` and ``shortfall``.
+    """
 
     requests: int
     ok: int
     failed: int
     duration_s: float
-    """From the first scheduled departure to the end of the last response; of a trimmed run its window."""
+    """Seconds from the first scheduled request to the end of the last response. If the run is trimmed, the
+    length of ``window``."""
     prompt_tokens: int
     output_tokens: int
     request_throughput: float
@@ -36,50 +40,51 @@ class Summary:
     total_token_throughput: float
     """Prompt and output tokens per second."""
     offered_rate: float | None
-    """Requests per second the workload asks for; infinite where all leave at once, None in a closed loop."""
+    """Requests per second that the workload asks for; infinite if all are sent at once, None in a closed
+    loop."""
     achieved_rate: float | None
-    """Requests per second that left the client while it was sending."""
+    """Requests per second that the client sent, while it was sending."""
     overloaded: bool
-    """The load was above capacity (``fgbench.metrics.overload`` says how that is told, and when it cannot
-    be), or all was sent at once: means depend on the number of requests, and on how many were rejected."""
+    """Whether the load was above capacity (see ``fgbench.metrics.overload``), or all requests were sent at
+    once. Means then depend on the number of requests, and on how many were rejected."""
     shortfall: float | None
-    """Share of the tokens due by the last arrival that were not delivered by then, those of rejected requests
-    among them; None: cannot be told."""
+    """Share of the tokens due by the last arrival that were not delivered by then, including tokens of
+    rejected requests. None if unknown."""
     scheduled_rate: float | None = None
-    """Requests per second that were to leave, by the times drawn: what ``achieved_rate`` is held against."""
+    """Requests per second by the scheduled times; ``achieved_rate`` should be close to it."""
     trimmed: int = 0
-    """Requests left out of everything but ``overloaded`` and ``shortfall``."""
+    """Requests left out of all figures except ``overloaded`` and ``shortfall``."""
     window: tuple[float, float] | None = None
-    """Seconds between which the others were scheduled, where any were left out. Volumes and throughputs are
-    then of what ended within it, whenever it had been scheduled."""
+    """Start and end in seconds: only requests scheduled between them count. None if nothing is trimmed.
+    Volumes and throughputs cover what ended in the window, even if it was scheduled earlier."""
     errors: dict[str, int] = field(default_factory=dict)
-    """Failed requests by error class."""
+    """Number of failed requests by error class."""
     rejected: int = 0
-    """Requests that the server had too much to do for and said so."""
+    """Requests that the server rejected because it had too much to do."""
     rejections: dict[str, int] = field(default_factory=dict)
-    """The same by class: ``http 429``, ``queue timeout``."""
+    """Number of rejected requests by class: ``http 429``, ``queue timeout``."""
 
     distributions: dict[str, Distribution] = field(default_factory=dict)
-    """By key, the metrics of requests (``fgbench.metrics.metric``) that any request has. In JSON each stands
-    under its key beside the other figures."""
+    """Metrics of requests (``fgbench.metrics.metric``) by key, without those that no request has. In JSON,
+    each key is on the same level as the other figures."""
 
     server_requests: int = 0
-    """Requests that came with the server's own account; the totals below are over these."""
+    """Requests that the server reported on; ``server_totals`` covers these."""
     server_totals: dict[str, float] = field(default_factory=dict)
-    """Sums of what the server accounted for: preemptions, bytes_moved, and seconds in each state."""
+    """Sums of what the server reported: preemptions, bytes_moved, and seconds in each state."""
 
     @property
     def rejected_share(self) -> float:
-        """Of the requests, 0 to 1; 0 of none."""
+        """Share of the requests that were rejected, 0 to 1; 0 without requests."""
         return self.rejected / self.requests if self.requests else 0.0
 
     def figure(self, metric: str, statistic: str = "mean") -> float | None:
-        """One number, such as the p99 of ``ttft``; None where no request has the metric."""
+        """Return one number, such as the p99 of ``ttft``, or None if no request has the metric."""
         distribution = self.distributions.get(metric)
         return None if distribution is None else float(getattr(distribution, statistic))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; an infinite rate is the string "inf"."""
+        """Return plain JSON values; an infinite rate becomes the string "inf"."""
         data = asdict(self)
         data |= {key: data["distributions"].get(key) for key in OF_REQUESTS}
         del data["distributions"]
@@ -89,10 +94,10 @@ class Summary:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Summary:
-        """Unknown keys are left aside, so that older readers can read newer files.
+        """Read the output of ``to_dict``. Unknown keys are ignored, so that old readers can read new files.
 
         Raises:
-            ValueError: a figure is missing, or is of another type.
+            ValueError: a figure is missing or has the wrong type.
         """
         if not isinstance(data, dict):
             raise ValueError(f"not a summary: {data!r}")
@@ -107,9 +112,11 @@ class Summary:
 
 
 def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None, trim: Trim = WHOLE) -> Summary:
-    """The figures of a run, also of one that was interrupted; no records, or none that ``trim`` leaves, give
-    zeros."""
-    behind = shortfall(records)
+    """Return the figures of a run, which may have been interrupted.
+
+    Without records, or if ``trim`` leaves none, the counts are zero.
+    """
+    backlog_share = shortfall(records)
     window = trim.window(records)
     everything = records
     if window is not None:
@@ -122,10 +129,10 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None, t
     per_second = 1.0 / duration if duration > 0.0 else 0.0
     open_loop = offered_rate is not None  # a closed loop cannot be above capacity
     all_at_once = offered_rate is not None and math.isinf(offered_rate)
-    accounts = [record.server for record in good if record.server]
+    reports = [record.server for record in good if record.server]
     totals: dict[str, float] = {}
-    for account in accounts:
-        for name, value in account.items():
+    for report in reports:
+        for name, value in report.items():
             totals[name] = totals.get(name, 0.0) + value
     return Summary(
         requests=len(records),
@@ -142,13 +149,13 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None, t
         scheduled_rate=_rate([record.scheduled for record in records]),
         trimmed=len(everything) - len(records),
         window=window,
-        overloaded=all_at_once or (open_loop and is_overloaded(behind)) or rejects_many(everything),
-        shortfall=behind,
+        overloaded=all_at_once or (open_loop and is_overloaded(backlog_share)) or rejects_many(everything),
+        shortfall=backlog_share,
         errors=_by_class(record.error for record in records),
         rejected=sum(record.rejected is not None for record in records),
         rejections=_by_class(record.rejected for record in records),
         distributions=distributions(records, good),
-        server_requests=len(accounts),
+        server_requests=len(reports),
         server_totals=totals,
     )
 
@@ -158,7 +165,7 @@ def _ended_within(record: RequestRecord, window: tuple[float, float]) -> bool:
 
 
 def _by_class(sentences: Iterable[str | None]) -> dict[str, int]:
-    """Counts by what stands before the colon: ``http 500`` of ``http 500: the engine stopped``."""
+    """Count sentences by the text before the colon: ``http 500`` for ``http 500: the engine stopped``."""
     return dict(Counter(sentence.partition(":")[0].strip() for sentence in sentences if sentence is not None))
 
 
@@ -170,7 +177,7 @@ def _duration(records: Sequence[RequestRecord]) -> float:
 
 
 def _rate(moments: Sequence[float]) -> float | None:
-    """Events per second between the first and the last; None where they are at one moment."""
+    """Return the events per second between the first and the last; None if all have the same time."""
     if len(moments) < 2 or max(moments) <= min(moments):
         return None
     return (len(moments) - 1) / (max(moments) - min(moments))

@@ -1,8 +1,8 @@
-"""How many requests waited and how many were being answered, over time. Pure.
+"""The number of waiting requests, and of requests being answered, over time. Pure.
 
-Told from the client's records alone, so it holds for any server: a request waits from the moment it was
-scheduled until its first token, and is being answered until its response ends, also while a server has
-preempted it. Requests in flight when a run was cut off have no record and are missing.
+It is computed from the client's records, so it works for any server. A request waits from its scheduled time
+until its first token. Then it is being answered until its response ends, even while the server has preempted
+it. Requests in flight when a run was interrupted have no record, so they are missing.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PARTS = 120
-"""A picture has no room for more."""
+"""Number of parts of the timeline; a picture cannot show more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Mean numbers of requests in equal parts of a run. Means, for moments would miss what is brief."""
+    """Mean numbers of requests in equal parts of a run. Samples at single moments would miss short peaks."""
 
     times: list[float]
     """The middle of each part, in seconds since the first request was scheduled."""
     waiting: list[float]
-    """For their first token."""
+    """Requests that wait for their first token."""
     answering: list[float]
+    """Requests that have their first token, but not their last."""
 
 
 def queue_lengths(records: Sequence[RequestRecord], parts: int = PARTS) -> Timeline | None:
-    """None where no request ended after it was scheduled."""
+    """Return the timeline, or None if no request ended after it was scheduled."""
     import numpy as np
 
     ended = [record for record in records if record.finished is not None]
@@ -45,20 +46,22 @@ def queue_lengths(records: Sequence[RequestRecord], parts: int = PARTS) -> Timel
     if not end > start:
         return None
     edges = np.linspace(start, end, parts + 1)
-    came, begun, gone = (_seconds_since(events, edges) for events in (scheduled, first, finished))
+    arrived, answered, ended_seconds = (
+        _seconds_since(events, edges) for events in (scheduled, first, finished)
+    )
     part = (end - start) / parts
     return Timeline(
         times=(edges[:-1] + part / 2 - start).tolist(),
-        waiting=(np.diff(came - begun) / part).clip(0.0).tolist(),
-        answering=(np.diff(begun - gone) / part).clip(0.0).tolist(),
+        waiting=(np.diff(arrived - answered) / part).clip(0.0).tolist(),
+        answering=(np.diff(answered - ended_seconds) / part).clip(0.0).tolist(),
     )
 
 
 def _seconds_since(events: NDArray[Any], moments: NDArray[Any]) -> NDArray[Any]:
-    """At each moment, the seconds passed since each event that had come by then, in sum."""
+    """For each moment, return the sum over all earlier events of the seconds since the event."""
     import numpy as np
 
     ordered = np.sort(events)
-    behind = np.searchsorted(ordered, moments, "right")
+    earlier = np.searchsorted(ordered, moments, "right")
     sums = np.concatenate(([0.0], np.cumsum(ordered)))
-    return np.asarray(behind * moments - sums[behind])
+    return np.asarray(earlier * moments - sums[earlier])

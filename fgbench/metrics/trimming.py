@@ -1,4 +1,4 @@
-"""Leaving out the beginning and the end of a run, where a server fills up and runs empty. Pure."""
+"""Leaves out the start and the end of a run, when the server fills up and runs empty. Pure."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ class Amount:
     is_share: bool = False
 
     def __str__(self) -> str:
-        """As ``parse`` reads it."""
+        """Return the text that ``parse`` reads."""
         return f"{self.value * 100:g}%" if self.is_share else f"{self.value:g}s"
 
     @classmethod
     def parse(cls, text: str, option: str) -> Amount:
-        """``10%``, ``30s`` or ``30``. Raises ValueError, naming ``option``, for anything else."""
+        """Parse ``10%``, ``30s`` or ``30``.
+
+        Raises:
+            ValueError: ``text`` is not an amount; the message names ``option``.
+        """
         match = _AMOUNT.fullmatch(text.strip())
         value = float(match["number"]) if match else math.nan
         if match is None or not math.isfinite(value):
@@ -33,10 +37,11 @@ class Amount:
         if match["unit"] != "%":
             return cls(value)
         if value >= 100:
-            raise ValueError(f"{option} {text} would leave nothing")
+            raise ValueError(f"{option} {text} would leave nothing: give a share below 100%")
         return cls(value / 100, is_share=True)
 
     def of(self, seconds: float) -> float:
+        """Return the amount in seconds, for a load of this many seconds."""
         return self.value * seconds if self.is_share else self.value
 
 
@@ -45,28 +50,35 @@ NOTHING = Amount(0.0)
 
 @dataclass(frozen=True, slots=True)
 class Trim:
-    """What is left out of the figures: requests scheduled at the start, and those scheduled at the end."""
+    """The parts of a load whose requests do not count: its start and its end."""
 
     start: Amount = NOTHING
     end: Amount = NOTHING
 
     @classmethod
     def parse(cls, start: str | None, end: str | None) -> Trim:
-        """Raises ValueError for what is no amount, and for shares that leave nothing."""
+        """Parse the options ``--trim`` (start) and ``--cool-down`` (end).
+
+        Raises:
+            ValueError: an option is not an amount, or both shares together leave nothing.
+        """
         trim = cls(
             Amount.parse(start, "--trim") if start else NOTHING,
             Amount.parse(end, "--cool-down") if end else NOTHING,
         )
         shares = sum(amount.value for amount in (trim.start, trim.end) if amount.is_share)
         if shares >= 1.0:
-            raise ValueError(f"--trim and --cool-down leave nothing: together they are {shares:.0%}")
+            raise ValueError(
+                f"--trim and --cool-down together are {shares:.0%} and leave nothing: give smaller shares"
+            )
         return trim
 
     def to_json(self) -> dict[str, str]:
+        """Return the value of ``trim`` in run.json."""
         return {"start": str(self.start), "end": str(self.end)}
 
     def window(self, records: Sequence[RequestRecord]) -> tuple[float, float] | None:
-        """From when to when a request must have been scheduled to count, seconds; None: all count."""
+        """Return start and end in seconds: requests scheduled between them count. None if all count."""
         if not records or (self.start.value == 0.0 and self.end.value == 0.0):
             return None
         first = min(record.scheduled for record in records)

@@ -1,4 +1,4 @@
-"""Which runs are compared, read from disk, and the cost models that go with them."""
+"""Reads the runs to compare from disk, and the cost models of their models."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ if TYPE_CHECKING:
     from fgengine.cost import CostModel
 
 MAX_FOLDERS = 500
-"""Newest run folders looked at when none are find_run."""
-Say = Callable[[str], None]
+"""Number of the newest run folders that are read if none are named."""
+Warn = Callable[[str], None]
 
 
-def named_runs(paths: Sequence[Path], say: Say) -> list[Run]:
-    """The runs at ``paths``: run folders, and all runs of folders that hold some, but of a folder's runs none
-    that was repeated later.
+def named_runs(paths: Sequence[Path], warn: Warn) -> list[Run]:
+    """Return the runs at ``paths``: run folders, or folders of runs.
+
+    If a folder holds several runs of the same settings, only the newest counts.
 
     Args:
-        say: Gets a sentence for each run that is damaged or holds no finished request: it is left out.
+        warn: Called with a sentence for each run that is left out: it is damaged, or no request finished.
 
     Raises:
-        ValueError: a path is neither.
+        ValueError: a path is neither a run folder nor a folder of runs.
     """
     from fgbench.report.pairing import without_repeats
     from fgbench.results.run import read_run, readable, run_folders
@@ -32,16 +33,19 @@ def named_runs(paths: Sequence[Path], say: Say) -> list[Run]:
     found: list[Run] = []
     for path in dict.fromkeys(paths):
         folders = run_folders(path)
-        runs = readable(read_run, folders, lambda reason: say(f"Left out: {reason}"))
+        runs = readable(read_run, folders, lambda reason: warn(f"Left out: {reason}"))
         found += runs if folders == [path] else without_repeats(runs)
     for run in found:
         if not run.records:
-            say(f"Left out: {run.path} holds no finished request.")
+            warn(f"Left out: {run.path} holds no finished request.")
     return list({run.path.resolve(): run for run in found if run.records}.values())
 
 
-def newest_runs(results: Path, say: Say) -> list[Run]:
-    """The newest comparable runs under ``results``; ``say`` gets a sentence for what is left out.
+def newest_runs(results: Path, warn: Warn) -> list[Run]:
+    """Return the newest runs under ``results`` that can be compared with each other.
+
+    Args:
+        warn: Called with a sentence for the runs that are left out.
 
     Raises:
         ValueError: there are none.
@@ -55,25 +59,29 @@ def newest_runs(results: Path, say: Say) -> list[Run]:
         return path, read_info(path)
 
     def left_out(reason: str) -> None:
-        say(f"Left out: {reason}")
+        warn(f"Left out: {reason}")
 
     infos = readable(read_with_path, paths, left_out)
     workloads = [WorkloadKey.of(info) for _, info in infos]
-    same = [path for (path, _), work in zip(infos, workloads, strict=True) if work == workloads[-1]]
+    same = [path for (path, _), key in zip(infos, workloads, strict=True) if key == workloads[-1]]
     found = newest_comparable(readable(read_run, same, left_out))
     if not found:
-        raise ValueError(f"{results} holds no run with finished requests; 'fgbench run' makes one")
+        raise ValueError(f"{results} holds no run with finished requests: make one with 'fgbench run'")
     if others := len(infos) - len(same):
-        say(f"Left out: {others} older runs on other workloads; name folders to choose.")
+        runs = "1 older run" if others == 1 else f"{others} older runs"
+        warn(f"Left out: {runs} on other workloads. To compare those, name their folders.")
     return found
 
 
-def cost_models(profile: Path | None, say: Say) -> Callable[[str], CostModel | None]:
-    """The cost model of a model by its name: from ``profile``, else from the newest profile of the model in
-    the cache; None where there is none, of which ``say`` gets a sentence.
+def cost_models(profile: Path | None, warn: Warn) -> Callable[[str], CostModel | None]:
+    """Return a function that gives the cost model for a model's name, or None if there is none.
+
+    Args:
+        profile: The profile to use. None: the newest cached profile of the model.
+        warn: Called with a sentence about the profile used, or the missing one.
 
     Raises:
-        ValueError: ``profile`` is no usable profile.
+        ValueError: ``profile`` cannot be used.
     """
     from fgengine.profile import Profile
     from fgengine.profile_cache import newest_profile
@@ -84,14 +92,17 @@ def cost_models(profile: Path | None, say: Say) -> Callable[[str], CostModel | N
     def cost_of(model: str) -> CostModel | None:
         if given is not None:
             if PurePath(given.model).name != model:
-                say(f"No slowdowns of {model}: {profile} is the profile of {given.model}.")
+                warn(f"No slowdowns of {model}: {profile} is the profile of {given.model}.")
                 return None
             return given.cost
         newest = newest_profile(model)
         if newest is None:
-            say(f"No slowdowns: there is no profile of {model}: 'fgbench profile' makes one.")
+            warn(f"No slowdowns: there is no profile of {model}. Make one with 'fgbench profile'.")
             return None
-        say(f"Slowdowns are relative to {model} alone on {newest.device} in {newest.dtype}, by its profile.")
+        warn(
+            f"Slowdowns are relative to a request alone on {newest.device} in {newest.dtype}, estimated by "
+            f"the profile of {model}."
+        )
         return newest.cost
 
     return cost_of

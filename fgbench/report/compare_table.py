@@ -1,4 +1,4 @@
-"""A comparison as tables for the terminal."""
+"""Shows a comparison as tables in the terminal."""
 
 from __future__ import annotations
 
@@ -29,15 +29,18 @@ if TYPE_CHECKING:
 
 STYLES = {"better": "green", "worse": "red", "not distinguishable": "dim"}
 NOTABLE = 0.05
-"""Ratios within 5% of 1 that were not judged are not coloured."""
+"""Ratios without a verdict get no colour if they are within 5% of 1."""
 NAMES_WIDTH, CELL_WIDTH = 30, 17
-"""Columns of the terminal for the names of the figures, and for a backend's figures."""
+"""Terminal columns for the names of the figures, and for one backend."""
 INTERVAL = f"{CONFIDENCE:.0%}"
 
 
 def comparison_tables(comparison: Comparison, objectives: Sequence[Objective], width: int) -> Group:
-    """Figures down, backends across: a table for each level, then the verdicts, then the SLOs. Backends that
-    do not fit beside each other in ``width`` columns follow below, each time with the baseline."""
+    """Return the tables: one per level, then verdicts, then SLOs.
+
+    A table of a level has a row per figure and a column per backend. If the backends do not fit in ``width``
+    terminal columns, they are split into several tables. Each of them also shows the baseline.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -62,10 +65,13 @@ def comparison_tables(comparison: Comparison, objectives: Sequence[Objective], w
     return Group(*parts)
 
 
-def _columns(comparison: Comparison, most: int) -> list[list[str]]:
-    """The backends of each table: at most ``most``, about as many in each, the baseline last in all."""
+def _columns(comparison: Comparison, limit: int) -> list[list[str]]:
+    """Split the backends into tables of similar size, at most ``limit`` backends each.
+
+    Each table has the baseline as its last column.
+    """
     others = [label for label in comparison.labels if label != comparison.baseline]
-    tables = max(1, math.ceil(len(others) / max(1, most - 1)))
+    tables = max(1, math.ceil(len(others) / max(1, limit - 1)))
     each = max(1, math.ceil(len(others) / tables))
     return [[*others[i : i + each], comparison.baseline] for i in range(0, max(1, len(others)), each)]
 
@@ -84,21 +90,22 @@ def _table(name: str, columns: Sequence[str], names: int = 1) -> Table:
     )
     for _ in range(names):
         table.add_column("", overflow="fold")
-    for column in columns:  # folded where it is narrow: a digit cut off would be another number
+    for column in columns:  # wrap text if a column is narrow: cutting off a digit would change a number
         table.add_column(column, justify="right", overflow="fold", max_width=max(CELL_WIDTH, 26))
     return table
 
 
 def _level_table(comparison: Comparison, level: float, points: Sequence[ComparisonPoint]) -> Table:
-    table = _table(comparison.axis.say(level), [f"{point.label}{marks(point)}" for point in points], names=2)
+    columns = [f"{point.label}{marks(point)}" for point in points]
+    table = _table(comparison.axis.describe(level), columns, names=2)
     for quantities in (LATENCIES, THROUGHPUTS, SLOWDOWNS, IN_THE_SERVER):
         shown = [q for q in quantities if any(p.figure(q.metric, q.statistic) is not None for p in points)]
-        named = ""
+        previous = ""
         for quantity in shown:
-            name = quantity.name if quantity.name != named else ""
-            if name and named and quantity.statistic:
+            name = quantity.name if quantity.name != previous else ""
+            if name and previous and quantity.statistic:
                 table.add_section()
-            named = quantity.name
+            previous = quantity.name
             table.add_row(name, quantity.statistic or "", *(_cell(comparison, p, quantity) for p in points))
             if any(_interval(point, quantity) for point in points):
                 table.add_row("", INTERVAL, *(_interval(point, quantity) for point in points), style="dim")
@@ -134,7 +141,7 @@ def _mark(verdict: str) -> str:
 
 
 def _interval(point: ComparisonPoint, quantity: Quantity) -> str:
-    """Of a mean latency only: a table of all of them would hide the figures."""
+    """Return the interval of a mean latency; empty for other figures, to keep the table readable."""
     if quantity.statistic != "mean" or not quantity.is_time:
         return ""
     estimate = point.estimate(quantity.metric, quantity.statistic)
@@ -144,17 +151,17 @@ def _interval(point: ComparisonPoint, quantity: Quantity) -> str:
 
 
 def _answered(point: ComparisonPoint, num_prompts: int) -> str:
-    """Of the requests of one run; of several runs the sum."""
+    """Return "n of m": requests answered in full, of those that count, over all runs of the point."""
     asked = sum(num_prompts - entry.summary.trimmed for entry in point.counted)
     return f"{sum(entry.summary.ok for entry in point.counted)} of {asked}"
 
 
 def _verdict_table(comparison: Comparison, labels: Sequence[str]) -> Table:
-    """Ratios with their intervals, of the figures that most is made of."""
+    """Return the ratios of the headline figures, with intervals and verdicts."""
     from rich.text import Text
 
     others = [label for label in labels if label != comparison.baseline]
-    table = _table(f"ratio to {comparison.baseline}, and its {INTERVAL} interval", others, names=2)
+    table = _table(f"ratio to {comparison.baseline}, with its {INTERVAL} interval", others, names=2)
     for level in comparison.levels:
         points = {point.label: point for point in comparison.at(level)}
         for quantity in HEADLINES:
@@ -169,7 +176,7 @@ def _verdict_table(comparison: Comparison, labels: Sequence[str]) -> Table:
                 if ratio.interval:
                     cell += f" {ratio.interval.low:.2f}–{ratio.interval.high:.2f}"
                 cells.append(Text(cell, style=STYLES.get(verdict, "")))
-            name = comparison.axis.say(level) if quantity is HEADLINES[0] else ""
+            name = comparison.axis.describe(level) if quantity is HEADLINES[0] else ""
             table.add_row(name, quantity.name, *cells)
         table.add_section()
     return table
@@ -179,29 +186,29 @@ def _objective_table(objective: Objective, labels: Sequence[str]) -> Table:
     from rich.text import Text
 
     comparison = objective.comparison
-    table = _table(f"SLO {objective.slo}: met by the run, attained by requests, goodput", labels)
+    table = _table(f"SLO {objective.slo}: met by the run, share of requests that attain it, goodput", labels)
     for level in comparison.levels:
         points = {point.label: point for point in comparison.at(level)}
         cells = [_attained(objective, points[label]) if label in points else Text("-") for label in labels]
-        table.add_row(comparison.axis.say(level), *cells)
+        table.add_row(comparison.axis.describe(level), *cells)
     table.add_section()
-    held = []
+    met_up_to = []
     for label in labels:
         reached, ratio = objective.rate(label), objective.ratio(label)
         cell = Text("-" if reached is None else reached.describe(comparison.axis.unit))
         if ratio is not None and ratio.is_known:
             verdict = objective.verdict(label) or ""
             cell.append(f" {ratio.describe('x')}{_mark(verdict)}", style=STYLES.get(verdict, ""))
-        held.append(cell)
-    table.add_row("runs meet it up to", *held)
-    upto = [objective.attained_up_to(label) for label in labels]
-    attained = ["-" if reached is None else reached.describe(comparison.axis.unit) for reached in upto]
-    table.add_row(f"{TARGET:.0%} attain it up to", *attained)
+        met_up_to.append(cell)
+    table.add_row("runs meet it up to", *met_up_to)
+    rates = [objective.attained_up_to(label) for label in labels]
+    attained_up_to = ["-" if rate is None else rate.describe(comparison.axis.unit) for rate in rates]
+    table.add_row(f"{TARGET:.0%} of requests attain it up to", *attained_up_to)
     return table
 
 
 def _attained(objective: Objective, point: ComparisonPoint) -> Text:
-    """Whether the run met it, the share of requests that attained it, and how many a second that is."""
+    """Return whether the run met the SLO, the share of requests that attained it, and the goodput."""
     from rich.text import Text
 
     share, good = objective.attainment(point), objective.goodput(point)

@@ -1,4 +1,5 @@
-"""Runs on one workload side by side: under which labels, against which baseline, over which seeds. Pure."""
+"""Groups runs of one workload into a comparison: labels, baseline, points over seeds, ratios, verdicts.
+Pure."""
 
 from __future__ import annotations
 
@@ -31,32 +32,34 @@ class Entry:
 
     label: str
     level: float
-    """On the comparison's axis."""
+    """Position on the comparison's axis: requests per second, or requests in flight."""
     seed: int
     run: Run
     summary: Summary
     breakdown: Breakdown | None
-    """None: the server gave no account of its requests."""
+    """None if the server does not report where its requests spent their time."""
     memory: MemoryAccount | None
-    """None: the server gave no account of its KV memory."""
+    """None if the server does not report its KV memory."""
     machine: MachineAccount | None
-    """None: run.json says nothing of the machine's other load."""
+    """None if run.json does not contain the machine's other load."""
     slowdown: Distribution | None
-    """None, as ``fairness``: no cost model of the model is at hand, or no request was answered."""
+    """None if no cost model of the model is available, or no request was answered."""
     fairness: float | None
+    """None if ``slowdown`` is None."""
 
     @property
     def settings(self) -> dict[str, Any]:
+        """Settings of the run's backend."""
         return settings_of(self.run.info)
 
     @property
     def records(self) -> Sequence[RequestRecord]:
-        """Those that the figures are of: of a trimmed run the ones in its window."""
+        """The records that count: if the run is trimmed, only those in its window."""
         return _counted(self.run, self.summary)
 
     @classmethod
     def of(cls, run: Run, cost: CostModel | None = None) -> Entry:
-        """Figures are computed from the records, so that all runs are measured by one definition."""
+        """Compute the figures from the records, so that the definitions are the same for all runs."""
         workload = run.info.get("workload") or {}
         name = str((run.info.get("backend") or {}).get("name", "unknown"))
         summary = summary_of(run)
@@ -75,65 +78,68 @@ class Entry:
         )
 
     def figure(self, metric: str, statistic: str | None = None) -> float | None:
-        """A plain figure of the run, or one ``statistic`` of a distribution; None where it has none."""
+        """Return a figure of the run, or one ``statistic`` of a distribution; None if there is none."""
         return metric_called(metric).figure(self, statistic)
 
 
 @dataclass(frozen=True)
 class ComparisonPoint:
-    """A backend under one load: a run of each seed."""
+    """A backend under one load, with one run per seed."""
 
     label: str
     level: float
-    """On the comparison's axis."""
+    """Position on the comparison's axis: requests per second, or requests in flight."""
     entries: tuple[Entry, ...]
-    """By seed."""
+    """The runs, sorted by seed."""
 
     @cached_property
     def counted(self) -> tuple[Entry, ...]:
-        """Those that the figures are of: the complete ones, or all where none is."""
+        """The entries that count: the complete runs, or all if no run is complete."""
         return tuple(entry for entry in self.entries if entry.run.complete) or self.entries
 
     @property
     def complete(self) -> bool:
+        """Whether the figures are those of complete runs."""
         return self.counted[0].run.complete
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds that count."""
         return [entry.seed for entry in self.counted]
 
     @property
     def overloaded(self) -> bool:
-        """With any of its seeds."""
+        """Whether the run of any seed was overloaded."""
         return any(entry.summary.overloaded for entry in self.counted)
 
     @property
     def disturbed(self) -> bool:
-        """By other programs, with any of its seeds."""
+        """Whether other programs disturbed the run of any seed."""
         return any(entry.machine is not None and entry.machine.busy for entry in self.counted)
 
     def values(self, metric: str, statistic: str | None = None) -> dict[int, float]:
-        """By seed."""
-        found = {entry.seed: entry.figure(metric, statistic) for entry in self.counted}
-        return {seed: value for seed, value in found.items() if value is not None}
+        """Return the figure of each seed that has it."""
+        figures = {entry.seed: entry.figure(metric, statistic) for entry in self.counted}
+        return {seed: value for seed, value in figures.items() if value is not None}
 
     def estimate(self, metric: str, statistic: str | None = None) -> Estimate | None:
-        """The mean over seeds; None where no run has the figure."""
+        """Return the mean over seeds with its interval; None if no run has the figure."""
         return Estimate.of(list(self.values(metric, statistic).values()))
 
     def figure(self, metric: str, statistic: str | None = None) -> float | None:
+        """Return the mean over seeds; None if no run has the figure."""
         estimate = self.estimate(metric, statistic)
         return None if estimate is None else estimate.value
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs on one workload."""
+    """All runs of one workload, as points."""
 
     workload: WorkloadKey
     points: tuple[ComparisonPoint, ...]
     baseline: str
-    """Label of the points that the others are divided by, level by level."""
+    """Label of the backend that the others are compared with, at the same level."""
     _at: dict[tuple[str, float], ComparisonPoint] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -141,36 +147,43 @@ class Comparison:
 
     @cached_property
     def levels(self) -> list[float]:
+        """All levels, in ascending order."""
         return sorted({point.level for point in self.points})
 
     @cached_property
     def labels(self) -> list[str]:
-        """The baseline last, so that what is new is read first."""
+        """All labels, with the baseline last, so that readers see new backends first."""
         names = {point.label for point in self.points}
         return sorted(names, key=lambda name: (name == self.baseline, name))
 
     @cached_property
     def seeds(self) -> list[int]:
+        """All seeds, in ascending order."""
         return sorted({entry.seed for point in self.points for entry in point.entries})
 
     @property
     def runs(self) -> int:
+        """Number of runs."""
         return sum(len(point.entries) for point in self.points)
 
     @property
     def axis(self) -> Axis:
-        """What the levels are of."""
+        """What levels measure: rate or concurrency."""
         return self.workload.axis
 
     def at(self, level: float) -> list[ComparisonPoint]:
+        """Return the points at one level, in the order of ``labels``."""
         return [point for label in self.labels if (point := self._at.get((label, level))) is not None]
 
     def of(self, label: str) -> list[ComparisonPoint]:
-        """By level."""
+        """Return the points of one backend, in the order of ``levels``."""
         return [point for level in self.levels if (point := self._at.get((label, level))) is not None]
 
     def ratio(self, point: ComparisonPoint, quantity: Quantity) -> PairedRatio | None:
-        """``point``'s figure over the baseline's at its level, seed by seed; None where there is none."""
+        """Return the point's figure over the baseline's at the same level, paired by seed.
+
+        Returns None if there is no such ratio.
+        """
         base = self._at.get((self.baseline, point.level))
         if base is None or base is point or quantity.better is None:
             return None
@@ -180,8 +193,11 @@ class Comparison:
         )
 
     def verdict(self, point: ComparisonPoint, quantity: Quantity) -> str | None:
-        """``better``, ``worse`` or ``not distinguishable`` from the baseline, or why it was not judged; None
-        where there is nothing to judge."""
+        """Compare a point with the baseline.
+
+        Returns ``better``, ``worse`` or ``not distinguishable``, or the reason why there is no verdict; None
+        if there is no ratio.
+        """
         ratio = self.ratio(point, quantity)
         if ratio is None:
             return None
@@ -198,6 +214,7 @@ def _counted(run: Run, summary: Summary) -> Sequence[RequestRecord]:
 
 
 def not_judged(seeds: int) -> str:
+    """Return the text that replaces a verdict if there are too few seeds."""
     return f"{'one seed' if seeds == 1 else f'{seeds} seeds'}: not judged"
 
 
@@ -206,16 +223,19 @@ def compare(
     baseline: str | None = None,
     cost_of: Callable[[str], CostModel | None] = lambda model: None,
 ) -> list[Comparison]:
-    """Group runs by workload, most runs first.
+    """Group runs into one comparison per workload; the comparison with the most runs comes first.
+
+        (comparison,) = compare([read_run(path) for path in paths])
+        comparison.of("fastgen")[0].figure("jct", "mean")
 
     Args:
-        runs: Oldest first.
-        baseline: A backend's name or a run folder; None: ``fastgen-fcfs`` where it is among them, else the
+        runs: Runs, oldest first.
+        baseline: A backend's name or a run folder. None: ``fastgen-fcfs`` if it is among the runs, else the
             first run's label.
-        cost_of: The cost model of a model, for slowdowns; None where there is none.
+        cost_of: Returns the cost model of a model, for slowdowns, or None if there is none.
 
     Raises:
-        ValueError: ``baseline`` is none of the runs.
+        ValueError: no run matches ``baseline``.
     """
     comparisons = []
     found = False
@@ -226,7 +246,7 @@ def compare(
         comparisons.append(Comparison(each.workload, _points(entries), chosen or _default_baseline(entries)))
     if baseline is not None and not found:
         names = sorted({point.label for comparison in comparisons for point in comparison.points})
-        raise ValueError(f"no run is called {baseline}; choose the baseline among {', '.join(names)}")
+        raise ValueError(f"no run is called {baseline}: choose the baseline among {', '.join(names)}")
     return sorted(comparisons, key=lambda comparison: -comparison.runs)
 
 
@@ -241,17 +261,20 @@ def _points(entries: Sequence[Entry]) -> tuple[ComparisonPoint, ...]:
 
 
 def _label(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """Backends by name; those of one name with other settings also by the settings that differ; runs that
-    are still alike are numbered."""
+    """Give each entry a unique label per level and seed.
+
+    The label is the backend's name, plus the settings that differ between backends of the same name. Runs
+    that still have the same label are numbered.
+    """
     by_name: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         by_name[entry.label].append(entry)
     seen: dict[tuple[str, float, int], int] = defaultdict(int)
     labelled = []
     for entry in entries:
-        alike = by_name[entry.label]
-        keys = sorted({key for other in alike for key in other.settings})
-        differing = [key for key in keys if len({repr(other.settings.get(key)) for other in alike}) > 1]
+        same_name = by_name[entry.label]
+        keys = sorted({key for other in same_name for key in other.settings})
+        differing = [key for key in keys if len({repr(other.settings.get(key)) for other in same_name}) > 1]
         label = entry.label
         if differing:
             label += " (" + ", ".join(f"{key} {entry.settings.get(key)}" for key in differing) + ")"

@@ -1,7 +1,7 @@
-"""A comparison for other programs: nested plain values for JSON, a tidy DataFrame for Python and CSV. Pure.
+"""Exports a comparison: nested plain values for JSON, a tidy DataFrame for Python and CSV. Pure.
 
-Seconds, requests per second, bytes, shares of 1; ratios are to the baseline at the same rate, or in closed
-loops at the same concurrency, paired over seeds.
+Units are seconds, requests per second, bytes, and shares of 1. Ratios are to the baseline at the same rate
+(in closed loops: at the same concurrency), paired by seed.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ COLUMNS = (
     *("complete", "overloaded", "disturbed", "metric", "statistic", "value", "low", "high"),
     *("ratio", "ratio_low", "ratio_high", "verdict"),
 )
-"""Of the DataFrame and the CSV, one row a figure; closed loops have a concurrency for a rate. ``low`` and
-``high`` are its interval over seeds, or for a rate that is only known to lie above or below what was
-measured, that bound alone."""
+"""Columns of the DataFrame and the CSV, which have one row per figure. Closed loops have a concurrency
+instead of a rate. ``low`` and ``high`` are the interval over seeds. For a rate outside the measured ones,
+they are the known bound."""
 _NUMBERS = ("rate", "concurrency", "value", "low", "high", "ratio", "ratio_low", "ratio_high")
 _TYPES = {
     **dict.fromkeys(_NUMBERS, "float64"),
     **dict.fromkeys(("num_prompts", "seeds"), "Int64"),
     **dict.fromkeys(("complete", "overloaded", "disturbed"), "boolean"),
 }
-"""Of the columns that are not texts. A row of a whole backend has no seeds and none of the three states."""
+"""Types of the columns that are not text. A row for a backend at all rates has no seeds and no status."""
 
 
 def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> dict[str, Any]:
-    """Strict JSON: an infinite rate is "inf"."""
+    """Return the comparison as plain values for strict JSON; an infinite rate becomes "inf"."""
     return {
         "workload": _workload(comparison.workload) | {"seeds": comparison.seeds},
         "baseline": comparison.baseline,
@@ -67,7 +67,7 @@ def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> 
 
 
 def comparison_frame(judged: Iterable[tuple[Comparison, Sequence[Objective]]]) -> pd.DataFrame:
-    """The figures of all comparisons: the columns ``COLUMNS``, a row a figure."""
+    """Return the figures of all comparisons: one row per figure, with the columns ``COLUMNS``."""
     import pandas as pd
 
     rows = [row for each in judged for row in comparison_rows(*each)]
@@ -75,7 +75,10 @@ def comparison_frame(judged: Iterable[tuple[Comparison, Sequence[Objective]]]) -
 
 
 def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> Iterator[dict[str, Any]]:
-    """Rows of ``COLUMNS``. An SLO is the ``statistic`` of the metrics that depend on it."""
+    """Yield one row per figure, with the keys ``COLUMNS``.
+
+    In rows of metrics that depend on an SLO, ``statistic`` is the SLO.
+    """
     common = _workload(comparison.workload) | {"baseline": comparison.baseline}
     for level in comparison.levels:
         for point in comparison.at(level):
@@ -104,8 +107,8 @@ def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> 
             for objective in objectives:
                 for metric in ("attainment", "goodput"):
                     if (estimate := getattr(objective, metric)(point)) is not None:
-                        what = {"metric": metric, "statistic": str(objective.slo), "value": estimate.value}
-                        yield here | what | _ends(estimate.interval)
+                        figure = {"metric": metric, "statistic": str(objective.slo), "value": estimate.value}
+                        yield here | figure | _ends(estimate.interval)
     for objective in objectives:
         for label in comparison.labels:
             reached = objective.ratio(label)
@@ -135,7 +138,7 @@ def _workload(workload: WorkloadKey) -> dict[str, Any]:
 
 
 def _figures(comparison: Comparison, point: ComparisonPoint) -> dict[str, Any]:
-    """``{metric: {statistic: figure}}``; a plain figure's statistic is "value"."""
+    """Return ``{metric: {statistic: figure}}``; a figure without statistics has the statistic "value"."""
     figures: dict[str, Any] = {}
     for quantity in QUANTITIES:
         estimate = point.estimate(quantity.metric, quantity.statistic)
@@ -214,13 +217,13 @@ def _ends(interval: Interval | None, prefix: str = "") -> dict[str, float | None
 
 
 def _range(
-    found: Range | None, value: str = "value", low: str = "low", high: str = "high"
+    figure: Range | None, value: str = "value", low: str = "low", high: str = "high"
 ) -> dict[str, float | None]:
-    """``value`` where it is known exactly; else the bounds that are known."""
-    if found is None or found.exact is not None:
-        return {value: found.exact if found else None, low: None, high: None}
+    """Return the figure under ``value`` if it is known exactly, else its known bounds."""
+    if figure is None or figure.exact is not None:
+        return {value: figure.exact if figure else None, low: None, high: None}
     return {
         value: None,
-        low: found.low if found.low > 0.0 else None,
-        high: found.high if math.isfinite(found.high) else None,
+        low: figure.low if figure.low > 0.0 else None,
+        high: figure.high if math.isfinite(figure.high) else None,
     }

@@ -1,4 +1,4 @@
-"""A comparison as Markdown tables, to be pasted into a report or an issue. Pure."""
+"""Shows a comparison as Markdown tables, for a report or an issue. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FIGURES = (*HEADLINES, *TAILS, *OUTCOMES)
 
 
 def comparison_markdown(comparison: Comparison, objectives: Sequence[Objective]) -> str:
-    """A table of the main figures, one of each SLO, one of the rest, and what the marks mean."""
-    parts = [f"### {_plain(title(comparison))}", _main_table(comparison)]
+    """Return a table of the main figures, tables of each SLO, a table of the details, and the notes."""
+    parts = [f"### {_escaped(title(comparison))}", _main_table(comparison)]
     parts += [_objective_table(objective) for objective in objectives]
-    if rest := _details_table(comparison):
-        parts.append(rest)
-    parts += [_plain(note.text) for note in notes(comparison)]
+    if details := _details_table(comparison):
+        parts.append(details)
+    parts += [_escaped(note.text) for note in notes(comparison)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -30,12 +30,12 @@ def _main_table(comparison: Comparison) -> str:
         [*_point(comparison, point), *(_cell(comparison, point, quantity) for quantity in FIGURES)]
         for point in _points(comparison)
     ]
-    lead = (
-        f"Ratios are to {_plain(comparison.baseline)} at the same {comparison.axis.name}.\n\n"
+    introduction = (
+        f"Ratios are to {_escaped(comparison.baseline)} at the same {comparison.axis.name}.\n\n"
         if _has_ratios(comparison)
         else ""
     )
-    return lead + _table([comparison.axis.name, "backend", *names], rows)
+    return introduction + _table([comparison.axis.name, "backend", *names], rows)
 
 
 def _cell(comparison: Comparison, point: ComparisonPoint, quantity: Quantity) -> str:
@@ -48,9 +48,9 @@ def _cell(comparison: Comparison, point: ComparisonPoint, quantity: Quantity) ->
     ratio = comparison.ratio(point, quantity)
     if ratio is None:
         return text
-    within = f", {ratio.interval.low:.2f}–{ratio.interval.high:.2f}" if ratio.interval else ""
+    interval = f", {ratio.interval.low:.2f}–{ratio.interval.high:.2f}" if ratio.interval else ""
     mark = VERDICT_MARKS.get(comparison.verdict(point, quantity) or "", "")
-    return f"{text} ({times(ratio.value)}{within}{' ' + mark if mark else ''})"
+    return f"{text} ({times(ratio.value)}{interval}{' ' + mark if mark else ''})"
 
 
 def _objective_table(objective: Objective) -> str:
@@ -87,7 +87,7 @@ def _objective_table(objective: Objective) -> str:
 
 
 def _details_table(comparison: Comparison) -> str:
-    """Slowdown, fairness and the server's account, as far as they are known."""
+    """Return slowdown, fairness and what the server reports; empty if none of it is known."""
     shown = [
         quantity
         for quantity in (*SLOWDOWNS, *IN_THE_SERVER)
@@ -108,7 +108,7 @@ def _points(comparison: Comparison) -> Iterator[ComparisonPoint]:
 
 
 def _point(comparison: Comparison, point: ComparisonPoint) -> list[str]:
-    return [comparison.axis.say(point.level), f"{point.label}{marks(point)}"]
+    return [comparison.axis.describe(point.level), f"{point.label}{marks(point)}"]
 
 
 def _name(quantity: Quantity) -> str:
@@ -121,11 +121,11 @@ def _has_ratios(comparison: Comparison) -> bool:
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [columns, ["---"] * 2 + ["---:"] * (len(columns) - 2), *rows]
-    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
 
 
-def _plain(text: str) -> str:
-    """Text that cannot end a cell, begin a tag or an emphasis."""
+def _escaped(text: str) -> str:
+    """Return text on one line, with Markdown's and HTML's special characters escaped."""
     text = " ".join(text.split())
     for sign in "\\|<>*_`":
         text = text.replace(sign, f"\\{sign}")

@@ -1,4 +1,4 @@
-"""How true a simulation is to the run it replays: figures measured, simulated, and their ratio. Pure."""
+"""Compares a simulation with the run that it replays: measured figures, simulated figures, ratios. Pure."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from fgbench.results.run import Run
 
 OUTSIDE_STEPS = ("copy_wait_seconds",)
-"""Of ``Work``: says nothing of how long steps took, and runs of older servers do not have it."""
+"""Fields of ``Work`` that do not describe steps. Runs of older servers do not have them."""
 NOTABLE = 0.1
-"""A ratio farther from 1 than this is marked."""
+"""A ratio that differs from 1 by more than this is highlighted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    """One figure, measured and simulated."""
+
     name: str
     measured: float | None
     simulated: float | None
@@ -41,16 +43,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class StepSpeed:
-    """How long the real server's steps took, as a multiple of what the profile says of the same steps."""
+    """Duration of the real server's steps, as a multiple of what the profile predicts for the same steps."""
 
     model: float
-    """Computing alone."""
+    """Only the model's computation."""
     whole: float
-    """With scheduling, and what passed between the steps."""
+    """Including scheduling and the time between steps."""
 
     @classmethod
     def of(cls, info: dict[str, Any], cost: CostModel) -> StepSpeed | None:
-        """From run.json; None where it does not say."""
+        """Compute it from run.json; return None if run.json lacks the counters."""
         stats = info.get("server_stats") or {}
         before, after = stats.get("before"), stats.get("after")
         if not before or not after:
@@ -66,22 +68,26 @@ class StepSpeed:
 
 
 def requests_of(records: Sequence[RequestRecord]) -> list[RequestSpec]:
-    """What a run's server was asked for, and when it really came, in order of arrival."""
-    asked = [
+    """Return the requests that a run's server received, with their real times, in order of arrival."""
+    specs = [
         RequestSpec(r.index, r.sent, (), r.prompt_tokens, r.output_tokens or r.asked_tokens, r.user)
         for r in records
     ]
-    return sorted(asked, key=lambda spec: (spec.scheduled, spec.index))
+    return sorted(specs, key=lambda spec: (spec.scheduled, spec.index))
 
 
 def fidelity(measured: Sequence[RequestRecord], simulated: Sequence[RequestRecord]) -> list[Row]:
-    """Of the requests that were answered in full; latencies from the moment each was sent."""
+    """Return the compared figures.
+
+    They cover the requests that the real server answered in full. Latencies count from the moment that the
+    client sent the request.
+    """
     answered = {record.index for record in measured if record.ok}
     real = summarize(measured, offered_rate=None)
-    ours = summarize([record for record in simulated if record.index in answered], offered_rate=None)
+    simulation = summarize([record for record in simulated if record.index in answered], offered_rate=None)
 
     def row(name: str, metric: str, statistic: str = "mean") -> Row:
-        return Row(name, real.figure(metric, statistic), ours.figure(metric, statistic))
+        return Row(name, real.figure(metric, statistic), simulation.figure(metric, statistic))
 
     def preemptions(summary: Summary) -> float | None:
         return summary.server_totals.get("preemptions")
@@ -91,14 +97,18 @@ def fidelity(measured: Sequence[RequestRecord], simulated: Sequence[RequestRecor
         row("p95 JCT", "jct_from_sent", "p95"),
         row("mean JCT / token", "normalized_latency_from_sent"),
         row("mean TTFT", "ttft_from_sent"),
-        Row("preemptions", preemptions(real), preemptions(ours), is_latency=False),
+        Row("preemptions", preemptions(real), preemptions(simulation), is_latency=False),
         Row(
-            "output tokens / s", real.output_token_throughput, ours.output_token_throughput, is_latency=False
+            "output tokens / s",
+            real.output_token_throughput,
+            simulation.output_token_throughput,
+            is_latency=False,
         ),
     ]
 
 
 def fidelity_table(title: str, rows: Sequence[Row]) -> Table:
+    """Return the rows as a table for the terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -119,7 +129,10 @@ def fidelity_table(title: str, rows: Sequence[Row]) -> Table:
 def fidelity_json(
     run: Run, rows: Sequence[Row], speed: StepSpeed | None, at_speed: Sequence[Row]
 ) -> dict[str, Any]:
-    """Seconds; a ratio is simulated over measured. ``at_speed``: with steps as slow as the run's own."""
+    """Return the comparison as plain JSON values, in seconds. A ratio is simulated over measured.
+
+    ``at_speed``: rows of a second simulation, whose steps take as long as the run's own.
+    """
     return {
         "run": str(run.path),
         "complete": run.complete,

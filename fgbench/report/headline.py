@@ -29,7 +29,7 @@ def headline(comparison: Comparison, objectives: Sequence[Objective]) -> list[st
     points.sort(key=lambda point: point.figure(rank.metric, rank.statistic) or float("inf"))
     highest = f", the highest of {len(comparison.levels)} loads" if len(comparison.levels) > 1 else ""
     means = " and ".join(quantity.name for quantity in quantities)
-    lines.append(f"{comparison.axis.say(level)}{highest}: mean {means}")
+    lines.append(f"{comparison.axis.describe(level)}{highest}: mean {means}")
     shown = points[:MAX_BACKENDS]
     names = max(len(_name(comparison, point)) for point in shown)
     cells = [[_cell(comparison, point, quantity) for quantity in quantities] for point in shown]

@@ -1,4 +1,4 @@
-"""What stands above, beside and below the figures of a comparison: the same words in every format. Pure."""
+"""Title, marks and notes of a comparison. All formats use the same texts. Pure."""
 
 from __future__ import annotations
 
@@ -11,74 +11,79 @@ from fgbench.report.run_tables import DISTURBED_MARK, DISTURBED_NOTE, OVERLOAD_M
 
 INCOMPLETE_MARK = "◌"
 INCOMPLETE_NOTE = (
-    f"{INCOMPLETE_MARK} not a complete run, and not in the pictures: requests that had not ended are "
-    "missing, the slow ones above all."
+    f"{INCOMPLETE_MARK} not a complete run: requests that had not ended are missing, mostly slow ones, so "
+    "latencies look too low. The pictures leave this run out. Run it again to compare it."
 )
 REJECTED_NOTE = (
-    "Some requests were rejected by a server with a full queue. They have no latency, so latencies of "
-    "systems that rejected different shares are not of the same requests; goodput counts them as missed."
+    "Some requests were rejected because the server's queue was full. They have no latency, so do not "
+    "compare latencies of backends that rejected different shares; goodput counts these requests as missed."
 )
 VERDICT_MARKS = {"better": "✔", "worse": "✘", "not distinguishable": "≈"}
 
 
 class Note(NamedTuple):
+    """A note under the tables."""
+
     text: str
     warns: bool
+    """Whether the note warns about a problem with the figures."""
 
 
 def title(comparison: Comparison) -> str:
+    """Return the title: the workload and the seeds."""
     seeds = comparison.seeds
-    which = ", ".join(map(str, seeds[:8])) + (", ..." if len(seeds) > 8 else "")
-    return f"{comparison.workload.describe()}, seed{'s' if len(seeds) > 1 else ''} {which}"
+    listed = ", ".join(map(str, seeds[:8])) + (", ..." if len(seeds) > 8 else "")
+    return f"{comparison.workload.describe()}, seed{'s' if len(seeds) > 1 else ''} {listed}"
 
 
 def marks(point: ComparisonPoint) -> str:
+    """Return the marks after a point's name, such as ``" ▲"``; empty if it needs none."""
     overloaded = f" {OVERLOAD_MARK}" if point.overloaded else ""
     disturbed = f" {DISTURBED_MARK}" if point.disturbed else ""
     return overloaded + disturbed + ("" if point.complete else f" {INCOMPLETE_MARK}")
 
 
 def seeds_paired(comparison: Comparison) -> list[int]:
-    """With how many seeds each point stands beside the baseline."""
+    """Return, for each point with a ratio to the baseline, the number of seeds that both have."""
     ratios = [comparison.ratio(point, HEADLINES[0]) for point in comparison.points]
     return [ratio.seeds for ratio in ratios if ratio is not None]
 
 
 def is_judged(comparison: Comparison) -> bool:
-    """Whether there are seeds enough for a verdict anywhere."""
+    """Whether any point has enough seeds for a verdict."""
     return max(seeds_paired(comparison), default=0) >= MIN_SEEDS
 
 
 def notes(comparison: Comparison) -> list[Note]:
-    """What the marks mean, and what was not counted."""
-    said = []
+    """Return what the marks mean, and which runs are left out."""
+    found = []
     if any(point.overloaded for point in comparison.points):
-        said.append(Note(OVERLOAD_NOTE, True))
+        found.append(Note(OVERLOAD_NOTE, True))
     if any(point.disturbed for point in comparison.points):
-        said.append(Note(DISTURBED_NOTE, True))
+        found.append(Note(DISTURBED_NOTE, True))
     if any(entry.summary.rejected for point in comparison.points for entry in point.counted):
-        said.append(Note(REJECTED_NOTE, True))
+        found.append(Note(REJECTED_NOTE, True))
     if not all(point.complete for point in comparison.points):
-        said.append(Note(INCOMPLETE_NOTE, True))
+        found.append(Note(INCOMPLETE_NOTE, True))
     if dropped := sum(len(point.entries) - len(point.counted) for point in comparison.points):
         runs = "1 run that is" if dropped == 1 else f"{dropped} runs that are"
-        said.append(Note(f"Left out: {runs} not complete, beside complete ones of other seeds.", True))
+        found.append(Note(f"Left out: {runs} not complete; other seeds have complete runs.", True))
     paired = seeds_paired(comparison)
     if is_judged(comparison):
         marks = ", ".join(f"{mark} {verdict}" for verdict, mark in VERDICT_MARKS.items())
-        said.append(
+        found.append(
             Note(
-                f"{marks}: paired Student's t over seeds at {CONFIDENCE:.0%}, each on its own; "
-                f"{CONFIDENCE:.0%} under a mean: bootstrap over seeds.",
+                f"{marks}: paired Student's t test over seeds at {CONFIDENCE:.0%}, not corrected for "
+                f"multiple tests. The {CONFIDENCE:.0%} interval under a mean is a bootstrap over seeds.",
                 False,
             )
         )
     elif paired:
-        said.append(
+        found.append(
             Note(
-                f"{not_judged(max(paired)).capitalize()}, so a difference may be chance; "
-                f"{MIN_SEEDS} seeds or more give intervals and verdicts.",
+                f"{not_judged(max(paired)).capitalize()}, so a difference may be chance. Run {MIN_SEEDS} "
+                "seeds or more to get intervals and verdicts.",
                 False,
             )
         )
-    return said
+    return found

@@ -1,6 +1,6 @@
-"""What a comparison says of an SLO: how much load each backend takes within it. Pure.
+"""Evaluates an SLO on a comparison: the highest load at which each backend meets it. Pure.
 
-Rates stand for the levels of the comparison's axis, which of closed loops is the concurrency.
+"Rate" here means a level of the comparison's axis; in closed loops, that is the concurrency.
 """
 
 from __future__ import annotations
@@ -22,23 +22,29 @@ TARGET = 0.95
 
 @dataclass(frozen=True)
 class Objective:
-    """An SLO asked of every backend of a comparison. For rates, points that are not complete do not count."""
+    """An SLO applied to every backend of a comparison. Rates ignore points that are not complete."""
 
     slo: SLO
     comparison: Comparison
 
     def rate(self, label: str) -> Range | None:
-        """The rate up to which a run meets the SLO by its statistics, of the means over seeds."""
+        """Return the rate up to which the backend's runs meet the SLO, by means over seeds.
+
+        None if a bound has no figures.
+        """
         return self._rate({point.level: point.counted for point in self._complete(label)})
 
     def ratio(self, label: str) -> Range | None:
-        """``rate`` over the baseline's; None for the baseline itself and where either has none."""
+        """Return ``rate`` over the baseline's; None for the baseline itself, or if either has none."""
         mine, theirs = self.rate(label), self.rate(self.comparison.baseline)
         return mine.over(theirs) if mine and theirs and label != self.comparison.baseline else None
 
     def paired(self, label: str) -> PairedRatio | None:
-        """The ratio seed by seed; None where a seed that both have crosses nothing that was measured, since
-        leaving such seeds out would choose among them."""
+        """Return the ratio of rates, paired by seed.
+
+        Returns None if any seed has a rate that is not known exactly. Leaving out such seeds would bias the
+        result.
+        """
         if label == self.comparison.baseline:
             return None
         mine, theirs = self._by_seed(label), self._by_seed(self.comparison.baseline)
@@ -51,15 +57,15 @@ class Objective:
         )
 
     def verdict(self, label: str) -> str | None:
-        """As ``Comparison.verdict``; None for the baseline, and where no ratio is known exactly."""
+        """Return the verdict on the ratio, like ``Comparison.verdict``; None if ``paired`` is None."""
         ratio = self.paired(label)
         return None if ratio is None else ratio.verdict(lower_is_better=False) or not_judged(ratio.seeds)
 
     def met_by(self, point: ComparisonPoint) -> bool | None:
-        """Whether the means over seeds meet the SLO; None where a figure is missing and no other broke it.
+        """Whether the means over seeds meet the SLO; None if a figure is missing and no other misses it.
 
-        A backend that rejected more than ``MAX_REJECTED`` of the requests misses it: its figures are only of
-        those that it served.
+        A backend that rejected more than ``MAX_REJECTED`` of the requests misses the SLO, since its figures
+        cover only the requests that it served.
         """
         if _rejects_too_many(point.counted):
             return False
@@ -69,22 +75,22 @@ class Objective:
         return None if any(value is None for value, _ in figures) else True
 
     def attained_up_to(self, label: str) -> Range | None:
-        """The rate up to which at least ``TARGET`` of the requests attain the SLO."""
+        """Return the rate up to which at least ``TARGET`` of the requests attain the SLO."""
         shares = [(point.level, self.attainment(point)) for point in self._complete(label)]
         return rate_at(((rate, 1.0 - share.value) for rate, share in shares if share), 1.0 - TARGET)
 
     def attainment(self, point: ComparisonPoint) -> Estimate | None:
-        """Share of the requests, the mean over seeds."""
+        """Return the share of the requests that attain the SLO, as a mean over seeds."""
         shares = [self._attained[id(entry)][0] for entry in point.counted]
         return Estimate.of([share for share in shares if share is not None])
 
     def goodput(self, point: ComparisonPoint) -> Estimate | None:
-        """Requests per second that attained the SLO, the mean over seeds."""
+        """Return the requests per second that attain the SLO, as a mean over seeds."""
         return Estimate.of([self._attained[id(entry)][1] for entry in point.counted])
 
     @cached_property
     def _attained(self) -> dict[int, tuple[float | None, float]]:
-        """Share and goodput of each entry, by its id."""
+        """Share and goodput of each entry, by the entry's ``id()``."""
         return {
             id(entry): (
                 attainment(entry.records, self.slo),
@@ -98,7 +104,7 @@ class Objective:
         return [point for point in self.comparison.of(label) if point.complete]
 
     def _by_seed(self, label: str) -> dict[int, Range]:
-        """Each seed's own rate."""
+        """Return the rate of each seed."""
         points = self._complete(label)
         found: dict[int, Range] = {}
         for seed in self.comparison.seeds:
@@ -108,7 +114,10 @@ class Objective:
         return found
 
     def _rate(self, entries_by_rate: Mapping[float, Sequence[Entry]]) -> Range | None:
-        """Where the first bound is crossed, or requests are rejected; None where one has no figures."""
+        """Return the rate at which the first bound is crossed, or too many requests are rejected.
+
+        Returns None if a bound has no figures.
+        """
         crossings = []
         for bound in self.slo.bounds:
             curve = [(rate, _figure(entries, bound)) for rate, entries in entries_by_rate.items()]
@@ -120,12 +129,12 @@ class Objective:
 
 
 def _rejects_too_many(entries: Sequence[Entry]) -> bool:
-    """By the mean over seeds."""
+    """Whether too many requests were rejected, by the mean over seeds."""
     return bool(entries) and rejects_too_many(fmean(entry.summary.rejected_share for entry in entries))
 
 
 def _figure(entries: Sequence[Entry], bound: Bound) -> float | None:
-    """The mean over seeds; infinite where too many requests were rejected for any SLO to be met."""
+    """Return the mean over seeds; infinite if too many requests were rejected to meet any SLO."""
     if _rejects_too_many(entries):
         return math.inf
     figures = [entry.figure(bound.metric, bound.statistic) for entry in entries]

@@ -1,4 +1,4 @@
-"""A run in one line, without reading its requests where run.json holds the figures."""
+"""Shows each run in one line. Reads a run's requests only if run.json lacks the figures."""
 
 from __future__ import annotations
 
@@ -29,15 +29,19 @@ MARKS = {
 
 @dataclass(frozen=True, slots=True)
 class Overview:
+    """What a list shows of one run."""
+
     path: Path
     info: dict[str, Any]
+    """Content of run.json."""
     status: str
-    """As ``Run.status``, but ``running`` where the process that writes the run is alive."""
+    """Like ``Run.status``, but ``running`` only if the process that writes the run is alive."""
     summary: Summary
-    """Of an incomplete run: over the requests that had ended."""
+    """Figures; for an incomplete run, of the requests that had ended."""
 
     @property
     def backend(self) -> str:
+        """Name of the backend."""
         return str((self.info.get("backend") or {}).get("name", "unknown"))
 
     @property
@@ -51,7 +55,7 @@ class Overview:
 
     @property
     def signs(self) -> str:
-        """What a reader of its figures must know, a character of ``MARKS`` each."""
+        """Return one character of ``MARKS`` for each thing that a reader of the figures must know."""
         machine = MachineAccount.of(self.info)
         known = {
             OVERLOAD_MARK: self.summary.overloaded,
@@ -62,31 +66,33 @@ class Overview:
 
     @property
     def troubles(self) -> list[str]:
-        """How it ended if not completely, and how many requests were not answered."""
+        """Return the status if the run is not complete, and how many requests were not answered."""
         said = [] if self.status == "complete" else [self.status]
         said += [f"{self.summary.failed} failed"] if self.summary.failed else []
         return said + ([f"{self.summary.rejected} rejected"] if self.summary.rejected else [])
 
     @property
     def planned(self) -> int:
+        """Number of requests in the workload."""
         return int((self.info.get("workload") or {}).get("num_prompts") or 0)
 
     @property
     def marks(self) -> list[str]:
-        """What a reader of its figures must know."""
-        said = ["overloaded"] if self.summary.overloaded else []
+        """Warnings about the figures, each in a few words."""
+        found = ["overloaded"] if self.summary.overloaded else []
         machine = MachineAccount.of(self.info)
         if machine is not None and machine.busy:
-            said.append("busy machine")
+            found.append("busy machine")
         if client_was_the_limit(self.summary):
-            said.append("client was the limit")
+            found.append("client was the limit")
         if self.summary.failed:
-            said.append(f"{self.summary.failed} failed")
+            found.append(f"{self.summary.failed} failed")
         if self.summary.rejected:
-            said.append(f"{self.summary.rejected} rejected")
-        return said
+            found.append(f"{self.summary.rejected} rejected")
+        return found
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain values for ``fgbench results list --json``."""
         work = self.info.get("workload") or {}
         return {
             "name": self.path.name,
@@ -106,7 +112,7 @@ class Overview:
 
 
 def overview(path: Path) -> Overview:
-    """Raises ValueError as ``read_run`` does."""
+    """Read the overview of the run at ``path``; raises ValueError if it is damaged, like ``read_run``."""
     info = read_info(path)
     status = str(info.get("status", "running"))
     if status == "running" and not is_being_written(path):
@@ -115,14 +121,17 @@ def overview(path: Path) -> Overview:
 
 
 def overviews(root: Path, left_out: Callable[[str], None]) -> list[Overview]:
-    """Of every run under ``root``, oldest first; ``left_out`` gets a sentence for each that is damaged."""
+    """Return the overviews of all runs under ``root``, oldest first.
+
+    ``left_out`` is called with a sentence for each damaged run, which is left out.
+    """
     return readable(overview, find_runs(root), left_out)
 
 
 def overview_tables(runs: Sequence[Overview], root: Path) -> Group:
-    """A row a run, the newest first, in a table for each folder, model and dataset. Fits 80 columns.
+    """Return one table per folder, model and dataset, one row per run, the newest first. It fits 80 columns.
 
-    Of a run's name only as much is shown as ``results show`` needs. The other columns say the rest.
+    Only as much of a run's name is shown as ``results show`` needs. The other columns show the rest.
     """
     from rich.console import Group
     from rich.text import Text
@@ -168,7 +177,7 @@ def _table(folder: Path, model: str, dataset: str, runs: Sequence[Overview], roo
 
 
 def _shortest(name: str, names: Sequence[str]) -> str:
-    """The beginning that only this name has, its time at least: ``20261126-003903``."""
+    """Return the shortest unique beginning of a name, at least its time: ``20261126-003903``."""
     length = len(name.partition("_")[0])
     while length < len(name) and sum(other.startswith(name[:length]) for other in names) > 1:
         length += 1
@@ -176,14 +185,14 @@ def _shortest(name: str, names: Sequence[str]) -> str:
 
 
 def _of_planned(run: Overview) -> str:
-    """``37/100``; only the first where all were sent, or as many as its time allowed."""
+    """Return ``37/100``, or ``100`` if all requests ended, or all that the duration allowed."""
     ended = run.summary.requests + run.summary.trimmed
     whole = ended == run.planned or (run.status == "complete" and run.info.get("duration_limit_s"))
     return number(ended, 6) if whole else f"{number(ended, 6)}/{number(run.planned, 6)}"
 
 
 def answer_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """What a query gave."""
+    """Return the answer to a SQL query as a table for the terminal."""
     from rich.table import Table
 
     table = Table()

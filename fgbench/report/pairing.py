@@ -1,8 +1,8 @@
-"""Which runs may be compared with each other. Pure.
+"""Decides which runs may be compared with each other. Pure.
 
-Runs are comparable on one workload: the same model, dataset, number of prompts and arrival process, at any
-rate and seed; closed loops of any concurrency. Two runs of one seed are paired only where their fingerprints
-say that they were sent the same prompts and, under one load, at the same moments.
+Runs are comparable if they have the same workload: the same model, dataset, number of prompts and arrival
+process. Rate, seed and the concurrency of closed loops may differ. Two runs of one seed are paired only if
+their fingerprints show that they were sent the same prompts and, at the same rate, at the same times.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from fgbench.results.run import Run
 from fgengine.units import number
 
 _PER_RUN = ("rate", "seed", "fingerprint", "prompts_fingerprint", "prompt_tokens", "output_tokens")
-"""Keys of a run's workload that differ by rate and seed."""
+"""Keys of a run's workload that may differ between rates and seeds."""
 _NAMED = ("dataset", "num_prompts", "arrivals", "arrival_process", "users")
-"""Those that are said otherwise: the process by its label, users by the prompts' fingerprint."""
+"""Keys that ``WorkloadKey`` covers in another way: the process by its label, users by the prompts'
+fingerprint.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A load is measured along it; a level is a place on it."""
+    """How loads are measured: by rate or by concurrency. A level is a value on the axis."""
 
     name: str
-    """In tables, JSON and CSV."""
+    """Name in tables, JSON and CSV."""
     title: str
-    """In pictures."""
+    """Name in pictures."""
     unit: str
-    """Behind a level of it."""
-    say: Callable[[float], str]
-    """A level in words."""
+    """Text after a level, such as ``/s``."""
+    describe: Callable[[float], str]
+    """Returns a level in words."""
 
 
 def _rate(level: float) -> str:
@@ -53,37 +55,38 @@ CONCURRENCY = Axis(
 
 
 def axis_of(workload: dict[str, Any]) -> Axis:
-    """Of run.json's ``workload``."""
+    """Return the axis for ``workload`` of run.json."""
     return RATE if _workers(workload) is None else CONCURRENCY
 
 
 def level_of(workload: dict[str, Any]) -> float:
-    """Where on its axis it is: requests per second, infinite for all at once; or requests in flight."""
+    """Return the level on the axis: requests per second (infinite for all at once), or requests in flight."""
     workers = _workers(workload)
     return float(workload.get("rate") or "nan") if workers is None else float(workers)
 
 
 def _workers(workload: dict[str, Any]) -> Any:
-    """Of a closed loop, which asks for no rate; None of others."""
+    """Return the concurrency of a closed loop, which has no rate; None for an open loop."""
     return (workload.get("arrival_process") or {}).get("concurrency")
 
 
 @dataclass(frozen=True, slots=True)
 class WorkloadKey:
-    """What two runs must share, besides level and seed, for their figures to be comparable."""
+    """What two runs must have in common to be comparable. Level and seed may differ."""
 
     model: str
-    """The last part of its name: servers of other makes call a model by the path of its folder."""
+    """Last part of the model's name, since some servers name a model by the path of its folder."""
     dataset: str
     num_prompts: int
     arrivals: str
     details: str
-    """What else run.json says of the workload, and what is left out of the figures."""
+    """Other settings of the workload in run.json, and the trimming."""
     axis: Axis = RATE
-    """Along which such runs are measured."""
+    """What levels measure."""
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> WorkloadKey:
+        """Return the key of a run, from run.json."""
         work = info.get("workload") or {}
         axis = axis_of(work)
         others = {
@@ -101,6 +104,7 @@ class WorkloadKey:
         )
 
     def describe(self) -> str:
+        """Return one line of text for titles."""
         details = f" ({self.details})" if self.details else ""
         return (
             f"{self.model} on {self.dataset}, {self.num_prompts} prompts, {self.arrivals} arrivals{details}"
@@ -109,7 +113,7 @@ class WorkloadKey:
 
 @dataclass(slots=True)
 class ComparableRuns:
-    """Runs that may be compared."""
+    """Runs that may be compared with each other."""
 
     workload: WorkloadKey
     runs: list[Run] = field(default_factory=list)
@@ -117,7 +121,10 @@ class ComparableRuns:
     _sent: dict[tuple[int, float], str] = field(default_factory=dict)
 
     def takes(self, run: Run) -> bool:
-        """Adds the run unless another one of its seed was sent something else."""
+        """Add the run and return True, or return False if it is not comparable with the others.
+
+        It is not comparable if its workload differs, or if another run of its seed was sent other prompts.
+        """
         if WorkloadKey.of(run.info) != self.workload:
             return False
         work = run.info.get("workload") or {}
@@ -133,17 +140,18 @@ class ComparableRuns:
 
 
 def seed_of(info: dict[str, Any]) -> int:
+    """Return the seed of a run, from run.json."""
     return int((info.get("workload") or {}).get("seed") or 0)
 
 
 def settings_of(info: dict[str, Any]) -> dict[str, Any]:
-    """A backend's settings; all that is known of one attached to is its URL."""
+    """Return a backend's settings, from run.json; for an attached server, only its URL is known."""
     backend = info.get("backend") or {}
     return dict(backend.get("settings") or {"url": backend.get("url")})
 
 
 def group(runs: Iterable[Run]) -> list[ComparableRuns]:
-    """In the order in which their first runs come."""
+    """Group comparable runs; groups are in the order of their first runs."""
     groups: list[ComparableRuns] = []
     for run in runs:
         if not any(each.takes(run) for each in groups):
@@ -153,7 +161,7 @@ def group(runs: Iterable[Run]) -> list[ComparableRuns]:
 
 
 def differences(workloads: Iterable[WorkloadKey]) -> str:
-    """In words what the workloads differ in, with the values: ``number of prompts (100, 150)``."""
+    """Describe how the workloads differ, with the values: ``number of prompts (100, 150)``."""
     names = {
         "model": "model",
         "dataset": "dataset",
@@ -161,34 +169,39 @@ def differences(workloads: Iterable[WorkloadKey]) -> str:
         "arrivals": "arrivals",
         "details": "settings",
     }
-    all_of_them = list(workloads)
-    said = []
+    keys = list(workloads)
+    found = []
     for attribute, name in names.items():
-        values = dict.fromkeys(str(getattr(workload, attribute)) or "none" for workload in all_of_them)
+        values = dict.fromkeys(str(getattr(key, attribute)) or "none" for key in keys)
         if len(values) > 1:
-            said.append(f"{name} ({', '.join(values)})")
-    return " and ".join(said) if said else "the prompts or arrival times themselves"
+            found.append(f"{name} ({', '.join(values)})")
+    return " and ".join(found) if found else "the prompts or arrival times themselves"
 
 
 def without_repeats(runs: Sequence[Run]) -> list[Run]:
-    """Of runs ordered oldest first that repeat each other (the same backend, settings, rate and seed) the
-    newest, a complete one before an incomplete one; of those without a request none."""
-    kept: dict[str, Run] = {}
+    """Return one run for each backend, settings, rate and seed: the newest complete one, else the newest.
+
+    ``runs`` is ordered oldest first. Runs without requests are left out.
+    """
+    newest: dict[str, Run] = {}
     for run in runs:
         if not run.records:
             continue
-        # The fingerprint is of the backend, its settings, and the workload with its rate and seed.
+        # The fingerprint covers the backend, its settings, and the workload with its rate and seed.
         key = f"{run.fingerprint or run.path} {settings_of(run.info).get('url')}"
-        if key not in kept or run.complete or not kept[key].complete:
-            kept[key] = run
-    return list(kept.values())
+        if key not in newest or run.complete or not newest[key].complete:
+            newest[key] = run
+    return list(newest.values())
 
 
 def newest_comparable(runs: Sequence[Run]) -> list[Run]:
-    """Of runs ordered oldest first: those comparable with the newest, without repeats."""
+    """Return the runs that are comparable with the newest one, without repeats.
+
+    ``runs`` is ordered oldest first.
+    """
     with_records = [run for run in runs if run.records]
     if not with_records:
         return []
-    groups = group(reversed(with_records))  # from the newest, which is in the first one
+    groups = group(reversed(with_records))  # newest first, so the first group contains the newest run
     chosen = {id(run) for run in groups[0].runs}
     return without_repeats([run for run in with_records if id(run) in chosen])

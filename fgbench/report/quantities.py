@@ -1,4 +1,4 @@
-"""The figures that are compared, made from the table of metrics. Pure."""
+"""The figures that a comparison shows, derived from the table of metrics. Pure."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from fgengine.units import number, percent, seconds, size
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A statistic of a metric."""
+    """One statistic of one metric."""
 
     metric: str
     statistic: str | None
-    """None: a plain figure of a run, no distribution."""
+    """None: the metric is one number per run, not a distribution."""
     name: str
     unit: Unit
     better: Literal["lower", "higher"] | None
-    """None: neither, so it gets no ratio and no verdict."""
+    """Which values are better. None: neither, so it gets no ratio and no verdict."""
 
     @property
     def is_time(self) -> bool:
+        """Whether the unit is seconds, or seconds per token."""
         return self.unit in ("s", "s/token")
 
     @property
     def lower_is_better(self) -> bool:
+        """Whether lower values are better."""
         return self.better == "lower"
 
     def show(self, value: float | None) -> str:
+        """Return a value as text with its unit; ``-`` for None."""
         if self.is_time:
             return seconds(value)
         if self.unit == "bytes":
@@ -55,4 +58,4 @@ SLOWDOWNS = _compared("fairness")
 IN_THE_SERVER = _compared("server")
 QUANTITIES = (*LATENCIES, *THROUGHPUTS, *OUTCOMES, *SLOWDOWNS, *IN_THE_SERVER)
 HEADLINES = tuple(quantity for quantity in LATENCIES if quantity.statistic == "mean") + THROUGHPUTS
-"""Those with a verdict in the tables; files hold one for every quantity that has a better side."""
+"""Quantities that get a verdict in the tables. Files contain a verdict for every quantity with ``better``."""

@@ -1,4 +1,4 @@
-"""The figures of one run as a table for the terminal."""
+"""Shows the figures of one run as a table in the terminal."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 OVERLOAD_MARK = "▲"
 OVERLOAD_NOTE = (
-    f"{OVERLOAD_MARK} above capacity: a backlog grew while requests came, so means and tails depend on how "
-    "many requests were sent. Compare such runs only at the same number of prompts."
+    f"{OVERLOAD_MARK} above capacity: a backlog grew while requests arrived, so latencies depend on how many "
+    "requests were sent. Compare such runs only at the same number of prompts."
 )
 
 DISTURBED_MARK = "◆"
 DISTURBED_NOTE = (
-    f"{DISTURBED_MARK} other programs took part of the machine meanwhile, so these figures are not of the "
-    "system alone. Measure again when the machine is quiet."
+    f"{DISTURBED_MARK} other programs took part of the machine's CPU time during the run, so its figures are "
+    "not reliable. Run it again when the machine is idle."
 )
 
 RATE_TOLERANCE = 0.02
-"""A larger share of the scheduled rate missed is said."""
+"""A note is shown if the sent rate differs from the scheduled rate by a larger share."""
 COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
 
 
@@ -39,9 +39,9 @@ def summary_table(
     memory: MemoryAccount | None = None,
     machine: MachineAccount | None = None,
 ) -> Group:
-    """What ``fgbench run`` ends with: latencies from the scheduled moment, then counts and rates.
+    """Return the table that ``fgbench run`` prints at the end: latencies, counts, rates and notes.
 
-    ``memory``: the server's account of its KV memory. ``machine``: the machine's other load. None: not known.
+    ``memory`` is the server's KV memory, ``machine`` the machine's other load; None if unknown.
     """
     from rich.console import Group
     from rich.table import Table
@@ -66,7 +66,7 @@ def summary_table(
 
 
 def run_table(info: dict[str, Any], summary: Summary) -> Group:
-    """``summary_table`` of a run, under what run.json says of it."""
+    """Return the ``summary_table`` of a run, with a title made from run.json."""
     workload = info.get("workload") or {}
     system = f"{(info.get('backend') or {}).get('name')}, {info.get('model')}"
     title = f"{system}, {workload.get('dataset')}, {load_in_words(workload)}"
@@ -74,36 +74,40 @@ def run_table(info: dict[str, Any], summary: Summary) -> Group:
 
 
 def _notes(summary: Summary, machine: MachineAccount | None) -> list[str]:
-    """What a reader of the figures must know first."""
+    """Return warnings about the figures."""
     notes = [OVERLOAD_NOTE] if summary.overloaded else []
     if machine is not None and machine.busy:
         notes.append(DISTURBED_NOTE)
     sent, scheduled = summary.achieved_rate, summary.scheduled_rate
     if sent and scheduled and abs(sent / scheduled - 1.0) > RATE_TOLERANCE:
         notes.append(
-            f"The client sent {number(sent)}/s where its schedule has {number(scheduled)}/s "
-            f"({sent / scheduled - 1.0:+.1%}): this is not the load that was asked for."
+            f"The client sent {number(sent)}/s instead of the scheduled {number(scheduled)}/s "
+            f"({sent / scheduled - 1.0:+.1%}), so this is not the requested load. Use a faster client "
+            "machine or a lower rate."
         )
     if summary.rejected:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(summary.rejections.items()))
         notes.append(
-            f"{summary.rejected} of {summary.requests} requests were rejected ({kinds}): more came than the "
-            "server's queue takes. They have no latency, and goodput counts them as missed. A server of this "
-            "suite lets all wait with --max-queue 0."
+            f"{summary.rejected} of {summary.requests} requests were rejected ({kinds}). They have no "
+            "latency, and goodput counts them as missed. With --max-queue 0, FastGen lets all requests wait "
+            "instead."
         )
     if summary.trimmed and not summary.requests:
-        notes.append("Trimming left no request: there are no figures. The requests are kept all the same.")
+        notes.append(
+            "Trimming left no request, so there are no figures. All requests are saved; use a shorter --trim "
+            "and --cool-down."
+        )
     return notes
 
 
 def load_in_words(workload: dict[str, Any]) -> str:
-    """How requests came, of run.json's ``workload``: ``2.5/s``, ``gamma cv=2, 2.5/s``."""
+    """Describe the load of run.json's ``workload``: ``2.5/s``, ``gamma cv=2, 2.5/s``."""
     arrivals = str(workload.get("arrivals", "unknown"))
     if "concurrency" in workload.get("arrival_process", {}):
         return f"closed loop of {workload['arrival_process']['concurrency']}"
-    asked = float(workload.get("rate") or "nan")
-    rate = "all at once" if math.isinf(asked) else f"{number(asked, 4)}/s"
-    return rate if arrivals == "poisson" else f"{arrivals}, {rate}"
+    rate = float(workload.get("rate") or "nan")
+    text = "all at once" if math.isinf(rate) else f"{number(rate, 4)}/s"
+    return text if arrivals == "poisson" else f"{arrivals}, {text}"
 
 
 def _cells(distribution: Distribution | None) -> list[str]:
@@ -141,24 +145,23 @@ def _facts(
             ("left out", f"{summary.trimmed} requests scheduled before {first} or after {last} of the load")
         )
     if summary.server_requests:
-        facts.append(("in the server", _server_account(summary)))
+        facts.append(("in the server", _server_report(summary)))
     if memory is not None:
-        facts.append(("KV memory", _memory_account(memory)))
+        facts.append(("KV memory", _memory_report(memory)))
     if machine is not None and machine.busy:
         facts.append(("the machine", machine.describe()))
     return facts
 
 
-def _memory_account(memory: MemoryAccount) -> str:
-    """Of several replicas the mean."""
+def _memory_report(memory: MemoryAccount) -> str:
     pressure = "never under pressure"
     if memory.pressure_seconds > 0.0:
         pressure = (
             f"under pressure for {seconds(memory.pressure_seconds)} of {seconds(memory.seconds)} "
             "(nothing new started)"
         )
-    whose = f"mean of {memory.replicas} replicas: " if memory.replicas > 1 else ""
-    return f"{whose}{pressure}; device idle for copies {percent(memory.copy_wait_share)} of the time"
+    prefix = f"mean of {memory.replicas} replicas: " if memory.replicas > 1 else ""
+    return f"{prefix}{pressure}; device idle for copies {percent(memory.copy_wait_share)} of the time"
 
 
 def _offered(rate: float | None) -> str:
@@ -167,8 +170,8 @@ def _offered(rate: float | None) -> str:
     return "all at once offered, " if math.isinf(rate) else f"{number(rate)}/s offered, "
 
 
-def _server_account(summary: Summary) -> str:
-    """Totals of counts and bytes, means of seconds: all that the server accounted for."""
+def _server_report(summary: Summary) -> str:
+    """Return what the server reported: totals of counts and bytes, means of seconds."""
     totals = summary.server_totals
     parts = []
     if "preemptions" in totals:

@@ -1,7 +1,10 @@
-"""All runs as two tables to ask in SQL: ``runs`` and ``requests``.
+"""Answers SQL queries over all runs, with the tables ``runs`` and ``requests``.
 
-Sealed: a query sees the tables and nothing else of the machine, and changes nothing. Arrow reads the Parquet
-files of the runs, from a list that is made before, so DuckDB needs no access to files at all.
+Queries are sandboxed: they see only these tables and cannot change anything. Arrow reads the runs' Parquet
+files, from a list made before the query, so DuckDB needs no access to files.
+
+    with Database(Path("results")) as database:
+        database.ask("SELECT backend, count(*) FROM runs GROUP BY ALL").rows
 """
 
 from __future__ import annotations
@@ -42,34 +45,36 @@ EXAMPLE = (
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
+    """The answer to a query."""
+
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
 
 
 class Database:
-    """The runs under a folder, as they were when it was opened. A context: it closes."""
+    """The runs under a folder, as of the time of opening. Use it as a context manager."""
 
     def __init__(self, root: Path, left_out: Callable[[str], None] = lambda sentence: None) -> None:
-        """``left_out`` gets a sentence for each damaged run."""
+        """Open the runs under ``root``; ``left_out`` is called with a sentence for each damaged run."""
         import duckdb
 
         self._left_out = left_out
         self._found = readable(_row_and_requests, find_runs(root), left_out)
         self._connection: duckdb.DuckDBPyConnection = duckdb.connect(":memory:")
         self._register()
-        for sentence in SEAL:
-            self._connection.execute(sentence)
+        for statement in SEAL:
+            self._connection.execute(statement)
 
     def ask(self, query: str) -> QueryResult:
-        """One SELECT (or DESCRIBE, SUMMARIZE, EXPLAIN).
+        """Run one SELECT (or DESCRIBE, SUMMARIZE, EXPLAIN) and return its result.
 
         Raises:
-            ValueError: it is something else, or DuckDB does not take it; says why.
+            ValueError: ``query`` is something else, or DuckDB rejects it; the message says why.
         """
         import duckdb
 
         if len(query) > MAX_CHARACTERS:
-            raise ValueError(f"a query of {len(query)} characters is too long")
+            raise ValueError(f"a query of {len(query)} characters is too long: at most {MAX_CHARACTERS:,}")
         try:
             statements = self._connection.extract_statements(query)
             readers = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
@@ -95,20 +100,23 @@ class Database:
         self._connection.register("requests", requests)
 
     def _leave_out_damaged(self) -> bool:
-        """Leaves out the runs whose Parquet file is damaged behind its beginning and its end, which only
-        reading all of it shows. Whether there were any."""
+        """Leave out the runs whose Parquet file is damaged; return whether there were any.
+
+        Opening a file checks only its start and its end. To find damage elsewhere, it must be read
+        completely.
+        """
         sources = [source for _, source in self._found if isinstance(source, Path)]
-        whole = readable(_read_whole, sources, self._left_out)
-        if len(whole) == len(sources):
+        intact = readable(_checked, sources, self._left_out)
+        if len(intact) == len(sources):
             return False
         self._found = [
-            (row, source) for row, source in self._found if not isinstance(source, Path) or source in whole
+            (row, source) for row, source in self._found if not isinstance(source, Path) or source in intact
         ]
         self._register()
         return True
 
     def schema(self) -> dict[str, list[tuple[str, str]]]:
-        """Each table's columns with their types."""
+        """Return the columns of each table as (name, type)."""
         return {
             table: [(row[0], row[1]) for row in self.ask(f"DESCRIBE {table}").rows]
             for table in ("runs", "requests")
@@ -122,12 +130,12 @@ class Database:
 
 
 def _row_and_requests(folder: Path) -> tuple[dict[str, Any], Path | pa.Table]:
-    """A row of ``runs``, and where the run's requests are."""
+    """Return the row of ``runs``, and the run's requests: a Parquet file or a table."""
     info = read_info(folder)
     return run_row(folder, info), parquet_of(folder, info) or requests_table(folder, info)
 
 
-def _read_whole(path: Path) -> Path:
-    """The same path. Raises ValueError where the file is damaged anywhere."""
+def _checked(path: Path) -> Path:
+    """Return ``path``; raises ValueError if any part of the file is damaged."""
     read_table(path)
     return path

@@ -1,4 +1,4 @@
-"""Where a run was made: what a reader needs to judge its numbers."""
+"""Describes the machine and software of a run, which a reader needs to judge its figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Client's machine and software; keys as in results/README.md. A server elsewhere has its own."""
+    """Return the client's machine and software; results/README.md describes the keys.
+
+    It does not describe a server on another machine.
+    """
     import psutil
 
     return {
@@ -47,7 +50,10 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The checkout's commit, ``-dirty`` where tracked files differ from it; None for an installed package."""
+    """Return the checkout's commit, or None for an installed package.
+
+    The commit has the suffix ``-dirty`` if tracked files differ from it.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

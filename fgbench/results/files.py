@@ -1,4 +1,4 @@
-"""Folders of their own and JSON files that are never seen half written."""
+"""Creates new folders, and writes JSON files so that readers never see half of one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fgengine.files import replacing
 
 
 def fresh_folder(root: Path, *parts: str) -> Path:
-    """Makes ``root/<time>_<part>_<part>``; a second one of that name is numbered.
+    """Create ``root/<time>_<part>_<part>``; if it exists, append a number.
 
     Raises:
-        ValueError: there are a thousand of that name.
+        ValueError: a thousand folders with this name exist.
     """
     tail = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", part) for part in parts)
     stem = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}_{tail}"
@@ -26,15 +26,15 @@ def fresh_folder(root: Path, *parts: str) -> Path:
         except FileExistsError:
             continue
         return path
-    raise ValueError(f"{root} already holds a thousand folders called {stem}")
+    raise ValueError(f"{root} already holds a thousand folders called {stem}: remove some or wait a second")
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """A reader sees the old file or the new one, never half of one."""
+    """Replace the file atomically: a reader sees the old file or the new one."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the millisecond."""
+    """Return the current time in UTC as ISO 8601, with milliseconds."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

@@ -1,6 +1,6 @@
-"""Run folders as tables: a row a run, and a row a request.
+"""Converts run folders to tables: one row per run, and one row per request.
 
-DuckDB asks the Arrow tables, and ``fgbench.runs`` and ``fgbench.load_runs`` give them as DataFrames.
+DuckDB queries the Arrow tables. ``fgbench.runs`` and ``fgbench.load_runs`` return them as DataFrames.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ MACHINE = ("other_cores", "stolen_cores")
 STATISTICS = tuple(f.name for f in fields(Distribution) if f.name != "count")
 NAMES_OF_A_RUN = ("run", "path", "status", "backend", "policy", "model", "dataset", "arrivals")
 NUMBERS_OF_A_RUN = ("rate", "concurrency", "seed")
-"""With the names, what ``fgbench.load_runs`` says of a request's run."""
+"""With ``NAMES_OF_A_RUN``, the columns of ``fgbench.load_runs`` that describe the run of a request."""
 
 
 def runs(paths: Iterable[str | Path], left_out: Callable[[str], None]) -> pd.DataFrame:
-    """``fgbench.runs``. ``left_out`` gets a sentence for each damaged run."""
+    """Implement ``fgbench.runs``. ``left_out`` is called with a sentence for each damaged run."""
     import pandas as pd
 
     frame = runs_table(readable(_row, _folders(paths), left_out)).to_pandas()
@@ -67,7 +67,7 @@ def runs(paths: Iterable[str | Path], left_out: Callable[[str], None]) -> pd.Dat
 
 
 def load_runs(paths: Iterable[str | Path], left_out: Callable[[str], None]) -> pd.DataFrame:
-    """``fgbench.load_runs``. ``left_out`` gets a sentence for each damaged run."""
+    """Implement ``fgbench.load_runs``. ``left_out`` is called with a sentence for each damaged run."""
     import numpy as np
     import pandas as pd
     import pyarrow as pa
@@ -84,12 +84,15 @@ def load_runs(paths: Iterable[str | Path], left_out: Callable[[str], None]) -> p
 
 
 def _folders(paths: Iterable[str | Path]) -> list[Path]:
-    """Each run folder once."""
+    """Return the run folders at ``paths``, without duplicates."""
     return list({folder.resolve(): folder for path in paths for folder in run_folders(path)}.values())
 
 
 def runs_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """A row a run: what was run, and its summary, a distribution as ``ttft_mean``, ``ttft_p50``, ..."""
+    """Return a table with one row per run: its settings and its summary.
+
+    A distribution becomes several columns: ``ttft_mean``, ``ttft_p50``, ...
+    """
     import pyarrow as pa
 
     schema = pa.schema(
@@ -107,8 +110,11 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def run_row(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """A row of ``runs_table``. Raises ValueError where the run has no summary and its requests are
-    damaged."""
+    """Return a row for ``runs_table``.
+
+    Raises:
+        ValueError: the run has no summary, and its requests are damaged.
+    """
     summary = stored_summary(folder, info)
     memory, machine = MemoryAccount.of(info), MachineAccount.of(info)
     return {
@@ -129,7 +135,7 @@ def _row(folder: Path) -> dict[str, Any]:
 
 
 def _description(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """What was run, by run.json."""
+    """Return the settings of a run, from run.json."""
     backend, work = info.get("backend") or {}, info.get("workload") or {}
     environment, rate = info.get("environment") or {}, work.get("rate")
     return {
@@ -162,8 +168,10 @@ def _statistics(summary: Summary) -> dict[str, float]:
 
 
 def parquet_of(folder: Path, info: dict[str, Any]) -> Path | None:
-    """requests.parquet of a complete run. None where only requests.jsonl holds all requests, or all of
-    today's columns.
+    """Return the path of a complete run's requests.parquet.
+
+    Returns None if the run is not complete, or if an older version wrote the file with other columns. Then
+    requests.jsonl must be read.
 
     Raises:
         ValueError: the file is damaged.
@@ -181,7 +189,7 @@ def parquet_of(folder: Path, info: dict[str, Any]) -> Path | None:
 
 
 def requests_table(folder: Path, info: dict[str, Any]) -> pa.Table:
-    """A row a request, in the workload's order. Raises ValueError where its file is damaged."""
+    """Return one row per request, in the workload's order; raises ValueError if the file is damaged."""
     import pyarrow as pa
 
     path = parquet_of(folder, info)
@@ -191,8 +199,10 @@ def requests_table(folder: Path, info: dict[str, Any]) -> pa.Table:
 
 
 def requests_dataset(sources: Sequence[tuple[str, Path | pa.Table]]) -> ds.Dataset:
-    """A row a request of many runs, with the name of its run. Parquet files are read when they are asked for,
-    and only the columns that are."""
+    """Return the requests of many runs, one row each, with a column ``run`` for the name of the run.
+
+    A query reads only the Parquet files and columns that it needs.
+    """
     import pyarrow as pa
     import pyarrow.dataset as ds
     from pyarrow.fs import LocalFileSystem
@@ -229,8 +239,11 @@ def _described_requests(folder: Path) -> tuple[dict[str, Any], pa.Table]:
 
 
 def with_metrics(requests: pa.Table, info: dict[str, Any]) -> pa.Table:
-    """Adds to the requests of a run what follows from each: whether it counts, its latencies, and a column
-    ``server_...`` for each figure of the server's account."""
+    """Add computed columns to the requests of a run.
+
+    They are ``ok``, ``trimmed``, the metrics of each request, and a column ``server_...`` for each figure
+    that the server reports.
+    """
     import pyarrow as pa
 
     records = records_of(requests)
@@ -245,13 +258,13 @@ def with_metrics(requests: pa.Table, info: dict[str, Any]) -> pa.Table:
         if metric.of_request is not None and not metric.several_per_request:
             columns[metric.key] = pa.array([_value(metric, record) for record in records], pa.float64())
     for name in dict.fromkeys(name for record in records for name in record.server or {}):
-        account = [(record.server or {}).get(name) for record in records]
-        columns[f"server_{name}"] = pa.array(account, pa.float64())
+        reported = [(record.server or {}).get(name) for record in records]
+        columns[f"server_{name}"] = pa.array(reported, pa.float64())
     return pa.table(columns)
 
 
 def _value(metric: Metric, record: RequestRecord) -> float | None:
-    """As in a summary: a request that was not answered in full has no latency."""
+    """Return a metric of a request. As in a summary, only a request answered in full has a latency."""
     if metric.of_request is None or not (metric.every_request or record.ok):
         return None
     return next(iter(metric.of_request(record)), None)

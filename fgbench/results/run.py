@@ -1,4 +1,4 @@
-"""A run folder as a value, and reading one back, whole or killed midway."""
+"""Reads run folders, complete or not, and finds and removes them."""
 
 from __future__ import annotations
 
@@ -20,50 +20,57 @@ VERSION = 1
 RUN_FILE = "run.json"
 REQUESTS_FILE = "requests.jsonl"
 SPEC_FILE = "spec.toml"
-"""Options with which ``fgbench run --config`` repeats the run."""
+"""Options to repeat the run with ``fgbench run --config``."""
 LOCK_FILE = ".lock"
-"""Held by the process that writes the run."""
+"""Locked by the process that writes the run."""
 TABLE_FILE = "requests.parquet"
 LOG_FILE = "server.log"
 SWEEP_FILE = "sweep.json"
-"""Marks a folder that holds the run folders of a sweep."""
+"""File that marks a sweep folder, which contains run folders."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
+    """A run folder in memory.
+
+    run = read_run("results/20261126-003903_fastgen_sharegpt_r2.4_s0")
+    run.status, len(run.records)
+    """
+
     path: Path
     info: dict[str, Any]
-    """run.json; results/README.md describes it."""
+    """Content of run.json; results/README.md describes it."""
     records: tuple[RequestRecord, ...]
-    """In the order in which requests ended."""
+    """Records in the order in which requests ended."""
 
     @property
     def status(self) -> str:
-        """As ``status_of``."""
+        """``complete``, ``interrupted``, ``failed`` or ``incomplete``; see ``status_of``."""
         return status_of(self.info)
 
     @property
     def complete(self) -> bool:
+        """Whether all requests of the load ended."""
         return self.status == "complete"
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the result; empty where run.json does not hold it."""
+        """Hash of everything that affects the result; empty if run.json does not contain it."""
         return str(self.info.get("fingerprint", ""))
 
 
 def read_run(path: str | Path) -> Run:
-    """Reads a run folder whatever state it was left in: a request cut off in the writing is dropped.
+    """Read a run folder, even if the run was killed; an incompletely written last request is dropped.
 
     Raises:
-        ValueError: ``path`` is no run folder, a file of it is damaged, or a later version wrote it.
+        ValueError: ``path`` is not a run folder, one of its files is damaged, or a newer version wrote it.
     """
     folder = Path(path)
     return Run(folder, read_info(folder), read_records(folder))
 
 
 def read_records(folder: Path) -> tuple[RequestRecord, ...]:
-    """The requests in the order in which they ended: of requests.jsonl, or of a packed run's Parquet file.
+    """Read requests.jsonl, or a packed run's Parquet file, in the order in which the requests ended.
 
     Raises:
         ValueError: the file is damaged.
@@ -103,7 +110,7 @@ def _size(folder: Path) -> int:
 
 
 def has_requests(folder: Path) -> bool:
-    """Whether a request had ended and is complete on disk. Only the first one is looked at."""
+    """Whether at least one request had ended and is completely on disk. Reads only the first line."""
     requests = folder / REQUESTS_FILE
     if not requests.is_file():
         return (folder / TABLE_FILE).is_file()
@@ -112,7 +119,7 @@ def has_requests(folder: Path) -> bool:
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """run.json alone: a fraction of a folder's bytes. Raises ValueError as ``read_run`` does."""
+    """Read only run.json, which is much faster than ``read_run``. Raises ValueError like ``read_run``."""
     path = folder / RUN_FILE
     try:
         info = msgspec.json.decode(path.read_bytes())
@@ -124,7 +131,8 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a run description: it has no version")
     if info["version"] > VERSION:
         raise ValueError(
-            f"{path} was written by a newer fgbench (version {info['version']}, this reads {VERSION})"
+            f"{path} was written by a newer fgbench (version {info['version']}, this reads {VERSION}): "
+            "update fgbench"
         )
     try:
         msgspec.convert(info, _Info)
@@ -138,20 +146,26 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def status_of(info: dict[str, Any]) -> str:
-    """``complete``, ``interrupted``, ``failed``, or ``incomplete``: it was killed, or is still running."""
+    """Return ``complete``, ``interrupted``, ``failed`` or ``incomplete``, from run.json.
+
+    ``incomplete`` means that the run was killed or is still running.
+    """
     status = str(info.get("status", "running"))
     return "incomplete" if status == "running" else status
 
 
 def trim_of(info: dict[str, Any]) -> Trim:
-    """What the run was to leave out of its figures."""
-    said = info.get("trim") or {}
-    return Trim.parse(said.get("start"), said.get("end"))
+    """Return which part of the run its figures leave out, from run.json."""
+    trim = info.get("trim") or {}
+    return Trim.parse(trim.get("start"), trim.get("end"))
 
 
 def find_runs(root: str | Path) -> list[Path]:
-    """Run folders right under ``root`` and in the sweeps there, oldest first by the time in their names; none
-    if there is no root."""
+    """Return the run folders directly in ``root``, and in the sweep folders there.
+
+    They are sorted by the time in their names, oldest first. Returns an empty list if ``root`` does not
+    exist.
+    """
     root = Path(root)
     if not root.is_dir():
         return []
@@ -162,7 +176,7 @@ def find_runs(root: str | Path) -> list[Path]:
 
 
 def find_run(root: Path, name: str) -> Path:
-    """The run folder that a user means: a path, or the beginning of a name under ``root``.
+    """Return the run folder for a path, a name under ``root``, or the start of such a name.
 
     Raises:
         ValueError: there is none, or there are several.
@@ -173,15 +187,17 @@ def find_run(root: Path, name: str) -> Path:
     exact = [path for path in runs if path.name == name]
     matching = exact or [path for path in runs if path.name.startswith(name.rstrip("/"))]
     if not matching or not name:
-        raise ValueError(f"there is no run folder {name}, nor a run in {root} whose name begins so")
+        raise ValueError(f"there is no run folder {name}, and no name in {root} begins with it")
     if len(matching) > 1:
         names = ", ".join(path.name for path in matching[:3])
-        raise ValueError(f"{len(matching)} runs in {root} begin with {name}: {names}, ...; say more of it")
+        raise ValueError(
+            f"{len(matching)} runs in {root} begin with {name}: give a longer name ({names}, ...)"
+        )
     return matching[0]
 
 
 def run_folders(path: str | Path) -> list[Path]:
-    """``path`` where it is a run folder, else the run folders in it, as ``find_runs`` finds them.
+    """Return ``[path]`` if it is a run folder, else the run folders in it (see ``find_runs``).
 
     Raises:
         ValueError: there are none.
@@ -194,8 +210,10 @@ def run_folders(path: str | Path) -> list[Path]:
 
 
 def readable(read: Callable[[Path], T], folders: Iterable[Path], left_out: Callable[[str], None]) -> list[T]:
-    """What ``read`` makes of each run folder. One that is damaged does not hide the others: it is left out,
-    and ``left_out`` gets the sentence that names it."""
+    """Call ``read`` for each run folder and return the results.
+
+    A damaged run is left out, and ``left_out`` is called with a sentence that names it.
+    """
     found = []
     for folder in folders:
         try:
@@ -206,8 +224,10 @@ def readable(read: Callable[[Path], T], folders: Iterable[Path], left_out: Calla
 
 
 def is_being_written(folder: Path) -> bool:
-    """Whether the process that writes this run is alive: it holds a lock that the system takes back when the
-    process ends, however it ends."""
+    """Whether the process that writes this run is alive.
+
+    The process holds a lock, which the system releases when the process ends in any way.
+    """
     from filelock import FileLock, Timeout
 
     if not (folder / LOCK_FILE).is_file():
@@ -217,7 +237,7 @@ def is_being_written(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # this user may not lock it
+    except OSError:  # no permission to lock the file
         return False
 
 
@@ -225,7 +245,10 @@ _decode_record = msgspec.json.Decoder(RequestRecord).decode
 
 
 def _records(path: Path) -> Iterator[RequestRecord]:
-    """A line that is not whole can only be the last one: each is written in one piece and flushed."""
+    """Yield the records in a file.
+
+    Lines are written one after the other without buffering, so only the last line can be incomplete.
+    """
     try:
         lines = path.open("rb")
     except FileNotFoundError:
@@ -285,7 +308,7 @@ class _ServerStats(msgspec.Struct):
 
 
 class _Info(msgspec.Struct):
-    """The types of what is read from run.json, so that a damaged value is found where it is read."""
+    """Types of the values in run.json, to detect damaged values while reading."""
 
     status: str = "running"
     model: str | None = None
@@ -298,20 +321,20 @@ class _Info(msgspec.Struct):
 
 
 def check_removable(folder: Path) -> None:
-    """Raises ValueError for what is not plainly a run folder, or is one that is being written."""
+    """Raise ValueError if ``folder`` is not certainly a run folder, or is being written."""
     if folder.is_symlink():
         raise ValueError(f"{folder} is a link, not a run folder: nothing is removed")
     read_info(folder)
-    if strange := [entry.name for entry in folder.iterdir() if entry.is_symlink() or not entry.is_file()]:
-        raise ValueError(f"{folder} holds {strange[0]}, which no run wrote: remove it by hand")
+    if unknown := [entry.name for entry in folder.iterdir() if entry.is_symlink() or not entry.is_file()]:
+        raise ValueError(f"{folder} holds {unknown[0]}, which no run wrote: remove it by hand")
     if is_being_written(folder):
-        raise ValueError(f"the run in {folder} is under way: stop it first")
+        raise ValueError(f"the run in {folder} is still running: stop it first")
 
 
 def remove(folder: Path) -> None:
-    """run.json goes last, so that a removal cut off can be done again. Raises ValueError as
-    ``check_removable``."""
+    """Remove a run folder; raises ValueError like ``check_removable``."""
     check_removable(folder)
+    # run.json is removed last, so that an interrupted removal can be repeated
     for entry in list(folder.iterdir()):
         if entry.name != RUN_FILE:
             entry.unlink()
@@ -320,21 +343,26 @@ def remove(folder: Path) -> None:
 
 
 def stored_summary(folder: Path, info: dict[str, Any]) -> Summary:
-    """As the run's ``info`` has it; of a run that was killed before it had one, over the requests that had
-    ended. Raises ValueError where those are damaged."""
+    """Return the summary in run.json, or compute it from the requests if the run was killed.
+
+    Raises:
+        ValueError: the requests are needed, and are damaged.
+    """
     if info.get("summary") is not None:
         return Summary.from_dict(info["summary"])
     return summary_of(Run(folder, info, read_records(folder)))
 
 
 def summary_of(run: Run) -> Summary:
-    """As ``fgbench run`` would have ended with them."""
+    """Compute the summary of a run from its records, like ``fgbench run`` does."""
     return summarize(run.records, offered_rate=offered_rate(run.info), trim=trim_of(run.info))
 
 
 def offered_rate(info: dict[str, Any]) -> float | None:
-    """Requests per second the workload asked for on average; None where it did not: in a closed loop, or not
-    known."""
+    """Return the mean requests per second that the workload asks for.
+
+    Returns None in a closed loop, or if the rate is unknown.
+    """
     work = info.get("workload") or {}
     process = work.get("arrival_process") or {}
     if "concurrency" in process or not work.get("rate"):

@@ -1,4 +1,4 @@
-"""Writing a run folder so that whatever kills the run, every finished request stays."""
+"""Writes a run folder. If the run is killed, every finished request is already on disk."""
 
 from __future__ import annotations
 
@@ -28,16 +28,22 @@ from fgbench.spec.files import write_options
 
 
 class RunWriter:
-    """One run folder, from creation to ``finish``. As a context it marks a run that raised as failed."""
+    """Writes one run folder, from its creation to ``finish``.
+
+    As a context manager, it marks the run as failed or interrupted if an exception occurs.
+    """
 
     def __init__(self, root: Path, info: dict[str, Any], options: Mapping[str, Any] | None = None) -> None:
-        """Makes ``root/<time>_<backend>_<dataset>_r<rate>_s<seed>`` (in a closed loop ``c<concurrency>``) and
-        writes run.json, status ``running``.
+        """Create ``root/<time>_<backend>_<dataset>_r<rate>_s<seed>`` and write run.json, status ``running``.
 
-        ``info`` holds run.json's keys ``backend, model, workload, fingerprint, environment, ...``.
-        ``options``: those that repeat the run, for spec.toml.
+        In a closed loop, the name has ``c<concurrency>`` instead of ``r<rate>``.
+
+        Args:
+            root: Folder of the run folders.
+            info: Values for run.json: ``backend, model, workload, fingerprint, environment, ...``.
+            options: Options that repeat the run, for spec.toml.
         """
-        self._begun = time.monotonic()
+        self._start = time.monotonic()
         self.info: dict[str, Any] = {
             "version": VERSION,
             "status": "running",
@@ -53,34 +59,35 @@ class RunWriter:
             write_options(self.path / SPEC_FILE, options)
         self._requests = (self.path / REQUESTS_FILE).open("ab", buffering=0)
         self._lock = FileLock(self.path / LOCK_FILE)
-        with suppress(OSError):  # a file system without locks
+        with suppress(OSError):  # the file system may have no locks
             self._lock.acquire(blocking=False)
 
     @property
     def log_path(self) -> Path:
+        """Path of the server's log."""
         return self.path / LOG_FILE
 
     def describe(self, **parts: Any) -> None:
-        """Adds what became known after the start; rewrites run.json."""
+        """Add values to run.json that became known after the start."""
         self.info.update(parts)
         self._write_info()
 
     def append(self, record: RequestRecord) -> None:
-        """Written to the file at once, unbuffered: it outlives this process."""
+        """Write a record without buffering, so that it survives a crash of this process."""
         line = msgspec.json.encode(record) + b"\n"
-        while line:  # a disk that fills up takes a part
+        while line:  # a disk that is nearly full may write only a part
             line = line[self._requests.write(line) :]
 
     def finish(
         self, status: str, records: Sequence[RequestRecord], summary: dict[str, Any] | None, **parts: Any
     ) -> None:
-        """Writes requests.parquet and the last run.json. ``status``: complete, interrupted or failed."""
+        """Write requests.parquet and the final run.json. ``status``: complete, interrupted or failed."""
         self._requests.close()
         write_table(self.path / TABLE_FILE, records)
         self.info |= {
             "status": status,
             "ended": now(),
-            "duration_s": round(time.monotonic() - self._begun, 3),
+            "duration_s": round(time.monotonic() - self._start, 3),
             "summary": summary,
             **parts,
         }
@@ -110,6 +117,6 @@ class RunWriter:
 def _make_folder(root: Path, info: dict[str, Any]) -> Path:
     workload = info["workload"]
     workers = workload.get("arrival_process", {}).get("concurrency")
-    pace = f"r{float(workload['rate']):g}" if workers is None else f"c{workers}"
+    load = f"r{float(workload['rate']):g}" if workers is None else f"c{workers}"
     name, dataset, seed = info["backend"]["name"], workload["dataset"], workload["seed"]
-    return fresh_folder(root, str(name), str(dataset), pace, f"s{seed}")
+    return fresh_folder(root, str(name), str(dataset), load, f"s{seed}")

@@ -1,4 +1,4 @@
-"""How long a sweep takes, before and while it runs. Pure."""
+"""Estimates how long a sweep takes, before and while it runs. Pure."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from fgengine.cost import CostModel
 
 SAMPLED = 400
-"""Lengths that a capacity is predicted from."""
+"""Number of requests sampled to predict a capacity."""
 
 
 def sampled_lengths(dataset: Dataset, seed: int) -> list[tuple[int, int]]:
-    """Prompt and output tokens of some requests."""
+    """Return prompt and output tokens of ``SAMPLED`` requests."""
     from numpy.random import default_rng
 
     samples = islice(dataset.samples(default_rng(seed)), SAMPLED)
@@ -34,28 +34,34 @@ def sampled_lengths(dataset: Dataset, seed: int) -> list[tuple[int, int]]:
 
 
 def capacity(cost: CostModel, lengths: Sequence[tuple[int, int]], batch_size: int) -> float:
-    """Requests per second with full batches, as a profile predicts."""
+    """Return the requests per second with full batches, predicted by a cost model."""
     shares = [cost.share_seconds(prompt, output, batch_size) for prompt, output in lengths]
     return len(shares) / sum(shares)
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Requests per second of a backend, as a profile predicts."""
+    """Predicts the capacity of a backend with the cost model of a profile."""
 
     cost: CostModel
     lengths: Sequence[tuple[int, int]]
-    """Prompt and output tokens."""
+    """Prompt and output tokens of sampled requests."""
     batch_size: int
 
     def at(self, concurrency: int | None = None) -> float:
-        """With full batches, or with so many requests in flight where these are fewer."""
+        """Return the requests per second with full batches.
+
+        If ``concurrency`` is smaller than the batch size, batches have that number of requests.
+        """
         return capacity(self.cost, self.lengths, min(self.batch_size, concurrency or self.batch_size))
 
 
 def load_seconds(load: Load, capacity: float | None) -> float | None:
-    """As long as the requests need to arrive, or to be served where that is known and takes longer; None
-    where neither is known. A closed loop ends with its duration, however many requests are left."""
+    """Return the estimated seconds of a load, or None if unknown.
+
+    It is the time in which the requests arrive, or the time to serve them if that is known and longer. A
+    closed loop ends after ``load.duration``, even if requests are left.
+    """
     num_prompts = min(float(load.num_prompts), load.rate * load.duration)
     rate = min(load.rate, capacity or load.rate)
     seconds = num_prompts / rate if math.isfinite(rate) else None
@@ -66,39 +72,42 @@ def load_seconds(load: Load, capacity: float | None) -> float | None:
 
 @dataclass
 class Pace:
-    """Compares the seconds that points took with the seconds expected, and corrects later estimates by it."""
+    """Corrects estimates by the ratio of actual to estimated seconds so far."""
 
     _expected: float = 0.0
-    _taken: float = 0.0
+    _actual: float = 0.0
     _unestimated: list[float] = field(default_factory=list)
 
     def took(self, seconds: float, expected: float | None) -> None:
-        """A point took ``seconds``. ``expected``: None where there was no estimate, as for a simulation."""
+        """Record that a point took ``seconds``. ``expected`` is the estimate; None if there was none."""
         if expected is None:
             self._unestimated.append(seconds)
         else:
             self._expected += expected
-            self._taken += seconds
+            self._actual += seconds
 
     def left(self, expected: Sequence[float | None]) -> float | None:
-        """Seconds for points that are expected to take so long; None where there is no estimate yet."""
+        """Return the corrected sum of the estimates ``expected``; None if unknown.
+
+        Points without an estimate are assumed to take as long as the mean of earlier ones.
+        """
         known = [seconds for seconds in expected if seconds is not None]
         unestimated = len(expected) - len(known)
         if unestimated and not self._unestimated:
             return None
-        slower = self._taken / self._expected if self._expected > 0.0 else 1.0
-        return sum(known) * slower + (
+        slowdown = self._actual / self._expected if self._expected > 0.0 else 1.0
+        return sum(known) * slowdown + (
             unestimated * sum(self._unestimated) / len(self._unestimated) if unestimated else 0.0
         )
 
 
 class SweepProgress:
-    """Progress of a whole sweep: points report when they begin and end."""
+    """Progress of a sweep, for a line of text and for the header of the live panel."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._pace = Pace()
-        self._began = self._point_began = now()
+        self._start = self._point_start = now()
         self._expected: float | None = None
         self._left: float | None = None
         self._place = self._title = ""
@@ -107,31 +116,32 @@ class SweepProgress:
     def begin(
         self, place: str, title: str, share: float, expected: float | None, after: Sequence[float | None]
     ) -> None:
-        """A point begins.
+        """Record that a point begins.
 
         Args:
-            place: Such as ``point 3 of 12``.
-            title: What it measures.
-            share: Of the sweep that is done, 0 to 1.
-            expected: Seconds it will take; None where there is no estimate.
-            after: The same for the points after it.
+            place: Position in the sweep, such as ``point 3 of 12``.
+            title: What the point measures.
+            share: Share of the sweep that is done, 0 to 1.
+            expected: Estimated seconds of the point; None if there is no estimate.
+            after: Estimated seconds of the points after it.
         """
         self._place, self._title, self._share = place, title, share
-        self._point_began = self._now()
+        self._point_start = self._now()
         self._expected = expected
         self._left = self._pace.left([expected, *after])
 
     def end(self) -> float:
-        """Seconds the point took."""
-        seconds = self._now() - self._point_began
+        """Record that the point ended; return the seconds it took."""
+        seconds = self._now() - self._point_start
         self._pace.took(seconds, self._expected)
         return seconds
 
     def line(self) -> str:
-        """``point 3 of 12: fastgen, 1.5/s, seed 0; 2:05 gone, about 12:30 left``."""
+        """Return ``point 3 of 12: fastgen, 1.5/s, seed 0; 2:05 elapsed, about 12:30 left``."""
         return f"{self._place}: {self._title}; {self._times()}"
 
     def header(self) -> RenderableType:
+        """Return a row with the position, a progress bar and the times."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
@@ -145,7 +155,7 @@ class SweepProgress:
         return row
 
     def _times(self) -> str:
-        gone = f"{clock(self._now() - self._began)} gone"
+        elapsed = f"{clock(self._now() - self._start)} elapsed"
         if self._left is None:
-            return gone
-        return f"{gone}, about {clock(max(0.0, self._left - (self._now() - self._point_began)))} left"
+            return elapsed
+        return f"{elapsed}, about {clock(max(0.0, self._left - (self._now() - self._point_start)))} left"

@@ -1,4 +1,4 @@
-"""From a sweep's settings to what runs it: backends, loads, the plan, and the searches."""
+"""Prepares a sweep from its settings: backends, loads, plan and searches."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Dataset
 
 SEARCHED_ABOVE = 8.0
-"""Up to so many times its start a search's loads last for all of --duration; above they have fewer requests
-than that takes."""
+"""A search has enough requests for all of --duration at rates up to this multiple of its first rate. At
+higher rates, the load ends earlier."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
+    """Everything that a sweep needs before it starts."""
+
     settings: Settings
     specs: dict[str, BackendSpec]
-    """By label, as ``backends``."""
+    """Specifications of the backends, by label."""
     backends: dict[str, Backend]
+    """Backends, by label."""
     plan: SweepPlan
     dataset: Dataset
     capacities: dict[str, Capacity]
-    """By label, where a profile says."""
+    """Capacities by label, for the backends with a profile."""
 
     def first_points(self) -> Iterator[SweepPoint]:
-        """All of a grid; of searches the first probes."""
+        """Yield all points of a grid, or the first probes of the searches."""
         if not self.settings.sweep.find_rate:
             yield from self.plan.grid(self.settings.levels, self.settings.seed_numbers)
             return
@@ -46,15 +49,15 @@ class Prepared:
                 yield self.plan.point(label, self.search(label).start, seed)
 
     def expected_seconds(self, point: SweepPoint) -> float | None:
-        """That a point's load takes; None where that is not known, as of a simulation."""
+        """Return the estimated seconds of a point's load; None if unknown, as for a simulation."""
         if self.backends[point.backend].simulated:
             return None
         load = self.plan.load(point.level, point.seed)
-        known = self.capacities.get(point.backend)
-        return load_seconds(load, known.at(point.concurrency) if known else None)
+        capacity = self.capacities.get(point.backend)
+        return load_seconds(load, capacity.at(point.concurrency) if capacity else None)
 
     def repeating_options(self, point: SweepPoint) -> dict[str, Any]:
-        """Those of ``fgbench run`` that repeat a point."""
+        """Return the options with which ``fgbench run`` repeats a point."""
         load = replace(
             self.settings.load,
             rate=None if point.concurrency is not None else point.rate,
@@ -65,19 +68,19 @@ class Prepared:
         return self.specs[point.backend].repeating_options(load, self.settings.client)
 
     def search(self, label: str) -> Search:
-        """Raises ValueError where nothing says from which rate to start."""
+        """Return the search for a backend; raises ValueError if the first rate is unknown."""
         sweep, rates = self.settings.sweep, self.settings.sweep.rates
         if not rates and label not in self.capacities:
             raise ValueError(
-                f"--find-rate needs a rate to start from: there is no profile that tells {label}'s capacity; "
-                "give one, such as --rates 1"
+                f"--find-rate needs a first rate, and {label} has no profile to estimate it: give one, such "
+                "as --rates 1"
             )
         start = rates[0] if rates else float(f"{self.capacities[label].at():.3g}")
         search = Search(start, tolerance=sweep.tolerance, max_probes=sweep.max_probes)
         return replace(search, lowest=min(rates), highest=max(rates)) if len(rates) > 1 else search
 
     def prepare_backends(self, report: Report) -> None:
-        """What takes long and is done once, such as pulling weights. Raises ValueError where that fails."""
+        """Do the slow work that is needed once, such as pulling weights; raises ValueError if it fails."""
         try:
             for backend in self.backends.values():
                 backend.prepare(report)
@@ -86,16 +89,22 @@ class Prepared:
 
 
 def prepare(settings: Settings, specs: dict[str, BackendSpec], report: Report) -> Prepared:
-    """Everything that can be wrong is found here, before anything starts.
+    """Prepare a sweep. All wrong settings are found here, before anything starts.
 
-    ``specs``: the sweep's backends, by label. Raises ValueError.
+    Args:
+        settings: The sweep's settings.
+        specs: The sweep's backends, by label.
+        report: Called with sentences about progress.
+
+    Raises:
+        ValueError: the settings are wrong.
     """
-    _check_heeded(settings, specs)
+    _check_no_useless_options(settings, specs)
     headers = settings.client.headers
     backends = {label: backend_of(spec, alone=True, headers=headers) for label, spec in specs.items()}
     load = _at_highest_level(settings).to_load(settings.client)
     if settings.load.speedup is not None:
-        raise ValueError("--rates says how fast a trace is replayed: leave out --speedup")
+        raise ValueError("--rates already sets how fast a trace is replayed: leave out --speedup")
     for rate in settings.sweep.rates:
         replace(load, rate=rate)
     dataset = settings.load.to_dataset(settings.server, report)
@@ -112,22 +121,29 @@ def prepare(settings: Settings, specs: dict[str, BackendSpec], report: Report) -
     return prepared
 
 
-def _check_heeded(settings: Settings, specs: dict[str, BackendSpec]) -> None:
-    """Raises ValueError for an option that none of the backends heeds."""
+def _check_no_useless_options(settings: Settings, specs: dict[str, BackendSpec]) -> None:
+    """Raise ValueError for an option that affects none of the backends."""
     if all(spec.url is not None for spec in specs.values()):
         if settings.sweep.restart:
-            raise ValueError("--restart is for servers that the sweep starts, and all of these run already")
-        if wrong := servers_own(settings.server):
-            raise ValueError(f"{wrong[0]} is a server's, and all of these run already")
+            raise ValueError(
+                "--restart is for servers that the sweep starts, and all of these run already: leave it out"
+            )
+        if options := servers_own(settings.server):
+            raise ValueError(f"{options[0]} is a server's option, and all of these run already: leave it out")
     if all(spec.simulated for spec in specs.values()) and settings.client.endpoint is not None:
-        raise ValueError("--endpoint is a server's; a simulation has none")
+        raise ValueError("--endpoint is a server's option, and all backends are simulated: leave it out")
     if settings.client.headers and all(spec.url is None for spec in specs.values()):
-        raise ValueError("--header and --api-key are for servers that run already, and none of these does")
+        raise ValueError(
+            "--header and --api-key are for servers that run already, and none of these does: leave them out"
+        )
 
 
 def _at_highest_level(settings: Settings) -> LoadSpec:
-    """With --duration the number of requests follows from the rate; points share it, for they share the
-    requests, and so it must be enough for the highest rate."""
+    """Return the load at the highest level, which determines the number of requests.
+
+    With --duration, the number of requests follows from the rate. All points share the requests, so there
+    must be enough for the highest rate.
+    """
     if settings.sweep.concurrency:
         return replace(settings.load, concurrency=max(settings.sweep.concurrency))
     finite = [rate for rate in settings.sweep.rates if math.isfinite(rate)]
@@ -138,19 +154,19 @@ def _at_highest_level(settings: Settings) -> LoadSpec:
 
 
 def _identities(backends: dict[str, Backend]) -> dict[str, dict[str, object]]:
-    """Raises ValueError for two backends that are the same, whatever they were called."""
+    """Return the identity of each backend; raises ValueError if two are the same under different labels."""
     identities: dict[str, dict[str, object]] = {}
     for label, backend in backends.items():
-        mine = identity_of(backend)
-        for other, identity in identities.items():
-            if identity == mine:
-                raise ValueError(f"--backend {label} is the same as --backend {other}")
-        identities[label] = mine
+        identity = identity_of(backend)
+        for other_label, other in identities.items():
+            if other == identity:
+                raise ValueError(f"--backend {label} is the same as --backend {other_label}: leave one out")
+        identities[label] = identity
     return identities
 
 
 def _workload(dataset: Dataset, load: Load) -> str:
-    """Fingerprint of the requests, as they are before a server says how large its vocabulary is."""
+    """Return the fingerprint of the requests, built before a server reports the size of its vocabulary."""
     return build_workload(
         dataset,
         rate=load.rate,
@@ -163,7 +179,7 @@ def _workload(dataset: Dataset, load: Load) -> str:
 
 
 def _capacity(spec: BackendSpec, lengths: list[tuple[int, int]]) -> Capacity | None:
-    """What a profile of the model promises; None where there is none, or nothing to promise for."""
+    """Return the capacity by a profile of the model; None without a profile, or for an attached server."""
     if spec.url is not None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The sweep itself: each point measured or taken from the folder, whatever becomes of the others."""
+"""Runs a sweep: measures each point, or takes its result from the folder. A failed point does not stop it."""
 
 from __future__ import annotations
 
@@ -30,37 +30,46 @@ from fgengine.units import clock, percent, seconds
 
 @dataclass(frozen=True, slots=True)
 class Result:
+    """The result of one point."""
+
     point: SweepPoint
     exit: ExitStatus
     summary: Summary | None
-    """None where the run did not get so far."""
+    """None if the run ended before it had one."""
     run: Path | None
+    """Run folder; None if there is none."""
     disturbed: bool = False
-    """Other programs took part of the machine meanwhile."""
+    """Whether other programs disturbed the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateSearchResult:
-    """What a search for the highest rate came to."""
+    """The result of a search for the highest rate."""
 
     bracket: Bracket
     tried: list[dict[str, Any]]
-    """By probe: ``rate``, ``figures`` (means over the seeds, by bound), ``met``, ``overloaded``, ``rejected``
-    (share of the requests)."""
+    """For each probe: ``rate``, ``figures`` (means over the seeds, by bound), ``met``, ``overloaded``,
+    ``rejected`` (share of the requests)."""
     codes: tuple[int, ...]
-    """Of its runs."""
+    """Exit codes of the runs."""
     stopped: str = ""
-    """Why it could not go on; empty where it ended by itself."""
+    """Why the search stopped early; empty if it did not."""
 
     @property
     def code(self) -> int:
-        """Errors of an overloaded server are an answer: it missed. Not so a search without a bracket."""
+        """Exit code of the search.
+
+        A search that stopped early or found no bracket has failed. Too many errors at a rate are no failure:
+        the rate counts as missed.
+        """
         if self.stopped or not self.bracket.found:
             return FAILED
         return worst([code for code in self.codes if code != TOO_MANY_ERRORS])
 
 
 class SweepRunner:
+    """Measures the points of a sweep."""
+
     def __init__(
         self,
         folder: SweepFolder,
@@ -76,12 +85,21 @@ class SweepRunner:
         restart: bool = False,
         fail_fast: bool = False,
     ) -> None:
-        """
+        """Set up the runner.
+
         Args:
-            expected_seconds: Seconds a point takes; None where they are not known.
-            options: Those of ``fgbench run`` that repeat a point.
-            restart: A fresh server for each point, which logs into its run's folder; else one for each
-                backend, which logs to ``server_<label>.log`` in the sweep's folder.
+            folder: Where results are saved.
+            plan: Makes the points.
+            backends: Backends by label.
+            dataset: Source of the requests.
+            display: Shows progress.
+            total: Progress of the sweep.
+            expected_seconds: Returns the estimated seconds of a point; None if unknown.
+            options: Returns the options with which ``fgbench run`` repeats a point.
+            max_error_rate: Largest share of failed requests of a valid run.
+            restart: Start a new server for each point, which logs into its run's folder. Otherwise there is
+                one server for each backend, which logs to ``server_<label>.log`` in the sweep's folder.
+            fail_fast: Stop after the first point that fails.
         """
         self._folder = folder
         self._plan = plan
@@ -96,10 +114,12 @@ class SweepRunner:
         self._fail_fast = fail_fast
 
     def grid(self, points: Sequence[SweepPoint]) -> list[Result]:
-        """The results of all points; with ``fail_fast`` up to the first that went wrong.
+        """Measure all points that have no result yet, and return all results.
+
+        With ``fail_fast``, it stops after the first point that fails.
 
         Raises:
-            KeyboardInterrupt: the point at work is kept and said to be interrupted.
+            KeyboardInterrupt: the user interrupted; the current point is saved as interrupted.
         """
         self._folder.add(points, self._max_error_rate)
         results: list[Result] = []
@@ -121,7 +141,11 @@ class SweepRunner:
         return results
 
     def find_rate(self, label: str, search: Search, slo: SLO, seeds: Sequence[int]) -> RateSearchResult:
-        """Probes until the limit is bracketed closely enough, or cannot be. Raises as ``grid`` does."""
+        """Search the highest rate that meets ``slo``, by means over ``seeds``.
+
+        Raises:
+            KeyboardInterrupt: the user interrupted; the current point is saved as interrupted.
+        """
         probes: list[Probe] = []
         tried: list[dict[str, Any]] = []
         codes: list[int] = []
@@ -141,10 +165,10 @@ class SweepRunner:
                     if (result := self.known(point)) is None:
                         steps = search.steps_left(probes)
                         after = len(seeds) - number + len(seeds) * (steps - 1) if steps else 0
-                        guess = self._expected(point)
+                        estimate = self._expected(point)
                         place = f"probe {len(probes) + 1} of at most {search.max_probes} of {label}"
                         share = len(probes) / search.max_probes
-                        self._total.begin(place, str(point), share, guess, [guess] * after)
+                        self._total.begin(place, str(point), share, estimate, [estimate] * after)
                         result = self._measure(point)
                     codes.append(result.exit.code)
                     if result.summary is None or result.exit.code == FAILED:
@@ -161,22 +185,21 @@ class SweepRunner:
                 overloaded = any(summary.overloaded for summary in summaries)
                 probe = {"rate": rate, "figures": figures, "met": met, "overloaded": overloaded}
                 tried.append(probe | {"rejected": rejected})
-                said = ", ".join(f"{bound} {seconds(value)}" for bound, value in figures.items())
-                said += f", {percent(rejected)} rejected" if rejected else ""
-                self._display.report(f"  {rate:g}/s {'meets' if met else 'misses'} it: {said}")
+                text = ", ".join(f"{bound} {seconds(value)}" for bound, value in figures.items())
+                text += f", {percent(rejected)} rejected" if rejected else ""
+                self._display.report(f"  {rate:g}/s {'meets' if met else 'misses'} the SLO: {text}")
         return found()
 
     def known(self, point: SweepPoint) -> Result | None:
-        """What an earlier run of the point gave, where there is nothing to run again."""
-        if (kept := self._folder.result(point, self._max_error_rate)) is None:
+        """Return the result of an earlier run of the point; None if it must be run."""
+        if (earlier := self._folder.result(point, self._max_error_rate)) is None:
             return None
-        path, info, how = kept
-        return Result(point, how, Summary.from_dict(info["summary"]), path, _is_disturbed(info))
+        path, info, exit_status = earlier
+        return Result(point, exit_status, Summary.from_dict(info["summary"]), path, _is_disturbed(info))
 
     @contextmanager
     def _running(self, label: str) -> Iterator[None]:
-        """A server is started by its backend's first point, if there is one to run, and stopped after the
-        last."""
+        """Close the backend after its last point. The first point that runs starts the server."""
         backend = self._backends[label]
         if not self._restart:
             backend.share(self._folder.path / f"server_{_file_name(label)}.log")
@@ -200,29 +223,29 @@ class SweepRunner:
                 options=self._options(point),
             )
             path, info = run.path, run.info
-            how = exit_status_of(info, self._max_error_rate)
+            exit_status = exit_status_of(info, self._max_error_rate)
         except BackendError as error:
-            how = ExitStatus(FAILED, str(error))
+            exit_status = ExitStatus(FAILED, str(error))
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             code, sentence = (INTERRUPTED, "before the load began") if interrupted else (FAILED, str(error))
-            how = ExitStatus(code, sentence)
-            self._folder.ended(point, how, None)
+            exit_status = ExitStatus(code, sentence)
+            self._folder.ended(point, exit_status, None)
             raise
-        took = self._total.end()
-        self._folder.ended(point, how, path)
-        if how.code == INTERRUPTED:
-            self._display.report(how.sentence)
+        elapsed = self._total.end()
+        self._folder.ended(point, exit_status, path)
+        if exit_status.code == INTERRUPTED:
+            self._display.report(exit_status.sentence)
             raise KeyboardInterrupt
         summary = Summary.from_dict(info["summary"]) if info and info.get("summary") else None
         disturbed = info is not None and _is_disturbed(info)
         mark = f"{DISTURBED_MARK} " if disturbed else ""
-        self._display.report(f"  {mark}{_said(how, summary)}; {clock(took)}")
-        return Result(point, how, summary, path, disturbed)
+        self._display.report(f"  {mark}{_outcome(exit_status, summary)}; {clock(elapsed)}")
+        return Result(point, exit_status, summary, path, disturbed)
 
 
 def mean_figures(slo: SLO, summaries: Sequence[Summary]) -> dict[str, float | None]:
-    """By bound, the mean over runs of the figure it bounds; None where a run has no such figure."""
+    """Return, for each bound, the mean over runs of the bounded figure; None if a run lacks the figure."""
     figures: dict[str, float | None] = {}
     for bound in slo.bounds:
         found = [summary.figure(bound.metric, bound.statistic) for summary in summaries]
@@ -232,7 +255,7 @@ def mean_figures(slo: SLO, summaries: Sequence[Summary]) -> dict[str, float | No
 
 
 def holds(slo: SLO, figures: Mapping[str, float | None]) -> bool:
-    """Whether every bound is held by its mean figure."""
+    """Whether the mean figures meet every bound."""
     values = [(bound, figures[str(bound)]) for bound in slo.bounds]
     return all(value is not None and value <= bound.limit for bound, value in values)
 
@@ -246,19 +269,20 @@ def _is_disturbed(info: Mapping[str, Any]) -> bool:
     return machine is not None and machine.busy
 
 
-def _said(how: ExitStatus, summary: Summary | None) -> str:
-    if how.sentence:
-        return how.sentence.rstrip(".")
+def _outcome(exit_status: ExitStatus, summary: Summary | None) -> str:
+    """Return the error, or else the main figures, for the line of a finished point."""
+    if exit_status.sentence:
+        return exit_status.sentence.rstrip(".")
     assert summary is not None
     mark = f"{OVERLOAD_MARK} " if summary.overloaded else ""
-    said = [
+    figures = [
         f"mean {metric_called(metric).label} {seconds(value)}"
         for metric in ("normalized_latency", "ttft", "jct")
         if (value := summary.figure(metric)) is not None
     ]
     if summary.rejected:
-        said.append(f"{percent(summary.rejected_share)} rejected")
-    return mark + ", ".join(said)
+        figures.append(f"{percent(summary.rejected_share)} rejected")
+    return mark + ", ".join(figures)
 
 
 def _search_json(found: RateSearchResult) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a sweep prints: its plan, its results, and what a search came to."""
+"""Tables that a sweep prints: its plan, its results, and the results of searches."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ if TYPE_CHECKING:
 
 
 def plan_table(points: Sequence[tuple[SweepPoint, float | None, bool]]) -> Group:
-    """A table with a row for each point.
+    """Return a table with one row per point, and a line with the total.
 
-    ``points``: each with the seconds it should take (None: no estimate), and whether it is already done.
+    ``points``: each with its estimated seconds (None: no estimate), and whether it is already done.
     """
     from rich.console import Group
     from rich.text import Text
 
     table = _table("backend", _load([point for point, _, _ in points]), "seed", "about", "")
     for point, expected, done in points:
-        about = "-" if done else "?" if expected is None else clock(expected)
+        estimate = "-" if done else "?" if expected is None else clock(expected)
         state = "done: skipped" if done else "to run"
-        table.add_row(point.backend, _how_much(point), str(point.seed), about, state)
+        table.add_row(point.backend, _level(point), str(point.seed), estimate, state)
     left = [expected for _, expected, done in points if not done]
     known = [expected for expected in left if expected is not None]
     text = f"{len(left)} of {len(points)} points to run"
     if known:
-        text += f": about {clock(sum(known))}, besides starting servers and warming up"
+        text += f": about {clock(sum(known))}, plus the time to start servers and warm up"
     if len(known) < len(left):
         text += f"; no estimate for {len(left) - len(known)} (simulations, or all at once)"
     return Group(table, Text(f"{text}."))
 
 
 def results_table(results: Sequence[Result]) -> Group:
+    """Return a table with one row per point, and notes on the marks."""
     from rich.console import Group
     from rich.text import Text
 
@@ -54,9 +55,9 @@ def results_table(results: Sequence[Result]) -> Group:
             means = [seconds(figures.figure(metric)) for metric in ("normalized_latency", "ttft", "jct")]
             means.append(f"{number(figures.request_throughput)}/s")
             means.append(percent(figures.rejected_share))
-        how_much = _how_much(point) + (f" {OVERLOAD_MARK}" if _is_overloaded(result) else "")
-        how_much += f" {DISTURBED_MARK}" if result.disturbed else ""
-        table.add_row(point.backend, how_much, str(point.seed), *means, STATUS[result.exit.code])
+        level = _level(point) + (f" {OVERLOAD_MARK}" if _is_overloaded(result) else "")
+        level += f" {DISTURBED_MARK}" if result.disturbed else ""
+        table.add_row(point.backend, level, str(point.seed), *means, STATUS[result.exit.code])
     notes = [OVERLOAD_NOTE] if any(map(_is_overloaded, results)) else []
     notes += [DISTURBED_NOTE] if any(result.disturbed for result in results) else []
     return Group(table, *(Text(note, style="yellow") for note in notes))
@@ -67,33 +68,35 @@ def _is_overloaded(result: Result) -> bool:
 
 
 def search_tables(found: Mapping[str, RateSearchResult], slo: SLO, seeds: int) -> Group:
-    """Each backend's probes by rate, and the sentence they come to."""
+    """Return each backend's probes, sorted by rate, and the resulting answer."""
     from rich.console import Group
     from rich.text import Text
 
     parts: list[Table | Text] = []
-    for label, one in found.items():
+    for label, search in found.items():
         table = _table("rate", *map(str, slo.bounds), "rejected", "")
         table.title = label
-        for probe in sorted(one.tried, key=lambda probe: float(probe["rate"])):
+        for probe in sorted(search.tried, key=lambda probe: float(probe["rate"])):
             rate = f"{number(probe['rate'], 4)}/s" + (f" {OVERLOAD_MARK}" if probe["overloaded"] else "")
             figures = [seconds(value) for value in probe["figures"].values()]
             rejected = percent(probe.get("rejected", 0.0))
             table.add_row(rate, *figures, rejected, "met" if probe["met"] else "missed")
-        parts += [table, Text(answer(label, one, slo), style="bold"), Text()]
-    chance = "one seed: another may say otherwise" if seeds == 1 else f"means over {seeds} seeds"
-    note = f"The answers hang on chance, and above capacity on the number of requests; {chance}."
+        parts += [table, Text(answer(label, search, slo), style="bold"), Text()]
+    basis = (
+        "They use one seed; another seed may differ" if seeds == 1 else f"They are means over {seeds} seeds"
+    )
+    note = f"The answers depend on chance and, above capacity, on the number of requests. {basis}."
     return Group(*parts, Text(note, style="dim"))
 
 
 def answer(label: str, found: RateSearchResult, slo: SLO) -> str:
-    """The highest rate with its uncertainty, or why there is none."""
+    """Return the highest rate with its uncertainty, or the reason why there is none."""
     bracket, probes = found.bracket, f"{len(found.tried)} probe{'s' if len(found.tried) != 1 else ''}"
     if bracket.rate is not None and bracket.uncertainty is not None:
-        short = f" The search stopped: {found.stopped}." if found.stopped else ""
+        stopped = f" The search stopped: {found.stopped}." if found.stopped else ""
         return (
             f"{label} meets {slo} up to {bracket.rate:.4g}/s ± {bracket.uncertainty:.1%}: met at "
-            f"{bracket.met:.4g}/s, missed at {bracket.missed:.4g}/s; {probes}.{short}"
+            f"{bracket.met:.4g}/s, missed at {bracket.missed:.4g}/s; {probes}.{stopped}"
         )
     if found.stopped:
         return f"{label}: no answer, the search stopped {found.stopped}"
@@ -107,15 +110,15 @@ def answer(label: str, found: RateSearchResult, slo: SLO) -> str:
             f"{label}: no limit found. {slo} was still missed at {bracket.missed:.4g}/s, the lowest rate "
             f"tried; {probes}. Start lower with --rates; perhaps no rate meets it."
         )
-    return f"{label}: nothing was tried"
+    return f"{label}: no rate was measured"
 
 
 def _load(points: Sequence[SweepPoint]) -> str:
-    """What the points' loads differ in: a sweep is over one of the two."""
+    """Return the heading of the column of levels: a sweep varies either the rate or the concurrency."""
     return "rate" if all(point.concurrency is None for point in points) else "in flight"
 
 
-def _how_much(point: SweepPoint) -> str:
+def _level(point: SweepPoint) -> str:
     return number(point.rate) if point.concurrency is None else f"{point.concurrency}"
 
 

@@ -1,4 +1,4 @@
-"""A fake server with /v1/completions and /generate in a separate thread; it can misbehave on request."""
+"""A fake server for /v1/completions and /generate that can misbehave. It runs in a separate thread."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from aiohttp import web
 
 
 class FakeServer:
-    """Answers with ``gap`` seconds between tokens. ``misbehave`` maps max_tokens to a fault."""
+    """A server that sends a token every ``gap`` seconds. ``misbehave`` maps max_tokens to a kind of fault."""
 
     def __init__(self):
         self.gap = 0.0
@@ -24,9 +24,9 @@ class FakeServer:
         self.stats = None
         self.asked = 0
         self.vllm = None
-        """Returns the running and waiting requests for /metrics, which then answers like vLLM; None: 404."""
+        """A function that returns the running and waiting requests. If set, /metrics answers like vLLM."""
         self.required = {}
-        """Required headers; a request without them gets a 401."""
+        """Required headers; requests without them get a 401."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
         self._ready = threading.Event()
@@ -79,7 +79,7 @@ class FakeServer:
         if self.vllm is None:
             return web.Response(status=404)
         counts = self.vllm()
-        if counts is None:  # too busy to answer
+        if counts is None:  # the server is too busy to answer
             await asyncio.sleep(60)
         return web.Response(text=vllm_metrics(*counts))
 
@@ -145,7 +145,7 @@ class FakeServer:
 
 
 def vllm_metrics(running, waiting):
-    """Return a /metrics page of vLLM 0.32, with fewer series."""
+    """Return the text of /metrics in vLLM 0.32, with fewer series."""
     page = (Path(__file__).parent / "vllm-0.32-metrics.txt").read_text(encoding="utf-8")
     return page.replace("RUNNING", f"{running:.1f}").replace("WAITING", f"{waiting:.1f}")
 

@@ -251,7 +251,7 @@ def other_load(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     for module in (profiler, profile_cache):
         monkeypatch.setattr(module, "load_between", between)
-        monkeypatch.setattr(module, "look", lambda *own: None)
+        monkeypatch.setattr(module, "sample", lambda *own: None)
 
     def set_load(cores: float) -> None:
         found[0] = cores

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: ``contents`` says what each shows, ``paper`` and ``terminal`` draw them.
+"""The pictures of a comparison. ``contents`` makes them, ``paper`` and ``terminal`` draw them.
 
-A picture (``picture``) is plain values, so paper (PNG, PDF) and terminal show the same.
+A picture (``picture``) consists of plain values, so PNG, PDF and terminal show the same.
 """

@@ -1,4 +1,4 @@
-"""All the pictures of a comparison. Pure."""
+"""Makes the pictures of a comparison. Pure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fgbench.report.pairing import CONCURRENCY
 from fgbench.report.pictures.picture import Bar, Bars, Line, Panel, Picture, is_wide, picked
 
 MAX_NAMED = 4
-"""Points that other programs disturbed, in a picture's title."""
+"""Maximum number of disturbed points that a picture's title names."""
 
 
 def pictures_of(comparison: Comparison, objectives: Sequence[Objective]) -> list[Picture]:
-    """Those that there is something to draw for: of complete runs only."""
+    """Return the pictures that have data. They show only complete runs."""
     found = (
         latency(comparison, objectives, "mean"),
         latency(comparison, objectives, "p95"),
@@ -40,28 +40,31 @@ def pictures_of(comparison: Comparison, objectives: Sequence[Objective]) -> list
 
 
 def _disturbed(comparison: Comparison) -> str:
-    """Which points other programs may have changed; empty: none."""
+    """Return a note that names the points disturbed by other programs; empty if there are none."""
     found = [point for point in comparison.points if point.complete and point.disturbed]
     points = sorted(found, key=lambda point: (point.label, point.level))
-    named = [f"{point.label} at {comparison.axis.say(point.level)}" for point in points]
+    named = [f"{point.label} at {comparison.axis.describe(point.level)}" for point in points]
     more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
-    return f"measured beside other programs: {', '.join(named[:MAX_NAMED])}{more}" if named else ""
+    return f"disturbed by other programs: {', '.join(named[:MAX_NAMED])}{more}" if named else ""
 
 
 CURVES = ("normalized_latency", "ttft", "jct")
 
 
 def latency(comparison: Comparison, objectives: Sequence[Objective], statistic: str) -> Picture | None:
-    """A panel for each of ``CURVES``; the first bound on one of them is its level."""
+    """Return the picture of latency against load, with a panel for each of ``CURVES``.
+
+    The first SLO bound on a panel's figure is drawn as its level.
+    """
     levels = _finite(comparison)
     panels = []
     for metric in CURVES:
         bounds = [bound for each in objectives for bound in each.slo.bounds]
         limits = [bound.limit for bound in bounds if (bound.metric, bound.statistic) == (metric, statistic)]
-        drawn = metric_called(metric)
-        unit = drawn.unit.replace("/", " / ")
+        definition = metric_called(metric)
+        unit = definition.unit.replace("/", " / ")
         panel = Panel(
-            title=f"{statistic} {drawn.label} ({unit})",
+            title=f"{statistic} {definition.label} ({unit})",
             x=comparison.axis.title,
             y="",
             lines=_lines(comparison, lambda point, metric=metric: point.estimate(metric, statistic)),  # type: ignore[misc]
@@ -77,7 +80,7 @@ def latency(comparison: Comparison, objectives: Sequence[Objective], statistic: 
 
 
 def attainment(comparison: Comparison, objectives: Sequence[Objective]) -> Picture | None:
-    """A panel for each SLO."""
+    """Return the picture of SLO attainment against load, with a panel for each SLO."""
     levels = _finite(comparison)
     panels = [
         Panel(
@@ -102,7 +105,10 @@ def _finite(comparison: Comparison) -> list[float]:
 
 
 def _lines(comparison: Comparison, of: Callable[[ComparisonPoint], Estimate | None]) -> list[Line]:
-    """Of complete runs at finite levels: the means of others are those of the quick requests."""
+    """Return a line per backend, of complete runs at finite levels.
+
+    The means of incomplete runs are too low, since the slow requests are missing.
+    """
     lines = []
     for style, label in enumerate(comparison.labels):
         points = [point for point in comparison.of(label) if point.complete and math.isfinite(point.level)]
@@ -129,12 +135,12 @@ def _picture(comparison: Comparison, name: str, text: str, panels: Sequence[Pane
 
 
 MAX_POINTS = 500
-"""Of a curve, evenly spread over the requests; more cannot be seen, and a PDF would hold each."""
+"""Maximum number of points of a curve. More are not visible, but would make the PDF larger."""
 SPREAD = ("jct", "ttft")
 
 
 def distributions(comparison: Comparison) -> Picture | None:
-    """A row for each of JCT and TTFT, a column for each load; the requests of all seeds together."""
+    """Return the picture of distributions: rows for JCT and TTFT, a column per load, all seeds together."""
     levels = [level for level in comparison.levels if any(point.complete for point in comparison.at(level))]
     shown = picked(levels)
     panels = []
@@ -152,7 +158,7 @@ def distributions(comparison: Comparison) -> Picture | None:
                             lines.append(Line(label, style, xs, ys, marked=False))
             if lines:
                 panel = Panel(
-                    f"{name} at {comparison.axis.say(level)}",
+                    f"{name} at {comparison.axis.describe(level)}",
                     f"{name} (s)",
                     "requests",
                     lines,
@@ -161,15 +167,15 @@ def distributions(comparison: Comparison) -> Picture | None:
                 panels.append(replace(panel, x_log=is_wide(panel.x_range)))
     if len(panels) != len(SPREAD) * len(shown) or not panels:
         return None
-    which = f"{len(shown)} of {len(levels)} loads" if len(shown) < len(levels) else ""
-    return Picture(
-        "cdf", title(comparison), panels, len(shown), comparison.labels, notes=[which] if which else []
-    )
+    notes = [f"{len(shown)} of {len(levels)} loads"] if len(shown) < len(levels) else []
+    return Picture("cdf", title(comparison), panels, len(shown), comparison.labels, notes=notes)
 
 
 def cumulated(values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The empirical distribution: sorted values and the share of the sample up to each, ``MAX_POINTS`` of
-    them, the smallest and the largest included."""
+    """Return the empirical distribution: sorted values, and for each the share of the sample up to it.
+
+    Returns at most ``MAX_POINTS`` points, including the smallest and the largest value.
+    """
     import numpy as np
 
     ordered = np.sort(np.asarray(values, dtype=float))
@@ -180,35 +186,38 @@ def cumulated(values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def breakdown(comparison: Comparison) -> Picture | None:
-    """A panel for each load, a bar for each backend whose server accounts for its requests."""
-    accounts = {
+    """Return the picture of where requests spent their time in the server.
+
+    It has a panel per load, and a bar per backend whose server reports this.
+    """
+    parts_at = {
         (point.level, point.label): (point, parts)
         for point in comparison.points
         if point.complete and (parts := _parts(point))
     }
-    if not accounts:
+    if not parts_at:
         return None
-    labels = [label for label in comparison.labels if any(label == there for _, there in accounts)]
-    levels = sorted({level for level, _ in accounts})
+    labels = [label for label in comparison.labels if any(label == other for _, other in parts_at)]
+    levels = sorted({level for level, _ in parts_at})
     shown = picked(levels)
     panels = []
     for level in shown:
         bars = []
         for label in labels:
-            point, parts = accounts.get((level, label), (None, {}))
+            point, parts = parts_at.get((level, label), (None, {}))
             bars.append(Bar(label, parts, marks(point) if point else ""))
-        panels.append(Bars(comparison.axis.say(level), "mean seconds of a request", bars))
+        panels.append(Bars(comparison.axis.describe(level), "mean seconds of a request", bars))
     notes = [f"{len(shown)} of {len(levels)} loads"] if len(shown) < len(levels) else []
     return Picture("breakdown", title(comparison), panels, len(panels), comparison.labels, notes=notes)
 
 
 def _parts(point: ComparisonPoint) -> dict[str, float]:
-    """Means over seeds, of the states that all of them account for."""
-    accounts = [entry.breakdown.seconds for entry in point.counted if entry.breakdown is not None]
+    """Return the mean seconds over seeds in each state that all runs report."""
+    seeds = [entry.breakdown.seconds for entry in point.counted if entry.breakdown is not None]
     return {
-        state: fmean(account[state] for account in accounts)
+        state: fmean(seconds[state] for seconds in seeds)
         for state in STATES
-        if accounts and all(state in account for account in accounts)
+        if seeds and all(state in seconds for seconds in seeds)
     }
 
 
@@ -216,7 +225,11 @@ ROWS = (("waiting", "waiting for a first token"), ("answering", "being answered"
 
 
 def queues(comparison: Comparison) -> Picture | None:
-    """A row for each of the waiting and the answered, a column for each load; the first seed of each."""
+    """Return the picture of queue lengths over time.
+
+    It has rows for waiting and answered requests, and a column per load. It shows the first seed of each
+    backend.
+    """
     columns = []
     for level in comparison.levels:
         complete = [point for point in comparison.at(level) if point.complete]
@@ -230,7 +243,7 @@ def queues(comparison: Comparison) -> Picture | None:
     shown = [column for column in columns if column[0] in chosen]
     panels = [
         Panel(
-            comparison.axis.say(level),
+            comparison.axis.describe(level),
             "seconds into the run",
             name,
             [

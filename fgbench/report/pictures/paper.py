@@ -1,4 +1,4 @@
-"""Draws pictures for the screen (PNG) and for print (PDF)."""
+"""Draws pictures with matplotlib, as PNG and PDF files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
-"""Curves have no markers; they are told apart in grey by these."""
+"""Line styles of curves, which have no markers; they identify backends in greyscale print."""
 STATE_HATCHES = {"queued": "//", "swapped": "xx", "prefill": "..", "decode": ""}
 STYLE: Any = {
     "font.size": 10,
@@ -32,24 +32,24 @@ STYLE: Any = {
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "pdf.fonttype": 42,  # fonts as TrueType: text stays text in the PDF
+    "pdf.fonttype": 42,  # TrueType fonts: the PDF's text can be selected and searched
     "hatch.linewidth": 0.6,
 }
 PANEL_WIDTH, NARROW_WIDTH, PANEL_HEIGHT, BAR_HEIGHT, LEGEND_ROW = 3.7, 3.1, 3.0, 0.42, 0.24
-"""Inches; narrow where there are more than three panels in a row."""
-BESIDE = 0.008
-"""At most, as a share of the x axis: between the points of two backends at one rate that have intervals."""
+"""Sizes in inches. Panels are narrow if there are more than three in a row."""
+MAX_OFFSET = 0.008
+"""Maximum distance, as a share of the x axis, between the points of two backends at the same rate."""
 CHARACTERS_PER_INCH = 14
 LABEL_WIDTH = 32
 MAX_TICKS = 6
 DPI = 180
 GREY = "#555555"
 LEVEL: Any = (0, (4, 3))
-"""Its dashes."""
+"""Line style of ``Panel.level``."""
 
 
 def write_pictures(pictures: Sequence[Picture], folder: Path) -> list[Path]:
-    """Writes each as ``folder``/NAME.png and .pdf; gives the paths."""
+    """Write each picture as ``folder``/NAME.png and ``folder``/NAME.pdf; return the paths."""
     import matplotlib
 
     paths = []
@@ -83,10 +83,10 @@ def _figure(picture: Picture) -> Figure:
     names = [_wrapped(bar.label) for bar in picture.bars]
     width = (PANEL_WIDTH if picture.columns < 4 else NARROW_WIDTH) * max(picture.columns, 2)
     width += max((len(line) for name in names for line in name.split("\n")), default=0) / CHARACTERS_PER_INCH
-    across = _legend_columns(handles, width)
+    legend_columns = _legend_columns(handles, width)
     title = textwrap.fill("; ".join([picture.title, *picture.notes]), int(0.85 * width * CHARACTERS_PER_INCH))
     height = rows * _panel_height(picture, names) + 0.7
-    height += LEGEND_ROW * (math.ceil(len(handles) / across) + title.count("\n"))
+    height += LEGEND_ROW * (math.ceil(len(handles) / legend_columns) + title.count("\n"))
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(rows, picture.columns, squeeze=False, sharey="all" if names else "none").flatten()
     for axes, panel in zip(grid, picture.panels, strict=False):
@@ -96,7 +96,7 @@ def _figure(picture: Picture) -> Figure:
             _draw_bars(axes, panel)
     for axes in grid[len(picture.panels) :]:
         axes.set_axis_off()
-    figure.legend(handles=handles, loc="outside lower center", ncols=across)
+    figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -109,10 +109,10 @@ def _panel_height(picture: Picture, names: Sequence[str]) -> float:
 
 
 def _legend_columns(handles: Sequence[Artist], width: float) -> int:
-    """As many as fit, evenly filled."""
+    """Return the number of columns that fit, reduced so that all rows have a similar length."""
     longest = max(len(str(handle.get_label())) for handle in handles)
-    most = max(1, min(len(handles), int(width * CHARACTERS_PER_INCH / (longest + 6))))
-    return math.ceil(len(handles) / math.ceil(len(handles) / most))
+    limit = max(1, min(len(handles), int(width * CHARACTERS_PER_INCH / (longest + 6))))
+    return math.ceil(len(handles) / math.ceil(len(handles) / limit))
 
 
 def _legend(picture: Picture) -> list[Artist]:
@@ -120,11 +120,11 @@ def _legend(picture: Picture) -> list[Artist]:
     from matplotlib.patches import Patch
 
     if isinstance(picture.panels[0], Bars):
-        there = {name for bar in picture.bars for name in bar.parts}
+        used_states = {name for bar in picture.bars for name in bar.parts}
         return [
             Patch(facecolor=fill, hatch=STATE_HATCHES[name], edgecolor="white", label=name)
             for name, fill in STATE_COLOURS.items()
-            if name in there
+            if name in used_states
         ]
     used = {line.style: line for line in picture.lines}
     handles: list[Artist] = [
@@ -150,19 +150,19 @@ def _style(line: Line) -> dict[str, Any]:
 def _draw_lines(axes: Axes, panel: Panel, styles: int) -> None:
     if panel.level is not None:
         axes.axhline(panel.level, color=GREY, linestyle=LEVEL, linewidth=1.2, zorder=1)
-    apart = _apart(panel, styles) if any(any(line.intervals) for line in panel.lines) else 0.0
+    offset = _offset(panel, styles) if any(any(line.intervals) for line in panel.lines) else 0.0
     for line in panel.lines:
         style = _style(line)
         if not line.marked:
             axes.plot(line.xs, line.ys, **style, drawstyle="steps-post" if panel.y_percent else "default")
             continue
-        xs = [_beside(panel, x, apart * (line.style - (styles - 1) / 2)) for x in line.xs]
+        xs = [_shifted(panel, x, offset * (line.style - (styles - 1) / 2)) for x in line.xs]
         axes.plot(xs, line.ys, color=style["color"], linewidth=style["linewidth"], zorder=2)
         hollow = line.hollow or [False] * len(xs)
         for is_hollow, face in ((False, style["color"]), (True, "white")):
             some = [(x, y) for x, y, h in zip(xs, line.ys, hollow, strict=True) if h == is_hollow]
             axes.plot(*zip(*some, strict=True) if some else ((), ()), **style | _only_markers(face), zorder=4)
-        known = [(x, *between) for x, between in zip(xs, line.intervals, strict=False) if between]
+        known = [(x, *interval) for x, interval in zip(xs, line.intervals, strict=False) if interval]
         if known:
             at, lows, highs = zip(*known, strict=True)
             axes.vlines(at, lows, highs, color=style["color"], linewidth=1.4, zorder=3)
@@ -175,16 +175,18 @@ def _draw_lines(axes: Axes, panel: Panel, styles: int) -> None:
     _set_x(axes, panel)
 
 
-def _apart(panel: Panel, styles: int) -> float:
-    """Between the points of two backends at one level, so that their intervals do not cover each other: in
-    x, or in its logarithm where the axis is of that."""
+def _offset(panel: Panel, styles: int) -> float:
+    """Return the distance between the points of two backends at one level, so that intervals do not overlap.
+
+    It is a distance in x, or in log(x) if the axis is logarithmic.
+    """
     xs = sorted({math.log(x) if panel.x_log else x for line in panel.lines for x in line.xs})
     gaps = [later - earlier for earlier, later in pairwise(xs)]
-    return min(BESIDE * (xs[-1] - xs[0]), 0.5 * min(gaps) / styles) if gaps else 0.0
+    return min(MAX_OFFSET * (xs[-1] - xs[0]), 0.5 * min(gaps) / styles) if gaps else 0.0
 
 
-def _beside(panel: Panel, x: float, apart: float) -> float:
-    return x * math.exp(apart) if panel.x_log else x + apart
+def _shifted(panel: Panel, x: float, offset: float) -> float:
+    return x * math.exp(offset) if panel.x_log else x + offset
 
 
 def _only_markers(face: str) -> dict[str, Any]:
@@ -211,10 +213,10 @@ def _set_x(axes: Axes, panel: Panel) -> None:
     if panel.x_log:
         axes.set_xscale("log")
         _plain_log(axes.xaxis, low, high)
-        if _fit(panel):
+        if _ticks_fit(panel):
             axes.set_xticks(list(panel.x_ticks), [f"{tick:g}" for tick in panel.x_ticks])
     elif panel.x_ticks:
-        if _fit(panel):
+        if _ticks_fit(panel):
             axes.set_xticks(list(panel.x_ticks), [f"{tick:g}" for tick in panel.x_ticks])
         if low == high:
             axes.set_xlim(low * 0.5, high * 1.5)
@@ -222,15 +224,15 @@ def _set_x(axes: Axes, panel: Panel) -> None:
         axes.set_xlim(left=0.0)
 
 
-def _fit(panel: Panel) -> bool:
-    """Whether each measured level can be a tick: there are some, few enough, and none too near another."""
+def _ticks_fit(panel: Panel) -> bool:
+    """Whether all measured levels can be ticks: there are few enough, and none is too close to another."""
     places = [math.log(tick) if panel.x_log else tick for tick in panel.x_ticks]
     near = 0.09 * (places[-1] - places[0]) if places else 0.0
     return 0 < len(places) <= MAX_TICKS and all(b - a > near for a, b in pairwise(places))
 
 
 def _plain_log(axis: Any, low: float, high: float) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade, so that a range within one decade has labels too."""
+    """Put plain numbers at 1, 2 and 5 of each decade, so that a range within one decade has labels too."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 100.0 else (1.0, 2.0, 5.0)))
@@ -257,7 +259,7 @@ def _draw_bars(axes: Axes, panel: Bars) -> None:
             )
             left += value
         axes.annotate(
-            f"{seconds(bar.total)}{bar.mark}" if bar.parts else "not known",
+            f"{seconds(bar.total)}{bar.mark}" if bar.parts else "unknown",
             (left, place),
             xytext=(4, 0),
             textcoords="offset points",
@@ -278,5 +280,5 @@ def _wrapped(label: str) -> str:
 
 
 def _short(label: str) -> str:
-    """As a legend can hold it."""
+    """Return the label, shortened to fit in a legend."""
     return textwrap.shorten(label, 90, placeholder=" ...")

@@ -1,4 +1,4 @@
-"""What a picture holds, whoever draws it. Pure."""
+"""The content of a picture, as plain values for any drawing backend. Pure."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MAX_PANELS = 5
-"""Levels that get a panel of their own in a picture; of more, some are picked."""
+"""Maximum number of levels with a separate panel in a picture; if there are more, some are picked."""
 LOG_ABOVE = 8.0
-"""Ratio of the largest to the smallest value from which an axis is logarithmic."""
+"""An axis is logarithmic if the ratio of its largest to its smallest value is above this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
+    """The points of one backend in a panel."""
+
     label: str
     style: int
-    """A backend's position among those of the comparison: the same colour and marker in every picture."""
+    """Index of the backend in the comparison; selects the same colour and marker in every picture."""
     xs: Sequence[float]
     ys: Sequence[float]
     marked: bool = True
-    """With a marker at every point; without it is a curve of many points."""
+    """Whether every point has a marker. If not, it is a curve of many points."""
     hollow: Sequence[bool] = ()
-    """Which points were measured above capacity; none where it is empty."""
+    """For each point, whether it was measured above capacity; empty if none was."""
     intervals: Sequence[tuple[float, float] | None] = ()
-    """Of y, over seeds."""
+    """For each point, the interval of y over seeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +37,22 @@ class Panel:
     y: str
     lines: Sequence[Line]
     level: float | None = None
-    """A horizontal line across all, such as an SLO."""
+    """y of a horizontal line, such as an SLO."""
     x_ticks: Sequence[float] = ()
     x_log: bool = False
     y_log: bool = False
     y_percent: bool = False
-    """y is a share, 0 to 1, all of which is shown."""
+    """y is a share; the axis shows 0 to 100%."""
 
     @property
     def x_range(self) -> tuple[float, float]:
+        """Smallest and largest x."""
         xs = [x for line in self.lines for x in line.xs]
         return min(xs), max(xs)
 
     @property
     def y_range(self) -> tuple[float, float]:
-        """Of all that must be seen."""
+        """Smallest and largest y, including intervals and ``level``."""
         ys = [y for line in self.lines for y in line.ys]
         ys += [end for line in self.lines for interval in line.intervals if interval for end in interval]
         ys += [] if self.level is None else [self.level]
@@ -58,20 +61,23 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
+    """A stacked bar of one backend."""
+
     label: str
     parts: dict[str, float]
-    """By name, in the order in which they are stacked; empty: not known."""
+    """Lengths by name, in stacking order; empty if unknown."""
     mark: str = ""
-    """Behind its total."""
+    """Text after the total."""
 
     @property
     def total(self) -> float:
+        """Length of the bar."""
         return sum(self.parts.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Stacked bars, seconds; the same labels in all of a picture."""
+    """A panel of stacked bars, in seconds. All panels of a picture have the same labels."""
 
     title: str
     x: str
@@ -80,35 +86,39 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
+    """A titled grid of panels."""
+
     name: str
-    """Of its file, without the ending."""
+    """File name without extension."""
     title: str
     panels: Sequence[Panel | Bars]
     columns: int
-    """Of panels; the rest are in rows below."""
+    """Number of panels in a row."""
     labels: Sequence[str]
-    """Of all backends of the comparison, by style."""
+    """All backends of the comparison; the index is the style."""
     level: str = ""
-    """What ``Panel.level`` stands for, in the legend."""
+    """Legend entry for ``Panel.level``."""
     notes: Sequence[str] = field(default=())
-    """What the title's reader must know besides."""
+    """Texts after the title."""
 
     @property
     def lines(self) -> list[Line]:
+        """Lines of all panels."""
         return [line for panel in self.panels if isinstance(panel, Panel) for line in panel.lines]
 
     @property
     def bars(self) -> list[Bar]:
+        """Bars of all panels."""
         return [bar for panel in self.panels if isinstance(panel, Bars) for bar in panel.bars]
 
 
 def is_wide(values: Sequence[float]) -> bool:
-    """Whether a logarithmic axis suits them."""
+    """Whether the values need a logarithmic axis."""
     return bool(values) and min(values) > 0.0 and max(values) > LOG_ABOVE * min(values)
 
 
 def picked(levels: Sequence[float]) -> list[float]:
-    """``MAX_PANELS`` of sorted levels, the first and the last among them, evenly spread over the others."""
+    """Return at most ``MAX_PANELS`` of the sorted levels, evenly spaced, including the first and the last."""
     if len(levels) <= MAX_PANELS:
         return list(levels)
     step = (len(levels) - 1) / (MAX_PANELS - 1)
@@ -117,10 +127,11 @@ def picked(levels: Sequence[float]) -> list[float]:
 
 """Colours of backends and of a request's states, the same on paper and in the terminal."""
 
-# Okabe and Ito's palette: told apart with every common colour blindness; yellow left out, too faint on white.
+# Okabe and Ito's palette, which is safe for colour-blind readers. Yellow is left out: too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
 STATE_COLOURS = {"queued": "#E69F00", "swapped": "#CC79A7", "prefill": "#56B4E9", "decode": "#0072B2"}
 
 
 def colour(style: int) -> str:
+    """Return the colour of the backend with this style, such as ``#0072B2``."""
     return COLOURS[style % len(COLOURS)]

@@ -19,11 +19,11 @@ STATE_FILLS = {"queued": "░", "swapped": "▒", "prefill": "▓", "decode": "�
 HEIGHT, MIN_WIDTH, MAX_WIDTH = 16, 40, 110
 MARKS_ON_A_CURVE = 6
 MARGIN = 0.04
-"""Of the range on each side, so that no point lies on the frame."""
+"""Margin on each side as a share of the range, so that no point lies on the frame."""
 
 
 def drawn(picture: Picture, width: int) -> Iterator[Text]:
-    """The picture's parts from above, each no wider than ``width`` columns where that is 40 or more."""
+    """Yield the parts of the picture from top to bottom, at most ``width`` columns wide (but at least 40)."""
     from rich.text import Text
 
     width = max(MIN_WIDTH, min(width, MAX_WIDTH))
@@ -77,7 +77,10 @@ def _lines(panel: Panel, width: int) -> Text:
 
 
 def _marked(line: Line) -> range:
-    """Of a curve a few points have a marker, each backend's elsewhere: it is told by it without colours."""
+    """Return the indices of the points with markers.
+
+    A curve has only a few markers, at a different place for each backend. They identify it without colours.
+    """
     if line.marked:
         return range(len(line.xs))
     apart = max(1, len(line.xs) // MARKS_ON_A_CURVE)
@@ -87,8 +90,8 @@ def _marked(line: Line) -> range:
 def _ruler(ruler: Any, low: float, high: float, log: bool, unit: str) -> None:
     scale = _scale(log)
     start, end = scale(low), scale(high)
-    room = MARGIN * (end - start) or 0.5
-    ruler.lim(start if start == 0.0 and not log else start - room, end + room)
+    margin = MARGIN * (end - start) or 0.5
+    ruler.lim(start if start == 0.0 and not log else start - margin, end + margin)
     ticks = (
         _decades(low, high) if log else [low + (high - low) * i / 4 for i in range(5 if high > low else 1)]
     )
@@ -97,7 +100,7 @@ def _ruler(ruler: Any, low: float, high: float, log: bool, unit: str) -> None:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each decade within the range; of a wide one the decades alone."""
+    """Return ticks at 1, 2 and 5 of each decade in the range; for a wide range, only at 1."""
     steps = (1.0,) if high > 100.0 * low else (1.0, 2.0, 5.0)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     return [step * 10.0**k for k in range(first, last + 1) for step in steps if low <= step * 10.0**k <= high]
@@ -111,7 +114,7 @@ def _bars(panel: Bars, width: int) -> Iterator[Text]:
     from rich.text import Text
 
     names = min(max(len(bar.label) for bar in panel.bars), width // 3)
-    room = width - names - 13
+    available = width - names - 13
     longest = max(bar.total for bar in panel.bars) or 1.0
     yield Text(f"\n{panel.title}: {panel.x}", style="bold")
     for bar in panel.bars:
@@ -120,7 +123,7 @@ def _bars(panel: Bars, width: int) -> Iterator[Text]:
         end = 0.0
         for name, value in bar.parts.items():
             begin, end = end, end + value
-            cells = round(room * end / longest) - round(room * begin / longest)
+            cells = round(available * end / longest) - round(available * begin / longest)
             line.append(STATE_FILLS[name] * cells, style=STATE_COLOURS[name])
         line.append(f" {seconds(bar.total)}{bar.mark}" if bar.parts else "-")
         yield line

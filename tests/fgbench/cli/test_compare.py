@@ -86,7 +86,7 @@ def test_the_newest_runs_are_compared_and_drawn(tmp_path: Path) -> None:
     result = runner.invoke(app, ["--results", str(tmp_path)], env={"COLUMNS": "120"})
     assert result.exit_code == 0, result.output
     assert "0.50x" in result.output
-    assert "Left out: 1 older runs on other workloads" in result.output
+    assert "Left out: 1 older run on other workloads" in result.output
     (folder,) = (tmp_path / "compare").iterdir()
     drawn = ["attainment", "cdf", "latency", "latency-p95", "queues"]
     expected = {f"{name}.{kind}" for name in drawn for kind in ("pdf", "png")}
@@ -250,4 +250,4 @@ def test_only_the_runs_with_the_newest_workload_are_read(
     result = runner.invoke(app, ["--results", str(tmp_path), "--no-pictures"])
     assert result.exit_code == 0, result.output
     assert read == ["2_a", "3_b"]
-    assert "1 older runs on other workloads" in result.output
+    assert "1 older run on other workloads" in result.output

@@ -469,5 +469,5 @@ def test_a_missed_rate_is_reported():
         Console(file=out, width=120).print(summary_table("t", summarize(records, offered_rate=100.0)))
         return out.getvalue()
 
-    assert "The client sent 90/s where its schedule has 100/s (-10.0%)" in shown(90.0)
+    assert "The client sent 90/s instead of the scheduled 100/s (-10.0%)" in shown(90.0)
     assert "The client sent" not in shown(99.0)

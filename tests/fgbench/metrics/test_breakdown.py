@@ -11,7 +11,7 @@ def record(server: dict[str, float] | None) -> RequestRecord:
     return RequestRecord(0, 0.0, 0.0, 4, 2, 2, 1.0, 2.0, (1.0, 2.0), 2.0, None, server)
 
 
-def test_means_are_over_the_requests_that_came_with_an_account() -> None:
+def test_means_cover_only_the_requests_that_the_server_reports_on() -> None:
     records = [
         record({"queued": 1.0, "decode": 2.0, "preemptions": 1.0, "bytes_moved": 100.0}),
         record({"queued": 3.0, "decode": 4.0, "preemptions": 0.0, "bytes_moved": 0.0}),
@@ -23,5 +23,5 @@ def test_means_are_over_the_requests_that_came_with_an_account() -> None:
     assert (breakdown.preemptions, breakdown.bytes_moved) == (0.5, 50.0)
 
 
-def test_a_server_of_another_make_gives_none() -> None:
+def test_a_server_that_reports_nothing_has_no_breakdown() -> None:
     assert Breakdown.of(summarize([record(None)], offered_rate=1.0)) is None

@@ -1,4 +1,4 @@
-"""The rate at a limit, by hand and on the published curves."""
+"""The rate at which a figure reaches its limit, by hand and on the published curves."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import pytest
 from fgbench.metrics.crossing import Range, rate_at
 
 
-def test_between_two_rates_it_is_interpolated_linearly() -> None:
+def test_the_rate_is_interpolated_linearly() -> None:
     curve = [(3.0, 0.7), (1.0, 0.1), (2.0, 0.2)]
     assert rate_at(curve, 0.3) == Range(2.2, 2.2)  # a fifth of the way from 0.2 to 0.7
-    assert rate_at(curve, 0.2) == Range(2.0, 2.0)  # just reached is held
+    assert rate_at(curve, 0.2) == Range(2.0, 2.0)  # a figure equal to the limit meets it
 
 
-def test_beyond_what_was_measured_nothing_is_guessed() -> None:
+def test_there_is_no_extrapolation() -> None:
     curve = [(1.0, 0.1), (2.0, 0.2)]
     above, below = rate_at(curve, 0.3), rate_at(curve, 0.05)
     assert above == Range(2.0, math.inf)
     assert below == Range(0.0, 1.0)
-    assert rate_at([(1.0, 0.3)], 0.3) == Range(1.0, math.inf)  # just reached is held
+    assert rate_at([(1.0, 0.3)], 0.3) == Range(1.0, math.inf)  # a figure equal to the limit meets it
     assert rate_at([], 0.3) is None
     assert rate_at([(math.inf, 0.1)], 0.3) is None
 
 
 def test_the_first_crossing_counts() -> None:
-    """A rate beyond one that broke the limit is not within it because a later one happens to hold."""
+    """Once a rate exceeds the limit, no higher rate counts, even if its figure is within the limit again."""
     assert rate_at([(1.0, 0.1), (2.0, 0.5), (3.0, 0.1), (4.0, 0.5)], 0.3) == Range(1.5, 1.5)
 
 
-def test_ranges_read_as_people_write_them() -> None:
+def test_a_range_is_shown_as_text() -> None:
     ranges = (
         Range(2.414, 2.414),
         Range(4.0, math.inf),
@@ -53,12 +53,12 @@ def test_a_ratio_is_known_as_far_as_both_rates_are() -> None:
     assert not below.over(below).is_known
 
 
-def test_of_several_bounds_the_first_to_break_decides() -> None:
+def test_with_several_bounds_the_lowest_rate_counts() -> None:
     assert Range(2.0, 2.0).and_below(Range(4.0, math.inf)) == Range(2.0, 2.0)
     assert Range(2.0, 2.0).and_below(Range(0.0, 1.0)) == Range(0.0, 1.0)
 
 
-def test_the_papers_ratios_come_out_of_its_own_curves() -> None:
+def test_the_papers_curves_give_the_papers_ratios() -> None:
     """Figure 11 of the FastServe paper: mean normalized latency of OPT-13B on ShareGPT, with the printed
     ratios of the rates at 0.3 s per token."""
     rates = (0.1, 0.2, 0.5, 1, 1.5, 1.75, 2, 2.25, 2.5, 3, 4, 4.5, 5, 5.5, 6, 10)
@@ -82,6 +82,6 @@ def test_the_papers_ratios_come_out_of_its_own_curves() -> None:
     }
 
 
-def test_between_a_rate_within_the_limit_and_one_infinitely_above_it_nothing_is_interpolated() -> None:
+def test_an_infinite_figure_is_not_interpolated() -> None:
     assert rate_at([(1.0, 0.1), (2.0, math.inf), (3.0, 0.2)], 0.3) == Range(1.0, 2.0)
     assert rate_at([(1.0, math.inf)], 0.3) == Range(0.0, 1.0)

@@ -1,4 +1,4 @@
-"""The definitions on one hand-made request."""
+"""The latencies of one hand-made request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SILENT = RequestRecord(
 )
 
 
-def test_times_count_from_the_scheduled_moment_unless_asked_otherwise() -> None:
+def test_latencies_count_from_the_scheduled_time_by_default() -> None:
     assert ttft(RECORD) == 1.0
     assert ttft(RECORD, "sent") == 0.5
     assert jct(RECORD) == 4.0
@@ -35,7 +35,7 @@ def test_times_count_from_the_scheduled_moment_unless_asked_otherwise() -> None:
     assert lag(RECORD) == 0.5
 
 
-def test_tpot_leaves_out_the_first_token_and_is_not_normalized_latency() -> None:
+def test_tpot_leaves_out_the_first_token() -> None:
     assert tpot(RECORD) == 1.0 == (14.0 - 11.0) / 3
     one_token = RequestRecord(
         index=0,
@@ -53,7 +53,7 @@ def test_tpot_leaves_out_the_first_token_and_is_not_normalized_latency() -> None
     assert itl(one_token) == []
 
 
-def test_itl_is_every_gap() -> None:
+def test_itl_is_the_list_of_all_gaps() -> None:
     assert itl(RECORD) == [0.5, 2.0, 0.5]
 
 

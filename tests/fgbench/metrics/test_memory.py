@@ -1,4 +1,4 @@
-"""The server's account of its KV memory, as run.json holds it."""
+"""What run.json says about the server's KV memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ BEFORE = {"uptime_seconds": 20.0, "pressure_seconds": 1.0, "copy_wait_seconds": 
 AFTER = {"uptime_seconds": 140.0, "pressure_seconds": 99.0, "copy_wait_seconds": 54.5, "finished": 90}
 
 
-def test_it_is_the_growth_over_the_load() -> None:
+def test_seconds_are_the_growth_of_the_counters_over_the_load() -> None:
     account = MemoryAccount.of({"server_stats": {"before": BEFORE, "after": AFTER}})
     assert account == MemoryAccount(120.0, 98.0, 54.0)
     assert account.copy_wait_share == pytest.approx(0.45)
 
 
-def test_of_replicas_it_is_the_mean() -> None:
+def test_seconds_of_replicas_are_their_mean() -> None:
     account = MemoryAccount.of({"server_stats": {"before": BEFORE, "after": AFTER, "replicas": 2}})
     assert account == MemoryAccount(120.0, 49.0, 27.0, replicas=2)
     assert account.copy_wait_share == pytest.approx(0.225)
@@ -34,7 +34,7 @@ def test_of_replicas_it_is_the_mean() -> None:
         {"server_stats": {"before": AFTER, "after": BEFORE}},
         {"server_stats": {"before": BEFORE, "after": {**AFTER, "pressure_seconds": 0.0}}},
     ],
-    ids=["none", "null", "no end", "older server", "started again", "counter fell"],
+    ids=["none", "null", "no end", "older server", "restarted", "counter fell"],
 )
-def test_what_does_not_say_has_none(info: dict[str, Any]) -> None:
+def test_without_valid_counters_there_is_no_account(info: dict[str, Any]) -> None:
     assert MemoryAccount.of(info) is None

@@ -1,4 +1,4 @@
-"""Intervals and verdicts over seeds, against scipy and against what they promise."""
+"""Intervals and verdicts over seeds, compared with scipy and with their documented error rates."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ def test_students_interval_is_scipys() -> None:
     assert (ours.low, ours.high) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
 
 
-@pytest.mark.parametrize(("seeds", "least", "most"), [(3, 0.68, 0.82), (5, 0.86, 0.95), (10, 0.90, 0.98)])
-def test_how_often_the_bootstrap_holds_the_true_mean(seeds: int, least: float, most: float) -> None:
-    """What the module's text says of it. Latencies are skewed: lognormal."""
+@pytest.mark.parametrize(("seeds", "low", "high"), [(3, 0.68, 0.82), (5, 0.86, 0.95), (10, 0.90, 0.98)])
+def test_how_often_the_bootstrap_contains_the_true_mean(seeds: int, low: float, high: float) -> None:
+    """The shares are those in the module's docstring. Latencies are skewed: lognormal."""
     draws = np.random.default_rng(3).lognormal(0.0, 0.3, size=(400, seeds))
     true = math.exp(0.3**2 / 2)
     intervals = [bootstrap_interval(tuple(row)) for row in draws.tolist()]
-    held = sum(i is not None and i.low <= true <= i.high for i in intervals) / len(intervals)
-    assert least <= held <= most
+    share = sum(i is not None and i.low <= true <= i.high for i in intervals) / len(intervals)
+    assert low <= share <= high
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_a_verdict_on_backends_that_do_not_differ_is_wrong_one_time_in_twenty(seeds: int) -> None:
-    """Seeds differ by far more than backends, which pairing takes out."""
+def test_a_verdict_on_equal_backends_is_wrong_in_one_of_twenty_cases(seeds: int) -> None:
+    """Seeds differ much more than backends; pairing by seed removes that difference."""
     random = np.random.default_rng(seeds)
     judged = []
     for _ in range(1500):
@@ -76,7 +76,7 @@ def test_a_verdict_on_backends_that_do_not_differ_is_wrong_one_time_in_twenty(se
     assert 0.03 <= wrong <= 0.07
 
 
-def test_the_verdict_is_that_of_scipys_paired_test_on_logarithms() -> None:
+def test_the_verdict_equals_scipys_paired_test_on_logarithms() -> None:
     random = np.random.default_rng(1)
     for shift in (0.7, 0.9, 1.0, 1.1, 1.4):
         theirs = random.lognormal(0.0, 1.0, 6)
@@ -95,7 +95,7 @@ def test_the_verdict_is_that_of_scipys_paired_test_on_logarithms() -> None:
         assert ratio.verdict(lower_is_better=False) == expected[1]
 
 
-def test_pairs_are_of_the_same_seed_and_of_figures_above_zero() -> None:
+def test_pairs_have_the_same_seed_and_figures_above_zero() -> None:
     ratio = PairedRatio.of({0: 2.0, 1: 8.0, 2: 0.0, 3: 5.0}, {1: 4.0, 2: 1.0, 0: 2.0})
     assert ratio is not None
     assert ratio.seeds == 2
@@ -104,8 +104,8 @@ def test_pairs_are_of_the_same_seed_and_of_figures_above_zero() -> None:
     assert PairedRatio.of({0: 1.0}, {1: 1.0}) is None
 
 
-def test_ratios_that_do_not_vary_are_judged_too() -> None:
-    """As of simulations, which are exact."""
+def test_ratios_without_variance_are_judged_too() -> None:
+    """Simulations give such ratios."""
     same = {seed: float(seed + 1) for seed in range(3)}
     half = {seed: value / 2 for seed, value in same.items()}
     equal, better = PairedRatio.of(same, same), PairedRatio.of(half, same)

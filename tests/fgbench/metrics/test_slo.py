@@ -1,4 +1,4 @@
-"""SLOs on hand-made requests, and how they are written."""
+"""SLOs on hand-made requests, and the parser of SLOs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fgbench.metrics.summary import summarize
 
 
 def answered(*times: float, error: str | None = None) -> RequestRecord:
-    """Scheduled at 0, a token at each of ``times``."""
+    """Return a request scheduled at 0, with a token at each of ``times``."""
     return RequestRecord(
         index=0,
         scheduled=0.0,
@@ -49,7 +49,7 @@ def answered(*times: float, error: str | None = None) -> RequestRecord:
         ("inter-token-latency p99<100ms", [("itl", "p99", 0.1)]),
     ],
 )
-def test_what_people_write_is_read(text: str, bounds: list[tuple[str, str, float]]) -> None:
+def test_many_spellings_are_accepted(text: str, bounds: list[tuple[str, str, float]]) -> None:
     slo = parse_slo(text)
     assert slo == SLO(tuple(Bound(*bound) for bound in bounds))
     assert parse_slo(str(slo)) == slo
@@ -65,9 +65,9 @@ def test_every_figure_can_be_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("", "'' is not a bound on a latency; write one like 'normalized_latency<0.3'"),
+        ("", "'' is not a bound on a latency: write one like 'normalized_latency<0.3'"),
         ("ttft", "'ttft' is not a bound on a latency"),
         ("ttft>1", "'ttft>1' is not a bound on a latency"),
         ("ttft<1,", "'' is not a bound"),
@@ -78,25 +78,28 @@ def test_every_figure_can_be_bounded() -> None:
         ),
         ("p42 ttft<1", "'p42 ttft' is no figure"),
         ("p95<1", "'p95' is no figure"),
-        ("ttft<fast", "the limit in 'ttft<fast' must be a number of seconds above 0"),
-        ("ttft<0", "must be a number of seconds above 0"),
-        ("ttft<-1", "must be a number of seconds above 0"),
-        ("ttft<nan", "must be a number of seconds above 0"),
-        ("ttft<1e999", "must be a number of seconds above 0"),
-        ("ttft<1min", "must be a number of seconds above 0"),
+        ("ttft<fast", "'ttft<fast' has no valid limit: give seconds above 0"),
+        ("ttft<0", "has no valid limit: give seconds above 0"),
+        ("ttft<-1", "has no valid limit: give seconds above 0"),
+        ("ttft<nan", "has no valid limit: give seconds above 0"),
+        ("ttft<1e999", "has no valid limit: give seconds above 0"),
+        ("ttft<1min", "has no valid limit: give seconds above 0"),
         ("ttft<1,time to first token<2", "bounds one figure twice"),
-        (",".join(f"{s} {m}<1" for m in ("ttft", "jct") for s in STATISTICS[:5]), "at most 8 bounds, not 10"),
+        (
+            ",".join(f"{s} {m}<1" for m in ("ttft", "jct") for s in STATISTICS[:5]),
+            "has 10 bounds: give at most 8",
+        ),
         ("ttft<1" + "0" * 300, "too long"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_sentence(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=r".") as told:
+def test_a_wrong_slo_is_an_error_of_one_line(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=r".") as error:
         parse_slo(text)
-    assert said in str(told.value)
-    assert "\n" not in str(told.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_request_attains_it_by_its_own_figures() -> None:
+def test_a_request_attains_an_slo_by_its_own_figures() -> None:
     request = answered(1.0, 1.5, 3.5, 4.0)  # TTFT 1, TPOT 1, JCT 4, 1 s a token; gaps 0.5, 2, 0.5
     for held in ("ttft<1", "tpot<1", "jct<4", "normalized_latency<1", "itl<1", "p99 jct<4", "max itl<2"):
         assert parse_slo(held).attained_by(request), held
@@ -111,14 +114,14 @@ def test_a_request_attains_it_by_its_own_figures() -> None:
         assert not parse_slo(missed).attained_by(request), missed
 
 
-def test_an_answer_of_one_token_has_no_gap_that_could_be_too_long() -> None:
+def test_an_answer_of_one_token_meets_bounds_on_gaps() -> None:
     assert parse_slo("tpot<0.001,itl<0.001,ttft<1").attained_by(answered(1.0))
     not_streamed = RequestRecord(0, 0.0, 0.0, 4, 3, 3, finished=5.0)
     assert not parse_slo("tpot<9").attained_by(not_streamed)
     assert not parse_slo("ttft<9").attained_by(not_streamed)
 
 
-def test_failed_requests_are_missed_ones() -> None:
+def test_failed_requests_miss_the_slo() -> None:
     records = [answered(1.0, 2.0), answered(5.0, 6.0), answered(1.0, 2.0, error="timeout: 5 s")]
     slo = parse_slo("ttft<1.55,tpot<2")
     assert attainment(records, slo) == pytest.approx(1 / 3)
@@ -131,14 +134,14 @@ def rejected() -> RequestRecord:
     return RequestRecord(0, 0.0, 0.0, 4, 2, finished=0.01, rejected="http 429: the queue is full")
 
 
-def test_a_rejected_request_is_one_that_missed() -> None:
+def test_rejected_requests_miss_the_slo() -> None:
     slo = parse_slo("jct<3")
     records = [answered(1.0, 2.0)] * 3 + [rejected()]
     assert attainment(records, slo) == 0.75
     assert goodput(records, slo, duration=10.0) == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize(("turned_away", "met"), [(0, True), (1, True), (3, False), (500, False)])
-def test_a_run_that_rejects_more_than_next_to_nothing_meets_no_slo(turned_away: int, met: bool) -> None:
-    records = [answered(1.0, 2.0)] * 200 + [rejected()] * turned_away
+@pytest.mark.parametrize(("count", "met"), [(0, True), (1, True), (3, False), (500, False)])
+def test_a_run_that_rejects_too_many_requests_meets_no_slo(count: int, met: bool) -> None:
+    records = [answered(1.0, 2.0)] * 200 + [rejected()] * count
     assert rejects_too_many(summarize(records, offered_rate=1.0).rejected_share) is not met

@@ -66,14 +66,14 @@ def test_figures_of_a_small_run() -> None:
     assert not summary.overloaded
 
 
-def test_failures_are_never_throughput_or_latency() -> None:
+def test_failed_requests_count_in_no_throughput_or_latency() -> None:
     summary = summarize(RUN[2:], offered_rate=0.5)
     assert summary.output_tokens == 0
     assert summary.request_throughput == 0.0
     assert summary.figure("jct") is None
 
 
-def test_nothing_recorded_yet() -> None:
+def test_without_records_all_figures_are_zero_or_none() -> None:
     summary = summarize([], offered_rate=None)
     assert (summary.requests, summary.duration_s, summary.achieved_rate) == (0, 0.0, None)
 
@@ -89,7 +89,7 @@ def test_json_round_trip_is_exact(rate: float | None) -> None:
     assert Summary.from_dict(json.loads(text)) == summary
 
 
-def test_newer_files_can_be_read_and_broken_ones_are_named() -> None:
+def test_unknown_keys_are_ignored_and_missing_ones_are_an_error() -> None:
     data = summarize(RUN, offered_rate=0.5).to_dict()
     assert Summary.from_dict({**data, "new_figure": 1}).figure("jct") is not None
     del data["ok"]
@@ -97,13 +97,13 @@ def test_newer_files_can_be_read_and_broken_ones_are_named() -> None:
         Summary.from_dict(data)
 
 
-def rejected(index: int, scheduled: float, why: str = "http 429: the queue is full") -> RequestRecord:
-    return RequestRecord(index, scheduled, scheduled, 10, 5, finished=scheduled + 0.01, rejected=why)
+def rejected(index: int, scheduled: float, reason: str = "http 429: the queue is full") -> RequestRecord:
+    return RequestRecord(index, scheduled, scheduled, 10, 5, finished=scheduled + 0.01, rejected=reason)
 
 
-def test_rejected_requests_are_no_failures_and_have_no_latency() -> None:
-    turned_away = [rejected(4, 3.5), rejected(5, 3.6), rejected(6, 3.7, "queue timeout: it waited 5 s")]
-    summary, without = (summarize(records, offered_rate=0.5) for records in (RUN + turned_away, RUN))
+def test_rejected_requests_are_not_failures_and_have_no_latency() -> None:
+    some = [rejected(4, 3.5), rejected(5, 3.6), rejected(6, 3.7, "queue timeout: it waited 5 s")]
+    summary, without = (summarize(records, offered_rate=0.5) for records in (RUN + some, RUN))
     assert (summary.requests, summary.ok, summary.failed, summary.rejected) == (7, 2, 2, 3)
     assert summary.rejections == {"http 429": 2, "queue timeout": 1}
     assert summary.errors == without.errors
@@ -116,7 +116,7 @@ def test_rejected_requests_are_no_failures_and_have_no_latency() -> None:
     assert Summary.from_dict(json.loads(json.dumps(summary.to_dict()))) == summary
 
 
-def test_a_summary_written_before_there_were_rejections_has_none() -> None:
+def test_a_summary_of_an_older_version_has_no_rejections() -> None:
     old = summarize(RUN, offered_rate=0.5).to_dict()
     del old["rejected"], old["rejections"]
     assert Summary.from_dict(old).rejected_share == 0.0

@@ -20,20 +20,20 @@ def test_a_request_waits_until_its_first_token_and_is_answered_until_it_ends() -
     assert timeline.answering == pytest.approx([0.0, 0.0, 1.5, 1.0])
 
 
-def test_one_that_never_had_a_token_waited_until_it_failed() -> None:
+def test_a_request_without_a_token_waits_until_it_fails() -> None:
     timeline = queue_lengths([request(0.0, None, 2.0)], parts=2)
     assert timeline is not None
     assert timeline.waiting == pytest.approx([1.0, 1.0])
     assert timeline.answering == pytest.approx([0.0, 0.0])
 
 
-def test_nothing_that_ended_is_no_timeline() -> None:
+def test_without_an_ended_request_there_is_no_timeline() -> None:
     assert queue_lengths([]) is None
     assert queue_lengths([request(0.0, None, None)]) is None
     assert queue_lengths([request(1.0, 1.0, 1.0)]) is None
 
 
-def test_the_means_are_those_of_counting_at_many_moments() -> None:
+def test_means_equal_counts_at_many_moments() -> None:
     rnd = random.Random(5)
     records = []
     for _ in range(60):
@@ -55,7 +55,7 @@ def test_the_means_are_those_of_counting_at_many_moments() -> None:
         assert timeline.answering[part] == pytest.approx(answering, abs=0.06)
 
 
-def test_a_large_run_is_as_small_as_any_other() -> None:
+def test_the_timeline_of_a_large_run_has_the_same_size() -> None:
     timeline = queue_lengths([request(0.01 * i, 0.01 * i + 1.0, 0.01 * i + 2.0) for i in range(20_000)])
     assert timeline is not None
     assert len(timeline.times) == 120

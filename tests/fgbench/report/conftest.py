@@ -1,4 +1,4 @@
-"""Runs as values, without a folder."""
+"""Fake runs in memory, without a folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fgbench.metrics.record import RequestRecord
 from fgbench.results.run import Run
 
 PORTS = count(40000)
-"""Every run's server listens elsewhere; runs that repeat each other are told by their fingerprint."""
-ACCOUNT = {
+"""Every run's server has another port; repeated runs are identified by their fingerprint."""
+SERVER_REPORT = {
     "queued": 0.25,
     "swapped": 0.0,
     "prefill": 0.25,
@@ -27,11 +27,11 @@ MEMORY = {
     "before": {"uptime_seconds": 10.0, "pressure_seconds": 0.0, "copy_wait_seconds": 1.0},
     "after": {"uptime_seconds": 110.0, "pressure_seconds": 31.0, "copy_wait_seconds": 46.0},
 }
-"""Over 100 s the device idled for copies 45 s, and memory was under pressure for 31 s."""
+"""In 100 s, the device was idle for copies for 45 s, and memory was under pressure for 31 s."""
 
 
 def record(index: int, latency: float, server: dict[str, float] | None) -> RequestRecord:
-    """Two tokens, at half of ``latency`` and at its end."""
+    """Return a request with two tokens: one after half of ``latency``, one at its end."""
     scheduled = 0.5 * index
     times = (scheduled + latency / 2, scheduled + latency)
     return RequestRecord(
@@ -39,7 +39,7 @@ def record(index: int, latency: float, server: dict[str, float] | None) -> Reque
     )
 
 
-def turned_away(index: int) -> RequestRecord:
+def rejected_record(index: int) -> RequestRecord:
     at = 0.5 * index
     return RequestRecord(index, at, at, 8, 2, finished=at + 0.01, rejected="http 429: the queue is full")
 
@@ -84,10 +84,10 @@ def fake_run(
         info["server_stats"] = server_stats
     if machine is not None:
         info["machine"] = machine
-    server = ACCOUNT if account else None
+    server = SERVER_REPORT if account else None
     served = [record(i, latency, server) for i in range(records - rejected)]
-    away = [turned_away(i) for i in range(records - rejected, records)]
-    return Run(Path(path), info, (*served, *away))
+    not_served = [rejected_record(i) for i in range(records - rejected, records)]
+    return Run(Path(path), info, (*served, *not_served))
 
 
 @pytest.fixture
@@ -102,7 +102,10 @@ def server_stats() -> dict[str, Any]:
 
 @pytest.fixture
 def closed_loops() -> list[Run]:
-    """Two backends with 1, 4 and 16 requests in flight: JCTs of so many seconds, ``ours`` of half."""
+    """Return runs of two backends with 1, 4 and 16 requests in flight.
+
+    The JCT in seconds equals the concurrency; for ``ours`` it is half of that.
+    """
     return [
         fake_run(
             name,
@@ -119,7 +122,10 @@ def closed_loops() -> list[Run]:
 
 @pytest.fixture
 def sweep() -> list[Run]:
-    """Two backends, three rates, three seeds: ``ours`` at half of ``fastgen-fcfs``'s latency, within 5%."""
+    """Return runs of two backends, three rates and three seeds.
+
+    ``ours`` has half of the latency of ``fastgen-fcfs``, within 5%.
+    """
     return [
         fake_run(
             name,

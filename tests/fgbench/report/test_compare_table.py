@@ -25,7 +25,7 @@ def shown(runs: list[Run], width: int = 100, *slos: str) -> str:
     return console.export_text()
 
 
-def test_the_table_shows_figures_ratios_marks_and_says_what_they_mean(make_run: Make) -> None:
+def test_the_table_shows_figures_ratios_marks_and_notes(make_run: Make) -> None:
     text = shown(
         [
             make_run("fastgen-fcfs", "inf", latency=2.0),
@@ -39,7 +39,7 @@ def test_the_table_shows_figures_ratios_marks_and_says_what_they_mean(make_run: 
         assert expected in text
 
 
-def test_a_thrash_shows_where_requests_hardly_wait_for_copies(
+def test_thrashing_is_visible_even_if_requests_hardly_wait_for_copies(
     make_run: Make, server_stats: dict[str, Any]
 ) -> None:
     runs = [make_run("fastgen-fcfs"), make_run("fastgen", account=True, server_stats=server_stats)]
@@ -56,7 +56,7 @@ def test_a_thrash_shows_where_requests_hardly_wait_for_copies(
 def test_seeds_give_intervals_and_verdicts(sweep: list[Run]) -> None:
     text = shown(sweep, 100, "jct<0.8")
     assert "0.50x ✔" in text
-    assert "ratio to fastgen-fcfs, and its 95% interval" in text
+    assert "ratio to fastgen-fcfs, with its 95% interval" in text
     assert "0.50x ✔ 0.48–0.53" in text
     assert "12 of 12" in text
     assert "510–612 ms" in text  # of the mean JCT at 1/s: from the smallest to the largest of three seeds
@@ -64,7 +64,7 @@ def test_seeds_give_intervals_and_verdicts(sweep: list[Run]) -> None:
     assert "not judged" not in text
 
 
-def test_an_slo_says_who_meets_it_up_to_which_rate(make_run: Make) -> None:
+def test_the_slo_table_shows_up_to_which_rate_each_backend_meets_it(make_run: Make) -> None:
     runs = [
         *(make_run("fastgen-fcfs", rate, latency) for rate, latency in ((1.0, 1.0), (2.0, 3.0))),
         *(make_run("ours", rate, latency) for rate, latency in ((1.0, 0.5), (2.0, 1.0))),
@@ -74,7 +74,7 @@ def test_an_slo_says_who_meets_it_up_to_which_rate(make_run: Make) -> None:
         assert expected in text
 
 
-def test_runs_left_out_of_a_point_are_told(make_run: Make) -> None:
+def test_runs_left_out_of_a_point_are_reported(make_run: Make) -> None:
     runs = [make_run("a"), make_run("a", seed=1, status="running", records=1), make_run("b")]
     assert "Left out: 1 run that is not complete" in shown(runs)
 
@@ -100,9 +100,9 @@ def test_each_table_of_many_backends_has_the_baseline(make_run: Make) -> None:
     assert all(f"backend-{n}" in text for n in range(6))
 
 
-def test_closed_loops_are_told_by_how_many_were_in_flight(closed_loops: list[Run]) -> None:
-    said = shown(closed_loops, 100, "jct<7")
-    assert "smollm2-135m on synthetic, 4 prompts, closed-loop arrivals" in said
-    assert "at the same concurrency" in said
-    assert all(f"{workers} in flight" in said for workers in (1, 4, 16))
-    assert "7 in flight" in said  # up to where the SLO is met
+def test_closed_loops_are_compared_by_concurrency(closed_loops: list[Run]) -> None:
+    text = shown(closed_loops, 100, "jct<7")
+    assert "smollm2-135m on synthetic, 4 prompts, closed-loop arrivals" in text
+    assert "at the same concurrency" in text
+    assert all(f"{workers} in flight" in text for workers in (1, 4, 16))
+    assert "7 in flight" in text  # the concurrency up to which the SLO is met

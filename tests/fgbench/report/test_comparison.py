@@ -77,16 +77,17 @@ def test_few_seeds_and_incomplete_runs_are_not_judged(make_run: Make) -> None:
     assert verdict(other_seed) is None
 
 
-def test_an_incomplete_run_counts_only_where_there_is_no_complete_one(make_run: Make) -> None:
-    whole, cut = make_run("a", latency=1.0), make_run("a", latency=5.0, seed=1, status="running", records=2)
-    (comparison,) = compare([whole, cut])
+def test_an_incomplete_run_counts_only_if_there_is_no_complete_one(make_run: Make) -> None:
+    complete = make_run("a", latency=1.0)
+    cut = make_run("a", latency=5.0, seed=1, status="running", records=2)
+    (comparison,) = compare([complete, cut])
     (both,) = comparison.of("a")
     assert (both.complete, both.seeds, both.figure("jct", "mean")) == (True, [0], pytest.approx(1.0))
     (alone,) = compare([cut])[0].of("a")
     assert (alone.complete, alone.figure("jct", "mean")) == (False, pytest.approx(5.0))
 
 
-def test_one_backend_with_other_settings_is_labelled_by_what_differs(make_run: Make) -> None:
+def test_labels_show_the_settings_that_differ(make_run: Make) -> None:
     runs = [
         make_run("fastgen", settings={"max_batch_size": 8, "block_size": 16}),
         make_run("fastgen", settings={"max_batch_size": 16, "block_size": 16}),
@@ -101,16 +102,16 @@ def test_one_backend_with_other_settings_is_labelled_by_what_differs(make_run: M
     }
 
 
-def test_the_baseline_is_a_name_or_a_folder_and_never_a_guess(make_run: Make, tmp_path: Path) -> None:
+def test_the_baseline_is_a_name_or_a_folder(make_run: Make, tmp_path: Path) -> None:
     runs = [make_run("a"), make_run("b", path=str(tmp_path))]
     assert compare(runs)[0].baseline == "a"
     assert compare(runs, "b")[0].baseline == "b"
     assert compare(runs, str(tmp_path))[0].baseline == "b"
-    with pytest.raises(ValueError, match="no run is called c; choose the baseline among a, b"):
+    with pytest.raises(ValueError, match="no run is called c: choose the baseline among a, b"):
         compare(runs, "c")
 
 
-def test_slowdown_and_fairness_come_with_a_cost_model(make_run: Make) -> None:
+def test_slowdown_and_fairness_need_a_cost_model(make_run: Make) -> None:
     cost = CostModel(step=0.25)  # two tokens alone: 0.5 s
     (comparison,) = compare([make_run("a", latency=1.5)], cost_of={"smollm2-135m": cost}.get)
     (alone,) = comparison.of("a")
@@ -120,9 +121,7 @@ def test_slowdown_and_fairness_come_with_a_cost_model(make_run: Make) -> None:
     assert all(without.figure(q.metric, q.statistic) is None for q in SLOWDOWNS)
 
 
-def test_every_quantity_can_be_asked_of_a_run_of_any_server(
-    make_run: Make, server_stats: dict[str, Any]
-) -> None:
+def test_every_quantity_works_for_a_run_of_any_server(make_run: Make, server_stats: dict[str, Any]) -> None:
     (comparison,) = compare(
         [make_run("fastgen", account=True, server_stats=server_stats), make_run("vllm")],
         cost_of=lambda _: CostModel(0.1),
@@ -138,22 +137,22 @@ def test_every_quantity_can_be_asked_of_a_run_of_any_server(
     assert ours.figure("pressure_seconds") == 31.0
 
 
-def test_overload_is_marked_where_any_seed_shows_it(make_run: Make) -> None:
+def test_a_point_is_overloaded_if_any_seed_is(make_run: Make) -> None:
     (comparison,) = compare([make_run("a", seed=0), make_run("a", seed=1)])
     (calm,) = comparison.of("a")
     assert not calm.overloaded
     first, second = calm.entries
-    drowned = replace(second, summary=replace(second.summary, overloaded=True))
-    assert replace(calm, entries=(first, drowned)).overloaded
+    overloaded = replace(second, summary=replace(second.summary, overloaded=True))
+    assert replace(calm, entries=(first, overloaded)).overloaded
 
 
-def test_rates_are_named(make_run: Make) -> None:
+def test_levels_are_described_in_words(make_run: Make) -> None:
     (at_once,) = compare([make_run("a", "inf")])
     (closed,) = compare([make_run("a", "inf", arrival_process={"name": "closed", "concurrency": 8})])
-    assert [at_once.axis.say(rate) for rate in (1.0, 2.5, math.inf)] == [
+    assert [at_once.axis.describe(rate) for rate in (1.0, 2.5, math.inf)] == [
         "1 request / s",
         "2.5 requests / s",
         "all at once",
     ]
-    assert [closed.axis.say(level) for level in closed.levels] == ["8 in flight"]
+    assert [closed.axis.describe(level) for level in closed.levels] == ["8 in flight"]
     assert not closed.points[0].overloaded

@@ -1,4 +1,4 @@
-"""JSON and CSV, parsed back."""
+"""The comparison as JSON and CSV, parsed again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def judged(runs: list[Run], *slos: str) -> tuple[Comparison, list[Objective]]:
     return comparison, [Objective(parse_slo(slo), comparison) for slo in slos]
 
 
-def test_json_is_strict_and_holds_all(sweep: list[Run]) -> None:
+def test_json_is_strict_and_complete(sweep: list[Run]) -> None:
     data = json.loads(json.dumps(comparison_json(*judged(sweep, "jct<0.8")), allow_nan=False))
     assert data["workload"]["seeds"] == [0, 1, 2]
     ours = next(point for point in data["points"] if (point["label"], point["rate"]) == ("ours", 1.0))
@@ -46,7 +46,7 @@ def test_json_is_strict_and_holds_all(sweep: list[Run]) -> None:
     assert data["runs"][0]["summary"]["requests"] == 4
 
 
-def test_what_is_not_a_number_is_no_number_in_json(make_run: Make) -> None:
+def test_infinite_and_unknown_rates_are_valid_json(make_run: Make) -> None:
     runs = [make_run("a", "inf"), make_run("b", "inf", status="running", records=2)]
     data = json.loads(json.dumps(comparison_json(*judged(runs, "jct<0.8")), allow_nan=False))
     assert [point["rate"] for point in data["points"]] == ["inf", "inf"]
@@ -54,7 +54,7 @@ def test_what_is_not_a_number_is_no_number_in_json(make_run: Make) -> None:
     assert data["slos"][0]["backends"][0]["rate"] == {"value": None, "low": None, "high": None}
 
 
-def test_a_rate_beyond_what_was_measured_has_one_bound(make_run: Make) -> None:
+def test_a_rate_outside_the_measured_ones_has_one_bound(make_run: Make) -> None:
     comparison, objectives = judged([make_run("a", 2.0, 0.5), make_run("b", 2.0, 5.0)], "jct<0.8")
     by_label = {
         each["label"]: each for each in comparison_json(comparison, objectives)["slos"][0]["backends"]
@@ -64,7 +64,7 @@ def test_a_rate_beyond_what_was_measured_has_one_bound(make_run: Make) -> None:
     assert by_label["b"]["ratio"] == {"value": None, "low": None, "high": 1.0}
 
 
-def test_csv_has_a_row_a_figure(sweep: list[Run]) -> None:
+def test_csv_has_one_row_per_figure(sweep: list[Run]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
@@ -84,7 +84,7 @@ def test_csv_has_a_row_a_figure(sweep: list[Run]) -> None:
     assert not any(row["metric"] == "queued" for row in rows if row["label"] == "fastgen-fcfs")
 
 
-def test_the_account_of_kv_memory_is_in_both(make_run: Make, server_stats: dict[str, Any]) -> None:
+def test_kv_memory_is_in_json_and_csv(make_run: Make, server_stats: dict[str, Any]) -> None:
     comparison, objectives = judged([make_run("a"), make_run("b", server_stats=server_stats)], "jct<7")
     data = comparison_json(comparison, objectives)
     ours, theirs = (point["figures"] for point in data["points"])
@@ -98,7 +98,7 @@ def test_the_account_of_kv_memory_is_in_both(make_run: Make, server_stats: dict[
     assert [(r["label"], r["value"]) for r in rows if r["metric"] == "pressure_seconds"] == [("b", 31.0)]
 
 
-def test_closed_loops_have_a_concurrency_for_a_rate(closed_loops: list[Run]) -> None:
+def test_closed_loops_have_a_concurrency_instead_of_a_rate(closed_loops: list[Run]) -> None:
     comparison, objectives = judged(closed_loops, "jct<7")
     data = comparison_json(comparison, objectives)
     assert [point["concurrency"] for point in data["points"]] == [1.0, 1.0, 4.0, 4.0, 16.0, 16.0]

@@ -14,7 +14,7 @@ Make = Callable[..., Run]
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """Each table as rows of cells, as a Markdown reader splits them."""
+    """Return each table as rows of cells, split like a Markdown reader does."""
     found: list[list[list[str]]] = [[]]
     for line in text.splitlines():
         if line.startswith("|"):
@@ -25,7 +25,7 @@ def tables(text: str) -> list[list[list[str]]]:
     return [table for table in found if table]
 
 
-def test_tables_are_whole_and_say_what_the_terminal_says(sweep: list[Run]) -> None:
+def test_tables_are_well_formed_and_show_the_figures(sweep: list[Run]) -> None:
     (comparison,) = compare(sweep)
     text = comparison_markdown(comparison, [Objective(parse_slo("jct<0.8"), comparison)])
     main, rates, shares, details = tables(text)
@@ -41,7 +41,7 @@ def test_tables_are_whole_and_say_what_the_terminal_says(sweep: list[Run]) -> No
     assert "✔ better" in text
 
 
-def test_the_account_of_kv_memory_is_in_the_details(make_run: Make, server_stats: dict[str, Any]) -> None:
+def test_kv_memory_is_in_the_details(make_run: Make, server_stats: dict[str, Any]) -> None:
     (comparison,) = compare([make_run("a", server_stats=server_stats), make_run("b")])
     _, details = tables(comparison_markdown(comparison, []))
     assert details[0][2:] == ["device idle for copies", "under pressure"]

@@ -1,4 +1,4 @@
-"""Runs beside which other programs computed: marked in every form of a comparison."""
+"""Runs disturbed by other programs are marked in every format of a comparison."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def text_of(shown: RenderableType) -> str:
 
 @pytest.fixture
 def comparison(make_run: Callable[..., Run]) -> Comparison:
-    """Something else ran beside ours at 2/s."""
+    """Return a comparison in which other programs disturbed ``ours`` at 2/s."""
     runs = [
         make_run(
             name, rate, records=100, machine=(BUSY if (name, rate) == ("ours", 2.0) else QUIET).to_json()
@@ -45,13 +45,13 @@ def comparison(make_run: Callable[..., Run]) -> Comparison:
     return found
 
 
-def test_an_account_comes_back_as_it_was() -> None:
+def test_an_account_survives_json() -> None:
     assert MachineAccount.of({"machine": BUSY.to_json()}) == BUSY
     assert MachineAccount.of({}) is None
     assert MachineAccount.of({"machine": {"seconds": 1.0}}) is None
 
 
-def test_an_account_in_words() -> None:
+def test_an_account_is_described_in_words() -> None:
     assert BUSY.describe() == (
         "other programs took 0.93 cores (make 0.90), 1.02 in their busiest second; other virtual machines "
         "took 0.05; programs waited for memory 4% of the time"
@@ -59,11 +59,11 @@ def test_an_account_in_words() -> None:
 
 
 def test_a_disturbed_run_is_marked_and_a_quiet_one_is_not(make_run: Callable[..., Run]) -> None:
-    for account, there in ((BUSY, True), (QUIET, False), (None, False)):
+    for account, expected in ((BUSY, True), (QUIET, False), (None, False)):
         run = make_run("ours", machine=None if account is None else account.to_json())
         shown = text_of(run_table(run.info, summary_of(run)))
-        assert ("◆" in shown) == there
-        assert ("make 0.90" in shown) == there
+        assert ("◆" in shown) == expected
+        assert ("make 0.90" in shown) == expected
 
 
 def test_tables_mark_the_point(comparison: Comparison) -> None:
@@ -74,7 +74,7 @@ def test_tables_mark_the_point(comparison: Comparison) -> None:
     assert "◆" in comparison_markdown(comparison, [])
 
 
-def test_without_one_nothing_is_said_of_it(make_run: Callable[..., Run]) -> None:
+def test_without_a_disturbed_run_there_is_no_mark(make_run: Callable[..., Run]) -> None:
     (comparison,) = compare([make_run("ours", machine=QUIET.to_json()), make_run("fastgen-fcfs")])
     assert "◆" not in comparison_markdown(comparison, [])
     assert "◆" not in text_of(comparison_tables(comparison, [], 120))
@@ -83,7 +83,7 @@ def test_without_one_nothing_is_said_of_it(make_run: Callable[..., Run]) -> None
     )
 
 
-def test_files_have_it(comparison: Comparison) -> None:
+def test_json_and_csv_have_the_mark(comparison: Comparison) -> None:
     data = comparison_json(comparison, [])
     assert {(p["label"], p["rate"]) for p in data["points"] if p["disturbed"]} == {("ours", 2.0)}
     assert [run["machine"]["busy"] for run in data["runs"] if run["label"] == "ours"] == [False, True]
@@ -96,14 +96,14 @@ def test_files_have_it(comparison: Comparison) -> None:
     }
 
 
-def test_every_picture_says_it(comparison: Comparison) -> None:
+def test_every_picture_names_the_disturbed_points(comparison: Comparison) -> None:
     pictures = pictures_of(comparison, [])
     assert pictures
     for picture in pictures:
-        assert picture.notes[-1] == "measured beside other programs: ours at 2 requests / s"
+        assert picture.notes[-1] == "disturbed by other programs: ours at 2 requests / s"
 
 
-def test_a_list_of_runs_says_it(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_the_list_of_runs_shows_the_mark(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run("ours", machine=BUSY.to_json())
     write_json(tmp_path / "run.json", dict(run.info) | {"version": 1, "summary": summary_of(run).to_dict()})
     assert "busy machine" in overview(tmp_path).marks

@@ -1,4 +1,4 @@
-"""How fast a run's server was, computed from the sums in its run.json."""
+"""The step speed of a run's server, computed from the counters in run.json."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def info(**values: float) -> dict[str, Any]:
     return {"server_stats": {"before": NOTHING, "after": dataclasses.asdict(WORK) | values}}
 
 
-def test_waiting_for_copies_does_not_make_steps_slower() -> None:
+def test_waiting_for_copies_does_not_change_the_step_speed() -> None:
     expected = StepSpeed(model=pytest.approx(1.1), whole=pytest.approx(1.2))
     assert StepSpeed.of(info(), COST) == expected
     assert StepSpeed.of(info(copy_wait_seconds=30.0), COST) == expected
 
 
-def test_runs_from_before_copy_waits_were_counted_have_a_speed() -> None:
+def test_older_runs_without_copy_waits_have_a_step_speed() -> None:
     older = info()
     for side in ("before", "after"):
         stats = older["server_stats"][side]
@@ -35,7 +35,7 @@ def test_runs_from_before_copy_waits_were_counted_have_a_speed() -> None:
     assert StepSpeed.of(older, COST) == StepSpeed.of(info(), COST)
 
 
-def test_a_simulation_has_no_speed() -> None:
+def test_a_simulation_has_no_step_speed() -> None:
     stats = {"before": {"finished": 0.0}, "after": {"finished": 4}}
     assert StepSpeed.of({"server_stats": stats}, COST) is None
     assert StepSpeed.of({}, COST) is None

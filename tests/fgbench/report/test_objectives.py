@@ -59,13 +59,13 @@ def test_attainment_and_goodput_are_means_over_seeds(make_run: Make) -> None:
     assert not objective(runs, "jct<1.5").met_by(point)
 
 
-def test_up_to_which_rate_95_percent_attain_it(make_run: Make) -> None:
+def test_the_rate_up_to_which_95_percent_of_requests_attain_the_slo(make_run: Make) -> None:
     runs = [make_run("a", 1.0, 1.0), make_run("a", 2.0, 3.0)]
     assert objective(runs, "jct<2").attained_up_to("a") == Range(pytest.approx(1.05), pytest.approx(1.05))
 
 
 def test_the_ratio_of_rates_is_judged_over_seeds(sweep: list[Run], make_run: Make) -> None:
-    """By JCT, which in ``sweep`` grows with the rate."""
+    """The SLO bounds JCT, which grows with the rate in ``sweep``."""
     found = objective(sweep, "jct<0.8")
     ratio = found.paired("ours")
     assert ratio is not None
@@ -77,22 +77,22 @@ def test_the_ratio_of_rates_is_judged_over_seeds(sweep: list[Run], make_run: Mak
     assert one.verdict("ours") == "one seed: not judged"
 
 
-def test_seeds_that_never_cross_are_not_left_out_silently(sweep: list[Run]) -> None:
-    """The others would be the ones that suit one of the backends."""
+def test_seeds_without_a_crossing_are_not_left_out_silently(sweep: list[Run]) -> None:
+    """The remaining seeds would favour one of the backends."""
     found = objective(sweep, "jct<1.05")  # crossed by seeds 1 and 2 of ours, not by 0
     assert found.paired("ours") is None
     assert found.verdict("ours") is None
 
 
-def test_a_trimmed_run_is_judged_by_what_is_left_of_it(make_run: Make) -> None:
-    """Requests leave at 0, 0.5, 1 and 1.5 s."""
+def test_a_trimmed_run_is_judged_by_the_requests_that_count(make_run: Make) -> None:
+    """Requests are sent at 0, 0.5, 1 and 1.5 s."""
     run = make_run("a", records=4)
     first = replace(run.records[0], last_token=9.0, finished=9.0)
     trimmed = Run(run.path, run.info | {"trim": {"start": "10%"}}, (first, *run.records[1:]))
-    whole = Run(run.path, run.info, trimmed.records)
-    for each, share in ((trimmed, 1.0), (whole, 0.75)):
+    untrimmed = Run(run.path, run.info, trimmed.records)
+    for each, share in ((trimmed, 1.0), (untrimmed, 0.75)):
         found = objective([each], "jct<2")
         attained = found.attainment(found.comparison.points[0])
         assert attained is not None
         assert attained.value == share
-    assert len(compare([trimmed, whole])) == 2  # figures of different parts are not comparable
+    assert len(compare([trimmed, untrimmed])) == 2  # figures of different parts are not comparable

@@ -9,15 +9,15 @@ from fgbench.results.run import Run
 Make = Callable[..., Run]
 
 
-def test_different_workloads_are_kept_apart_and_the_difference_is_said(make_run: Make) -> None:
+def test_different_workloads_are_not_compared_and_the_difference_is_described(make_run: Make) -> None:
     runs = [make_run("a"), make_run("b"), make_run("a", num_prompts=5), make_run("a", arrivals="gamma cv=2")]
     comparisons = compare(runs)
     assert [comparison.runs for comparison in comparisons] == [2, 1, 1]
-    said = differences(comparison.workload for comparison in comparisons)
-    assert said == "number of prompts (4, 5) and arrivals (poisson, gamma cv=2)"
+    text = differences(comparison.workload for comparison in comparisons)
+    assert text == "number of prompts (4, 5) and arrivals (poisson, gamma cv=2)"
 
 
-def test_seeds_and_rates_are_one_workload(make_run: Make) -> None:
+def test_seeds_and_rates_belong_to_one_workload(make_run: Make) -> None:
     (comparison,) = compare([make_run("a", rate, seed=seed) for rate in (1.0, 2.0) for seed in range(3)])
     assert comparison.seeds == [0, 1, 2]
     assert [(point.level, point.seeds) for point in comparison.of("a")] == [
@@ -26,8 +26,8 @@ def test_seeds_and_rates_are_one_workload(make_run: Make) -> None:
     ]
 
 
-def test_runs_of_one_seed_that_were_sent_something_else_are_not_paired(make_run: Make) -> None:
-    """By their fingerprints: of the prompts, and at one rate of the arrival times."""
+def test_runs_of_one_seed_with_other_prompts_or_times_are_not_paired(make_run: Make) -> None:
+    """Fingerprints cover the prompts and, for one rate, the arrival times."""
     first, second = make_run("a"), make_run("b", prompts_fingerprint="of another file")
     assert len(compare([first, second])) == 2
     assert (
@@ -41,14 +41,14 @@ def test_runs_of_one_seed_that_were_sent_something_else_are_not_paired(make_run:
     assert [comparison.runs for comparison in compare(sent)] == [2, 1]
 
 
-def test_what_is_not_known_of_a_workload_tells_it_apart(make_run: Make) -> None:
+def test_unknown_settings_make_a_workload_different(make_run: Make) -> None:
     runs = [make_run("a", trimmed=True), make_run("b")]
     assert differences(c.workload for c in compare(runs)) == "settings (trimmed true, none)"
     process = make_run("b", arrival_process={"name": "poisson"}, users=1)
-    assert len(compare([make_run("a"), process])) == 1  # newer files say more of the same
+    assert len(compare([make_run("a"), process])) == 1  # newer files have more keys for the same workload
 
 
-def test_a_model_is_the_same_by_its_name_and_by_the_path_of_its_folder(make_run: Make) -> None:
+def test_a_models_name_and_the_path_of_its_folder_are_the_same_model(make_run: Make) -> None:
     ours, theirs, other = (make_run(name, 1.0) for name in ("fastgen", "vllm", "vllm"))
     theirs.info["model"] = "/models/smollm2-135m"
     other.info["model"] = "/models/smollm2-360m"
@@ -57,7 +57,7 @@ def test_a_model_is_the_same_by_its_name_and_by_the_path_of_its_folder(make_run:
     assert len(compare([ours, theirs, other])) == 2
 
 
-def test_without_arguments_the_newest_workload_is_taken_and_repeats_are_dropped(make_run: Make) -> None:
+def test_the_newest_workload_is_chosen_and_repeats_are_left_out(make_run: Make) -> None:
     other = make_run("a", num_prompts=7)
     first, second = make_run("a", latency=1.0), make_run("a", latency=2.0)
     killed = make_run("a", status="running")
@@ -69,18 +69,18 @@ def test_without_arguments_the_newest_workload_is_taken_and_repeats_are_dropped(
     assert newest_comparable([nothing]) == []
 
 
-def test_a_seed_that_was_sent_something_else_before_is_an_older_workload(make_run: Make) -> None:
+def test_a_seed_with_other_prompts_belongs_to_an_older_workload(make_run: Make) -> None:
     old, new = make_run("a", prompts_fingerprint="old file"), make_run("b", prompts_fingerprint="new file")
     assert newest_comparable([old, new]) == [new]
 
 
-def test_a_point_that_failed_and_was_measured_again_counts_once(make_run: Make) -> None:
+def test_a_failed_run_that_was_repeated_counts_once(make_run: Make) -> None:
     failed, again = make_run("a", status="failed", records=2), make_run("a")
     assert without_repeats([failed, again]) == without_repeats([again, failed]) == [again]
 
 
-def test_servers_attached_to_are_told_apart_by_their_urls(make_run: Make) -> None:
-    """Started ones too listen at ever new URLs, which is no difference to speak of."""
+def test_attached_servers_are_distinguished_by_their_urls(make_run: Make) -> None:
+    """Started servers also have different URLs, but that makes no difference."""
     attached = [make_run("openai", settings={}), make_run("openai", settings={})]
     urls = [run.info["backend"]["url"] for run in attached]
     assert newest_comparable(attached) == attached

@@ -1,4 +1,4 @@
-"""Rejected requests in every form of a comparison, and what they do to SLOs."""
+"""Rejected requests in every format of a comparison, and their effect on SLOs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLO = parse_slo("jct<5")
 
 @pytest.fixture
 def comparison(make_run: Callable[..., Run]) -> Comparison:
-    """Under fcfs a quarter of the requests at 2/s and half of them at 4/s were rejected; under ours none."""
+    """Return a comparison in which fcfs rejects a quarter of the requests at 2/s and half of them at 4/s."""
     runs = [
         make_run("fastgen-fcfs", 1.0, records=100),
         make_run("fastgen-fcfs", 2.0, records=100, rejected=25),
@@ -32,17 +32,17 @@ def comparison(make_run: Callable[..., Run]) -> Comparison:
     return found
 
 
-def test_the_tables_show_the_share_and_say_what_it_means(comparison: Comparison) -> None:
+def test_the_tables_show_the_share_and_explain_it(comparison: Comparison) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(comparison_tables(comparison, [Objective(SLO, comparison)], 120))
     lines = [line.split() for line in console.export_text().splitlines() if "rejected" in line]
     assert [line[1:3] for line in lines[:3]] == [["0%", "0%"], ["0%", "25%"], ["0%", "50%"]]
-    assert "rejected by a server with a full queue" in " ".join(lines[3])
+    assert "rejected because the server's queue was full" in " ".join(lines[3])
 
 
-def test_without_a_rejection_nothing_is_said_of_it(make_run: Callable[..., Run]) -> None:
+def test_without_rejections_there_is_no_note(make_run: Callable[..., Run]) -> None:
     (comparison,) = compare([make_run("ours"), make_run("fastgen-fcfs")])
-    assert "full queue" not in comparison_markdown(comparison, [])
+    assert "queue was full" not in comparison_markdown(comparison, [])
 
 
 def test_files_and_markdown_have_the_share(comparison: Comparison) -> None:
@@ -74,15 +74,15 @@ def test_a_server_does_not_meet_an_slo_by_rejecting(comparison: Comparison) -> N
     assert share is not None
     assert good is not None
     assert share.value == 0.75
-    everything = objective.goodput(points["ours", 2.0])
-    assert everything is not None
-    assert good.value == pytest.approx(0.75 * everything.value, rel=0.03)
+    all_served = objective.goodput(points["ours", 2.0])
+    assert all_served is not None
+    assert good.value == pytest.approx(0.75 * all_served.value, rel=0.03)
     reached = objective.rate("fastgen-fcfs")
     assert reached is not None
     assert reached.describe("/s") == "1 to 2/s"
     ours = objective.rate("ours")
     assert ours is not None
     assert ours.describe("/s") == "> 4/s"
-    upto = objective.attained_up_to("fastgen-fcfs")
-    assert upto is not None
-    assert upto.exact == pytest.approx(1.2)
+    attained = objective.attained_up_to("fastgen-fcfs")
+    assert attained is not None
+    assert attained.exact == pytest.approx(1.2)

@@ -12,7 +12,7 @@ from fgbench.report.run_tables import summary_table
 from fgengine.units import number, percent, seconds, size
 
 
-def test_units_read_as_people_write_them() -> None:
+def test_values_are_shown_with_units() -> None:
     assert [seconds(v) for v in (None, 0.0, 12e-6, 0.0123, 0.5, 1.234, 431.7)] == [
         "-",
         "0 s",
@@ -40,7 +40,7 @@ def test_units_read_as_people_write_them() -> None:
     assert [size(v) for v in (10, 2048, 1020 * 1024, 3 * 1024**3)] == ["10 B", "2 KiB", "1,020 KiB", "3 GiB"]
 
 
-def test_the_table_of_a_run_shows_what_was_measured_and_what_failed() -> None:
+def test_the_table_of_a_run_shows_figures_and_failures() -> None:
     good = RequestRecord(
         0,
         0.0,
@@ -64,7 +64,7 @@ def test_the_table_of_a_run_shows_what_was_measured_and_what_failed() -> None:
     assert "KV memory" not in text
 
 
-def test_the_table_of_a_run_says_what_kv_memory_did() -> None:
+def test_the_table_of_a_run_shows_kv_memory() -> None:
     def shown(memory: MemoryAccount) -> str:
         console = Console(width=120, record=True, file=io.StringIO())
         console.print(summary_table("t", summarize([], offered_rate=1.0), memory))
@@ -80,11 +80,11 @@ def test_the_table_of_a_run_says_what_kv_memory_did() -> None:
     assert shown(MemoryAccount(120.0, 0.0, 0.5, replicas=8)).startswith("mean of 8 replicas: never under")
 
 
-def test_the_table_of_a_run_says_how_many_were_rejected_and_what_to_do() -> None:
+def test_the_table_of_a_run_shows_rejections_and_what_to_do() -> None:
     good = RequestRecord(0, 0.0, 0.0, 8, 3, 3, 1.0, 2.0, (1.0, 1.5, 2.0), finished=2.0)
-    away = RequestRecord(1, 1.0, 1.0, 8, 3, finished=1.1, rejected="http 429: the queue is full")
+    rejected = RequestRecord(1, 1.0, 1.0, 8, 3, finished=1.1, rejected="http 429: the queue is full")
     console = Console(width=300, record=True, file=io.StringIO())
-    console.print(summary_table("a", summarize([good] * 3 + [away], offered_rate=1.0)))
+    console.print(summary_table("a", summarize([good] * 3 + [rejected], offered_rate=1.0)))
     text = console.export_text()
     assert "3 of 4 answered in full, 25% rejected" in text
     assert "failed" not in text
@@ -94,6 +94,6 @@ def test_the_table_of_a_run_says_how_many_were_rejected_and_what_to_do() -> None
     assert "1 of 1 answered in full, 0% rejected" in console.export_text()
 
 
-def test_shares_read_as_people_write_them() -> None:
+def test_shares_are_shown_as_percentages() -> None:
     shares = (0.0, 0.0001, 0.004, 0.05, 0.0996, 0.25, 1.0)
     assert list(map(percent, shares)) == ["0%", "<0.1%", "0.4%", "5.0%", "10%", "25%", "100%"]

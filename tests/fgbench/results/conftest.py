@@ -1,4 +1,4 @@
-"""Run folders as the program writes them."""
+"""Run folders, written by the real ``RunWriter``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Write = Callable[..., Path]
 
 
 def served(index: int, latency: float = 1.0, **more: Any) -> RequestRecord:
-    """Two tokens, at half of ``latency`` and at its end."""
+    """Return a request with two tokens: one after half of ``latency``, one at its end."""
     times = (index + latency / 2, index + latency)
     return RequestRecord(
         index, float(index), float(index), 8, 2, 2, times[0], times[1], times, finished=times[1], **more
@@ -37,8 +37,8 @@ def write_run() -> Write:
         trim: dict[str, str] | None = None,
         **workload: Any,
     ) -> Path:
-        """``status``: ``running`` leaves the folder as a killed run does."""
-        found = [served(i) for i in range(4)] if records is None else records
+        """Write a run folder. With status ``running``, it looks like the folder of a killed run."""
+        requests = [served(i) for i in range(4)] if records is None else records
         info = {
             "backend": {"name": backend, "policy": "x", "url": None, "settings": {"max_batch_size": 16}},
             "model": "no-such-model",
@@ -56,15 +56,15 @@ def write_run() -> Write:
             "fingerprint": f"{backend} {rate} {seed}",
         }
         writer = RunWriter(root, info)
-        for record in found:
+        for record in requests:
             writer.append(record)
         if status == "running":
             writer._requests.close()
             writer._unlock()
         else:
-            cut = Trim.parse(trim["start"], trim["end"]) if trim else Trim()
-            summary = summarize(found, offered_rate=None if rate == "inf" else float(rate), trim=cut)
-            writer.finish(status, found, summary.to_dict())
+            trimmed = Trim.parse(trim["start"], trim["end"]) if trim else Trim()
+            summary = summarize(requests, offered_rate=None if rate == "inf" else float(rate), trim=trimmed)
+            writer.finish(status, requests, summary.to_dict())
         return writer.path
 
     return write

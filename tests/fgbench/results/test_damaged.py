@@ -1,5 +1,7 @@
-"""One damaged file in one run folder: the run is named and left out by whatever reads the file, and the other
-runs are shown."""
+"""One damaged file in one run folder.
+
+Every command that reads the file names the run, leaves it out, and shows the other runs.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from fgbench.cli.main import app
 from fgbench.results.table import record_schema
 
 Seen = tuple[list[str], str]
-"""The backends that were shown, and what was said of the others."""
+"""The backends shown, and the warnings about the others."""
 
 
 def run_verb(*argv: str) -> tuple[str, str]:
@@ -28,65 +30,65 @@ def run_verb(*argv: str) -> tuple[str, str]:
 
 
 def listed(root: Path) -> Seen:
-    out, said = run_verb("results", "list", "--json", "--results", str(root))
-    return sorted(row["backend"] for row in json.loads(out)), said
+    out, warned = run_verb("results", "list", "--json", "--results", str(root))
+    return sorted(row["backend"] for row in json.loads(out)), warned
 
 
-def asked(root: Path) -> Seen:
+def queried(root: Path) -> Seen:
     both = "SELECT backend, avg(first_token) FROM runs JOIN requests USING (run) GROUP BY 1 ORDER BY 1"
-    out, said = run_verb("results", "sql", both, "--json", "--results", str(root))
-    return [row["backend"] for row in json.loads(out)], said
+    out, warned = run_verb("results", "sql", both, "--json", "--results", str(root))
+    return [row["backend"] for row in json.loads(out)], warned
 
 
-def asked_of_runs_alone(root: Path) -> Seen:
-    """The query reads no request, so only the ends of a Parquet file are seen."""
+def queried_runs_only(root: Path) -> Seen:
+    """This query reads no requests, so only the start and the end of a Parquet file are read."""
     query = "SELECT backend FROM runs ORDER BY backend"
-    out, said = run_verb("results", "sql", query, "--json", "--results", str(root))
-    return [row["backend"] for row in json.loads(out)], said
+    out, warned = run_verb("results", "sql", query, "--json", "--results", str(root))
+    return [row["backend"] for row in json.loads(out)], warned
 
 
 def compared(root: Path) -> Seen:
-    out, said = run_verb("compare", str(root), "--json", "--no-pictures")
-    return sorted(run["label"] for each in json.loads(out)["comparisons"] for run in each["runs"]), said
+    out, warned = run_verb("compare", str(root), "--json", "--no-pictures")
+    return sorted(run["label"] for each in json.loads(out)["comparisons"] for run in each["runs"]), warned
 
 
 def compared_as_newest(root: Path) -> Seen:
-    out, said = run_verb("compare", "--results", str(root), "--json", "--no-pictures")
-    return sorted(run["label"] for each in json.loads(out)["comparisons"] for run in each["runs"]), said
+    out, warned = run_verb("compare", "--results", str(root), "--json", "--no-pictures")
+    return sorted(run["label"] for each in json.loads(out)["comparisons"] for run in each["runs"]), warned
 
 
 def compared_by_name(root: Path) -> Seen:
     folders = [str(path.parent) for path in sorted(root.glob("*/run.json"))]
-    out, said = run_verb("compare", *folders, "--json", "--no-pictures")
-    return sorted(run["label"] for each in json.loads(out)["comparisons"] for run in each["runs"]), said
+    out, warned = run_verb("compare", *folders, "--json", "--no-pictures")
+    return sorted(run["label"] for each in json.loads(out)["comparisons"] for run in each["runs"]), warned
 
 
 def loaded(root: Path) -> Seen:
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         backends = fgbench.load_runs(root)["backend"].unique().tolist()
-    assert all(Path(each.filename) == Path(__file__) for each in said)
-    return sorted(backends), "\n".join(str(each.message) for each in said)
+    assert all(Path(each.filename) == Path(__file__) for each in caught)
+    return sorted(backends), "\n".join(str(each.message) for each in caught)
 
 
 def loaded_runs(root: Path) -> Seen:
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         backends = fgbench.runs(root)["backend"].tolist()
-    return sorted(backends), "\n".join(str(each.message) for each in said)
+    return sorted(backends), "\n".join(str(each.message) for each in caught)
 
 
 READERS: dict[str, tuple[Callable[[Path], Seen], set[str]]] = {
     "results list": (listed, {"run.json"}),
     "fgbench.runs": (loaded_runs, {"run.json"}),
-    "results sql": (asked, {"run.json", "requests.parquet", "requests.jsonl"}),
-    "results sql of runs": (asked_of_runs_alone, {"run.json", "requests.parquet", "requests.jsonl"}),
+    "results sql": (queried, {"run.json", "requests.parquet", "requests.jsonl"}),
+    "results sql of runs": (queried_runs_only, {"run.json", "requests.parquet", "requests.jsonl"}),
     "fgbench.load_runs": (loaded, {"run.json", "requests.parquet", "requests.jsonl"}),
     "compare FOLDER": (compared, {"run.json", "requests.jsonl"}),
     "compare RUN ...": (compared_by_name, {"run.json", "requests.jsonl"}),
     "compare": (compared_as_newest, {"run.json", "requests.jsonl"}),
 }
-"""With the files that each reads."""
+"""Commands and functions that read runs, with the files that each of them reads."""
 
 
 def replaced(old: str, new: str) -> Callable[[Path], str]:
@@ -113,7 +115,7 @@ def truncate_parquet(folder: Path) -> str:
 
 
 def flip_a_byte_of_a_page(folder: Path) -> str:
-    """What no reader sees by the file's beginning and end, and what decodes to other numbers."""
+    """Damage a page so that it decodes to other numbers; the file's start and end remain intact."""
     path = folder / "requests.parquet"
     place = record_schema().names.index("first_token")
     column = pq.ParquetFile(path).metadata.row_group(0).column(place)
@@ -146,12 +148,12 @@ DAMAGES: dict[str, Callable[[Path], str]] = {
     "a workload of another type": replaced(r'"workload": \{', '"workload": "x", "_": {'),
     "a rate that is a word": replaced('"rate": 2.0', '"rate": "abc"'),
     "a seed that is a word": replaced('"seed": 0', '"seed": "seven"'),
-    "a trim that is no amount": replaced('"trim": null', '"trim": {"start": "soon"}'),
+    "a trim that is not an amount": replaced('"trim": null', '"trim": {"start": "soon"}'),
     "a summary that is a text": replaced(r'"summary": \{', '"summary": "x", "_": {'),
     "a summary without figures": replaced('"requests": 4', '"ask": 4'),
     "a summary with another type": replaced('"mean": 1.0', '"mean": "one"'),
     "the Parquet is cut off": truncate_parquet,
-    "a byte of the Parquet is another": flip_a_byte_of_a_page,
+    "one byte of the Parquet is wrong": flip_a_byte_of_a_page,
     "a damaged line": damage_line,
     "a line of another type": change_type,
 }
@@ -166,19 +168,19 @@ def test_a_damaged_run_does_not_hide_the_others(
         write_run(tmp_path, backend)
     folder = write_run(tmp_path, "c")
     file = DAMAGES[damage](folder)
-    see, reads = READERS[reader]
-    if reader == "results sql of runs" and damage == "a byte of the Parquet is another":
-        reads = reads - {file}
-    backends, said = see(tmp_path)
-    if file in reads:
+    read, files = READERS[reader]
+    if reader == "results sql of runs" and damage == "one byte of the Parquet is wrong":
+        files = files - {file}
+    backends, warned = read(tmp_path)
+    if file in files:
         assert backends == ["a", "b"]
-        assert f"Left out: {folder / file}" in said
+        assert f"Left out: {folder / file}" in warned
     else:
         assert backends == ["a", "b", "c"]
-        assert "Left out" not in said
+        assert "Left out" not in warned
 
 
-def test_a_run_that_is_left_out_of_a_removal_stays(tmp_path: Path, write_run: Callable[..., Path]) -> None:
+def test_removal_leaves_a_damaged_run_alone(tmp_path: Path, write_run: Callable[..., Path]) -> None:
     killed, folder = write_run(tmp_path, "a", status="running"), write_run(tmp_path, "b")
     truncate_json(folder)
     _, _ = run_verb("results", "rm", "--incomplete", "--yes", "--results", str(tmp_path))

@@ -20,13 +20,13 @@ from fgbench.results.run import read_info, read_run, summary_of
 from fgbench.results.table import records_of
 
 Write = Callable[..., Path]
-ACCOUNT = {"queued": 0.25, "decode": 0.75, "preemptions": 2.0}
+SERVER_REPORT = {"queued": 0.25, "decode": 0.75, "preemptions": 2.0}
 
 
 def served(index: int, latency: float = 1.0) -> RequestRecord:
     times = (index + latency / 2, index + latency)
     return RequestRecord(
-        index, float(index), index + 0.1, 8, 2, 2, times[0], times[1], times, times[1], server=ACCOUNT
+        index, float(index), index + 0.1, 8, 2, 2, times[0], times[1], times, times[1], server=SERVER_REPORT
     )
 
 
@@ -36,19 +36,19 @@ MIXED = [
     RequestRecord(2, 2.0, 2.0, 8, 2, finished=2.5, error="http 500: no"),
     RequestRecord(3, 3.0, 3.0, 8, 2, finished=3.5, rejected="http 429: full"),
 ]
-"""In the order in which they ended."""
+"""Requests in the order in which they ended."""
 
 
 @pytest.fixture(params=["requests.parquet", "requests.jsonl"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, write_run: Write) -> Path:
-    """A run whose requests are in both files, or in the second alone."""
+    """Return a run whose requests are only in one of the two files."""
     path = write_run(tmp_path / "runs", "fastgen", MIXED)
-    gone = {"requests.parquet": "requests.jsonl", "requests.jsonl": "requests.parquet"}[request.param]
-    (path / gone).unlink()
+    removed = {"requests.parquet": "requests.jsonl", "requests.jsonl": "requests.parquet"}[request.param]
+    (path / removed).unlink()
     return path
 
 
-def test_a_row_is_a_request(folder: Path) -> None:
+def test_there_is_one_row_per_request(folder: Path) -> None:
     frame = fgbench.load_runs(folder)
     assert frame["index"].tolist() == [0, 1, 2, 3]
     assert frame["ok"].tolist() == [True, True, False, False]
@@ -64,20 +64,20 @@ def test_a_row_is_a_request(folder: Path) -> None:
     assert not frame["trimmed"].any()
 
 
-def test_latencies_are_those_of_the_summary(folder: Path, write_run: Write, tmp_path: Path) -> None:
-    """The table of metrics decides both."""
+def test_latencies_equal_those_of_the_summary(folder: Path, write_run: Write, tmp_path: Path) -> None:
+    """The table of metrics defines both."""
     frame = fgbench.load_runs(folder)
     summary = summary_of(read_run(write_run(tmp_path / "whole", "fastgen", MIXED)))
-    of_one_value = [m.key for m in METRICS if m.of_request is not None and not m.several_per_request]
-    assert set(of_one_value) == set(summary.distributions) - {"itl"}
-    for key in of_one_value:
+    keys = [m.key for m in METRICS if m.of_request is not None and not m.several_per_request]
+    assert set(keys) == set(summary.distributions) - {"itl"}
+    for key in keys:
         distribution = summary.distributions[key]
         assert frame[key].count() == distribution.count
         assert frame[key].mean() == pytest.approx(distribution.mean)
         assert frame[key].quantile(0.95) == pytest.approx(distribution.p95)
 
 
-def test_a_run_is_a_category(tmp_path: Path, write_run: Write) -> None:
+def test_columns_of_the_run_are_categoricals(tmp_path: Path, write_run: Write) -> None:
     for backend in ("a", "b"):
         for rate in (10.0, 2.0):
             write_run(tmp_path, backend, rate=rate, seed=3)
@@ -102,7 +102,7 @@ def test_closed_loops_have_a_concurrency(tmp_path: Path, write_run: Write) -> No
     assert (row["rate"], row["concurrency"]) == (math.inf, 8)
 
 
-def test_what_a_trimmed_run_does_not_count_is_marked(tmp_path: Path, write_run: Write) -> None:
+def test_trimmed_requests_are_marked(tmp_path: Path, write_run: Write) -> None:
     frame = fgbench.load_runs(write_run(tmp_path, "a", trim={"start": "1s", "end": "0s"}))
     assert frame["trimmed"].tolist() == [True, False, False, False]
 
@@ -117,7 +117,7 @@ def test_a_killed_run_gives_the_requests_that_had_ended(tmp_path: Path, write_ru
     assert (row["status"], row["requests"], row["jct_mean"]) == ("incomplete", 4, 1.0)
 
 
-def test_runs_without_requests_are_no_rows(tmp_path: Path, write_run: Write) -> None:
+def test_runs_without_requests_give_no_rows(tmp_path: Path, write_run: Write) -> None:
     empty = write_run(tmp_path, "a", [], status="failed")
     assert len(fgbench.load_runs(empty)) == 0
     assert len(fgbench.runs(empty)) == 1
@@ -138,7 +138,7 @@ def test_runs_have_the_columns_of_the_sql_table(tmp_path: Path, write_run: Write
     assert row["started"] <= row["ended"]
 
 
-def test_records_come_back_from_the_parquet_as_they_were(tmp_path: Path, write_run: Write) -> None:
+def test_records_survive_the_parquet_file(tmp_path: Path, write_run: Write) -> None:
     folder = write_run(tmp_path, "a", MIXED)
     (folder / "requests.jsonl").unlink()
     records = records_of(requests_table(folder, read_info(folder)))
@@ -148,7 +148,7 @@ def test_records_come_back_from_the_parquet_as_they_were(tmp_path: Path, write_r
 
 
 def test_a_parquet_with_other_columns_is_not_read(tmp_path: Path, write_run: Write) -> None:
-    """As an older version wrote it."""
+    """Older versions wrote such files."""
     import pyarrow.parquet as pq
 
     folder = write_run(tmp_path, "a")
@@ -177,13 +177,13 @@ def test_the_same_folder_is_read_once(tmp_path: Path, write_run: Write) -> None:
     assert len(fgbench.runs(folder, tmp_path)) == 1
 
 
-def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_path_without_runs(tmp_path: Path) -> None:
     for read in (fgbench.load_runs, fgbench.runs, fgbench.compare):
         with pytest.raises(ValueError, match=r"nowhere is neither a run folder nor a folder of runs"):
             read(tmp_path / "nowhere")
 
 
-def test_nothing_but_damaged_runs_is_an_empty_frame(tmp_path: Path, write_run: Write) -> None:
+def test_only_damaged_runs_give_an_empty_frame(tmp_path: Path, write_run: Write) -> None:
     columns = [list(read(write_run(tmp_path, "a")).columns) for read in (fgbench.load_runs, fgbench.compare)]
     for path in tmp_path.glob("*/run.json"):
         path.write_text("{")
@@ -233,15 +233,15 @@ def test_slowdowns_need_a_profile(tmp_path: Path, write_run: Write) -> None:
     assert (frame["metric"] == "slowdown").any()
 
 
-def test_published_runs_have_the_means_that_they_ended_with() -> None:
+def test_published_runs_have_the_means_in_their_run_json() -> None:
     published = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu"
     means = fgbench.load_runs(published).groupby("run", observed=True)["normalized_latency"].mean()
-    ended_with = fgbench.runs(published).set_index("run")["normalized_latency_mean"]
+    stored = fgbench.runs(published).set_index("run")["normalized_latency_mean"]
     assert len(means) >= 4
-    assert means.to_dict() == pytest.approx(ended_with.to_dict())
+    assert means.to_dict() == pytest.approx(stored.to_dict())
 
 
-def test_the_import_is_light() -> None:
+def test_importing_fgbench_imports_no_large_packages() -> None:
     code = "import sys, fgbench; print([m for m in ('pandas', 'pyarrow', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

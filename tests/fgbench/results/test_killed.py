@@ -1,4 +1,4 @@
-"""A run killed at any moment: what had ended is kept, is listed, and stands in nobody's way."""
+"""A run killed at any moment: its finished requests are saved and listed, and other commands still work."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from test_killed import INFO, record
 from fgbench.results.writer import RunWriter
-import pyarrow.parquet  # before the clock runs
+import pyarrow.parquet  # before the timer starts
 records = [record(i) for i in range(800)]
 for name in sys.stdin:
     writer_process = os.fork()
@@ -52,13 +52,13 @@ for name in sys.stdin:
                 os.write(1, f"run {writer.path.name}\\n".encode())
                 for k in records:
                     writer.append(k)
-                    os.write(1, b"kept %d\\n" % k.index)
+                    os.write(1, b"saved %d\\n" % k.index)
                 writer.finish("complete", records, None)
     os.write(1, f"writer {writer_process}\\n".encode())
     os.waitpid(writer_process, 0)
     os.write(1, b"\\ndead\\n")
 """
-"""Forks a process that writes runs for each line it reads, and waits for its end."""
+"""A process that, for each line it reads, forks a process that writes runs, and waits until that ends."""
 
 
 def record(index: int) -> RequestRecord:
@@ -69,41 +69,44 @@ def record(index: int) -> RequestRecord:
 
 
 def write_until_killed(writers: subprocess.Popen[bytes], seconds: float, since: str) -> dict[str, int]:
-    """How many requests of each run the writer had said to be kept. It is killed so many seconds after the
-    process began (``since`` is ``writer``) or had its first run folder (``run``)."""
+    """Return, for each run, the number of requests that the writer reported as saved.
+
+    The writer is killed ``seconds`` after its start (``since="writer"``) or its first run folder
+    (``since="run"``).
+    """
     assert writers.stdin is not None
     assert writers.stdout is not None
     writers.stdin.write(b"again\n")
     writers.stdin.flush()
-    kept: dict[str, int] = {}
-    said, pid, timed = "", 0, False
+    saved: dict[str, int] = {}
+    run, pid, timed = "", 0, False
     while (line := writers.stdout.readline()) != b"dead\n":
         assert line
         word, _, rest = line.decode().strip().partition(" ")
         if word == "writer":
             pid = int(rest)
         elif word == "run":
-            said = rest
-            kept[said] = 0
-        elif word == "kept":
-            kept[said] += 1
-        if not timed and pid and (since == "writer" or kept):
+            run = rest
+            saved[run] = 0
+        elif word == "saved":
+            saved[run] += 1
+        if not timed and pid and (since == "writer" or saved):
             timed = True
             threading.Timer(seconds, os.kill, (pid, signal.SIGKILL)).start()
-    return kept
+    return saved
 
 
-def test_kill_9_at_any_moment_loses_nothing_that_had_ended(tmp_path: Path) -> None:
+def test_kill_9_at_any_moment_loses_no_finished_request(tmp_path: Path) -> None:
     rng = random.Random(SEED)
-    kept: dict[str, int] = {}
+    saved: dict[str, int] = {}
     command = [sys.executable, "-c", WRITERS, str(tmp_path), str(Path(__file__).parent)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writers:
         for n in range(KILLS):
-            kept |= write_until_killed(writers, rng.uniform(0.0, 0.1), "writer" if n % 5 == 0 else "run")
-    assert len(kept) >= KILLS - KILLS // 5  # the others may have had no folder yet
+            saved |= write_until_killed(writers, rng.uniform(0.0, 0.1), "writer" if n % 5 == 0 else "run")
+    assert len(saved) >= KILLS - KILLS // 5  # the others may have had no folder yet
     folders = {path.name: path for path in find_runs(tmp_path)}
     killed = 0
-    for name, count in kept.items():
+    for name, count in saved.items():
         run = read_run(folders[name])
         assert len(run.records) >= count, name
         assert run.records == tuple(record(i) for i in range(len(run.records)))
@@ -121,24 +124,24 @@ def test_kill_9_at_any_moment_loses_nothing_that_had_ended(tmp_path: Path) -> No
     assert compared.exit_code in (0, 2), compared.output  # 2: only one run had a request
     with Database(tmp_path) as database:
         counted = dict(database.ask("SELECT run, count(*) FROM requests GROUP BY run").rows)
-    assert all(counted.get(name, 0) >= count for name, count in kept.items())
+    assert all(counted.get(name, 0) >= count for name, count in saved.items())
 
 
-def test_a_tail_cut_at_any_byte_costs_its_last_request_alone(tmp_path: Path) -> None:
+def test_a_file_cut_at_any_byte_loses_only_the_request_at_the_cut(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, INFO)
     for i in range(2):
         writer.append(record(i))
-    whole = (writer.path / "requests.jsonl").read_bytes()
-    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for size in range(len(whole) + 1):
-        os.truncate(writer.path / "requests.jsonl", size) if size < len(whole) else None
+    data = (writer.path / "requests.jsonl").read_bytes()
+    ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
+    for size in range(len(data) + 1):
+        os.truncate(writer.path / "requests.jsonl", size) if size < len(data) else None
         records = read_run(writer.path).records
         complete = sum(end - 1 <= size for end in ends)  # the last newline may be missing
         assert records == tuple(record(i) for i in range(complete))
-        (writer.path / "requests.jsonl").write_bytes(whole)
+        (writer.path / "requests.jsonl").write_bytes(data)
 
 
-def test_who_is_writing_is_known_until_he_ends(tmp_path: Path) -> None:
+def test_a_run_counts_as_being_written_until_its_writer_ends(tmp_path: Path) -> None:
     with RunWriter(tmp_path, INFO) as writer:
         assert is_being_written(writer.path)
         writer.append(record(0))
@@ -148,7 +151,7 @@ def test_who_is_writing_is_known_until_he_ends(tmp_path: Path) -> None:
     assert not is_being_written(writer.path)
 
 
-def test_a_disk_that_takes_a_part_gets_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_write_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = RunWriter(tmp_path, INFO)
     real = writer._requests
 

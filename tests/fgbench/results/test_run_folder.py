@@ -30,7 +30,7 @@ GOOD = record(1, output_tokens=8, first_token=0.6, last_token=0.9, token_times=(
 BAD = record(0, error="http 500: no", finished=1.0, server={"queued": 0.25})
 
 
-def test_a_run_reads_back_as_it_was_written(tmp_path):
+def test_a_run_is_read_as_it_was_written(tmp_path):
     summary = summarize([GOOD, BAD], offered_rate=2.5).to_dict()
     with RunWriter(tmp_path, INFO) as writer:
         assert read_run(writer.path).status == "incomplete"
@@ -46,10 +46,10 @@ def test_a_run_reads_back_as_it_was_written(tmp_path):
     assert run.info["started"] <= run.info["ended"]
     assert run.fingerprint == "f"
     assert writer.path.name.endswith("_fastgen-my.module-Policy_synthetic-4x8_r2.5_s7")
-    assert not list(writer.path.glob(".*"))  # no half-written file stays
+    assert not list(writer.path.glob(".*"))  # no temporary file remains
 
 
-def test_the_parquet_table_holds_the_same(tmp_path):
+def test_the_parquet_file_has_the_same_records(tmp_path):
     with RunWriter(tmp_path, INFO) as writer:
         writer.finish("complete", [GOOD, BAD], None)
     rows = pq.read_table(writer.path / "requests.parquet").to_pylist()
@@ -59,19 +59,19 @@ def test_the_parquet_table_holds_the_same(tmp_path):
     assert msgspec.convert(rows[1] | {"server": None}, RequestRecord) == GOOD
 
 
-def test_a_run_killed_in_the_middle_of_a_line_keeps_the_others(tmp_path):
+def test_a_run_killed_in_the_middle_of_a_line_has_the_other_lines(tmp_path):
     writer = RunWriter(tmp_path, INFO)
     writer.append(GOOD)
-    whole = json.dumps(BAD.to_dict()).encode()
-    for cut in range(1, len(whole)):
+    line = json.dumps(BAD.to_dict()).encode()
+    for cut in range(1, len(line)):
         with (writer.path / "requests.jsonl").open("wb") as file:
-            file.write(json.dumps(GOOD.to_dict()).encode() + b"\n" + whole[:cut])
+            file.write(json.dumps(GOOD.to_dict()).encode() + b"\n" + line[:cut])
         run = read_run(writer.path)
         assert run.records == (GOOD,)
         assert run.status == "incomplete"
 
 
-def test_damage_elsewhere_is_said(tmp_path):
+def test_other_damage_is_an_error(tmp_path):
     writer = RunWriter(tmp_path, INFO)
     (writer.path / "requests.jsonl").write_text('{"index": \n' + json.dumps(GOOD.to_dict()) + "\n")
     with pytest.raises(ValueError, match="line 1 is damaged"):
@@ -89,23 +89,23 @@ def test_damage_elsewhere_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("error", "status"), [(RuntimeError("no luck"), "failed"), (KeyboardInterrupt(), "interrupted")]
 )
-def test_a_run_that_raises_says_so(tmp_path, error, status):
+def test_an_exception_is_recorded_in_run_json(tmp_path, error, status):
     writer = RunWriter(tmp_path, INFO)
 
-    def break_off():
+    def write():
         with writer:
             writer.append(GOOD)
             raise error
 
     with pytest.raises(type(error)):
-        break_off()
+        write()
     run = read_run(writer.path)
     assert run.status == status
     assert run.records == (GOOD,)
     assert run.info["error"] == (str(error) or "KeyboardInterrupt")
 
 
-def test_two_runs_of_one_second_have_two_folders(tmp_path):
+def test_runs_of_the_same_second_have_separate_folders(tmp_path):
     paths = [RunWriter(tmp_path, INFO).path for _ in range(3)]
     assert len(set(paths)) == 3
     (tmp_path / "not a run").mkdir()
@@ -113,12 +113,12 @@ def test_two_runs_of_one_second_have_two_folders(tmp_path):
     assert find_runs(tmp_path / "absent") == []
 
 
-def test_fingerprint_is_of_values_not_of_order():
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys():
     assert fingerprint(a=1, b={"x": 1, "y": 2}) == fingerprint(b={"y": 2, "x": 1}, a=1)
     assert fingerprint(a=1, b={"x": 1}) != fingerprint(a=1, b={"x": 2})
 
 
-def test_runs_of_sweeps_are_found_in_their_place_in_time(tmp_path):
+def test_runs_of_sweeps_are_sorted_by_time_with_the_others(tmp_path):
     def folder(*parts):
         path = tmp_path.joinpath(*parts)
         path.mkdir(parents=True)

@@ -1,9 +1,10 @@
-"""Runs ``fgbench sweep`` once, and then once more but killed (kill -9) over and over until it is done.
+"""Runs ``fgbench sweep`` twice: first undisturbed, then killed (kill -9) and resumed several times.
 
     python killer.py SHARE,SHARE,... UNDISTURBED KILLED ARGUMENT...
 
-A share is of the seconds that the undisturbed sweep took; UNDISTURBED and KILLED are for --results. Forked,
-so that the program is imported once. Prints the exit codes of the second's attempts as JSON.
+Each attempt of the second sweep is killed after a share of the seconds that the first sweep took. UNDISTURBED
+and KILLED are the folders for --results. Sweeps run in forked processes, so the program is imported only
+once. Prints the exit codes of the second sweep's attempts as JSON.
 """
 
 from __future__ import annotations
@@ -27,39 +28,39 @@ import fgbench.sweeping.runner
 from fgbench.cli.main import app
 
 IMPORTED = (psutil, pyarrow.parquet, fgbench)
-"""Before the forks, so that a kill seldom hits an import."""
+"""Imported before the forks, so that a kill rarely hits an import."""
 
 
 def fork_sweep(argv: list[str]) -> int:
-    """The process that runs it."""
+    """Start a sweep in a forked process; return its process id."""
     if child := os.fork():
         return child
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
         app(["sweep", *argv])
-    except SystemExit as end:
-        os._exit(end.code if isinstance(end.code, int) else 1)
+    except SystemExit as ended:
+        os._exit(ended.code if isinstance(ended.code, int) else 1)
     os._exit(0)
 
 
-def ended(child: int) -> int:
+def exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def main() -> None:
     shares = [float(text) for text in sys.argv[1].split(",")]
     undisturbed, killed, argv = sys.argv[2], sys.argv[3], sys.argv[4:]
-    began = time.monotonic()
-    assert ended(fork_sweep([*argv, "--results", undisturbed])) == 0
-    whole = time.monotonic() - began
+    start = time.monotonic()
+    assert exit_code(fork_sweep([*argv, "--results", undisturbed])) == 0
+    seconds = time.monotonic() - start
     codes: list[int] = []
     while not codes or (codes[-1] < 0 and len(codes) <= len(shares)):
-        begun = any(Path(killed).glob("*_sweep/sweep.json"))
-        child = fork_sweep([*(["--resume"] if begun else []), *argv, "--results", killed])
+        exists = any(Path(killed).glob("*_sweep/sweep.json"))
+        child = fork_sweep([*(["--resume"] if exists else []), *argv, "--results", killed])
         if len(codes) < len(shares):
-            time.sleep(shares[len(codes)] * whole)
+            time.sleep(shares[len(codes)] * seconds)
             os.kill(child, signal.SIGKILL)
-        codes.append(ended(child))
+        codes.append(exit_code(child))
     print(json.dumps(codes))
 
 

@@ -1,4 +1,4 @@
-"""A sweep's folder: found, refused, and worked in by one process at a time."""
+"""A sweep's folder: finding it, refusing others, and locking it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PLAN = SweepPlan({"a": {"name": "a"}}, Load(), {0: "w"})
 
 
 def test_folders_are_found_oldest_first(tmp_path: Path) -> None:
-    made = [SweepFolder.create(tmp_path, {"seeds": n}, "plan", PLAN).path for n in range(3)]
+    sweeps = [SweepFolder.create(tmp_path, {"seeds": n}, "plan", PLAN).path for n in range(3)]
     (tmp_path / "20261124-081303_fastgen_x").mkdir()
-    assert set(find_sweeps(tmp_path)) == set(made)
+    assert set(find_sweeps(tmp_path)) == set(sweeps)
     assert find_sweeps(tmp_path / "absent") == []
-    assert SweepFolder.open(made[2]).info["settings"] == {"seeds": 2}
-    assert made[0].name.endswith("_sweep")
+    assert SweepFolder.open(sweeps[2]).info["settings"] == {"seeds": 2}
+    assert sweeps[0].name.endswith("_sweep")
 
 
 def test_points_are_listed_once(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_points_are_listed_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         (None, "is not a sweep's folder"),
         ("{", "is damaged"),
@@ -44,14 +44,14 @@ def test_points_are_listed_once(tmp_path: Path) -> None:
         (json.dumps({"version": VERSION, "points": []}), "lacks its settings"),
     ],
 )
-def test_what_is_no_sweep_is_refused(tmp_path: Path, text: str | None, says: str) -> None:
+def test_a_folder_without_a_valid_sweep_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / SWEEP_FILE).write_text(text)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         SweepFolder.open(tmp_path)
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_runs_a_sweep(tmp_path: Path) -> None:
     folder = SweepFolder.create(tmp_path, {}, "plan", PLAN)
     code = (
         "import sys; from pathlib import Path; from fgbench.sweeping.folder import SweepFolder\n"
@@ -68,7 +68,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert other().stdout == "at work\n"
 
 
-def test_it_says_how_it_ended(tmp_path: Path) -> None:
+def test_sweep_json_has_the_final_status(tmp_path: Path) -> None:
     folder = SweepFolder.create(tmp_path, {}, "plan", PLAN)
 
     def work(error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""A sweep that is killed at any moment, again and again, ends with every point measured once."""
+"""A sweep that is killed and resumed several times measures every point exactly once."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def test_every_point_is_complete_once_and_no_finished_request_is_lost(
     assert done.returncode == 0, done.stderr
     codes = json.loads(done.stdout)
     assert codes[-1] == 0, done.stderr
-    assert len(codes) > 2, "hardly a kill hit it"
+    assert len(codes) > 2, "too few kills hit the sweep"
     (free,), (killed,) = (find_sweeps(tmp_path / name) for name in ("free", "killed"))
-    told, expected_told = read_sweep(killed), read_sweep(free)
-    assert told["status"] == "complete"
-    points = told["points"]
+    info, expected_info = read_sweep(killed), read_sweep(free)
+    assert info["status"] == "complete"
+    points = info["points"]
     assert [entry["status"] for entry in points] == ["complete"] * len(points)
-    assert [entry["fingerprint"] for entry in points] == [p["fingerprint"] for p in expected_told["points"]]
-    assert told.get("searches") == expected_told.get("searches")
+    assert [entry["fingerprint"] for entry in points] == [p["fingerprint"] for p in expected_info["points"]]
+    assert info.get("searches") == expected_info.get("searches")
     expected, runs = runs_by_point(free), runs_by_point(killed)
     assert set(runs) == set(expected) == {entry["fingerprint"] for entry in points}
     for point, of_point in runs.items():
@@ -65,5 +65,5 @@ def test_every_point_is_complete_once_and_no_finished_request_is_lost(
         assert len(complete.records) == PROMPTS
         for run in of_point:
             assert run.status in ("complete", "incomplete")
-            kept = run.path / REQUESTS_FILE
-            assert len(run.records) == (kept.read_bytes().count(b"\n") if kept.exists() else 0)
+            requests = run.path / REQUESTS_FILE
+            assert len(run.records) == (requests.read_bytes().count(b"\n") if requests.exists() else 0)

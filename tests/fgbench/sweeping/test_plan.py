@@ -1,4 +1,4 @@
-"""The points of a sweep and what they are told apart by."""
+"""The points of a sweep and their fingerprints."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LOAD = Load(num_prompts=10)
 PLAN = SweepPlan(SYSTEMS, LOAD, {0: "requests of seed 0", 1: "requests of seed 1"})
 
 
-def test_a_backend_s_points_are_together_and_one_seed_s_rates() -> None:
+def test_points_are_grouped_by_backend_and_seed() -> None:
     points = [(p.backend, p.seed, p.rate) for p in PLAN.grid((1.0, 2.0), (0, 1))]
     assert points == [(b, s, r) for b in "ab" for s in (0, 1) for r in (1.0, 2.0)]
 
 
-def test_everything_that_decides_is_in_the_fingerprint() -> None:
+def test_the_fingerprint_covers_everything_that_affects_the_result() -> None:
     point = PLAN.point("a", 1.0, 0)
     assert point == PLAN.point("a", 1.0, 0)
     others = [PLAN.point("a", 2.0, 0), PLAN.point("a", math.inf, 0), PLAN.point("a", 1.0, 1)]
@@ -48,14 +48,14 @@ def test_everything_that_decides_is_in_the_fingerprint() -> None:
     assert len(set(fingerprints)) == len(fingerprints)
 
 
-def test_a_point_is_plain_json_and_a_sentence() -> None:
+def test_a_point_as_json_and_as_text() -> None:
     point = PLAN.point("a", math.inf, 1)
-    told = {"backend": "a", "rate": "inf", "seed": 1, "fingerprint": point.fingerprint}
-    assert point.to_json() == told
+    expected = {"backend": "a", "rate": "inf", "seed": 1, "fingerprint": point.fingerprint}
+    assert point.to_json() == expected
     assert str(point) == "a, all at once, seed 1"
 
 
-def test_what_has_changed_is_named() -> None:
+def test_changes_are_named() -> None:
     described = PLAN.describe()
     assert PLAN.changed_since(described) is None
     other_batch = {**SYSTEMS, "b": {"name": "fastgen-fcfs", "settings": {"policy": "fcfs", "batch": 9}}}
@@ -69,7 +69,7 @@ def test_too_many_points_are_refused() -> None:
         list(PLAN.grid([1.0] * MAX_POINTS, (0,)))
 
 
-def test_closed_loops_are_points_of_their_concurrency() -> None:
+def test_points_of_closed_loops_have_a_concurrency() -> None:
     points = list(PLAN.grid((ClosedLoop(1), ClosedLoop(16)), (0,)))
     assert [(p.backend, p.concurrency, p.rate) for p in points] == [
         (backend, workers, math.inf) for backend in "ab" for workers in (1, 16)

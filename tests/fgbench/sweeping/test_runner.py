@@ -1,4 +1,4 @@
-"""The sweep's loop over systems that are made up: what is started, measured, skipped, recorded."""
+"""The runner of sweeps with fake backends: what it starts, measures, skips and records."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ DATASET = Synthetic(Between(4, 4), Between(2, 2))
 
 
 def normally(load: Load) -> tuple[str, float]:
-    """Status, and seconds a token: more at higher rates."""
+    """Return the status, and the seconds per token, which grow with the rate."""
     return "complete", load.rate / 10.0
 
 
-class Made(Attached):
-    """A backend whose records are made up, not measured. ``behave`` may raise."""
+class FakeBackend(Attached):
+    """A backend with synthetic records. ``behave`` may raise."""
 
     def __init__(self, name: str, behave: Callable[[Load], tuple[str, float]] = normally) -> None:
-        super().__init__("http://made-up:1", name=name)
+        super().__init__("http://fake:1", name=name)
         self.behave = behave
         self.measured: list[tuple[float, int]] = []
         self.closed = 0
 
     def start(self, log: Path, report: Any) -> ReadyServer:
-        return ReadyServer("http://made-up:1", "m")
+        return ReadyServer("http://fake:1", "m")
 
     def serve(self, workload: Workload, load: Load, keep: Keep, display: Any) -> Outcome:
         self.measured.append((load.rate, load.seed))
@@ -81,7 +81,11 @@ def record(index: int, per_token: float, error: bool) -> RequestRecord:
 
 
 class Sweep:
-    def __init__(self, root: Path, *systems: Made, folder: SweepFolder | None = None, **options: Any) -> None:
+    """A sweep of fake backends at two rates with two seeds."""
+
+    def __init__(
+        self, root: Path, *systems: FakeBackend, folder: SweepFolder | None = None, **options: Any
+    ) -> None:
         self.systems = {system.name: system for system in systems}
         identities = {name: identity_of(system) for name, system in self.systems.items()}
         self.plan = SweepPlan(identities, Load(num_prompts=REQUESTS), {0: "w0", 1: "w1"})
@@ -106,13 +110,13 @@ class Sweep:
         return [entry["status"] for entry in read_sweep(self.folder.path)["points"]]
 
 
-def again(sweep: Sweep, *systems: Made, **options: Any) -> Sweep:
-    """As another process would find it."""
+def again(sweep: Sweep, *systems: FakeBackend, **options: Any) -> Sweep:
+    """Open the folder again, like a new process does."""
     return Sweep(Path(), *systems, folder=SweepFolder.open(sweep.folder.path), **options)
 
 
-def test_each_point_once_and_each_system_closed(tmp_path: Path) -> None:
-    a, b = Made("a"), Made("b")
+def test_each_point_is_measured_once_and_each_backend_closed(tmp_path: Path) -> None:
+    a, b = FakeBackend("a"), FakeBackend("b")
     sweep = Sweep(tmp_path, a, b)
     assert sweep.codes() == [DONE] * 8
     grid = [(1.0, 0), (2.0, 0), (1.0, 1), (2.0, 1)]
@@ -122,43 +126,46 @@ def test_each_point_once_and_each_system_closed(tmp_path: Path) -> None:
     for entry, point in zip(info["points"], sweep.points, strict=True):
         assert entry["status"] == "complete"
         assert read_info(sweep.folder.path / entry["run"])["point"] == point.fingerprint
-    other = again(sweep, Made("a"), Made("b"))
+    other = again(sweep, FakeBackend("a"), FakeBackend("b"))
     assert other.codes() == [DONE] * 8
     assert [system.measured for system in other.systems.values()] == [[], []]
 
 
-def test_what_went_wrong_is_recorded_and_run_again_when_the_sweep_goes_on(tmp_path: Path) -> None:
-    def badly(load: Load) -> tuple[str, float]:
+def test_failed_points_are_recorded_and_run_again_on_resume(tmp_path: Path) -> None:
+    def fails(load: Load) -> tuple[str, float]:
         if load.rate == 2.0 and load.seed == 0:
             raise BackendError("no warm-up request was answered")
         kinds = {(1.0, 0): "complete", (1.0, 1): "failed", (2.0, 1): "errors"}
         return kinds[load.rate, load.seed], 0.1
 
-    sweep = Sweep(tmp_path, Made("a", badly), Made("b"))
+    sweep = Sweep(tmp_path, FakeBackend("a", fails), FakeBackend("b"))
     assert sweep.codes() == [DONE, FAILED, FAILED, TOO_MANY_ERRORS] + [DONE] * 4
     assert sweep.statuses()[:4] == ["complete", "failed", "failed", "too many errors"]
     entries = read_sweep(sweep.folder.path)["points"]
     assert entries[1]["error"] == "no warm-up request was answered"
     assert read_info(sweep.folder.path / entries[1]["run"])["status"] == "failed"
     assert "the server died: oops" in entries[2]["error"]
-    well = Made("a")
-    other = again(sweep, well, Made("b"))
+    working = FakeBackend("a")
+    other = again(sweep, working, FakeBackend("b"))
     assert other.codes() == [DONE] * 8
-    assert well.measured == [(2.0, 0), (1.0, 1), (2.0, 1)]
+    assert working.measured == [(2.0, 0), (1.0, 1), (2.0, 1)]
     assert other.statuses() == ["complete"] * 8
     assert not any("error" in entry for entry in read_sweep(sweep.folder.path)["points"])
 
 
-def test_more_errors_may_be_allowed_afterwards(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, Made("a", lambda load: ("errors", 0.1)))
+def test_a_higher_error_rate_can_be_allowed_on_resume(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, FakeBackend("a", lambda load: ("errors", 0.1)))
     assert sweep.codes() == [TOO_MANY_ERRORS] * 4
-    system = Made("a")
+    system = FakeBackend("a")
     assert again(sweep, system, max_error_rate=1.0).codes() == [DONE] * 4
     assert system.measured == []
 
 
-def test_fail_fast_stops_at_the_first(tmp_path: Path) -> None:
-    a, b = Made("a", lambda load: ("failed" if load.rate == 2.0 else "complete", 0.1)), Made("b")
+def test_fail_fast_stops_at_the_first_failure(tmp_path: Path) -> None:
+    a, b = (
+        FakeBackend("a", lambda load: ("failed" if load.rate == 2.0 else "complete", 0.1)),
+        FakeBackend("b"),
+    )
     sweep = Sweep(tmp_path, a, b, fail_fast=True)
     assert sweep.codes() == [DONE, FAILED]
     assert a.closed == 1
@@ -167,7 +174,7 @@ def test_fail_fast_stops_at_the_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("raised", [False, True], ids=["in the load", "before the load"])
-def test_an_interrupted_point_is_kept_and_the_system_closed(tmp_path: Path, raised: bool) -> None:
+def test_an_interrupted_point_is_saved_and_the_backend_closed(tmp_path: Path, raised: bool) -> None:
     def interrupted(load: Load) -> tuple[str, float]:
         if load.rate != 2.0:
             return "complete", 0.1
@@ -175,7 +182,7 @@ def test_an_interrupted_point_is_kept_and_the_system_closed(tmp_path: Path, rais
             raise KeyboardInterrupt
         return "interrupted", 0.1
 
-    a = Made("a", interrupted)
+    a = FakeBackend("a", interrupted)
     sweep = Sweep(tmp_path, a)
 
     def run() -> None:
@@ -191,14 +198,14 @@ def test_an_interrupted_point_is_kept_and_the_system_closed(tmp_path: Path, rais
     assert read_info(sweep.folder.path / info["points"][1]["run"])["status"] == "interrupted"
 
 
-def test_a_search_is_told_by_means_over_seeds_and_goes_on(tmp_path: Path) -> None:
-    """Seconds a token are rate / 10 with one seed and rate / 5 with the other: 0.3 at rate 2."""
+def test_a_search_uses_means_over_seeds_and_can_be_resumed(tmp_path: Path) -> None:
+    """With one seed, seconds per token are rate / 10, with the other rate / 5; the mean is 0.3 at rate 2."""
 
     def by_seed(load: Load) -> tuple[str, float]:
         return "complete", load.rate / (10.0 if load.seed == 0 else 5.0)
 
     slo, search = parse_slo("normalized_latency<0.3"), Search(0.7, tolerance=0.05)
-    system = Made("a", by_seed)
+    system = FakeBackend("a", by_seed)
     sweep = Sweep(tmp_path, system)
     found = sweep.runner.find_rate("a", search, slo, (0, 1))
     bracket = found.bracket
@@ -208,23 +215,23 @@ def test_a_search_is_told_by_means_over_seeds_and_goes_on(tmp_path: Path) -> Non
     assert bracket.within(0.05)
     assert (found.code, found.stopped) == (DONE, "")
     assert len(system.measured) == 2 * len(found.tried)
-    kept = read_sweep(sweep.folder.path)["searches"]["a"]
-    assert (kept["met"], kept["missed"], kept["rate"]) == (bracket.met, bracket.missed, bracket.rate)
-    assert kept["probes"] == found.tried
-    second = Made("a", by_seed)
+    saved = read_sweep(sweep.folder.path)["searches"]["a"]
+    assert (saved["met"], saved["missed"], saved["rate"]) == (bracket.met, bracket.missed, bracket.rate)
+    assert saved["probes"] == found.tried
+    second = FakeBackend("a", by_seed)
     assert again(sweep, second).runner.find_rate("a", search, slo, (0, 1)) == found
-    assert second.measured == []  # all of it was in the folder
-    finer = Made("a", by_seed)
+    assert second.measured == []  # all results were in the folder
+    finer = FakeBackend("a", by_seed)
     closer = again(sweep, finer).runner.find_rate("a", Search(0.7, tolerance=0.02), slo, (0, 1))
     assert closer.tried[: len(found.tried)] == found.tried
     assert len(finer.measured) == 2 * (len(closer.tried) - len(found.tried)) > 0
 
 
-def test_a_search_without_a_bracket_says_so(tmp_path: Path) -> None:
+def test_a_search_without_a_bracket_fails(tmp_path: Path) -> None:
     slo = parse_slo("normalized_latency<0.3")
     never, always = (
-        Made("never", lambda load: ("complete", 9.0)),
-        Made("always", lambda load: ("complete", 0.1)),
+        FakeBackend("never", lambda load: ("complete", 9.0)),
+        FakeBackend("always", lambda load: ("complete", 0.1)),
     )
     sweep = Sweep(tmp_path, never, always)
     missed = sweep.runner.find_rate("never", Search(1.0), slo, (0,))
@@ -233,10 +240,10 @@ def test_a_search_without_a_bracket_says_so(tmp_path: Path) -> None:
     assert (met.bracket.met, met.bracket.missed, met.code) == (64.0, None, FAILED)
 
 
-def test_errors_are_a_miss_and_a_dead_server_ends_the_search(tmp_path: Path) -> None:
+def test_too_many_errors_count_as_missed_and_a_dead_server_ends_the_search(tmp_path: Path) -> None:
     slo = parse_slo("normalized_latency<0.3")
-    limited = Made("limited", lambda load: ("errors" if load.rate > 3.0 else "complete", 0.1))
-    dying = Made("dying", lambda load: ("failed" if load.rate > 3.0 else "complete", 0.1))
+    limited = FakeBackend("limited", lambda load: ("errors" if load.rate > 3.0 else "complete", 0.1))
+    dying = FakeBackend("dying", lambda load: ("failed" if load.rate > 3.0 else "complete", 0.1))
     sweep = Sweep(tmp_path, limited, dying)
     found = sweep.runner.find_rate("limited", Search(1.0), slo, (0,))
     assert found.code == DONE
@@ -247,7 +254,7 @@ def test_errors_are_a_miss_and_a_dead_server_ends_the_search(tmp_path: Path) -> 
     assert [probe["rate"] for probe in stopped.tried] == [1.0, 2.0]
 
 
-def test_the_worst_code() -> None:
+def test_the_worst_exit_code_is_chosen() -> None:
     assert worst([]) == DONE
     assert worst([DONE, CLIENT_LIMIT]) == CLIENT_LIMIT
     assert worst([CLIENT_LIMIT, TOO_MANY_ERRORS, DONE]) == TOO_MANY_ERRORS
@@ -261,22 +268,22 @@ def test_the_worst_code() -> None:
     ]
 
 
-class Bounded(Made):
-    """Answers soon, and above 3/s rejects a quarter of the requests."""
+class Rejecting(FakeBackend):
+    """Answers fast, but rejects a quarter of the requests above 3/s."""
 
     def serve(self, workload: Workload, load: Load, keep: Keep, display: Any) -> Outcome:
         records = [record(i, 0.01, False) for i in range(REQUESTS)]
         if load.rate > 3.0:
             records[0] = RequestRecord(0, 0.0, 0.0, 4, 2, finished=0.01, rejected="http 429: busy")
-        for one in records:
-            keep(one)
+        for each in records:
+            keep(each)
         return Outcome("complete")
 
 
 def test_a_rate_at_which_requests_are_rejected_misses_the_slo(tmp_path: Path) -> None:
-    """However soon the others are answered."""
+    """It misses even if the other requests are answered fast."""
     slo = parse_slo("jct<5")
-    sweep = Sweep(tmp_path, Bounded("a"))
+    sweep = Sweep(tmp_path, Rejecting("a"))
     found = sweep.runner.find_rate("a", Search(1.0, tolerance=0.2), slo, [0])
     assert (found.bracket.met, found.bracket.missed) == (2.828, 4.0)
     assert (found.stopped, found.code) == ("", DONE)
@@ -287,7 +294,7 @@ def test_a_rate_at_which_requests_are_rejected_misses_the_slo(tmp_path: Path) ->
     console.print(search_tables({"a": found}, slo, 1))
     assert "25%" in console.export_text()
     (result,) = sweep.runner.grid([sweep.plan.point("a", 4.0, 0)])
-    assert result.exit.code == DONE  # a rejection is no error
+    assert result.exit.code == DONE  # a rejection is not an error
     console.print(results_table([result]))
     text = console.export_text()
     assert "rejected" in text

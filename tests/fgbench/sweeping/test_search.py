@@ -23,17 +23,17 @@ def searched(search: Search, meets: Callable[[float], bool]) -> list[Probe]:
     return probes
 
 
-def test_a_search_by_hand() -> None:
+def test_a_small_search_step_by_step() -> None:
     probes = searched(Search(1.0, tolerance=0.1), lambda rate: rate <= 2.5)
     assert [(p.rate, p.met) for p in probes[:3]] == [(1.0, True), (2.0, True), (4.0, False)]
     assert probes[3] == Probe(2.828, False)
     assert probes[4] == Probe(2.378, True)
     assert Bracket.of(probes) == Bracket(2.378, 2.828)
-    assert len(probes) == 5  # 9 % either way of 2.603
+    assert len(probes) == 5  # 2.603 with 9% uncertainty
 
 
 @given(start=RATES, ratio=st.floats(1 / 14, 60.0), tolerance=st.floats(0.01, 0.5))
-def test_the_limit_of_a_monotone_function_is_found_as_closely_as_asked(
+def test_the_limit_of_a_monotone_function_is_found_within_the_tolerance(
     start: float, ratio: float, tolerance: float
 ) -> None:
     limit = start * ratio
@@ -49,21 +49,21 @@ def test_the_limit_of_a_monotone_function_is_found_as_closely_as_asked(
     assert len(probes) <= STEPS_UP + 1 + math.ceil(math.log2(math.log(2.0) / (2 * tolerance))) + 2
 
 
-@given(answers=st.lists(st.booleans(), min_size=100, max_size=100), start=RATES, most=st.integers(1, 30))
-def test_whatever_the_answers_it_ends_and_says_what_was_seen(
-    answers: list[bool], start: float, most: int
+@given(answers=st.lists(st.booleans(), min_size=100, max_size=100), start=RATES, limit=st.integers(1, 30))
+def test_a_search_ends_with_any_answers_and_its_bracket_matches_them(
+    answers: list[bool], start: float, limit: int
 ) -> None:
     given_answers = iter(answers)
-    search = Search(start, max_probes=most)
+    search = Search(start, max_probes=limit)
     probes = searched(search, lambda rate: next(given_answers))
-    assert 1 <= len(probes) <= most
+    assert 1 <= len(probes) <= limit
     bracket = Bracket.of(probes)
     met = [p.rate for p in probes if p.met]
     missed = [p.rate for p in probes if not p.met]
     assert bracket == Bracket(max(met, default=None), min(missed, default=None))
-    if met and missed:  # however it answers, no rate is tried above one that missed or below one that met
+    if met and missed:  # no rate is tried above one that missed or below one that met
         assert max(met) < min(missed)
-    if len(probes) < most:
+    if len(probes) < limit:
         enough = bracket.uncertainty is not None and bracket.uncertainty <= search.tolerance
         top = not missed and max(met) == pytest.approx(start * 2.0**STEPS_UP, rel=ROUNDING)
         bottom = not met and min(missed) == pytest.approx(start / 2.0**STEPS_DOWN, rel=ROUNDING)
@@ -71,34 +71,34 @@ def test_whatever_the_answers_it_ends_and_says_what_was_seen(
 
 
 @given(start=RATES, limit=RATES, cut=st.integers(0, 20))
-def test_a_search_goes_on_from_the_probes_it_has(start: float, limit: float, cut: int) -> None:
+def test_a_search_can_be_resumed_from_its_probes(start: float, limit: float, cut: int) -> None:
     search = Search(start)
-    whole = searched(search, lambda rate: rate <= limit)
-    if cut < len(whole):
-        assert search.next_rate(whole[:cut]) == whole[cut].rate
-    assert search.next_rate(whole) is None
+    probes = searched(search, lambda rate: rate <= limit)
+    if cut < len(probes):
+        assert search.next_rate(probes[:cut]) == probes[cut].rate
+    assert search.next_rate(probes) is None
 
 
 @given(start=st.floats(1.0, 4.0), met=st.booleans())
-def test_limits_are_kept_and_tried(start: float, met: bool) -> None:
+def test_rates_remain_within_the_limits_and_reach_them(start: float, met: bool) -> None:
     probes = searched(Search(start, lowest=1.0, highest=4.0), lambda rate: met)
     assert all(1.0 <= probe.rate <= 4.0 for probe in probes)
     assert probes[-1].rate == (4.0 if met else 1.0)
 
 
-def test_steps_left_are_those_it_takes() -> None:
+def test_steps_left_is_the_number_of_remaining_probes() -> None:
     search = Search(1.0, tolerance=0.02)
     probes: list[Probe] = []
-    foretold = []
+    predicted = []
     while (rate := search.next_rate(probes)) is not None:
-        foretold.append(search.steps_left(probes))
+        predicted.append(search.steps_left(probes))
         probes.append(Probe(rate, rate <= 1.37))
-    assert foretold[:2] == [None, None]
-    assert foretold[2:] == list(range(len(probes) - 2, 0, -1))
+    assert predicted[:2] == [None, None]
+    assert predicted[2:] == list(range(len(probes) - 2, 0, -1))
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         ({"start": 0.0}, "finite rate above 0"),
         ({"start": math.inf}, "finite rate above 0"),
@@ -107,6 +107,6 @@ def test_steps_left_are_those_it_takes() -> None:
         ({"start": 1.0, "lowest": 2.0}, "outside its own limits"),
     ],
 )
-def test_nonsense_is_refused(values: dict[str, float], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_wrong_settings_are_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Search(**values)  # type: ignore[arg-type]

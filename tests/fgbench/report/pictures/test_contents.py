@@ -1,4 +1,4 @@
-"""What each picture shows, before anyone draws it."""
+"""The content of each picture, before it is drawn."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def panel(picture: Picture, at: int = 0) -> Panel:
     return found
 
 
-def test_all_six_are_made_of_a_sweep(sweep: list[Run]) -> None:
+def test_a_sweep_gives_all_six_pictures(sweep: list[Run]) -> None:
     pictures = drawn(sweep, "jct<0.8", "ttft<1,tpot<0.3")
     assert list(pictures) == ["latency", "latency-p95", "attainment", "cdf", "breakdown", "queues"]
     latency = panel(pictures["latency"], 2)
@@ -60,15 +60,15 @@ def test_incomplete_runs_are_in_no_picture(make_run: Make) -> None:
         assert {line.label for line in pictures[name].lines} == {"a"}, name
 
 
-def test_all_at_once_has_no_place_on_the_axis_of_rates(make_run: Make) -> None:
+def test_all_at_once_is_not_on_the_axis_of_rates(make_run: Make) -> None:
     pictures = drawn([make_run("a", "inf"), make_run("b", "inf")], "jct<1")
     assert list(pictures) == ["cdf", "queues"]
     assert panel(pictures["cdf"]).title == "JCT at all at once"
 
 
 def test_points_above_capacity_are_hollow(make_run: Make) -> None:
-    calm, drowned = make_run("a", 1.0), make_run("a", 2.0)
-    comparison = compare([calm, drowned])[0]
+    calm, overloaded = make_run("a", 1.0), make_run("a", 2.0)
+    comparison = compare([calm, overloaded])[0]
     point = comparison.of("a")[1]
     object.__setattr__(point.entries[0].summary, "overloaded", True)
     assert list(panel(of(comparison, "jct<1")["latency"]).lines[0].hollow) == [False, True]
@@ -81,7 +81,7 @@ def test_a_wide_range_gets_a_logarithmic_axis(make_run: Make) -> None:
     assert [panel(p["latency"], 2).y_log for p in (narrow, wide, far_slo)] == [False, True, True]
 
 
-def test_backends_keep_their_style_where_others_are_missing(make_run: Make) -> None:
+def test_backends_have_the_same_style_even_if_others_are_missing(make_run: Make) -> None:
     pictures = drawn(
         [make_run("a", 1.0), make_run("b", 1.0), make_run("c", 2.0, account=True), make_run("c", 1.0)]
     )
@@ -89,7 +89,7 @@ def test_backends_keep_their_style_where_others_are_missing(make_run: Make) -> N
     assert len(styles) == 3
 
 
-def test_of_many_rates_some_are_picked_and_it_is_said(make_run: Make) -> None:
+def test_some_of_many_rates_are_picked_with_a_note(make_run: Make) -> None:
     assert picked([1.0, 2.0]) == [1.0, 2.0]
     assert picked([float(n) for n in range(9)]) == [0.0, 2.0, 4.0, 6.0, 8.0]
     pictures = drawn([make_run("a", float(rate)) for rate in range(1, 10)])
@@ -98,7 +98,7 @@ def test_of_many_rates_some_are_picked_and_it_is_said(make_run: Make) -> None:
     assert len(panel(pictures["latency"]).lines[0].xs) == 9
 
 
-def test_a_distribution_of_many_is_thinned_and_keeps_its_ends() -> None:
+def test_a_large_distribution_is_thinned_but_contains_its_ends() -> None:
     xs, ys = cumulated([float(n) for n in range(100_000)])
     assert len(xs) == MAX_POINTS
     assert (xs[0], xs[-1], ys[-1]) == (0.0, 99_999.0, 1.0)
@@ -107,7 +107,7 @@ def test_a_distribution_of_many_is_thinned_and_keeps_its_ends() -> None:
     assert cumulated([]) == ([], [])
 
 
-def test_closed_loops_are_drawn_over_their_concurrency(closed_loops: list[Run]) -> None:
+def test_closed_loops_are_drawn_against_concurrency(closed_loops: list[Run]) -> None:
     pictures = drawn(closed_loops, "jct<3")
     latency = panel(pictures["latency"], 2)
     assert latency.x == panel(pictures["attainment"]).x == "concurrency (requests in flight)"

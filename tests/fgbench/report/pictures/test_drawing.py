@@ -26,18 +26,19 @@ def pictures(runs: list[Run], slo: str = "jct<0.8") -> list[Picture]:
     return pictures_of(comparison, [Objective(parse_slo(slo), comparison)])
 
 
-def test_each_is_written_as_png_and_as_pdf_with_its_fonts(sweep: list[Run], tmp_path: Path) -> None:
+def test_each_picture_is_written_as_png_and_as_pdf_with_fonts(sweep: list[Run], tmp_path: Path) -> None:
     from matplotlib.image import imread
 
-    made = pictures(sweep)
-    paths = write_pictures(made, tmp_path / "new" / "folder")
-    assert [path.name for path in paths] == [f"{p.name}.{kind}" for p in made for kind in ("png", "pdf")]
+    all_pictures = pictures(sweep)
+    paths = write_pictures(all_pictures, tmp_path / "new" / "folder")
+    names = [f"{picture.name}.{kind}" for picture in all_pictures for kind in ("png", "pdf")]
+    assert [path.name for path in paths] == names
     for path in paths:
         data = path.read_bytes()
         if path.suffix == ".png":
             pixels = imread(path)
             assert min(pixels.shape[:2]) > 300
-            assert 0.001 < (pixels[..., :3].mean(axis=2) < 0.9).mean() < 0.5  # ink, and room around it
+            assert 0.001 < (pixels[..., :3].mean(axis=2) < 0.9).mean() < 0.5  # neither blank nor black
         else:
             assert data.startswith(b"%PDF")
             assert b"/FontFile2" in data  # TrueType, embedded
@@ -45,8 +46,8 @@ def test_each_is_written_as_png_and_as_pdf_with_its_fonts(sweep: list[Run], tmp_
             assert len(data) < 200_000
 
 
-def test_legends_and_titles_stay_clear_of_the_panels(make_run: Make) -> None:
-    """The boxes of what is drawn, with long names and many rates."""
+def test_legends_do_not_overlap_the_panels(make_run: Make) -> None:
+    """Checks the bounding boxes, with long names and many rates."""
     from fgbench.report.pictures.paper import _figure
 
     runs = [
@@ -67,7 +68,7 @@ def test_legends_and_titles_stay_clear_of_the_panels(make_run: Make) -> None:
         assert legend.get_window_extent().x1 <= figure.bbox.x1, picture.name
 
 
-def test_text_is_as_wide_as_the_terminal_and_shows_all(sweep: list[Run]) -> None:
+def test_text_fits_the_terminal_and_shows_everything(sweep: list[Run]) -> None:
     for width in (60, 100):
         for picture in pictures(sweep):
             parts = list(drawn(picture, width))
@@ -86,12 +87,12 @@ def test_points_above_capacity_are_hollow_in_text_too(make_run: Make) -> None:
     (comparison,) = compare([make_run("a", 1.0), make_run("a", 2.0, 1.5), make_run("a", 3.0, 1.7)])
     object.__setattr__(comparison.of("a")[2].entries[0].summary, "overloaded", True)
     text = "\n".join(part.plain for part in drawn(pictures_of(comparison, [])[0], 100))
-    assert text.count("●") == 2 * 3 + 1  # and the legend's
+    assert text.count("●") == 2 * 3 + 1  # plus one in the legend
     assert text.count("○") == 3
     assert "hollow: above capacity" in text
 
 
-def test_curves_are_told_apart_without_colours(sweep: list[Run]) -> None:
+def test_curves_can_be_distinguished_without_colours(sweep: list[Run]) -> None:
     cdf = next(picture for picture in pictures(sweep) if picture.name == "cdf")
     first = list(drawn(cdf, 100))[1].plain
     assert "●" in first
