@@ -1,4 +1,4 @@
-"""One run from beginning to end, of whatever backend: start, load, summarize, keep."""
+"""Makes one complete run with any backend: start it, send the load, summarize, save."""
 
 from __future__ import annotations
 
@@ -60,22 +60,22 @@ def execute_run(
     point: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Starts ``backend``, sends it the load, stops it, and returns the run as it lies under ``results``.
+    """Start ``backend``, send it the load, stop it, and return the run that is saved under ``results``.
 
-    An interrupted load (SIGINT, SIGTERM) and a server that dies under it give a run too, of status
-    ``interrupted`` or ``failed``, with all requests that had ended.
+    If the load is interrupted (SIGINT, SIGTERM), or if the server dies, the run has the status
+    ``interrupted`` or ``failed``. It then holds all requests that had ended.
 
     Args:
-        point: The sweep's, for run.json.
-        options: Those of ``fgbench run`` that repeat the run, for its spec.toml.
+        point: The point of the sweep, for run.json.
+        options: The options of ``fgbench run`` that repeat the run, for its spec.toml.
 
     Raises:
         ValueError: the workload cannot be made.
-        BackendError: the server did not get ready, or answered no warm-up request.
-        KeyboardInterrupt: before the load began; the run folder says so.
+        BackendError: the server did not become ready, or answered no warm-up request.
+        KeyboardInterrupt: interrupted before the load began; the run folder records this.
     """
     display = display or Quiet()
-    build_workload(dataset, rate=math.inf, num_prompts=1)  # a useless dataset costs no model load
+    build_workload(dataset, rate=math.inf, num_prompts=1)  # fail before a model is loaded
     records: list[RequestRecord] = []
     with RunWriter(results, _first_info(backend, dataset, load) | {"point": point}, options) as writer:
 
@@ -96,7 +96,7 @@ def execute_run(
 
 
 def workload_of(backend: Backend, dataset: Dataset, load: Load, vocab_size: int | None = None) -> Workload:
-    """What ``backend`` is sent. Raises ValueError where it cannot be made."""
+    """Return the workload that ``backend`` gets. Raises ValueError if it cannot be made."""
     return build_workload(
         dataset,
         rate=load.rate,
@@ -111,7 +111,7 @@ def workload_of(backend: Backend, dataset: Dataset, load: Load, vocab_size: int 
 
 
 def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any]:
-    """run.json as far as it is known before the server runs: the folder is named by it."""
+    """Return the part of run.json that is known before the server runs; it also names the folder."""
     return {
         "backend": _described(backend, load) | {"url": None},
         "model": backend.model,
@@ -132,11 +132,12 @@ def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any
 
 
 def _full_info(backend: Backend, ready: ReadyServer, workload: Workload, load: Load) -> dict[str, Any]:
+    """Return the part of run.json that is known once the server is ready."""
     sent = workload.describe()
     model = ready.model or backend.model
-    decides = _described(backend, load)
+    identity = _described(backend, load)
     if backend.simulated:
-        del decides["endpoint"]
+        del identity["endpoint"]
     limits = {} if math.isinf(load.duration) else {"duration": load.duration}
     info = {
         "backend": _described(backend, load) | {"url": ready.url or None},
@@ -144,7 +145,7 @@ def _full_info(backend: Backend, ready: ReadyServer, workload: Workload, load: L
         "workload": sent,
         "warmup": len(workload.warmup),
         "request_timeout_s": load.request_timeout,
-        "fingerprint": fingerprint(backend=decides, model=model, workload=sent["fingerprint"], **limits),
+        "fingerprint": fingerprint(backend=identity, model=model, workload=sent["fingerprint"], **limits),
     }
     if backend.simulated:
         del info["request_timeout_s"]

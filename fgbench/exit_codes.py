@@ -1,4 +1,4 @@
-"""What the program's exit codes mean."""
+"""The program's exit codes."""
 
 DONE = 0
 FAILED = 1
@@ -14,4 +14,4 @@ STATUS = {
     CLIENT_LIMIT: "client was the limit",
     INTERRUPTED: "interrupted",
 }
-"""Of a point of a sweep, by the exit code of its run."""
+"""Exit code of a run -> status of its point in a sweep."""

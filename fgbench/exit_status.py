@@ -1,4 +1,4 @@
-"""How a run went: the exit code it deserves, and why. Pure."""
+"""Decides the exit code of a run, and gives the reason. Has no side effects."""
 
 from __future__ import annotations
 
@@ -9,28 +9,37 @@ from fgbench.exit_codes import CLIENT_LIMIT, DONE, FAILED, INTERRUPTED, TOO_MANY
 from fgbench.metrics.summary import Summary
 
 LAG_SECONDS = 0.05
+"""Client lag up to which the client is not the limit, in seconds."""
 LAG_SHARE = 0.05
+"""Client lag up to which the client is not the limit, as a share of the mean TTFT."""
 WORST_FIRST = (INTERRUPTED, FAILED, TOO_MANY_ERRORS, CLIENT_LIMIT, DONE)
 
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
+    """Exit code of a run, and its reason."""
+
     code: int
     sentence: str = ""
-    """Empty where all is well."""
+    """The reason; empty for code 0."""
 
     @property
     def measured(self) -> bool:
-        """Whether the figures are those of the whole load: the client may have been the limit."""
+        """Whether the complete load was measured. The client may have been the limit."""
         return self.code in (DONE, CLIENT_LIMIT)
 
 
 def exit_status_of(info: dict[str, Any], max_error_rate: float) -> ExitStatus:
-    """Of a run by its run.json. ``max_error_rate``: share of failed requests above which it is no good."""
+    """Return the exit status of a run.
+
+    Args:
+        info: The content of its run.json.
+        max_error_rate: Share of failed requests (0 to 1) above which the run counts as failed.
+    """
     status = info.get("status")
     if status == "interrupted":
         ended, planned = (info.get("summary") or {}).get("requests", 0), info["workload"]["num_prompts"]
-        return ExitStatus(INTERRUPTED, f"Interrupted: {ended} of {planned} requests had ended and are kept.")
+        return ExitStatus(INTERRUPTED, f"Interrupted: {ended} of {planned} requests had ended and are saved.")
     if status != "complete":
         return ExitStatus(FAILED, str(info.get("error") or "the run was killed before it ended"))
     summary = Summary.from_dict(info["summary"])
@@ -42,23 +51,23 @@ def exit_status_of(info: dict[str, Any], max_error_rate: float) -> ExitStatus:
 
 
 def client_was_the_limit(summary: Summary) -> str | None:
-    """A sentence when the requests left so late that the figures are the client's, else None.
+    """Return a sentence if the client sent requests too late to measure the server, else None.
 
-    Late is a p99 lag above 50 ms that is also more than 5 % of the mean TTFT: below the first the
-    scheduling of the operating system decides, below the second the figures are not touched.
+    Too late means that the p99 lag is above 50 ms and above 5 % of the mean TTFT. Below 50 ms the operating
+    system's scheduler can be the cause. Below 5 % the lag does not change the figures.
     """
     lag, ttft = summary.figure("lag", "p99"), summary.figure("ttft")
     if lag is None or ttft is None or lag <= LAG_SECONDS or lag <= LAG_SHARE * ttft:
         return None
     return (
-        f"The client, not the server, was the limit: 1 % of the requests left {lag * 1000:.0f} ms "
+        f"The client, not the server, was the limit: it sent 1 % of the requests {lag * 1000:.0f} ms "
         f"or more after their time (mean TTFT {ttft * 1000:.0f} ms). "
         "Give the client its own cores, or lower the rate."
     )
 
 
 def too_many_errors(summary: Summary, allowed: float) -> str | None:
-    """A sentence when more than the share ``allowed`` (0 to 1) of the requests failed, else None."""
+    """Return a sentence if more than the share ``allowed`` (0 to 1) of the requests failed, else None."""
     if summary.failed <= allowed * summary.requests:
         return None
     kinds = ", ".join(f"{count} x {kind}" for kind, count in summary.errors.items())
@@ -66,5 +75,5 @@ def too_many_errors(summary: Summary, allowed: float) -> str | None:
 
 
 def worst(codes: list[int]) -> int:
-    """The exit code of several runs; 0 of none."""
+    """Return the worst exit code of several runs; 0 if there are none."""
     return min(codes, key=WORST_FIRST.index, default=DONE)

@@ -1,4 +1,4 @@
-"""Watches the machine while a run lasts: what other programs take of it, second by second."""
+"""Measures how much of the machine other programs use during a run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,24 @@ from fgbench.metrics.accounts import MachineAccount
 from fgengine.machine_load import BUSY_CORES, Sample, core_seconds, load_between, mhz, sample
 
 INTERVAL = 1.0
+"""Seconds between two measurements."""
 SHORTEST = 0.5
-"""Seconds over which a load can be told: times of processes are counted in hundredths."""
+"""Shortest time over which a load is measured, in seconds; CPU times have a resolution of 10 ms."""
 FORWARDERS = ("docker-proxy", "rootlessport", "ssh")
-"""Who listens for a server elsewhere: whose work is that of the server cannot be told."""
+"""Programs that listen on a port and forward to the real server, whose processes are then not known."""
 
 
 class MachineWatch:
-    """A context; afterwards ``account`` says what it saw.
+    """A context manager that measures the machine; after it, ``account`` holds the result.
 
-    ``server``: processes of the server under test, whose work is not another program's; those that the client
-    started are known.
+    Use::
+
+        with MachineWatch(server_pids) as watch:
+            ...  # send the load
+        print(watch.account)
+
+    ``server``: processes of the server under test, which do not count as other programs. Processes that this
+    process started do not count either.
     """
 
     def __init__(self, server: Iterable[int] = ()) -> None:
@@ -64,7 +71,7 @@ class MachineWatch:
         )
 
     def _sample(self) -> None:
-        """Reads only our own processes: reading all would take a few ms of the client's time each second."""
+        """Measure once per interval. Reads only our own processes, because reading all takes some ms."""
         assert self._before is not None
         ours = [process for pid in self._before.ours if (process := _process(pid)) is not None]
         last = time.monotonic(), core_seconds()[0], _spent(ours)
@@ -78,8 +85,11 @@ class MachineWatch:
 
 
 def busy_since(before: Sample, url: str) -> str | None:
-    """What other programs have taken since ``before``, where that is too much for a measurement of the server
-    at ``url``; else None. None too where it cannot be told from the server's work, or in too short a time."""
+    """Return a sentence if other programs used too much of the machine since ``before``, else None.
+
+    Also returns None if the work of the server at ``url`` cannot be separated from other programs' work, or
+    if too little time has passed.
+    """
     server = server_processes(url)
     if server is None or time.monotonic() - before.at < SHORTEST:
         return None
@@ -88,10 +98,10 @@ def busy_since(before: Sample, url: str) -> str | None:
 
 
 def server_processes(url: str) -> list[int] | None:
-    """The process that serves ``url``, as a list; empty where the server runs on another machine.
+    """Return a list with the process that serves ``url``, or an empty list if it is on another machine.
 
-    None: the server is on this machine, but its process cannot be found. It is in a container, behind a
-    tunnel, or another user's.
+    Returns None if the server is on this machine but its process cannot be found: it is in a container,
+    behind a tunnel, or belongs to another user.
     """
     parts = urlsplit(url)
     if not _is_here(parts.hostname or ""):
@@ -108,6 +118,7 @@ def server_processes(url: str) -> list[int] | None:
 
 
 def _is_here(host: str) -> bool:
+    """Whether the host is this machine."""
     if host == "localhost":
         return True
     try:
@@ -126,7 +137,7 @@ def _process(pid: int) -> psutil.Process | None:
 
 
 def _spent(processes: Iterable[psutil.Process]) -> float:
-    """Seconds of processors; of one that has ended none, so that it seems to have given its own back."""
+    """Return the CPU seconds of the processes. A process that has ended counts as 0."""
     total = 0.0
     for process in processes:
         with suppress(psutil.Error):

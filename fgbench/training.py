@@ -1,4 +1,4 @@
-"""Teaching the output-length predictor from conversations, and measuring what it has learned."""
+"""Trains the output-length predictor on conversations, and measures its quality."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from fgengine.scheduling.learned import Learned
 
 EPOCHS = 4
 HELD_OUT = 0.2
-"""Share of the conversations that an evaluation keeps from the training."""
+"""Share of the conversations that an evaluation does not train on."""
 MAX_PAIRS_COMPARED = 200_000
 SPLIT_SEED = 0
 
 Encoder = Callable[[Sequence[str]], list[list[int]]]
-"""Texts -> token ids of each."""
+"""Texts -> token ids of each text."""
 Progress = Callable[[int, int], None]
-"""Told how much is done, and of how much."""
+"""Called with the number of finished items and the total number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
+    """A prompt and the length of its answer."""
+
     prompt: list[int]
     """Token ids."""
     output_tokens: int
@@ -35,26 +37,31 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How well the lengths of answers that were not learned from are predicted."""
+    """Quality of the predictions for answers that are not in the training data."""
 
     trained_on: int
-    """Answers."""
+    """Number of answers in the training data."""
     judged_on: int
+    """Number of answers that were predicted."""
     spearman: float
     """Rank correlation of predicted and true log length."""
     pairwise_order: float
-    """Share of pairs of answers whose order of length is predicted right; 0.5 is chance."""
+    """Share of pairs of answers for which the longer one is predicted correctly; 0.5 is chance."""
     median_factor: float
-    """The prediction is off by less than this factor half of the time."""
+    """Median factor between the predicted and the true length."""
     prediction_seconds: float
-    """Median time of one prediction."""
+    """Median time of one prediction, in seconds."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain JSON."""
         return asdict(self)
 
 
 def conversation_of(pair: TextPair) -> str:
-    """ShareGPT cuts long conversations into records ``<conversation>_<position>``."""
+    """Return the id of the pair's conversation.
+
+    ShareGPT cuts long conversations into records with ids ``<conversation>_<position>``.
+    """
     return pair.id.rpartition("_")[0] or pair.id or pair.prompt
 
 
@@ -64,11 +71,11 @@ HoldOut = Literal["conversations", "texts"]
 def split(
     pairs: Iterable[TextPair], num_train: int, by: HoldOut = "conversations"
 ) -> tuple[list[list[TextPair]], list[TextPair]]:
-    """(records to learn from, each with all its answers; first answers to be judged by).
+    """Split pairs into (records to train on, each with all its answers; first answers of held-out records).
 
-    By "conversations" these are held out whole; by "texts" only the record is, and other records of the same
-    conversation may be learned from. No prompt that is held out is learned from either way. The draw is by
-    a hash; a smaller ``num_train`` gives the first of a larger one's.
+    By "conversations", entire conversations are held out. By "texts", only records are held out: other
+    records of the same conversation may be in the training data. A held-out prompt is never in the training
+    data. A hash decides what is held out. A smaller ``num_train`` gives a prefix of a larger one's records.
     """
 
     def draw(record: Sequence[TextPair]) -> float:
@@ -77,14 +84,14 @@ def split(
     records = [list(group) for _, group in groupby(pairs, key=lambda pair: pair.id)]
     records.sort(key=draw)
     held_out = [record[0] for record in records if draw(record) < HELD_OUT]
-    known = {pair.prompt for pair in held_out}
+    held_out_prompts = {pair.prompt for pair in held_out}
     rest = records[len(held_out) :]
-    train = [[pair for pair in record if pair.prompt not in known] for record in rest]
+    train = [[pair for pair in record if pair.prompt not in held_out_prompts] for record in rest]
     return [record for record in train if record][:num_train], held_out
 
 
 def without(pairs: Iterable[TextPair], others: Iterable[TextPair]) -> list[TextPair]:
-    """Those whose conversation and prompt are in none of ``others``."""
+    """Return the pairs whose conversation and prompt do not occur in ``others``."""
     conversations, prompts = set(), set()
     for other in others:
         conversations.add(conversation_of(other))
@@ -93,7 +100,7 @@ def without(pairs: Iterable[TextPair], others: Iterable[TextPair]) -> list[TextP
 
 
 def encode(pairs: Sequence[TextPair], encoder: Encoder, progress: Progress) -> list[Example]:
-    """Those of a length that a workload would send, in the given order."""
+    """Tokenize the pairs in order. Leaves out pairs that no workload sends because of their length."""
     examples = []
     for start in range(0, len(pairs), 256):
         batch = pairs[start : start + 256]
@@ -107,7 +114,7 @@ def encode(pairs: Sequence[TextPair], encoder: Encoder, progress: Progress) -> l
 
 
 def train(predictor: Learned, examples: Sequence[Example], progress: Progress, epochs: int = EPOCHS) -> None:
-    """Goes through the examples ``epochs`` times, in an order drawn by a fixed seed."""
+    """Train on the examples ``epochs`` times, in a random order with a fixed seed."""
     from numpy.random import default_rng
 
     order = default_rng(SPLIT_SEED).permutation(len(examples)).tolist()
@@ -121,12 +128,12 @@ def train(predictor: Learned, examples: Sequence[Example], progress: Progress, e
 
 
 def judge(predictor: Learned, examples: Sequence[Example], trained_on: int) -> Quality:
-    """Raises ValueError for fewer than two examples."""
+    """Measure the quality of the predictions. Raises ValueError if there are fewer than two examples."""
     import numpy as np
     from scipy.stats import spearmanr
 
     if len(examples) < 2:
-        raise ValueError("fewer than two answers are held out: there is nothing to judge by")
+        raise ValueError("fewer than two answers are held out: give more conversations")
     seconds, predicted = [], []
     for example in examples:
         began = time.perf_counter()
@@ -148,7 +155,10 @@ def judge(predictor: Learned, examples: Sequence[Example], trained_on: int) -> Q
 
 
 def encoder_of(folder: Path) -> Encoder:
-    """By the tokenizer.json in a model's folder, without special tokens. Raises ValueError without one."""
+    """Return an encoder that uses the tokenizer.json in a model's folder, without special tokens.
+
+    Raises ValueError if the folder has no tokenizer.json.
+    """
     from fgengine.text import open_tokenizer
 
     tokenizer = open_tokenizer(folder)
@@ -160,6 +170,6 @@ def encoder_of(folder: Path) -> Encoder:
 
 
 def _draw(text: str) -> float:
-    """Between 0 and 1, the same for the same text."""
+    """Return a number between 0 and 1 that depends only on the text."""
     digest = hashlib.sha256(f"{SPLIT_SEED} {text}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""A server that runs already: measured, never stopped."""
+"""A backend for a server that already runs: it is measured but never stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ READY_SECONDS = 30.0
 
 
 class Attached(Server):
-    """Any OpenAI-compatible server by its URL. Its settings are not known."""
+    """An OpenAI-compatible server at a URL. Its settings are not known."""
 
     def __init__(
         self,
@@ -34,10 +34,15 @@ class Attached(Server):
         endpoint: str = "completions",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """``alone``: a run begins only once no request is left at the server, where the server says so; else
-        others' requests are only reported. ``headers`` are sent with every request.
+        """Use the server at ``url``.
 
-        Raises ValueError for what is no URL.
+        Args:
+            alone: Start a run only when the server has no other requests, if it reports their number. False:
+                only report other requests.
+            headers: Sent with every request.
+
+        Raises:
+            ValueError: ``url`` is not a URL.
         """
         self._url = base_url(url)
         self.url = self._url
@@ -49,7 +54,7 @@ class Attached(Server):
         ask_with(self._url, self.headers)
 
     def _start(self, log: Path, report: Report) -> ReadyServer:
-        report(f"asking {self._url}")
+        report(f"connecting to {self._url}")
         wait_until_ready(self._url, timeout=READY_SECONDS, report=report)
         ready = ask_served(self._url, self.model)
         if self._alone:
@@ -65,19 +70,19 @@ class Attached(Server):
             raise
         except BackendError as error:
             raise BackendError(
-                f"{error}: somebody else's load, or what a killed one left, would be measured with this one; "
-                "measure when the server is idle, or start it anew"
+                f"{error}, and requests of another client would change the figures: measure when the server "
+                "is idle, or restart it"
             ) from None
 
     def _report_others(self, report: Report) -> None:
         try:
             others = ask_requests(self._url)
         except SilentServer:
-            return  # it was ready a moment ago: the warm-up will show
+            return  # it was ready just before; if it has died, the warm-up fails
         if others:
-            are = "request is" if others == 1 else "requests are"
-            report(f"{others:,} {are} at the server already: what is measured is both loads together")
+            requests = "request" if others == 1 else "requests"
+            report(f"the server already has {others:,} other {requests}, which will change the figures")
 
     def alive(self) -> bool:
-        """Always: a load against a dead server shows as connection errors, and it may come back."""
+        """Return True always: requests to a dead server fail, and the server may be restarted."""
         return True

@@ -1,10 +1,12 @@
-"""What is measured: a server started here, a server at a URL, a simulation. All are used in the same way:
+"""The interface of backends: a server started here, a running server at a URL, or a simulation.
 
-backend.prepare(report)                 # once: what takes long, such as pulling weights
-ready = backend.start(log, report)      # then, for each run
-outcome = backend.serve(workload, load, keep, display)
-backend.stop()
-backend.close()                         # after the last run
+All backends are used in the same way::
+
+    backend.prepare(report)                 # once: slow preparations, such as downloading weights
+    ready = backend.start(log, report)      # then, for each run
+    outcome = backend.serve(workload, load, keep, display)
+    backend.stop()
+    backend.close()                         # after the last run
 """
 
 from __future__ import annotations
@@ -24,126 +26,135 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 Keep = Callable[[RequestRecord], None]
-"""Called with the record of each request as it ends."""
+"""Called with the record of each request when the request ends."""
 SimulationProgress = Callable[[int, float], None]
-"""Takes how many requests of a simulation have ended, and its seconds."""
+"""Called with the number of ended requests of a simulation, and its virtual time in seconds."""
 
 
 class BackendError(RuntimeError):
-    """The system under test did not start or cannot be used; the message says why and what to do."""
+    """The system under test did not start or cannot be used. The message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyServer:
-    """What is served, once requests can be sent."""
+    """A server that accepts requests."""
 
     url: str
-    """``http://host:port``, no slash at the end; empty for a simulation."""
+    """``http://host:port``, without a slash at the end; empty for a simulation."""
     model: str
-    """The name to ask for; empty where the server has no list of models."""
+    """Name of the model in requests; empty if the server has no list of models."""
     vocab_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a load ended."""
+    """The result of serving a load."""
 
     status: Literal["complete", "interrupted", "failed"]
-    """``failed``: the server died under it."""
+    """``failed``: the server died during the load."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What else run.json says: ``server_stats``, ``machine``, ``error``."""
+    """Further entries of run.json: ``server_stats``, ``machine``, ``error``."""
 
 
 class Display(Protocol):
+    """Shows the progress of a run."""
+
     def report(self, line: str) -> None:
-        """Something was begun that takes a while."""
+        """Show a line about something that takes a while."""
         ...
 
     def load(
         self, title: str, state: LoadState, stats_url: str | None = None
     ) -> contextlib.AbstractContextManager[None]:
-        """Shows ``state`` as it changes, until the context ends. ``stats_url``: where a server of ours is,
-        whose own figures may be asked for and shown too."""
+        """Show ``state`` as it changes, until the context ends.
+
+        ``stats_url``: URL of a fastgen server whose /stats can be shown too; None: there are no /stats.
+        """
         ...
 
     def simulation(self, title: str, total: int) -> contextlib.AbstractContextManager[SimulationProgress]:
-        """Shows how many of ``total`` requests have ended, until the context ends."""
+        """Show how many of ``total`` requests have ended, until the context ends."""
         ...
 
 
 class Backend(Protocol):
+    """A system under test."""
+
     @property
     def name(self) -> str:
-        """In tables: ``fastgen``, ``fastgen-fcfs``, ..."""
+        """Name in tables: ``fastgen``, ``fastgen-fcfs``, ..."""
         ...
 
     @property
     def policy(self) -> str | None:
-        """None: not known."""
+        """Name of the scheduling policy; None: not known."""
         ...
 
     @property
     def model(self) -> str | None:
-        """None: whatever the server has."""
+        """Name of the model; None: the model that the server has."""
         ...
 
     @property
     def url(self) -> str | None:
-        """Of a server that runs already; None for others."""
+        """URL of a server that was already running; None for other backends."""
         ...
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Plain JSON; goes into run.json and into the run's fingerprint."""
+        """Settings as plain JSON, for run.json and the run's fingerprint."""
         ...
 
     @property
     def endpoint(self) -> str | None:
-        """How it is spoken to unless the user says otherwise; None for a simulation."""
+        """Default API for requests; None for a simulation."""
         ...
 
     @property
     def simulated(self) -> bool:
-        """It has no clock of its own and needs no warm-up."""
+        """Whether it is a simulation, which uses a virtual clock and needs no warm-up."""
         ...
 
     @property
     def most_prompts(self) -> float:
-        """Requests up to which their prompts are made, and the time of each token is kept."""
+        """Number of requests up to which prompts are made and the time of each token is saved."""
         ...
 
     def prepare(self, report: Report) -> None:
-        """What has to be done once, and takes long. Raises BackendError."""
+        """Do the slow preparations that are needed once. Raises BackendError."""
         ...
 
     def share(self, log: Path) -> None:
-        """All further runs have one server, which logs to ``log``, until ``close``."""
+        """Use one server, which logs to ``log``, for all further runs until ``close``."""
         ...
 
     def start(self, log: Path, report: Report) -> ReadyServer:
-        """Returns when requests can be sent. Raises BackendError; then nothing is left running."""
+        """Start the server and return when it accepts requests.
+
+        Raises BackendError if it does not start; then no process remains.
+        """
         ...
 
     def serve(self, workload: Workload, load: Load, keep: Keep, display: Display) -> Outcome:
-        """Sends the load and waits for its end.
+        """Send the load and wait until it ends.
 
         Raises:
             BackendError: no warm-up request was answered.
-            KeyboardInterrupt: before the load began.
+            KeyboardInterrupt: interrupted before the load began.
         """
         ...
 
     def stop(self) -> None:
-        """A run has ended. Leaves no process behind that is not shared; harmless when there is none."""
+        """End a run: stop the server, unless runs share it. Does nothing if no server runs."""
         ...
 
     def close(self) -> None:
-        """Leaves no process behind at all; harmless when there is none."""
+        """Stop the server, also a shared one. Does nothing if no server runs."""
         ...
 
 
 def identity_of(backend: Backend) -> dict[str, Any]:
-    """All of it that decides a result, as plain JSON."""
+    """Return all attributes of the backend that affect results, as plain JSON."""
     return {
         "name": backend.name,
         "policy": backend.policy,

@@ -1,12 +1,12 @@
-"""Runs a command that ends when its parent does.
+"""Runs a command that ends when its parent process ends.
 
     python -m fgbench.backends.die_with_parent PARENT COMMAND...
 
-On Linux the kernel sends the command SIGTERM when the parent ends, however it ends, so a benchmark that is
+On Linux the kernel sends SIGTERM to the command when the parent ends for any reason. So a benchmark that is
 killed leaves no server running. (The parent is the thread that started this. Other systems send nothing.)
 
-The command starts with SIGINT and SIGTERM at their defaults. A job that a script puts into the background
-inherits an ignored SIGINT and would pass it on: the server could not be asked to stop.
+The command starts with the default actions of SIGINT and SIGTERM. A job that a script starts in the
+background ignores SIGINT and would pass this on to the server, which SIGINT then could not stop.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
+    """Replace this process by the command, which then gets SIGTERM when the parent ends."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    if os.getppid() != parent:  # it ended before the kernel knew
+    if os.getppid() != parent:  # the parent ended before prctl was called
         sys.exit(1)
     os.execv(command[0], command)
 

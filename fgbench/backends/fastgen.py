@@ -1,4 +1,4 @@
-"""This suite's own server."""
+"""The backend for this project's own server, FastGen."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ DEFAULT_POLICY = EngineConfig().policy
 
 
 class FastGen(StartedServer):
-    """``python -m fgbench serve`` with a configuration."""
+    """A server that ``python -m fgbench serve`` starts with a configuration."""
 
     def __init__(self, config: EngineConfig, *, port: int | None = None) -> None:
-        """Raises ValueError for a configuration that no server would start with, and MissingPackage if the
-        engine is not installed."""
+        """Raises ValueError if no server would start with ``config``, MissingPackage without the engine."""
         super().__init__(port)
         require_package("torch", "FastGen's engine")
         check_names(config)
@@ -39,42 +38,46 @@ class FastGen(StartedServer):
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The server's settings by their names on the command line, as plain JSON."""
         return settings_of(self._config)
 
     def command(self, port: int) -> Sequence[str]:
+        """Return the command that starts the server on this port of 127.0.0.1."""
         address = ("--host", "127.0.0.1", "--port", str(port))
         return python_module("fgbench", "serve", *address, *as_arguments(self._config))
 
     def prepare(self, report: Report) -> None:
-        """Pulls a catalog model that is not here yet, in a process of its own, since converting needs much
-        memory."""
+        """Download the model's weights if they are missing.
+
+        Uses a separate process, because the conversion of weights needs much memory.
+        """
         config = self._config
         if config.use_dummy_weights or folder_of(config.model) is not None:
             return
         require_memory(config)
-        report(f"The weights of {config.model} are not here yet: pulling them.")
+        report(f"downloading the weights of {config.model}")
         pull = python_module("fgbench", "models", "pull", config.model)
         if subprocess.run(pull, check=False).returncode != 0:
             raise BackendError(
-                f"could not pull {config.model}; with --use-dummy-weights no weights are needed"
+                f"could not download the weights of {config.model}: try again, or use --use-dummy-weights"
             )
 
 
 def backend_name(prefix: str, policy: str) -> str:
-    """``fastgen`` with the default policy, ``fastgen-fcfs`` with another."""
+    """Return ``fastgen`` for the default policy, ``fastgen-fcfs`` for the policy fcfs."""
     return prefix if policy == DEFAULT_POLICY else f"{prefix}-{policy}"
 
 
 def settings_of(config: EngineConfig) -> dict[str, Any]:
-    """The server's settings by their names on the command line, as plain JSON."""
+    """Return the server's settings by their names on the command line, as plain JSON."""
     values = dataclasses.asdict(config)
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
 def require_memory(config: EngineConfig) -> None:
-    """Raises ValueError for a model that does not fit into free memory, before it is downloaded.
+    """Raise ValueError if the model does not fit into free memory. Call it before downloading the model.
 
-    Checked in a child process, because it needs torch, which the load generator must not import.
+    Uses a child process, because the check needs torch, which the load generator must not import.
     """
     check = subprocess.run(
         python_module("fgengine.execution.machine"),

@@ -1,4 +1,4 @@
-"""From what a user names to what is measured."""
+"""Makes the backend that a user chose."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def backend_of(
     router: str = "round-robin",
     headers: Mapping[str, str] | None = None,
 ) -> Backend:
-    """The backend that ``spec`` names.
+    """Make the backend that ``spec`` describes.
 
     Args:
-        port: Of a server that is started; None: any free one.
-        alone: No load begins while a server that runs already has other requests.
-        replicas, router: Of a simulation.
-        headers: Sent with every request to a server that runs already.
+        port: Port of a started server; None: any free one.
+        alone: Start no load while a running server has other requests.
+        replicas, router: Settings of a simulation.
+        headers: Sent with every request to a running server.
 
     Raises:
-        ValueError: no such server would start, or a simulation has no profile to take step times from.
+        ValueError: no server would start with these settings, or a simulation has no profile.
     """
     if spec.simulated:
         from fgbench.backends.simulated import Simulated, find_profile

@@ -1,6 +1,6 @@
-"""Asks a server over plain HTTP whether it is ready, what it serves, and how it is doing.
+"""Queries a server over HTTP: whether it is ready, which model it serves, and its statistics.
 
-Of a vLLM server the figures are read from its /metrics (Prometheus text).
+fastgen's statistics come from /stats, vLLM's from /metrics (Prometheus text).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ ANSWER_BYTES = 1024**2
 _SAMPLE = re.compile(r"^vllm:(?P<name>\w+)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)")
 _MODEL = re.compile(r'model_name="((?:[^"\\]|\\.)*)"')
 DRAIN_SECONDS = 60.0
-"""For what an interrupted or failed load left at the server."""
+"""Seconds to wait for requests that an interrupted or failed load left at the server."""
 QUIET_SECONDS = 1.0
-"""A wait as short as this is not worth a word."""
+"""A wait up to this many seconds is not reported."""
 SAY_SECONDS = 10.0
-"""Between two words of a wait."""
+"""Seconds between two reports of a wait."""
 STATES = ("running", "waiting", "swapped")
 
 
 def base_url(text: str) -> str:
-    """``http://host:port`` of what a user gives, with or without the scheme, ``/v1`` or a slash behind.
+    """Return ``http://host:port`` for a URL with or without the scheme, ``/v1`` or a slash at the end.
 
-    Raises ValueError for anything else.
+    Raises ValueError if ``text`` is not such a URL.
     """
     url = text if "://" in text else f"http://{text}"
     try:
@@ -47,7 +47,7 @@ def base_url(text: str) -> str:
     except ValueError:
         usable = False
     if not usable or parts.query or parts.fragment or parts.username:
-        raise ValueError(f"a URL must look like http://127.0.0.1:10000, not {text!r}")
+        raise ValueError(f"{text!r} is not a URL of a server: write it like http://127.0.0.1:10000")
     path = parts.path.rstrip("/").removesuffix("/v1")
     return f"{parts.scheme}://{parts.netloc}{path}"
 
@@ -55,48 +55,52 @@ def base_url(text: str) -> str:
 def wait_until_ready(
     url: str, *, timeout: float, report: Report, alive: Callable[[], bool] = lambda: True
 ) -> None:
-    """Polls /health until it says 200, passing on what the server says it is doing meanwhile.
+    """Poll /health until its status is 200. Report what the server is doing during the wait.
 
-    A server without /health is ready when it answers at all. Raises BackendError when the process behind
-    it ends, or after ``timeout`` seconds.
+    A server without /health is ready when it answers at all.
+
+    Raises:
+        BackendError: the server process ended, or ``timeout`` seconds have passed.
     """
     deadline = time.monotonic() + timeout
-    said = ""
+    reported = ""
     while True:
         if not alive():
             raise BackendError("the server ended before it was ready")
         status, body = _get(f"{url}/health")
         if status is not None and (status == 200 or status in (404, 405)):
             return
-        if status is not None and (doing := _doing(body)) != said:
-            said = doing
-            report(doing)
+        if status is not None and (activity := _activity(body)) != reported:
+            reported = activity
+            report(activity)
         if time.monotonic() > deadline:
-            what = f"answers {status}: {said}" if status else "does not answer"
-            raise BackendError(f"the server at {url} is not ready after {timeout:g} s: it {what}")
+            answer = f"answers {status}: {reported}" if status else "does not answer"
+            raise BackendError(f"the server at {url} is not ready after {timeout:g} s: it {answer}")
         time.sleep(POLL_SECONDS)
 
 
 def ask_served(url: str, wanted: str | None = None) -> ReadyServer:
-    """What /v1/models says of the model ``wanted``, or of the first one.
+    """Ask /v1/models about the model ``wanted``, or about the first model.
 
-    A server without such a list (the old /generate servers) serves a model of no name. Raises
-    BackendError when it has models but not the wanted one.
+    A server without /v1/models (the old /generate servers) has a model without a name.
+
+    Raises:
+        BackendError: the server has models, but not ``wanted``.
     """
     status, body = _get(f"{url}/v1/models")
     models = body.get("data") if status == 200 and isinstance(body, dict) else None
-    known = [m for m in models if isinstance(m, dict) and "id" in m] if isinstance(models, list) else []
-    if not known:
+    listed = [m for m in models if isinstance(m, dict) and "id" in m] if isinstance(models, list) else []
+    if not listed:
         return ReadyServer(url, wanted or "")
-    names = [str(m["id"]) for m in known]
+    names = [str(m["id"]) for m in listed]
     if wanted is not None and wanted not in names:
         raise BackendError(f"the server at {url} serves {', '.join(names)}, not {wanted}")
-    model = known[names.index(wanted) if wanted else 0]
+    model = listed[names.index(wanted) if wanted else 0]
     return ReadyServer(url, str(model["id"]), _count(model.get("vocab_size")))
 
 
 def ask_stats(url: str) -> dict[str, float] | None:
-    """The numbers of our own server's /stats; None where there is no such thing."""
+    """Return the numbers of a fastgen server's /stats; None if the server has no /stats."""
     try:
         body = read_stats(url)
     except StatsError:
@@ -111,34 +115,34 @@ def ask_stats(url: str) -> dict[str, float] | None:
 
 
 class StatsError(BackendError):
-    """There are no figures to be had from the server; the message says why."""
+    """The server gives no statistics; the message says why."""
 
 
 class SilentServer(StatsError):
-    """It does not answer: asking again may help."""
+    """The server does not answer; a later attempt may succeed."""
 
 
 class NotReady(SilentServer):
-    """It answers, but serves nobody yet, or no longer."""
+    """The server answers, but does not accept requests yet, or no longer."""
 
 
 def read_stats(url: str) -> dict[str, Any]:
-    """All that our own server's /stats says, plain JSON. Raises StatsError."""
+    """Return a fastgen server's /stats as plain JSON. Raises StatsError."""
     status, body = _get(f"{url}/stats")
     if status is None:
-        raise SilentServer(f"nobody answers at {url}")
+        raise SilentServer(f"no server answers at {url}")
     if status == 503:
-        raise NotReady(f"the server at {url} is not ready: {_doing(body)}")
+        raise NotReady(f"the server at {url} is not ready: {_activity(body)}")
     if status != 200 or not isinstance(body, dict) or "num_device_blocks" not in body:
-        raise StatsError(f"the server at {url} is not of fastgen: it has no /stats")
+        raise StatsError(f"the server at {url} is not a fastgen server: it has no /stats")
     return body
 
 
 def read_metrics(url: str) -> dict[str, Any]:
-    """As ``read_stats``, from the /metrics of a vLLM server as far as they go. Raises StatsError."""
+    """Return the statistics of a vLLM server's /metrics, under the names of /stats. Raises StatsError."""
     status, body = _get(f"{url}/metrics")
     if status is None:
-        raise SilentServer(f"nobody answers at {url}")
+        raise SilentServer(f"no server answers at {url}")
     found = from_vllm(body) if status == 200 and isinstance(body, str) else {}
     if not found:
         raise StatsError(
@@ -148,37 +152,37 @@ def read_metrics(url: str) -> dict[str, Any]:
 
 
 _headers: dict[str, dict[str, str]] = {}
-"""By the beginning of a URL: what every question there is asked with."""
+"""Beginning of a URL -> headers for all queries of this module to it."""
 
 
 def ask_with(url: str, headers: Mapping[str, str]) -> None:
-    """Sends ``headers`` with every question to the server at ``url`` from now on."""
+    """Send ``headers`` with all further queries of this module to the server at ``url``."""
     _headers[url] = dict(headers)
 
 
 def _get(url: str) -> tuple[int | None, Any]:
-    """Status and JSON (or text) of the answer; None where there is no server."""
-    known = next((found for start, found in _headers.items() if url.startswith(f"{start}/")), {})
+    """Return the status and the JSON (or text) of the answer; None if no server answers."""
+    headers = next((found for start, found in _headers.items() if url.startswith(f"{start}/")), {})
     try:
-        request = urllib.request.Request(url, headers=known)
+        request = urllib.request.Request(url, headers=headers)
         with _opener().open(request, timeout=ANSWER_SECONDS) as response:
             return response.status, _parse(response.read(ANSWER_BYTES))
     except urllib.error.HTTPError as error:
         with error:
             return error.code, _parse(error.read(ANSWER_BYTES))
-    except (OSError, ValueError, http.client.HTTPException):  # refused, reset, timed out, no HTTP
+    except (OSError, ValueError, http.client.HTTPException):  # refused, reset, timed out, not HTTP
         return None, None
 
 
 @functools.cache
 def _opener() -> urllib.request.OpenerDirector:
-    """One for all questions: from Python 3.12 on, making one loads all TLS certificates (some 50 ms)."""
-    # The empty ProxyHandler ignores proxies that the environment names.
+    """Return the opener for all queries. Cached: since Python 3.12, making one takes about 50 ms."""
+    # The empty ProxyHandler ignores proxies in environment variables.
     return urllib.request.build_opener(urllib.request.ProxyHandler({}), _SameHost())
 
 
 class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Goes along with no redirection to another host: headers may hold a key."""
+    """Follows no redirection to another host, because the headers may hold an API key."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
@@ -198,8 +202,8 @@ def _finite(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _doing(body: Any) -> str:
-    """The sentence in a 503 of /health, whatever its key."""
+def _activity(body: Any) -> str:
+    """Return the sentence in a 503 answer of /health, which servers put under different keys."""
     if isinstance(body, dict):
         error = body.get("error")
         if isinstance(error, dict):
@@ -223,17 +227,20 @@ SUMMED: Mapping[str, str] = {
     "num_preemptions_total": "preemptions",
     "request_success_total": "finished",
 }
-"""Over engines and finish reasons."""
+"""Name in /metrics -> name in /stats, for counts that are summed over engines and finish reasons."""
 SHARES: Mapping[str, str] = {
     "kv_cache_usage_perc": "device_used_share",
     "gpu_cache_usage_perc": "device_used_share",
     "cpu_cache_usage_perc": "host_used_share",
 }
-"""0 to 1, whatever their names say; of several engines the fullest one's. The last two are older vLLM's."""
+"""Name in /metrics -> name here, for shares from 0 to 1 (not percent, in spite of their names).
+
+The largest share of all engines counts. The last two names are those of older vLLM versions.
+"""
 
 
 def from_vllm(text: str) -> dict[str, Any]:
-    """From Prometheus' text format. Empty where there is nothing of vLLM's in it."""
+    """Read vLLM's statistics from Prometheus' text format. Empty if the text has none."""
     found: dict[str, Any] = {}
     for line in text.splitlines():
         sample = _SAMPLE.match(line)
@@ -256,9 +263,10 @@ def from_vllm(text: str) -> dict[str, Any]:
 
 
 def ask_requests(url: str) -> int | None:
-    """How many requests are at the server, waiting or running; None where it does not say: ours and vLLM do.
+    """Return the number of waiting and running requests; None if the server does not report it.
 
-    Raises SilentServer where nobody answers, which a server that is busy with a long step may not either.
+    fastgen and vLLM report it. Raises SilentServer if the server does not answer. That can also happen
+    during a long step.
     """
     for read in (read_stats, read_metrics):
         try:
@@ -269,22 +277,24 @@ def ask_requests(url: str) -> int | None:
             raise
         except StatsError:
             continue
-        told = [stats[state] for state in STATES if state in stats]
-        return int(sum(told)) if told else None
+        counts = [stats[state] for state in STATES if state in stats]
+        return int(sum(counts)) if counts else None
     return None
 
 
 def wait_until_idle(
     url: str, *, timeout: float, report: Report = lambda line: None, alive: Callable[[], bool] = lambda: True
 ) -> None:
-    """Until no request is left at the server; at once where it does not say. ``report`` hears of a wait that
-    takes longer than ``QUIET_SECONDS``.
+    """Wait until the server has no request. Returns at once if the server does not report their number.
 
-    Raises BackendError when the process behind it ends, or after ``timeout`` seconds; SilentServer where it
-    does not answer then.
+    Reports a wait that takes longer than ``QUIET_SECONDS``.
+
+    Raises:
+        BackendError: the server process ended, or still has requests after ``timeout`` seconds.
+        SilentServer: the server does not answer after ``timeout`` seconds.
     """
     began = time.monotonic()
-    say = began + QUIET_SECONDS
+    next_report = began + QUIET_SECONDS
     while True:
         try:
             left = ask_requests(url)
@@ -295,15 +305,15 @@ def wait_until_idle(
                 return
             waiting = f"waiting for {_requests(left)} at {url} to end"
         if not alive():
-            raise BackendError("the server ended while its last requests were awaited")
+            raise BackendError("the server ended before its last requests had ended")
         now = time.monotonic()
         if now > began + timeout:
             if left is None:
                 raise SilentServer(f"the server at {url} has not answered for {timeout:g} s")
             raise BackendError(f"the server at {url} still has {_requests(left)} after {timeout:g} s")
-        if now >= say:
+        if now >= next_report:
             report(f"{waiting}, at most {began + timeout - now:.0f} s")
-            say = now + SAY_SECONDS
+            next_report = now + SAY_SECONDS
         time.sleep(POLL_SECONDS)
 
 

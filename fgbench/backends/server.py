@@ -1,4 +1,4 @@
-"""A server that is measured over HTTP, wherever it runs."""
+"""The base class of backends that are measured over HTTP."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from fgengine.machine_load import Sample, sample
 
 
 class Server(ABC):
-    """Sends loads to a server; a subclass says where one comes from.
+    """Sends loads to a server. A subclass starts the server, or finds it.
 
-    Of the server under test a subclass knows whether it is ``alive`` and its ``log_tail``.
+    A subclass implements ``_start`` and ``alive``, and ``log_tail`` if it can read the server's log.
     """
 
     name: str
@@ -40,42 +40,45 @@ class Server(ABC):
 
     _ready: ReadyServer | None = None
     _started: Sample | None = None
-    """The machine, when the server was asked for."""
+    """State of the machine when ``start`` was called."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """None that are known."""
+        """Settings as plain JSON; empty if they are not known."""
         return {}
 
     @abstractmethod
     def _start(self, log: Path, report: Report) -> ReadyServer:
-        """As ``start``."""
+        """Do what ``start`` describes."""
 
     @abstractmethod
-    def alive(self) -> bool: ...
+    def alive(self) -> bool:
+        """Whether the server still runs."""
 
     def log_tail(self) -> str:
-        """The end of its log, for a message about its death; may be empty."""
+        """Return the end of the server's log, for an error message; may be empty."""
         return ""
 
     def prepare(self, report: Report) -> None:  # noqa: B027 (may do nothing)
-        """Nothing takes long."""
+        """Do nothing: there are no slow preparations."""
 
     def share(self, log: Path) -> None:  # noqa: B027 (may do nothing)
-        """Nothing to do: it runs already."""
+        """Do nothing: a running server is always shared."""
 
     def start(self, log: Path, report: Report) -> ReadyServer:
+        """Start the server, or connect to it; return when it accepts requests. Raises BackendError."""
         self._started = sample()
         self._ready = self._start(log, report)
         return self._ready
 
     def stop(self) -> None:  # noqa: B027 (may do nothing)
-        """Not ours to stop."""
+        """Do nothing: a running server is not stopped."""
 
     def close(self) -> None:  # noqa: B027 (may do nothing)
-        """Not ours to stop."""
+        """Do nothing: a running server is not stopped."""
 
     def serve(self, workload: Workload, load: Load, keep: Keep, display: Display) -> Outcome:
+        """Warm the server up, send the load, and collect the server's and the machine's statistics."""
         assert self._ready is not None
         url = self._ready.url
         endpoint = endpoint_called(load.endpoint or self.endpoint or "completions")
@@ -83,7 +86,7 @@ class Server(ABC):
         if workload.warmup:
             self._warm_up(workload.warmup, target, display)
         if self._started is not None and (busy := busy_since(self._started, url)) is not None:
-            display.report(f"the machine is busy, the figures will be marked: {busy}")
+            display.report(f"the machine is busy, so the figures will be marked: {busy}")
         before = ask_stats(url)
         facts: dict[str, Any] = {}
         with _machine_watched(url, facts):
@@ -135,7 +138,7 @@ class Server(ABC):
 
 @contextmanager
 def _machine_watched(url: str, facts: dict[str, Any]) -> Iterator[None]:
-    """Afterwards ``facts`` say what else the machine did, where that can be told from the server's work."""
+    """Add the load of other programs to ``facts``, if the server's own processes are known."""
     server = server_processes(url)
     if server is None:
         yield

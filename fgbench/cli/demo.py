@@ -1,4 +1,4 @@
-"""``fgbench demo``: the whole suite once, on this machine, on a real model, in minutes."""
+"""``fgbench demo``: uses the complete suite once on this machine, with a real model, in a few minutes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ if TYPE_CHECKING:
 BATCH_SIZE = 16
 POLICIES = ("fcfs", "sj-mlfq")
 LOADS = (0.7, 1.3)
-"""Shares of the capacity that the profile predicts: one rate below it, one above."""
+"""The offered rates, as shares of the capacity that the profile predicts."""
 MIN_PROMPTS, MAX_PROMPTS = 30, 400
-"""Prompts a run."""
+"""Limits on the number of prompts of one run."""
 MAX_MINUTES = 24 * 60
 DEFAULT_MINUTES, QUICK_MINUTES = 4.0, 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class DemoLoads:
+    """The loads that the demo sends."""
+
     capacity: float
-    """Requests per second with full batches, as the profile predicts."""
+    """Predicted requests per second with full batches."""
     rates: tuple[float, ...]
     num_prompts: int
 
@@ -45,9 +47,9 @@ def make_plan(
     seconds: float,
     loads: Sequence[float] = LOADS,
 ) -> DemoLoads:
-    """Rates around the predicted capacity, and as many prompts as ``seconds`` of load allow in all.
+    """Choose rates around the predicted capacity, and a number of prompts so that all runs take ``seconds``.
 
-    A run takes about as long as its requests need to arrive, or to be served, whichever is longer.
+    A run takes about as long as its requests need to arrive or to be served, whichever is longer.
     """
     full = capacity(cost, lengths, BATCH_SIZE)
     seconds_per_prompt = len(POLICIES) * sum(1.0 / (full * min(load, 1.0)) for load in loads)
@@ -65,15 +67,20 @@ def demo(
     ] = False,
     minutes: Annotated[
         float | None,
-        typer.Option(help=f"Minutes that all loads together may take; default: {DEFAULT_MINUTES:g}."),
+        typer.Option(help=f"Minutes that all loads together may take. Default: {DEFAULT_MINUTES:g}."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed: same prompts, lengths and arrivals.")] = 0,
-    results: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("results"),
+    results: Annotated[Path, typer.Option(help="Folder for the run folders.")] = Path("results"),
 ) -> None:
-    """See it work: pull a model, profile it, then measure FastGen's sj-mlfq against FCFS.
+    """Try everything once: download a model, profile it, compare two policies.
 
-    Both serve the same requests (lengths of real ShareGPT conversations) at two rates, one below this
-    machine's capacity and one above (--quick: only above). Everything it does can be done by hand:
+    The policies are FastGen's sj-mlfq and FCFS. Both serve the same requests,
+    with the lengths of real ShareGPT conversations, at two rates: one below
+    this machine's capacity and one above it (with --quick, only the one above).
+
+    Example: fgbench demo --quick
+
+    You can also give the demo's commands yourself:
 
         fgbench models pull smollm2-135m
         fgbench profile --quick
@@ -93,7 +100,7 @@ def demo(
         minutes = QUICK_MINUTES if quick else DEFAULT_MINUTES
     loads = LOADS[-1:] if quick else LOADS
     if not 0 < minutes <= MAX_MINUTES:
-        raise ValueError(f"--minutes must be above 0 and at most {MAX_MINUTES}, not {minutes}")
+        raise ValueError(f"--minutes is {minutes}: it must be above 0 and at most {MAX_MINUTES}")
     console = Console()
     weights = ["--use-dummy-weights"] if use_dummy_weights else []
     _headline(console, f"1. {model}")
@@ -101,7 +108,7 @@ def demo(
         say(console, "random weights: nothing to pull")
     else:
         _verb("models", "pull", model)
-    _headline(console, "2. How fast is it here? A quick profile")
+    _headline(console, "2. A quick profile: how long this machine's steps take")
     _verb("profile", "--quick", "--patience", "20", "--even-if-busy", "--model", model, *weights)
     dataset = load_dataset("sharegpt-lengths")
     plan = make_plan(_cost_of(model), sampled_lengths(dataset, seed), minutes * 60.0, loads)
@@ -129,7 +136,7 @@ def _measure(
     results: Path,
     console: Console,
 ) -> list[Path]:
-    """Run folders, one for each rate and policy. Ends the program when a run does not succeed."""
+    """Run each rate with each policy; return the run folders. Ends the program if a run does not succeed."""
     from fgbench.backends.fastgen import FastGen
     from fgbench.benchmark import execute_run
     from fgbench.live.display import display_for
@@ -145,26 +152,26 @@ def _measure(
             load = Load(rate=rate, num_prompts=plan.num_prompts, seed=seed)
             run = execute_run(FastGen(config), dataset, load, results=results, display=display_for(console))
             if run.status != "complete":
-                say(console, f"The run in {run.path} is {run.status}; it is kept.", "bold red")
+                say(console, f"The run in {run.path} is {run.status}; its folder remains.", "bold red")
                 raise typer.Exit(130 if run.status == "interrupted" else 1)
             folders.append(run.path)
     return folders
 
 
 def _cost_of(model: str) -> CostModel:
-    """The newest profile of the model: the one made a moment ago."""
+    """Return the cost model of the model's newest profile: the one that the demo has just measured."""
     from fgengine.profile_cache import newest_profile
 
     profile = newest_profile(model)
     if profile is None:
         raise ValueError(
-            "the profile could not be kept in the cache: set FGBENCH_CACHE to a folder to write to"
+            "the profile could not be saved in the cache: set FGBENCH_CACHE to a folder that you can write to"
         )
     return profile.cost
 
 
 def _verb(*arguments: str) -> None:
-    """Another verb in a process of its own, so that no model stays in this one's memory."""
+    """Run another verb in a separate process, so that no model remains in this one's memory."""
     code = subprocess.run(python_module("fgbench", *arguments), check=False).returncode
     if code != 0:
         raise typer.Exit(code)

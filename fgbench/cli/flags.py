@@ -1,10 +1,10 @@
-"""Command-line options made from the descriptions of settings, and configuration files of the same options.
+"""Makes command-line options from dataclasses of settings, and reads the same options from TOML files.
 
     @takes_options
     def serve(server: EngineConfig, config: ConfigFile = None, port: ... = 10000) -> None: ...
 
-gives ``fgbench serve`` an option for each described field of ``EngineConfig``, and makes an ``EngineConfig``
-of what was given.
+This gives ``fgbench serve`` an option for each described field of ``EngineConfig``. When the verb is called,
+``server`` is an ``EngineConfig`` with the given values.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from fgengine.settings import Described, OutOfBounds, described
 
 Verb = Callable[..., None]
 GIVEN = ("COMMANDLINE", "DEFAULT_MAP")
-"""Sources of an option's value: the command line, a configuration file."""
+"""click's names for the two sources of a value that the user gave: command line and configuration file."""
 
 
 class Command(TyperCommand):
-    """A verb: it knows the published artifact's spellings of its options."""
+    """A verb that also accepts the option names of FastServe's published artifact."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         flags = {flag for parameter in self.params for flag in parameter.opts}
@@ -38,8 +38,10 @@ class Command(TyperCommand):
 
 
 def read_config(context: typer.Context, value: Path | None) -> Path | None:
-    """Takes the options in a TOML file as the command's defaults. Raises ValueError for a key that is none of
-    them."""
+    """Make the options in a TOML file the command's defaults.
+
+    Raises ValueError if a key of the file is not an option of the command.
+    """
     if value is not None:
         parameters = {
             flag.removeprefix("--"): (parameter.name, getattr(parameter, "multiple", False))
@@ -51,11 +53,11 @@ def read_config(context: typer.Context, value: Path | None) -> Path | None:
         for key, option in read_options(value).items():
             name = key.replace("_", "-")
             if name not in parameters:
-                near = difflib.get_close_matches(name, parameters, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                similar = difflib.get_close_matches(name, parameters, 1)
+                hint = f"; did you mean {similar[0]}?" if similar else ""
                 raise ValueError(f"{value}: '{context.info_name}' has no option {name}{hint}")
-            parameter, several = parameters[name]
-            if isinstance(option, list) and not several:
+            parameter, is_multiple = parameters[name]
+            if isinstance(option, list) and not is_multiple:
                 option = ",".join(map(str, option))
             found[parameter] = option
         context.default_map = found
@@ -66,12 +68,12 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="A TOML file of options, such as a run folder's spec.toml. Options given here come before it.",
+        help="TOML file of options, such as a run folder's spec.toml. The command line overrides it.",
         is_eager=True,
         callback=read_config,
     ),
 ]
-"""The parameter ``config`` of a verb that takes its options from a file too."""
+"""Type of the parameter ``config`` of a verb that can read its options from a file."""
 
 
 @overload
@@ -85,13 +87,15 @@ def takes_options(*, without: Mapping[str, Collection[str]]) -> Callable[[Verb],
 def takes_options(
     command: Verb | None = None, *, without: Mapping[str, Collection[str]] | None = None
 ) -> Verb | Callable[[Verb], Verb]:
-    """Gives a command an option for each described field of its parameters that are dataclasses.
+    """Give a command one option for each described field of its dataclass parameters.
 
-    typer reads a command's options from its signature. Here such a parameter (``server: EngineConfig``) is
-    replaced by the dataclass's fields, and made of them when the command is called. The settings that matter
-    most come first in ``--help``, right behind the command's own options.
+    typer reads a command's options from its signature. This decorator replaces a parameter such as
+    ``server: EngineConfig`` by the fields of the dataclass. When the command is called, it makes the
+    dataclass from the given values. ``--help`` lists the command's own options first, then the most important
+    settings, then all others.
 
-    ``without``: by parameter, the fields that are no options of this command and stay at their defaults.
+    Args:
+        without: Parameter -> fields that get no option and remain at their defaults.
 
     Raises:
         TypeError: two options have the same name.
@@ -102,25 +106,27 @@ def takes_options(
 
 
 def _with_options(command: Verb, left_out: Mapping[str, Collection[str]]) -> Verb:
-    # Not by get_type_hints: for a parameter that is None by default, Python 3.10's hides what is annotated.
+    # Not get_type_hints: in Python 3.10 it wraps a parameter whose default is None, and hides Annotated.
     parameters = inspect.signature(command, eval_str=True).parameters
     groups: dict[str, Any] = {n: p.annotation for n, p in parameters.items() if is_dataclass(p.annotation)}
     own = [p.replace(kind=p.KEYWORD_ONLY) for n, p in parameters.items() if n not in groups]
     fields = {
-        name: [one for one in described(schema) if one.name not in left_out.get(name, ())]
+        name: [field for field in described(schema) if field.name not in left_out.get(name, ())]
         for name, schema in groups.items()
     }
-    of_groups = [one for group in fields.values() for one in group]
-    options = [*own, *map(_parameter, sorted(of_groups, key=lambda one: not one.setting.first))]
+    settings = [field for group in fields.values() for field in group]
+    options = [*own, *map(_parameter, sorted(settings, key=lambda field: not field.setting.first))]
     names = [option.name for option in options]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise TypeError(f"{command.__name__}: two options are called {', '.join(sorted(twice))}")
+    if duplicates := {name for name in names if names.count(name) > 1}:
+        raise TypeError(f"{command.__name__}: two options are called {', '.join(sorted(duplicates))}")
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
         try:
             made = {
-                name: schema(**{one.name: _as_field(one, values.pop(one.name)) for one in fields[name]})
+                name: schema(
+                    **{field.name: _as_field(field, values.pop(field.name)) for field in fields[name]}
+                )
                 for name, schema in groups.items()
             }
         except OutOfBounds as error:
@@ -140,13 +146,13 @@ def settings_of(command: Any) -> dict[str, Described]:
 
 
 def given(context: Any) -> set[str]:
-    """Names of the options that the user gave, on the command line or in a configuration file."""
+    """Return the names of the options that the user gave, on the command line or in a configuration file."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name in GIVEN}
 
 
 def unwrapped(text: str) -> str:
-    """Paragraphs as one line each, to be wrapped to the terminal's width; indented lines stay as they are."""
+    """Join each paragraph into one line, for the terminal to wrap. Keep paragraphs with indented lines."""
     paragraphs = []
     for paragraph in text.split("\n\n"):
         lines = paragraph.split("\n")
@@ -155,8 +161,9 @@ def unwrapped(text: str) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _parameter(one: Described) -> inspect.Parameter:
-    setting, kind, default = one.setting, one.type, one.default
+def _parameter(field: Described) -> inspect.Parameter:
+    """Return the typer parameter for a field of a dataclass of settings."""
+    setting, kind, default = field.setting, field.type, field.default
     more: dict[str, Any] = {}
     if setting.parse is not None:
         kind, default, more = str, "", {"metavar": "<list>"}
@@ -164,19 +171,19 @@ def _parameter(one: Described) -> inspect.Parameter:
         kind, default = list[str], list(default)
     group = None if setting.first else setting.group
     option = typer.Option(
-        one.flag,
+        field.flag,
         help=setting.help,
         rich_help_panel=group,
         show_default=default not in (None, (), False),
         **more,
     )
     return inspect.Parameter(
-        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )
 
 
-def _as_field(one: Described, value: Any) -> Any:
-    """From what typer gives to what the dataclass holds."""
-    if one.setting.parse is not None:
-        return one.setting.parse(value)
+def _as_field(field: Described, value: Any) -> Any:
+    """Convert typer's value to the value of the dataclass field."""
+    if field.setting.parse is not None:
+        return field.setting.parse(value)
     return tuple(value) if isinstance(value, list) else value

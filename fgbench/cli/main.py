@@ -1,7 +1,7 @@
-"""The program ``fgbench``: its verbs, loaded only when used, and what it says and returns when they fail.
+"""The program ``fgbench``: loads a verb when it is called, and reports its errors.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many request errors, 4 the client (not the server) was
-the limit, 130 interrupted. Verbs end with another code than 0 by raising ``typer.Exit``.
+the limit, 130 interrupted. A verb raises ``typer.Exit`` to end with a code other than 0.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from fgbench.exit_codes import FAILED, INTERRUPTED, WRONG_USAGE
 from fgengine.extras import EXTRA_OF, MissingPackage
 
 VERBS = {
-    "demo": "See it work: a model, a server, a load, two policies side by side.",
-    "serve": "Serve a model over HTTP with the scheduling policy of your choice.",
-    "run": "Measure a server under a load of requests arriving at a given rate.",
+    "demo": "Try everything once: download a model, profile it, compare two policies.",
+    "serve": "Serve a model over HTTP with a scheduling policy that you choose.",
+    "run": "Measure one server under load.",
     "sweep": "Measure several backends at several rates, or search the highest rate at an SLO.",
-    "watch": "Show a running server live: queues, memory, swaps, tokens per second.",
-    "simulate": "Run the scheduler on virtual clocks: many copies, many requests, no machine.",
-    "compare": "Put runs side by side: tables, verdicts, pictures.",
-    "results": "List, show and remove the runs that are kept, and ask them in SQL.",
-    "profile": "Measure how long this machine's steps take, for policies that predict.",
-    "predictor": "Teach and judge the predictor of output lengths.",
-    "datasets": "List the datasets there are, get them, and see how long their requests are.",
-    "models": "List the models there are and pull their weights.",
-    "policies": "List the scheduling policies there are.",
+    "watch": "Show a running server live: queues, KV memory, offloads, tokens per second.",
+    "simulate": "Simulate the engine and its scheduler: many replicas, no GPU, no weights.",
+    "compare": "Compare runs in tables and pictures.",
+    "results": "List, show and remove saved runs, and query them in SQL.",
+    "profile": "Measure how long this machine's steps take, for policies that need it.",
+    "predictor": "Train and evaluate the predictor of output lengths.",
+    "datasets": "List, download and describe the datasets that requests are made from.",
+    "models": "List the models and download their weights.",
+    "policies": "List the scheduling policies.",
 }
-"""Each verb's function of the same name, or ``app`` of commands, is in the module ``fgbench.cli.VERB``."""
+"""Verb -> help. The module ``fgbench.cli.VERB`` has a function named VERB, or a typer ``app`` of commands."""
 
 
 class Verbs(TyperGroup):
@@ -46,7 +46,7 @@ class Verbs(TyperGroup):
         return name, load_verb(name) if name in VERBS else command, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb; a user's mistake becomes a sentence."""
+        """Run the verb; print a user's mistake as one sentence, without a traceback."""
         end_on_signals()
         try:
             return super().invoke(ctx)
@@ -69,7 +69,7 @@ class Verbs(TyperGroup):
 
 
 def load_verb(name: str) -> Any:
-    """The verb's command, ready to be called."""
+    """Import the verb's module and return its command."""
     module = importlib.import_module(f"fgbench.cli.{name}")
     if isinstance(getattr(module, "app", None), typer.Typer):
         return typer.main.get_command(module.app)
@@ -81,10 +81,10 @@ def load_verb(name: str) -> Any:
 
 
 def end_on_signals() -> None:
-    """Let SIGINT and SIGTERM end every verb as Ctrl-C does: its servers stop, the terminal is restored.
+    """Make SIGINT and SIGTERM end every verb as Ctrl-C does: its servers stop, the terminal is restored.
 
-    SIGINT too must be set: a job that a script puts into the background starts with SIGINT ignored, and then
-    Python raises no KeyboardInterrupt. Only the main thread may set handlers; elsewhere nothing changes.
+    SIGINT must be set too: a job that a script starts in the background ignores SIGINT, and then Python
+    raises no KeyboardInterrupt. Only the main thread can set handlers; another thread changes nothing.
     """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -92,14 +92,14 @@ def end_on_signals() -> None:
 
 
 def is_policy_error(error: RuntimeError) -> bool:
-    """Whether a scheduling policy, perhaps the user's own, broke its contract in a simulation."""
-    # The class is looked up, not imported: only a verb that has loaded the engine can have raised it.
+    """Whether a scheduling policy, possibly the user's own, broke its contract in a simulation."""
+    # Look the class up in sys.modules: importing the engine is slow, and without it nothing raises the error.
     module = sys.modules.get("fgengine.scheduling.policy")
     return module is not None and isinstance(error, module.PolicyError)
 
 
 def tell(error: Exception) -> int:
-    """Print an error as one sentence, with its traceback where FGBENCH_DEBUG=1; returns the exit code."""
+    """Print an error as one sentence, after its traceback if FGBENCH_DEBUG=1. Return the exit code."""
     if os.environ.get("FGBENCH_DEBUG") == "1":
         traceback.print_exception(error)
     sentence = str(error)
@@ -155,7 +155,7 @@ def _program(
 
 
 def _listed() -> None:
-    """What ``--help`` shows of a verb until it is loaded."""
+    """Stand in for a verb in ``--help`` until the verb is loaded."""
 
 
 for _name, _help in VERBS.items():

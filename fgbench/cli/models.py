@@ -1,4 +1,4 @@
-"""fgbench models: what the engine can run, and pulling weights."""
+"""``fgbench models``: lists the models that the engine can run, and downloads their weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 app = typer.Typer(
-    help="The models fgbench knows by name.\n\nExample: fgbench models pull smollm2-135m",
+    help="List the models that fgbench knows by name, and download weights.\n\n"
+    "Example: fgbench models pull smollm2-135m",
     no_args_is_help=True,
 )
 
 
 @app.command("list")
 def list_models() -> None:
-    """Show every model: its size, the KV cache a token takes, and whether its weights are here.
+    """List the models: size, KV bytes per token, whether weights are downloaded.
 
     Example: fgbench models list
     """
@@ -29,15 +30,17 @@ def list_models() -> None:
     console.print(_table())
     say(
         console,
-        "Lengths in tokens, KV in bfloat16. A shape runs with --use-dummy-weights, without any download; "
-        "`fgbench models pull` asks the Hugging Face hub for its weights. "
-        "The path of a Hugging Face folder works wherever a name does.",
+        "Lengths are in tokens, KV sizes are for bfloat16. Every model runs without a download if you give "
+        "--use-dummy-weights. `fgbench models pull` downloads weights from the Hugging Face hub. "
+        "You can give the path of a Hugging Face folder instead of a name.",
     )
 
 
 @app.command("pull")
 def pull_model(name: Annotated[str, typer.Argument(help="A name from `fgbench models list`.")]) -> None:
-    """Fetch a model's weights into the user's cache (FGBENCH_CACHE), checked by SHA-256.
+    """Download a model's weights into your cache (FGBENCH_CACHE).
+
+    The weights are checked by SHA-256.
 
     Example: fgbench models pull smollm2-135m
     """

@@ -1,4 +1,4 @@
-"""``fgbench policies``: the scheduling policies there are."""
+"""``fgbench policies``: lists the available scheduling policies."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
+    """A row of the list of policies."""
+
     name: str
     summary: str = ""
     paper: str = ""
     needs: tuple[str, ...] = ()
-    """Of ``profile`` and ``predictor``."""
+    """``profile``, ``predictor``, both or none."""
     package: str | None = None
-    """Which installed distribution brings it; None: built in."""
+    """The installed package that provides the policy; None: built in."""
     error: str | None = None
-    """Why it cannot be used."""
+    """Why the policy cannot be loaded; None: it can."""
 
 
 def policies(
     classes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODULE:CLASS]...", help="Policies of your own, listed last."),
+        typer.Argument(metavar="[MODULE:CLASS]...", help="Your own policies, listed last."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for scripts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the scheduling policies: what each does, the paper it comes from, and what it needs.
+    """List the scheduling policies: what they do, their paper, what they need.
 
-    Built-in ones first, then those that installed packages bring (entry-point group fgengine.policies).
-    Any other one goes by --policy package.module:Class; docs/writing-a-policy.md shows how to write one.
+    Built-in policies come first, then the policies of installed packages
+    (entry-point group fgengine.policies). To use any other policy, give its
+    class: --policy package.module:Class. docs/writing-a-policy.md shows how to
+    write one.
 
     Example: fgbench policies my_policies:ShortestPrompt
     """
@@ -50,13 +54,16 @@ def policies(
     console = Console()
     console.print(_table(found))
     console.print(
-        "profile: measured when the server first needs one, or by `fgbench profile`. predictor: of output "
-        "lengths, chosen with --predictor."
+        "profile: step times, measured when the server first needs them, or by `fgbench profile`. "
+        "predictor: predicts output lengths; choose one with --predictor."
     )
 
 
 def list_policies(classes: Sequence[str] = ()) -> list[Listed]:
-    """Every policy that has a name, then ``classes``. One that cannot be loaded says why."""
+    """Return every policy that has a name, then ``classes``.
+
+    If a policy cannot be loaded, its ``error`` gives the reason.
+    """
     from fgengine.scheduling.policy import installed_policies, policy_names
 
     installed = installed_policies()
@@ -88,10 +95,10 @@ def _table(found: list[Listed]) -> Table:
     table.add_column("paper")
     table.add_column("needs", no_wrap=True)
     for policy in found:
-        what = Text(policy.summary)
+        summary = Text(policy.summary)
         if policy.error is not None:
-            what = Text(policy.error, style="red")
+            summary = Text(policy.error, style="red")
         if policy.package is not None:
-            what.append(f" (from {policy.package})", style="dim")
-        table.add_row(policy.name, what, policy.paper, "\n".join(policy.needs))
+            summary.append(f" (from {policy.package})", style="dim")
+        table.add_row(policy.name, summary, policy.paper, "\n".join(policy.needs))
     return table

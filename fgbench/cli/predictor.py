@@ -1,4 +1,4 @@
-"""fgbench predictor: teaching the output-length predictor of sjf and sprpt, and judging it."""
+"""``fgbench predictor``: trains and evaluates the output-length predictor that sjf and sprpt use."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from fgbench.workload.texts import TextPair
 
 app = typer.Typer(
-    help="Predict output lengths from prompts, for --policy sjf and sprpt with --predictor learned.\n\n"
+    help="Train and evaluate the predictor of output lengths.\n\n"
+    "The policies sjf and sprpt use it with --predictor learned.\n\n"
     "Example: fgbench predictor train",
     no_args_is_help=True,
 )
 
-Model = Annotated[str, typer.Option(help="Whose tokens prompts are made of: a catalog name or a folder.")]
+Model = Annotated[
+    str, typer.Option(help="Model whose tokenizer reads the prompts: a catalog name or a folder.")
+]
 DatasetPath = Annotated[
-    Path | None, typer.Option(help="A ShareGPT file; default: the public one, pulled once (27 MB).")
+    Path | None, typer.Option(help="A ShareGPT file. Default: the public one, downloaded once (27 MB).")
 ]
 
 
@@ -34,14 +37,17 @@ DatasetPath = Annotated[
 def train_predictor(
     model: Model = "smollm2-135m",
     dataset_path: DatasetPath = None,
-    num: Annotated[int, typer.Option(min=1, help="Conversations to learn from.")] = 8000,
+    num: Annotated[int, typer.Option(min=1, help="Number of conversations to train on.")] = 8000,
     without: Annotated[
-        Path | None, typer.Option(help="Leave out the conversations in this file: a benchmark's own.")
+        Path | None, typer.Option(help="Leave out the conversations in this file, such as the test data.")
     ] = None,
 ) -> None:
-    """Learn from conversations and keep the result for --predictor learned, which goes on learning.
+    """Train the predictor on conversations and save it for --predictor learned.
 
-    What was kept for the model before is replaced. To benchmark on texts it has not seen:
+    Replaces the model's saved predictor. A server that uses the predictor
+    continues to train it.
+
+    Example: train without the conversations that a benchmark then sends:
 
         fgbench predictor train --without my-sharegpt.jsonl
         fgbench run --policy sprpt --predictor learned --dataset-path my-sharegpt.jsonl --dataset sharegpt
@@ -57,34 +63,36 @@ def train_predictor(
     pairs = _pairs(dataset_path, console)
     if without is not None:
         if not without.is_file():
-            raise ValueError(f"--without: there is no file {without}")
+            raise ValueError(f"--without: there is no file {without}: give a ShareGPT file")
         pairs = training.without(pairs, read_records(without, every_turn=True))
     records, held_out = training.split(pairs, num)
     chosen = [pair for record in records for pair in record]
-    if len(records) < num:  # everything may be learned from: nothing is judged here
+    if len(records) < num:  # this verb evaluates nothing, so it may also train on the held-out part
         chosen += held_out
     predictor = Learned(model, kept_path(model))
     with _bars(console) as bar:
         examples = training.encode(chosen, encoder, bar("reading"))
         if not examples:
-            raise ValueError("no conversation of a usable length is left to learn from")
+            raise ValueError("no conversation has a usable length: give other data with --dataset-path")
         training.train(predictor, examples, bar("learning"))
     predictor.save()
-    say(console, f"learned {len(examples):,} answers of {len(records):,} conversations")
-    say(console, f"kept in {predictor.path}")
+    say(console, f"trained on {len(examples):,} answers of {len(records):,} conversations")
+    say(console, f"saved in {predictor.path}")
 
 
 @app.command("eval")
 def evaluate(
     model: Model = "smollm2-135m",
     dataset_path: DatasetPath = None,
-    train: Annotated[int, typer.Option(min=1, help="Conversations to learn from.")] = 8000,
+    train: Annotated[int, typer.Option(min=1, help="Number of conversations to train on.")] = 8000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Teach fresh predictors and judge them on what they have not seen. What is kept is not touched.
+    """Train new predictors and measure how well they predict unseen answers.
 
-    A fifth is held out, chosen by a hash and judged by first answers, in two ways: whole conversations; and
-    texts, where other parts of the same conversation may have been learned from, which is easier.
+    Does not change the saved predictor. Holds out a fifth of the data, chosen
+    by a hash, and predicts the first answers in it. It does this twice. First
+    it holds out entire conversations. Then it holds out texts: other parts of
+    the same conversations may be in the training data, which is easier.
 
     Example: fgbench predictor eval --train 8000
     """
@@ -111,18 +119,18 @@ def evaluate(
     for by, quality in found.items():
         say(
             console,
-            f"unseen {by}: learned {quality.trained_on:,} answers of {train:,} records or fewer, judged on "
-            f"{quality.judged_on:,}\n"
+            f"unseen {by}: trained on {quality.trained_on:,} answers of at most {train:,} records, evaluated "
+            f"on {quality.judged_on:,}\n"
             f"  Spearman on log length   {quality.spearman:.3f}\n"
             f"  pairs in the right order {quality.pairwise_order:.3f}\n"
-            f"  half are off by less than a factor of {quality.median_factor:.2f}\n"
+            f"  median error             a factor of {quality.median_factor:.2f}\n"
             f"  one prediction takes     {quality.prediction_seconds * 1e6:.0f} us",
         )
 
 
 @app.command("show")
 def show(model: Model = "smollm2-135m") -> None:
-    """What is kept for a model.
+    """Show the saved predictor of a model.
 
     Example: fgbench predictor show --model smollm2-135m
     """
@@ -132,11 +140,11 @@ def show(model: Model = "smollm2-135m") -> None:
 
     path = kept_path(model)
     if not path.exists():
-        raise ValueError(f"nothing is kept for {model}: 'fgbench predictor train' makes it")
+        raise ValueError(f"no predictor is saved for {model}: train one with 'fgbench predictor train'")
     predictor = Learned.load(path, model)
     say(
         Console(),
-        f"{path}\nlearned {predictor.num_learned:,} answers; "
+        f"{path}\ntrained on {predictor.num_learned:,} answers; "
         f"typical error of the log length (sigma) {predictor.sigma:.2f}",
     )
 
@@ -156,14 +164,14 @@ def _pairs(path: Path | None, console: Console) -> list[TextPair]:
 
         path = pull_sharegpt(lambda line: say(console, line))
     if not path.is_file():
-        raise ValueError(f"--dataset-path: there is no file {path}")
+        raise ValueError(f"--dataset-path: there is no file {path}: give a ShareGPT file")
     with console.status(f"reading {path.name}"):
         return list(read_records(path, every_turn=True))
 
 
 @contextmanager
 def _bars(console: Console) -> Iterator[Callable[[str], Progress]]:
-    """Gives a function that makes a progress bar of a title."""
+    """Yield a function that takes a title, shows a progress bar and returns the bar's update function."""
     from rich.progress import Progress as RichProgress
 
     with RichProgress(console=console) as bars:

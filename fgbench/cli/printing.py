@@ -1,4 +1,4 @@
-"""Sentences on the terminal: as they are, without markup, wrapped by the terminal and not by us."""
+"""Prints sentences on the terminal."""
 
 from __future__ import annotations
 
@@ -9,4 +9,5 @@ if TYPE_CHECKING:
 
 
 def say(console: Console, sentence: str, style: str = "") -> None:
+    """Print a sentence as it is: no markup, no highlighting, and the terminal wraps it."""
     console.print(sentence, style=style, soft_wrap=True, highlight=False, markup=False)

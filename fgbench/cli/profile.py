@@ -1,4 +1,4 @@
-"""``fgbench profile``: measure a model's step times on this machine, for the policies that need them."""
+"""``fgbench profile``: measures a model's step times on this machine, for the policies that need them."""
 
 from __future__ import annotations
 
@@ -21,35 +21,41 @@ if TYPE_CHECKING:
 
 DEFAULTS = EngineConfig()
 POOR_FIT = 0.15
-"""Median error on held-out points from which the fit is said to be poor."""
+"""Median relative error on held-out points above which the fit is reported as poor."""
 
 
 def profile(
     model: Annotated[str, typer.Option(help="A catalog name, or a Hugging Face folder.")] = DEFAULTS.model,
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = DEFAULTS.device,
     dtype: Annotated[Dtype, typer.Option(help="Number format of weights and KV.")] = DEFAULTS.dtype,
-    block_size: Annotated[int, typer.Option(help="Tokens in a KV block.")] = DEFAULTS.block_size,
+    block_size: Annotated[int, typer.Option(help="Tokens per KV block.")] = DEFAULTS.block_size,
     use_dummy_weights: Annotated[
         bool, typer.Option("--use-dummy-weights", "--dummy-weights", help="Random weights: the same speed.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="File to write; default: where 'fgbench serve' looks for it.")
+        Path | None, typer.Option(help="File to write. Default: the file in which 'fgbench serve' looks.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer points: seconds, not minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure fewer points: seconds instead of minutes.")
+    ] = False,
     patience: Annotated[
-        float, typer.Option(min=0.0, help="Seconds to wait for other programs to leave the machine alone.")
+        float, typer.Option(min=0.0, help="Seconds to wait until other programs stop using the machine.")
     ] = 60.0,
     even_if_busy: Annotated[
-        bool, typer.Option("--even-if-busy", help="After that, measure and write the file all the same.")
+        bool, typer.Option("--even-if-busy", help="Then measure and write the file even on a busy machine.")
     ] = False,
 ) -> None:
-    """Measure step times over prefill length x decode batch x context, and fit the cost model.
+    """Measure how long a model's steps take on this machine; fit a cost model.
 
-    A third of the points is kept from the fit to judge it by. What beats the machine's own memory
-    bandwidth and arithmetic is refused. Other programs make steps seem slow, and a profile steers all later
-    starts and simulations: so it waits until the machine is quiet, and writes nothing if it does not stay so.
+    It measures steps with different prefill lengths, decode batches and context
+    lengths. It holds out a third of the points from the fit, to check the fit.
+    It refuses times that this machine's memory bandwidth and arithmetic make
+    impossible. Other programs slow the steps down, and a wrong profile affects
+    all later starts and simulations. So it waits until the machine is quiet. It
+    writes nothing if other programs disturb the measurement.
 
-    Example: a profile of the default model, then a server that schedules by it:
+    Example: profile the default model, then start a server that uses the
+    profile:
 
         fgbench profile --out smollm2.json
         fgbench serve --policy sj-mlfq --profile smollm2.json
@@ -73,7 +79,7 @@ def profile(
         block_size=block_size,
         use_dummy_weights=use_dummy_weights,
         max_batch_size=max(grid.decode),
-        swap_space=0,  # copies are measured in a host pool of their own; pinning a large one takes long
+        swap_space=0,  # the profiler times KV copies in its own host pool; pinning a large pool takes long
     )
     with console.status(f"loading {model}"):
         runner = _create_runner(config, console)
@@ -92,8 +98,8 @@ def profile(
         assert measured.conditions is not None
         say(
             console,
-            f"other programs took {measured.conditions.other_cores:.2f} cores meanwhile, so this is not the "
-            "machine's own speed and nothing was written; stop them, or use --even-if-busy",
+            f"other programs used {measured.conditions.other_cores:.2f} cores during the measurement, so the "
+            "times are too long and nothing was written: stop them, or use --even-if-busy",
             "bold red",
         )
         raise typer.Exit(1)
@@ -102,7 +108,7 @@ def profile(
 
 
 def _await_quiet(patience: float, even_if_busy: bool, console: Console) -> None:
-    """Ends the verb where others do not leave the machine alone within so many seconds."""
+    """Wait up to ``patience`` seconds for a quiet machine. End the verb if it remains busy."""
     from fgengine.machine_load import wait_until_quiet
 
     with console.status("looking for other programs that compute") as status:
@@ -112,15 +118,15 @@ def _await_quiet(patience: float, even_if_busy: bool, console: Console) -> None:
     if not even_if_busy:
         say(
             console,
-            f"{load.describe()}: a profile measured now would be wrong; stop them, or use --even-if-busy",
+            f"{load.describe()}; a profile measured now would be wrong: stop them, or use --even-if-busy",
             "bold red",
         )
         raise typer.Exit(1)
-    say(console, f"{load.describe()}: the profile will say so", "yellow")
+    say(console, f"{load.describe()}; the profile will record this", "yellow")
 
 
 def _write(profile: Profile, out: Path | None, path: Path, say: Callable[[str], None]) -> bool:
-    """A file asked for must be written; one for the cache may fail."""
+    """Write the profile to ``out``, else to the cache. Return False if the cache cannot be written."""
     from fgengine.profile_cache import keep_profile
 
     if out is None:
@@ -130,7 +136,7 @@ def _write(profile: Profile, out: Path | None, path: Path, say: Callable[[str], 
 
 
 def _create_runner(config: EngineConfig, console: Console) -> TorchRunner:
-    """Weights that are not here are made up: a step takes as long with them."""
+    """Load the model, with random weights if its weights are not downloaded: steps take equally long."""
     from fgengine.execution.create import create_runner
     from fgengine.model import catalog, store
 
@@ -139,7 +145,8 @@ def _create_runner(config: EngineConfig, console: Console) -> TorchRunner:
     if folder is None and not config.use_dummy_weights:
         say(
             console,
-            f"the weights of {config.model} are not here: measuring with random ones, at the same speed",
+            f"the weights of {config.model} are not downloaded: measuring with random weights, which are as "
+            "fast",
         )
     return create_runner(config, shape, folder)
 
@@ -151,7 +158,7 @@ def _measure(model: str, runner: TorchRunner, grid: Grid, console: Console) -> P
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as bars:
-        task = bars.add_task("what the machine can do at best", total=None)
+        task = bars.add_task("the machine's memory bandwidth and arithmetic", total=None)
 
         def show(done: int, total: int, point: TimedStep) -> None:
             text = f"{describe(point)}: {point.seconds * 1e3:.3g} ms"
@@ -161,21 +168,23 @@ def _measure(model: str, runner: TorchRunner, grid: Grid, console: Console) -> P
 
 
 def describe(point: TimedStep) -> str:
+    """Return a step's shape as text, such as ``prefill 512 after 1024 + decode 8 x 256``."""
     parts = []
     if point.prefill_tokens:
-        behind = f" behind {point.prefill_start}" if point.prefill_start else ""
-        parts.append(f"prefill {point.prefill_tokens}{behind}")
+        after = f" after {point.prefill_start}" if point.prefill_start else ""
+        parts.append(f"prefill {point.prefill_tokens}{after}")
     if point.decode_requests:
         parts.append(f"decode {point.decode_requests} x {point.context_tokens}")
     return " + ".join(parts)
 
 
 def held_out_table(profile: Profile) -> Table:
+    """Return a table of the points that were held out from the fit, with measured and fitted times."""
     from rich.table import Table
 
     from fgengine.units import seconds
 
-    table = Table(title="points kept from the fit", title_justify="left")
+    table = Table(title="points held out from the fit", title_justify="left")
     table.add_column("step")
     for name in ("measured", "fitted", "error", "repeats"):
         table.add_column(name, justify="right")
@@ -196,18 +205,18 @@ def _print_figures(profile: Profile, runner: TorchRunner, console: Console) -> N
     closest, times = profile.closest_to_floor(runner.shape)
     cost = profile.cost
     say(console, f"{profile.model} on {profile.device}, {profile.dtype}")
-    poor = " (poor: take its predictions as rough)" if profile.median_error > POOR_FIT else ""
+    poor = " (poor: its predictions are only rough)" if profile.median_error > POOR_FIT else ""
     say(console, f"median error on held-out points: {profile.median_error:.0%}{poor}")
     say(
         console,
-        f"shortest iteration {seconds(cost.min_iteration_seconds)}; prompts of 64, 256, 1024 tokens: "
+        f"shortest step {seconds(cost.min_iteration_seconds)}; prefill of 64, 256, 1024 tokens: "
         + ", ".join(seconds(cost.prefill_seconds(n)) for n in (64, 256, 1024))
         + f"; KV copies {size(cost.copy_bytes_per_second)}/s",
     )
-    slack = "" if times >= 1.0 else f", within the tolerance of {TOLERANCE}"
+    tolerance = "" if times >= 1.0 else f", within the tolerance of {TOLERANCE}"
     say(
         console,
-        f"physics: {size(profile.ceilings.bytes_per_second)}/s read and "
-        f"{profile.ceilings.flops_per_second / 1e12:.3g} TFLOP/s measured here; no step beats them: "
-        f"the closest, {describe(closest)}, takes {times:.2g} x its floor{slack}",
+        f"this machine reads {size(profile.ceilings.bytes_per_second)}/s and computes "
+        f"{profile.ceilings.flops_per_second / 1e12:.3g} TFLOP/s; no step is faster than that allows: "
+        f"the closest, {describe(closest)}, takes {times:.2g} x the shortest possible time{tolerance}",
     )

@@ -1,4 +1,4 @@
-"""``fgbench results``: what runs there are, their figures, and questions to all of them in SQL."""
+"""``fgbench results``: lists, shows and removes saved runs, and queries all of them in SQL."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     from fgbench.results.database import Database, QueryResult
 
 app = typer.Typer(
-    help="The runs that are kept: list them, show one, remove some, ask all of them in SQL.\n\n"
-    "Example: fgbench results list",
+    help="List, show and remove saved runs, and query them in SQL.\n\nExample: fgbench results list",
     no_args_is_help=True,
 )
 
-Root = Annotated[Path, typer.Option("--results", help="Where the run folders are.")]
+Root = Annotated[Path, typer.Option("--results", help="Folder that holds the run folders.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 STATUSES = ("complete", "incomplete", "interrupted", "failed", "running")
 
@@ -33,15 +32,17 @@ STATUSES = ("complete", "incomplete", "interrupted", "failed", "running")
 def list_runs(
     results: Root = Path("results"),
     backend: Annotated[
-        str | None, typer.Option(help="Only of this backend; fastgen means fastgen alone.")
+        str | None, typer.Option(help="List only runs of this backend; the name must match exactly.")
     ] = None,
-    status: Annotated[str | None, typer.Option(help=f"Only {', '.join(STATUSES)}.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Only on this dataset.")] = None,
-    last: Annotated[int | None, typer.Option(help="Only the newest so many.", min=1)] = None,
+    status: Annotated[
+        str | None, typer.Option(help=f"List only runs of this status: {', '.join(STATUSES)}.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="List only runs of this model.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="List only runs with this dataset.")] = None,
+    last: Annotated[int | None, typer.Option(help="List only this number of newest runs.", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs, the newest first, also those of sweeps and those that were killed.
+    """List the runs, newest first, including runs of sweeps and killed runs.
 
     Example: fgbench results list --last 10 --backend fastgen-fcfs
     """
@@ -50,7 +51,7 @@ def list_runs(
     from fgbench.report.overview import overview_tables, overviews
 
     if status is not None and status not in STATUSES:
-        raise ValueError(f"--status is one of {', '.join(STATUSES)}, not {status!r}")
+        raise ValueError(f"there is no status {status!r}: --status must be one of {', '.join(STATUSES)}")
     console = Console(stderr=as_json)
     runs = [
         run
@@ -66,8 +67,8 @@ def list_runs(
     elif runs:
         console.print(overview_tables(runs, results))
     else:
-        only = " of that kind" if backend or status or model or dataset else ""
-        say(console, f"{results} holds no run{only}; 'fgbench run' makes one.")
+        filtered = " that matches" if backend or status or model or dataset else ""
+        say(console, f"{results} holds no run{filtered}: make one with 'fgbench run'")
 
 
 @app.command("show")
@@ -76,9 +77,10 @@ def show_run(
     results: Root = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Show a run's figures as 'fgbench run' ended with them, computed from its requests.
+    """Show a run's figures, as 'fgbench run' prints them at its end.
 
-    Also of a run that was killed: over the requests that had ended.
+    The figures are computed from the run's requests. For a run that was killed,
+    from the requests that had ended.
 
     Example: fgbench results show 20261123-081303
     """
@@ -98,9 +100,9 @@ def show_run(
         return
     console.print(run_table(found.info, summary))
     say(console, f"run folder: {found.path}")
-    how = exit_status_of(found.info | {"summary": summary.to_dict()}, 0.0)
-    if how.code != DONE:
-        say(console, how.sentence, "yellow")
+    status = exit_status_of(found.info | {"summary": summary.to_dict()}, 0.0)
+    if status.code != DONE:
+        say(console, status.sentence, "yellow")
     if not found.complete:
         planned = (found.info.get("workload") or {}).get("num_prompts")
         console.print(
@@ -115,11 +117,13 @@ def remove_runs(
     ] = None,
     results: Root = Path("results"),
     incomplete: Annotated[
-        bool, typer.Option("--incomplete", help="All that were killed before they ended.")
+        bool, typer.Option("--incomplete", help="Remove all runs that were killed before they ended.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
 ) -> None:
-    """Remove run folders. Asks first; takes nothing that is not a run, nor one that is under way.
+    """Remove run folders.
+
+    Asks first. Removes only run folders, and no run that is in progress.
 
     Example: fgbench results rm --incomplete
     """
@@ -129,7 +133,7 @@ def remove_runs(
 
     console = Console()
     if not runs and not incomplete:
-        raise ValueError("say which runs to remove, or --incomplete for all that were killed")
+        raise ValueError("no run to remove is given: name runs, or give --incomplete for all killed runs")
     folders = [find_run(results, run) for run in runs or []]
     if incomplete:
         folders += _killed(results, console)
@@ -153,9 +157,11 @@ def pack_runs(
     runs: Annotated[list[str], typer.Argument(help="Run folders, folders of runs, or beginnings of names.")],
     results: Root = Path("results"),
 ) -> None:
-    """Make complete runs small, to archive or publish them: a quarter of the bytes, the same values.
+    """Make complete runs small, to archive or publish them.
 
-    requests.jsonl becomes a small requests.parquet, which every verb reads. The server's log is removed.
+    They need a quarter of the bytes and have the same values. requests.jsonl
+    becomes a small requests.parquet, which every verb reads. The server's log
+    is removed.
 
     Example: fgbench results pack results/20261123-081059_sweep
     """
@@ -172,21 +178,26 @@ def pack_runs(
 
 @app.command("sql")
 def ask_sql(
-    query: Annotated[str | None, typer.Argument(help="A SELECT; without one the tables are shown.")] = None,
+    query: Annotated[
+        str | None, typer.Argument(help="A SELECT statement. Without it, the tables are listed.")
+    ] = None,
     results: Root = Path("results"),
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
 ) -> None:
-    """Ask all runs at once in SQL (DuckDB's): the tables runs and requests, killed runs included.
+    """Query all runs in SQL (DuckDB), including killed runs.
 
-    Example: fgbench results sql "SELECT run, status, rate, ttft_mean, jct_p99 FROM runs ORDER BY started"
+    The tables are runs and requests.
+
+    Example: fgbench results sql "SELECT run, status, rate, ttft_mean, jct_p99
+    FROM runs ORDER BY started"
     """
     from rich.console import Console
 
     from fgbench.results.database import Database
 
     if as_json and as_csv:
-        raise ValueError("--json and --csv contradict each other")
+        raise ValueError("--json and --csv contradict each other: give only one")
     console = Console(stderr=True)
     with Database(results, lambda sentence: _left_out(console, sentence)) as database:
         if query is None:
@@ -242,8 +253,8 @@ def _show_answer(answer: QueryResult, as_json: bool, as_csv: bool) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON knows it; what it does not is text."""
-    if isinstance(value, float) and value - value != 0.0:  # infinite or no number
+    """Return the value as plain JSON; convert what JSON cannot hold to text."""
+    if isinstance(value, float) and value - value != 0.0:  # infinite or NaN
         return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value

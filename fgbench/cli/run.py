@@ -1,4 +1,4 @@
-"""``fgbench run``: one backend, one load, one run folder."""
+"""``fgbench run``: measures one backend under one load and saves the result in a run folder."""
 
 from __future__ import annotations
 
@@ -31,33 +31,39 @@ def run(
     backend: Annotated[
         str,
         typer.Option(
-            help="fastgen (sj-mlfq), fastgen-POLICY; simulated (no machine but a profile), simulated-POLICY."
+            help="fastgen (with sj-mlfq) or fastgen-POLICY; simulated or simulated-POLICY, which only need a "
+            "profile."
         ),
     ] = FASTGEN,
     url: Annotated[
-        str | None, typer.Option(help="Measure a running OpenAI-compatible server instead.")
+        str | None, typer.Option(help="Measure the OpenAI-compatible server that runs at this URL.")
     ] = None,
     config: ConfigFile = None,
     port: Annotated[
         int | None,
         typer.Option(
-            help="Start the server here; default: a free port.", min=1, max=65535, rich_help_panel="Client"
+            help="Port of the server to start. Default: a free one.",
+            min=1,
+            max=65535,
+            rich_help_panel="Client",
         ),
     ] = None,
 ) -> None:
-    """Benchmark one backend: start it (or attach to --url), load it, print the figures.
+    """Measure one server under load.
 
-    Example: SmolLM2 under skip-join MLFQ, then FCFS on the very same requests:
+    Starts the server, or uses the one at --url; sends requests; prints the figures.
+
+    Example: measure SmolLM2 with skip-join MLFQ, then with FCFS and the same requests:
 
         fgbench run --rate 2.5 --num-prompts 150
         fgbench run --rate 2.5 --num-prompts 150 --backend fastgen-fcfs
 
-    Requests come by a Poisson process, or by --arrivals uniform, --cv 2 (gamma), --burst-size 8, --rate-to 5
-    (a ramp from --rate), --trace AzureLLMInferenceTrace_conv.csv.gz --speedup 2, or in a closed loop,
-    --concurrency 16.
+    Requests arrive by a Poisson process. Other arrivals: --arrivals uniform, --cv 2 (gamma), --burst-size 8,
+    --rate-to 5 (a ramp that starts at --rate), --trace AzureLLMInferenceTrace_conv.csv.gz --speedup 2, and
+    --concurrency 16 (a closed loop).
 
-    The server's own options (--max-batch-size 16, --num-device-blocks 400, ...) are passed on to it. A run's
-    folder holds the options it really had: fgbench run --config results/RUN/spec.toml repeats it.
+    Options of the server, such as --max-batch-size 16, are passed to the server. The run folder saves all
+    options. To repeat a run: fgbench run --config results/RUN/spec.toml
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many errors, 4 the client was the limit,
     130 interrupted.
@@ -66,15 +72,17 @@ def run(
 
     if backend == FASTSERVE and url is None:
         if port is None:
-            raise ValueError("--backend fastserve measures a running server: say where with --port or --url")
+            raise ValueError(
+                "--backend fastserve needs a running server: give its place with --port or --url"
+            )
         url = f"http://127.0.0.1:{port}"
     elif url is not None and port is not None:
-        raise ValueError("--port is for a server to be started; with --url put the port into the URL")
+        raise ValueError("--port does not work with --url: write the port in the URL")
     spec = BackendSpec(name=backend, url=url, server=server, policy_given="policy" in given(context))
     if spec.simulated and (url is not None or port is not None or client.endpoint is not None):
-        raise ValueError("--url, --port and --endpoint are a server's; a simulation has none")
+        raise ValueError("--url, --port and --endpoint do not work with a simulation: leave them out")
     if client.headers and url is None:
-        raise ValueError("--header and --api-key are for a server that runs already: say where with --url")
+        raise ValueError("--header and --api-key need a running server: give its place with --url")
     measure(
         lambda: backend_of(spec, port=None if url is not None else port, headers=client.headers),
         load,
@@ -92,9 +100,11 @@ def measure(
     *,
     options: Mapping[str, Any],
 ) -> None:
-    """Makes a backend and measures it; prints the figures and ends with the exit code they deserve.
+    """Make a backend, measure it, print the figures, and end the program with the run's exit code.
 
-    ``server`` says by whose tokenizer texts are counted; ``options`` are those that repeat the run.
+    Args:
+        server: Its model or tokenizer counts the tokens of texts.
+        options: The options that repeat the run, for its spec.toml.
     """
     from rich.console import Console
 
@@ -117,7 +127,7 @@ def measure(
 
 
 def conclude(done: Run, console: Console, max_error_rate: float) -> None:
-    """Prints the figures and ends with the exit code they deserve."""
+    """Print the run's figures. End the program with the run's exit code if it is not 0."""
     from fgbench.exit_codes import DONE
     from fgbench.exit_status import exit_status_of
     from fgbench.metrics.summary import Summary
@@ -125,8 +135,8 @@ def conclude(done: Run, console: Console, max_error_rate: float) -> None:
 
     console.print(run_table(done.info, Summary.from_dict(done.info["summary"])))
     say(console, f"run folder: {done.path}")
-    if (ending := exit_status_of(done.info, max_error_rate)).code != DONE:
-        _end(console, ending.sentence, ending.code)
+    if (status := exit_status_of(done.info, max_error_rate)).code != DONE:
+        _end(console, status.sentence, status.code)
 
 
 def _end(console: Console, sentence: str, code: int) -> None:

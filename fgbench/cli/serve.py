@@ -1,4 +1,4 @@
-"""``fgbench serve``: fgengine's HTTP server."""
+"""``fgbench serve``: starts fgengine's HTTP server."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from fgengine.config import EngineConfig
 def serve(
     server: EngineConfig,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all, unprotected.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 10000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 10000,
     config: ConfigFile = None,
 ) -> None:
-    """Serve a model over HTTP with the scheduling policy of your choice.
+    """Serve a model over HTTP with a scheduling policy that you choose.
 
-    Speaks OpenAI's /v1/completions, /v1/chat/completions and /v1/models, the /generate of FastServe and
-    of vLLM's old api_server, and has /health (503 until ready) and /stats.
+    It has OpenAI's /v1/completions, /v1/chat/completions and /v1/models, the /generate of FastServe and of
+    vLLM's old api_server, /health (503 until ready) and /stats.
 
-    An example, in two terminals:
+    Example, in two terminals:
 
         fgbench serve --policy sj-mlfq --max-batch-size 16
 
-        curl localhost:10000/v1/completions -d '{"prompt": "Once upon a time", "max_tokens": 30}'
+        curl localhost:10000/v1/completions -d '{"prompt": "Hi", "max_tokens": 30}'
 
-    Ends within 5 seconds of Ctrl-C (exit code 130) or SIGTERM (0); a second signal ends it at once.
+    It ends within 5 seconds after Ctrl-C (exit code 130) or SIGTERM (exit code 0). A second signal ends it at
+    once.
     """
     from fgengine.model.store import folder_of, tokenizer_of
     from fgengine.preflight import check_names
@@ -42,7 +43,7 @@ def serve(
 
     def find_tokenizer() -> Path:
         if not server.use_dummy_weights and folder_of(server.model) is None:
-            _require_memory(server)  # before "pull the weights" is the answer
+            _require_memory(server)  # first: a model that does not fit needs no download
         return tokenizer_of(server)
 
     raise typer.Exit(run(server, find_tokenizer, host=host, port=port, report=report))

@@ -1,4 +1,4 @@
-"""``fgbench simulate``: a load on virtual clocks, or a real run replayed on one."""
+"""``fgbench simulate``: simulates a load on virtual clocks, or replays a real run on a virtual clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fgbench.report.fidelity import Row
     from fgengine.profile import Profile
 
-GO_WITH_LIKE = {"like", "profile", "as_json"}
+ALLOWED_WITH_LIKE = {"like", "profile", "as_json"}
 
 
 def _cluster_option(help: str, *names: str) -> Any:
@@ -37,29 +37,32 @@ def simulate(
     load: LoadSpec,
     server: EngineConfig,
     context: typer.Context,
-    replicas: Annotated[int, _cluster_option("Copies of the engine.", "--replicas")] = 1,
+    replicas: Annotated[int, _cluster_option("Number of engines.", "--replicas")] = 1,
     router: Annotated[
         str,
-        _cluster_option("round-robin, least-loaded, shortest-queue or power-of-two.", "--router"),
+        _cluster_option(
+            "How requests get a replica: round-robin, least-loaded, shortest-queue or power-of-two.",
+            "--router",
+        ),
     ] = "round-robin",
     like: Annotated[
         Path | None,
-        _cluster_option("Replay this run's arrivals and lengths, and compare with it.", "--like"),
+        _cluster_option("Replay this run's requests, and compare the simulation with the run.", "--like"),
     ] = None,
     as_json: Annotated[bool, _cluster_option("With --like: print JSON.", "--json")] = False,
     config: ConfigFile = None,
 ) -> None:
-    """Simulate the engine: its own scheduler and KV accounts, with step times from a profile.
+    """Simulate the engine: run its real scheduler with step times from a profile.
 
-    The run folder is like that of a real run, so compare works on it. Nothing is generated: no weights are
-    needed, and the predictor "learned" sees prompts of zeros.
+    It needs no GPU and no weights. It writes a run folder like a real run, so that compare works on it. No
+    text is generated, and the predictor "learned" sees prompts of zeros.
 
-    Example: what eight copies would do, then how true a simulation is to a real run:
+    Example: simulate eight replicas; then check how well a simulation agrees with a real run:
 
-        fgbench simulate --replicas 8 --rate 16 --num-prompts 100000 --router shortest-queue
-        fgbench simulate --like results/20261123-081303_fastgen_sharegpt-lengths_r1.93_s0
+        fgbench simulate --replicas 8 --rate 16 --router shortest-queue
+        fgbench simulate --like results/RUN
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many requests refused, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many rejected requests, 130 interrupted.
     """
     from rich.console import Console
 
@@ -70,9 +73,7 @@ def simulate(
         _replay(like, server, as_json, Console())
         return
     if as_json:
-        raise ValueError(
-            "--json goes with --like; the figures of a simulated run are in its folder's run.json"
-        )
+        raise ValueError("--json needs --like: without it, read the figures in the run folder's run.json")
     options = options_of(load, server) | {"replicas": replicas, "router": router}
     del options["results"]
     spec = BackendSpec(name=SIMULATED, server=server)
@@ -86,21 +87,21 @@ def simulate(
 
 
 def _nothing_else_given(context: typer.Context) -> None:
-    """Raises ValueError for an option that --like would leave without effect."""
-    for name in sorted(given(context) - GO_WITH_LIKE):
+    """Raise ValueError if an option is given that has no effect with --like."""
+    for name in sorted(given(context) - ALLOWED_WITH_LIKE):
         raise ValueError(
-            f"--{name.replace('_', '-')} does not go with --like, which takes everything but the profile "
-            "from the run"
+            f"--{name.replace('_', '-')} does not work with --like, which takes all settings except the "
+            "profile from the run: leave it out"
         )
 
 
-def _replay(folder: Path, asked: EngineConfig, as_json: bool, console: Console) -> None:
+def _replay(folder: Path, given_config: EngineConfig, as_json: bool, console: Console) -> None:
     from fgbench.backends.simulated import Simulated, find_profile
     from fgbench.report.fidelity import StepSpeed, fidelity, fidelity_json, fidelity_table, requests_of
     from fgbench.results.run import read_run
 
     run = read_run(folder)
-    config = dataclasses.replace(_config_of(run.info, folder), profile=asked.profile)
+    config = dataclasses.replace(_config_of(run.info, folder), profile=given_config.profile)
     profile = find_profile(config)
 
     def rows(profile: Profile) -> list[Row]:
@@ -119,34 +120,34 @@ def _replay(folder: Path, asked: EngineConfig, as_json: bool, console: Console) 
     if speed is not None:
         say(
             console,
-            f"The server's steps took {speed.whole:.3f} times what the profile says of the same steps "
-            f"({speed.model:.3f} times while computing, the rest in its loop). Near capacity a small "
-            "difference in speed becomes a large one in waiting. At that speed:",
+            f"The server's steps took {speed.whole:.3f} times as long as the profile predicts "
+            f"({speed.model:.3f} times for the model alone; the rest is the server's loop). Near capacity, "
+            "slightly slower steps cause much longer waits. The next table uses the server's speed:",
         )
-        console.print(fidelity_table("simulated at the run's own speed", at_speed))
+        console.print(fidelity_table("simulated at the speed of the run", at_speed))
     if not run.complete:
-        say(console, "The run is not complete: what had not ended is missing on both sides.", "yellow")
+        say(console, "The run is not complete: requests that had not ended are left out of both.", "yellow")
 
 
 def _config_of(info: dict[str, Any], folder: Path) -> EngineConfig:
-    """What its server ran with; settings that it did not know of are at their defaults."""
+    """Return the settings of the run's server. Settings that are newer than the run have their defaults."""
     settings = (info.get("backend") or {}).get("settings") or {}
     if "policy" not in settings or "max_batch_size" not in settings:
-        raise ValueError(f"{folder} does not say how its server was set: --like needs a run of fastgen")
-    known = {one.name for one in described(EngineConfig)} - {"profile"}
+        raise ValueError(f"{folder} has no settings of its server: give --like a run of fastgen")
+    known = {field.name for field in described(EngineConfig)} - {"profile"}
     found = {key: value for key, value in settings.items() if key in known}
-    found.setdefault("max_queue", 0)  # servers older than the option had a queue without a bound
+    found.setdefault("max_queue", 0)  # servers older than this option had an unlimited queue
     return EngineConfig(**found | _pools_of(found, info))
 
 
 def _pools_of(settings: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """The pools that the run's server found memory for, as options, where they were not set by hand."""
+    """Return, as options, the pool sizes that the run's server chose because the user did not set them."""
     stats = (info.get("server_stats") or {}).get("after") or {}
     pools: dict[str, Any] = {}
     if settings.get("num_device_blocks") is None and "num_device_blocks" in stats:
         pools["num_device_blocks"] = stats["num_device_blocks"]
     if settings.get("swap_space") is None and "block_bytes" in stats:
-        # Half a block more: rounding a size in GiB must not cost a block.
+        # Add half a block, so that rounding the size in GiB does not lose a block.
         blocks = stats["num_host_blocks"] + 0.5 if stats["num_host_blocks"] else 0
         pools["swap_space"] = blocks * stats["block_bytes"] / GIB
     return pools

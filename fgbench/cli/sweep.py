@@ -1,4 +1,4 @@
-"""``fgbench sweep``: backends, rates and seeds, one run each, that can be killed and go on."""
+"""``fgbench sweep``: measures several backends, rates and seeds, one run each; can be killed and resumed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from fgbench.sweeping.plan import SweepPoint
     from fgbench.sweeping.prepared import Prepared
 
-HOW_TO_RUN = {"folder", "resume", "dry_run", "fail_fast", "config"}
-"""Parameters that say how to run a sweep; all others say what it is."""
+NOT_SAVED = {"folder", "resume", "dry_run", "fail_fast", "config"}
+"""Parameters that control this call only; all others are saved with the sweep."""
 
 
 def _option(help: str, *names: str) -> Any:
@@ -37,39 +37,38 @@ def sweep(
     server: EngineConfig,
     context: typer.Context,
     folder: Annotated[
-        Path | None, typer.Argument(help="With --resume: the sweep to go on with.", show_default=False)
+        Path | None, typer.Argument(help="With --resume: folder of the sweep to resume.", show_default=False)
     ] = None,
     config: ConfigFile = None,
     resume: Annotated[
         bool,
-        _option("Go on with FOLDER, or with the newest sweep of the same options.", "--resume"),
+        _option("Resume the sweep in FOLDER, else the newest sweep with the same options.", "--resume"),
     ] = False,
-    dry_run: Annotated[
-        bool, _option("Print the points and the time they take, no more.", "--dry-run")
-    ] = False,
-    fail_fast: Annotated[bool, _option("Stop at the first point that goes wrong.", "--fail-fast")] = False,
+    dry_run: Annotated[bool, _option("Only print the points and their estimated time.", "--dry-run")] = False,
+    fail_fast: Annotated[bool, _option("Stop at the first point that fails.", "--fail-fast")] = False,
 ) -> None:
-    """Measure backends at several rates or concurrencies and seeds, each point a run, all in one folder.
+    """Measure several backends at several rates, or search the highest rate at an SLO.
 
-    Killed at any moment, by Ctrl-C or kill -9, it goes on with --resume: points that are done are not run
-    again. A point that goes wrong is recorded, and the others are run.
+    Each combination of backend, rate and seed is a point. Each point is one run, and all runs are in one
+    folder. You can stop a sweep at any moment, by Ctrl-C or kill -9, and resume it with --resume: finished
+    points are not run again. If a point fails, the failure is saved and the sweep continues.
 
-    Example: two policies at four rates; the same, gone on with; then how they compare:
+    Example: measure two policies at four rates; resume that sweep; compare the policies:
 
         fgbench sweep --backend fastgen --backend fastgen-fcfs --rates 0.5,1,1.5,2 --seeds 3
         fgbench sweep --resume results/20261124-081303_sweep
         fgbench compare results/20261124-081303_sweep
 
-    A vLLM that runs already, with 1, 4 and 16 requests in flight; each point begins once it is idle:
+    Measure a running vLLM with 1, 4 and 16 requests in flight; each point starts when vLLM is idle:
 
-        fgbench sweep --backend vllm=http://127.0.0.1:8000 --concurrency 1,4,16 --num-prompts 100
+        fgbench sweep --backend vllm=http://127.0.0.1:8000 --concurrency 1,4,16
 
-    Up to which rate a mean of 0.3 s a token is kept, within 5 %:
+    Search the highest rate with a mean below 0.3 s per token, to within 5 %:
 
-        fgbench sweep --backend fastgen --find-rate --slo "normalized_latency<0.3" --rates 1
+        fgbench sweep --find-rate --slo "normalized_latency<0.3" --rates 1
 
-    Exit codes: that of the worst point (0 done, 1 failed, 3 too many errors, 4 the client was the limit);
-    2 wrong usage; 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many errors, 4 the client was the limit,
+    130 interrupted. If several points fail, the worst code is used.
     """
     from rich.console import Console
 
@@ -81,71 +80,76 @@ def sweep(
     wanted = Settings(sweep=sweep, load=load, client=client, server=server)
     console = Console()
     if folder is not None and not resume:
-        raise ValueError(f"to go on with the sweep in {folder} say --resume {folder}")
-    chosen = given(context) - HOW_TO_RUN
-    kept = to_resume(folder, wanted, chosen) if resume else None
-    settings = resumed_settings(kept, wanted, chosen) if kept else wanted.checked()
+        raise ValueError(f"a folder is given without --resume: to resume that sweep, give --resume {folder}")
+    chosen = given(context) - NOT_SAVED
+    resumed = to_resume(folder, wanted, chosen) if resume else None
+    settings = resumed_settings(resumed, wanted, chosen) if resumed else wanted.checked()
     prepared = prepare(settings, backend_specs(settings), display_for(console).report)
-    if kept is not None and (changed := prepared.plan.changed_since(kept.info)):
+    if resumed is not None and (changed := prepared.plan.changed_since(resumed.info)):
         raise ValueError(
-            f"the sweep in {kept.path} was begun with the same options, but since then something else has "
-            f"changed: {changed}. Start a new sweep without --resume"
+            f"the sweep in {resumed.path} has the same options, but something else has changed since it "
+            f"started ({changed}): start a new sweep without --resume"
         )
     if dry_run:
-        _print_plan(prepared, kept, console)
+        _print_plan(prepared, resumed, console)
         return
-    if kept is None:
+    sweep_folder = resumed
+    if sweep_folder is None:
         if unfinished := unfinished_sweep(settings):
             _print(
                 console,
-                f"An unfinished sweep of these options is in {unfinished}: --resume would go on with it.",
+                f"An unfinished sweep with these options is in {unfinished}: --resume would resume it.",
             )
-        kept = SweepFolder.create(settings.load.results, settings.to_json(), settings.plan, prepared.plan)
-    _run(prepared, kept, fail_fast, console)
+        sweep_folder = SweepFolder.create(
+            settings.load.results, settings.to_json(), settings.plan, prepared.plan
+        )
+    _run(prepared, sweep_folder, fail_fast, console)
 
 
-def _print_plan(prepared: Prepared, kept: SweepFolder | None, console: Console) -> None:
+def _print_plan(prepared: Prepared, resumed: SweepFolder | None, console: Console) -> None:
     from fgbench.sweeping.sweep_tables import plan_table
 
     sweep, allowed = prepared.settings.sweep, prepared.settings.load.max_error_rate
 
     def is_done(point: SweepPoint) -> bool:
-        return kept is not None and kept.result(point, allowed) is not None
+        return resumed is not None and resumed.result(point, allowed) is not None
 
     points = prepared.first_points()
     console.print(plan_table([(one, prepared.expected_seconds(one), is_done(one)) for one in points]))
     if sweep.find_rate:
-        done = len(kept.info["points"]) if kept else 0
+        done = len(resumed.info["points"]) if resumed else 0
         _print(
             console,
-            f"These are the first probes of searches for {sweep.slo} within "
-            f"{sweep.tolerance:.1%}, of at most {sweep.max_probes} rates for each backend"
+            f"These are the first rates of the searches for {sweep.slo} to within "
+            f"{sweep.tolerance:.1%}; each backend gets at most {sweep.max_probes} rates"
             f"{f'; {done} runs are in the folder' if done else ''}.",
         )
 
 
-def _run(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Console) -> None:
-    """Runs what is left, prints the results and ends with the worst code."""
+def _run(prepared: Prepared, folder: SweepFolder, fail_fast: bool, console: Console) -> None:
+    """Run the remaining points, print the results, and end the program with the worst exit code."""
     from fgbench.exit_codes import DONE, INTERRUPTED
 
     code = DONE
     try:
-        with kept.at_work():
+        with folder.at_work():
             prepared.prepare_backends(lambda line: _print(console, line))
-            code = _measure(prepared, kept, fail_fast, console)
-            kept.finish(code)
+            code = _measure(prepared, folder, fail_fast, console)
+            folder.finish(code)
     except KeyboardInterrupt:
-        _print(console, f"Interrupted. Go on with: fgbench sweep --resume {shlex.quote(str(kept.path))}")
+        _print(console, f"Interrupted. To resume: fgbench sweep --resume {shlex.quote(str(folder.path))}")
         raise typer.Exit(INTERRUPTED) from None
-    _print(console, f"results: {kept.path}; to compare them: fgbench compare {shlex.quote(str(kept.path))}")
-    if kept.info["status"] != "complete":
-        _print(console, f"Retry failed points: fgbench sweep --resume {shlex.quote(str(kept.path))}")
+    _print(
+        console, f"results: {folder.path}; to compare them: fgbench compare {shlex.quote(str(folder.path))}"
+    )
+    if folder.info["status"] != "complete":
+        _print(console, f"Retry failed points: fgbench sweep --resume {shlex.quote(str(folder.path))}")
     if code != DONE:
         raise typer.Exit(code)
 
 
-def _measure(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Console) -> int:
-    """Runs what is left, prints the results, and returns the worst exit code."""
+def _measure(prepared: Prepared, folder: SweepFolder, fail_fast: bool, console: Console) -> int:
+    """Run the remaining points, print the results, and return the worst exit code."""
     from fgbench.exit_status import worst
     from fgbench.live.display import display_for
     from fgbench.metrics.slo import parse_slo
@@ -155,7 +159,7 @@ def _measure(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Co
 
     total, sweep = SweepProgress(), prepared.settings.sweep
     runner = SweepRunner(
-        kept,
+        folder,
         prepared.plan,
         prepared.backends,
         prepared.dataset,
@@ -180,7 +184,7 @@ def _measure(prepared: Prepared, kept: SweepFolder, fail_fast: bool, console: Co
         if fail_fast and found[label].code:
             break
     console.print(search_tables(found, slo, sweep.seeds))
-    return worst([one.code for one in found.values()])
+    return worst([result.code for result in found.values()])
 
 
 def _print(console: Console, sentence: str) -> None:

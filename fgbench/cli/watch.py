@@ -1,4 +1,4 @@
-"""``fgbench watch``: a running server, live."""
+"""``fgbench watch``: shows a running server live."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ if TYPE_CHECKING:
 
 
 def watch(
-    url: Annotated[str, typer.Argument(help="Where the server is.")] = "http://127.0.0.1:10000",
-    interval: Annotated[
-        float, typer.Option(min=0.1, max=3600.0, help="Seconds between two looks at the server.")
-    ] = 1.0,
+    url: Annotated[str, typer.Argument(help="URL of the server.")] = "http://127.0.0.1:10000",
+    interval: Annotated[float, typer.Option(min=0.1, max=3600.0, help="Seconds between two updates.")] = 1.0,
     once: Annotated[
-        bool, typer.Option("--once", help="Look twice, an interval apart, print the panel and end.")
+        bool, typer.Option("--once", help="Read the server twice, one interval apart; print the panel; end.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="A JSON object a line: all of /stats, and rates per second.")
+        bool, typer.Option("--json", help="Print one JSON object per line: /stats, and rates per second.")
     ] = False,
 ) -> None:
-    """Watch a running server: who runs and who waits, jobs per MLFQ level, KV memory, swaps, tokens a second.
+    """Show a running server live: queues, KV memory, offloads, tokens per second.
 
-    Says so when KV memory is under pressure (nothing new starts), and for how much of the time the device has
-    nothing to run because every request waits for a copy.
+    Shows running and waiting requests, and the requests in each MLFQ level.
+    Reports if the server is short of KV memory, so that no new request starts.
+    Reports the share of time in which the device is idle because every request
+    waits for a KV copy.
 
-    Shows everything of a fastgen server, and what a vLLM server tells. It only asks; a question costs the
-    server a message between two steps. Where the output is no terminal a line is printed at each look.
+    A fastgen server reports all of this, a vLLM server a part of it. Watching
+    costs the server one message between two steps. If the output is not a
+    terminal, one line is printed per update.
 
     Example, in two terminals:
 
         fgbench serve --policy sj-mlfq --max-batch-size 16
         fgbench watch http://127.0.0.1:10000
 
-    Ends with Ctrl-C (exit code 130), or with 1 when the server has gone.
+    It ends with Ctrl-C (exit code 130), or when the server no longer answers
+    (exit code 1).
     """
     from rich.console import Console
 
@@ -85,8 +87,10 @@ def _lines(watched: Watch, as_json: bool) -> None:
 
 
 def _panel(watched: Watch, console: Console) -> None:
-    """On a screen of its own, so that no change of the window's size leaves pieces behind; the last panel
-    is left in the terminal."""
+    """Show the panel on the alternate screen, and at the end print the last panel on the normal screen.
+
+    On the alternate screen, a change of the window's size leaves no remains.
+    """
     from rich.live import Live
 
     try:
@@ -99,7 +103,7 @@ def _panel(watched: Watch, console: Console) -> None:
 
 
 def _ticks(watched: Watch) -> Iterator[None]:
-    """After each look at the server, for ever."""
+    """Read the server once per interval, without end; yield after each reading."""
     while True:
         due = time.monotonic() + watched.meter.interval
         watched.tick()

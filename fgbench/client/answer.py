@@ -1,4 +1,4 @@
-"""One answer as it comes in, and whether it is what was asked for. Pure."""
+"""Collects the pieces of one answer and checks the complete answer. Has no side effects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fgbench.workload.workload import RequestSpec
 
 
 class Answer:
-    """Collects a request's pieces; ``record`` judges the whole. Times: seconds since the load's start."""
+    """The answer to one request. Times are seconds since the start of the load."""
 
     def __init__(self, spec: RequestSpec, endpoint: Endpoint, sent: float) -> None:
         self._spec = spec
@@ -23,28 +23,35 @@ class Answer:
         self._error: str | None = None
 
     def feed(self, chunk: bytes, now: float) -> int:
-        """How many pieces with output came to their end in it. Raises StreamError for bytes that are not
-        this endpoint's protocol."""
+        """Add received bytes; return the number of pieces with output that they completed.
+
+        Raises StreamError if the bytes do not follow the endpoint's protocol.
+        """
         before = len(self._times)
         for message in self._splitter.feed(chunk):
             self._take(self._endpoint.read(message), now)
         return len(self._times) - before
 
     def close(self, now: float) -> None:
-        """The stream has ended well, as far as HTTP goes."""
+        """End the answer after a complete HTTP response."""
         for message in self._splitter.close():
             self._take(self._endpoint.read(message), now)
         self._ended = self._ended or not self._endpoint.ends_with_marker
 
     def record(self, now: float, error: str | None = None, rejected: str | None = None) -> RequestRecord:
-        """``error``: what went wrong around the answer; None where only what was answered decides.
-        ``rejected``: why the server did not serve it. Times are kept to the microsecond."""
+        """Return the record of the request, with times rounded to microseconds.
+
+        Args:
+            error: A failure outside the answer, such as a timeout; None: only the answer is checked.
+            rejected: Why the server rejected the request; None: it did not.
+        """
         ended_well = error is None and self._error is None and self._ended
         output_tokens = self._output_tokens
         if output_tokens is None:
-            # No usage. Only an endpoint that knows none, on a stream that ended well, is taken at its word.
-            taken = ended_well and self._times and not self._endpoint.ends_with_marker
-            output_tokens = self._spec.output_tokens if taken else 0
+            # The answer has no usage. If the endpoint never sends usage, a stream that ended well counts as
+            # complete.
+            is_complete = ended_well and self._times and not self._endpoint.ends_with_marker
+            output_tokens = self._spec.output_tokens if is_complete else 0
         return RequestRecord(
             index=self._spec.index,
             scheduled=self._spec.scheduled,
@@ -76,6 +83,7 @@ class Answer:
             self._error = piece.error
 
     def _problem(self) -> str | None:
+        """Return what is wrong with the answer; None if nothing is."""
         if self._error is not None:
             return f"server: {self._error}"
         if not self._ended:

@@ -1,4 +1,4 @@
-"""How each API is spoken: what is posted, and what a streamed message says. Pure."""
+"""The APIs: makes the bodies of requests, and reads streamed messages. Has no side effects."""
 
 from __future__ import annotations
 
@@ -13,41 +13,46 @@ from fgbench.workload.workload import RequestSpec
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one streamed message said."""
+    """The content of one streamed message."""
 
     content: bool = False
-    """It carries output, even where no whole character came of it yet."""
+    """Whether it carries output; its text may be empty, as long as a character is incomplete."""
     last: bool = False
-    """Nothing is missing from the answer after it."""
+    """Whether the answer is complete after it."""
     prompt_tokens: int | None = None
+    """Prompt tokens in the server's usage."""
     output_tokens: int | None = None
-    """The server's usage."""
+    """Output tokens in the server's usage."""
     server: dict[str, float] | None = None
-    """fgengine's account of the request."""
+    """fgengine's accounting of the request."""
     error: str | None = None
 
 
 QUEUE_TIMEOUT = "queue_timeout"
-"""The code by which our server says so."""
+"""Error code of fgengine's server for a request that waited too long."""
 CONTENT = Piece(content=True)
-"""What nearly all messages say."""
+"""The content of nearly all messages; shared, to save time."""
 
 
 ABSENT = msgspec.Raw()
-"""Texts are not decoded: that they are there is all that counts."""
+"""A missing text. Texts are not decoded, because only their presence matters."""
 
 
 class Usage(msgspec.Struct):
+    """The server's count of tokens."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
 class Choice(msgspec.Struct):
+    """One output of a message."""
+
     text: msgspec.Raw = ABSENT
 
 
 class Message(msgspec.Struct):
-    """What is read of a streamed message; whatever else it holds is skipped without being decoded."""
+    """The fields of a streamed message that are read; other fields are skipped without decoding."""
 
     choices: list[Choice] | None = None
     text: msgspec.Raw = ABSENT
@@ -58,30 +63,48 @@ class Message(msgspec.Struct):
 
 
 class Splitter(Protocol):
-    def feed(self, chunk: bytes) -> list[bytes]: ...
-    def close(self) -> list[bytes]: ...
+    """Splits a byte stream into messages."""
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the messages that ``chunk`` completes."""
+        ...
+
+    def close(self) -> list[bytes]:
+        """Return the messages that the end of the stream completes."""
+        ...
 
 
 class Endpoint(Protocol):
+    """An API of a server."""
+
     @property
-    def path(self) -> str: ...
-    @property
-    def ends_with_marker(self) -> bool:
-        """A stream that ends without a ``last`` piece was cut off."""
+    def path(self) -> str:
+        """Path of the API under the server's URL."""
         ...
 
-    def body(self, spec: RequestSpec, model: str) -> bytes: ...
-    def splitter(self) -> Splitter: ...
+    @property
+    def ends_with_marker(self) -> bool:
+        """Whether a stream without a ``last`` piece was cut off."""
+        ...
+
+    def body(self, spec: RequestSpec, model: str) -> bytes:
+        """Return the body of the POST for a request."""
+        ...
+
+    def splitter(self) -> Splitter:
+        """Return a new splitter for one answer."""
+        ...
+
     def read(self, message: bytes) -> Piece:
-        """Raises StreamError for what is not this API's message."""
+        """Read one message. Raises StreamError if it is not a message of this API."""
         ...
 
 
 class Completions:
     """OpenAI's /v1/completions, streamed, with vLLM's ``ignore_eos``.
 
-    Greedy: every policy then generates the same tokens, and sampling costs nothing that would blur the
-    scheduling. The output's length is forced, so what is said does not matter.
+    Decoding is greedy, so that every policy generates the same tokens, and sampling takes no time. The length
+    of the output is forced, so the text does not matter.
     """
 
     path = "/v1/completions"
@@ -115,10 +138,10 @@ class Completions:
 
 
 class Generate:
-    """POST /generate as FastServe's and vLLM's old api_server speak it.
+    """POST /generate, the API of FastServe's and vLLM's old api_server.
 
-    It has no usage and no closing marker: where the server adds no account of its own, a stream that
-    ends well is taken to hold the tokens asked for, which ``ignore_eos`` forces.
+    It has no usage and no closing marker. If the server adds no accounting of its own, a stream that ends
+    well counts as complete, because ``ignore_eos`` forces the length.
     """
 
     path = "/generate"
@@ -153,14 +176,17 @@ ENDPOINTS: dict[str, Endpoint] = {"completions": Completions(), "generate": Gene
 
 
 def endpoint_called(name: str) -> Endpoint:
-    """Raises ValueError for a name that is none of ``ENDPOINTS``."""
+    """Return the endpoint with this name. Raises ValueError if there is none."""
     if name not in ENDPOINTS:
-        raise ValueError(f"there is no endpoint {name!r}; there are {', '.join(ENDPOINTS)}")
+        raise ValueError(f"there is no endpoint {name!r}: use {' or '.join(ENDPOINTS)}")
     return ENDPOINTS[name]
 
 
 def error_message(body: bytes) -> str:
-    """The sentence in an error response, OpenAI-shaped, FastAPI-shaped or plain; at most 300 characters."""
+    """Return the message of an error response in OpenAI's or FastAPI's form or as plain text.
+
+    At most 300 characters.
+    """
     try:
         data = _message(body)
         message = _error(data.error if data.error is not None else data.detail)
@@ -171,9 +197,10 @@ def error_message(body: bytes) -> str:
 
 
 def rejection(status: int, body: bytes) -> str | None:
-    """The class of a rejection, where a response says that its server has too much to do; None of others.
+    """Return the kind of a rejection by an overloaded server; None if the response is not a rejection.
 
-    ``http 429`` of any server; ``queue timeout`` where ours took the request and dropped it before its start.
+    ``http 429``: any server rejected the request. ``queue timeout``: fgengine's server accepted the request
+    and dropped it before it started.
     """
     if status == 429:
         return "http 429"
@@ -187,7 +214,7 @@ def rejection(status: int, body: bytes) -> str | None:
 
 
 def _user(spec: RequestSpec) -> dict[str, str]:
-    """Left out where there is none: not every server knows the field."""
+    """Return the field ``user``; empty without a user, because not every server knows the field."""
     return {"user": spec.user} if spec.user else {}
 
 
@@ -222,7 +249,7 @@ def _piece(data: Message, content: bool) -> Piece:
 
 
 def _error(error: Any) -> str | None:
-    """A string, or an object with a ``message``."""
+    """Return the text of an error, which is a string or an object with a ``message``."""
     if error is None:
         return None
     return str(error.get("message", error)) if isinstance(error, dict) else str(error)

@@ -1,9 +1,10 @@
-"""HTTP/1.1 as a load generator needs it: bytes made beforehand go out, an answer's bytes are handed on as
-they arrive, and connections are used again.
+"""A fast HTTP/1.1 client for the load generator.
 
-Each streamed piece costs a callback here, where a general client takes a wakeup of the waiting task and
-copies: at thousands of streams that decides which rates can be measured (``bench/client.py``). Parsing is
-httptools'.
+It sends prepared bytes, passes on the bytes of an answer as they arrive, and reuses connections. httptools
+parses the answers.
+
+Each streamed piece costs one callback. A general client wakes the waiting task and copies the piece. With
+thousands of streams, this decides which rates the client can measure (``bench/client.py``).
 """
 
 from __future__ import annotations
@@ -20,41 +21,54 @@ from fgbench.client.streams import StreamError
 
 ERROR_BODY_BYTES = 64 * 1024
 IDLE_SECONDS = 1.0
-"""A connection idle for longer is not used again: servers close theirs after 2 seconds and more."""
+"""A connection that was idle for longer is not reused, because servers close it after 2 seconds or more."""
 STALE_SECONDS = 1.0
-"""A used connection that ends so soon after a request, without a byte of an answer, had been closed by the
-server before it saw the request. Later it is the server that failed, and nothing is sent twice."""
+"""Seconds in which a reused connection may end without an answer and count as stale.
+
+The server then had closed it before the request arrived, so the request is sent again. If the connection ends
+later, the server failed, and the request is not sent twice.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
+    """The end of an HTTP response."""
+
     status: int
     reason: str
     body: bytes
-    """Of an answer that is not 200: its first 64 KiB. That of a 200 was handed on as it came."""
+    """First 64 KiB of an answer other than 200; empty for a 200, whose body was passed on as it arrived."""
     retry_after: float | None = None
-    """Seconds after which the server asks to be asked again; None where it does not say."""
+    """Seconds after which the server accepts a new attempt; None: it does not say."""
 
 
 class StaleConnection(ConnectionError):
-    """The server had closed the connection before the request came."""
+    """The server had closed the connection before the request arrived."""
 
 
 class Connections:
-    """All connections to one server; no limit on their number, for a limit would be a queue in the client.
+    """All connections to one server, without a limit, because a limit would be a queue in the client.
 
-    A context: what is open is closed with it.
+    Use it as an async context manager, which closes all connections at its end::
+
+        async with Connections("http://127.0.0.1:8000", "/v1/completions") as connections:
+            response = await connections.post(connections.request(body), take, timeout=60.0)
     """
 
     def __init__(self, url: str, path: str, headers: Mapping[str, str] | None = None) -> None:
-        """``url``: ``http[s]://host[:port][/prefix]``; requests go to ``path`` under it, with ``headers``
-        besides the usual ones."""
+        """Prepare requests to ``path`` under ``url``.
+
+        Args:
+            url: ``http[s]://host[:port][/prefix]``.
+            path: Path of the API, such as ``/v1/completions``.
+            headers: Sent in addition to the usual headers.
+        """
         parts = urlsplit(url)
         self._secure = parts.scheme == "https"
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self._secure else 80)
         self._address = self._host
-        """After the first connection its numeric address: a name is looked up once."""
+        """Host; after the first connection its numeric address, so that a name is looked up only once."""
         self._head = (
             f"POST {parts.path}{path} HTTP/1.1\r\n"
             f"Host: {parts.netloc}\r\n"
@@ -66,21 +80,21 @@ class Connections:
         self._tls: Any = None
         self._open: set[_Connection] = set()
         self._idle: list[_Connection] = []
-        """The latest used last."""
+        """Idle connections; the most recently used is last."""
 
     def request(self, body: bytes) -> bytes:
-        """All the bytes of a POST of ``body``."""
+        """Return all bytes of a POST of ``body``."""
         return b"%bContent-Length: %d\r\n\r\n%b" % (self._head, len(body), body)
 
     async def post(self, request: bytes, take: Callable[[bytes], None], timeout: float) -> Response:
-        """Sends ``request`` and gives the body of a 200 to ``take``, piece by piece, as it arrives.
+        """Send ``request`` and pass the body of a 200 to ``take``, piece by piece, as it arrives.
 
-        A request is sent again, once and on a new connection, where the server had closed the old one.
+        If the server had closed a reused connection, the request is sent once more on a new connection.
 
         Raises:
-            OSError: no connection, or it ended before an answer began.
-            StreamError: what came is not HTTP, or broke off; also whatever ``take`` raises.
-            asyncio.TimeoutError: no whole answer within ``timeout`` seconds.
+            OSError: there is no connection, or it ended before an answer began.
+            StreamError: the answer is not HTTP, or it broke off. Any exception of ``take`` is raised too.
+            asyncio.TimeoutError: the answer was not complete within ``timeout`` seconds.
         """
         connection = self._reusable()
         if connection is not None:
@@ -101,15 +115,16 @@ class Connections:
     async def __aexit__(self, *error: object) -> None:
         for connection in list(self._open):
             connection.abort()
-        await asyncio.sleep(0)  # for the transports to go
+        await asyncio.sleep(0)  # let the transports close
 
     def _reusable(self) -> _Connection | None:
+        """Return an idle connection that the server has probably not closed; None if there is none."""
         if not self._idle:
             return None
         connection = self._idle.pop()
         if asyncio.get_running_loop().time() - connection.idle_since < IDLE_SECONDS:
             return connection
-        for old in (connection, *self._idle):  # the others have been idle for longer still
+        for old in (connection, *self._idle):  # the others have been idle even longer
             old.abort()
         self._idle.clear()
         return None
@@ -127,20 +142,21 @@ class Connections:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, one exchange at a time. Its public ``on_`` methods are httptools' callbacks."""
+    """One connection with one exchange at a time. Its ``on_`` methods are httptools' callbacks."""
 
-    def __init__(self, open_ones: set[_Connection], idle: list[_Connection]) -> None:
-        self._open = open_ones
+    def __init__(self, open_connections: set[_Connection], idle: list[_Connection]) -> None:
+        self._open = open_connections
         self._idle = idle
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
         self._transport: Any = None
         self._ended: asyncio.Future[Response] | None = None
-        """Of the exchange under way."""
+        """Result of the current exchange; None if the connection is idle."""
         self._used = False
         self.idle_since = 0.0
 
     async def exchange(self, request: bytes, take: Callable[[bytes], None], timeout: float) -> Response:
+        """Send one request and return its response, as ``Connections.post`` describes."""
         self._take = take
         self._sent_at = self._loop.time()
         self._touched = self._complete = self._sized = self._keep = False
@@ -164,6 +180,7 @@ class _Connection(asyncio.Protocol):
                 self.abort()
 
     def abort(self) -> None:
+        """Close the connection at once."""
         self._transport.abort()
 
     # asyncio's callbacks
@@ -173,14 +190,14 @@ class _Connection(asyncio.Protocol):
         self._open.add(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._ended is None:  # nobody asked
+        if self._ended is None:  # bytes without a request
             self.abort()
             return
         self._touched = True
         try:
             self._parser.feed_data(data)
             if self._pieces:
-                self._hand_on()
+                self._pass_on()
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._end(StreamError(f"not HTTP: {error}"))
         except Exception as error:
@@ -194,7 +211,7 @@ class _Connection(asyncio.Protocol):
         if self._ended is None:
             if self in self._idle:
                 self._idle.remove(self)
-        elif self._keep_until_closed:
+        elif self._ends_by_closing:
             self._end(None)
         elif self._status:
             self._end(StreamError("the connection broke before the answer ended"))
@@ -223,14 +240,14 @@ class _Connection(asyncio.Protocol):
         self._pieces.append(body)
 
     def on_message_complete(self) -> None:
-        self._complete = self._status >= 200  # before it come only hints
+        self._complete = self._status >= 200  # a status below 200 is only provisional
 
     @property
-    def _keep_until_closed(self) -> bool:
-        """The answer is one that ends with its connection."""
+    def _ends_by_closing(self) -> bool:
+        """Whether the end of the connection is the end of the answer."""
         return self._status >= 200 and not self._sized
 
-    def _hand_on(self) -> None:
+    def _pass_on(self) -> None:
         pieces, self._pieces = self._pieces, []
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if self._status == 200:

@@ -1,5 +1,8 @@
-"""The load generator: requests leave when the schedule says, whatever became of those before (an open loop),
-or each when one before has ended (a closed loop)."""
+"""The load generator.
+
+In an open loop, requests are sent at their scheduled times, even if earlier requests have not ended. In a
+closed loop, a request is sent when an earlier one has ended.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +29,30 @@ Ended = Literal["complete", "interrupted", "server died"]
 T = TypeVar("T")
 
 LIVENESS_SECONDS = 0.5
+"""Seconds between two checks that the server is alive."""
 LEAD_SECONDS = 0.05
-"""From now to the start of the load: for everything to be in place when the first request leaves."""
+"""Seconds from now to the start of the load, so that all tasks exist when the first request is sent."""
 PAUSE_SECONDS = 1.0
-"""Pause of a closed loop's worker after a rejection without a Retry-After: else a full server would be sent
-the whole load at once."""
+"""Pause of a closed loop's worker after a rejection without a Retry-After header, in seconds.
+
+Without a pause, a full server would get the complete load at once.
+"""
 MAX_PAUSE_SECONDS = 60.0
-"""Whatever the server asks."""
+"""Longest pause after a rejection, in seconds, even if the server asks for more."""
 TICK_SECONDS = 0.1
-"""How often ``LoadState.elapsed`` moves on."""
+"""Seconds between two updates of ``LoadState.elapsed``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a load goes and how it is spoken to."""
+    """The server and the API that a load is sent to."""
 
     url: str
     """``http://host:port``, without the endpoint's path."""
     model: str
     endpoint: Endpoint
     request_timeout: float = 3600.0
-    """Seconds until an unfinished answer counts as an error. Long: above capacity, waiting is the result."""
+    """Seconds after which an unfinished answer counts as an error; long, because waits are measured too."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sent with every request."""
 
@@ -61,20 +67,22 @@ async def run_load(
     concurrency: int | None = None,
     duration: float = math.inf,
 ) -> Ended:
-    """Send every request at ``start + scheduled`` and hand each record over as its response ends.
+    """Send every request at ``start + scheduled``, and call ``on_record`` when a response ends.
 
-    With ``concurrency`` it is a closed loop: so many workers send the requests in their order, each the next
-    when its last has ended, which then is the moment it counts as scheduled. What is scheduled ``duration``
-    seconds after the start or later is not sent; what is in flight then is awaited. Nothing is sent twice,
-    but a worker whose request was rejected waits for as long as the server asks, or ``PAUSE_SECONDS``.
+    SIGINT or SIGTERM stops the load and drops the requests in flight, which leave no record. So does a server
+    for which ``alive`` returns False. A failed request never stops the load. No request is sent twice.
 
-    SIGINT or SIGTERM stops the sending and drops what is in flight: such requests leave no record. So does a
-    server for which ``alive`` turns False. A request's own failure never stops the load.
+    Args:
+        state: Updated during the load, for a display.
+        concurrency: Number of workers of a closed loop. They send the requests in order. A worker sends its
+            next request when its last one has ended; that moment is the request's scheduled time. After a
+            rejection, a worker waits as long as the server asks, or ``PAUSE_SECONDS``.
+        duration: Seconds after which no request is sent. Requests that are in flight then are completed.
     """
     state = state or LoadState.of(requests)
     state.bound(concurrency, duration)
     connections = Connections(target.url, target.endpoint.path, target.headers)
-    messages = [  # no encoding while timing
+    messages = [  # encoded now, so that encoding takes no time during the load
         connections.request(target.endpoint.body(spec, target.model)) for spec in requests
     ]
     _allow_many_connections()
@@ -108,20 +116,20 @@ async def run_load(
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
     for job in done:
-        job.result()  # a mistake of ours is not an outcome
+        job.result()  # raises if the job failed, which would be a bug
     if jobs[0] in done:
         return "complete"
     return "interrupted" if jobs[1] in done else "server died"
 
 
 Send = Callable[[RequestSpec, bytes], Coroutine[Any, Any, float]]
-"""Gives the moment from which its worker may send again, seconds after the start."""
+"""Sends a request; returns when its worker may send the next one, in seconds since the start."""
 
 
 async def _dispatch(
     requests: Iterable[tuple[RequestSpec, bytes]], send: Send, start: float, duration: float
 ) -> None:
-    """Begins each request at its time, waiting for none; returns when all have ended."""
+    """Start each request at its time, without waiting for others; return when all have ended."""
     async with _Tasks() as tasks:
         for spec, message in requests:
             if spec.scheduled >= duration:
@@ -140,8 +148,11 @@ async def _take_turns(
     workers: int,
     state: LoadState,
 ) -> None:
-    """A closed loop. A worker is free with the last byte of its answer: what the client does until the next
-    request leaves is lag, as it is in an open loop."""
+    """Run a closed loop.
+
+    A worker is free when the last byte of its answer arrives. The time that the client then needs to send the
+    next request is lag, as in an open loop.
+    """
     waiting = iter(requests)
 
     async def work() -> None:
@@ -161,7 +172,7 @@ async def _take_turns(
 
 
 async def _watch(state: LoadState, alive: Callable[[], bool], start: float) -> None:
-    """Moves ``state.elapsed`` on; returns when the server is dead."""
+    """Update ``state.elapsed`` until the server is dead."""
     checked = start
     while True:
         now = time.perf_counter()
@@ -174,7 +185,7 @@ async def _watch(state: LoadState, alive: Callable[[], bool], start: float) -> N
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """On uvloop where it is installed: its per-event cost is about half of asyncio's."""
+    """Run a coroutine with uvloop, if it is installed: it takes half as long per event as asyncio."""
     try:
         import uvloop
     except ImportError:
@@ -191,9 +202,10 @@ async def _exchange(
     start: float,
     state: LoadState,
 ) -> tuple[RequestRecord, float]:
-    """Send one request and read its answer to the end. Every failure is in the record's ``error``.
+    """Send one request and read its answer. Every failure is in the record's ``error``.
 
-    Also the seconds for which a worker of a closed loop pauses afterwards: 0 unless it was rejected.
+    Returns the record, and the seconds for which a worker of a closed loop must pause: 0 unless the request
+    was rejected.
     """
 
     def now() -> float:
@@ -206,11 +218,11 @@ async def _exchange(
     try:
         response = await connections.post(message, take, target.request_timeout)
         if response.status != 200:
-            words = error_message(response.body) or response.reason
+            message_text = error_message(response.body) or response.reason
             if (kind := rejection(response.status, response.body)) is not None:
-                asked = PAUSE_SECONDS if response.retry_after is None else response.retry_after
-                return answer.record(now(), rejected=f"{kind}: {words}"), min(asked, MAX_PAUSE_SECONDS)
-            return answer.record(now(), f"http {response.status}: {words}"), 0.0
+                pause = PAUSE_SECONDS if response.retry_after is None else response.retry_after
+                return answer.record(now(), rejected=f"{kind}: {message_text}"), min(pause, MAX_PAUSE_SECONDS)
+            return answer.record(now(), f"http {response.status}: {message_text}"), 0.0
         answer.close(now())
         return answer.record(now()), 0.0
     except asyncio.TimeoutError:
@@ -222,7 +234,7 @@ async def _exchange(
 
 
 def _allow_many_connections() -> None:
-    """Each stream is an open file, and the usual limit of 1,024 is one that may be raised."""
+    """Raise the limit on open files, which is usually 1,024: each stream is an open file."""
     try:
         import resource
     except ImportError:
@@ -234,13 +246,14 @@ def _allow_many_connections() -> None:
 
 
 class _Tasks:
-    """Tasks that end with the block they are in."""
+    """A context manager for tasks; at its end, tasks that still run are cancelled."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None
 
     def add(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Start a task."""
         task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
@@ -251,7 +264,7 @@ class _Tasks:
             self._error = self._error or task.exception()
 
     async def all_done(self) -> None:
-        """Raises what the first to fail raised."""
+        """Wait for all tasks. Raises the exception of the first task that failed."""
         if self._running:
             await asyncio.wait(self._running)
         if self._error is not None:
@@ -261,15 +274,15 @@ class _Tasks:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        left = list(self._running)
-        for task in left:
+        unfinished = list(self._running)
+        for task in unfinished:
             task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.gather(*unfinished, return_exceptions=True)
 
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[asyncio.Event]:
-    """An event set by SIGINT and SIGTERM; elsewhere than in the main thread signals are the caller's."""
+    """Yield an event that SIGINT and SIGTERM set. Outside the main thread, it handles no signals."""
     stop = asyncio.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -289,8 +302,10 @@ def _stop_signal() -> Iterator[asyncio.Event]:
 
 @contextlib.contextmanager
 def _quiet_gc() -> Iterator[None]:
-    """Keeps full collections, which take tens of milliseconds, out of the measured times. What the load
-    itself allocates is freed by reference counting; young cycles go on being collected."""
+    """Prevent full garbage collections during the load, because one takes tens of milliseconds.
+
+    Objects that exist now are left out of collections (``gc.freeze``). Newer objects are still collected.
+    """
     gc.collect()
     gc.freeze()
     try:

@@ -1,7 +1,7 @@
-"""The load as it runs: what the live display shows. Pure but for the clock it is given.
+"""The state of a running load, which the live display shows.
 
-The load's loop writes it, the display's thread reads it. What is done for a request or a piece of its answer
-takes constant time, a few microseconds in all; sorting, summing and drawing are the reader's.
+The thread of the load writes it, and the thread of the display reads it. The writer only needs a few
+microseconds per request or piece of an answer. The reader does all sorting, summing and drawing.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from fgbench.metrics.record import RequestRecord
 from fgbench.workload.workload import RequestSpec
 
 MIN_VALUE, MAX_VALUE = 1e-6, 1e6
-"""Values outside are counted at the end they lie beyond."""
+"""Range of the buckets; a value outside counts in the first or the last bucket."""
 GROWTH = 1.04
-"""Between one bucket's bound and the next: a quantile is off by less than 2 %."""
+"""Ratio of neighbouring buckets; the error of a quantile is below 2 %."""
 _SCALE = 1.0 / math.log(GROWTH)
 _BUCKETS = math.ceil(math.log(MAX_VALUE / MIN_VALUE) * _SCALE) + 1
 
 
 class Running:
-    """Count, mean and quantiles of numbers >= 0; about 5 KB, however many they are."""
+    """Count, mean and quantiles of numbers >= 0, in about 5 KB for any number of values."""
 
     __slots__ = ("_buckets", "count", "total")
 
@@ -33,9 +33,10 @@ class Running:
         self.count = 0
         self.total = 0.0
         self._buckets = [0] * _BUCKETS
-        """How many lay within a factor of ``GROWTH``, the first one's middle at ``MIN_VALUE``."""
+        """Number of values per bucket; the middle of bucket i is MIN_VALUE * GROWTH**i."""
 
     def add(self, value: float) -> None:
+        """Add a value."""
         self.count += 1
         self.total += value
         if value <= MIN_VALUE:
@@ -45,10 +46,11 @@ class Running:
 
     @property
     def mean(self) -> float | None:
+        """Mean of the values; None if there are none."""
         return self.total / self.count if self.count else None
 
     def quantile(self, share: float) -> float | None:
-        """The value that ``share`` (0 to 1) of the sample does not exceed; None where there is none."""
+        """Return the value that ``share`` (0 to 1) of the values do not exceed; None if there are none."""
         if not self.count:
             return None
         rank = max(1, math.ceil(share * self.count))
@@ -56,53 +58,59 @@ class Running:
             rank -= count
             if rank <= 0:
                 return MIN_VALUE * GROWTH**index
-        return MAX_VALUE  # another thread is adding just now
+        return MAX_VALUE  # another thread has increased the count but not yet the bucket
 
 
 RECENT_SECONDS = 30.0
-RECENT_MOST = 1000
-"""Requests remembered for means over the last seconds."""
+"""Seconds over which recent means are computed."""
+RECENT_LIMIT = 1000
+"""Maximum number of requests stored for recent means."""
 LIVE = tuple(metric for metric in METRICS if metric.live)
 _VALUES = tuple(metric.of_request for metric in LIVE if metric.of_request is not None)
 Latencies = tuple[float | None, ...]
-"""Of a request, one of each of ``LIVE``, in its unit."""
+"""The values of one request, in the order and units of ``LIVE``."""
 
 
 @dataclass(slots=True)
 class LoadState:
+    """Progress and figures of a running load."""
+
     planned: int
+    """Number of requests to send."""
     last_arrival: float
-    """Seconds after the start at which the last request is to leave."""
+    """Scheduled time of the last request, in seconds since the start."""
     schedule: Sequence[float] = ()
-    """When each is to leave, ascending; empty: not known."""
+    """Scheduled times of all requests, ascending, in seconds since the start; empty: not known."""
     workers: int | None = None
-    """Of a closed loop, which has no schedule: a request leaves when one of them is free."""
+    """Number of workers of a closed loop; None: an open loop."""
     duration: float = math.inf
-    """Seconds after which nothing is sent any more."""
+    """Seconds after which no more requests are sent."""
     elapsed: float = 0.0
+    """Seconds since the start."""
     sent: int = 0
     ok: int = 0
     failed: int = 0
     rejected: int = 0
     tokens: int = 0
-    """Output tokens so far: streamed pieces, set right by the server's usage as each request ends."""
+    """Output tokens so far: streamed pieces, corrected by the server's usage when a request ends."""
     last_error: str | None = None
     lag: Running = field(default_factory=Running, repr=False)
-    """Of the client itself: sent - scheduled."""
+    """Lag of the client: seconds from a request's scheduled time to its sending."""
     latencies: tuple[Running, ...] = field(default_factory=lambda: tuple(Running() for _ in LIVE))
-    """Of requests answered in full, in the order of ``LIVE``."""
+    """Values of requests answered in full, in the order of ``LIVE``."""
     _recent: deque[tuple[float, Latencies]] = field(
-        default_factory=lambda: deque(maxlen=RECENT_MOST), repr=False
+        default_factory=lambda: deque(maxlen=RECENT_LIMIT), repr=False
     )
-    """When each ended."""
+    """Time of the end, and values, of each recent request."""
 
     @classmethod
     def of(cls, requests: Sequence[RequestSpec]) -> LoadState:
+        """Return the state before a load of these requests."""
         schedule = sorted(request.scheduled for request in requests)
         return cls(len(requests), schedule[-1] if schedule else 0.0, schedule)
 
     def bound(self, workers: int | None, duration: float) -> None:
-        """How the load is limited, before it begins; what an open loop will not send is not planned."""
+        """Set the limits of the load before it begins. Drops an open loop's requests after ``duration``."""
         self.workers, self.duration = workers, duration
         if workers is None and self.schedule:
             self.schedule = self.schedule[: bisect_left(self.schedule, duration)]
@@ -110,12 +118,12 @@ class LoadState:
             self.last_arrival = self.schedule[-1] if self.schedule else 0.0
 
     def leave(self, lag: float) -> None:
-        """A request is being sent, ``lag`` seconds after its time."""
+        """Count a request that is being sent, ``lag`` seconds after its scheduled time."""
         self.sent += 1
         self.lag.add(lag)
 
     def take(self, record: RequestRecord) -> None:
-        """A request has ended."""
+        """Count a request that has ended."""
         if record.rejected is not None:
             self.rejected += 1
             return
@@ -133,20 +141,22 @@ class LoadState:
 
     @property
     def ended(self) -> int:
+        """Number of requests that have ended."""
         return self.ok + self.failed + self.rejected
 
     @property
     def in_flight(self) -> int:
+        """Number of requests that were sent and have not ended."""
         return self.sent - self.ended
 
     @property
     def due(self) -> int:
-        """Requests whose time to leave has come."""
+        """Number of requests whose scheduled time has passed."""
         return bisect_right(self.schedule, self.elapsed)
 
     @property
     def offered_rate(self) -> float | None:
-        """Requests per second that were to leave so far; None before there are two, and in a closed loop."""
+        """Requests per second scheduled so far; None for fewer than two requests, and for a closed loop."""
         return None if self.workers is not None else self._rate(self.due)
 
     @property
@@ -161,16 +171,17 @@ class LoadState:
 
     @property
     def mean_latency(self) -> float | None:
+        """Mean JCT in seconds; None if no request has ended."""
         return self._mean("jct")
 
     @property
     def mean_normalized_latency(self) -> float | None:
-        """Seconds per output token."""
+        """Mean normalized latency in seconds per output token; None if no request has ended."""
         return self._mean("normalized_latency")
 
     @property
     def share(self) -> float:
-        """How much of it is done, 0 to 1: of its requests, or of its time where that ends it sooner."""
+        """Finished share of the load, 0 to 1: of its requests, or of its duration if that is larger."""
         of_requests = self.ended / self.planned if self.planned else 0.0
         if self.workers is None or self.ended == self.planned:
             return of_requests
@@ -178,7 +189,10 @@ class LoadState:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds to go if requests go on ending as they have, and at least until the last one leaves."""
+        """Estimated remaining seconds, if requests continue to end at the same rate; None: not known yet.
+
+        In an open loop, at least until the last request is sent.
+        """
         if not self.ended:
             return None
         at_this_speed = (self.planned - self.ended) * self.elapsed / self.ended
@@ -187,9 +201,13 @@ class LoadState:
         return max(self.last_arrival - self.elapsed, at_this_speed)
 
     def recent_means(self) -> tuple[float | None, ...]:
-        """Of each of ``LIVE``, over what ended in the last ``RECENT_SECONDS``, so far as remembered."""
+        """Return the mean of each of ``LIVE`` over the requests that ended in the last ``RECENT_SECONDS``.
+
+        At most ``RECENT_LIMIT`` requests count.
+        """
         since = self.elapsed - RECENT_SECONDS
-        ended = [figures for at, figures in list(self._recent) if at >= since]  # a copy: it grows meanwhile
+        # Iterate over a copy, because another thread may append.
+        ended = [figures for at, figures in list(self._recent) if at >= since]
         columns = ([f[k] for f in ended if f[k] is not None] for k in range(len(LIVE)))
         return tuple(sum(column) / len(column) if column else None for column in columns)  # type: ignore[arg-type]
 

@@ -1,24 +1,27 @@
-"""Cuts a byte stream into messages, wherever the network happened to cut it. Pure."""
+"""Splits a byte stream into messages, independent of how the network split it. Has no side effects."""
 
 from __future__ import annotations
 
 MAX_MESSAGE_BYTES = 8 * 1024**2
-"""A longer message is no answer to a benchmark's request."""
+"""A longer message is an error."""
 
 
 class StreamError(ValueError):
-    """The bytes are not the protocol they should be."""
+    """The bytes do not follow the protocol."""
 
 
 class ServerSentEvents:
-    """The ``data`` of each server-sent event (WHATWG HTML, section 9.2), as the OpenAI API streams them."""
+    """Splits server-sent events (WHATWG HTML, section 9.2), which the OpenAI API streams, into their data."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Events completed by ``chunk``. Comments and other fields are left out; raises StreamError."""
+        """Return the data of the events that ``chunk`` completes, without comments and other fields.
+
+        Raises StreamError if an event is too long.
+        """
         if not self._rest and not self._data and _is_one_event(chunk):
             return [chunk[6:-2]]
         *lines, self._rest = (self._rest + chunk).split(b"\n")
@@ -35,12 +38,12 @@ class ServerSentEvents:
         return events
 
     def close(self) -> list[bytes]:
-        """The event that the end of the stream completes, where the server left out the last empty line."""
+        """Return the event that the end of the stream completes, if its last empty line is missing."""
         return self.feed(b"\n\n")
 
 
 def _is_one_event(chunk: bytes) -> bool:
-    """A single line of data and nothing else: how nearly all pieces of an answer arrive."""
+    """Whether the chunk is exactly one event with one line of data, as nearly all chunks are."""
     return (
         chunk.startswith(b"data: ")
         and chunk.endswith(b"\n\n")
@@ -51,17 +54,19 @@ def _is_one_event(chunk: bytes) -> bool:
 
 
 class NulSeparated:
-    """Messages each ended by a NUL byte, as FastServe's and vLLM's old /generate stream them."""
+    """Splits messages that end with a NUL byte, as in FastServe's and vLLM's old /generate."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the messages that ``chunk`` completes. Raises StreamError if one is too long."""
         *messages, self._rest = (self._rest + chunk).split(b"\0")
         _check_length(self._rest)
         return [m for m in messages if m]
 
     def close(self) -> list[bytes]:
+        """Return the message that the end of the stream completes, if it lacks the last NUL byte."""
         return self.feed(b"\0")
 
 

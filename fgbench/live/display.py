@@ -1,4 +1,4 @@
-"""Live progress: a panel on a terminal, plain lines elsewhere, nothing where nobody looks."""
+"""Shows the progress of a run: as a panel on a terminal, as lines elsewhere, or not at all."""
 
 from __future__ import annotations
 
@@ -20,41 +20,51 @@ if TYPE_CHECKING:
     from fgbench.live.load_panel import LoadView
 
 FRAME_SECONDS = 0.5
+"""Seconds between two frames of the panel."""
 SAMPLE_SECONDS = 1.0
-"""Between two points of what is drawn over time."""
+"""Seconds between two points of a curve."""
 STATS_SECONDS = 1.0
-"""Between two questions to the server."""
+"""Seconds between two queries of the server's statistics."""
 SWITCH_SECONDS = 0.0005
+"""Python's thread switch interval while the panel is shown, in seconds."""
 LINE_SECONDS = 15.0
+"""Seconds between two lines of plain progress."""
 PROGRESS_EVERY = 100
-"""Requests of a simulation between two looks at the clock."""
+"""Requests of a simulation between two updates."""
 
 
 class Quiet:
+    """A display that shows nothing."""
+
     def report(self, line: str) -> None:
-        pass
+        """Do nothing."""
 
     def load(
         self, title: str, state: LoadState, stats_url: str | None = None
     ) -> contextlib.AbstractContextManager[None]:
+        """Show nothing."""
         return contextlib.nullcontext()
 
     def simulation(self, title: str, total: int) -> contextlib.AbstractContextManager[SimulationProgress]:
+        """Show nothing."""
         return contextlib.nullcontext(lambda ended, seconds: None)
 
 
 class Plain:
-    """A line every few seconds: for files, pipes and CI."""
+    """A display that writes a line every few seconds, for files, pipes and CI."""
 
     def __init__(self, write: Callable[[str], None], every: float = LINE_SECONDS) -> None:
+        """``every``: seconds between two lines."""
         self._write = write
         self._every = every
 
     def report(self, line: str) -> None:
+        """Write the line."""
         self._write(line)
 
     @contextlib.contextmanager
     def load(self, title: str, state: LoadState, stats_url: str | None = None) -> Iterator[None]:
+        """Write the progress of a load until the context ends."""
         ended = threading.Event()
 
         def write_lines() -> None:
@@ -72,6 +82,7 @@ class Plain:
 
     @contextlib.contextmanager
     def simulation(self, title: str, total: int) -> Iterator[SimulationProgress]:
+        """Write the progress of a simulation until the context ends."""
         last, written = (0, 0.0), time.monotonic()
 
         def show(ended: int, seconds: float) -> None:
@@ -86,26 +97,28 @@ class Plain:
 
 
 class Live:
-    """A panel, redrawn twice a second in a thread of its own. The thread also asks our servers for figures.
+    """A display that draws a panel twice a second in a separate thread.
 
-    While it is shown, threads take turns more often than Python's 5 ms. A frame takes about 2 ms, and the
-    load's loop, which stamps the times that count, comes to its turn in the middle of one: while frames were
-    drawn without a pause, a sleep of 1 ms overslept by 0.8 ms (median) instead of 3.2. Measured by
-    ``bench/display.py``: with and without the panel the client's lag differs as from round to round.
+    While the panel is shown, threads switch more often than every 5 ms, Python's default. A frame takes about
+    2 ms, and the load's thread, which takes the times, must be able to run in the middle of a frame. With
+    frames drawn without a pause, a sleep of 1 ms took 0.8 ms too long (median) instead of 3.2 ms.
+    ``bench/display.py`` measures that the panel does not change the client's lag.
     """
 
     def __init__(self, console: Console, header: Callable[[], RenderableType] | None = None) -> None:
-        """``header``: drawn above the panel, called for each frame, in the thread that draws."""
+        """``header``: returns what is drawn above the panel; called for each frame in the drawing thread."""
         self._console = console
         self._header = header
 
     def report(self, line: str) -> None:
+        """Print the line."""
         from fgbench.live.layout import clean
 
         self._console.print(clean(line), style="dim", highlight=False, markup=False)
 
     @contextlib.contextmanager
     def load(self, title: str, state: LoadState, stats_url: str | None = None) -> Iterator[None]:
+        """Show the panel of a load, with the server's statistics, until the context ends."""
         from fgbench.live.load_panel import LoadView
         from fgbench.live.meter import Poller
 
@@ -116,7 +129,7 @@ class Live:
         view = LoadView(title, state, poller.meter if poller else None)
         ended = threading.Event()
         thread = threading.Thread(target=self._draw, args=(view, ended), name="display", daemon=True)
-        turns = sys.getswitchinterval()
+        switch_interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_SECONDS)
         thread.start()
         try:
@@ -126,10 +139,11 @@ class Live:
                 poller.stop()
             ended.set()
             thread.join()
-            sys.setswitchinterval(turns)
+            sys.setswitchinterval(switch_interval)
 
     @contextlib.contextmanager
     def simulation(self, title: str, total: int) -> Iterator[SimulationProgress]:
+        """Show a progress bar of a simulation until the context ends."""
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
@@ -151,7 +165,7 @@ class Live:
             yield show
 
     def _draw(self, view: LoadView, ended: threading.Event) -> None:
-        """Until ``ended``, and once more. What goes wrong here is no reason to stop a measurement."""
+        """Draw frames until ``ended``, and a last frame. An error here does not stop the measurement."""
         from rich.live import Live as RichLive
 
         size, sampled = self._console.size, time.monotonic()
@@ -165,7 +179,7 @@ class Live:
                     view.sample()
                 if self._console.size != size:
                     size = self._console.size
-                    self._console.clear()  # what was drawn for the old width lies about in pieces
+                    self._console.clear()  # remove the remains of the frame for the old size
                 live.update(self._frame(view, now), refresh=True)
 
     def _frame(self, view: LoadView, now: float) -> RenderableType:
@@ -180,18 +194,22 @@ class Live:
 
 
 def display_for(console: Console, header: Callable[[], RenderableType] | None = None) -> Display:
+    """Return a display that suits the console: a panel for a terminal, lines otherwise."""
     if console.is_terminal and not console.is_dumb_terminal:
         return Live(console, header)
     return Plain(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
 
 
 def simulated_line(title: str, total: int, ended: int, seconds: float) -> str:
-    """``simulated-fcfs: 1,200 of 5,000 requests, 3:20 simulated``."""
+    """Return a line such as ``simulated-fcfs: 1,200 of 5,000 requests, 3:20 simulated``."""
     return f"{title}: {ended:,} of {total:,} requests, {clock(seconds)} simulated"
 
 
 def progress_line(state: LoadState) -> str:
-    """``sent 12/100, done 9, in flight 3, rejected 0, errors 0, ...`` with the latest error, if any."""
+    """Return a line such as ``sent 12/100, done 9, in flight 3, rejected 0, errors 0, ...``.
+
+    It ends with the last error, if there was one.
+    """
     from fgbench.live.layout import clean
 
     parts = [

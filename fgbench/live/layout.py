@@ -1,4 +1,4 @@
-"""The parts live panels are put together from: lines of text that fit a width, whatever is said in them."""
+"""The elements of live panels: lines of text that fit a given width."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ if TYPE_CHECKING:
 
 GAP = "   "
 MAX_WIDTH = 120
-"""Columns from which on a panel grows no further."""
+"""Maximum width of a panel, in columns."""
 LABEL = 9
+"""Width of a gauge's label, in columns."""
 EIGHTHS = " ▏▎▍▌▋▊▉"
 ASCII = str.maketrans("▁▂▃▄▅▆▇█▏▎▍▌▋▊▉░·µ─…", "_.:-=+*#...####.|u-.")
-"""For terminals that have nothing else, a character for a character."""
+"""Replacements for terminals that only show ASCII."""
 
 
-def clean(text: str, most: int = 200) -> str:
-    """``text`` as one line without anything that a terminal would obey."""
-    shown = "".join(c if c.isprintable() else " " for c in text[: 4 * most])
+def clean(text: str, limit: int = 200) -> str:
+    """Return ``text`` as one line of at most ``limit`` characters, without control characters."""
+    shown = "".join(c if c.isprintable() else " " for c in text[: 4 * limit])
     shown = "".join(c for c in shown if unicodedata.category(c) != "Cf")
     shown = " ".join(shown.split())
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def figure(label: str, value: str, style: str = "bold") -> Text:
-    """``label value``; server's words must be cleaned before."""
+    """Return ``label value``. Text from a server must be passed through ``clean`` first."""
     return Text.assemble((f"{label} ", "dim"), (value, style))
 
 
 def flow(parts: Iterable[Text], width: int) -> list[Text]:
-    """The parts one after another, on as many lines as they need; none is cut in two."""
+    """Put the parts on as many lines as they need, without splitting a part."""
     lines: list[Text] = []
     for part in parts:
         if lines and lines[-1].cell_len + len(GAP) + part.cell_len <= width:
@@ -48,7 +49,7 @@ def flow(parts: Iterable[Text], width: int) -> list[Text]:
 
 
 def bar(share: float, width: int, style: str = "cyan") -> Text:
-    """``share`` (0 to 1) of ``width`` columns, to an eighth of a column."""
+    """Return a bar that fills ``share`` (0 to 1) of ``width`` columns, in steps of an eighth of a column."""
     eighths = round(min(1.0, max(0.0, share)) * width * 8)
     if share > 0:
         eighths = max(1, eighths)
@@ -58,7 +59,7 @@ def bar(share: float, width: int, style: str = "cyan") -> Text:
 
 
 def gauge(label: str, share: float, value: str, width: int, style: str = "cyan") -> Text:
-    """``label ████░░ value``: as wide as ``width``, the value in full."""
+    """Return ``label ████░░ value`` with ``width`` columns; the value is never cut."""
     return Text.assemble(
         (f"{label:<{LABEL}} ", "dim"),
         bar(share, max(4, width - max(LABEL, len(label)) - len(value) - 2), style),
@@ -67,23 +68,24 @@ def gauge(label: str, share: float, value: str, width: int, style: str = "cyan")
 
 
 def trend(label: str, value: str, series: Series, width: int, style: str = "green") -> Text:
-    """``label value ▁▂▃``: a figure now and how it went."""
-    room = width - 20 - 20
+    """Return ``label value ▁▂▃``: the current value and a curve of earlier values."""
+    remaining = width - 20 - 20
     text = Text.assemble((f"{label:<19} ", "dim"), (f"{value:<19} ", "bold"))
-    if room >= 8:
-        text.append(sparkline(series.cells(room)), style)
+    if remaining >= 8:
+        text.append(sparkline(series.cells(remaining)), style)
     return text
 
 
 def rule(title: str, width: int) -> Text:
+    """Return a title with a horizontal line after it."""
     return Text(f"{title} ".ljust(width, "─"), style="dim")
 
 
 class Lines:
-    """A panel that is redrawn for the size the terminal has at that moment, and never larger.
+    """A panel that adapts to the current size of the terminal.
 
-    ``sections`` is asked with the width there is and gives the panel's lines in groups, from top to bottom,
-    each with its rank: where the terminal is too low, groups are left out, the largest rank first.
+    ``sections`` takes the available width and returns groups of lines, from top to bottom, each with a rank.
+    If the terminal is too low, groups are left out, those with the highest rank first.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Lines:
         subtitle: str = "",
         height: int | None = None,
     ) -> None:
-        """``height``: lines there are for it; None: the terminal's."""
+        """``height``: available lines; None: the height of the terminal."""
         self._title, self._subtitle, self._sections, self._height = title, subtitle, sections, height
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -120,40 +122,43 @@ class Lines:
 
 
 MAX_VALUES = 600
-"""Values kept: ten minutes at one a second."""
+"""Number of stored values: ten minutes with one value per second."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Series:
-    """The last ``MAX_VALUES`` values; None where a value was missing."""
+    """The last ``MAX_VALUES`` values; None for a missing value."""
 
     def __init__(self) -> None:
         self._values: deque[float | None] = deque(maxlen=MAX_VALUES)
-        self._taken = 0
+        self._added = 0
 
     def add(self, value: float | None) -> None:
+        """Add a value; None: it is missing."""
         self._values.append(value)
-        self._taken += 1
+        self._added += 1
 
     def __len__(self) -> int:
         return len(self._values)
 
     @property
     def last(self) -> float | None:
+        """The newest value; None if it is missing."""
         return self._values[-1] if self._values else None
 
     @property
     def most(self) -> float | None:
+        """The largest stored value; None if there is none."""
         return max((value for value in self._values if value is not None), default=None)
 
     def cells(self, width: int) -> list[float | None]:
-        """All that is kept as at most ``width`` means over equally many values each.
+        """Return at most ``width`` means, each over the same number of values.
 
-        Whose mean a value goes into depends on when it came, not on how many came since: what is drawn
-        shifts to the left and does not flicker.
+        Which mean a value belongs to depends only on its position, not on the number of later values. So a
+        curve moves to the left and does not flicker.
         """
         per_cell = max(1, math.ceil(len(self._values) / max(1, width - 1)))
-        first = self._taken - len(self._values)
+        first = self._added - len(self._values)
         cells: dict[int, list[float]] = {}
         for place, value in enumerate(self._values, first):
             cell = cells.setdefault(place // per_cell, [])
@@ -164,7 +169,7 @@ class Series:
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """A column a value, from 0 at the bottom to the largest one at the top; a gap for None."""
+    """Return one character per value, from 0 (lowest) to the largest value (highest); a space for None."""
     top = max((value for value in values if value is not None), default=0.0)
     return "".join(" " if value is None else _block(value, top) for value in values)
 

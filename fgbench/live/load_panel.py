@@ -1,4 +1,4 @@
-"""A load as it runs, drawn: how far it is, how fast it goes, what its requests have seen so far."""
+"""The panel of a running load: its progress, rates and latencies."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from fgbench.live.server_panel import brief
 from fgengine.units import clock, number, seconds
 
 COLUMN, LABEL = 11, 12
-"""Widths."""
+"""Widths of the table of latencies, in columns."""
 
 
 class LoadView:
-    """What the display's thread keeps of a load beside its state: how it went over time."""
+    """The panel of a load, with curves of its figures over time."""
 
     def __init__(self, title: str, state: LoadState, meter: Meter | None = None) -> None:
         self.title, self.state, self.meter = title, state, meter
         self.in_flight, self.tokens = Series(), Series()
         self._sampled: tuple[float, int] = (0.0, 0)
-        """Elapsed seconds and tokens at the last sample."""
+        """Elapsed seconds and output tokens at the last sample."""
 
     def sample(self) -> None:
-        """Once a second or so."""
+        """Add a point to the curves. Call it about once per second."""
         elapsed, tokens = self.state.elapsed, self.state.tokens
         since, before = self._sampled
         self.in_flight.add(float(self.state.in_flight))
@@ -34,7 +34,12 @@ class LoadView:
         self._sampled = (elapsed, tokens)
 
     def draw(self, now: float, height: int | None = None) -> Lines:
-        """``now`` is on the clock of the meter's snapshots; ``height`` the lines there are."""
+        """Return the panel.
+
+        Args:
+            now: Seconds on the clock of the meter's snapshots.
+            height: Available lines; None: the height of the terminal.
+        """
         return Lines(clean(self.title, 100), lambda width: self._sections(width, now), height=height)
 
     def _sections(self, width: int, now: float) -> list[tuple[int, list[Text]]]:
@@ -54,23 +59,25 @@ class LoadView:
 
     def _trends(self, width: int) -> list[Text]:
         def value(now: float | None, series: Series) -> str:
-            return f"{number(now)} (most {number(series.most)})"
+            return f"{number(now)} (max {number(series.most)})"
 
-        flying, tokens = self.in_flight, self.tokens
+        in_flight, tokens = self.in_flight, self.tokens
         return [
-            trend("in flight", value(self.state.in_flight, flying), flying, width, "blue"),
+            trend("in flight", value(self.state.in_flight, in_flight), in_flight, width, "blue"),
             trend("output tokens/s", value(tokens.last, tokens), tokens, width),
         ]
 
 
 def progress(state: LoadState, width: int) -> list[Text]:
-    told = f" {state.ended}/{state.planned}  {state.share:.0%}  {clock(state.elapsed)}"
+    """Return a progress bar with the number of ended requests and the time."""
+    text = f" {state.ended}/{state.planned}  {state.share:.0%}  {clock(state.elapsed)}"
     if state.remaining is not None and state.share < 1.0:
-        told += f", {clock(state.remaining)} to go"
-    return [Text.assemble(bar(state.share, max(4, width - len(told)), "green"), (told, "bold"))]
+        text += f", {clock(state.remaining)} to go"
+    return [Text.assemble(bar(state.share, max(4, width - len(text)), "green"), (text, "bold"))]
 
 
 def counts(state: LoadState, width: int) -> list[Text]:
+    """Return the numbers of requests, the rates and the client's lag."""
     if state.workers is not None:
         offered = f"{state.workers:,} at a time"
     else:
@@ -93,7 +100,7 @@ def counts(state: LoadState, width: int) -> list[Text]:
 
 
 def latencies(state: LoadState, width: int) -> list[Text]:
-    """A row for each latency: over all requests answered so far, and over those of the last seconds."""
+    """Return a row for each latency, over all answered requests and over those of the last seconds."""
     rows: list[tuple[str, tuple[str, ...]]] = [("", ("mean", "p50", "p99", f"last {RECENT_SECONDS:.0f} s"))]
     for metric, running, recent in zip(LIVE, state.latencies, state.recent_means(), strict=True):
         values = (running.mean, running.quantile(0.5), running.quantile(0.99), recent)

@@ -1,4 +1,4 @@
-"""A server watched for a while: its newest snapshot, the rates since the one before, and how they went."""
+"""Collects a server's statistics: the newest snapshot, rates since the previous one, and their history."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from fgbench.live.layout import Series
 from fgbench.live.stats import Rates, Snapshot, rates_between, started_again
 
 RECENT_SECONDS = 60.0
-"""Over which ``recent_pressure`` looks back."""
+"""Seconds that ``recent_pressure`` looks back."""
 RATES = tuple(f.name for f in fields(Rates) if f.name != "seconds")
 
 
 class Meter:
-    """Pure: it is handed what the server says. One thread hands it over, another one may read."""
+    """The statistics of one server over time.
+
+    It queries no server: the caller passes the statistics to ``take``. One thread may call ``take`` and
+    another one may read.
+    """
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
@@ -27,13 +31,19 @@ class Meter:
         self.snapshot: Snapshot | None = None
         self.rates: Rates | None = None
         self.history: defaultdict[str, Series] = defaultdict(Series)
-        """Of each of ``RATES``."""
+        """The values of each of ``RATES``."""
         self.restarts = 0
+        """Number of restarts of the server."""
         self._recent: deque[Snapshot] = deque()
-        """Those of the last ``RECENT_SECONDS``, and one before them."""
+        """Snapshots of the last ``RECENT_SECONDS``, and the one before them."""
 
     def take(self, values: Mapping[str, Any], at: float) -> None:
-        """``values``: the JSON of /stats; ``at``: seconds on the asker's clock."""
+        """Add a snapshot.
+
+        Args:
+            values: The JSON of /stats.
+            at: Seconds on the caller's clock.
+        """
         snapshot, before = Snapshot.of(values, at), self.snapshot
         rates = None if before is None else rates_between(before, snapshot)
         if before is not None and started_again(before, snapshot):
@@ -48,8 +58,10 @@ class Meter:
             self._recent.popleft()
 
     def recent_pressure(self) -> tuple[float, float] | None:
-        """Seconds under pressure of the last so many seconds, a minute where it was watched so long;
-        None where the server does not say, or was looked at only once."""
+        """Return (seconds under memory pressure, seconds looked back), for at most the last minute.
+
+        Returns None if the server does not report it, or if there is only one snapshot.
+        """
         if len(self._recent) < 2:
             return None
         rates = rates_between(self._recent[0], self._recent[-1])
@@ -58,34 +70,35 @@ class Meter:
         return rates.pressure_share * rates.seconds, rates.seconds
 
     def miss(self) -> None:
-        """It did not answer in time: a gap."""
+        """Add a gap to the history, because the server did not answer in time."""
         for series in self.history.values():
             series.add(None)
 
     def silence(self, now: float) -> float:
-        """Seconds since the newest snapshot; 0 before the first."""
+        """Return the seconds since the newest snapshot; 0 before the first."""
         return 0.0 if self.snapshot is None else now - self.snapshot.at
 
 
 class Poller:
-    """Asks a server once in ``interval`` seconds, in a thread of its own.
+    """Queries a server's statistics every ``interval`` seconds in a separate thread.
 
-    A question costs the server a message between two steps, and this process about a millisecond: the load
-    generator's loop is never called, only waited for like any other thread.
+    A query costs the server one message between two steps, and this process about a millisecond. It does not
+    use the load generator's event loop.
     """
 
     def __init__(self, ask: Callable[[], Mapping[str, Any]], interval: float) -> None:
-        """``ask`` may block; it raises StatsError where there is no answer."""
+        """``ask``: returns the JSON of /stats; may block; raises StatsError if there is no answer."""
         self.meter = Meter(interval)
         self._ask = ask
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stats", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """No question is asked after this; one that is being answered is not waited for."""
+        """Send no more queries. Does not wait for a query in progress."""
         self._ended.set()
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""A server's figures as lines of a panel: in full for ``fgbench watch``, in short under a load's own."""
+"""A server's statistics as lines of a panel: all for ``fgbench watch``, a few in the panel of a load."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from fgbench.live.stats import LevelCount, Pool, Snapshot
 from fgengine.units import clock, number, percent, seconds, size
 
 MIN_LEVELS = 4
-"""Shown even when the deeper ones are empty."""
+"""Number of levels that are shown even if they are empty."""
 TWO_COLUMNS = 70
-"""Width from which on levels stand side by side."""
+"""Minimum width at which levels are shown in two columns."""
 BUSY, FULL = "cyan", "yellow"
 LAST_MINUTE = 55.0
-"""Seconds from which on a look back is called a minute: looks are not taken to the second."""
+"""Minimum number of seconds that is shown as a minute, because snapshots are not exactly a second apart."""
 NOTABLE_WAIT = 0.1
-"""Share of time that the device idles for copies, from which on the figure is coloured."""
+"""Share of time in which the device is idle for copies, from which the figure is highlighted."""
 
 
 def name_of(snapshot: Snapshot) -> str:
+    """Return the server's model and policy, such as ``tiny · sj-mlfq``."""
     parts = (clean(snapshot.model, 60), clean(snapshot.policy, 40))
     return " · ".join(part for part in parts if part)
 
 
 def gauges(snapshot: Snapshot, width: int) -> list[Text]:
-    """The batch and the two pools."""
+    """Return gauges of the batch and the two KV pools."""
     lines = []
     if snapshot.running is not None and snapshot.max_batch_size:
         value = f"{snapshot.running}/{snapshot.max_batch_size}"
@@ -40,45 +41,48 @@ def gauges(snapshot: Snapshot, width: int) -> list[Text]:
 
 
 def counts(meter: Meter, width: int) -> list[Text]:
-    """Who is where, and what became of those that are gone."""
+    """Return the numbers of requests: where the unfinished ones are, and how the others ended."""
     snapshot = meter.snapshot
     if snapshot is None:
         return []
-    told = [
+    figures = [
         ("running", snapshot.running),
         ("waiting", snapshot.waiting),
-        ("swapped", snapshot.swapped),
+        ("offloaded", snapshot.swapped),
         ("done", snapshot.counters.get("finished")),
         ("aborted", snapshot.counters.get("aborted")),
         ("rejected", snapshot.counters.get("requests_rejected")),
         ("timed out", snapshot.counters.get("requests_timed_out") or None),
         ("preemptions", snapshot.counters.get("preemptions")),
     ]
-    return flow((figure(name, f"{value:,.0f}") for name, value in told if value is not None), width)
+    return flow((figure(name, f"{value:,.0f}") for name, value in figures if value is not None), width)
 
 
 def pressure_line(meter: Meter) -> list[Text]:
-    """One line while KV memory is under pressure, and for a minute after; else none."""
+    """Return one line while KV memory is under pressure and for a minute after it, else none."""
     snapshot, recent = meter.snapshot, meter.recent_pressure()
     if snapshot is None:
         return []
-    lately = ""
+    recently = ""
     if recent is not None and recent[0] > 0.0:
         spent, watched = recent
         span = "minute" if watched >= LAST_MINUTE else seconds(watched)
-        lately = f" ({seconds(spent)} of the last {span})"
+        recently = f" ({seconds(spent)} of the last {span})"
     if snapshot.under_pressure:
-        return [Text(f"under pressure: nothing new starts{lately}", style=FULL)]
-    return [Text(f"pressure is over{lately}", style="dim")] if lately else []
+        return [Text(f"under pressure: no new request starts{recently}", style=FULL)]
+    return [Text(f"pressure has ended{recently}", style="dim")] if recently else []
 
 
-def level_lines(levels: tuple[LevelCount, ...], width: int, most: int = 16) -> list[Text]:
-    """Jobs in each level as bars, down to the deepest that holds one; beyond ``most`` as one sum."""
-    deepest = max((k + 1 for k, level in enumerate(levels) if level.requests), default=0)
-    shown = list(levels[: max(MIN_LEVELS, deepest)])
-    if len(shown) > most:
-        rest = sum(level.requests for level in shown[most - 1 :])
-        shown = [*shown[: most - 1], LevelCount(f"below {shown[most - 2].name}", rest, None)]
+def level_lines(levels: tuple[LevelCount, ...], width: int, limit: int = 16) -> list[Text]:
+    """Return bars of the requests in each level, down to the lowest level that is not empty.
+
+    If there are more than ``limit`` levels, the last bar is the sum of the others.
+    """
+    lowest = max((k + 1 for k, level in enumerate(levels) if level.requests), default=0)
+    shown = list(levels[: max(MIN_LEVELS, lowest)])
+    if len(shown) > limit:
+        rest = sum(level.requests for level in shown[limit - 1 :])
+        shown = [*shown[: limit - 1], LevelCount(f"below {shown[limit - 2].name}", rest, None)]
     if not shown:
         return []
     columns = 2 if width >= TWO_COLUMNS and len(shown) > MIN_LEVELS else 1
@@ -101,15 +105,15 @@ def level_lines(levels: tuple[LevelCount, ...], width: int, most: int = 16) -> l
 
 
 def level_line(levels: tuple[LevelCount, ...]) -> Text | None:
-    """The levels that hold somebody, in a row."""
-    held = [(clean(level.name, 16), level.requests) for level in levels if level.requests]
-    if not held:
+    """Return the levels that are not empty in one line; None if all are empty."""
+    occupied = [(clean(level.name, 16), level.requests) for level in levels if level.requests]
+    if not occupied:
         return None
-    return Text.assemble(("levels ", "dim"), ("  ".join(f"{name}:{n}" for name, n in held), "magenta"))
+    return Text.assemble(("levels ", "dim"), ("  ".join(f"{name}:{n}" for name, n in occupied), "magenta"))
 
 
 def trends(meter: Meter, width: int) -> list[tuple[int, list[Text]]]:
-    """Rates now and over the last minutes, each with its rank: the least missed has the largest."""
+    """Return the current rates with curves of the last minutes, each with its rank for ``Lines``."""
     rates, history = meter.rates, meter.history
     shown: list[tuple[int, list[Text]]] = []
 
@@ -130,15 +134,15 @@ def trends(meter: Meter, width: int) -> list[tuple[int, list[Text]]]:
     row(1, "finished", "requests done/s", per_second("finished"))
     row(2, "step_seconds", "step time", seconds(rates.step_seconds if rates else None))
     row(3, "preemptions", "preemptions/s", per_second("preemptions"))
-    row(4, "offloaded_blocks", "swap out blocks/s", moved("offloaded_blocks", "offloaded_bytes"))
-    row(4, "uploaded_blocks", "swap in blocks/s", moved("uploaded_blocks", "uploaded_bytes"))
+    row(4, "offloaded_blocks", "offload blocks/s", moved("offloaded_blocks", "offloaded_bytes"))
+    row(4, "uploaded_blocks", "upload blocks/s", moved("uploaded_blocks", "uploaded_bytes"))
     row(4, "copy_wait_share", "idle for copies", percent(rates.copy_wait_share if rates else None))
     row(5, "recomputed_tokens", "recomputed tok/s", per_second("recomputed_tokens"))
     return shown
 
 
 def brief(meter: Meter, width: int, silence: float) -> list[Text]:
-    """What stands under a load's own figures: where its requests are, and what moving them costs."""
+    """Return the server's part of a load's panel: where requests are, and the cost of moving their KV."""
     snapshot, rates = meter.snapshot, meter.rates
     if snapshot is None:
         return []
@@ -146,20 +150,20 @@ def brief(meter: Meter, width: int, silence: float) -> list[Text]:
     lines = [rule(f"server {name_of(snapshot)}{silent}", width), *gauges(snapshot, width)]
     parts = [
         figure(name, f"{value:,}")
-        for name, value in (("waiting", snapshot.waiting), ("swapped", snapshot.swapped))
+        for name, value in (("waiting", snapshot.waiting), ("offloaded", snapshot.swapped))
         if value is not None
     ]
     if (preemptions := snapshot.counters.get("preemptions")) is not None:
         rate = f" ({number(rates.preemptions)}/s)" if rates is not None else ""
         parts.append(figure("preemptions", f"{preemptions:,.0f}{rate}"))
     if rates is not None and rates.offloaded_bytes is not None and rates.uploaded_bytes is not None:
-        swap = f"{size(rates.offloaded_bytes)}/s out, {size(rates.uploaded_bytes)}/s in"
-        parts.append(figure("swaps", swap))
+        parts.append(figure("offload", f"{size(rates.offloaded_bytes)}/s"))
+        parts.append(figure("upload", f"{size(rates.uploaded_bytes)}/s"))
     if rates is not None and rates.copy_wait_share is not None:
         style = FULL if rates.copy_wait_share >= NOTABLE_WAIT else "bold"
         parts.append(figure("device idle for copies", percent(rates.copy_wait_share), style))
-    if (held := level_line(snapshot.levels)) is not None:
-        parts.append(held)
+    if (occupied := level_line(snapshot.levels)) is not None:
+        parts.append(occupied)
     return lines + pressure_line(meter) + flow(parts, width)
 
 

@@ -1,6 +1,7 @@
-"""What a server says of itself at one moment, and what happened between two of them. Pure.
+"""Snapshots of a server's statistics, and the rates between two snapshots. Has no side effects.
 
-Servers differ in what they say, older ones of our own too: whatever is missing or no number is None.
+Servers report different statistics, and so do older versions of fastgen. A value that is missing or not a
+number is None.
 """
 
 from __future__ import annotations
@@ -29,42 +30,50 @@ COUNTERS = (
     "copy_wait_seconds",
     "pressure_seconds",
 )
-"""They only grow while a server lives."""
+"""Values that only increase while a server runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class LevelCount:
+    """A queue of MLFQ and its number of requests."""
+
     name: str
     requests: int
     quantum: float | None
-    """Seconds."""
+    """Quantum in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Blocks of KV memory. A server may tell no more than the share in use."""
+    """A pool of KV blocks. Some servers report only the used share."""
 
     used_share: float
+    """Used share, 0 to 1."""
     used: int | None = None
+    """Used blocks."""
     blocks: int | None = None
+    """All blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
+    """A server's statistics at one moment."""
+
     at: float
-    """Seconds on the asker's clock."""
+    """Seconds on the client's clock."""
     running: int | None = None
     """Requests in the last batch."""
     max_batch_size: int | None = None
     waiting: int | None = None
     swapped: int | None = None
+    """Requests whose KV is offloaded."""
     device: Pool | None = None
     host: Pool | None = None
     under_pressure: bool | None = None
-    """Whether both pools are nearly full, so that nothing new starts."""
+    """Whether both pools are nearly full, so that no new request starts."""
     levels: tuple[LevelCount, ...] = ()
     counters: Mapping[str, float] = field(default_factory=dict)
-    """Those of ``COUNTERS`` that were told."""
+    """The values of ``COUNTERS`` that the server reported."""
     block_bytes: float | None = None
     uptime: float | None = None
     """Seconds on the server's clock."""
@@ -73,7 +82,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], at: float) -> Snapshot:
-        """Reads the JSON of /stats; never raises for what is strange in it."""
+        """Read the JSON of /stats. Never raises: a value that is not valid becomes None."""
         return cls(
             at,
             running=_count(values.get("running")),
@@ -93,21 +102,21 @@ class Snapshot:
 
     @property
     def requests(self) -> int | None:
-        """Unfinished ones, wherever they are."""
+        """Number of unfinished requests; None: not known."""
         known = [n for n in (self.running, self.waiting, self.swapped) if n is not None]
         return sum(known) if known else None
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Per second, between two snapshots; None: not told."""
+    """Changes per second between two snapshots; None: the server does not report the value."""
 
     seconds: float
-    """Between them."""
+    """Seconds between the snapshots."""
     prompt_tokens: float | None = None
     generated_tokens: float | None = None
     finished: float | None = None
-    """Requests."""
+    """Finished requests per second."""
     preemptions: float | None = None
     offloaded_blocks: float | None = None
     uploaded_blocks: float | None = None
@@ -115,20 +124,23 @@ class Rates:
     offloaded_bytes: float | None = None
     uploaded_bytes: float | None = None
     step_seconds: float | None = None
-    """Mean length of a step; None too where there was none."""
+    """Mean duration of a step in seconds; None also if there was no step."""
     copy_wait_share: float | None = None
-    """Of the time, in which the device had nothing to run because every request waited for a copy."""
+    """Share of the time (0 to 1) in which the device was idle because every request waited for a copy."""
     pressure_share: float | None = None
-    """Of the time, in which KV memory was under pressure."""
+    """Share of the time (0 to 1) in which KV memory was under pressure."""
 
 
 def started_again(before: Snapshot, after: Snapshot) -> bool:
-    """Whether what only grows has become less: it is no longer the same server."""
+    """Whether the server was restarted: a counter that only increases has decreased."""
     return _seconds(before, after) < 0 or any(change < 0 for change in _growth(before, after).values())
 
 
 def rates_between(before: Snapshot, after: Snapshot) -> Rates | None:
-    """None where hardly any time has passed, or where the server was started again."""
+    """Return the rates between two snapshots.
+
+    Returns None if the time between them is too short, or if the server was restarted.
+    """
     seconds, grown = _seconds(before, after), _growth(before, after)
     if seconds < SHORTEST_SECONDS or started_again(before, after):
         return None
@@ -137,7 +149,8 @@ def rates_between(before: Snapshot, after: Snapshot) -> Rates | None:
         return None if unit is None or name not in grown else grown[name] * unit / seconds
 
     def share(name: str) -> float | None:
-        """A counter of seconds that ends with a step may grow by more than the seconds between two looks."""
+        # A counter of seconds is updated at the end of a step, so it can increase by more than the time
+        # between two snapshots.
         per_second = rate(name)
         return None if per_second is None else min(1.0, per_second)
 
@@ -161,7 +174,10 @@ def rates_between(before: Snapshot, after: Snapshot) -> Rates | None:
 
 
 def _seconds(before: Snapshot, after: Snapshot) -> float:
-    """By the server's own clock where it tells it: there is no way of a message in it."""
+    """Return the seconds between two snapshots.
+
+    Uses the server's own clock if it reports it, because the client's clock includes the time of messages.
+    """
     if before.uptime is not None and after.uptime is not None:
         return after.uptime - before.uptime
     return after.at - before.at
@@ -194,7 +210,7 @@ def _levels(value: Any) -> tuple[LevelCount, ...]:
 
 
 def _number(value: Any) -> float | None:
-    """None for what is no finite number >= 0."""
+    """Return a finite number >= 0; None if ``value`` is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Following a running server: asking it again and again, and the panel of what it says."""
+"""Watches a running server: queries its statistics repeatedly, and shows them as a panel, lines or JSON."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from fgbench.live.server_panel import counts, gauges, level_lines, name_of, pres
 from fgengine.units import clock, number, percent, seconds, size
 
 PATIENCE_SECONDS = 15.0
-"""How long a server that was there may be silent: a long step lets nobody in between."""
+"""Seconds for which a server may not answer; long, because it does not answer during a step."""
 Ask = Callable[[], Mapping[str, Any]]
 
 
 def reader(url: str) -> Ask:
-    """How the server at ``url`` is asked: for the /stats of our own, else for the /metrics of vLLM.
+    """Return a function that reads the server's statistics: fastgen's /stats, else vLLM's /metrics.
 
-    Which of them, its first answer decides. The reader raises StatsError, as ``read_stats`` does.
+    The server's first answer decides which one is used. The function raises StatsError, as ``read_stats``
+    does.
     """
     chosen: list[Ask] = []
 
@@ -44,7 +45,14 @@ def reader(url: str) -> Ask:
 
 
 class Watch:
-    """A server that is asked every ``interval`` seconds, by whoever calls ``tick``."""
+    """A watched server. The caller calls ``tick`` every ``interval`` seconds.
+
+    Example::
+
+        watched = Watch(url, reader(url), interval=1.0)
+        watched.tick()
+        print(watched.line())
+    """
 
     def __init__(
         self, url: str, ask: Ask, interval: float, now: Callable[[], float] = time.monotonic
@@ -52,17 +60,21 @@ class Watch:
         self.url = url
         self.meter = Meter(interval)
         self.values: Mapping[str, Any] = {}
-        """What it said last, as it said it."""
+        """The statistics of the last answer, unchanged."""
         self.trouble = ""
-        """Why there was no answer to the last question, in a sentence; empty where there was one."""
+        """A sentence that says why the last query got no answer; empty if it got one."""
         self._ask, self._now = ask, now
         self._heard: float | None = None
 
     def tick(self) -> None:
-        """Ask once. Raises StatsError where there is nobody, nothing to watch, or silence for too long."""
+        """Query the server once.
+
+        Raises StatsError if there is no server, if it has no statistics, or if it does not answer for too
+        long.
+        """
         try:
             self.values = self._ask()
-        except NotReady as error:  # it lives
+        except NotReady as error:  # the server is alive
             self._miss(error)
             self._heard = self._now()
         except SilentServer as error:
@@ -71,26 +83,28 @@ class Watch:
             self._miss(error)
             if self._now() - self._heard >= PATIENCE_SECONDS:
                 raise StatsError(
-                    f"the server at {self.url} has gone: no answer for {PATIENCE_SECONDS:g} s"
+                    f"the server at {self.url} has not answered for {PATIENCE_SECONDS:g} s and has probably "
+                    "ended: start it again"
                 ) from None
         else:
             self._heard, self.trouble = self._now(), ""
             self.meter.take(self.values, self._heard)
 
     def panel(self, height: int | None = None) -> Lines:
+        """Return the panel. ``height``: available lines; None: the height of the terminal."""
         snapshot = self.meter.snapshot
         name = name_of(snapshot) if snapshot is not None else ""
         title = f"{clean(self.url, 60)} · {name}" if name else clean(self.url, 60)
         span = len(self.meter.history["generated_tokens"]) * self.meter.interval
-        told = [f"every {self.meter.interval:g} s"]
+        subtitle = [f"every {self.meter.interval:g} s"]
         if span:
-            told.append(f"curves: the last {clock(span)}")
+            subtitle.append(f"curves: the last {clock(span)}")
         if snapshot is not None and snapshot.uptime is not None:
-            told.insert(0, f"up {clock(snapshot.uptime)}")
-        return Lines(title, self._sections, " · ".join(told), height)
+            subtitle.insert(0, f"up {clock(snapshot.uptime)}")
+        return Lines(title, self._sections, " · ".join(subtitle), height)
 
     def line(self) -> str:
-        """The newest figures in one line, for files and pipes."""
+        """Return the newest statistics in one line, for files and pipes."""
         snapshot, rates = self.meter.snapshot, self.meter.rates
         if snapshot is None or self.trouble:
             return clean(self.trouble)
@@ -99,7 +113,7 @@ class Watch:
             for name, value in (
                 ("running", snapshot.running),
                 ("waiting", snapshot.waiting),
-                ("swapped", snapshot.swapped),
+                ("offloaded", snapshot.swapped),
             )
             if value is not None
         ]
@@ -113,13 +127,15 @@ class Watch:
             if rates.step_seconds is not None:
                 parts.append(f"step {seconds(rates.step_seconds)}")
             if rates.offloaded_bytes is not None and rates.uploaded_bytes is not None:
-                parts.append(f"swaps {size(rates.offloaded_bytes)}/s out {size(rates.uploaded_bytes)}/s in")
+                parts.append(f"offload {size(rates.offloaded_bytes)}/s")
+                parts.append(f"upload {size(rates.uploaded_bytes)}/s")
             if rates.copy_wait_share is not None:
                 parts.append(f"device idle for copies {percent(rates.copy_wait_share)}")
         parts += [text.plain for text in pressure_line(self.meter)]
         return ", ".join(parts)
 
     def json(self) -> dict[str, Any]:
+        """Return the newest statistics and rates as plain JSON."""
         rates = self.meter.rates
         return {
             "url": self.url,
@@ -136,19 +152,19 @@ class Watch:
         meter, sections = self.meter, []
         if self.trouble:
             silence = meter.silence(self._now())
-            since = f"; last heard of {clock(silence)} ago" if meter.snapshot is not None else ""
+            since = f"; last answer {clock(silence)} ago" if meter.snapshot is not None else ""
             sections.append((0, [Text(clean(self.trouble + since, width), style="yellow")]))
         if meter.restarts:
             times = "once" if meter.restarts == 1 else f"{meter.restarts} times"
-            sections.append((9, [Text(f"started again {times} since", style="yellow")]))
+            sections.append((9, [Text(f"the server was restarted {times}", style="yellow")]))
         if meter.snapshot is None:
-            return sections or [(0, [Text("waiting for its first answer", style="dim")])]
+            return sections or [(0, [Text("waiting for the server's first answer", style="dim")])]
         if pressed := pressure_line(meter):
             sections.append((1, pressed))
         sections.append((1, counts(meter, width)))
         sections.append((2, gauges(meter.snapshot, width)))
         if levels := level_lines(meter.snapshot.levels, width):
-            sections.append((3, [rule("jobs per level, with its quantum", width), *levels]))
+            sections.append((3, [rule("requests per level, with its quantum", width), *levels]))
         if curves := trends(meter, width):
             sections.append((4, [rule("now and over the last minutes", width)]))
             sections.extend((4 + rank, lines) for rank, lines in curves)

@@ -1,4 +1,4 @@
-"""A backend as a user names it: ``fastgen-fcfs``, ``simulated``, a URL, ``vllm=http://127.0.0.1:8000``."""
+"""Backends by name or URL: ``fastgen-fcfs``, ``simulated``, ``vllm=http://127.0.0.1:8000``."""
 
 from __future__ import annotations
 
@@ -12,43 +12,55 @@ from fgengine.settings import changed, described
 
 FASTGEN, SIMULATED, FASTSERVE = "fastgen", "simulated", "fastserve"
 CLIENT_SIDE_OPTIONS = ("model", "tokenizer")
-"""Of the server's options, those that mean something to a server that runs already."""
+"""The server's options that also apply to a running server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendSpec:
-    """Raises ValueError for a name that is no backend's, and for a policy other than the one in the name."""
+    """The backend that a user chose, with its settings.
+
+    Raises:
+        ValueError: no backend has this name, or ``server`` has another policy than the name.
+    """
 
     name: str = FASTGEN
-    """``fastgen-fcfs``, ``simulated``, ... or what tables call a server at ``url``."""
+    """Such as ``fastgen-fcfs`` or ``simulated``; for a server at ``url``, its name in tables."""
     url: str | None = None
+    """URL of a running server; None: the server is started, or simulated."""
     server: EngineConfig = field(default_factory=EngineConfig)
-    """What a server that is started, or simulated, is set to."""
+    """Settings of the server that is started or simulated."""
     label: str = ""
-    """As the user wrote it; empty: the name."""
+    """The text that the user gave; if empty, it becomes the name."""
     policy_given: bool = False
-    """The user chose the policy, so that it counts even where it is the default."""
+    """Whether the user gave the policy; then it must match the name even if it is the default policy."""
 
     def __post_init__(self) -> None:
         if not self.label:
             object.__setattr__(self, "label", self.name)
         if self.url is not None:
             if wrong := servers_own(self.server):
-                raise ValueError(f"{wrong[0]} is the server's, and with --url the server runs already")
+                raise ValueError(
+                    f"{wrong[0]} is for a server that is started, but with --url the server runs already: "
+                    "leave it out"
+                )
             return
-        named = policy_of(self.name)
-        if named is None:
+        policy = policy_of(self.name)
+        if policy is None:
             return
-        if (self.policy_given or "policy" in changed(self.server)) and self.server.policy != named:
-            raise ValueError(f"--backend {self.name} and --policy {self.server.policy} contradict each other")
-        object.__setattr__(self, "server", replace(self.server, policy=named))
+        if (self.policy_given or "policy" in changed(self.server)) and self.server.policy != policy:
+            raise ValueError(
+                f"--backend {self.name} and --policy {self.server.policy} contradict each other: give only "
+                "one of them"
+            )
+        object.__setattr__(self, "server", replace(self.server, policy=policy))
 
     @property
     def simulated(self) -> bool:
+        """Whether the backend is a simulation."""
         return self.url is None and self.name.partition("-")[0] == SIMULATED
 
     def repeating_options(self, load: LoadSpec, client: ClientSpec) -> dict[str, Any]:
-        """The options of ``fgbench run`` that send this backend the same load again, for spec.toml."""
+        """Return the options of ``fgbench run`` that repeat the run, for spec.toml."""
         found = {"backend": self.name, "url": self.url, **options_of(load)}
         found |= {} if self.simulated else options_of(client)
         del found["results"]
@@ -58,34 +70,39 @@ class BackendSpec:
 
 
 def name_and_url(word: str) -> tuple[str, str | None]:
-    """Of a URL, ``NAME=URL``, or a name. Raises ValueError for half of a pair."""
+    """Split a URL, ``NAME=URL`` or a name into (name, URL or None).
+
+    Raises ValueError if a pair lacks the name or the URL.
+    """
     if word.startswith(("http://", "https://")):
         return FASTGEN, word
     name, equals, url = word.partition("=")
     if not equals:
         return word, None
     if not name or not url:
-        raise ValueError(f"--backend {word!r}: a running server is named like vllm=http://127.0.0.1:8000")
+        raise ValueError(
+            f"--backend {word!r} lacks a name or a URL: write it like vllm=http://127.0.0.1:8000"
+        )
     return name, url
 
 
 def policy_of(name: str) -> str | None:
-    """The policy in a backend's name: ``fcfs`` of ``fastgen-fcfs``; None of ``fastgen``, which has none.
+    """Return the policy in a backend's name: ``fcfs`` for ``fastgen-fcfs``, None for ``fastgen``.
 
-    Raises ValueError for a name that is neither FastGen's nor a simulation's.
+    Raises ValueError if the name is neither FastGen's nor a simulation's.
     """
     if name in (FASTGEN, SIMULATED):
         return None
     prefix, dash, policy = name.partition("-")
     if prefix not in (FASTGEN, SIMULATED) or not dash or not policy:
         raise ValueError(
-            f"there is no backend {name!r}; there are fastgen, fastgen-fcfs, fastgen-mlfq, fastgen-srpt "
-            "(fastgen-POLICY), simulated (simulated-POLICY), and any server by --url"
+            f"there is no backend {name!r}: use fastgen, fastgen-POLICY (such as fastgen-fcfs), simulated, "
+            "simulated-POLICY, or a running server with --url"
         )
     return policy
 
 
 def servers_own(server: EngineConfig) -> list[str]:
-    """Flags of the options that were set and mean nothing to a server that runs already."""
-    flags = {one.name: one.flag for one in described(EngineConfig)}
+    """Return the flags of the given options that do not apply to a running server."""
+    flags = {option.name: option.flag for option in described(EngineConfig)}
     return [flags[name] for name in changed(server) if name not in CLIENT_SIDE_OPTIONS]

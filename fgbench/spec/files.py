@@ -1,4 +1,7 @@
-"""Options in TOML files: a run's folder holds one, and ``--config`` reads one. And a hash of options."""
+"""Reads and writes options as TOML files, and computes fingerprints of options.
+
+Every run folder holds such a file, and ``--config`` reads one.
+"""
 
 from __future__ import annotations
 
@@ -23,51 +26,56 @@ MAX_BYTES = 1_000_000
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """By option, as in ``num-prompts = 150``. Raises ValueError for a file that is no TOML, or has tables."""
+    """Read a TOML file such as ``num-prompts = 150`` and return the options by name.
+
+    Raises ValueError if the file cannot be read, is not TOML, or has tables.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise ValueError(f"{path}: a file of {size:,} bytes is too large for options")
+            raise ValueError(
+                f"{path} has {size:,} bytes, which is too large: give a file of at most {MAX_BYTES:,} bytes"
+            )
         options = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"--config: {path} cannot be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config: {path} is no TOML file: {error}") from None
+        raise ValueError(f"--config: {path} is not a TOML file: {error}") from None
     for name, value in options.items():
         if isinstance(value, dict):
-            raise ValueError(f"{path}: options stand in no table; write the options of [{name}] without it")
+            raise ValueError(f"{path}: options must not be in a table: remove the line [{name}]")
     return options
 
 
 def write_options(path: Path, options: Mapping[str, Any]) -> None:
-    """Options that are None are left out: their defaults are."""
+    """Write options to a TOML file, without those that are None."""
     with replacing(path) as partial:
         partial.write_bytes(tomli_w.dumps(toml(options)).encode())
 
 
 def toml(options: Mapping[str, Any]) -> dict[str, Any]:
-    """By option name, as TOML takes them."""
+    """Convert options to keys and values that TOML can hold; leave out those that are None."""
     plain: dict[str, Any] = {}
     for name, value in options.items():
         if value is None:
             continue
         if isinstance(value, Path):
-            value = str(value.absolute())  # the file may be read from elsewhere
+            value = str(value.absolute())  # the file may be read from another directory
         plain[name.replace("_", "-")] = list(value) if isinstance(value, tuple) else value
     return plain
 
 
 def options_of(*specs: Any) -> dict[str, Any]:
-    """The options of some dataclasses of settings, by name, but for secret ones."""
+    """Return the options of several dataclasses of settings by name, without secret ones."""
     return {
-        one.name: getattr(spec, one.name)
+        option.name: getattr(spec, option.name)
         for spec in specs
-        for one in described(type(spec))
-        if not one.setting.secret
+        for option in described(type(spec))
+        if not option.setting.secret
     }
 
 
 def fingerprint(**parts: Any) -> str:
-    """SHA-256 over the parts as canonical JSON: the order of keys does not matter, any value does."""
+    """Return the SHA-256 of the parts as canonical JSON. The order of keys does not matter."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A load as it is asked for: under the names of options and of keys in configuration files."""
+"""The options of a load and of the client, and the ``Load`` that they describe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_RATE = 2.5
 DEFAULT_NUM_PROMPTS = 100
 MAX_IN_DURATION = 10_000
-"""Requests made where only --duration says when to stop, and the rate does not say that more are needed."""
+"""Number of requests made for --duration, unless the rate needs more."""
 PROCESS_OF = {
     "cv": "gamma",
     "burst_size": "burst",
@@ -33,7 +33,7 @@ PROCESS_OF = {
     "limit": "trace",
     "concurrency": "closed",
 }
-"""Options that only one arrival process has; the first of a process is the one it cannot do without."""
+"""Option -> the only arrival process that has it. The first option of each process is required."""
 
 
 _HEADER = re.compile(r"(?P<name>[A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*(?P<value>[\x21-\x7e][\x20-\x7e]*)")
@@ -42,28 +42,28 @@ Endpoint = Literal["completions", "generate"]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How a backend is loaded, as it follows from a ``LoadSpec``; the defaults are the command line's.
+    """The load that a backend gets, made from a ``LoadSpec``. Its defaults are those of the command line.
 
     Raises:
-        ValueError: for a value that no load can have.
+        ValueError: a value is out of range.
     """
 
     rate: float = DEFAULT_RATE
-    """Requests per second; ``inf``: all at once. A closed loop has none: it is taken as ``inf``."""
+    """Requests per second; ``inf``: all at once. ``inf`` for a closed loop, which has no rate."""
     num_prompts: int = DEFAULT_NUM_PROMPTS
     seed: int = 0
     num_warmup: int = 4
     endpoint: Endpoint | None = None
-    """None: the backend's own."""
+    """None: the backend's default."""
     request_timeout: float = 3600.0
-    """Seconds."""
+    """Seconds after which an unfinished answer counts as an error."""
     users: int = 1
-    """Between whom the requests are shared out, the first sending most; 1: no user is sent."""
+    """Number of users that send the requests; the first sends most. 1: requests have no user."""
     arrivals: Arrivals = POISSON
     duration: float = math.inf
-    """Seconds after which nothing more is sent."""
+    """Seconds after which no more requests are sent."""
     trim: Trim = WHOLE
-    """What is left out of the figures, though it is sent and kept."""
+    """The requests that are left out of the figures. They are sent and saved all the same."""
 
     def __post_init__(self) -> None:
         if self.endpoint not in (None, *get_args(Endpoint)):
@@ -81,7 +81,7 @@ class Load:
 
     @property
     def offered_rate(self) -> float | None:
-        """Requests per second that are asked for over the whole load; None: the server decides."""
+        """Mean requests per second over the complete load; None: a closed loop, the server decides."""
         return self.arrivals.mean_rate(self.rate)
 
 
@@ -91,92 +91,100 @@ _client = functools.partial(Setting, group="Client")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSpec:
-    """What is asked, when, and how the answer is judged; the names are the command line's."""
+    """Options of a load, under their names on the command line."""
 
     rate: Annotated[
         float | None,
         _load(
-            f"Requests per second; inf: all at once. Default: {DEFAULT_RATE}, or a trace's own.", first=True
+            f"Requests per second; inf: all at once. Default: {DEFAULT_RATE}, or the trace's own rate.",
+            first=True,
         ),
     ] = None
     num_prompts: Annotated[
         int | None,
         _load(
-            f"Requests to measure; default: {DEFAULT_NUM_PROMPTS}, or a whole trace, or --duration's.",
+            f"Number of requests to measure. Default: {DEFAULT_NUM_PROMPTS}, or the complete trace, or "
+            "enough for --duration.",
             first=True,
         ),
     ] = None
     duration: Annotated[
-        float | None, _load("Seconds after which nothing more is sent.", unit="seconds", gt=0, finite=True)
+        float | None,
+        _load("Seconds after which no more requests are sent.", unit="seconds", gt=0, finite=True),
     ] = None
     trim: Annotated[
         str | None,
-        _load("Leave the requests of the first 30s or 10% and of the last out of the figures."),
+        _load("Leave the first and the last requests out of the figures: 30s or 10%."),
     ] = None
     cool_down: Annotated[
         str | None,
-        _load("Leave only the last 30s or 10% out; with --trim: how much of the last."),
+        _load("Leave only the last requests out: 30s or 10%. With --trim: how much at the end."),
     ] = None
     arrivals: Annotated[
         str | None,
         _load(
-            "poisson, gamma, uniform, burst, ramp, trace or closed; default: by the options below, else "
-            "poisson."
+            "Arrival process: poisson, gamma, uniform, burst, ramp, trace or closed. Default: the process of "
+            "the options below, else poisson."
         ),
     ] = None
     cv: Annotated[
         float | None,
-        _load("gamma: deviation of the gaps over their mean; 1 is poisson."),
+        _load("gamma: standard deviation of the gaps divided by their mean; 1 is poisson."),
     ] = None
-    burst_size: Annotated[int | None, _load("burst: requests at one moment, such moments being Poisson.")] = (
-        None
-    )
-    rate_to: Annotated[float | None, _load("ramp: from --rate to this, linearly, over all requests.")] = None
+    burst_size: Annotated[int | None, _load("burst: requests per burst; the bursts are Poisson.")] = None
+    rate_to: Annotated[
+        float | None,
+        _load("ramp: final requests per second; the rate changes linearly from --rate to this."),
+    ] = None
     trace: Annotated[
         Path | None,
         _load(
-            "trace: Azure, BurstGPT or Mooncake file; its times, and its lengths unless --dataset is given."
+            "trace: Azure, BurstGPT or Mooncake file with arrival times; also gives the lengths, unless "
+            "--dataset does."
         ),
     ] = None
     speedup: Annotated[
-        float | None, _load("trace: replay so many times as fast; or say --rate.", gt=0, le=1e9)
+        float | None, _load("trace: replay it this many times as fast; or give --rate.", gt=0, le=1e9)
     ] = None
-    limit: Annotated[int | None, _load("trace: read its first requests only.")] = None
+    limit: Annotated[int | None, _load("trace: read only this number of requests.")] = None
     concurrency: Annotated[
         int | None,
-        _load("closed: so many workers, each sending when its last answer has ended."),
+        _load("closed: number of workers; each sends a request when its last answer has ended."),
     ] = None
     dataset: Annotated[
         str | None,
-        _load("A name of 'fgbench datasets list', or a file; default: sharegpt-lengths.", first=True),
+        _load("A name from 'fgbench datasets list', or a file. Default: sharegpt-lengths.", first=True),
     ] = None
-    dataset_name: Annotated[str | None, _load("What a file given by --dataset holds.")] = None
-    dataset_path: Annotated[Path | None, _load("Read the dataset from this file.")] = None
+    dataset_name: Annotated[
+        str | None, _load("Name of the dataset in the file that --dataset gives, such as sharegpt.")
+    ] = None
+    dataset_path: Annotated[Path | None, _load("File to read the dataset from.")] = None
     input_len: Annotated[
         str | None,
-        _load("Prompt tokens of synthetic: 512, 16-512, lognormal:MEDIAN:SIGMA[:MAX], zipf:EXPONENT:MAX."),
+        _load("Prompt tokens of synthetic: 512, 16-512, lognormal:MEDIAN:SIGMA[:MAX] or zipf:EXPONENT:MAX."),
     ] = None
     output_len: Annotated[
         str | None,
-        _load("Output tokens of synthetic, mmlu, and jsonl that does not say; the same."),
+        _load("Output tokens of synthetic, mmlu, and jsonl without lengths; written like --input-len."),
     ] = None
     mix: Annotated[str | None, _load("Parts of mix: NAME-OR-FILE:SHARE,NAME-OR-FILE:SHARE.")] = None
     seed: Annotated[
-        int, _load("Same seed: same prompts, lengths and arrivals for every backend.", first=True)
+        int,
+        _load("Random seed; the same seed gives every backend the same requests and arrivals.", first=True),
     ] = 0
-    users: Annotated[int, _load("Share the requests out between so many users, the first sends most.")] = 1
+    users: Annotated[int, _load("Number of users that send the requests; the first sends most.")] = 1
     max_error_rate: Annotated[
-        float, _load("Share of failed requests above which the exit code is 3.", ge=0, le=1)
+        float, _load("Share of failed requests (0 to 1) above which the exit code is 3.", ge=0, le=1)
     ] = 0.01
-    results: Annotated[Path, _load("Where run folders go.", first=True)] = Path("results")
+    results: Annotated[Path, _load("Folder for the run folders.", first=True)] = Path("results")
 
     def __post_init__(self) -> None:
         check(self)
 
     def to_load(self, client: ClientSpec | None = None) -> Load:
-        """The load, sent by ``client``.
+        """Return the load that the options describe, sent by ``client``.
 
-        Raises ValueError for a value out of range, naming it, and for options that contradict each other.
+        Raises ValueError if a value is out of range, or if options contradict each other.
         """
         from fgbench.workload.arrivals import Replay
 
@@ -188,7 +196,7 @@ class LoadSpec:
             rate, num_prompts = arrivals.own_rate * (self.speedup or 1.0), len(arrivals.recorded)
         rate = rate if self.rate is None else self.rate
         if self.duration is not None and not isinstance(arrivals, Replay):
-            num_prompts = _most_within(self.duration, rate, arrivals)
+            num_prompts = _prompts_within(self.duration, rate, arrivals)
         return Load(
             rate=rate,
             num_prompts=num_prompts if self.num_prompts is None else self.num_prompts,
@@ -203,60 +211,74 @@ class LoadSpec:
         )
 
     def process(self) -> str:
-        """The name of the arrival process: as said, or as the options that only one has.
+        """Return the name of the arrival process: ``arrivals``, else the process of the given options.
 
-        Raises ValueError where these contradict each other or one is missing.
+        Raises ValueError if options contradict each other, or if one is missing.
         """
         from fgbench.workload.arrivals import PROCESSES
 
-        said = "poisson" if self.arrivals == "possion" else self.arrivals  # as the published scripts spell it
-        if said is not None and said not in PROCESSES:
-            raise ValueError(f"--arrivals: there are {', '.join(PROCESSES)}, not {said!r}")
-        given = {option: of for option, of in PROCESS_OF.items() if getattr(self, option) is not None}
-        name = said or next(iter(given.values()), "poisson")
-        for option, of in given.items():
-            if of != name:
-                raise ValueError(f"{_flag(option)} goes with --arrivals {of}, not {name}")
-        needed = next((option for option, of in PROCESS_OF.items() if of == name), None)
+        # The published scripts misspell poisson.
+        chosen = "poisson" if self.arrivals == "possion" else self.arrivals
+        if chosen is not None and chosen not in PROCESSES:
+            raise ValueError(f"there are no arrivals {chosen!r}: --arrivals must be {', '.join(PROCESSES)}")
+        given = {
+            option: process for option, process in PROCESS_OF.items() if getattr(self, option) is not None
+        }
+        name = chosen or next(iter(given.values()), "poisson")
+        for option, process in given.items():
+            if process != name:
+                raise ValueError(
+                    f"{_flag(option)} does not work with {name} arrivals: leave it out, or use --arrivals "
+                    f"{process}"
+                )
+        needed = next((option for option, process in PROCESS_OF.items() if process == name), None)
         if needed is not None and needed not in given:
             raise ValueError(f"--arrivals {name} needs {_flag(needed)}")
         if self.rate is not None and name == "closed":
             raise ValueError(
-                "--rate does not go with --concurrency: in a closed loop the server decides the rate"
+                "--rate does not work with --concurrency, because in a closed loop the server decides the "
+                "rate: leave one out"
             )
         if self.rate is not None and self.speedup is not None:
-            raise ValueError("--rate and --speedup both say how fast the trace is replayed: give one")
+            raise ValueError("--rate and --speedup both set the speed of the trace: give only one")
         return name
 
     def dataset_source(self) -> tuple[str | None, Path | None]:
-        """Name and file, None for what is not said. ``--dataset FILE --dataset-name NAME`` is the published
-        client's spelling."""
+        """Return the dataset's name and file, each None if it is not given.
+
+        The published client gives them as ``--dataset FILE --dataset-name NAME``.
+        """
         dataset, name, path = self.dataset, self.dataset_name, self.dataset_path
         if dataset is not None and _is_path(dataset):
             if path is not None:
-                raise ValueError("--dataset names a file already; leave out --dataset-path")
+                raise ValueError("--dataset already names a file: leave out --dataset-path")
             return name, Path(dataset)
         if dataset is not None and name is not None and dataset != name:
-            raise ValueError(f"--dataset {dataset} and --dataset-name {name} contradict each other")
+            raise ValueError(
+                f"--dataset {dataset} and --dataset-name {name} contradict each other: give only one"
+            )
         return dataset or name, path
 
     def to_dataset(self, server: EngineConfig, report: Callable[[str], None]) -> Dataset:
-        """The dataset, its tokens counted by the server's model's tokenizer where it is texts. A trace that
-        is replayed is its own dataset where no other is named.
+        """Return the dataset. A replayed trace is the dataset if no other is given.
 
-        ``report`` is told what takes long and what is left out. Raises ValueError for a dataset or file that
-        will not do.
+        Args:
+            server: Its tokenizer counts the tokens of texts.
+            report: Receives lines about slow steps and left-out records.
+
+        Raises:
+            ValueError: there is no such dataset or file, or it cannot be used.
         """
         from fgbench.workload.reading import load_dataset
         from fgengine.model.store import tokenizer_of
 
         name, path = self.dataset_source()
-        made_by = (self.input_len, self.output_len, self.mix)
+        lengths = (self.input_len, self.output_len, self.mix)
         if self.process() == "trace":
             trace = self._trace()
             for note in trace.notes:
                 report(note)
-            if (name, path, *made_by) == (None,) * 5:
+            if (name, path, *lengths) == (None,) * 5:
                 return trace.dataset
         return load_dataset(
             name,
@@ -287,13 +309,15 @@ class LoadSpec:
 
     def _trace(self) -> Trace:
         if self.trace is None or not self.trace.is_file():
-            raise ValueError(f"--trace: there is no file {self.trace}")
+            raise ValueError(f"--trace: there is no file {self.trace}: give the path of a trace")
         return _read_trace(self.trace, self.limit)
 
 
-def _most_within(duration: float, rate: float, arrivals: Arrivals) -> int:
-    """Enough requests to send for ``duration`` seconds, the same number at all usual rates; a ramp, whose
-    slope is spread over all of them, takes the very number."""
+def _prompts_within(duration: float, rate: float, arrivals: Arrivals) -> int:
+    """Return a number of requests that lasts for ``duration`` seconds.
+
+    It is the same for all usual rates. For a ramp it is exact, because the ramp's slope depends on it.
+    """
     mean = arrivals.mean_rate(rate)
     if mean is None or math.isinf(mean):
         return MAX_IN_DURATION
@@ -304,14 +328,14 @@ def _most_within(duration: float, rate: float, arrivals: Arrivals) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _read_trace(path: Path, limit: int | None) -> Trace:
-    """Read once for its times and its lengths."""
+    """Read a trace. Cached, because both the arrival times and the lengths need it."""
     from fgbench.workload.trace import read_trace
 
     return read_trace(path, limit)
 
 
 def _is_path(dataset: str) -> bool:
-    """A file goes before a dataset's name, a folder after it."""
+    """Whether the text is a path: a file with this name wins over a dataset, a dataset over a folder."""
     from fgbench.workload.reading import DATASETS
 
     return Path(dataset).is_file() or (dataset not in DATASETS and Path(dataset).is_dir())
@@ -323,19 +347,20 @@ def _flag(option: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSpec:
-    """How a real server is spoken to; a simulation has none of this."""
+    """Options of the client that sends requests to a real server; a simulation does not use them."""
 
     endpoint: Annotated[
         Endpoint | None,
-        _client("completions (OpenAI's) or generate (FastServe's); default: completions."),
+        _client("API to use: completions (OpenAI) or generate (FastServe). Default: completions."),
     ] = None
-    warmup: Annotated[int, _client("Unmeasured requests sent before.")] = 4
+    warmup: Annotated[int, _client("Number of requests sent before the measurement.")] = 4
     request_timeout: Annotated[
-        float, _client("Seconds until an unfinished answer is an error.", unit="seconds", gt=0, finite=True)
+        float,
+        _client("Seconds after which an unfinished answer is an error.", unit="seconds", gt=0, finite=True),
     ] = 3600.0
     header: Annotated[
         tuple[str, ...],
-        _client("With --url: 'Name: value', sent with every request. Once for each header.", secret=True),
+        _client("With --url: 'Name: value', sent with every request. Repeatable.", secret=True),
     ] = ()
     api_key: Annotated[
         str | None, _client("With --url: sent as 'Authorization: Bearer KEY'.", secret=True)
@@ -347,11 +372,17 @@ class ClientSpec:
 
     @property
     def headers(self) -> dict[str, str]:
-        """By name. Raises ValueError for text that is no header; it is not repeated, for it may be secret."""
+        """The headers by name.
+
+        Raises ValueError if a header is malformed. The message does not show it, because it may be secret.
+        """
         key = () if self.api_key is None else (f"Authorization: Bearer {self.api_key}",)
         found: dict[str, str] = {}
         for text in (*self.header, *key):
             if (match := _HEADER.fullmatch(text)) is None:
-                raise ValueError("--header takes 'Name: value', and --api-key a key of printable characters")
+                raise ValueError(
+                    "a header or key is malformed: --header takes 'Name: value', and --api-key takes "
+                    "printable characters"
+                )
             found[match["name"]] = match["value"]
         return found

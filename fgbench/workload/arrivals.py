@@ -1,4 +1,4 @@
-"""When requests arrive, computed before the load starts: seeded processes as absolute times."""
+"""Arrival processes: compute, from a seed, the times at which requests arrive, before the load starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROCESSES = ("poisson", "gamma", "uniform", "burst", "ramp", "trace", "closed")
 
 
 class Arrivals(ABC):
-    """An arrival process. The first request arrives at 0."""
+    """An arrival process. The first request arrives at time 0."""
 
     __slots__ = ()
 
@@ -29,37 +29,42 @@ class Arrivals(ABC):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What decides the pattern beside rate, seed and count; plain JSON."""
+        """Parameters of the pattern, other than rate, seed and count, as plain JSON."""
         return {}
 
     @property
     def label(self) -> str:
-        """Name and parameters for people: ``gamma cv=2``. Different patterns have different labels."""
+        """Name and parameters as text, such as ``gamma cv=2``; different for different patterns."""
         return " ".join([self.name, *(f"{key}={value}" for key, value in self.parameters.items())])
 
     @property
     def concurrency(self) -> int | None:
-        """Requests in flight at most, each leaving when one ends; None: an open loop has no limit."""
+        """Number of workers of a closed loop; None: an open loop."""
         return None
 
     def check(self, rate: float) -> None:
-        """Raises ValueError for a rate, in requests per second, that the process cannot have."""
+        """Raise ValueError if the process cannot have this rate, in requests per second."""
         if not rate > 0:
             raise ValueError(f"the rate must be above 0 requests per second (or inf), not {rate}")
 
     def mean_rate(self, rate: float) -> float | None:
-        """Requests per second over the whole load; None: the server decides."""
+        """Return the mean requests per second over the complete load; None: the server decides."""
         return rate
 
     @abstractmethod
     def times(self, rng: Generator, count: int, rate: float) -> tuple[float, ...]:
-        """Seconds from the start of the load, ascending. Raises ValueError as ``check`` does."""
+        """Return ``count`` arrival times in seconds since the start of the load, ascending.
+
+        Raises ValueError if the process cannot have this rate.
+        """
 
 
 class RateScaled(Arrivals):
-    """Its pattern is drawn at one request per second and stretched to the rate asked for, so one seed gives
-    the same pattern at every rate; ``rate=inf``: all at 0. Times are rounded to the microsecond, which no
-    client can keep anyway."""
+    """A process that draws its pattern at one request per second and scales it to the rate.
+
+    So the same seed gives the same pattern at every rate. With ``rate=inf`` all requests arrive at time 0.
+    Times are rounded to microseconds, because no client is more exact.
+    """
 
     __slots__ = ()
 
@@ -75,7 +80,7 @@ class RateScaled(Arrivals):
 
 @dataclass(frozen=True, slots=True)
 class Poisson(RateScaled):
-    """Gaps are independent and exponential: many users who know nothing of each other."""
+    """A Poisson process: the gaps are independent and exponential, as for many independent users."""
 
     @property
     def name(self) -> str:
@@ -87,10 +92,10 @@ class Poisson(RateScaled):
 
 @dataclass(frozen=True, slots=True)
 class Gamma(RateScaled):
-    """Gaps are independent and gamma-distributed: burstier than Poisson above a ``cv`` of 1."""
+    """Independent, gamma-distributed gaps; with ``cv`` above 1 they have more bursts than Poisson."""
 
     cv: float
-    """Coefficient of variation of the gaps: their deviation over their mean."""
+    """Coefficient of variation of the gaps: standard deviation divided by mean."""
 
     def __post_init__(self) -> None:
         low, high = CV_RANGE
@@ -114,7 +119,7 @@ class Gamma(RateScaled):
 
 @dataclass(frozen=True, slots=True)
 class Uniform(RateScaled):
-    """All gaps are the same."""
+    """Equal gaps."""
 
     @property
     def name(self) -> str:
@@ -128,7 +133,7 @@ class Uniform(RateScaled):
 
 @dataclass(frozen=True, slots=True)
 class Burst(RateScaled):
-    """``size`` requests at one moment; the moments are a Poisson process of ``rate / size``."""
+    """Bursts of ``size`` requests at the same time; the bursts are a Poisson process of ``rate / size``."""
 
     size: int
 
@@ -146,20 +151,20 @@ class Burst(RateScaled):
 
     def _at_one_per_second(self, rng: Generator, count: int) -> NDArray[Any]:
         bursts = -(-count // self.size)
-        moments = _from_zero(rng.standard_exponential(bursts - 1) * self.size)
-        return moments.repeat(self.size)[:count]
+        burst_times = _from_zero(rng.standard_exponential(bursts - 1) * self.size)
+        return burst_times.repeat(self.size)[:count]
 
 
 @dataclass(frozen=True, slots=True)
 class Ramp(Arrivals):
-    """A Poisson process whose rate goes linearly from ``rate`` to ``rate_to`` over the whole load.
+    """A Poisson process whose rate changes linearly from ``rate`` to ``rate_to`` over the complete load.
 
-    It takes ``2 (n - 1) / (rate + rate_to)`` seconds on average. Unlike with the others, fewer requests are
-    a steeper ramp and not the first part of a longer one.
+    n requests take ``2 (n - 1) / (rate + rate_to)`` seconds on average. Fewer requests give a steeper ramp;
+    with the other processes they give the first part of a longer load.
     """
 
     rate_to: float
-    """Requests per second."""
+    """Requests per second at the end."""
 
     def __post_init__(self) -> None:
         if not 0 < self.rate_to < math.inf:
@@ -176,14 +181,17 @@ class Ramp(Arrivals):
     def check(self, rate: float) -> None:
         Arrivals.check(self, rate)
         if math.isinf(rate):
-            raise ValueError("a ramp needs a finite --rate to begin with")
+            raise ValueError("a ramp needs a finite --rate at its start")
 
     def mean_rate(self, rate: float) -> float | None:
         return (rate + self.rate_to) / 2
 
     def times(self, rng: Generator, count: int, rate: float) -> tuple[float, ...]:
-        """The inverse of the expected number of arrivals, ``rate t + slope t^2 / 2``, at a unit Poisson
-        process's times; what falls behind the ramp's end keeps ``rate_to``."""
+        """Return arrival times: those of a unit Poisson process, mapped by an inverse function.
+
+        The function is the expected number of arrivals, ``rate t + slope t^2 / 2``. After the end of the ramp
+        the rate remains ``rate_to``.
+        """
         import numpy as np
 
         self.check(rate)
@@ -200,12 +208,12 @@ class Ramp(Arrivals):
 
 @dataclass(frozen=True, slots=True)
 class Replay(RateScaled):
-    """A recorded trace's own times; at another rate than its mean they are stretched or pressed together."""
+    """The arrival times of a recorded trace, scaled to the rate."""
 
     trace: str
-    """What the trace is called."""
+    """Name of the trace."""
     recorded: tuple[float, ...] = field(repr=False)
-    """Seconds from its first request, ascending."""
+    """Arrival times in seconds since the first request, ascending."""
 
     def __post_init__(self) -> None:
         if not self.recorded:
@@ -225,14 +233,15 @@ class Replay(RateScaled):
 
     @property
     def own_rate(self) -> float:
-        """Requests per second as recorded; infinite where all came at once."""
+        """Requests per second of the recording; infinite if all arrived at once."""
         span = self.recorded[-1]
         return (len(self.recorded) - 1) / span if span > 0 else math.inf
 
     def times(self, rng: Generator, count: int, rate: float) -> tuple[float, ...]:
         if count > len(self.recorded):
             raise ValueError(
-                f"the trace {self.trace} has {len(self.recorded)} requests, fewer than the {count} asked for"
+                f"the trace {self.trace} has {len(self.recorded)} requests, fewer than {count}: lower "
+                "--num-prompts"
             )
         return RateScaled.times(self, rng, count, rate)
 
@@ -246,13 +255,14 @@ class Replay(RateScaled):
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop(Arrivals):
-    """A closed loop: each of ``workers`` sends its next request when its last has ended.
+    """A closed loop: each of ``workers`` workers sends its next request when its last one has ended.
 
-    Only the order is fixed here; the server decides the times. Such a load never exceeds the server's
-    capacity, and says nothing about waiting under a load that does not wait.
+    Only the order of the requests is fixed; the server decides the times. Such a load never exceeds the
+    server's capacity. So it does not show how long requests wait in an open loop.
     """
 
     workers: int
+    """Number of requests in flight."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.workers <= MAX_CONCURRENCY:
@@ -279,10 +289,11 @@ class ClosedLoop(Arrivals):
 
 POISSON = Poisson()
 Level = float | ClosedLoop
-"""How much load: requests per second, or a closed loop."""
+"""An amount of load: requests per second, or a closed loop."""
 
 
 def _from_zero(gaps: NDArray[Any]) -> NDArray[Any]:
+    """Return times from gaps; the first time is 0."""
     import numpy as np
 
     return np.concatenate(([0.0], gaps.cumsum()))

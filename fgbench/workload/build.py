@@ -1,4 +1,7 @@
-"""One seed, one workload: dataset, arrivals and token ids each from a random stream of its own."""
+"""Builds a workload from a dataset, an arrival process and a seed.
+
+Samples, arrivals, token ids and users each have a separate random stream.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +18,33 @@ if TYPE_CHECKING:
 MAX_PROMPTS = 1_000_000
 MAX_USERS = 1_000_000
 WARMUP_OUTPUT_TOKENS = 16
-"""Warm-up fills caches and compiles; it need not generate long answers."""
+"""Maximum output tokens of a warm-up request. It fills caches and compiles, so short answers are enough."""
 DEFAULT_TOKEN_IDS = (1_000, 30_000)
-"""Above every catalog model's special tokens, below the smallest vocabulary among them (32,000)."""
+"""Range of token ids in prompts. The catalog models have their special tokens below it, and at least 32,000
+tokens."""
 
 
 def token_id_range(vocab_size: int | None) -> tuple[int, int]:
-    """[low, high) of ids to make prompts of; the usual range wherever the vocabulary holds it.
+    """Return the range [low, high) of token ids in prompts: the default range, if the vocabulary contains it.
 
-    None: unknown, taken to be large enough. Raises ValueError for a vocabulary of fewer than 16.
+    ``vocab_size``: None: not known, assumed to be large enough. Raises ValueError if it is below 16.
     """
     low, high = DEFAULT_TOKEN_IDS
     if vocab_size is None or vocab_size >= high:
         return low, high
     if vocab_size < 16:
-        raise ValueError(f"a vocabulary of {vocab_size} tokens is too small to make prompts of")
+        raise ValueError(f"a vocabulary of {vocab_size} tokens is too small for prompts: use another model")
     return vocab_size // 4, vocab_size
 
 
 def check_counts(*, num_prompts: int, num_warmup: int, seed: int, users: int = 1) -> None:
-    """Raises ValueError, naming the number, for one that no workload can have."""
+    """Raise ValueError if one of the numbers is out of range."""
     if not 1 <= num_prompts <= MAX_PROMPTS:
         raise ValueError(f"the number of prompts must be between 1 and {MAX_PROMPTS}, not {num_prompts}")
     if not 0 <= num_warmup <= MAX_PROMPTS:
-        raise ValueError(f"warm-up prompts must number between 0 and {MAX_PROMPTS}, not {num_warmup}")
+        raise ValueError(
+            f"the number of warm-up prompts must be between 0 and {MAX_PROMPTS}, not {num_warmup}"
+        )
     if not 0 <= seed < 2**63:
         raise ValueError(f"the seed must be between 0 and 2^63 - 1, not {seed}")
     if not 1 <= users <= MAX_USERS:
@@ -57,16 +63,21 @@ def build_workload(
     users: int = 1,
     arrivals: Arrivals = POISSON,
 ) -> Workload:
-    """The same seed gives the same prompts and lengths in the same order at every rate, with all arrivals and
-    for every server.
+    """Build a workload.
 
-    A smaller ``num_prompts`` gives the first of a larger one's requests (but see ``Ramp``). Warm-up takes the
-    samples after the measured ones, so the two differ while the dataset has that many. Without prompts
-    lengths and arrivals are the same, but not the fingerprints, which are of what is sent. With several users
-    each measured request is one's, the k-th user sending 1/k as many as the first.
+    The same seed gives the same prompts and lengths in the same order, at every rate, with every arrival
+    process and for every server. A smaller ``num_prompts`` gives the first requests of a larger one, except
+    with ``Ramp``. Warm-up requests use the samples after the measured ones, so the two differ if the dataset
+    is large enough.
+
+    Args:
+        rate: Requests per second; ``inf``: all at once.
+        vocab_size: Number of tokens in the vocabulary; None: not known.
+        with_prompts: False: make no prompts. Lengths and arrivals are the same, but fingerprints differ.
+        users: Number of users. Each measured request has a user; user k sends 1/k as many as the first.
 
     Raises:
-        ValueError: for a number out of range, or a dataset that yields nothing usable.
+        ValueError: a number is out of range, or the dataset has no usable sample.
     """
     import numpy as np
 
@@ -79,7 +90,7 @@ def build_workload(
     prompt = _prompt if with_prompts else _no_prompt
     names = _user_names(senders, users, num_prompts)
     samples = list(islice(dataset.samples(choice), num_prompts + num_warmup))
-    measured, warm = samples[:num_prompts], samples[num_prompts:]
+    measured, warmup = samples[:num_prompts], samples[num_prompts:]
     return Workload(
         dataset=dataset.name,
         rate=rate,
@@ -96,7 +107,7 @@ def build_workload(
                 s.prompt_tokens,
                 min(s.output_tokens, WARMUP_OUTPUT_TOKENS),
             )
-            for i, s in enumerate(warm)
+            for i, s in enumerate(warmup)
         ),
         arrivals=arrivals,
         users=users,
@@ -104,7 +115,7 @@ def build_workload(
 
 
 def _user_names(rng: Generator, users: int, num_prompts: int) -> list[str]:
-    """Whose each request is: ``user-1`` .. ``user-N`` with weights 1, 1/2, .. 1/N; nobody's where N is 1."""
+    """Draw each request's user: ``user-1`` .. ``user-N`` with weights 1, 1/2, .. 1/N; empty if N is 1."""
     import numpy as np
 
     if users == 1:

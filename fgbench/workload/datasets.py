@@ -1,4 +1,4 @@
-"""What requests look like: each dataset gives an endless, seeded row of samples."""
+"""The kinds of datasets. Each one yields an endless sequence of samples that depends on a seed."""
 
 from __future__ import annotations
 
@@ -15,32 +15,39 @@ if TYPE_CHECKING:
 
 TEXTS_PER_BATCH = 64
 MIX_BLOCK = 200
-"""Requests among which the shares of a mix are exact."""
+"""Number of requests in which the shares of a mix are exact."""
 
 TokenCounter = Callable[[Sequence[str]], list[int]]
-"""Texts -> number of tokens of each."""
+"""Texts -> number of tokens of each text."""
 Fits = Callable[[int, int], bool]
-"""Whether a request of so many prompt and output tokens is sent."""
+"""Takes prompt tokens and output tokens; returns whether such a request is sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
+    """The prompt and the length of one request."""
+
     prompt_tokens: int
     output_tokens: int
     text: str | None = None
-    """None: only the lengths are known, and the prompt is made of random token ids."""
+    """The prompt; None: only its length is known, and random token ids are used."""
 
 
 class Dataset(Protocol):
+    """A source of samples."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name in run folders and tables."""
+        ...
 
     def samples(self, rng: Generator) -> Iterator[Sample]:
-        """Endless. Without replacement: a sample returns only after every other has been given."""
+        """Yield samples without end. A sample is repeated only after all others were yielded."""
         ...
 
 
 def any_length(prompt_tokens: int, output_tokens: int) -> bool:
+    """Whether both lengths are between 1 and ``MAX_LENGTH`` tokens."""
     return 1 <= prompt_tokens <= MAX_LENGTH and 1 <= output_tokens <= MAX_LENGTH
 
 
@@ -51,9 +58,10 @@ class Lengths:
     name: str
     pairs: tuple[tuple[int, int], ...]
     in_order: bool = False
-    """As they stand, as a trace's are; else in an order drawn."""
+    """Whether samples have the order of ``pairs``, as for a trace; False: a random order."""
 
     def samples(self, rng: Generator) -> Iterator[Sample]:
+        """Yield samples without end."""
         while True:
             count = len(self.pairs)
             for i in range(count) if self.in_order else rng.permutation(count):
@@ -62,28 +70,33 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Real prompts. A completion counts by its length; tokens are counted as samples are asked for, so a run
-    of 100 prompts tokenizes some hundred texts and not a hundred thousand."""
+    """Real prompts, with completions of which only the length matters.
+
+    Tokens are counted when samples are needed. So a run of 100 prompts tokenizes a few hundred texts, not a
+    hundred thousand.
+    """
 
     name: str
     pairs: Sequence[TextPair]
     count_tokens: TokenCounter
     fits: Fits
     output_lengths: LengthDistribution | None = None
-    """Of answers whose length the data does not tell; must be given where there are such."""
+    """Output lengths for pairs without one; required if there are such pairs."""
 
     def samples(self, rng: Generator) -> Iterator[Sample]:
-        """Raises ValueError when no pair passes the filter of lengths."""
+        """Yield samples without end. Raises ValueError if no pair has an accepted length."""
         while True:
-            given = False
+            is_empty = True
             for sample in self.once(rng):
-                given = True
+                is_empty = False
                 yield sample
-            if not given:
-                raise ValueError(f"dataset {self.name}: no conversation passes the filter of lengths")
+            if is_empty:
+                raise ValueError(
+                    f"dataset {self.name}: no conversation has an accepted length: use another dataset"
+                )
 
     def once(self, rng: Generator) -> Iterator[Sample]:
-        """Each pair that passes the filter of lengths, in an order drawn."""
+        """Yield each pair with an accepted length once, in random order."""
         order = rng.permutation(len(self.pairs)).tolist()
         for start in range(0, len(order), TEXTS_PER_BATCH):
             batch = [self.pairs[i] for i in order[start : start + TEXTS_PER_BATCH]]
@@ -103,7 +116,7 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Synthetic:
-    """Lengths drawn from two distributions; every request is new."""
+    """Lengths drawn from two distributions."""
 
     prompt_lengths: LengthDistribution
     output_lengths: LengthDistribution
@@ -113,6 +126,7 @@ class Synthetic:
         return f"synthetic-{self.prompt_lengths.name}x{self.output_lengths.name}"
 
     def samples(self, rng: Generator) -> Iterator[Sample]:
+        """Yield new samples without end."""
         while True:
             prompt = self.prompt_lengths.draw(rng)
             yield Sample(prompt, self.output_lengths.draw(rng))
@@ -120,36 +134,39 @@ class Synthetic:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Several datasets in fixed shares: exact in every ``MIX_BLOCK`` requests, whose order is drawn."""
+    """Several datasets in fixed shares.
+
+    The shares are exact in every block of ``MIX_BLOCK`` requests. The order in a block is random.
+    """
 
     parts: tuple[tuple[Dataset, float], ...]
-    """Each with its share; the shares sum to 1."""
+    """Datasets with their shares, which sum to 1."""
 
     @property
     def name(self) -> str:
         return "mix-" + "-".join(f"{part.name}-{share:g}" for part, share in self.parts)
 
     def samples(self, rng: Generator) -> Iterator[Sample]:
+        """Yield samples without end."""
         streams = rng.spawn(len(self.parts))
-        rows = [part.samples(stream) for (part, _), stream in zip(self.parts, streams, strict=True)]
-        turns = [i for i, count in enumerate(self.counts()) for _ in range(count)]
+        sources = [part.samples(stream) for (part, _), stream in zip(self.parts, streams, strict=True)]
+        block = [i for i, count in enumerate(self.counts()) for _ in range(count)]
         while True:
-            for turn in rng.permutation(turns).tolist():
-                yield next(rows[turn])
+            for part in rng.permutation(block).tolist():
+                yield next(sources[part])
 
     def counts(self) -> list[int]:
-        """Requests of each part among ``MIX_BLOCK``: its share rounded down, what is left to those that
-        lost most by it."""
-        wanted = [share * MIX_BLOCK for _, share in self.parts]
-        counts = [int(number + 1e-9) for number in wanted]
-        by_loss = sorted(range(len(wanted)), key=lambda i: counts[i] - wanted[i])
+        """Return each part's number of requests per ``MIX_BLOCK`` requests (largest remainder method)."""
+        exact = [share * MIX_BLOCK for _, share in self.parts]
+        counts = [int(number + 1e-9) for number in exact]
+        by_loss = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
         for i in by_loss[: MIX_BLOCK - sum(counts)]:
             counts[i] += 1
         return counts
 
 
 def token_counter(folder: Path) -> TokenCounter:
-    """Counts with the tokenizer.json in a model's folder; special tokens are not counted."""
+    """Return a counter that uses the tokenizer.json in a model's folder; it counts no special tokens."""
     from fgengine.text import open_tokenizer
 
     tokenizer = open_tokenizer(folder)

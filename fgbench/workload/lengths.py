@@ -1,4 +1,4 @@
-"""Distributions of lengths in tokens, and the small language in which the command line names them."""
+"""Distributions of lengths in tokens, and the syntax for them on the command line."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ if TYPE_CHECKING:
     from numpy.random import Generator
 
 MAX_LENGTH = 1_000_000
-"""Longest prompt or output accepted, tokens."""
+"""Longest accepted prompt or output, in tokens."""
 MAX_SIGMA = 5.0
 ZIPF_RANGE = (0.0, 20.0)
 GRAMMAR = "512 (fixed), 16-512 (uniform), lognormal:MEDIAN:SIGMA[:MAX] or zipf:EXPONENT:MAX"
 
 
 class LengthDistribution(Protocol):
+    """A distribution of lengths."""
+
     @property
     def name(self) -> str:
-        """Short, fit for the name of a folder."""
+        """Short name, which can be part of a folder's name."""
         ...
 
     def draw(self, rng: Generator) -> int:
-        """Tokens, from 1 to ``MAX_LENGTH``."""
+        """Draw a number of tokens, from 1 to ``MAX_LENGTH``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """Every length from ``low`` to ``high`` is as likely as any other; both may be the same."""
+    """Uniform distribution from ``low`` to ``high``, both inclusive; fixed if they are equal."""
 
     low: int
     high: int
@@ -50,7 +52,10 @@ class Between:
 
 @dataclass(frozen=True, slots=True)
 class Lognormal:
-    """Half are shorter than ``median``, and the logarithm's deviation is ``sigma``; cut to ``most``."""
+    """Lognormal distribution with the given median, cut to at most ``most`` tokens.
+
+    ``sigma`` is the standard deviation of the logarithm.
+    """
 
     median: float
     sigma: float
@@ -65,12 +70,12 @@ class Lognormal:
             raise ValueError(
                 f"sigma of lognormal lengths must be above 0 and at most {MAX_SIGMA:g}, not {self.sigma:g}"
             )
-        _check_most(self.most)
+        _check_longest(self.most)
 
     @property
     def name(self) -> str:
-        most = "" if self.most == MAX_LENGTH else f".{self.most}"
-        return f"lognormal.{self.median:g}.{self.sigma:g}{most}"
+        longest = "" if self.most == MAX_LENGTH else f".{self.most}"
+        return f"lognormal.{self.median:g}.{self.sigma:g}{longest}"
 
     def draw(self, rng: Generator) -> int:
         length = self.median * math.exp(self.sigma * rng.standard_normal())
@@ -79,12 +84,12 @@ class Lognormal:
 
 @dataclass(frozen=True, slots=True)
 class Zipf:
-    """Length k, from 1 to ``most``, with a probability proportional to ``k ** -exponent``."""
+    """Zipf distribution: length k, 1 to ``most``, has a probability proportional to ``k ** -exponent``."""
 
     exponent: float
     most: int
-    _below: Any = field(init=False, repr=False, compare=False, default=None)
-    """Probability of a length up to each one."""
+    _cumulative: Any = field(init=False, repr=False, compare=False, default=None)
+    """Element k - 1: the probability of a length up to k."""
 
     def __post_init__(self) -> None:
         import numpy as np
@@ -94,33 +99,36 @@ class Zipf:
             raise ValueError(
                 f"the exponent of zipf must be above {low:g} and at most {high:g}, not {self.exponent:g}"
             )
-        _check_most(self.most)
+        _check_longest(self.most)
         weights = np.arange(1, self.most + 1, dtype=float) ** -self.exponent
-        object.__setattr__(self, "_below", weights.cumsum() / weights.sum())
+        object.__setattr__(self, "_cumulative", weights.cumsum() / weights.sum())
 
     @property
     def name(self) -> str:
         return f"zipf.{self.exponent:g}.{self.most}"
 
     def draw(self, rng: Generator) -> int:
-        return min(self.most, 1 + int(self._below.searchsorted(rng.random(), side="right")))
+        return min(self.most, 1 + int(self._cumulative.searchsorted(rng.random(), side="right")))
 
 
 def parse_lengths(text: str) -> LengthDistribution:
-    """A distribution as ``GRAMMAR`` writes it. Raises ValueError for anything else."""
+    """Parse a distribution, such as ``16-512``; ``GRAMMAR`` has the syntax.
+
+    Raises ValueError if ``text`` does not follow the syntax.
+    """
     kind, *numbers = text.split(":")
     try:
         if kind == "lognormal" and len(numbers) in (2, 3):
-            most = _whole(numbers[2]) if len(numbers) == 3 else MAX_LENGTH
-            return Lognormal(_number(numbers[0]), _number(numbers[1]), most)
+            longest = _integer(numbers[2]) if len(numbers) == 3 else MAX_LENGTH
+            return Lognormal(_number(numbers[0]), _number(numbers[1]), longest)
         if kind == "zipf" and len(numbers) == 2:
-            return Zipf(_number(numbers[0]), _whole(numbers[1]))
+            return Zipf(_number(numbers[0]), _integer(numbers[1]))
         if not numbers:
             low, dash, high = kind.partition("-")
-            return Between(_whole(low), _whole(high if dash else low))
+            return Between(_integer(low), _integer(high if dash else low))
     except _NotANumber:
         pass
-    raise ValueError(f"a length is {GRAMMAR}, not {text!r}")
+    raise ValueError(f"{text!r} is not a length: write {GRAMMAR}")
 
 
 class _NotANumber(Exception):
@@ -134,12 +142,12 @@ def _number(text: str) -> float:
         raise _NotANumber from None
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise _NotANumber
     return int(text)
 
 
-def _check_most(most: int) -> None:
-    if not 1 <= most <= MAX_LENGTH:
-        raise ValueError(f"the longest length must be between 1 and {MAX_LENGTH} tokens, not {most}")
+def _check_longest(longest: int) -> None:
+    if not 1 <= longest <= MAX_LENGTH:
+        raise ValueError(f"the longest length must be between 1 and {MAX_LENGTH} tokens, not {longest}")

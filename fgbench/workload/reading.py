@@ -1,4 +1,4 @@
-"""Datasets by name or file."""
+"""Loads datasets by their name or from a file."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ DATASETS = {
     "sharegpt-lengths": "lengths of 15,350 ShareGPT conversations, with random tokens as prompts",
     "sharegpt": "ShareGPT's own texts, first question and answer",
     "alpaca": "Stanford Alpaca: an instruction and its answer",
-    "mmlu": "MMLU: multiple-choice questions; the answer is one letter, or as long as --output-len says",
-    "mix": "ShareGPT and MMLU, 1 to 39 as in FastServe's client; other shares by --mix",
-    "synthetic": "lengths by --input-len and --output-len, with random tokens as prompts",
+    "mmlu": "MMLU: multiple-choice questions; the answer is one letter, or --output-len gives its length",
+    "mix": "ShareGPT and MMLU, 1 to 39 as in FastServe's client; --mix gives other shares",
+    "synthetic": "lengths from --input-len and --output-len, with random tokens as prompts",
     "lengths": "a file's columns prompt_tokens and output_tokens, with random tokens as prompts",
-    "trace": "the lengths in an Azure, BurstGPT or Mooncake trace; --trace takes its times as well",
+    "trace": "the lengths in an Azure, BurstGPT or Mooncake trace; --trace also uses its times",
     "jsonl": "your own prompts: see 'fgbench datasets list --help'",
 }
 LENGTHS_FILE = "sharegpt-lengths.csv.gz"
@@ -50,16 +50,18 @@ TokenizerFolder = Callable[[], Path]
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
+class _TextFormat:
+    """Parser and accepted lengths of a dataset of texts."""
+
     parse: Parse
     fits: Fits
 
 
 _TEXTS = {
-    "sharegpt": _Form(first_pair, length_ok),
-    "alpaca": _Form(alpaca_pairs, short_answer_ok),
-    "mmlu": _Form(mmlu_pairs, short_answer_ok),
-    "jsonl": _Form(plain_pairs, any_length),
+    "sharegpt": _TextFormat(first_pair, length_ok),
+    "alpaca": _TextFormat(alpaca_pairs, short_answer_ok),
+    "mmlu": _TextFormat(mmlu_pairs, short_answer_ok),
+    "jsonl": _TextFormat(plain_pairs, any_length),
 }
 
 
@@ -73,30 +75,40 @@ def load_dataset(
     mix: str | None = None,
     report: Report = lambda line: None,
 ) -> Dataset:
-    """The dataset called ``name``, from ``path`` instead of its usual place where one is given; without a
-    name the one whose form the file has, without either ``sharegpt-lengths``.
+    """Load a dataset.
 
-    ``tokenizer`` gives the folder of the model's tokenizer.json; only texts ask for it. ``report`` is told
-    what takes long, and which records are left out because they are broken.
+    Example: ``load_dataset("sharegpt-lengths")`` or ``load_dataset(path=Path("mine.jsonl"), tokenizer=...)``.
+
+    Args:
+        name: Name of the dataset; None: the file's format decides, and without a file ``sharegpt-lengths``.
+        path: File to read instead of the dataset's usual file.
+        tokenizer: Returns the folder of the model's tokenizer.json; only needed for texts.
+        input_len, output_len: Lengths as on the command line.
+        mix: Parts of the dataset ``mix``, as on the command line.
+        report: Receives lines about slow steps and left-out records.
 
     Raises:
-        ValueError: for a name, file or length that will not do; one sentence says why.
+        ValueError: the name, the file or a length is wrong. The message is one sentence with the reason.
     """
     if path is not None and not path.exists():
-        raise ValueError(f"--dataset-path: there is no file {path}")
+        raise ValueError(f"--dataset-path: there is no file {path}: give the path of a dataset")
     name = name or (kind_of(path) if path is not None else "sharegpt-lengths")
     if name not in DATASETS:
-        raise ValueError(f"there is no dataset or file {name!r}; the datasets are {', '.join(DATASETS)}")
+        raise ValueError(f"there is no dataset or file {name!r}: give a file, or {', '.join(DATASETS)}")
     if mix is not None and name != "mix":
-        raise ValueError("--mix goes with --dataset mix")
+        raise ValueError(f"--mix does not work with the dataset {name}: use --dataset mix")
     if input_len is not None and name != "synthetic":
-        raise ValueError("--input-len goes with --dataset synthetic: other datasets have their own prompts")
+        raise ValueError(
+            f"--input-len does not work with the dataset {name}, which has its own prompts: use --dataset "
+            "synthetic"
+        )
     if output_len is not None and name not in ("synthetic", "mmlu", "jsonl", "mix"):
         raise ValueError(
-            "--output-len goes with --dataset synthetic, mmlu or jsonl: other datasets have their own answers"
+            f"--output-len does not work with the dataset {name}, which has its own answers: use --dataset "
+            "synthetic, mmlu or jsonl"
         )
     if name in ("synthetic", "mix") and path is not None:
-        raise ValueError(f"the dataset {name} reads no file; {_MADE_BY[name]}")
+        raise ValueError(f"the dataset {name} reads no file: use {_MADE_FROM[name]}")
     lengths = parse_lengths(output_len) if output_len is not None else None
     if name == "synthetic":
         prompts = parse_lengths(input_len or DEFAULT_INPUT_LEN)
@@ -108,7 +120,7 @@ def load_dataset(
     if path is None and name == "sharegpt-lengths":
         return sharegpt_lengths()
     if path is None:
-        raise ValueError(f"the dataset {name} is a file of yours: --dataset FILE says which")
+        raise ValueError(f"the dataset {name} is your own file: give it with --dataset FILE")
     if name == "trace":
         trace = read_trace(path)
         for note in trace.notes:
@@ -117,25 +129,23 @@ def load_dataset(
     return read_lengths(path, path.name.partition(".")[0], report)
 
 
-_MADE_BY = {"synthetic": "--input-len and --output-len make it", "mix": "--mix says of what it is made"}
+_MADE_FROM = {"synthetic": "--input-len and --output-len", "mix": "--mix"}
+"""Dataset that reads no file -> the options that it is made from."""
 
 
 def kind_of(path: Path) -> str:
-    """The name of the dataset whose form a file has.
-
-    Raises ValueError for a file of none.
-    """
+    """Return the name of the dataset whose format the file has. Raises ValueError if it has none."""
     if path.is_dir():
         if is_mmlu_folder(path):
             return "mmlu"
-        raise ValueError(f"{path} is a folder, and not MMLU's")
+        raise ValueError(f"{path} is a folder, but not MMLU's: give a file")
     if not looks_like_json(path):
         header = next(csv_rows(ReadReport(path)), [])
         if csv_format(header):
             return "trace"
         if has_lengths(header):
             return "lengths"
-        raise ValueError(f"{path} is in no known form: {_forms()}")
+        raise ValueError(f"{path} has no known format: give {_known_formats()}")
     for record in islice(json_records(ReadReport(path)), SNIFFED_RECORDS):
         if not isinstance(record, dict):
             continue
@@ -146,7 +156,7 @@ def kind_of(path: Path) -> str:
             return "trace"
         if record.keys() & set(PROMPT_COUNTS):
             return "lengths"
-    raise ValueError(f"{path} is in no known form: {_forms()}")
+    raise ValueError(f"{path} has no known format: give {_known_formats()}")
 
 
 _KEYS = {
@@ -157,24 +167,24 @@ _KEYS = {
 }
 
 
-def _forms() -> str:
+def _known_formats() -> str:
     records = "; ".join(f"{kind}: {', '.join(sorted(keys))}" for kind, keys in _KEYS.items())
-    return f"a JSON list or one record a line ({records}; mooncake), or a CSV of lengths or a trace"
+    return f"a JSON list or one record per line ({records}; mooncake), or a CSV file of lengths or of a trace"
 
 
 def sharegpt_lengths() -> Lengths:
-    """The table in the repository's ``datasets/``, which wheels carry as ``fgbench/datasets``."""
+    """Read the table in the repository's ``datasets/``; in wheels it is in ``fgbench/datasets``."""
     package = Path(__file__).parents[1]
     for folder in (package / "datasets", package.parent / "datasets"):
         if (folder / LENGTHS_FILE).is_file():
             return read_lengths(folder / LENGTHS_FILE, "sharegpt-lengths")
-    raise ValueError(f"{LENGTHS_FILE} is missing from this installation of fgbench")
+    raise ValueError(f"{LENGTHS_FILE} is missing from this installation of fgbench: install it again")
 
 
 def parse_mix(text: str) -> list[tuple[str, float]]:
-    """``sharegpt:0.025,mmlu:0.975`` as names or files with shares that sum to 1.
+    """Parse a mix such as ``sharegpt:0.025,mmlu:0.975`` into names or files with shares that sum to 1.
 
-    Raises ValueError for anything else.
+    Raises ValueError if ``text`` is not such a list.
     """
     parts: list[tuple[str, float]] = []
     for part in text.split(","):
@@ -184,7 +194,7 @@ def parse_mix(text: str) -> list[tuple[str, float]]:
         except ValueError:
             weight = 0.0
         if not name or not 0 < weight < 1e9:
-            raise ValueError(f"--mix is a list such as {ARTIFACT_MIX}, not {text!r}")
+            raise ValueError(f"--mix {text!r} is not a list of datasets and shares: write {ARTIFACT_MIX}")
         parts.append((name, weight))
     total = sum(weight for _, weight in parts)
     return [(name, weight / total) for name, weight in parts]
@@ -194,7 +204,7 @@ def _mix(text: str, tokenizer: TokenizerFolder | None, output_len: str | None, r
     parts: list[tuple[Dataset, float]] = []
     for name, share in parse_mix(text):
         if name in ("mix", "synthetic"):
-            raise ValueError(f"--mix cannot hold {name}")
+            raise ValueError(f"--mix cannot contain {name}: use other datasets")
         path = Path(name) if name not in DATASETS and Path(name).exists() else None
         kind = kind_of(path) if path is not None else name
         lengths = output_len if kind in ("mmlu", "jsonl") else None
@@ -214,39 +224,39 @@ def _texts(
         raise ValueError(f"the dataset {name} needs the model's tokenizer, to count tokens")
     path = path or _usual_path(name, report)
     report(f"reading {path.name}")
-    form = _TEXTS[name]
+    text_format = _TEXTS[name]
     if path.is_dir():
-        pairs = [pair for record in mmlu_folder_records(path) for pair in form.parse(record)]
+        pairs = [pair for record in mmlu_folder_records(path) for pair in text_format.parse(record)]
     else:
-        records = TextRecords(path, form.parse)
+        records = TextRecords(path, text_format.parse)
         pairs = list(records)
         if records.tally.loss:
             report(records.tally.loss)
     if not pairs:
-        raise ValueError(f"{path} holds no conversation of a question and an answer")
-    if name == "jsonl" and lengths is None and any(_unanswered(pair) for pair in pairs):
+        raise ValueError(f"{path} has no question with an answer: give another file")
+    if name == "jsonl" and lengths is None and any(_has_no_length(pair) for pair in pairs):
         raise ValueError(
-            f"{path} does not say how long the answers are: give every record output_tokens or a completion, "
-            "or say it for all with --output-len"
+            f"{path} has records without the length of the answer: add output_tokens or a completion to "
+            "every record, or give --output-len"
         )
     if name == "mmlu" and lengths is not None:
         pairs = [replace(pair, completion="") for pair in pairs]
-    shown = path.name.partition(".")[0] if name == "jsonl" else name
-    return Texts(shown, pairs, token_counter(tokenizer()), form.fits, lengths)
+    shown_name = path.name.partition(".")[0] if name == "jsonl" else name
+    return Texts(shown_name, pairs, token_counter(tokenizer()), text_format.fits, lengths)
 
 
-def _unanswered(pair: TextPair) -> bool:
+def _has_no_length(pair: TextPair) -> bool:
     return not pair.completion and pair.output_tokens is None
 
 
 def _usual_path(name: str, report: Report) -> Path:
-    """Raises ValueError where it has to be given."""
+    """Return the file of a dataset in the cache. Raises ValueError if it is not there."""
     if name == "jsonl":
-        raise ValueError("the dataset jsonl is a file of yours: --dataset FILE says which")
+        raise ValueError("the dataset jsonl is your own file: give it with --dataset FILE")
     if name == "sharegpt":
         from fgbench.workload.pulled import pull_sharegpt
 
-        report("fetching ShareGPT (once)")
+        report("downloading ShareGPT, if it is not in the cache")
         return pull_sharegpt(report)
     path = kept_path(name)
     if path is None:
@@ -256,14 +266,18 @@ def _usual_path(name: str, report: Report) -> Path:
 
 COLUMNS = ("prompt_tokens", "output_tokens")
 MAX_ROWS = 10_000_000
-"""Of one file; what follows is not read."""
+"""Maximum number of rows that are read from a file."""
 
 
 def read_lengths(path: Path, name: str, report: Callable[[str], None] = lambda line: None) -> Lengths:
-    """The table in a CSV or JSONL file, gzip or not; ``report`` is told of rows that are left out.
+    """Read a table of lengths from a CSV or JSONL file, which may be compressed with gzip.
+
+    Args:
+        name: Name of the dataset.
+        report: Receives a line if rows are left out.
 
     Raises:
-        ValueError: the columns are missing, or no row has whole numbers of tokens.
+        ValueError: the columns are missing, or no row has integer numbers of tokens.
         OSError: the file cannot be read.
     """
     tally = ReadReport(path)
@@ -277,18 +291,19 @@ def read_lengths(path: Path, name: str, report: Callable[[str], None] = lambda l
         if len(pairs) == MAX_ROWS:
             break
     if not pairs:
-        raise ValueError(f"{path} has no rows with whole numbers of tokens in {' and '.join(COLUMNS)}")
+        raise ValueError(f"{path} has no rows with integer numbers of tokens in {' and '.join(COLUMNS)}")
     if tally.loss:
         report(tally.loss)
     return Lengths(name, tuple(pairs))
 
 
 def has_lengths(header: list[str]) -> bool:
+    """Whether the header of a CSV file has the columns of lengths."""
     return set(COLUMNS) <= {name.strip() for name in header}
 
 
 def _csv_pairs(tally: ReadReport) -> Iterator[tuple[int, int] | None]:
-    """None for a row that is no pair of lengths."""
+    """Yield the lengths of each row; None for a row without valid lengths."""
     rows = csv_rows(tally)
     header = [name.strip() for name in next(rows, [])]
     if not has_lengths(header):
@@ -304,6 +319,8 @@ def _csv_pairs(tally: ReadReport) -> Iterator[tuple[int, int] | None]:
 
 
 def _json_pairs(tally: ReadReport) -> Iterator[tuple[int, int] | None]:
+    """Yield the lengths of each record; None for a record without valid lengths."""
+
     def pair(record: Any) -> tuple[int, int] | None:
         try:
             return lengths_pair(record)

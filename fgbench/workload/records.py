@@ -1,7 +1,7 @@
-"""Reads JSON and CSV files record by record, gzip or not, whole or damaged.
+"""Reads JSON and CSV files record by record. They may be compressed with gzip, and may be damaged.
 
-Whole records are used and the rest is counted: a line that is no record is left out, a file cut off
-inside its last record (or inside its compression) gives all before it. A ``ReadReport`` says what was lost.
+Complete records are used, and other records are counted. A line that is not a record is left out. If a file
+is cut off, all records before that place are used. A ``ReadReport`` says what was lost.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ from pathlib import Path
 from typing import Any
 
 MAX_RECORD_CHARS = 32 * 1024**2
-"""Longest record accepted; the longest of the real ShareGPT has 0.4 Mi characters."""
+"""Longest accepted record, in characters; the longest in ShareGPT has 0.4 Mi."""
 _PIECE_BYTES = 1024**2
 _BETWEEN_RECORDS = " \t\r\n,"
 _CUT_OFF_CHARS = 8
-"""JSON cut inside a literal, a number or an escape fails at most this far before the end."""
+"""If JSON is cut inside a literal, a number or an escape, the error is at most this far before the end."""
 _BOM = codecs.BOM_UTF8
 
 
 @dataclass(slots=True)
 class ReadReport:
-    """What became of a file's records; complete once they have been read."""
+    """The counts of a file's records. They are final when all records have been read."""
 
     path: Path
     whole: int = 0
-    """Records read in full and of the right form."""
+    """Number of complete records in the right format."""
     broken: int = 0
-    """Records left out because they are damaged, cut off or of another form."""
+    """Number of records left out because they are damaged, cut off or have another format."""
     damaged_at: int | None = None
-    """Character of a list from which on nothing could be read."""
+    """Position (in characters) after which nothing could be read; None: all was read."""
     cut_off: bool = False
-    """The compressed file ends too early, or its compression is damaged."""
+    """Whether the compressed file ends too early or is damaged."""
 
     @property
     def loss(self) -> str | None:
-        """What was lost in a sentence; None: nothing."""
+        """A sentence about what was lost; None: nothing was lost."""
         parts = []
         if self.broken:
             are = "record is" if self.broken == 1 else "records are"
             parts.append(f"{self.broken:,} {are} broken or cut off and left out")
         if self.damaged_at is not None:
-            parts.append(f"what follows character {self.damaged_at:,} could not be read")
+            parts.append(f"the part after character {self.damaged_at:,} could not be read")
         if self.cut_off:
             parts.append("the compressed file is damaged or cut off")
-        return f"{self.path.name}: {self.whole:,} whole records; {', '.join(parts)}" if parts else None
+        return f"{self.path.name}: {self.whole:,} complete records; {', '.join(parts)}" if parts else None
 
 
 def json_records(tally: ReadReport) -> Iterator[Any]:
-    """The values of a JSON list, or of a file with one a line; holds one in memory at a time.
+    """Yield the values of a JSON list, or of a file with one value per line. Stores one value at a time.
 
     Raises:
-        ValueError: there is no whole value in the file.
-        OSError: it cannot be read.
+        ValueError: the file has no complete value.
+        OSError: the file cannot be read.
     """
     pieces = _pieces(tally)
     first = _beginning(pieces)
@@ -67,12 +67,12 @@ def json_records(tally: ReadReport) -> Iterator[Any]:
 
 
 def looks_like_json(path: Path) -> bool:
-    """Whether the file begins as a JSON list or object does."""
+    """Whether the file begins like a JSON list or object."""
     return _beginning(_pieces(ReadReport(path))).lstrip()[:1] in (b"[", b"{")
 
 
 def csv_rows(tally: ReadReport) -> Iterator[list[str]]:
-    """The rows of a CSV file without line breaks inside fields, header first. Empty lines are left out."""
+    """Yield the rows of a CSV file, header first, without empty lines. Fields must not have line breaks."""
     for line in _lines(_pieces(tally), tally):
         try:
             row = next(csv.reader([line.decode("utf-8-sig").strip()]), None)
@@ -84,6 +84,7 @@ def csv_rows(tally: ReadReport) -> Iterator[list[str]]:
 
 
 def _list_values(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[Any]:
+    """Yield the values of a JSON list."""
     decoder = json.JSONDecoder(strict=False)
     buffer, at, passed, found = "", 0, 0, 0
     for text in _text(pieces, tally):
@@ -94,7 +95,7 @@ def _list_values(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[Any]:
             try:
                 value, at = decoder.raw_decode(buffer, at)
             except (json.JSONDecodeError, RecursionError) as error:
-                if _goes_on(error, len(buffer)) and len(buffer) - at <= MAX_RECORD_CHARS:
+                if _may_continue(error, len(buffer)) and len(buffer) - at <= MAX_RECORD_CHARS:
                     break
                 if not found:
                     raise ValueError(f"{tally.path} is not a list of JSON records: {error}") from None
@@ -104,7 +105,7 @@ def _list_values(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[Any]:
             yield value
     if tally.damaged_at is not None:
         if not found:
-            raise ValueError(f"{tally.path} is not text in UTF-8")
+            raise ValueError(f"{tally.path} is not a text in UTF-8")
         tally.damaged_at = passed + at
     elif buffer[at : at + 1] not in ("", "]"):
         tally.broken += 1
@@ -113,7 +114,7 @@ def _list_values(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[Any]:
 
 
 def _text(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[str]:
-    """Decoded; ends before the first byte that is no UTF-8 and notes in the tally that something is lost."""
+    """Decode the pieces. Ends before the first byte that is not UTF-8, and notes this in ``tally``."""
     decode = codecs.getincrementaldecoder("utf-8")().decode
     try:
         for piece in pieces:
@@ -124,6 +125,7 @@ def _text(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[str]:
 
 
 def _line_values(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[Any]:
+    """Yield the JSON values of a file with one value per line."""
     found = False
     for line in _lines(pieces, tally):
         try:
@@ -134,12 +136,14 @@ def _line_values(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[Any]:
         found = True
         yield value
     if not found and tally.broken:
-        raise ValueError(f"{tally.path} is neither a list of JSON records nor one record a line")
+        raise ValueError(f"{tally.path} is neither a list of JSON records nor has one record per line")
 
 
 def _lines(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[bytes]:
-    """Lines that are not blank. Of one that is too long, and of the last one of a cut-off stream, only
-    the number is told."""
+    """Yield the lines that are not blank.
+
+    Only counts lines that are too long, and the last line of a stream that is cut off.
+    """
     rest, too_long = b"", False
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
@@ -159,20 +163,21 @@ def _lines(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[bytes]:
 
 
 def _skip(text: str, at: int) -> int:
+    """Return the position of the next character that is not between records."""
     while at < len(text) and text[at] in _BETWEEN_RECORDS:
         at += 1
     return at
 
 
-def _goes_on(error: Exception, end: int) -> bool:
-    """Whether the record may just go on behind the end of what has been read."""
+def _may_continue(error: Exception, end: int) -> bool:
+    """Whether the record may continue after the text that has been read so far."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or end - error.pos <= _CUT_OFF_CHARS
 
 
 def _beginning(pieces: Iterator[bytes]) -> bytes:
-    """Pieces up to the first with something in it, without a byte order mark."""
+    """Return the pieces up to the first one with content, joined, without a byte order mark."""
     first = b""
     for piece in pieces:
         first += piece
@@ -188,7 +193,7 @@ def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _pieces(tally: ReadReport) -> Iterator[bytes]:
-    """The file's bytes, decompressed; ends early where the compression is cut off or damaged."""
+    """Yield the file's bytes, decompressed. Ends early if the compression is cut off or damaged."""
     with tally.path.open("rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)

@@ -1,9 +1,9 @@
-"""Prompts and answers out of the files people have: one reader, a parser for each form of record.
+"""Reads prompts and answers from files: one reader, and a parser for each format of record.
 
-ShareGPT comes in two forms, told apart by what a record holds: ShareGPT's own
+ShareGPT has two formats, which differ in their keys: the original
 ``{"id", "conversations": [{"from": "human" | "gpt", "value"}, ...]}`` and the plain
-``{"id", "prompt", "completion"}``. MMLU comes as its authors pack it: a folder with
-``test/<subject>_test.csv``, no header, the answer last.
+``{"id", "prompt", "completion"}``. MMLU is a folder, as its authors publish it, with files
+``test/<subject>_test.csv``. They have no header, and the answer is the last column.
 """
 
 from __future__ import annotations
@@ -19,34 +19,38 @@ from fgbench.workload.lengths import MAX_LENGTH
 from fgbench.workload.records import ReadReport, json_records
 
 MAX_RECORDS = 2_000_000
-"""Of one file; what follows is not read."""
+"""Maximum number of records that are read from a file."""
 CHOICES = "ABCDEFGHIJ"
+"""Letters of the choices in MMLU's questions."""
 ANSWERS = ("completion", "output", "response", "answer")
+"""Keys of a record that may hold the text of the answer."""
 OUTPUT_COUNTS = ("output_tokens", "max_tokens", "output_len", "output_length")
+"""Keys of a record that may hold the number of output tokens."""
 PROMPT_COUNTS = ("prompt_tokens", "input_tokens", "input_len", "input_length")
+"""Keys of a record that may hold the number of prompt tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextPair:
-    """What was asked and what was answered."""
+    """A prompt and its answer."""
 
     id: str
     prompt: str
     completion: str = ""
-    """Empty: there is none."""
+    """Text of the answer; empty: there is none."""
     output_tokens: int | None = None
-    """The length of the answer where the file tells it; None: that of ``completion``."""
+    """Length of the answer, if the file gives it; None: the length of ``completion``."""
 
 
 Parse = Callable[[Any], list[TextPair]]
-"""The pairs of a record, none where nobody answers in it. Raises ValueError for a record of another form."""
+"""Returns the pairs of a record, which may be none. Raises ValueError if the record has another format."""
 
 
 class TextRecords:
-    """The pairs of a file, in its order; holds one record in memory at a time.
+    """The pairs of a file, in order. Stores one record at a time.
 
-    The counts are complete once the iteration is. Iterating raises:
-        ValueError: no record is of the right form; the first one's error.
+    Iterate over it, then read the counts. Iterating raises:
+        ValueError: no record has the right format. The message is that of the first record.
         OSError: the file cannot be read.
     """
 
@@ -54,7 +58,7 @@ class TextRecords:
         self.path = path
         self.tally = ReadReport(path)
         self.unpaired = 0
-        """Whole records that hold no pair."""
+        """Number of complete records without a pair."""
         self._parse = parse
 
     def __iter__(self) -> Iterator[TextPair]:
@@ -78,14 +82,17 @@ class TextRecords:
 
 
 def alpaca_pairs(record: Any) -> list[TextPair]:
-    """``{"instruction", "input", "output"}``: the prompt is the instruction, and the input below it."""
-    instruction, below, output = _strings(record, "instruction", "input", "output", optional="input")
-    return [TextPair("", f"{instruction}\n{below}" if below else instruction, output)]
+    """Parse ``{"instruction", "input", "output"}``; the prompt is the instruction followed by the input."""
+    instruction, context, output = _strings(record, "instruction", "input", "output", optional="input")
+    return [TextPair("", f"{instruction}\n{context}" if context else instruction, output)]
 
 
 def mmlu_pairs(record: Any) -> list[TextPair]:
-    """``{"question", "choices", "answer"}``, the answer a letter or a number from 0. As in the published
-    experiments the prompt lists the choices and ends in "Answer:", and the output is the letter."""
+    """Parse ``{"question", "choices", "answer"}``; the answer is a letter or a number from 0.
+
+    As in the published experiments, the prompt lists the choices and ends with "Answer:", and the output is
+    the letter.
+    """
     (question,) = _strings(record, "question")
     choices, answer = record.get("choices"), record.get("answer")
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(CHOICES):
@@ -102,8 +109,7 @@ def mmlu_pairs(record: Any) -> list[TextPair]:
 
 
 def plain_pairs(record: Any) -> list[TextPair]:
-    """``{"prompt"}`` and how long the answer is: a count (``OUTPUT_COUNTS``) or a text (``ANSWERS``), or
-    neither."""
+    """Parse ``{"prompt"}`` with the answer's length (``OUTPUT_COUNTS``), text (``ANSWERS``) or neither."""
     (prompt,) = _strings(record, "prompt")
     if not prompt:
         raise ValueError('"prompt" must not be empty')
@@ -115,9 +121,9 @@ def plain_pairs(record: Any) -> list[TextPair]:
 
 
 def lengths_pair(record: Any) -> tuple[int, int]:
-    """Prompt and output tokens of a record that has counts and no text: ``PROMPT_COUNTS``, ``OUTPUT_COUNTS``.
+    """Return the prompt and output tokens of a record that has only counts.
 
-    Raises ValueError for a record without them.
+    The keys are in ``PROMPT_COUNTS`` and ``OUTPUT_COUNTS``. Raises ValueError if a count is missing.
     """
     if not isinstance(record, dict):
         raise ValueError(f"a record must be a JSON object; this one is {_shown(record)}")
@@ -133,6 +139,7 @@ def lengths_pair(record: Any) -> tuple[int, int]:
 
 
 def _strings(record: Any, *keys: str, optional: str = "") -> list[str]:
+    """Return the strings under ``keys``. Raises ValueError if one is missing or not a string."""
     if not isinstance(record, dict):
         raise ValueError(f"a record must be a JSON object; this one is {_shown(record)}")
     values: list[str] = []
@@ -145,8 +152,9 @@ def _strings(record: Any, *keys: str, optional: str = "") -> list[str]:
 
 
 def _count(value: Any) -> int:
+    """Return a number of tokens. Raises ValueError if ``value`` is not one."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_LENGTH:
-        raise ValueError(f"a number of tokens must be whole, from 1 to {MAX_LENGTH}, not {_shown(value)}")
+        raise ValueError(f"a number of tokens must be an integer from 1 to {MAX_LENGTH}, not {_shown(value)}")
     return value
 
 
@@ -158,13 +166,14 @@ ENDING = "_test.csv"
 
 
 def is_mmlu_folder(path: Path) -> bool:
+    """Whether the path is a folder of MMLU's test files."""
     return path.is_dir() and any((path / "test").glob(f"*{ENDING}"))
 
 
 def mmlu_folder_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every question as ``{"subject", "question", "choices", "answer"}``, subjects in alphabetical order.
+    """Yield every question as ``{"subject", "question", "choices", "answer"}``, sorted by subject.
 
-    Raises ValueError where there is no such file or one is not a table in UTF-8.
+    Raises ValueError if there is no file, or if one is not a table in UTF-8.
     """
     files = sorted((folder / "test").glob(f"*{ENDING}"))
     if not files:
@@ -176,7 +185,7 @@ def mmlu_folder_records(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _rows(path: Path) -> list[list[str]]:
-    """Of at least two fields."""
+    """Return the rows with at least two fields."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return [row for row in csv.reader(file) if len(row) > 1]
@@ -190,8 +199,10 @@ MIN_TOKENS = 4
 
 
 def length_ok(prompt_tokens: int, output_tokens: int) -> bool:
-    """The filter of the published experiments: neither side shorter than 4 tokens, prompts up to 1024,
-    prompt and output together up to 2048."""
+    """Whether the published experiments accept these lengths.
+
+    Both are at least 4 tokens, the prompt is at most 1024 tokens, and both together are at most 2048 tokens.
+    """
     return (
         MIN_TOKENS <= prompt_tokens <= MAX_PROMPT_TOKENS
         and output_tokens >= MIN_TOKENS
@@ -200,8 +211,10 @@ def length_ok(prompt_tokens: int, output_tokens: int) -> bool:
 
 
 def short_answer_ok(prompt_tokens: int, output_tokens: int) -> bool:
-    """The same for questions with short answers, of which the published client leaves out only those that
-    are short on both sides."""
+    """Whether the published client accepts these lengths for datasets with short answers.
+
+    As ``length_ok``, but only one of the two must have at least 4 tokens.
+    """
     return (
         min(prompt_tokens, output_tokens) >= 1
         and max(prompt_tokens, output_tokens) >= MIN_TOKENS
@@ -211,17 +224,17 @@ def short_answer_ok(prompt_tokens: int, output_tokens: int) -> bool:
 
 
 def read_records(path: str | Path, *, every_turn: bool = False) -> TextRecords:
-    """The (prompt, completion) pairs of a ShareGPT file: iterate, then read the counts.
+    """Return the (prompt, completion) pairs of a ShareGPT file: iterate, then read the counts.
 
-    ``every_turn``: every question that is answered, not only a conversation's first.
+    ``every_turn``: True: all questions with an answer; False: only the first of each conversation.
     """
     return TextRecords(Path(path), text_pairs if every_turn else first_pair)
 
 
 def first_pair(record: Any) -> list[TextPair]:
-    """The first human turn and the gpt turn right after it, where there is such a pair.
+    """Return the first human turn and the gpt turn directly after it, or nothing if no gpt turn follows.
 
-    Raises ValueError for a record of neither form.
+    Raises ValueError if the record has neither format.
     """
     turns, pairs = _turns(record), text_pairs(record)
     first = next((turn for turn, _ in turns if turn["from"] == "human"), None)
@@ -229,9 +242,9 @@ def first_pair(record: Any) -> list[TextPair]:
 
 
 def text_pairs(record: Any) -> list[TextPair]:
-    """Every human turn with a gpt turn right after it.
+    """Return every human turn with the gpt turn directly after it.
 
-    Raises ValueError for a record of neither form.
+    Raises ValueError if the record has neither format.
     """
     turns = _turns(record)
     name = str(record.get("id", ""))
@@ -245,7 +258,10 @@ def text_pairs(record: Any) -> list[TextPair]:
 
 
 def _turns(record: Any) -> list[tuple[Any, Any]]:
-    """Neighbouring turns of a conversation, checked; none of a plain record."""
+    """Return the pairs of consecutive turns of a conversation; nothing for a plain record.
+
+    Raises ValueError if the record has neither format, or if a turn is malformed.
+    """
     if not isinstance(record, dict) or not (
         "conversations" in record or {"prompt", "completion"} <= set(record)
     ):

@@ -1,4 +1,4 @@
-"""A workload as a value: what is asked, how much of it, and when."""
+"""A workload: requests with their prompts, lengths and arrival times."""
 
 from __future__ import annotations
 
@@ -14,51 +14,58 @@ Prompt = str | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class RequestSpec:
+    """A request to send."""
+
     index: int
     scheduled: float
-    """Seconds after the start of the load."""
+    """Arrival time in seconds since the start of the load."""
     prompt: Prompt
-    """Text, or token ids; no ids at all: not made, for a simulation that needs only lengths."""
+    """Text or token ids; an empty tuple: not made, because a simulation needs only the length."""
     prompt_tokens: int
     output_tokens: int
-    """Asked for with ignore_eos, so that every server does the same work."""
+    """Requested output tokens, forced by ignore_eos, so that every server does the same work."""
     user: str = ""
-    """On whose behalf; empty: nobody's in particular, and none is sent."""
+    """User of the request; empty: no user is sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The measured requests in order of arrival, and warm-up requests, which share no prompt with them."""
+    """The measured requests in order of arrival, and warm-up requests with other prompts."""
 
     dataset: str
+    """Name of the dataset."""
     rate: float
-    """Requests per second; ``inf``: all at once, or a closed loop, which has no rate of its own."""
+    """Requests per second; ``inf``: all at once, or a closed loop, which has no rate."""
     seed: int
     requests: tuple[RequestSpec, ...]
     warmup: tuple[RequestSpec, ...] = ()
     arrivals: Arrivals = POISSON
     users: int = 1
-    """Between whom the requests are shared out; 1: nobody in particular."""
+    """Number of users that send the requests; 1: requests have no user."""
 
     @property
     def num_prompts(self) -> int:
+        """Number of measured requests."""
         return len(self.requests)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over every prompt, length, user and arrival (to the microsecond): of what is sent. Of
-        arrivals other than Poisson's also over the process and its parameters: a closed loop has no times."""
+        """SHA-256 over every prompt, length, user and arrival time (in microseconds).
+
+        For arrivals other than Poisson also over the process and its parameters, because a closed loop has no
+        arrival times.
+        """
         process = [] if self.arrivals == POISSON else [f"arrivals {self.arrivals.label}"]
         sent = (f"{round(r.scheduled * 1e6)}|{_request_key(r)}" for r in self.requests)
         return _digest([*process, *sent])
 
     @property
     def prompts_fingerprint(self) -> str:
-        """The same without the arrivals: equal at every rate of one dataset and seed."""
+        """SHA-256 like ``fingerprint``, without the arrivals: equal at all rates of a dataset and seed."""
         return _digest(_request_key(r) for r in self.requests)
 
     def describe(self) -> dict[str, Any]:
-        """The ``workload`` part of run.json. An infinite rate is written ``"inf"``."""
+        """Return the ``workload`` part of run.json. An infinite rate is written as ``"inf"``."""
         return {
             "dataset": self.dataset,
             "num_prompts": self.num_prompts,
@@ -77,11 +84,11 @@ class Workload:
 def _request_key(request: RequestSpec) -> str:
     prompt = request.prompt
     if isinstance(prompt, str):
-        shown = f"text {prompt}"
+        content = f"text {prompt}"
     else:
-        shown = "ids " + ",".join(map(str, prompt)) if prompt else f"length {request.prompt_tokens}"
+        content = "ids " + ",".join(map(str, prompt)) if prompt else f"length {request.prompt_tokens}"
     user = f"user {request.user}|" if request.user else ""
-    return f"{request.output_tokens}|{user}{shown}"
+    return f"{request.output_tokens}|{user}{content}"
 
 
 def _digest(parts: Iterable[str]) -> str:

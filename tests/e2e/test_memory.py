@@ -1,4 +1,4 @@
-"""What does not fit is refused in a sentence, on any machine: the processes see 3 GiB free of 4."""
+"""A model that does not fit is refused in one sentence. The test's processes see 3 GiB free of 4 GiB."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 found = psutil.virtual_memory()._replace(available=3 * 1024**3, total=4 * 1024**3)
 psutil.virtual_memory = lambda: found
 """
-"""Python imports a module of the name sitecustomize at the start of every process."""
+"""Python imports the module sitecustomize at the start of every process."""
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_serve_refuses_a_model_that_does_not_fit(environment: dict[str, str]) ->
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_serve_says_so_before_anybody_pulls_the_weights(environment: dict[str, str]) -> None:
+def test_serve_refuses_it_before_weights_are_downloaded(environment: dict[str, str]) -> None:
     done = fgbench(environment, "serve", "--model", "opt-13b", *ON_CPU, "--port", "0")
     assert done.returncode == 1
     assert "opt-13b does not fit into memory" in done.stdout
@@ -64,23 +64,25 @@ def test_serve_says_so_before_anybody_pulls_the_weights(environment: dict[str, s
 def test_profile_refuses_it_too(environment: dict[str, str]) -> None:
     done = fgbench(environment, "profile", "--model", "opt-13b", "--use-dummy-weights", *ON_CPU)
     assert done.returncode == 2
-    said = " ".join((done.stdout + done.stderr).split())
-    assert "opt-13b does not fit into memory" in said
-    assert "Traceback" not in said
+    output = " ".join((done.stdout + done.stderr).split())
+    assert "opt-13b does not fit into memory" in output
+    assert "Traceback" not in output
 
 
-def test_serve_refuses_pools_by_hand_that_do_not_fit(environment: dict[str, str], tiny_model: Path) -> None:
+def test_serve_refuses_given_pool_sizes_that_do_not_fit(
+    environment: dict[str, str], tiny_model: Path
+) -> None:
     argv = ["serve", "--model", str(tiny_model), "--use-dummy-weights", *ON_CPU, "--port", "0"]
     done = fgbench(environment, *argv, "--swap-space", "5")
     assert done.returncode == 1
     assert re.search(r"swap_space takes 5 GiB, but .* 3 GiB are free .* lower swap_space to 2\.", done.stdout)
 
 
-def test_run_refuses_it_before_weights_are_pulled(environment: dict[str, str], tmp_path: Path) -> None:
+def test_run_refuses_it_before_weights_are_downloaded(environment: dict[str, str], tmp_path: Path) -> None:
     results = str(tmp_path / "results")
     done = fgbench(environment, "run", "--model", "opt-13b", *ON_CPU, "--rate", "1", "--results", results)
     assert done.returncode == 2
-    said = " ".join((done.stdout + done.stderr).split())
-    assert "opt-13b does not fit into memory" in said
-    assert "pulling" not in said
-    assert "Traceback" not in said
+    output = " ".join((done.stdout + done.stderr).split())
+    assert "opt-13b does not fit into memory" in output
+    assert "downloading" not in output
+    assert "Traceback" not in output

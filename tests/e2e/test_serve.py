@@ -1,4 +1,4 @@
-"""``fgbench serve`` as a user starts it, on a tiny model with random weights."""
+"""Tests of ``fgbench serve`` as a user starts it, with a tiny model and random weights."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import pytest
 
 
 class Serving:
+    """A running server, and requests to it."""
+
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process, self.port, self.log = process, port, log
 
@@ -74,30 +76,30 @@ def serving(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_models(serving: Serving) -> None:
     _, answer = serving.ask("GET", "/v1/models")
     [model] = answer["data"]
-    # 64 blocks of 16 tokens, and the last one, which needs no room.
+    # 64 blocks of 16 tokens, and the last token, which needs no KV.
     assert (model["max_model_len"], model["vocab_size"]) == (1025, 512)
 
 
-def test_greedy_is_the_same_whole_and_streamed(serving: Serving) -> None:
+def test_greedy_output_is_the_same_with_and_without_streaming(serving: Serving) -> None:
     body = {"prompt": "Hello, world", "max_tokens": 20, "temperature": 0, "ignore_eos": True}
-    whole = serving.complete(**body)
-    assert whole["usage"]["completion_tokens"] == 20
+    complete = serving.complete(**body)
+    assert complete["usage"]["completion_tokens"] == 20
     with contextlib.closing(serving.request("POST", "/v1/completions", {**body, "stream": True})) as stream:
         events = stream.getresponse().read().decode().split("\n\n")[:-1]
     assert events[-1] == "data: [DONE]"
     chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
     assert len(chunks) == 20
-    assert "".join(c["choices"][0]["text"] for c in chunks) == whole["choices"][0]["text"]
+    assert "".join(c["choices"][0]["text"] for c in chunks) == complete["choices"][0]["text"]
     assert chunks[-1]["fgengine"]["decode"] > 0
 
 
-def test_what_can_never_fit_is_refused(serving: Serving) -> None:
+def test_a_request_that_can_never_fit_is_refused(serving: Serving) -> None:
     status, answer = serving.ask("POST", "/v1/completions", {"prompt": [5] * 20, "max_tokens": 5000})
     assert status == 400
     assert "5020" in answer["error"]["message"] or "1025" in answer["error"]["message"]
 
 
-def test_clients_that_leave_midway_leak_no_blocks(serving: Serving) -> None:
+def test_clients_that_disconnect_leak_no_blocks(serving: Serving) -> None:
     body = {"prompt": [5] * 100, "max_tokens": 900, "ignore_eos": True, "stream": True}
     streams = [serving.request("POST", "/v1/completions", body) for _ in range(4)]
     responses = [stream.getresponse() for stream in streams]
@@ -115,8 +117,8 @@ def test_clients_that_leave_midway_leak_no_blocks(serving: Serving) -> None:
     assert serving.complete(prompt=[5] * 10, max_tokens=3, ignore_eos=True)["usage"]["completion_tokens"] == 3
 
 
-def test_sigint_in_the_middle_of_work(serving: Serving) -> None:
-    """The last: it ends the server."""
+def test_sigint_during_a_request_ends_the_server(serving: Serving) -> None:
+    """This test must be the last one, because it ends the server."""
     children = psutil.Process(serving.process.pid).children(recursive=True)
     assert children
     body = {"prompt": [5] * 10, "max_tokens": 900, "ignore_eos": True, "stream": True}

@@ -1,4 +1,4 @@
-"""The default model as a new user gets it: pulled, checked against transformers, served."""
+"""Tests of the default model: it is downloaded, compared with transformers, and served."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def test_logits_equal_transformers_at_every_position(folder: Path) -> None:
 
 
 def exact_dtypes() -> list[str]:
-    """Float32, and bfloat16 where the kernels are our own: they sum in an order that no batch changes."""
+    """Return the dtypes with results that do not depend on the batch.
+
+    float32, and bfloat16 if our own kernels are used: the order of their sums does not depend on the batch.
+    """
     packed = pack_linear(torch.ones(32, 32, dtype=torch.bfloat16), None)
     return ["float32", "bfloat16"] if packed is not None else ["float32"]
 
@@ -66,7 +69,7 @@ def test_a_chat_is_answered_and_ends(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", exact_dtypes())
-def test_answers_stay_the_same_under_pressure(folder: Path, dtype: str) -> None:
+def test_answers_are_the_same_under_memory_pressure(folder: Path, dtype: str) -> None:
     codec = TextCodec.load(folder)
     questions = ["What is the capital of France?", "What is the capital of Italy?", "Name three colors."]
     prompts = [codec.encode_chat([{"role": "user", "content": question}]) for question in questions]

@@ -1,4 +1,4 @@
-"""``fgbench sweep`` with real servers of a model of no size: killed, interrupted, and gone on with."""
+"""Tests of ``fgbench sweep`` with real servers of a tiny model: killed, interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import psutil
 from fgbench.results.run import find_runs, read_run
 from fgbench.sweeping.folder import find_sweeps, read_sweep
 
-DONE, CLIENT_LIMIT = 0, 4  # on a machine busy with other tests both are a good end
+DONE, CLIENT_LIMIT = 0, 4  # both are accepted, because the machine may be busy with other tests
 
 
 def sweep(*argv: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fgbench", "sweep", *map(str, argv)]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # a model so small only waits for a second one
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # more threads make such a small model slower
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=one_thread
     )
@@ -46,7 +46,7 @@ def options(model: Path, results: Path) -> list[object]:
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.02)
 
 
@@ -61,7 +61,7 @@ def finished_requests(root: Path) -> int:
     return sum(file.read_bytes().count(b"\n") for file in root.glob("*/*/requests.jsonl"))
 
 
-def test_killed_and_interrupted_it_goes_on_until_every_point_is_done(
+def test_a_killed_and_interrupted_sweep_is_resumed_until_every_point_is_done(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     killed = sweep(*options(tiny_model, tmp_path))

@@ -1,4 +1,4 @@
-"""What is held out stays unseen, and the figures of quality are what they say."""
+"""Tests of training the predictor: held-out data remains unseen, and quality is measured correctly."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fgengine.scheduling.predictor import Prediction
 
 
 def silent(done: int, total: int) -> None:
-    """No bar."""
+    """Show no progress."""
 
 
 def pairs(count: int) -> list[TextPair]:
-    """Conversations of two records of two answers each."""
+    """Return conversations of two records, each with two answers."""
     return [
         TextPair(f"c{i}_{part}", f"question {i} {part} {turn}", "answer")
         for i in range(count)
@@ -27,7 +27,7 @@ def pairs(count: int) -> list[TextPair]:
     ]
 
 
-def test_no_conversation_is_on_both_sides() -> None:
+def test_no_conversation_is_both_trained_on_and_held_out() -> None:
     train, held_out = training.split(pairs(300), 1000)
     learned = {training.conversation_of(pair) for record in train for pair in record}
     judged = {training.conversation_of(pair) for pair in held_out}
@@ -39,7 +39,7 @@ def test_no_conversation_is_on_both_sides() -> None:
     assert (fewer, same) == (train[:50], held_out)
 
 
-def test_by_texts_only_the_text_itself_is_kept_from_learning() -> None:
+def test_by_texts_only_the_text_itself_is_held_out() -> None:
     train, held_out = training.split(pairs(300), 1000, "texts")
     assert not {p.prompt for record in train for p in record} & {p.prompt for p in held_out}
     learned = {training.conversation_of(pair) for record in train for pair in record}
@@ -47,7 +47,7 @@ def test_by_texts_only_the_text_itself_is_kept_from_learning() -> None:
     assert 0.1 < len(held_out) / 600 < 0.3
 
 
-def test_a_prompt_that_is_held_out_is_not_learned_from_under_another_name() -> None:
+def test_a_held_out_prompt_is_not_trained_on_under_another_id() -> None:
     many = pairs(200)
     _, held_out = training.split(many, 1000)
     copies = [TextPair(f"copy{i}_0", pair.prompt, "again") for i, pair in enumerate(held_out)]
@@ -56,7 +56,7 @@ def test_a_prompt_that_is_held_out_is_not_learned_from_under_another_name() -> N
     assert not any(pair.prompt in prompts for record in train for pair in record)
 
 
-def test_leaving_out_a_file_leaves_out_its_conversations_whole() -> None:
+def test_leaving_out_a_file_leaves_out_its_entire_conversations() -> None:
     others = [TextPair("c3_1", "something else", "x"), TextPair("z_0", "question 7 0 1", "x")]
     left = training.without(pairs(10), others)
     assert {training.conversation_of(pair) for pair in left} == {f"c{i}" for i in range(10) if i != 3}
@@ -72,24 +72,24 @@ def test_only_lengths_that_a_workload_sends_are_used() -> None:
     assert [(len(e.prompt), e.output_tokens) for e in found] == [(4, 6)]
 
 
-class Told:
-    """Predicts what it is told, by the prompt's first token."""
+class FirstToken:
+    """Predicts the value of the prompt's first token."""
 
     def predict_length(self, prompt: list[int]) -> Prediction:
         return Prediction(float(prompt[0]), 1.0)
 
 
 def test_quality_of_a_perfect_and_of_a_reversed_prediction() -> None:
-    right = training.judge(Told(), [Example([n], n) for n in range(1, 200)], 7)  # type: ignore[arg-type]
+    right = training.judge(FirstToken(), [Example([n], n) for n in range(1, 200)], 7)  # type: ignore[arg-type]
     assert (right.spearman, right.pairwise_order) == pytest.approx((1.0, 1.0))
     assert (right.median_factor, right.trained_on, right.judged_on) == (pytest.approx(1.0), 7, 199)
-    wrong = training.judge(Told(), [Example([n], 200 - n) for n in range(1, 200)], 7)  # type: ignore[arg-type]
+    wrong = training.judge(FirstToken(), [Example([n], 200 - n) for n in range(1, 200)], 7)  # type: ignore[arg-type]
     assert (wrong.spearman, wrong.pairwise_order) == pytest.approx((-1.0, 0.0))
     with pytest.raises(ValueError, match="held out"):
-        training.judge(Told(), [Example([1], 1)], 7)  # type: ignore[arg-type]
+        training.judge(FirstToken(), [Example([1], 1)], 7)  # type: ignore[arg-type]
 
 
-def test_training_teaches() -> None:
+def test_training_improves_the_predictions() -> None:
     source = random.Random(0)
 
     def some(low: int) -> Example:

@@ -17,29 +17,29 @@ from fgengine.config import EngineConfig
 @pytest.mark.parametrize(
     "given", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", "h:1", "h:1/v1"]
 )
-def test_urls_as_users_give_them(given):
+def test_urls_are_normalized(given):
     assert base_url(given) == "http://h:1"
 
 
-def test_a_path_before_v1_is_kept():
+def test_a_path_before_v1_remains():
     assert base_url("https://host/api/v1") == "https://host/api"
 
 
 @pytest.mark.parametrize("given", ["", "ftp://h", "http://", "http://h:x", "http://h?q=1", "http://u:p@h"])
-def test_what_is_no_url_is_refused(given):
-    with pytest.raises(ValueError, match="a URL must look like"):
+def test_a_malformed_url_is_an_error(given):
+    with pytest.raises(ValueError, match="is not a URL of a server"):
         base_url(given)
 
 
-def test_attached_waits_and_says_what_the_server_is_doing(fake_server, tmp_path):
+def test_attached_waits_and_reports_what_the_server_does(fake_server, tmp_path):
     fake_server.loading = 2
-    said = []
-    served = Attached(fake_server.url + "/v1").start(tmp_path / "log", said.append)
-    assert said == [f"asking {fake_server.url}", "loading the model"]
+    reported = []
+    served = Attached(fake_server.url + "/v1").start(tmp_path / "log", reported.append)
+    assert reported == [f"connecting to {fake_server.url}", "loading the model"]
     assert (served.url, served.model, served.vocab_size) == (fake_server.url, "fake", 512)
 
 
-def test_many_questions_load_tls_certificates_once(fake_server, monkeypatch):
+def test_many_queries_load_tls_certificates_once(fake_server, monkeypatch):
     made = []
     monkeypatch.setattr(
         urllib.request,
@@ -62,13 +62,13 @@ def test_models_are_chosen_by_name(fake_server):
     assert ask_served(fake_server.url).model == ""
 
 
-def test_a_server_that_never_gets_ready(fake_server):
+def test_a_server_that_never_becomes_ready(fake_server):
     fake_server.loading = 10**9
     with pytest.raises(BackendError, match="answers 503: loading the model"):
         wait_until_ready(fake_server.url, timeout=0.3, report=lambda line: None)
 
 
-def test_nobody_there_and_early_death():
+def test_no_server_and_a_server_that_ends_early():
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(BackendError, match="does not answer"):
         wait_until_ready(url, timeout=0.2, report=lambda line: None)
@@ -99,14 +99,14 @@ def test_names_and_policies():
     )
 
 
-def test_settings_are_what_decides(tmp_path):
+def test_settings_include_all_options(tmp_path):
     settings = FastGen(EngineConfig(max_batch_size=8)).settings
     assert (settings["max_batch_size"], settings["policy"]) == (8, "sj-mlfq")
 
 
-def test_a_taken_port_is_not_mistaken_for_ours(fake_server, tmp_path):
+def test_a_port_in_use_is_an_error(fake_server, tmp_path):
     port = int(fake_server.url.rpartition(":")[2])
-    with pytest.raises(BackendError, match=f"port {port} is taken"):
+    with pytest.raises(BackendError, match=f"port {port} is in use"):
         FastGen(EngineConfig(), port=port).start(tmp_path / "log", lambda line: None)
 
 

@@ -1,4 +1,4 @@
-"""Whether requests are left at a server, and waiting until none is: ours, vLLM's, those that do not say."""
+"""Tests of counting a server's requests and waiting until it is idle: fastgen, vLLM and other servers."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from fgbench.backends.probe import SilentServer, ask_requests, wait_until_idle
 from fgbench.backends.started import free_port
 
 
-def ours(running: int, waiting: int = 0, swapped: int = 0) -> dict[str, int]:
+def fastgen_stats(running: int, waiting: int = 0, swapped: int = 0) -> dict[str, int]:
     return {"num_device_blocks": 9, "running": running, "waiting": waiting, "swapped": swapped}
 
 
 @pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "POLL_SECONDS", 0.001)
 
 
 def test_requests_at_a_server(fake_server: Any) -> None:
-    assert ask_requests(fake_server.url) is None  # it does not say
+    assert ask_requests(fake_server.url) is None  # the server does not report it
     fake_server.vllm = lambda: (16, 8)
     assert ask_requests(fake_server.url) == 24
-    fake_server.stats = ours(1, 2, 4)
+    fake_server.stats = fastgen_stats(1, 2, 4)
     assert ask_requests(fake_server.url) == 7
 
 
-def test_figures_of_vllm_without_its_requests_do_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_metrics_without_counts_of_requests_give_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         probe, "_get", lambda url: (200, "vllm:kv_cache_usage_perc 0.5\n") if "metrics" in url else (404, "")
     )
     assert ask_requests("http://h") is None
 
 
-def test_nobody_there_is_not_idle() -> None:
+def test_a_silent_server_is_not_idle() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(SilentServer):
         ask_requests(url)
@@ -48,7 +48,9 @@ def test_nobody_there_is_not_idle() -> None:
         wait_until_idle(url, timeout=0.05)
 
 
-def test_a_server_too_busy_to_say_is_asked_again(fake_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_too_busy_to_answer_is_asked_again(
+    fake_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(probe, "ANSWER_SECONDS", 0.05)
     answers: Iterator[Any] = iter([None, (3, 0), None, (0, 0)])
     fake_server.vllm = lambda: next(answers)
@@ -56,37 +58,39 @@ def test_a_server_too_busy_to_say_is_asked_again(fake_server: Any, monkeypatch: 
     assert list(answers) == []
 
 
-def test_it_says_that_it_waits_and_for_how_many(fake_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_is_reported_with_the_number_of_requests(
+    fake_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(probe, "QUIET_SECONDS", 0.0)
     left = iter([(16, 8), (9, 0), (1, 0), (0, 0)])
     fake_server.vllm = lambda: next(left)
-    said: list[str] = []
-    wait_until_idle(fake_server.url, timeout=60.0, report=said.append)
-    assert said == [f"waiting for 24 requests at {fake_server.url} to end, at most 60 s"]
+    reported: list[str] = []
+    wait_until_idle(fake_server.url, timeout=60.0, report=reported.append)
+    assert reported == [f"waiting for 24 requests at {fake_server.url} to end, at most 60 s"]
     fake_server.vllm = lambda: (1, 0)
     monkeypatch.setattr(probe, "SAY_SECONDS", 0.0)
-    said.clear()
+    reported.clear()
     with pytest.raises(BackendError, match=r"still has 1 request after 0\.5 s"):
-        wait_until_idle(fake_server.url, timeout=0.5, report=said.append)
-    assert len(said) > 1
-    assert said[0].startswith("waiting for 1 request at")
+        wait_until_idle(fake_server.url, timeout=0.5, report=reported.append)
+    assert len(reported) > 1
+    assert reported[0].startswith("waiting for 1 request at")
 
 
-def test_an_idle_server_is_not_spoken_of(fake_server: Any) -> None:
-    fake_server.stats = ours(0)
-    said: list[str] = []
-    wait_until_idle(fake_server.url, timeout=1.0, report=said.append)
-    assert said == []
+def test_nothing_is_reported_for_an_idle_server(fake_server: Any) -> None:
+    fake_server.stats = fastgen_stats(0)
+    reported: list[str] = []
+    wait_until_idle(fake_server.url, timeout=1.0, report=reported.append)
+    assert reported == []
 
 
-def test_it_ends_with_the_process_behind(fake_server: Any) -> None:
-    fake_server.stats = ours(3)
-    with pytest.raises(BackendError, match="ended while its last requests"):
+def test_the_wait_ends_with_the_server_process(fake_server: Any) -> None:
+    fake_server.stats = fastgen_stats(3)
+    with pytest.raises(BackendError, match="ended before its last requests"):
         wait_until_idle(fake_server.url, timeout=10.0, alive=lambda: False)
 
 
 def test_a_load_that_must_be_alone_waits_for_others(fake_server: Any) -> None:
-    """At its first point too: a sweep that was killed may have left requests."""
+    """Also before the first point, because a killed sweep may have left requests."""
     left = iter([(16, 8), (3, 0), (0, 0)])
     fake_server.vllm = lambda: next(left)
     served = Attached(fake_server.url, alone=True).start(Path("log"), lambda line: None)
@@ -94,23 +98,23 @@ def test_a_load_that_must_be_alone_waits_for_others(fake_server: Any) -> None:
     assert list(left) == []
 
 
-def test_a_load_that_must_be_alone_is_not_begun_beside_others(
+def test_a_load_that_must_be_alone_does_not_start_with_others(
     fake_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fgbench.backends.attached.DRAIN_SECONDS", 0.05)
     fake_server.vllm = lambda: (2, 0)
     begun = time.monotonic()
-    with pytest.raises(BackendError, match=r"still has 2 requests after 0\.05 s: somebody else's load"):
+    with pytest.raises(BackendError, match=r"still has 2 requests after 0\.05 s, and requests of another"):
         Attached(fake_server.url, alone=True).start(Path("log"), lambda line: None)
     assert time.monotonic() - begun < 5
 
 
-def test_a_load_that_need_not_be_alone_says_that_it_is_not(fake_server: Any) -> None:
+def test_other_requests_are_reported_if_a_load_need_not_be_alone(fake_server: Any) -> None:
     fake_server.vllm = lambda: (2, 1)
-    said: list[str] = []
-    Attached(fake_server.url).start(Path("log"), said.append)
-    assert said[-1] == "3 requests are at the server already: what is measured is both loads together"
+    reported: list[str] = []
+    Attached(fake_server.url).start(Path("log"), reported.append)
+    assert reported[-1] == "the server already has 3 other requests, which will change the figures"
     fake_server.vllm = lambda: (0, 0)
-    said.clear()
-    Attached(fake_server.url).start(Path("log"), said.append)
-    assert said == [f"asking {fake_server.url}"]
+    reported.clear()
+    Attached(fake_server.url).start(Path("log"), reported.append)
+    assert reported == [f"connecting to {fake_server.url}"]

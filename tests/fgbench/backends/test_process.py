@@ -36,30 +36,30 @@ def python(code):
 def wait_for(condition, seconds=10.0):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.02)
 
 
-def gone(pid):
+def has_ended(pid):
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
 
-def test_it_is_asked_first(tmp_path):
+def test_stop_sends_sigint_first(tmp_path):
     process = ServerProcess(python(POLITE), tmp_path / "log")
     wait_for(lambda: "up" in process.tail())
     assert process.alive()
     process.stop()
     assert process.exit_status == 0
     assert process.tail().endswith("asked to stop")
-    process.stop()  # harmless
+    process.stop()  # does nothing
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_hears_what_its_starter_ignores(tmp_path, monkeypatch, number):
-    """SIGINT is ignored from the start in a job that a script puts into the background."""
+def test_a_server_receives_signals_that_its_parent_ignores(tmp_path, monkeypatch, number):
+    """A job that a script starts in the background ignores SIGINT from its start."""
     monkeypatch.setattr("fgbench.backends.started.STOP_STEPS", [(number, 10.0), (signal.SIGKILL, 10.0)])
     before = signal.signal(number, signal.SIG_IGN)
     try:
@@ -73,14 +73,14 @@ def test_it_hears_what_its_starter_ignores(tmp_path, monkeypatch, number):
     assert process.exit_status == -number
 
 
-def test_the_stubborn_are_killed_with_their_children(tmp_path, monkeypatch):
+def test_a_server_that_ignores_signals_is_killed_with_its_children(tmp_path, monkeypatch):
     monkeypatch.setattr("fgbench.backends.started.STOP_STEPS", [(number, 0.3) for number, _ in STOP_STEPS])
     process = ServerProcess(python(STUBBORN), tmp_path / "log")
     wait_for(lambda: "child" in process.tail())
     child = int(process.tail().split()[1])
     process.stop()
     assert process.exit_status == -signal.SIGKILL
-    wait_for(lambda: gone(child))
+    wait_for(lambda: has_ended(child))
 
 
 def test_a_child_that_outlives_its_server_is_killed_too(tmp_path):
@@ -88,29 +88,29 @@ def test_a_child_that_outlives_its_server_is_killed_too(tmp_path):
     process = ServerProcess(python(without_waiting), tmp_path / "log")
     wait_for(lambda: not process.alive())
     child = int(process.tail().split()[1])
-    assert not gone(child)
+    assert not has_ended(child)
     process.stop()
-    wait_for(lambda: gone(child))
+    wait_for(lambda: has_ended(child))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_it_ends_when_whoever_started_it_is_killed(tmp_path, number):
-    starter = (
+def test_a_server_ends_when_its_parent_is_killed(tmp_path, number):
+    parent_code = (
         "import sys, time; from pathlib import Path; from fgbench.backends.started import ServerProcess\n"
         "sleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
         f"p = ServerProcess(sleep, Path({str(tmp_path / 'log')!r}))\n"
         "print(p.pid, flush=True); time.sleep(60)"
     )
-    parent = subprocess.Popen(python(starter), stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(python(parent_code), stdout=subprocess.PIPE, text=True)
     server = int(parent.stdout.readline())
     wait_for(lambda: "die_with_parent" not in " ".join(psutil.Process(server).cmdline()))
     os.kill(parent.pid, number)
     parent.wait(10)
     parent.stdout.close()
-    wait_for(lambda: gone(server))
+    wait_for(lambda: has_ended(server))
 
 
-def test_the_log_keeps_its_last_lines(tmp_path):
+def test_tail_returns_the_last_lines_of_the_log(tmp_path):
     process = ServerProcess(
         python("for i in range(1000): print('line', i)\nraise SystemExit(3)"), tmp_path / "log"
     )

@@ -1,4 +1,4 @@
-"""A server that is started here: for one run, or for one run after another."""
+"""Tests of servers that are started for one run, or shared by several runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fgbench.backends.started import StartedServer
 
 
 class Counted(StartedServer):
-    """Started in name only."""
+    """Counts starts and stops, but starts no process."""
 
     name = "counted"
 
@@ -51,7 +51,7 @@ def start(server: Counted, report: Any = lambda line: None) -> ReadyServer:
     return server.start(Path("the run's log"), report)
 
 
-def test_alone_it_is_started_and_stopped_for_each_run(server: Counted) -> None:
+def test_a_server_that_is_not_shared_is_started_and_stopped_for_each_run(server: Counted) -> None:
     for number in (1, 2):
         assert start(server).url == f"http://server:{number}"
         server.stop()
@@ -59,7 +59,7 @@ def test_alone_it_is_started_and_stopped_for_each_run(server: Counted) -> None:
     assert server.logs == [Path("the run's log")] * 2
 
 
-def test_shared_it_is_started_once_and_stopped_by_close(
+def test_a_shared_server_is_started_once_and_stopped_by_close(
     server: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     idle: list[str] = []
@@ -76,14 +76,14 @@ def test_shared_it_is_started_once_and_stopped_by_close(
     assert (server.starts, server.stops) == (1, 1)
 
 
-def test_a_dead_one_is_started_again(server: Counted) -> None:
+def test_a_dead_shared_server_is_started_again(server: Counted) -> None:
     server.share(Path("log"))
     start(server)
     server.running = False
     assert start(server).url == "http://server:2"
 
 
-def test_one_that_does_not_get_idle_is_started_again(
+def test_a_shared_server_that_does_not_become_idle_is_started_again(
     server: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def busy(url: str, **_: Any) -> None:
@@ -91,8 +91,8 @@ def test_one_that_does_not_get_idle_is_started_again(
 
     monkeypatch.setattr(started, "wait_until_idle", busy)
     server.share(Path("log"))
-    said: list[str] = []
+    reported: list[str] = []
     start(server)
-    assert start(server, said.append).url == "http://server:2"
-    assert said == ["it still has 3 requests: starting a new server"]
+    assert start(server, reported.append).url == "http://server:2"
+    assert reported == ["it still has 3 requests: starting a new server"]
     assert server.stops == 1

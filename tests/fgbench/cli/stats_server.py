@@ -1,4 +1,7 @@
-"""A server that only answers /stats or /metrics; its counters grow with its uptime. ``PORT KIND``."""
+"""A server that only answers /stats or /metrics; its counters grow with its uptime.
+
+Arguments: PORT KIND.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published artifact's spellings of options."""
+"""Tests of the option names of FastServe's published artifact."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FLAGS = {"--policy", "--offloading", "--rate", "--engine-seed", "--profile"}
 
 
 @pytest.mark.parametrize(
-    ("args", "ours"),
+    ("args", "expected"),
     [
         ("--sched-policy mlfq", "--policy mlfq"),
         ("--sched-policy=mlfq --rate 2", "--policy=mlfq --rate 2"),
@@ -26,15 +26,15 @@ FLAGS = {"--policy", "--offloading", "--rate", "--engine-seed", "--profile"}
         ("", ""),
     ],
 )
-def test_spellings_are_said_as_ours(args: str, ours: str) -> None:
-    assert translated(args.split(), FLAGS) == ours.split()
+def test_artifact_options_are_translated(args: str, expected: str) -> None:
+    assert translated(args.split(), FLAGS) == expected.split()
 
 
-def test_a_spelling_that_is_an_option_of_the_command_stays_it() -> None:
+def test_an_artifact_option_that_the_command_has_itself_is_not_translated() -> None:
     assert translated(["--seed", "3"], {*FLAGS, "--seed"}) == ["--seed", "3"]
 
 
-def test_what_the_command_does_not_have_is_left_to_be_refused() -> None:
+def test_artifact_options_without_a_counterpart_remain_unchanged() -> None:
     assert translated(["--sched-policy", "x", "--use-skip-join"], {"--port"}) == [
         "--sched-policy",
         "x",
@@ -43,19 +43,19 @@ def test_what_the_command_does_not_have_is_left_to_be_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
-        ("--policy fcfs --use-skip-join", "goes with --policy mlfq or sj-mlfq, not fcfs"),
-        ("--use-skip-join --policy=srpt", "goes with --policy mlfq or sj-mlfq, not srpt"),
+        ("--policy fcfs --use-skip-join", "--policy fcfs: use --policy mlfq or sj-mlfq"),
+        ("--use-skip-join --policy=srpt", "--policy srpt: use --policy mlfq or sj-mlfq"),
         ("--offloading none --proactive-offloading", "--offloading none contradict each other"),
     ],
 )
-def test_contradictions_are_refused(args: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_contradicting_options_are_an_error(args: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         translated(args.split(), FLAGS)
 
 
-def test_every_spelling_stands_for_an_option_of_run() -> None:
+def test_every_artifact_option_is_translated_to_an_option_of_run() -> None:
     flags = {flag for parameter in load_verb("run").params for flag in parameter.opts}
     assert set(SPELLINGS.values()) <= flags
-    assert not (set(SPELLINGS) - {"--seed"}) & flags, "none is in the help"
+    assert not (set(SPELLINGS) - {"--seed"}) & flags, "no artifact option is in the help"

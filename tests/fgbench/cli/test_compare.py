@@ -79,7 +79,7 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def test_newest_runs_are_compared_and_drawn(tmp_path: Path) -> None:
+def test_the_newest_runs_are_compared_and_drawn(tmp_path: Path) -> None:
     write_run(tmp_path, "1_old", "fastgen", num_prompts=5, latency=9.0)
     write_run(tmp_path, "2_base", "fastgen-fcfs", latency=2.0)
     write_run(tmp_path, "3_ours", "fastgen", latency=1.0)
@@ -94,7 +94,7 @@ def test_newest_runs_are_compared_and_drawn(tmp_path: Path) -> None:
     assert f"in {folder}: latency, latency-p95, attainment, cdf, queues" in result.output
 
 
-def test_a_damaged_folder_does_not_hide_the_others(tmp_path: Path) -> None:
+def test_a_damaged_folder_is_reported_and_the_others_are_compared(tmp_path: Path) -> None:
     write_run(tmp_path, "1", "fastgen-fcfs", latency=2.0)
     write_run(tmp_path, "2", "fastgen", latency=1.0)
     (write_run(tmp_path, "3", "fastgen", latency=1.0) / "run.json").write_text("{")
@@ -104,7 +104,7 @@ def test_a_damaged_folder_does_not_hide_the_others(tmp_path: Path) -> None:
     assert f"Left out: {tmp_path / '3' / 'run.json'} is damaged" in result.output
 
 
-def test_other_workloads_are_shown_apart_with_a_reason(tmp_path: Path) -> None:
+def test_runs_with_different_workloads_are_not_compared(tmp_path: Path) -> None:
     paths = [
         write_run(tmp_path, "1", "a", latency=1.0),
         write_run(tmp_path, "2", "b", latency=1.0),
@@ -112,20 +112,20 @@ def test_other_workloads_are_shown_apart_with_a_reason(tmp_path: Path) -> None:
     ]
     result = runner.invoke(app, [*map(str, paths), "--no-pictures"])
     assert result.exit_code == 0
-    assert "not compared across them: they differ in number of prompts (3, 4)" in result.output
+    assert "The workloads differ in number of prompts (3, 4)." in result.output
 
 
-def test_nothing_comparable_is_wrong_usage(tmp_path: Path) -> None:
+def test_runs_that_cannot_be_compared_exit_2(tmp_path: Path) -> None:
     paths = [
         write_run(tmp_path, "1", "a", latency=1.0),
         write_run(tmp_path, "2", "b", num_prompts=4, latency=1.0),
     ]
     result = runner.invoke(app, [*map(str, paths), "--no-pictures"])
     assert result.exit_code == 2
-    assert "no two of these runs are on the same workload" in result.output
+    assert "no two of these runs have the same workload" in result.output
 
 
-def test_a_folder_of_runs_stands_for_them(sweep: Path, tmp_path: Path) -> None:
+def test_a_folder_of_runs_can_be_given(sweep: Path, tmp_path: Path) -> None:
     again = write_run(tmp_path, "again", "vllm", latency=9.0)
     write_run(sweep, "z_killed", "vllm", seed=1, latency=9.0, status="running")
     write_run(sweep, "z_failed_before", "vllm", latency=9.0, status="failed")
@@ -142,12 +142,12 @@ def test_a_folder_of_runs_stands_for_them(sweep: Path, tmp_path: Path) -> None:
         "> 2/s > 1.",
     ):
         assert expected in result.output
-    assert "#2" in result.output  # vllm: the failed run of the sweep, and the one named besides
-    assert "fastgen #2" not in result.output  # the same folder, named twice
+    assert "#2" in result.output  # vllm: the failed run of the sweep, and the run given separately
+    assert "fastgen #2" not in result.output  # the same folder, given twice
 
 
-def test_each_format_is_all_that_stdout_holds(sweep: Path) -> None:
-    """Pictures are drawn, and told on stderr."""
+def test_stdout_holds_only_the_requested_format(sweep: Path) -> None:
+    """Pictures are still written; messages about them go to stderr."""
 
     def stdout(form: str, *more: str) -> str:
         result = runner.invoke(app, [str(sweep), form, "--out", str(sweep / "drawn"), *more])
@@ -195,7 +195,7 @@ def test_slowdowns_need_a_profile(sweep: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--slo", "ttfs<1"], "'ttfs' is no figure that an SLO can bound"),
         (["--json", "--csv"], "exclude each other"),
@@ -203,14 +203,14 @@ def test_slowdowns_need_a_profile(sweep: Path, monkeypatch: pytest.MonkeyPatch, 
         (["--baseline", "x"], "no run is called x"),
     ],
 )
-def test_wrong_usage_is_one_sentence(sweep: Path, arguments: list[str], said: str) -> None:
+def test_wrong_usage_is_one_sentence(sweep: Path, arguments: list[str], message: str) -> None:
     result = runner.invoke(app, [str(sweep), "--no-pictures", *arguments])
     assert isinstance(result.exception, ValueError)
-    assert said in str(result.exception)
+    assert message in str(result.exception)
     assert "\n" not in str(result.exception)
 
 
-def test_help_teaches_by_an_example() -> None:
+def test_help_has_an_example() -> None:
     result = runner.invoke(app, ["--help"], env={"COLUMNS": "120"})
     for expected in (
         "fgbench compare --baseline fastgen-fcfs",
@@ -223,17 +223,17 @@ def test_help_teaches_by_an_example() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--results", "nowhere"], ["nowhere"], ["{run}", "--baseline", "x"]])
-def test_what_is_not_there_is_named(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_missing_folder_or_run_is_named(tmp_path: Path, arguments: list[str]) -> None:
     run = write_run(tmp_path, "1", "a", latency=1.0)
     result = runner.invoke(app, [argument.format(run=run) for argument in arguments])
     assert isinstance(result.exception, ValueError)
     assert "nowhere" in str(result.exception) or "no run is called x" in str(result.exception)
 
 
-def test_only_the_runs_on_the_newest_workload_are_read(
+def test_only_the_runs_with_the_newest_workload_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of hundreds of folders, megabytes each, the requests of a few matter."""
+    """There can be hundreds of folders, of megabytes each; most are not needed."""
     from fgbench.results import run as folders
 
     for name, seed in (("1_old", 1), ("2_a", 0), ("3_b", 0), ("4_cut-off", 2)):
@@ -245,8 +245,8 @@ def test_only_the_runs_on_the_newest_workload_are_read(
         line += ', "output_tokens": 1, "first_token": 1.0, "last_token": 1.0, "finished": 1.0}\n'
         (tmp_path / name / "requests.jsonl").write_text(line[:20] if "cut" in name else line)
     read: list[str] = []
-    whole = folders.read_run
-    monkeypatch.setattr(folders, "read_run", lambda path: (read.append(path.name), whole(path))[1])
+    read_run = folders.read_run
+    monkeypatch.setattr(folders, "read_run", lambda path: (read.append(path.name), read_run(path))[1])
     result = runner.invoke(app, ["--results", str(tmp_path), "--no-pictures"])
     assert result.exit_code == 0, result.output
     assert read == ["2_a", "3_b"]

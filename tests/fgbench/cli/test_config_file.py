@@ -1,4 +1,4 @@
-"""Options in a file: read by --config, written into every run folder."""
+"""Tests of options in TOML files: --config reads them, every run folder holds one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def refused(*argv: object) -> str:
     return done.output + done.stderr
 
 
-def test_a_file_gives_options_and_the_command_line_comes_before_it(tmp_path: Path) -> None:
+def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
         f'profile = "{PROFILE}"\npolicy = "fcfs"\nnum_prompts = 5\nrate = 2\ndataset = "synthetic"\n'
@@ -44,27 +44,27 @@ def test_a_file_gives_options_and_the_command_line_comes_before_it(tmp_path: Pat
 
 @pytest.mark.parametrize("verb", ["run", "sweep", "simulate", "serve"])
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("max-batch-sise = 3", "has no option max-batch-sise; did you mean max-batch-size?"),
-        ("[server]\npolicy = 1", "write the options of [server] without it"),
-        ("policy = ", "is no TOML file"),
+        ("[server]\npolicy = 1", "options must not be in a table: remove the line [server]"),
+        ("policy = ", "is not a TOML file"),
         ("max-batch-size = 0", "--max-batch-size must be at least 1, not 0"),
         ('max-batch-size = "many"', "Invalid value for '--max-batch-size'"),
         ('config = "other.toml"', "has no option config"),
     ],
 )
-def test_what_a_file_must_not_say_is_named(tmp_path: Path, verb: str, content: str, says: str) -> None:
+def test_a_mistake_in_a_file_is_reported(tmp_path: Path, verb: str, content: str, message: str) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(content)
-    assert says in refused(verb, "--config", file)
+    assert message in refused(verb, "--config", file)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     assert "cannot be read: No such file" in refused("run", "--config", tmp_path / "none.toml")
 
 
-def test_a_runs_own_file_repeats_it(tmp_path: Path) -> None:
+def test_the_file_of_a_run_repeats_the_run(tmp_path: Path) -> None:
     fgbench(
         *("run", "--backend", "simulated-srpt", "--profile", PROFILE, "--rate", 3, "--seed", 5, *LOAD),
         *("--max-batch-size", 4, "--trim", "10%", "--results", tmp_path / "first"),
@@ -80,7 +80,7 @@ def test_a_runs_own_file_repeats_it(tmp_path: Path) -> None:
     assert second.records == read_run(first).records
 
 
-def test_a_simulations_own_file_repeats_it(tmp_path: Path) -> None:
+def test_the_file_of_a_simulation_repeats_the_simulation(tmp_path: Path) -> None:
     fgbench(
         *("simulate", "--profile", PROFILE, "--replicas", 2, "--router", "least-loaded", *LOAD),
         *("--results", tmp_path / "first"),
@@ -90,7 +90,7 @@ def test_a_simulations_own_file_repeats_it(tmp_path: Path) -> None:
     assert read_run(find_runs(tmp_path / "second")[0]).fingerprint == read_run(first).fingerprint
 
 
-def test_each_point_of_a_sweep_has_a_file_that_repeats_it(tmp_path: Path) -> None:
+def test_the_file_of_a_sweep_point_repeats_the_point(tmp_path: Path) -> None:
     file = tmp_path / "sweep.toml"
     file.write_text(
         f'backend = ["simulated", "simulated-fcfs --max-batch-size 4"]\nrates = [1, inf]\nseeds = 2\n'
@@ -106,7 +106,7 @@ def test_each_point_of_a_sweep_has_a_file_that_repeats_it(tmp_path: Path) -> Non
         assert read_run(find_runs(again)[0]).fingerprint == read_run(point).fingerprint
 
 
-def test_a_closed_loops_file_repeats_it(tmp_path: Path) -> None:
+def test_the_file_of_a_closed_loop_repeats_it(tmp_path: Path) -> None:
     fixed = ["--profile", PROFILE, *LOAD, "--duration", "2"]
     fgbench(
         *("sweep", "--backend", "simulated", "--concurrency", "2,3", *fixed, "--results", tmp_path / "swept")
@@ -117,7 +117,7 @@ def test_a_closed_loops_file_repeats_it(tmp_path: Path) -> None:
         assert read_run(find_runs(again)[0]).fingerprint == read_run(point).fingerprint
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_options_can_be_read(tmp_path: Path) -> None:
     options = {"rate": float("inf"), "num_prompts": 3, "eager": False, "slo": None, "backend": ("a", "b")}
     write_options(tmp_path / "spec.toml", options)
     read = read_options(tmp_path / "spec.toml")

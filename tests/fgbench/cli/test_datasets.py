@@ -1,4 +1,4 @@
-"""fgbench datasets: its help, what it shows, and mistakes told in a sentence."""
+"""Tests of ``fgbench datasets``: help, lists, figures, and error messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> str:
-    """A folder with a tokenizer for which words are tokens."""
+    """A model folder with a tokenizer that makes one token per word."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text((tiny_model / "config.json").read_text())
@@ -40,13 +40,13 @@ def datasets(*argv: object) -> Any:
 
 
 @pytest.mark.parametrize("verb", ["list", "pull", "show"])
-def test_help_teaches_with_an_example(verb: str) -> None:
+def test_help_has_an_example(verb: str) -> None:
     done = datasets(verb, "--help")
     assert done.exit_code == 0
     assert f"fgbench datasets {verb}" in done.output
 
 
-def test_list_names_all_and_says_what_is_here(tmp_path: Path) -> None:
+def test_list_names_all_datasets_and_which_are_present(tmp_path: Path) -> None:
     done = datasets("list")
     assert done.exit_code == 0, done.output
     assert all(name in done.output for name in DATASETS)
@@ -58,13 +58,13 @@ def test_list_names_all_and_says_what_is_here(tmp_path: Path) -> None:
     assert " yes " in row
 
 
-def test_pull_keeps_a_file_and_says_what_it_lost(tmp_path: Path, model: str) -> None:
+def test_pull_saves_a_file_and_reports_broken_records(tmp_path: Path, model: str) -> None:
     source = tmp_path / "alpaca_data.json"
     source.write_text((json.dumps(ALPACA) + "\n") * 3 + '{"cut')
     done = datasets("pull", "alpaca", "--from", source)
     assert done.exit_code == 0, done.output
     assert "1 record is broken or cut off and left out" in done.output
-    assert "3 records of alpaca are in" in done.output
+    assert "3 records of alpaca are saved in" in done.output
     assert "alpaca is in" in datasets("pull", "alpaca").output
     shown = datasets("show", "alpaca", "--model", model)
     assert shown.exit_code == 0, shown.output
@@ -99,26 +99,26 @@ def test_show_as_json(tmp_path: Path) -> None:
     assert "0.5 requests/s on average" in plain.output
 
 
-def test_show_of_what_is_made_up() -> None:
+def test_show_of_synthetic_lengths() -> None:
     done = datasets("show", "synthetic", "--input-len", "8", "--output-len", "zipf:1.1:64", "--sample", 500)
     assert done.exit_code == 0, done.output
-    assert "synthetic-8xzipf.1.1.64: endless; 500 requests drawn" in done.output
+    assert "synthetic-8xzipf.1.1.64: unlimited; 500 requests drawn" in done.output
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["show", "nope"], "there is no dataset or file 'nope'"),
-        (["show", "alpaca"], "the dataset alpaca is not here: get alpaca_data.json"),
-        (["show", "jsonl"], "is a file of yours"),
+        (["show", "alpaca"], "the dataset alpaca is not on this machine: get alpaca_data.json"),
+        (["show", "jsonl"], "is your own file"),
         (["show", "synthetic", "--output-len", "5-3"], "lengths must be ordered"),
         (["pull", "nope"], "there is nothing to pull for 'nope'"),
-        (["pull", "mmlu"], "the dataset mmlu is not here"),
+        (["pull", "mmlu"], "the dataset mmlu is not on this machine"),
         (["pull", "mmlu", "--from", "/no/such"], "--from: there is no file /no/such"),
-        (["pull", "sharegpt", "--from", "x"], "sharegpt is downloaded"),
+        (["pull", "sharegpt", "--from", "x"], "--from does not work with sharegpt, which is downloaded"),
     ],
 )
-def test_mistakes_get_a_sentence(argv: list[str], says: str) -> None:
+def test_a_mistake_is_reported_in_one_sentence(argv: list[str], message: str) -> None:
     done = datasets(*argv)
     assert done.exit_code == 2
-    assert says in done.stderr
+    assert message in done.stderr

@@ -1,4 +1,4 @@
-"""The demo: its plan on paper, and all of it on a model of no size."""
+"""Tests of the demo: its plan, and one complete run with a tiny model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fgbench.cli.demo import BATCH_SIZE, MAX_PROMPTS, MIN_PROMPTS, make_plan
 from fgengine.cost import CostModel
 
 
-def test_the_capacity_is_one_over_the_mean_share_of_the_machine() -> None:
-    # A full batch of 16 takes 32 ms a step; a prompt 0.1 s, half of it the step's constant.
+def test_the_capacity_is_one_divided_by_the_mean_machine_time_of_a_request() -> None:
+    # A step with a full batch of 16 takes 32 ms. The prefill of a prompt takes 0.1 s.
     cost = CostModel(step=0.016, prefill_token=0.001, decode_request=0.001)
     lengths = [(84, 101)]
     share = 0.084 + 0.001 + 100 * 0.002
@@ -25,10 +25,10 @@ def test_the_capacity_is_one_over_the_mean_share_of_the_machine() -> None:
     assert plan.rates == (round(0.7 / share, 2), round(1.3 / share, 2))
 
 
-def test_the_number_of_prompts_fits_the_time_and_stays_within_reason() -> None:
+def test_the_number_of_prompts_fits_the_time_and_its_limits() -> None:
     cost = CostModel(step=0.016, prefill_token=0.001, decode_request=0.001)
     plan = make_plan(cost, [(84, 101)], seconds=240.0)
-    # Two policies, each n / 0.7 capacity and n / capacity seconds.
+    # Two policies, each with a run of n / (0.7 * capacity) seconds and one of n / capacity seconds.
     assert 2 * plan.num_prompts * (1 / 0.7 + 1.0) / plan.capacity == pytest.approx(240.0, rel=0.02)
     assert make_plan(cost, [(84, 101)], seconds=1.0).num_prompts == MIN_PROMPTS
     assert make_plan(cost, [(84, 101)], seconds=1e6).num_prompts == MAX_PROMPTS

@@ -1,4 +1,4 @@
-"""The options of a load: which process and which data they mean, for every verb that takes them."""
+"""Tests of the load's options: which arrival process and which dataset they select."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def trace(tmp_path: Path) -> Path:
         ({"arrivals": "closed", "concurrency": 16}, "closed concurrency=16"),
     ],
 )
-def test_which_arrivals_are_meant(options: dict[str, Any], label: str) -> None:
+def test_options_select_the_arrival_process(options: dict[str, Any], label: str) -> None:
     assert LoadSpec(**options).to_load().arrivals.label == label
 
 
-def test_rates_and_counts_where_none_are_said(trace: Path) -> None:
+def test_default_rates_and_numbers_of_prompts(trace: Path) -> None:
     load = LoadSpec().to_load()
     assert (load.rate, load.offered_rate, load.num_prompts) == (2.5, 2.5, 100)
     assert LoadSpec(rate_to=4.0, rate=2.0).to_load().offered_rate == 3.0
@@ -54,7 +54,7 @@ def test_rates_and_counts_where_none_are_said(trace: Path) -> None:
     assert LoadSpec(trace=trace, rate=3.0, num_prompts=4).to_load().rate == 3.0
 
 
-def test_a_trace_is_its_own_dataset_unless_another_is_named(trace: Path) -> None:
+def test_a_trace_is_the_dataset_unless_another_is_given(trace: Path) -> None:
     def name(**options: Any) -> str:
         return LoadSpec(trace=trace, **options).to_dataset(EngineConfig(), lambda line: None).name
 
@@ -65,20 +65,22 @@ def test_a_trace_is_its_own_dataset_unless_another_is_named(trace: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["--speedup", "2"], "leave out --speedup"),
         (["--rate-to", "4", "--rates", "inf"], "a ramp needs a finite --rate"),
     ],
 )
-def test_what_a_sweep_cannot_do(trace: Path, tmp_path: Path, argv: list[str], says: str) -> None:
+def test_options_that_do_not_work_with_a_sweep(
+    trace: Path, tmp_path: Path, argv: list[str], message: str
+) -> None:
     if "--speedup" in argv:
         argv = [*argv, "--trace", str(trace)]
     rates = [] if "--rates" in argv else ["--rates", "1,2"]
     fixed = ["--backend", "simulated", "--profile", PROFILE, "--results", str(tmp_path / "runs")]
     done = CliRunner().invoke(app, ["sweep", *fixed, *rates, *argv])
     assert done.exit_code == 2
-    assert says in done.stderr
+    assert message in done.stderr
 
 
 def test_a_sweep_replays_a_trace_at_each_rate(trace: Path, tmp_path: Path) -> None:

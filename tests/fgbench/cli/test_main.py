@@ -1,4 +1,4 @@
-"""The program: its verbs, its help, its exit codes; the server's options."""
+"""Tests of the program: verbs, help, exit codes, and the options of the server."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def _fgbench(*argv: str, code: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def _parse(*argv: str) -> EngineConfig:
-    got: list[EngineConfig] = []
+    received: list[EngineConfig] = []
     app = typer.Typer()
 
     @app.command(cls=Command)
     @takes_options
     def verb(server: EngineConfig, own: Annotated[int, typer.Option()] = 3) -> None:
-        got.append(server)
+        received.append(server)
 
     result = CliRunner().invoke(app, list(argv))
     assert result.exit_code == 0, result.output
-    return got[0]
+    return received[0]
 
 
 def test_help_lists_the_verbs() -> None:
@@ -47,7 +47,7 @@ def test_help_lists_the_verbs() -> None:
     assert all(verb in result.stdout for verb in main.VERBS)
 
 
-def test_without_a_verb_it_says_how_to_start() -> None:
+def test_without_a_verb_the_program_shows_how_to_start() -> None:
     result = _fgbench()
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
@@ -57,7 +57,7 @@ def test_without_a_verb_it_says_how_to_start() -> None:
     assert {"demo", "run", "simulate", "compare"} <= named <= {*main.VERBS, "--help"}
 
 
-def test_the_version_is_said() -> None:
+def test_the_version_is_printed() -> None:
     import fgbench
 
     assert _fgbench("--version").stdout == f"fgbench {fgbench.__version__}\n"
@@ -82,10 +82,10 @@ def test_unknown_verb_and_option() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["--max-batch-size", "0"], "--max-batch-size must be at least 1"),
-        (["--policy", "fcfs", "--use-skip-join"], "--use-skip-join goes with"),
+        (["--policy", "fcfs", "--use-skip-join"], "--use-skip-join does not work with --policy fcfs"),
         (["--swap-space", "-1"], "--swap-space must be at least 0, not -1.0 (GiB)"),
         (["--profile", "/no/such/file"], "there is no file"),
         (["--policy", "lifo"], "there is no policy 'lifo'; there are static, fcfs"),
@@ -95,10 +95,10 @@ def test_unknown_verb_and_option() -> None:
         (["--num-device-blocks", str(2**64)], "--num-device-blocks must be at most"),
     ],
 )
-def test_mistakes_get_a_sentence(argv: list[str], says: str) -> None:
+def test_a_mistake_is_reported_in_one_sentence(argv: list[str], message: str) -> None:
     result = _fgbench("serve", *argv)
     assert result.returncode == 2
-    assert says in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.count("\n") == 1
 
@@ -113,7 +113,7 @@ def test_debug_shows_the_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(name: str) -> Any:
         raise KeyboardInterrupt
 
@@ -122,8 +122,8 @@ def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_every_verb_ends_on_a_signal_even_where_it_was_ignored(number: signal.Signals) -> None:
-    """SIGINT is ignored from the start in a job that a script puts into the background."""
+def test_every_verb_ends_on_a_signal_even_if_it_was_ignored(number: signal.Signals) -> None:
+    """A job that a script starts in the background ignores SIGINT from its start."""
     verb = "import signal, time; from fgbench.cli import main\n"
     verb += "main.load_verb = lambda name: (print('up', flush=True), time.sleep(60))\nmain.app(['results'])"
     before = signal.signal(number, signal.SIG_IGN)
@@ -154,7 +154,7 @@ def test_defaults() -> None:
     assert as_arguments(EngineConfig()) == []
 
 
-def test_spellings_of_the_artifact() -> None:
+def test_options_of_the_artifact() -> None:
     argv = "--model opt-13b --block-size 16 --gpu-memory-utilization 0.9 --swap-space 32 --sched-policy mlfq"
     argv += " --max-batch-size 16 --max-tokens-per-batch 2048 --use-dummy-weights --proactive-offloading"
     config = _parse(*argv.split(), "--use-skip-join")
@@ -169,15 +169,15 @@ def test_profile_under_both_names(tmp_path: Path) -> None:
         assert _parse(name, str(file)).profile == file
 
 
-def test_two_options_of_one_name_are_an_error_at_import() -> None:
+def test_two_options_with_the_same_name_are_an_error_at_import() -> None:
     with pytest.raises(TypeError, match="verb: two options are called model"):
 
         @takes_options
         def verb(server: EngineConfig, model: Annotated[str, typer.Option()] = "") -> None: ...
 
 
-def test_a_verb_takes_several_groups_but_for_the_options_it_leaves_out() -> None:
-    got: list[tuple[LoadSpec, EngineConfig, str]] = []
+def test_a_verb_takes_several_groups_without_the_options_it_leaves_out() -> None:
+    received: list[tuple[LoadSpec, EngineConfig, str]] = []
     app = typer.Typer()
 
     @app.command(cls=Command)
@@ -185,7 +185,7 @@ def test_a_verb_takes_several_groups_but_for_the_options_it_leaves_out() -> None
     def verb(
         load: LoadSpec, server: EngineConfig, rates: Annotated[str, typer.Option("--rates")] = "1,2"
     ) -> None:
-        got.append((load, server, rates))
+        received.append((load, server, rates))
 
     argv = [
         "--rates",
@@ -200,13 +200,15 @@ def test_a_verb_takes_several_groups_but_for_the_options_it_leaves_out() -> None
         "5",
     ]
     assert CliRunner().invoke(app, argv).exit_code == 0
-    assert got == [(LoadSpec(num_prompts=9, seed=7), EngineConfig(max_batch_size=5, engine_seed=8), "3,4")]
+    assert received == [
+        (LoadSpec(num_prompts=9, seed=7), EngineConfig(max_batch_size=5, engine_seed=8), "3,4")
+    ]
     assert CliRunner().invoke(app, ["--rate", "3"]).exit_code == 2
 
 
 def test_the_servers_seed_can_be_set_from_every_verb() -> None:
     assert _parse("--engine-seed", "3").engine_seed == 3
-    assert _parse("--seed", "3").engine_seed == 3, "serve's own name for it, as long as no load has a seed"
+    assert _parse("--seed", "3").engine_seed == 3, "serve has no load, so --seed is the engine's seed"
     for verb in ("run", "sweep", "simulate"):
         names = {parameter.name for parameter in main.load_verb(verb).params}
         assert {"seed", "engine_seed"} <= names, verb
@@ -231,7 +233,7 @@ def test_the_servers_seed_can_be_set_from_every_verb() -> None:
         queue_timeout=st.none() | st.floats(0.001, 1e6),
     )
 )
-def test_arguments_give_the_same_settings(config: EngineConfig) -> None:
+def test_settings_survive_conversion_to_arguments(config: EngineConfig) -> None:
     assert _parse(*as_arguments(config)) == config
 
 
@@ -242,6 +244,6 @@ def test_the_host_pool_is_sized_by_the_engine_unless_it_is_set() -> None:
 
 
 @pytest.mark.parametrize("name", ["nonsense", "noisy:x", "noisy:-1", "noisy"])
-def test_a_misspelt_predictor_costs_no_model_load(name: str) -> None:
+def test_an_unknown_predictor_is_refused_before_the_model_loads(name: str) -> None:
     with pytest.raises(ValueError, match=r"oracle, noisy:SIGMA|noisy:SIGMA takes"):
         check_names(EngineConfig(policy="sprpt", predictor=name))

@@ -17,11 +17,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(
         huggingface_hub.constants, "HF_HUB_OFFLINE", True
-    )  # as HF_HUB_OFFLINE=1 before it starts
+    )  # the same as HF_HUB_OFFLINE=1 in the environment
     return tmp_path
 
 
-def test_list_shows_every_model_whole_on_80_columns(own_cache: Path) -> None:
+def test_list_shows_every_model_uncut_in_80_columns(own_cache: Path) -> None:
     (own_cache / "models" / "opt-350m").mkdir(parents=True)
     result = runner.invoke(app, ["models", "list"], env={"COLUMNS": "80"})
     assert result.exit_code == 0
@@ -36,16 +36,16 @@ def test_list_shows_every_model_whole_on_80_columns(own_cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("opt-13", 'did you mean "opt-13b"'), ("opt-13b", "only the shape of opt-13b")]
+    ("name", "message"), [("opt-13", 'did you mean "opt-13b"'), ("opt-13b", "only the shape of opt-13b")]
 )
-def test_a_name_that_cannot_be_pulled_is_wrong_usage(name: str, said: str) -> None:
+def test_a_name_that_cannot_be_pulled_is_wrong_usage(name: str, message: str) -> None:
     result = runner.invoke(app, ["models", "pull", name])
     assert result.exit_code == 2
-    assert said in result.output + result.stderr
+    assert message in result.output + result.stderr
     assert "Traceback" not in result.output + result.stderr
 
 
-def test_a_pull_that_fails_says_why_and_returns_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_pull_gives_the_reason_and_exits_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     result = runner.invoke(app, ["models", "pull", "smollm2-135m"])
@@ -54,7 +54,7 @@ def test_a_pull_that_fails_says_why_and_returns_1(monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "models" / "smollm2-135m").exists()
 
 
-def test_pulling_what_is_there_says_where(own_cache: Path) -> None:
+def test_pulling_a_model_that_is_present_prints_its_folder(own_cache: Path) -> None:
     folder = own_cache / "models" / "smollm2-135m"
     folder.mkdir(parents=True)
     result = runner.invoke(app, ["models", "pull", "smollm2-135m"])

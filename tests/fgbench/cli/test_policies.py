@@ -1,4 +1,4 @@
-"""fgbench policies: what there is, for people and for scripts, the broken ones included."""
+"""Tests of ``fgbench policies``: the table, the JSON, and policies that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def listed() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def _their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offers a policy that works and one whose module does not."""
+    """Installs a package with one policy that works and one whose module raises an error."""
     (tmp_path / "shown_policies.py").write_text(
         "from fgengine.scheduling.fcfs import FCFS\n\n\n"
         "class Last(FCFS):\n    summary = 'the last [one] first'\n    paper = 'a note'\n"
@@ -49,7 +49,7 @@ def test_the_table_names_every_policy_its_paper_and_its_needs(monkeypatch: pytes
     assert "profile" not in rows["fcfs"]
 
 
-def test_json_tells_the_same_to_scripts() -> None:
+def test_json_lists_the_same_policies() -> None:
     policies = listed()
     assert list(policies) == policy_names()
     assert policies["fcfs"] == {
@@ -65,17 +65,19 @@ def test_json_tells_the_same_to_scripts() -> None:
 
 
 @pytest.mark.usefixtures("_their_package")
-def test_a_package_is_named_and_a_broken_one_shown_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policies_of_packages_are_listed_and_broken_ones_show_their_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     policies = listed()
     assert policies["last"]["package"] == policies["fallen"]["package"] == "shown-package 2.0"
     assert (policies["last"]["summary"], policies["last"]["error"]) == ("the last [one] first", None)
     assert "it [bold]fell[/bold] over" in policies["fallen"]["error"]
     assert policies["fallen"]["needs"] == []
-    assert policies["fcfs"]["package"] is None  # a built-in name stays what it is
+    assert policies["fcfs"]["package"] is None  # a package cannot replace a built-in policy
     monkeypatch.setenv("COLUMNS", "300")
     shown = CliRunner().invoke(app, ["policies"])
     assert shown.exit_code == 0
-    assert "the last [one] first (from shown-package 2.0)" in shown.stdout  # their words, not our markup
+    assert "the last [one] first (from shown-package 2.0)" in shown.stdout  # brackets are text, not markup
     assert "it [bold]fell[/bold] over" in shown.stdout
 
 

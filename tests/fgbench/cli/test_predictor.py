@@ -1,4 +1,4 @@
-"""fgbench predictor: trained, judged and shown on a small file of conversations."""
+"""Tests of ``fgbench predictor`` with a small file of conversations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORDS = {True: ["essay", "detailed", "explain", "long"], False: ["yes", "no", "s
 
 @pytest.fixture
 def conversations(tmp_path: Path) -> Path:
-    """Long answers to prompts of some words, short ones to others."""
+    """A file in which some prompt words lead to long answers, and others to short answers."""
     source, lines = random.Random(0), []
     for i in range(400):
         long = source.random() < 0.5
@@ -32,7 +32,7 @@ def conversations(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """The tiny model's folder, with a tokenizer that makes a token of each word."""
+    """A copy of the tiny model's folder, with a tokenizer that makes one token per word."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -54,7 +54,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_eval_judges_and_keeps_nothing(conversations: Path, model: str, tmp_path: Path) -> None:
+def test_eval_measures_and_saves_nothing(conversations: Path, model: str, tmp_path: Path) -> None:
     code, output = run("eval", "--model", model, "--dataset-path", str(conversations), "--json")
     assert code == 0
     for quality in json.loads(output[output.index("{") :]).values():
@@ -64,17 +64,17 @@ def test_eval_judges_and_keeps_nothing(conversations: Path, model: str, tmp_path
     assert not (tmp_path / "cache" / "predictors").exists()
 
 
-def test_train_keeps_what_show_shows(conversations: Path, model: str) -> None:
+def test_show_describes_what_train_saved(conversations: Path, model: str) -> None:
     with pytest.raises(ValueError, match="predictor train"):
         run("show", "--model", model)
     code, _ = run("train", "--model", model, "--dataset-path", str(conversations), "--num", "100")
     assert code == 0
     code, output = run("show", "--model", model)
     assert code == 0
-    assert "learned 400 answers" in output  # 100, four times
+    assert "trained on 400 answers" in output  # 100 answers in each of four epochs
 
 
-def test_a_benchmarks_own_conversations_are_left_out(conversations: Path, model: str) -> None:
+def test_train_leaves_out_the_conversations_of_without(conversations: Path, model: str) -> None:
     with pytest.raises(ValueError, match="no conversation"):
         run("train", "--model", model, "--dataset-path", str(conversations), "--without", str(conversations))
     with pytest.raises(ValueError, match="there is no file"):

@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> Any:
 
 
 def set_load(monkeypatch: pytest.MonkeyPatch, *cores: float) -> None:
-    """What other programs take, one look after another, the last again and again."""
+    """Set the cores that other programs use, one value per measurement; the last value repeats."""
     left = list(cores)
 
     def between(before: object, after: object) -> MachineLoad:
@@ -41,13 +41,13 @@ def set_load(monkeypatch: pytest.MonkeyPatch, *cores: float) -> None:
     monkeypatch.setattr(machine_load, "LOOK_SECONDS", 0.0)
 
 
-def test_a_profile_is_measured_judged_and_written_where_serve_looks(
+def test_a_profile_is_measured_checked_and_written_where_serve_looks(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_load(monkeypatch, 0.0)
     result = run(arguments)
     assert result.exit_code == 0, result.output
-    for expected in ("points kept from the fit", "median error on held-out points", "no step beats them"):
+    for expected in ("points held out from the fit", "median error on held-out points", "no step is faster"):
         assert expected in result.output
     (written,) = (tmp_path / "profiles").glob("tiny-*-float32.json")
     assert is_whole(written)
@@ -58,30 +58,30 @@ def test_a_profile_is_measured_judged_and_written_where_serve_looks(
     assert not loaded.conditions.busy
 
 
-def test_beside_another_program_nothing_is_measured(
+def test_nothing_is_measured_while_another_program_is_busy(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_load(monkeypatch, 0.9)
     result = run(arguments)
     assert result.exit_code == 1
     assert (
-        "other programs took 0.90 cores (make 0.90): a profile measured now would be wrong" in result.output
+        "other programs took 0.90 cores (make 0.90); a profile measured now would be wrong" in result.output
     )
-    assert "points kept" not in result.output
+    assert "points held out" not in result.output
     assert not list(tmp_path.glob("profiles/*.json"))
 
 
-def test_what_was_disturbed_is_not_written(
+def test_a_disturbed_profile_is_not_written(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_load(monkeypatch, 0.0, 0.9)
     result = run(arguments)
     assert result.exit_code == 1
-    assert "other programs took 0.90 cores meanwhile" in " ".join(result.output.split())
+    assert "other programs used 0.90 cores during the measurement" in " ".join(result.output.split())
     assert not list(tmp_path.glob("profiles/*.json"))
 
 
-def test_it_waits_for_a_quiet_machine(
+def test_profile_waits_for_a_quiet_machine(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_load(monkeypatch, 0.9, 0.9, 0.0)
@@ -90,7 +90,7 @@ def test_it_waits_for_a_quiet_machine(
     assert len(list(tmp_path.glob("profiles/*.json"))) == 1
 
 
-def test_even_if_busy_it_is_measured_and_says_so(
+def test_even_if_busy_measures_and_records_the_busy_machine(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_load(monkeypatch, 0.9)

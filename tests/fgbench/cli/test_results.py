@@ -45,7 +45,7 @@ def records(latency: float, count: int = 4, error: str | None = None) -> list[Re
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A complete run, one with an error, a killed one, one in a sweep, a damaged one, and what is no run."""
+    """A results folder: a complete run, one with an error, a killed one, one of a sweep, a damaged one."""
     root = tmp_path / "runs"
     for backend, error in (("fastgen-fcfs", None), ("fastgen", "http 500: no")):
         with RunWriter(root, info(backend)) as writer:
@@ -80,7 +80,7 @@ def name_of(root: Path, backend: str, rate: float) -> str:
     return name
 
 
-def test_all_runs_are_listed_and_the_damaged_are_named(root: Path) -> None:
+def test_list_shows_all_runs_and_names_damaged_ones(root: Path) -> None:
     result = results("list", root)
     assert result.exit_code == 0, result.output
     assert "Left out" in result.output
@@ -95,10 +95,10 @@ def test_all_runs_are_listed_and_the_damaged_are_named(root: Path) -> None:
         "20300101-000000_sweep",
     ):
         assert word in result.output, word
-    assert "500 ms" in result.output  # the mean JCT of a token
+    assert "500 ms" in result.output  # the mean normalized latency
 
 
-def test_the_newest_are_first(root: Path) -> None:
+def test_list_shows_the_newest_runs_first(root: Path) -> None:
     names = [row["name"] for row in json.loads(results("list", root, "--json").stdout)]
     assert names == sorted(names, reverse=True)
     assert len(names) == 4
@@ -113,12 +113,12 @@ def test_the_newest_are_first(root: Path) -> None:
         (["--backend", "nobody"], []),
     ],
 )
-def test_filters(root: Path, argv: list[str], backends: list[str]) -> None:
+def test_list_filters_by_backend_and_status(root: Path, argv: list[str], backends: list[str]) -> None:
     rows = json.loads(results("list", root, *argv, "--json").stdout)
     assert [row["backend"] for row in rows] == backends
 
 
-def test_a_run_under_way_is_no_killed_one(tmp_path: Path) -> None:
+def test_a_run_in_progress_cannot_be_removed(tmp_path: Path) -> None:
     with RunWriter(tmp_path, info("fastgen")) as writer:
         (row,) = json.loads(results("list", tmp_path, "--json").stdout)
         assert row["status"] == "running"
@@ -128,11 +128,11 @@ def test_a_run_under_way_is_no_killed_one(tmp_path: Path) -> None:
         assert writer.path.is_dir()
 
 
-def test_show_is_what_run_ended_with_also_of_a_killed_run(root: Path) -> None:
-    whole = results("show", root, name_of(root, "fastgen-fcfs", 2.0))
-    assert whole.exit_code == 0, whole.output
+def test_show_prints_the_figures_of_complete_and_killed_runs(root: Path) -> None:
+    complete = results("show", root, name_of(root, "fastgen-fcfs", 2.0))
+    assert complete.exit_code == 0, complete.output
     for words in ("fastgen-fcfs, smollm2-135m, synthetic, 2/s", "4 of 4 answered in full", "client's lag"):
-        assert words in whole.output
+        assert words in complete.output
     killed = results("show", root, name_of(root, "fastgen", 3.0))
     assert killed.exit_code == 0, killed.output
     assert "incomplete: 1 of 4 requests had ended" in killed.output
@@ -142,13 +142,13 @@ def test_show_is_what_run_ended_with_also_of_a_killed_run(root: Path) -> None:
     assert data["summary"]["jct"]["mean"] == 2.0
 
 
-def test_a_run_is_meant_by_path_or_by_the_beginning_of_its_name(root: Path) -> None:
+def test_a_run_is_given_by_its_path_or_the_beginning_of_its_name(root: Path) -> None:
     (path,) = (path for path in find_runs(root) if "vllm" in path.name)
     assert results("show", root, str(path)).exit_code == 0
     assert results("show", root, path.name[:-3]).exit_code == 0
 
 
-def test_trimmed_figures_are_recomputed_trimmed(tmp_path: Path) -> None:
+def test_show_leaves_out_trimmed_requests(tmp_path: Path) -> None:
     made = records(1.0)
     with RunWriter(tmp_path, info("a", trim={"start": "1s", "end": "0s"})) as writer:
         for record in made:
@@ -158,7 +158,7 @@ def test_trimmed_figures_are_recomputed_trimmed(tmp_path: Path) -> None:
     assert (data["summary"]["requests"], data["summary"]["trimmed"]) == (3, 1)
 
 
-def test_rm_asks_first_and_takes_no_more_than_it_is_told(root: Path) -> None:
+def test_rm_asks_first_and_removes_only_the_given_run(root: Path) -> None:
     name, before = name_of(root, "fastgen", 3.0), find_runs(root)
     refused = results("rm", root, name, answer="n\n")
     assert (refused.exit_code, find_runs(root)) == (1, before)
@@ -168,15 +168,15 @@ def test_rm_asks_first_and_takes_no_more_than_it_is_told(root: Path) -> None:
     assert [path.name for path in before if path not in find_runs(root)] == [name]
 
 
-def test_rm_incomplete_takes_the_killed_ones(root: Path) -> None:
+def test_rm_incomplete_removes_killed_runs(root: Path) -> None:
     before = set(find_runs(root))
     assert results("rm", root, "--incomplete", "--yes").exit_code == 0
-    gone = before - set(find_runs(root))
-    assert [path.name for path in gone] == [path.name for path in before if "_r3_" in path.name]
+    removed = before - set(find_runs(root))
+    assert [path.name for path in removed] == [path.name for path in before if "_r3_" in path.name]
     assert "no run that was killed" in results("rm", root, "--incomplete", "--yes").output
 
 
-def test_rm_takes_nothing_that_is_not_plainly_a_run(root: Path, tmp_path: Path) -> None:
+def test_rm_removes_only_run_folders(root: Path, tmp_path: Path) -> None:
     run = next(path for path in find_runs(root) if "fcfs" in path.name)
     link = root / "20990101-000000_link"
     link.symlink_to(run)
@@ -185,12 +185,12 @@ def test_rm_takes_nothing_that_is_not_plainly_a_run(root: Path, tmp_path: Path) 
     for name in ("compare", "20300101-000000_sweep", "20200101", str(link), str(home), str(tmp_path), ""):
         result = results("rm", root, name, "--yes")
         assert result.exit_code == 2, (name, result.output)
-    assert results("rm", root, "--yes").exit_code == 2  # which?
+    assert results("rm", root, "--yes").exit_code == 2  # no run is given
     assert len(find_runs(root)) == 6
     assert (home / "run.json").is_file()
 
 
-def test_one_that_may_not_be_removed_keeps_the_others(root: Path) -> None:
+def test_rm_removes_nothing_if_one_run_cannot_be_removed(root: Path) -> None:
     names = [path.name for path in find_runs(root)]
     (root / name_of(root, "fastgen", 3.0) / "notes").mkdir()
     assert results("rm", root, *(n for n in names if "damaged" not in n), "--yes").exit_code == 2
@@ -203,7 +203,7 @@ def ask(root: Path, query: str) -> list[dict[str, object]]:
     return json.loads(result.stdout)
 
 
-def test_sql_over_runs_and_requests_killed_ones_too(root: Path) -> None:
+def test_sql_queries_runs_and_requests_including_killed_runs(root: Path) -> None:
     query = "SELECT backend, rate, status, ok, jct_mean, ttft_p50 FROM runs ORDER BY rate, backend"
     assert ask(root, query) == [
         dict(zip(("backend", "rate", "status", "ok", "jct_mean", "ttft_p50"), row, strict=True))
@@ -222,10 +222,10 @@ def test_sql_over_runs_and_requests_killed_ones_too(root: Path) -> None:
     assert row == {"batch": "16"}
 
 
-def test_sql_knows_what_kv_memory_did(root: Path) -> None:
-    said = {"uptime_seconds": 10.0, "pressure_seconds": 2.0, "copy_wait_seconds": 4.0}
+def test_sql_has_the_kv_memory_accounting(root: Path) -> None:
+    after = {"uptime_seconds": 10.0, "pressure_seconds": 2.0, "copy_wait_seconds": 4.0}
     with RunWriter(root, info("memory")) as writer:
-        stats = {"before": dict.fromkeys(said, 0.0), "after": said}
+        stats = {"before": dict.fromkeys(after, 0.0), "after": after}
         writer.finish("complete", [], None, server_stats=stats)
     columns = "pressure_seconds, copy_wait_seconds, copy_wait_share"
     (row,) = ask(root, f"SELECT {columns} FROM runs WHERE backend = 'memory'")
@@ -281,7 +281,7 @@ def test_sql_without_a_query_shows_the_tables_and_an_example_that_works(root: Pa
         "",
     ],
 )
-def test_sql_reads_the_runs_and_nothing_else(
+def test_sql_can_only_read_the_runs(
     root: Path, tmp_path: Path, query: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -294,7 +294,7 @@ def test_sql_reads_the_runs_and_nothing_else(
     assert not out.exists()
 
 
-def test_no_runs_at_all_is_said(tmp_path: Path) -> None:
+def test_an_empty_results_folder_is_reported(tmp_path: Path) -> None:
     for verb, words in (("list", "holds no run"), ("sql", "runs, 0 rows")):
         result = results(verb, tmp_path / "nowhere")
         assert result.exit_code == 0, result.output
@@ -304,21 +304,21 @@ def test_no_runs_at_all_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["list", "show", "rm", "sql"])
-def test_help_teaches_with_an_example(verb: str) -> None:
+def test_help_has_an_example(verb: str) -> None:
     result = CliRunner().invoke(app, ["results", verb, "--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0
     assert f"fgbench results {verb}" in result.output
 
 
-def test_what_is_read_is_what_was_written(root: Path) -> None:
+def test_read_records_equal_the_written_ones(root: Path) -> None:
     run = read_run(next(path for path in find_runs(root) if "fcfs" in path.name))
     assert run.records == tuple(records(1.0))
 
 
-def test_rejected_requests_are_told_apart_from_failed_ones(tmp_path: Path) -> None:
+def test_rejected_and_failed_requests_are_counted_separately(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    away = RequestRecord(4, 4.0, 4.0, 8, 2, finished=4.1, rejected="http 429: the queue is full")
-    made = [*records(1.0), away]
+    rejected = RequestRecord(4, 4.0, 4.0, 8, 2, finished=4.1, rejected="http 429: the queue is full")
+    made = [*records(1.0), rejected]
     with RunWriter(root, info("fastgen")) as writer:
         for record in made:
             writer.append(record)
@@ -338,7 +338,7 @@ def test_rejected_requests_are_told_apart_from_failed_ones(tmp_path: Path) -> No
     ]
 
 
-def test_a_run_kept_before_there_were_rejections_has_none(root: Path) -> None:
+def test_a_run_older_than_rejections_has_none(root: Path) -> None:
     for path in root.rglob("requests.jsonl"):
         path.write_bytes(path.read_bytes().replace(b',"rejected":null', b""))
         assert b"rejected" not in path.read_bytes()
@@ -349,7 +349,7 @@ def test_a_run_kept_before_there_were_rejections_has_none(root: Path) -> None:
     assert row == {"n": 0}
 
 
-def test_a_list_can_be_cut_to_the_newest_a_model_a_dataset(root: Path) -> None:
+def test_list_filters_by_model_and_dataset_and_shows_the_newest(root: Path) -> None:
     listed = json.loads(results("list", root, "--json").stdout)
     newest = json.loads(results("list", root, "--last", "2", "--json").stdout)
     assert newest == listed[:2]
@@ -357,7 +357,7 @@ def test_a_list_can_be_cut_to_the_newest_a_model_a_dataset(root: Path) -> None:
     same = json.loads(results("list", root, "--dataset", dataset, "--model", model, "--json").stdout)
     assert same == [row for row in listed if (row["dataset"], row["model"]) == (dataset, model)]
     assert json.loads(results("list", root, "--dataset", "none-such", "--json").stdout) == []
-    assert "no run of that kind" in results("list", root, "--model", "none-such").stdout
+    assert "no run that matches" in results("list", root, "--model", "none-such").stdout
 
 
 def test_the_list_fits_eighty_columns(root: Path) -> None:

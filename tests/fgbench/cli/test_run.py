@@ -30,8 +30,8 @@ SYNTHETIC = ["--dataset", "synthetic", "--input-len", "4", "--output-len", "3"]
 
 
 @pytest.fixture
-def _lag_is_no_matter(monkeypatch):
-    """Client and fake server share a process and the machine with other tests."""
+def _client_lag_is_ignored(monkeypatch):
+    """The client and the fake server share a process, and the machine runs other tests."""
     monkeypatch.setattr("fgbench.exit_status.LAG_SECONDS", 60.0)
 
 
@@ -44,7 +44,7 @@ def only_run(root):
     return read_run(path)
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
+@pytest.mark.usefixtures("_client_lag_is_ignored")
 def test_a_run_against_a_url(fake_server, tmp_path):
     result = fgbench(
         "--url", fake_server.url, *SYNTHETIC, "--rate", 50, "--num-prompts", 10, "--results", tmp_path
@@ -65,8 +65,8 @@ def test_a_run_against_a_url(fake_server, tmp_path):
     assert str(run.path) in result.output.replace("\n", "")
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
-def test_a_run_keeps_and_shows_what_other_programs_took(fake_server, tmp_path, busy_program):
+@pytest.mark.usefixtures("_client_lag_is_ignored")
+def test_a_run_saves_and_shows_the_load_of_other_programs(fake_server, tmp_path, busy_program):
     argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 20, "--num-prompts", 10, "--results", tmp_path]
     result = fgbench(*argv, "--warmup", 0)
     machine = MachineAccount.of(only_run(tmp_path).info)
@@ -76,25 +76,25 @@ def test_a_run_keeps_and_shows_what_other_programs_took(fake_server, tmp_path, b
     assert "◆ other programs took part of the machine" in result.output.replace("\n", " ")
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
-def test_a_busy_machine_is_announced_before_the_load(fake_server, tmp_path, monkeypatch):
-    said = "other programs took 0.93 cores"
-    monkeypatch.setattr("fgbench.backends.server.busy_since", lambda before, url: said)
+@pytest.mark.usefixtures("_client_lag_is_ignored")
+def test_a_busy_machine_is_reported_before_the_load(fake_server, tmp_path, monkeypatch):
+    sentence = "other programs took 0.93 cores"
+    monkeypatch.setattr("fgbench.backends.server.busy_since", lambda before, url: sentence)
     argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 50, "--num-prompts", 4, "--results", tmp_path]
     printed = fgbench(*argv).output.replace("\n", " ")
-    assert f"the machine is busy, the figures will be marked: {said}" in printed
+    assert f"the machine is busy, so the figures will be marked: {sentence}" in printed
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
-def test_where_the_servers_own_work_cannot_be_told_nothing_is_said(fake_server, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("_client_lag_is_ignored")
+def test_without_the_servers_processes_no_machine_load_is_saved(fake_server, tmp_path, monkeypatch):
     monkeypatch.setattr("fgbench.backends.server.server_processes", lambda url: None)
     argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 50, "--num-prompts", 4, "--results", tmp_path]
     assert fgbench(*argv, "--warmup", 0).exit_code == 0
     assert "machine" not in only_run(tmp_path).info
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
-def test_a_server_behind_a_key(fake_server, tmp_path):
+@pytest.mark.usefixtures("_client_lag_is_ignored")
+def test_a_server_that_needs_an_api_key(fake_server, tmp_path):
     fake_server.required = {"Authorization": "Bearer s3cret", "X-Tenant": "a b"}
     fixed = ["--url", fake_server.url, *SYNTHETIC, "--rate", 100, "--num-prompts", 4]
     headers = ["--api-key", "s3cret", "--header", "X-Tenant: a b"]
@@ -113,8 +113,8 @@ def test_a_server_behind_a_key(fake_server, tmp_path):
     assert fgbench("--api-key", "k", "--results", tmp_path / "wrong").exit_code == 2
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
-def test_requests_say_whose_they_are(fake_server, tmp_path):
+@pytest.mark.usefixtures("_client_lag_is_ignored")
+def test_requests_carry_their_user(fake_server, tmp_path):
     argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 200, "--num-prompts", 30, "--results", tmp_path]
     assert fgbench(*argv, "--users", 2, "--warmup", 0).exit_code == 0
     run = only_run(tmp_path)
@@ -127,8 +127,8 @@ def test_requests_say_whose_they_are(fake_server, tmp_path):
     assert all("user" not in body for body in fake_server.bodies)
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
-def test_the_same_seed_sends_the_same_to_everybody(fake_server, tmp_path):
+@pytest.mark.usefixtures("_client_lag_is_ignored")
+def test_the_same_seed_sends_the_same_requests(fake_server, tmp_path):
     bodies = []
     for rate in (100, 200):
         argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", rate, "--num-prompts", 5, "--warmup", 0]
@@ -142,8 +142,8 @@ def test_the_same_seed_sends_the_same_to_everybody(fake_server, tmp_path):
     assert len(prompts) == 1
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
-def test_too_many_errors_exit_3_and_are_no_throughput(fake_server, tmp_path):
+@pytest.mark.usefixtures("_client_lag_is_ignored")
+def test_too_many_errors_exit_3_and_do_not_count_as_throughput(fake_server, tmp_path):
     fake_server.misbehave = {9: "crash"}
     table = tmp_path / "t.csv"
     table.write_text("prompt_tokens,output_tokens\n4,5\n4,9\n")
@@ -158,7 +158,7 @@ def test_too_many_errors_exit_3_and_are_no_throughput(fake_server, tmp_path):
     assert fgbench(*argv, "--max-error-rate", 0.5, "--results", tmp_path / "more").exit_code == 0
 
 
-def test_a_server_that_refuses_every_warmup_is_not_measured(fake_server, tmp_path):
+def test_a_server_that_refuses_every_warmup_request_is_not_measured(fake_server, tmp_path):
     fake_server.misbehave = {3: "refuse"}
     result = fgbench("--url", fake_server.url, *SYNTHETIC, "--results", tmp_path)
     assert result.exit_code == 1
@@ -167,7 +167,7 @@ def test_a_server_that_refuses_every_warmup_is_not_measured(fake_server, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("argv", "message"),
     [
         (["--rate", "0"], "the rate must be above 0"),
         (["--rate", "nan"], "the rate must be above 0"),
@@ -183,24 +183,27 @@ def test_a_server_that_refuses_every_warmup_is_not_measured(fake_server, tmp_pat
         (["--backend", "nope"], "there is no backend 'nope'"),
         (["--endpoint", "chat"], "'chat' is not one of"),
         (["--process-name", "gamma"], "--arrivals gamma needs --cv"),
-        (["--arrivals", "sometimes"], "--arrivals: there are poisson, gamma"),
-        (["--arrivals", "uniform", "--cv", "2"], "--cv goes with --arrivals gamma, not uniform"),
-        (["--cv", "2", "--concurrency", "4"], "--concurrency goes with --arrivals closed, not gamma"),
+        (["--arrivals", "sometimes"], "there are no arrivals 'sometimes': --arrivals must be poisson, gamma"),
+        (
+            ["--arrivals", "uniform", "--cv", "2"],
+            "--cv does not work with uniform arrivals: leave it out, or use --arrivals gamma",
+        ),
+        (["--cv", "2", "--concurrency", "4"], "--concurrency does not work with gamma arrivals"),
         (["--cv", "0"], "--cv must be between"),
         (["--burst-size", "0"], "--burst-size must be between"),
         (["--rate-to", "5", "--rate", "inf"], "a ramp needs a finite --rate"),
         (["--concurrency", "0"], "--concurrency must be between"),
-        (["--concurrency", "4", "--rate", "2"], "--rate does not go with --concurrency"),
+        (["--concurrency", "4", "--rate", "2"], "--rate does not work with --concurrency"),
         (["--trace", "/no/such/file"], "--trace: there is no file"),
         (["--speedup", "2"], "--arrivals trace needs --trace"),
-        (["--trace", "x", "--rate", "2", "--speedup", "2"], "--rate and --speedup both say"),
+        (["--trace", "x", "--rate", "2", "--speedup", "2"], "--rate and --speedup both set the speed"),
         (["--trace", "x", "--speedup", "0"], "--speedup must be above 0"),
-        (["--dataset", "alpaca", "--input-len", "5"], "--input-len goes with --dataset synthetic"),
-        (["--output-len", "5"], "--output-len goes with --dataset synthetic, mmlu or jsonl"),
-        (["--dataset", "synthetic", "--input-len", "zipf:2"], "a length is 512 (fixed)"),
-        (["--dataset", "jsonl"], "is a file of yours"),
-        (["--mix", "sharegpt:1"], "--mix goes with --dataset mix"),
-        (["--dataset", "mix", "--mix", "sharegpt"], "--mix is a list such as"),
+        (["--dataset", "alpaca", "--input-len", "5"], "--input-len does not work with the dataset alpaca"),
+        (["--output-len", "5"], "use --dataset synthetic, mmlu or jsonl"),
+        (["--dataset", "synthetic", "--input-len", "zipf:2"], "'zipf:2' is not a length: write 512 (fixed)"),
+        (["--dataset", "jsonl"], "is your own file"),
+        (["--mix", "sharegpt:1"], "--mix does not work with the dataset sharegpt-lengths"),
+        (["--dataset", "mix", "--mix", "sharegpt"], "is not a list of datasets and shares"),
         (["--max-error-rate", "2"], "--max-error-rate"),
         (["--request-timeout", "-1"], "--request-timeout must be above 0"),
         (["--duration", "0"], "--duration must be"),
@@ -208,24 +211,27 @@ def test_a_server_that_refuses_every_warmup_is_not_measured(fake_server, tmp_pat
         (["--trim", "5 minutes"], "--trim takes seconds or a share"),
         (["--trim", "60%"], "leave nothing"),
         (["--cool-down", "-3"], "--cool-down takes"),
-        (["--url", "http://h:1", "--max-batch-size", "8"], "--max-batch-size is the server's"),
-        (["--url", "http://h:1", "--port", "8"], "--port is for a server to be started"),
-        (["--url", "::"], "a URL must look like"),
+        (
+            ["--url", "http://h:1", "--max-batch-size", "8"],
+            "--max-batch-size is for a server that is started",
+        ),
+        (["--url", "http://h:1", "--port", "8"], "--port does not work with --url"),
+        (["--url", "::"], "is not a URL of a server"),
         (["--backend", "fastgen-fcfs", "--policy", "srpt"], "contradict"),
-        (["--backend", "fastgen-fcfs", "--policy", "sj-mlfq"], "contradict"),  # the default, but said aloud
-        (["--backend", "fastserve"], "say where"),
+        (["--backend", "fastgen-fcfs", "--policy", "sj-mlfq"], "contradict"),  # the default, given explicitly
+        (["--backend", "fastserve"], "--backend fastserve needs a running server"),
         (["--dataset", "synthetic", "--dataset-name", "sharegpt"], "contradict"),
     ],
 )
-def test_wrong_usage_is_told_before_anything_starts(tmp_path, argv, words, capfd):
-    weights = [] if "--url" in argv else ["--use-dummy-weights"]  # which --url would refuse
+def test_wrong_usage_is_reported_before_anything_starts(tmp_path, argv, message, capfd):
+    weights = [] if "--url" in argv else ["--use-dummy-weights"]  # --url does not allow it
     result = fgbench(*weights, *argv, "--results", tmp_path)
     assert result.exit_code == 2
-    assert words in result.output + capfd.readouterr().err
+    assert message in result.output + capfd.readouterr().err
     assert find_runs(tmp_path) == []
 
 
-def test_which_system_is_measured():
+def test_names_and_urls_select_the_backend():
     def backend(name="fastgen", url=None, **options):
         return backend_of(BackendSpec(name=name, url=url, server=EngineConfig(**options)))
 
@@ -245,7 +251,7 @@ def test_which_system_is_measured():
     assert backend(url="h:1", model="opt-125m").model == "opt-125m"
 
 
-def test_which_dataset_is_meant(tmp_path):
+def test_options_select_the_dataset(tmp_path):
     texts, table = tmp_path / "d.json", tmp_path / "t.csv.gz"
     texts.touch()
     table.touch()
@@ -255,8 +261,8 @@ def test_which_dataset_is_meant(tmp_path):
 
     assert source() == (None, None)
     assert source("sharegpt", None, texts) == ("sharegpt", texts)
-    assert source(str(texts), "sharegpt") == ("sharegpt", texts)  # the published client's way
-    assert source(str(texts)) == (None, texts)  # known by its form
+    assert source(str(texts), "sharegpt") == ("sharegpt", texts)  # as the published client is called
+    assert source(str(texts)) == (None, texts)  # recognized by its content
     assert source(str(table)) == (None, table)
     assert source(None, "synthetic") == ("synthetic", None)
 
@@ -277,7 +283,7 @@ def start(fake_server, tmp_path, *argv):
     return process
 
 
-def test_kill_9_keeps_every_finished_request(fake_server, tmp_path):
+def test_kill_9_loses_no_finished_request(fake_server, tmp_path):
     process = start(fake_server, tmp_path, *SYNTHETIC, "--rate", 50, "--num-prompts", 1000)
     process.kill()
     process.communicate(timeout=10)
@@ -288,7 +294,7 @@ def test_kill_9_keeps_every_finished_request(fake_server, tmp_path):
     assert summarize(run.records, offered_rate=50).ok == len(run.records)
 
 
-def test_ctrl_c_exits_130_with_figures(fake_server, tmp_path):
+def test_ctrl_c_exits_130_and_prints_figures(fake_server, tmp_path):
     process = start(fake_server, tmp_path, *SYNTHETIC, "--rate", 50, "--num-prompts", 1000)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=20)
@@ -297,10 +303,10 @@ def test_ctrl_c_exits_130_with_figures(fake_server, tmp_path):
     assert run.status == "interrupted"
     assert len(run.records) >= 15
     assert run.info["summary"]["requests"] == len(run.records)
-    assert f"Interrupted: {len(run.records)} of 1000 requests had ended and are kept" in output
+    assert f"Interrupted: {len(run.records)} of 1000 requests had ended and are saved" in output
 
 
-def test_a_server_that_dies_under_the_load_fails_the_run(fake_server, tmp_path):
+def test_a_server_that_dies_during_the_load_fails_the_run(fake_server, tmp_path):
     fake_server.misbehave = {3: "hang"}
 
     class Mortal(Attached):
@@ -323,7 +329,7 @@ def test_a_server_that_dies_under_the_load_fails_the_run(fake_server, tmp_path):
     assert backend.stopped == 1
 
 
-def test_the_server_is_stopped_when_anything_goes_wrong(fake_server, tmp_path):
+def test_the_server_is_stopped_if_starting_it_fails(fake_server, tmp_path):
     class Broken(Attached):
         stopped = 0
 
@@ -347,17 +353,17 @@ def late(lag, ttft, count=100):
     ]
 
 
-def test_who_was_the_limit():
+def test_a_late_client_is_reported_as_the_limit():
     def verdict(lag, ttft):
         return client_was_the_limit(summarize(late(lag, ttft), offered_rate=1.0))
 
     assert "100 ms or more after their time (mean TTFT 500 ms)" in verdict(0.1, 0.5)
-    assert verdict(0.04, 0.05) is None  # below 50 ms the operating system decides
-    assert verdict(0.1, 5.0) is None  # 2 % of what is measured
+    assert verdict(0.04, 0.05) is None  # below 50 ms the operating system's scheduler is the cause
+    assert verdict(0.1, 5.0) is None  # only 2 % of the TTFT
     assert client_was_the_limit(summarize([], offered_rate=1.0)) is None
 
 
-def test_how_many_errors_are_too_many():
+def test_more_failed_requests_than_allowed_are_an_error():
     bad = RequestRecord(99, 99.0, 99.0, 4, 2, finished=100.0, error="timeout: x")
     records = [*late(0.0, 0.5, 99), bad]
     summary = summarize(records, offered_rate=1.0)
@@ -365,7 +371,7 @@ def test_how_many_errors_are_too_many():
     assert "1 of 100 requests failed (1 x timeout)" in too_many_errors(summary, 0.0)
 
 
-def test_help_is_light():
+def test_help_imports_no_heavy_modules():
     code = (
         "import sys; from fgbench.cli.main import app\n"
         "try: app(['run', '--help'])\nexcept SystemExit: pass\n"
@@ -378,8 +384,8 @@ def test_help_is_light():
     assert "--num-prompts" in done.stdout
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
-def test_broken_records_are_told_in_a_run(fake_server, tmp_path):
+@pytest.mark.usefixtures("_client_lag_is_ignored")
+def test_a_run_reports_broken_records_of_its_dataset(fake_server, tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("prompt_tokens,output_tokens\n4,3\n5,x\n")
     argv = ["--url", fake_server.url, "--dataset", table, "--rate", 50, "--num-prompts", 3]
@@ -391,7 +397,7 @@ def test_broken_records_are_told_in_a_run(fake_server, tmp_path):
     assert {record.scheduled for record in run.records} == {0.0}
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
+@pytest.mark.usefixtures("_client_lag_is_ignored")
 def test_a_closed_loop_against_a_url(fake_server, tmp_path):
     argv = ["--url", fake_server.url, *SYNTHETIC, "--concurrency", 3, "--num-prompts", 9, "--warmup", 0]
     result = fgbench(*argv, "--results", tmp_path)
@@ -403,8 +409,8 @@ def test_a_closed_loop_against_a_url(fake_server, tmp_path):
     assert not run.info["summary"]["overloaded"]
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
-def test_a_duration_stops_the_sending_and_what_was_planned_is_said(fake_server, tmp_path):
+@pytest.mark.usefixtures("_client_lag_is_ignored")
+def test_a_duration_stops_the_sending_and_the_plan_is_saved(fake_server, tmp_path):
     argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", 40, "--warmup", 0, "--duration", 0.5]
     result = fgbench(
         *argv, "--num-prompts", 200, "--trim", "0.1s", "--cool-down", "20%", "--results", tmp_path
@@ -426,7 +432,7 @@ def test_a_duration_stops_the_sending_and_what_was_planned_is_said(fake_server, 
     assert only_run(tmp_path / "other").fingerprint != run.fingerprint
 
 
-def test_how_many_requests_a_duration_takes():
+def test_a_duration_decides_the_number_of_prompts():
     def planned(**options):
         return LoadSpec(**options).to_load().num_prompts
 
@@ -440,7 +446,7 @@ def test_how_many_requests_a_duration_takes():
     assert planned(duration=60.0, concurrency=4) == 10_000
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
+@pytest.mark.usefixtures("_client_lag_is_ignored")
 def test_warm_up_sends_other_prompts_and_is_not_counted(fake_server, tmp_path):
     argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", "inf", "--num-prompts", 6, "--warmup", 3]
     assert fgbench(*argv, "--results", tmp_path).exit_code == 0
@@ -451,7 +457,7 @@ def test_warm_up_sends_other_prompts_and_is_not_counted(fake_server, tmp_path):
     assert not set(prompts[:3]) & set(prompts[3:])
 
 
-def test_a_rate_that_was_missed_is_said():
+def test_a_missed_rate_is_reported():
     from fgbench.report.run_tables import summary_table
 
     def shown(sent_rate):

@@ -1,4 +1,4 @@
-"""fgbench simulate: run folders that compare reads, a run replayed, and mistakes told in a sentence."""
+"""Tests of ``fgbench simulate``: run folders, replays of runs, and error messages."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_more_replicas_serve_more(tmp_path: Path) -> None:
     assert means[1] < 0.7 * means[0]
 
 
-def test_a_simulation_keeps_the_account_of_its_kv_memory(tmp_path: Path) -> None:
-    """A slow link and a small pool: at times every request of a replica waits for a copy."""
+def test_a_simulation_saves_its_kv_memory_accounting(tmp_path: Path) -> None:
+    """With slow copies and a small pool, sometimes every request of a replica waits for a copy."""
     profile = json.loads(Path(PROFILE).read_text())
     profile["cost"]["copy_bytes_per_second"] = 2e7
     slow = tmp_path / "slow.json"
@@ -77,12 +77,12 @@ def test_a_simulation_keeps_the_account_of_its_kv_memory(tmp_path: Path) -> None
     assert account.copy_wait_seconds == pytest.approx(stats["after"]["copy_wait_seconds"] / 2)
     assert account.seconds == pytest.approx(max(r.finished or 0.0 for r in run.records), rel=0.01)
     assert 0.01 < account.copy_wait_share < 1.0
-    said = " ".join(done.output.split())
-    assert "KV memory mean of 2 replicas: " in said
-    assert f"device idle for copies {percent(account.copy_wait_share)} of the time" in said
+    shown = " ".join(done.output.split())
+    assert "KV memory mean of 2 replicas: " in shown
+    assert f"device idle for copies {percent(account.copy_wait_share)} of the time" in shown
 
 
-def test_a_simulation_replayed_is_itself(tmp_path: Path) -> None:
+def test_a_replayed_simulation_has_the_same_figures(tmp_path: Path) -> None:
     argv = ["--num-prompts", "30", "--rate", "2", "--results", str(tmp_path), "--max-batch-size", "8"]
     assert fgbench("simulate", "--profile", PROFILE, *argv).exit_code == 0
     (folder,) = find_runs(tmp_path)
@@ -92,7 +92,7 @@ def test_a_simulation_replayed_is_itself(tmp_path: Path) -> None:
     assert figures["mean TTFT"]["measured"] > 0.0
 
 
-def test_a_replay_takes_the_pools_that_the_server_found_memory_for() -> None:
+def test_a_replay_uses_the_pool_sizes_that_the_server_chose() -> None:
     stats = {"num_device_blocks": 1234, "num_host_blocks": 5678, "block_bytes": 368_640}
     info = {"server_stats": {"before": {}, "after": stats}}
     settings = {"policy": "fcfs", "max_batch_size": 16, "num_device_blocks": None, "swap_space": None}
@@ -119,14 +119,14 @@ def test_runs_from_before_the_pool_was_sized_by_memory_can_be_replayed(replayed:
     assert done.exit_code == 0, done.output
 
 
-def test_a_simulation_says_how_large_its_pools_are(tmp_path: Path) -> None:
+def test_a_simulation_prints_its_pool_sizes(tmp_path: Path) -> None:
     argv = ["--num-prompts", "3", "--results", str(tmp_path)]
     done = fgbench("simulate", "--profile", PROFILE, *argv)
     assert "host pool 8 GiB = 23,300 blocks (372,800 tokens, about 728 requests of 512 tokens)" in done.output
     assert "assumed: memory enough for the default pools" in done.output
 
 
-def test_requests_that_never_fit_are_errors_of_the_run(tmp_path: Path) -> None:
+def test_requests_that_never_fit_are_counted_as_errors(tmp_path: Path) -> None:
     argv = ["--num-device-blocks", "10", "--num-prompts", "30", "--results", str(tmp_path)]
     done = fgbench("simulate", "--profile", PROFILE, *argv)
     assert done.exit_code == 3
@@ -137,40 +137,42 @@ def test_requests_that_never_fit_are_errors_of_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["--router", "random"], "there is no router 'random'"),
         (["--replicas", "0"], "--replicas must be between"),
         (["--model", "opt-125m"], "the profile is of another model"),
-        (["--json"], "--json goes with --like"),
+        (["--json"], "--json needs --like"),
         (["--device", "cuda"], "is not the device cuda"),
     ],
 )
-def test_mistakes_get_a_sentence(tmp_path: Path, argv: list[str], says: str) -> None:
+def test_a_mistake_is_reported_in_one_sentence(tmp_path: Path, argv: list[str], message: str) -> None:
     done = fgbench("simulate", "--profile", PROFILE, "--results", str(tmp_path), *argv)
     assert done.exit_code == 2
-    assert says in done.stderr
+    assert message in done.stderr
     assert not find_runs(tmp_path)
 
 
-def test_without_a_profile_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_profile_the_message_shows_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))
     done = fgbench("simulate", "--results", str(tmp_path))
     assert done.exit_code == 2
     assert "measure one with 'fgbench profile'" in done.stderr
 
 
-def test_like_takes_nothing_but_a_profile_and_a_run_whose_server_is_known(tmp_path: Path) -> None:
+def test_like_takes_only_a_profile_and_needs_a_run_of_fastgen(tmp_path: Path) -> None:
     folder = DATA / "fastgen-of-november"
     done = fgbench("simulate", "--profile", PROFILE, "--like", str(folder), "--rate", "3")
     assert done.exit_code == 2
-    assert "--rate does not go with --like" in done.stderr
+    assert "--rate does not work with --like" in done.stderr
     done = fgbench("simulate", "--profile", PROFILE, "--like", str(DATA / "vllm-of-november"))
     assert done.exit_code == 2
-    assert "needs a run of fastgen" in done.stderr
+    assert "give --like a run of fastgen" in done.stderr
 
 
-def test_users_share_the_requests_out(tmp_path: Path) -> None:
+def test_requests_are_divided_between_users(tmp_path: Path) -> None:
     argv = ["--profile", PROFILE, "--num-prompts", "40", "--results", str(tmp_path), "--users", "3"]
     assert fgbench("simulate", *argv).exit_code == 0
     assert fgbench("run", "--backend", "simulated-vtc", *argv).exit_code == 0
@@ -202,7 +204,7 @@ def test_every_arrival_process_can_be_simulated(tmp_path: Path, label: str) -> N
     assert not run.info["summary"]["overloaded"] or label != "closed concurrency=4"
 
 
-def test_a_closed_loop_sends_as_answers_end(tmp_path: Path) -> None:
+def test_a_closed_loop_sends_when_an_answer_ends(tmp_path: Path) -> None:
     argv = ["--profile", PROFILE, "--num-prompts", "60", "--results", str(tmp_path), "--concurrency", "4"]
     done = fgbench("simulate", *argv)
     assert done.exit_code == 0, done.output
@@ -241,41 +243,41 @@ def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:
     named = ["--dataset", "synthetic", "--input-len", "9", "--output-len", "3", "--num-prompts", "5"]
     done = fgbench("simulate", *argv, *named, "--results", str(tmp_path / "b"))
     assert done.exit_code == 0, done.output
-    assert "mine.csv: 30 whole records; 1 record is broken" in done.output.replace("\n", " ")
+    assert "mine.csv: 30 complete records; 1 record is broken" in done.output.replace("\n", " ")
     (run,) = map(read_run, find_runs(tmp_path / "b"))
     records = sorted(run.records, key=lambda record: record.index)
     assert [r.scheduled for r in records] == pytest.approx([i * 0.5 for i in range(5)], abs=2e-6)
     assert {(r.prompt_tokens, r.asked_tokens) for r in records} == {(9, 3)}
     done = fgbench("simulate", *argv, "--num-prompts", "31", "--results", str(tmp_path / "c"))
     assert done.exit_code == 2
-    assert "has 30 requests, fewer than the 31 asked for" in done.stderr
+    assert "has 30 requests, fewer than 31: lower --num-prompts" in done.stderr
 
 
 @pytest.mark.parametrize("load", [["--rate", "4"], ["--concurrency", "4"]])
-def test_a_simulation_stops_sending_too(tmp_path: Path, load: list[str]) -> None:
+def test_a_simulation_stops_sending_after_the_duration(tmp_path: Path, load: list[str]) -> None:
     argv = ["--profile", PROFILE, "--num-prompts", "300", "--results", str(tmp_path), *load]
     done = fgbench("simulate", *argv, "--duration", "20", "--trim", "10%")
     assert done.exit_code == 0, done.output
     (run,) = map(read_run, find_runs(tmp_path))
     assert 4 < len(run.records) < 300
     assert max(record.scheduled for record in run.records) < 20.0
-    assert max(record.finished or 0.0 for record in run.records) > 20.0  # what was in flight is awaited
+    assert max(record.finished or 0.0 for record in run.records) > 20.0  # requests in flight are completed
     assert run.info["summary"]["trimmed"] > 0
     assert "left out" in done.output
 
 
-def test_a_bounded_queue_rejects_as_a_server_would(tmp_path: Path) -> None:
+def test_a_full_queue_rejects_requests_with_429(tmp_path: Path) -> None:
     argv = ["--num-prompts", "200", "--rate", "10", "--results", str(tmp_path), "--policy", "fcfs"]
     done = fgbench("simulate", "--profile", PROFILE, *argv, "--max-queue", "20")
     assert done.exit_code == 0, done.output
     assert "rejected" in done.output
     (run,) = map(read_run, find_runs(tmp_path))
-    away = [record for record in run.records if record.rejected]
-    assert 100 < len(away) == run.info["summary"]["rejected"] < 200
+    rejected = [record for record in run.records if record.rejected]
+    assert 100 < len(rejected) == run.info["summary"]["rejected"] < 200
     assert run.info["summary"]["failed"] == 0
     assert run.info["summary"]["overloaded"]
     assert run.info["backend"]["settings"]["max_queue"] == 20
-    for record in away:
+    for record in rejected:
         assert record.rejected is not None
         assert record.rejected.startswith("http 429: the queue is full: 20 requests wait")
         assert (record.error, record.output_tokens, record.first_token) == (None, 0, None)
@@ -288,16 +290,18 @@ def test_requests_that_wait_too_long_are_dropped(tmp_path: Path) -> None:
     done = fgbench("simulate", "--profile", PROFILE, *argv, "--queue-timeout", "5", "--max-queue", "0")
     assert done.exit_code == 0, done.output
     (run,) = map(read_run, find_runs(tmp_path))
-    away = [record for record in run.records if record.rejected]
-    assert len(away) > 30
-    assert run.info["summary"]["rejections"] == {"queue timeout": len(away)}
-    assert all(5.0 <= (record.finished or 0.0) - record.sent < 7.0 for record in away)
+    rejected = [record for record in run.records if record.rejected]
+    assert len(rejected) > 30
+    assert run.info["summary"]["rejections"] == {"queue timeout": len(rejected)}
+    assert all(5.0 <= (record.finished or 0.0) - record.sent < 7.0 for record in rejected)
     assert all((r.first_token or 0.0) - r.sent < 7.0 for r in run.records if r.ok)
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "sj-mlfq"])
 @pytest.mark.parametrize("load", [["--rate", "1.93", "--num-prompts", "150"], ["--rate", "inf"]])
-def test_by_default_a_run_of_the_readme_is_not_rejected(tmp_path: Path, policy: str, load: list[str]) -> None:
+def test_the_default_queue_rejects_nothing_in_the_runs_of_the_readme(
+    tmp_path: Path, policy: str, load: list[str]
+) -> None:
     """150 prompts at 1.3 times the capacity, and the default number of prompts all at once."""
     argv = ["--profile", PROFILE, *load, "--policy", policy, "--results", str(tmp_path)]
     assert fgbench("simulate", *argv).exit_code == 0
@@ -306,10 +310,8 @@ def test_by_default_a_run_of_the_readme_is_not_rejected(tmp_path: Path, policy: 
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "sj-mlfq"])
-def test_in_overload_no_request_waits_for_much_longer_than_the_bound_is_worth(
-    tmp_path: Path, policy: str
-) -> None:
-    """At three times the capacity. The default is worth about a minute of typical requests."""
+def test_in_overload_the_default_queue_limits_the_wait(tmp_path: Path, policy: str) -> None:
+    """The load is three times the capacity. The default queue holds about a minute of typical requests."""
     argv = ["--num-prompts", "1200", "--rate", "5", "--results", str(tmp_path), "--policy", policy]
     assert fgbench("simulate", "--profile", PROFILE, *argv).exit_code == 0
     (run,) = map(read_run, find_runs(tmp_path))
@@ -320,7 +322,7 @@ def test_in_overload_no_request_waits_for_much_longer_than_the_bound_is_worth(
     assert max(waits.values()) < 100.0
 
 
-def test_a_run_older_than_the_bound_is_replayed_without_one(tmp_path: Path) -> None:
+def test_a_run_older_than_the_queue_limit_is_replayed_without_it(tmp_path: Path) -> None:
     argv = ["--num-prompts", "150", "--rate", "30", "--results", str(tmp_path), "--policy", "fcfs"]
     assert fgbench("simulate", "--profile", PROFILE, *argv, "--max-queue", "0").exit_code == 0
     (folder,) = find_runs(tmp_path)
@@ -335,7 +337,7 @@ def test_a_run_older_than_the_bound_is_replayed_without_one(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("verb", ["simulate", "run"])
-def test_a_policy_that_breaks_its_contract_is_told_in_a_sentence(
+def test_a_policy_that_breaks_its_contract_is_reported_in_one_sentence(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "backwards_policy.py").write_text(
@@ -352,8 +354,8 @@ def test_a_policy_that_breaks_its_contract_is_told_in_a_sentence(
         argv += ["--policy", "backwards_policy:Backwards"]
     done = fgbench(verb, *argv)
     assert done.exit_code == 1
-    says = "fgbench: the policy 'backwards_policy:Backwards' cannot be used: its order gives request"
-    assert says in done.output
+    message = "fgbench: the policy 'backwards_policy:Backwards' cannot be used: its order gives request"
+    assert message in done.output
     assert "Traceback" not in done.output
     (folder,) = find_runs(tmp_path / "runs")
     assert read_run(folder).info["status"] == "failed"

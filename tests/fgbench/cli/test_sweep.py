@@ -1,4 +1,4 @@
-"""fgbench sweep as a user calls it: points, going on, what is refused, and the highest rate at an SLO."""
+"""Tests of ``fgbench sweep``: its points, resuming, error messages, and the highest rate at an SLO."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def test_every_backend_at_every_rate_and_seed(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     folder = only_sweep(tmp_path)
     runs = [read_run(path) for path in find_runs(folder)]
-    told = [
+    points = [
         (run.info["backend"]["name"], run.info["workload"]["rate"], run.info["workload"]["seed"])
         for run in runs
     ]
     grid = [
         (name, rate, s) for name in ("simulated", "simulated-fcfs") for rate in (1.0, 4.0) for s in (5, 6)
     ]
-    assert sorted(told) == sorted(grid)
+    assert sorted(points) == sorted(grid)
     assert all(run.complete and len(run.records) == 20 for run in runs)
     assert f"fgbench compare {folder}" in words(done.output)
     assert "point 8 of 8: simulated-fcfs, 4/s, seed 6" in words(done.output)
@@ -64,42 +64,42 @@ def test_every_backend_at_every_rate_and_seed(tmp_path: Path) -> None:
     assert {point["run"] for point in info["points"]} == {run.path.name for run in runs}
 
 
-def test_what_is_done_is_not_run_again(tmp_path: Path) -> None:
+def test_a_resumed_sweep_repeats_no_finished_run(tmp_path: Path) -> None:
     assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
     folder = only_sweep(tmp_path)
-    lost, *kept = find_runs(folder)
-    shutil.rmtree(lost)
+    removed, *remaining = find_runs(folder)
+    shutil.rmtree(removed)
     for argv in (["--resume", folder], ["--resume", *TWO, "--results", tmp_path]):
         done = fgbench("sweep", *argv)
         assert done.exit_code == 0, done.output
-        assert len(find_runs(folder)) == len(kept) + 1
+        assert len(find_runs(folder)) == len(remaining) + 1
     assert find_sweeps(tmp_path) == [folder]
-    assert set(kept) < set(find_runs(folder))
+    assert set(remaining) < set(find_runs(folder))
     assert "point" not in done.output  # the second time there was nothing to do
     assert done.output.count(" complete ") == 4  # but the results are shown
 
 
-def test_a_sweep_goes_on_only_as_it_began(tmp_path: Path) -> None:
+def test_a_sweep_is_resumed_only_with_its_own_settings(tmp_path: Path) -> None:
     assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
     folder = only_sweep(tmp_path)
     before = (folder / "sweep.json").read_text()
     other = fgbench("sweep", "--resume", folder, "--rates", "1,4,8", "--max-batch-size", 16)
     assert other.exit_code == 2
-    assert "--max-batch-size is 8 in it and 16 now" in other.stderr
-    assert "--rates is 1,4 in it and 1,4,8 now" in other.stderr
+    assert "--max-batch-size is 8 there and 16 now" in other.stderr
+    assert "--rates is 1,4 there and 1,4,8 now" in other.stderr
     newest = fgbench("sweep", "--resume", *TWO, "--seeds", 2, "--results", tmp_path)
     assert newest.exit_code == 2
-    assert f"{folder}: the sweep was begun with other settings: --seeds is 1 in it and 2 now" in newest.stderr
+    assert f"{folder}: the sweep has other settings (--seeds is 1 there and 2 now)" in newest.stderr
     same = fgbench("sweep", "--resume", folder, "--rates", "1.0,4", "--max-error-rate", 0.5, "--fail-fast")
     assert same.exit_code == 0, same.output
     assert fgbench("sweep", "--resume", "--results", tmp_path).exit_code == 0  # the newest of all
     assert json.loads(before)["points"] == read_sweep(folder)["points"]
     fewer = fgbench("sweep", "--resume", "--results", tmp_path, *SIMULATED, "--rates", "1,4")
     assert fewer.exit_code == 2
-    assert "--backend is simulated,simulated-fcfs in it and simulated now" in fewer.stderr
+    assert "--backend is simulated,simulated-fcfs there and simulated now" in fewer.stderr
 
 
-def test_a_file_that_has_changed_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     table, profile = tmp_path / "lengths.csv", tmp_path / "profile.json"
     table.write_text("prompt_tokens,output_tokens\n40,5\n60,9\n")
     shutil.copy(PROFILE, profile)
@@ -109,13 +109,13 @@ def test_a_file_that_has_changed_is_noticed(tmp_path: Path) -> None:
     table.write_text("prompt_tokens,output_tokens\n40,5\n60,10\n")
     changed = fgbench("sweep", "--resume", folder)
     assert changed.exit_code == 2
-    assert "since then something else has changed: the requests of the dataset" in changed.stderr
+    assert "something else has changed since it started (the requests of the dataset)" in changed.stderr
     table.write_text("prompt_tokens,output_tokens\n40,5\n60,9\n")
     info = json.loads(profile.read_text())
     profile.write_text(json.dumps(info | {"measured": "2026-12-24T00:00:00+00:00"}))
     changed = fgbench("sweep", "--resume", folder)
     assert changed.exit_code == 2
-    assert "something else has changed: profile of simulated" in changed.stderr
+    assert "something else has changed since it started (profile of simulated)" in changed.stderr
 
 
 def test_options_of_one_backend(tmp_path: Path) -> None:
@@ -124,14 +124,14 @@ def test_options_of_one_backend(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     folder = only_sweep(tmp_path)
     settings = [read_run(path).info["backend"]["settings"] for path in find_runs(folder)]
-    told = {(s["offloading"], s["max_batch_size"], Path(s["predictor"]).name) for s in settings}
-    assert told == {("reactive", 8, "learned"), ("proactive", 4, "learned")}
+    chosen = {(s["offloading"], s["max_batch_size"], Path(s["predictor"]).name) for s in settings}
+    assert chosen == {("reactive", 8, "learned"), ("proactive", 4, "learned")}
     labels = [point["backend"] for point in read_sweep(folder)["points"]]
     assert labels == ["simulated", "simulated --offloading proactive --max-batch-size 4"]
     assert fgbench("sweep", "--resume", folder).exit_code == 0
 
 
-def test_a_dry_run_tells_and_does_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_points_and_runs_nothing(tmp_path: Path) -> None:
     real = [
         "--profile",
         PROFILE,
@@ -143,22 +143,22 @@ def test_a_dry_run_tells_and_does_nothing(tmp_path: Path) -> None:
         "--rates",
         "0.5,0.1",
     ]
-    told = fgbench("sweep", *real, "--dry-run", "--results", tmp_path)
-    assert told.exit_code == 0, told.output
+    done = fgbench("sweep", *real, "--dry-run", "--results", tmp_path)
+    assert done.exit_code == 0, done.output
     assert not list(tmp_path.iterdir())
-    assert "0:40" in told.output  # 20 requests at 0.5/s
-    assert "3:20" in told.output
-    assert "2 of 2 points to run: about 4:00" in words(told.output)
+    assert "0:40" in done.output  # 20 requests at 0.5/s
+    assert "3:20" in done.output
+    assert "2 of 2 points to run: about 4:00" in words(done.output)
     assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
     folder = only_sweep(tmp_path)
     shutil.rmtree(find_runs(folder)[0])
-    told = fgbench("sweep", "--resume", folder, "--dry-run")
-    assert told.output.count("done: skipped") == 3
-    assert "1 of 4 points to run" in words(told.output)
+    done = fgbench("sweep", "--resume", folder, "--dry-run")
+    assert done.output.count("done: skipped") == 3
+    assert "1 of 4 points to run" in words(done.output)
     assert len(find_runs(folder)) == 3
 
 
-def test_a_duration_has_requests_enough_for_every_rate() -> None:
+def test_a_duration_has_enough_requests_for_every_rate() -> None:
     settings = Settings(
         sweep=SweepSpec(backend=("simulated",), rates=(1.0, 3000.0, math.inf)),
         load=LoadSpec(duration=4.0, dataset="synthetic", input_len="4", output_len="2"),
@@ -172,10 +172,10 @@ def test_a_duration_has_requests_enough_for_every_rate() -> None:
         assert load.num_prompts >= 3000 * 4  # the same requests at each rate
 
 
-def test_closed_loops_in_place_of_rates(tmp_path: Path) -> None:
+def test_closed_loops_instead_of_rates(tmp_path: Path) -> None:
     argv = [*SIMULATED, "--backend", "simulated-fcfs", "--concurrency", "1,4,16", "--results", tmp_path]
-    told = fgbench("sweep", *argv, "--dry-run")
-    assert "in flight" in told.output
+    done = fgbench("sweep", *argv, "--dry-run")
+    assert "in flight" in done.output
     done = fgbench("sweep", *argv, "--seeds", 2)
     assert done.exit_code == 0, done.output
     assert "simulated-fcfs, 16 in flight, seed 1" in words(done.output)
@@ -191,32 +191,32 @@ def test_closed_loops_in_place_of_rates(tmp_path: Path) -> None:
     assert compared.output.count("closed-loop arrivals") == 1  # one comparison of them all
     other = fgbench("sweep", "--resume", folder, "--concurrency", "1,4")
     assert other.exit_code == 2
-    assert "--concurrency is 1,4,16 in it and 1,4 now" in other.stderr
+    assert "--concurrency is 1,4,16 there and 1,4 now" in other.stderr
 
 
 @pytest.mark.parametrize(
-    ("argv", "why"),
+    ("argv", "message"),
     [
-        (["--rates", "1,2", "--concurrency", "1,4"], "over --rates or over --concurrency, not over both"),
-        (["--concurrency", "4", "--find-rate", "--slo", "ttft<1"], "a closed loop (--concurrency) has none"),
-        (["--concurrency", "4,x"], "'x' is no number of requests; write them like 1,4,16"),
-        (["--concurrency", "0"], "'0' is no number of requests"),
-        (["--concurrency", "4,04"], "04 is there twice"),
+        (["--rates", "1,2", "--concurrency", "1,4"], "--rates and --concurrency exclude each other"),
+        (["--concurrency", "4", "--find-rate", "--slo", "ttft<1"], "a closed loop has no rate"),
+        (["--concurrency", "4,x"], "'x' is not a number of requests: write numbers like 1,4,16"),
+        (["--concurrency", "0"], "'0' is not a number of requests"),
+        (["--concurrency", "4,04"], "04 is given twice"),
         (["--concurrency", "70000"], "--concurrency must be between 1 and 65536"),
-        (["--concurrency", "4", "--cv", "2"], "goes with --arrivals"),
+        (["--concurrency", "4", "--cv", "2"], "arrivals: leave it out, or use --arrivals"),
         (["--arrivals", "closed", "--rates", "1"], "--arrivals closed needs --concurrency"),
-        ([], "or give --concurrency, such as 1,4,16"),
+        ([], "or --concurrency, such as 1,4,16"),
     ],
 )
-def test_closed_loops_that_cannot_be(argv: list[str], why: str, tmp_path: Path) -> None:
+def test_wrong_closed_loops_are_an_error(argv: list[str], message: str, tmp_path: Path) -> None:
     done = fgbench("sweep", *SIMULATED, *argv, "--results", tmp_path)
     assert done.exit_code == 2
-    assert why in words(done.stderr)
+    assert message in words(done.stderr)
     assert not find_sweeps(tmp_path)
 
 
 def test_a_sweep_of_another_version_is_not_resumed(tmp_path: Path) -> None:
-    """Its settings were kept in another form."""
+    """The other version saved its settings in another form."""
     assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
     file = only_sweep(tmp_path) / "sweep.json"
     info = json.loads(file.read_text())
@@ -228,15 +228,15 @@ def test_a_sweep_of_another_version_is_not_resumed(tmp_path: Path) -> None:
     assert "perhaps another version of fgbench began it" in done.stderr
 
 
-def test_an_unfinished_sweep_of_the_same_options_is_pointed_out(tmp_path: Path) -> None:
+def test_an_unfinished_sweep_with_the_same_options_is_reported(tmp_path: Path) -> None:
     assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
     first = only_sweep(tmp_path)
     info = read_sweep(first)
     (first / "sweep.json").write_text(json.dumps(info | {"status": "running"}))
-    said = f"An unfinished sweep of these options is in {first}"
-    assert said in fgbench("sweep", *TWO, "--results", tmp_path).output
+    message = f"An unfinished sweep with these options is in {first}"
+    assert message in fgbench("sweep", *TWO, "--results", tmp_path).output
     other = fgbench("sweep", *TWO, "--seed", 1, "--results", tmp_path)
-    assert said not in other.output
+    assert message not in other.output
 
 
 # the highest rate at an SLO
@@ -260,29 +260,29 @@ def test_the_highest_rate_at_an_slo(tmp_path: Path) -> None:
         ]
         assert len(means) == 2
         assert figure == pytest.approx(sum(means) / 2)
-    said = f"met at {found['met']:.4g}/s, missed at {found['missed']:.4g}/s; {len(found['probes'])} probes"
-    assert said in words(done.output)
+    message = f"met at {found['met']:.4g}/s, missed at {found['missed']:.4g}/s; {len(found['probes'])} probes"
+    assert message in words(done.output)
     assert "means over 2 seeds" in words(done.output)
     again = fgbench("sweep", "--resume", folder)
     assert again.exit_code == 0
     assert "probe" not in again.output.replace("probes", "")
-    assert said in words(again.output)
+    assert message in words(again.output)
 
 
 @pytest.mark.parametrize(
-    ("slo", "says"),
+    ("slo", "message"),
     [
         ("jct<1us", ""),
         ("jct<1ms", "still missed at 0.5/s, the lowest rate tried"),
         ("jct<900", "still met at 2/s"),
     ],
 )
-def test_no_bracket_is_no_answer(tmp_path: Path, slo: str, says: str) -> None:
+def test_without_a_met_and_a_missed_rate_there_is_no_result(tmp_path: Path, slo: str, message: str) -> None:
     argv = [*SIMULATED, "--find-rate", "--slo", slo, "--rates", "1,0.5,2", "--results", tmp_path]
     done = fgbench("sweep", *argv)
-    assert done.exit_code == (1 if says else 2)
-    assert says in words(done.output)
-    if says:
+    assert done.exit_code == (1 if message else 2)
+    assert message in words(done.output)
+    if message:
         assert "no limit found" in done.output
         assert "depend on chance" in done.output
         assert "another seed may differ" in words(done.output)
@@ -292,7 +292,7 @@ def test_no_bracket_is_no_answer(tmp_path: Path, slo: str, says: str) -> None:
 
 
 class Counted(StartedServer):
-    """A backend that is a fake server in this process, started and stopped in name."""
+    """A backend that uses the fake server of this process; it counts starts but starts nothing."""
 
     def __init__(self, url: str, name: str = "counted") -> None:
         super().__init__()
@@ -318,11 +318,11 @@ class Counted(StartedServer):
 
 
 @pytest.fixture
-def _lag_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def _client_lag_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fgbench.exit_status.LAG_SECONDS", 60.0)
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
+@pytest.mark.usefixtures("_client_lag_is_ignored")
 @pytest.mark.parametrize("restart", [False, True])
 def test_one_server_for_all_points_of_a_backend(
     fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
@@ -347,12 +347,12 @@ def test_one_server_for_all_points_of_a_backend(
     assert len(list(folder.glob("*/server.log"))) == (8 if restart else 0)
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
+@pytest.mark.usefixtures("_client_lag_is_ignored")
 def test_running_servers_by_name_and_a_point_that_fails(
     fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nobody = "http://127.0.0.1:9"
-    argv = ["--backend", f"dead={nobody}", "--backend", f"vllm={fake_server.url}/v1", *TINY, "--rates", 200]
+    unused = "http://127.0.0.1:9"
+    argv = ["--backend", f"dead={unused}", "--backend", f"vllm={fake_server.url}/v1", *TINY, "--rates", 200]
     monkeypatch.setattr("fgbench.backends.attached.READY_SECONDS", 0.1)
     done = fgbench("sweep", *argv, "--results", tmp_path)
     assert done.exit_code == 1
@@ -369,9 +369,9 @@ def test_running_servers_by_name_and_a_point_that_fails(
     assert len(find_runs(only_sweep(tmp_path / "fast"))) == 1
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
-def test_a_point_at_a_running_server_begins_once_it_is_idle(fake_server: Any, tmp_path: Path) -> None:
-    """A vLLM that has requests more than the load sent it, twice: no point begins before they end."""
+@pytest.mark.usefixtures("_client_lag_is_ignored")
+def test_a_point_starts_when_a_running_server_is_idle(fake_server: Any, tmp_path: Path) -> None:
+    """Before both points, the vLLM has requests of another client; the point waits until they end."""
     left = iter([(2, 5), (1, 0), (0, 0), (2, 0), (0, 0)])
     seen: list[tuple[int, tuple[int, int]]] = []
 
@@ -386,8 +386,8 @@ def test_a_point_at_a_running_server_begins_once_it_is_idle(fake_server: Any, tm
     assert seen == [(0, (2, 5)), (0, (1, 0)), (0, (0, 0)), (point, (2, 0)), (point, (0, 0))]
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
-def test_a_running_server_that_stays_busy_fails_its_points_and_they_are_run_later(
+@pytest.mark.usefixtures("_client_lag_is_ignored")
+def test_points_at_a_busy_server_fail_and_a_resumed_sweep_runs_them(
     fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fgbench.backends.attached.DRAIN_SECONDS", 0.1)
@@ -395,7 +395,7 @@ def test_a_running_server_that_stays_busy_fails_its_points_and_they_are_run_late
     argv = ["--backend", f"vllm={fake_server.url}", *TINY, "--rates", "200,300", "--results", tmp_path]
     done = fgbench("sweep", *argv)
     assert done.exit_code == 1, done.output
-    assert "still has 2 requests after 0.1 s: somebody else's load" in words(done.output)
+    assert "still has 2 requests after 0.1 s, and requests of another client" in words(done.output)
     folder = only_sweep(tmp_path)
     assert [point["status"] for point in read_sweep(folder)["points"]] == ["complete", "failed"]
     assert len(fake_server.bodies) == 4 + 4
@@ -404,15 +404,15 @@ def test_a_running_server_that_stays_busy_fails_its_points_and_they_are_run_late
     assert [point["status"] for point in read_sweep(folder)["points"]] == ["complete"] * 2
 
 
-def test_a_running_server_is_not_started_anew(fake_server: Any, tmp_path: Path) -> None:
+def test_restart_does_not_work_with_a_running_server(fake_server: Any, tmp_path: Path) -> None:
     argv = ["--backend", fake_server.url, "--restart", *TINY, "--rates", 200, "--results", tmp_path]
     done = fgbench("sweep", *argv)
     assert done.exit_code == 2
     assert "--restart is for servers that the sweep starts" in words(done.stderr)
 
 
-@pytest.mark.usefixtures("_lag_is_no_matter")
-def test_too_many_errors_is_the_exit_code_and_the_rest_is_run(fake_server: Any, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_client_lag_is_ignored")
+def test_too_many_errors_exit_3_after_all_points_are_run(fake_server: Any, tmp_path: Path) -> None:
     fake_server.misbehave = {9: "crash"}
     table = tmp_path / "t.csv"
     table.write_text("prompt_tokens,output_tokens\n4,5\n4,9\n")
@@ -430,7 +430,7 @@ def test_too_many_errors_is_the_exit_code_and_the_rest_is_run(fake_server: Any, 
 # help and mistakes
 
 
-def test_help_teaches() -> None:
+def test_help_has_an_example() -> None:
     text = words(fgbench("sweep", "--help").output)
     for part in (
         "fgbench sweep --backend fastgen --backend fastgen-fcfs --rates",
@@ -441,20 +441,20 @@ def test_help_teaches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
-        (["--rates", ""], "--rates says at which rates to measure"),
+        (["--rates", ""], "no rates are given: give --rates"),
         (["--rates", "1,x"], "--rates: 'x' is not a rate above 0"),
         (["--rates", "1,0"], "--rates: '0' is not a rate above 0"),
-        (["--rates", "1,1.0"], "--rates: 1.0 is there twice"),
+        (["--rates", "1,1.0"], "--rates: 1.0 is given twice"),
         (["--rates", "1", "--seeds", "0"], "--seeds must be at least 1, not 0"),
-        (["--rates", "1", "--slo", "ttft<1"], "--slo goes with --find-rate"),
+        (["--rates", "1", "--slo", "ttft<1"], "--slo needs --find-rate"),
         (["--rates", "1", "--find-rate"], "--find-rate needs --slo"),
-        (["--rates", "inf", "--find-rate", "--slo", "ttft<1"], "inf is none"),
+        (["--rates", "inf", "--find-rate", "--slo", "ttft<1"], "--find-rate does not work with the rate inf"),
         (["--rates", "1", "--find-rate", "--slo", "ttft"], "is not a bound on a latency"),
         (["--rates", "1", "--find-rate", "--slo", "ttft<1", "--tolerance", "0"], "--tolerance must be"),
         (["--rates", "1", "--find-rate", "--slo", "ttft<1", "--max-probes", "0"], "--max-probes must be"),
-        (["--rates", "1", "--backend", "simulated"], "--backend simulated is there twice"),
+        (["--rates", "1", "--backend", "simulated"], "--backend simulated is given twice"),
         (["--rates", "1", "--backend", "simulated-sj-mlfq"], "is the same as --backend simulated"),
         (["--rates", "1", "--backend", "nobody"], "there is no backend 'nobody'"),
         (
@@ -467,18 +467,18 @@ def test_help_teaches() -> None:
         (["--rates", "1", "--dataset", "nothing"], "nothing"),
         (["--rates", "1", "--resume"], "holds no sweep to resume"),
         (["--resume", "/no/such/folder"], "/no/such/folder is not a sweep's folder"),
-        (["/no/such/folder"], "say --resume /no/such/folder"),
+        (["/no/such/folder"], "give --resume /no/such/folder"),
     ],
 )
-def test_mistakes_get_a_sentence(tmp_path: Path, argv: list[str], says: str) -> None:
+def test_a_mistake_is_reported_in_one_sentence(tmp_path: Path, argv: list[str], message: str) -> None:
     done = fgbench("sweep", *SIMULATED, "--results", tmp_path, *argv)
     assert done.exit_code == 2, done.output
-    assert says in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not find_sweeps(tmp_path)
 
 
-def test_a_server_s_options_for_none_but_running_ones() -> None:
+def test_options_of_a_server_do_not_work_with_a_running_server() -> None:
     done = fgbench("sweep", "--backend", "a=http://h:1", "--rates", "1", "--max-batch-size", "8")
     assert done.exit_code == 2
     assert "--max-batch-size is a server's option, and all of these run already" in done.stderr

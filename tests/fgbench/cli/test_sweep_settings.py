@@ -1,4 +1,4 @@
-"""What a sweep's options mean: backends as users write them, and settings that survive their file."""
+"""Tests of a sweep's options: parsing backends, and saving and reading settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fgbench.spec.sweep import Settings, SweepSpec, parse_rates
 from fgengine.config import EngineConfig
 
 
-def test_choices_as_users_write_them() -> None:
+def test_backends_are_parsed() -> None:
     server = EngineConfig(max_batch_size=16)
     plain = parse_backend("fastgen-fcfs", server)
     assert (plain.label, plain.name, plain.url) == ("fastgen-fcfs", "fastgen-fcfs", None)
@@ -21,7 +21,7 @@ def test_choices_as_users_write_them() -> None:
     own = parse_backend(" fastgen-sprpt  --predictor 'noisy:0.3' ", server)
     assert own.label == "fastgen-sprpt --predictor noisy:0.3"
     assert (own.server.predictor, own.server.max_batch_size) == ("noisy:0.3", 16)
-    same = parse_backend("fastgen --max-batch-size 256", server)  # the default's own value, said
+    same = parse_backend("fastgen --max-batch-size 256", server)  # the default value, given explicitly
     assert same.server.max_batch_size == 256
     url = parse_backend("http://h:8000/v1 --model m", server)
     assert (url.name, url.url, url.server) == ("fastgen", "http://h:8000/v1", EngineConfig(model="m"))
@@ -34,7 +34,7 @@ def test_choices_as_users_write_them() -> None:
             parse_backend(wrong, server)
 
 
-def test_settings_survive_their_file() -> None:
+def test_settings_survive_saving_and_reading() -> None:
     settings = Settings(
         sweep=SweepSpec(
             backend=("fastgen", "x=http://h:1"), rates=parse_rates("0.5, inf"), seeds=3, restart=True

@@ -1,4 +1,4 @@
-"""``fgbench watch`` as a user calls it, against a server of few words."""
+"""Tests of ``fgbench watch`` against a fake server of statistics."""
 
 from __future__ import annotations
 
@@ -62,25 +62,25 @@ def test_once_prints_the_panel_with_rates(server: StatsServer) -> None:
     assert code == 0
     for words in ("tiny · sj-mlfq", "running 2", "waiting 5", "2/4", "30/40", "75%", "Q1", "1.02 s"):
         assert words in out
-    # The fake generates 100 tokens and takes 2 steps of 0.1 s each second of its uptime.
+    # Per second of uptime, the fake server counts 100 tokens and 2 steps of 0.1 s each.
     assert re.search(r"output tokens/s +100 ", out), out
     assert re.search(r"step time +100 ms ", out), out
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
-def test_json_is_for_machines(server: StatsServer) -> None:
+def test_json_prints_stats_and_rates(server: StatsServer) -> None:
     url = server.start()
     code, out, _ = watch(url, "--once", "--json", "--interval", "0.2")
     assert code == 0
-    told = json.loads(out)
-    assert told["url"] == url
-    assert told["stats"]["levels"][1] == {"name": "Q2", "requests": 4, "quantum": 1.02}
-    assert told["stats"]["a number that is none"] is None
-    assert told["rates"]["generated_tokens"] == pytest.approx(100)
-    assert told["rates"]["offloaded_bytes"] == pytest.approx(3 * 4096)
+    printed = json.loads(out)
+    assert printed["url"] == url
+    assert printed["stats"]["levels"][1] == {"name": "Q2", "requests": 4, "quantum": 1.02}
+    assert printed["stats"]["a number that is none"] is None
+    assert printed["rates"]["generated_tokens"] == pytest.approx(100)
+    assert printed["rates"]["offloaded_bytes"] == pytest.approx(3 * 4096)
 
 
-def test_a_stream_of_json_until_the_server_has_gone(
+def test_json_lines_end_with_exit_1_when_the_server_ends(
     server: StatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "PATIENCE_SECONDS", 0.3)
@@ -100,11 +100,11 @@ def test_a_stream_of_json_until_the_server_has_gone(
     assert len(out.splitlines()) == 3
     assert json.loads(out.splitlines()[0])["rates"] is None
     assert json.loads(out.splitlines()[2])["rates"]["finished"] is not None
-    assert "has gone: no answer for 0.3 s" in err
-    assert asked > 5  # it went on trying
+    assert "has not answered for 0.3 s and has probably ended" in err
+    assert asked > 5  # it tried again
 
 
-def test_lines_where_there_is_no_terminal_and_a_server_that_comes_back(
+def test_lines_without_a_terminal_and_with_a_restarted_server(
     server: StatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
@@ -125,50 +125,50 @@ def test_lines_where_there_is_no_terminal_and_a_server_that_comes_back(
     code, out, _ = watch(server.start(), "--interval", "0.1")
     assert code == 130
     lines = out.splitlines()
-    assert "running 2, waiting 5, swapped 1, device KV 75%, host KV 0%" in lines[0]
+    assert "running 2, waiting 5, offloaded 1, device KV 75%, host KV 0%" in lines[0]
     assert "output tokens/s" in lines[1]
-    assert all("nobody answers at" in line for line in lines[2:4])
+    assert all("no server answers at" in line for line in lines[2:4])
     assert "running 2" in lines[4]
     assert "output tokens/s" not in lines[4]  # started again: nothing to compare with
     assert "100 output tokens/s" in lines[5]
 
 
-def test_nobody_there() -> None:
+def test_no_server_at_the_url() -> None:
     begun = time.monotonic()
     for more in ([], ["--once"], ["--json"]):
         code, out, err = watch(f"127.0.0.1:{free_port()}", *more)
         assert code == 1
         assert out == ""
-        assert "nobody answers at http://127.0.0.1:" in err
+        assert "no server answers at http://127.0.0.1:" in err
         assert "Traceback" not in err
     assert time.monotonic() - begun < 5
 
 
-def test_a_server_that_is_none_of_ours(server: StatsServer) -> None:
+def test_a_server_without_stats(server: StatsServer) -> None:
     code, _, err = watch(server.start("other"))
     assert code == 1
     assert "has neither fastgen's /stats nor vLLM's /metrics" in err
 
 
-def test_vllm_shows_what_it_tells(server: StatsServer) -> None:
+def test_the_metrics_of_vllm_are_shown(server: StatsServer) -> None:
     code, out, _ = watch(server.start("vllm"), "--once", "--interval", "0.2")
     assert code == 0
     for words in ("org/model", "running 7", "waiting 2", "device KV", "25%", "output tokens/s"):
         assert words in out
-    assert "swap" not in out
+    assert "offload" not in out
 
 
-def test_a_server_that_is_still_loading(server: StatsServer) -> None:
+def test_once_does_not_wait_for_a_loading_server(server: StatsServer) -> None:
     code, _, err = watch(server.start("loading"), "--once")
     assert code == 1
     assert "is not ready: loading the model" in err
 
 
-def test_a_loading_server_is_waited_for(server: StatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_waits_for_a_loading_server(server: StatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "PATIENCE_SECONDS", 0.2)
     code, out, _ = watch_some(monkeypatch, server.start("loading"), looks=6)
     assert code == 130
-    assert out.count("not ready: loading the model") == 6  # longer than the patience with silence
+    assert out.count("not ready: loading the model") == 6  # a loading server gets more time than a silent one
 
 
 def watch_some(monkeypatch: pytest.MonkeyPatch, url: str, looks: int) -> tuple[int, str, str]:
@@ -187,20 +187,26 @@ def watch_some(monkeypatch: pytest.MonkeyPatch, url: str, looks: int) -> tuple[i
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
-    [(["ftp://h"], "a URL must look like"), (["--interval", "0"], "0.1"), (["--nonsense"], "No such option")],
+    ("argv", "message"),
+    [
+        (["ftp://h"], "is not a URL of a server"),
+        (["--interval", "0"], "0.1"),
+        (["--nonsense"], "No such option"),
+    ],
 )
-def test_wrong_usage(argv: list[str], says: str) -> None:
+def test_wrong_usage(argv: list[str], message: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fgbench", "watch", *argv], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert says in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_on_a_terminal_it_is_a_screen_that_a_signal_ends(server: StatsServer, number: signal.Signals) -> None:
+def test_a_terminal_gets_an_alternate_screen_that_a_signal_ends(
+    server: StatsServer, number: signal.Signals
+) -> None:
     import fcntl
     import os
     import pty
@@ -220,7 +226,7 @@ def test_on_a_terminal_it_is_a_screen_that_a_signal_ends(server: StatsServer, nu
     )
     os.close(follower)
     seen = _read_until(leader, lambda text: "output tokens/s" in text)
-    assert "\x1b[?1049h" in seen  # a screen of its own
+    assert "\x1b[?1049h" in seen  # the alternate screen
     fcntl.ioctl(leader, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 60, 0, 0))
     _read_until(leader, lambda text: "running" in text.rpartition("\x1b[H")[2])
     process.send_signal(number)
@@ -228,12 +234,12 @@ def test_on_a_terminal_it_is_a_screen_that_a_signal_ends(server: StatsServer, nu
     assert process.wait(5) == 130
     os.close(leader)
     after = rest.rpartition("\x1b[?1049l")[2]
-    assert "running" in after  # the last panel stays
+    assert "running" in after  # the last panel remains
     assert "Traceback" not in rest
 
 
 def _read_until(terminal: int, enough: Any) -> str:
-    """What is written there, until it is enough or nobody writes any more."""
+    """Read from the terminal until ``enough`` is true or the other side closes it."""
     import os
 
     text = ""

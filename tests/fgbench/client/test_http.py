@@ -1,4 +1,4 @@
-"""The client's HTTP, against a server that writes whatever bytes it is told."""
+"""Tests of the HTTP client against a server that writes given bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n
 
 
 class Server:
-    """Answers the n-th request on any connection with ``answers[n]``: bytes, or a function on the writer."""
+    """Answers request n, on any connection, with ``answers[n]``: bytes, or a function of the writer."""
 
     def __init__(self, *answers: bytes | Callable[[asyncio.StreamWriter], None]) -> None:
         self.answers = list(answers)
@@ -58,13 +58,13 @@ async def serving(
 
 
 async def ask(connections: Connections, timeout: float = 5.0) -> tuple[int, bytes]:
-    got: list[bytes] = []
-    response = await connections.post(connections.request(b"{}"), got.append, timeout)
-    return response.status, b"".join(got)
+    received: list[bytes] = []
+    response = await connections.post(connections.request(b"{}"), received.append, timeout)
+    return response.status, b"".join(received)
 
 
 @pytest.mark.parametrize("answer", [SIZED, CHUNKED])
-async def test_a_connection_is_used_again_and_what_is_sent_is_a_request(answer: bytes) -> None:
+async def test_a_connection_is_reused_and_gets_a_valid_request(answer: bytes) -> None:
     async with serving(answer, answer, answer) as (server, connections):
         for _ in range(3):
             assert await ask(connections) == (200, b"hello")
@@ -76,7 +76,7 @@ async def test_a_connection_is_used_again_and_what_is_sent_is_a_request(answer: 
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_where_the_network_cuts_does_not_matter(seed: int) -> None:
+async def test_an_answer_may_arrive_in_any_pieces(seed: int) -> None:
     rng = random.Random(seed)
 
     def pieces(writer: asyncio.StreamWriter) -> None:
@@ -95,7 +95,7 @@ async def test_where_the_network_cuts_does_not_matter(seed: int) -> None:
         assert [await ask(connections) for _ in range(2)] == [(200, b"hello")] * 2
 
 
-async def test_pieces_are_handed_on_as_they_arrive() -> None:
+async def test_pieces_are_passed_on_as_they_arrive() -> None:
     def slowly(writer: asyncio.StreamWriter) -> None:
         writer.write(CHUNKED[:-20])
         asyncio.get_running_loop().call_later(0.1, writer.write, CHUNKED[-20:])
@@ -114,7 +114,7 @@ async def test_pieces_are_handed_on_as_they_arrive() -> None:
         b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello",
     ],
 )
-async def test_what_the_server_wants_closed_is_not_used_again(answer: bytes) -> None:
+async def test_a_connection_that_the_server_closes_is_not_reused(answer: bytes) -> None:
     async with serving(answer, SIZED) as (server, connections):
         assert await ask(connections) == await ask(connections) == (200, b"hello")
         assert server.connections == 2
@@ -129,8 +129,8 @@ async def test_an_answer_may_end_with_its_connection() -> None:
         assert await ask(connections) == (200, b"hello")
 
 
-async def test_a_connection_closed_between_two_requests_costs_a_new_one() -> None:
-    """The server closes just as the next request comes: nothing of it was seen, it is sent again."""
+async def test_a_request_on_a_closed_connection_is_sent_on_a_new_one() -> None:
+    """The server closes the connection when the next request arrives, so the request is sent again."""
     closed = lambda writer: writer.transport.abort()  # noqa: E731
     async with serving(SIZED, closed, SIZED) as (server, connections):
         assert await ask(connections) == (200, b"hello")
@@ -139,7 +139,7 @@ async def test_a_connection_closed_between_two_requests_costs_a_new_one() -> Non
         assert len(server.requests) == 3
 
 
-async def test_a_server_that_thought_about_it_is_not_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_is_not_sent_twice_if_the_server_closes_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "STALE_SECONDS", 0.05)
 
     def later(writer: asyncio.StreamWriter) -> None:
@@ -152,7 +152,7 @@ async def test_a_server_that_thought_about_it_is_not_asked_twice(monkeypatch: py
         assert len(server.requests) == 2
 
 
-async def test_a_new_connection_that_is_closed_is_not_tried_again() -> None:
+async def test_a_request_is_not_sent_twice_if_a_new_connection_is_closed() -> None:
     closed = lambda writer: writer.transport.abort()  # noqa: E731
     async with serving(closed, SIZED) as (server, connections):
         with pytest.raises(OSError, match=r"closed|reset"):
@@ -160,8 +160,8 @@ async def test_a_new_connection_that_is_closed_is_not_tried_again() -> None:
         assert len(server.requests) == 1
 
 
-async def test_the_next_request_may_go_before_the_last_task_wakes_up() -> None:
-    """A connection is free with the last byte of an answer, not only when whoever asked has run."""
+async def test_a_connection_can_be_reused_before_the_last_task_wakes_up() -> None:
+    """A connection is free when the last byte of an answer arrives, before the waiting task runs."""
     second: list[asyncio.Task[tuple[int, bytes]]] = []
 
     class Watched(list[Any]):
@@ -177,16 +177,16 @@ async def test_the_next_request_may_go_before_the_last_task_wakes_up() -> None:
         assert server.connections == 1
 
 
-async def test_an_idle_connection_grows_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_that_were_idle_too_long_are_not_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(*[SIZED] * 4) as (server, connections):
         await asyncio.gather(ask(connections), ask(connections))
         assert server.connections == 2
         monkeypatch.setattr(http, "IDLE_SECONDS", 0.0)
         await ask(connections)
-        assert server.connections == 3  # both old ones were given up
+        assert server.connections == 3  # both old connections were closed
 
 
-async def test_a_broken_answer_and_what_is_no_http_are_told() -> None:
+async def test_a_broken_answer_and_an_answer_that_is_not_http_are_errors() -> None:
     def cut(writer: asyncio.StreamWriter) -> None:
         writer.write(CHUNKED[:-15])
         writer.close()
@@ -198,32 +198,32 @@ async def test_a_broken_answer_and_what_is_no_http_are_told() -> None:
             await ask(connections)
 
 
-async def test_an_error_is_kept_whole_up_to_a_limit() -> None:
-    words = b"x" * (http.ERROR_BODY_BYTES + 1000)
-    error = b"HTTP/1.1 503 Busy\r\nContent-Length: %d\r\n\r\n%b" % (len(words), words)
+async def test_the_body_of_an_error_is_stored_up_to_a_limit() -> None:
+    body = b"x" * (http.ERROR_BODY_BYTES + 1000)
+    error = b"HTTP/1.1 503 Busy\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     async with serving(error, SIZED) as (server, connections):
-        got: list[bytes] = []
-        response = await connections.post(connections.request(b"{}"), got.append, 5.0)
-        assert (response.status, response.reason, got) == (503, "Busy", [])
-        assert http.ERROR_BODY_BYTES <= len(response.body) <= len(words)
+        received: list[bytes] = []
+        response = await connections.post(connections.request(b"{}"), received.append, 5.0)
+        assert (response.status, response.reason, received) == (503, "Busy", [])
+        assert http.ERROR_BODY_BYTES <= len(response.body) <= len(body)
         assert await ask(connections) == (200, b"hello")
         assert server.connections == 1
 
 
-async def test_hints_before_the_answer_are_no_answer() -> None:
+async def test_early_hints_before_the_answer_are_ignored() -> None:
     async with serving(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + SIZED) as (_, connections):
         assert await ask(connections) == (200, b"hello")
 
 
-async def test_a_failure_to_take_a_piece_is_the_callers() -> None:
+async def test_an_exception_of_take_is_raised() -> None:
     async with serving(SIZED, SIZED) as (server, connections):
         with pytest.raises(ZeroDivisionError):
             await connections.post(connections.request(b"{}"), lambda piece: 1 // 0, 5.0)
         assert await ask(connections) == (200, b"hello")
-        assert server.connections == 2  # the rest of that answer was not waited for
+        assert server.connections == 2  # the client did not wait for the rest of that answer
 
 
-async def test_timeouts_and_cancelling_close_the_connection() -> None:
+async def test_timeouts_and_cancellation_close_the_connection() -> None:
     silent = lambda writer: None  # noqa: E731
     async with serving(silent, silent, SIZED) as (server, connections):
         with pytest.raises(asyncio.TimeoutError):

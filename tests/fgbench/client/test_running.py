@@ -1,4 +1,4 @@
-"""A sample summed up as it grows, against the sample itself."""
+"""Tests of running quantiles against the exact quantiles of a sample."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_quantiles_are_within_two_percent_of_an_order_statistic(sample: list[flo
     assert running.count == len(sample)
 
 
-def test_ends() -> None:
+def test_an_empty_sample_and_values_out_of_range() -> None:
     running = Running()
     assert running.mean is None
     assert running.quantile(0.5) is None

@@ -43,15 +43,15 @@ async def test_every_request_is_answered_and_timed(fake_server):
     assert fake_server.bodies[0]["model"] == "fake"
 
 
-async def test_the_schedule_is_absolute(fake_server):
-    """Slow answers delay nothing: 40 requests 10 ms apart, each answered after 300 ms."""
+async def test_slow_answers_do_not_delay_an_open_loop(fake_server):
+    """The load has 40 requests, 10 ms apart, and each answer takes 300 ms."""
     fake_server.gap = 0.3
     _, records = await load(fake_server, specs(*[2] * 40, every=0.01))
     assert [r.scheduled for r in records] == [i * 0.01 for i in range(40)]
     assert all(r.sent >= r.scheduled for r in records)
     lags = sorted(r.sent - r.scheduled for r in records)
     assert lags[20] < 0.02
-    assert records[-1].sent < 0.39 + 0.25  # one after another they would take 12 s
+    assert records[-1].sent < 0.39 + 0.25  # sent one after another, they would take 12 s
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ async def test_the_schedule_is_absolute(fake_server):
         ("short", "short: asked for 5 tokens, got 4"),
     ],
 )
-async def test_failures_are_told_apart_and_spoil_nothing_else(fake_server, fault, error):
+async def test_each_failure_has_its_own_error_and_does_not_affect_others(fake_server, fault, error):
     fake_server.misbehave = {5: fault}
     outcome, (good, bad, after) = await load(fake_server, specs(4, 5, 6))
     assert outcome == "complete"
@@ -83,7 +83,7 @@ async def test_a_slow_answer_times_out(fake_server):
     assert 0.2 <= record.finished < 2.0
 
 
-async def test_nobody_there_is_a_connect_error():
+async def test_no_server_is_a_connect_error():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -93,14 +93,14 @@ async def test_nobody_there_is_a_connect_error():
     assert records[0].output_tokens == 0
 
 
-async def test_generate_has_no_usage_and_is_taken_at_its_word(fake_server):
+async def test_a_complete_answer_of_generate_counts_without_usage(fake_server):
     _, (record,) = await load(fake_server, specs(7), endpoint="generate")
     assert record.ok
     assert record.output_tokens == 7
     assert record.first_token is not None
 
 
-async def test_sigint_keeps_what_ended_and_drops_the_rest(fake_server):
+async def test_sigint_saves_ended_requests_and_drops_the_others(fake_server):
     fake_server.misbehave = {5: "hang"}
     records = []
 
@@ -132,7 +132,7 @@ async def test_a_dead_server_ends_the_load(fake_server):
     assert len(records) == 1
 
 
-async def test_a_failure_to_keep_a_record_is_no_outcome(fake_server):
+async def test_an_error_while_saving_a_record_is_raised(fake_server):
     def full_disk(record):
         raise OSError("no space left")
 
@@ -152,32 +152,32 @@ async def test_a_rejected_request_is_neither_an_answer_nor_an_error(fake_server,
     await run_load(requests, target_of(fake_server), records.append, state=state)
     records.sort(key=lambda record: record.index)
     assert [record.ok for record in records] == [True, False, True]
-    refused = records[1]
-    assert (refused.rejected, refused.error, refused.output_tokens) == (rejected, None, 0)
-    assert refused.sent <= refused.finished
-    assert (refused.first_token, refused.last_token, refused.token_times) == (None, None, ())
+    failed = records[1]
+    assert (failed.rejected, failed.error, failed.output_tokens) == (rejected, None, 0)
+    assert failed.sent <= failed.finished
+    assert (failed.first_token, failed.last_token, failed.token_times) == (None, None, ())
     assert (state.ok, state.failed, state.rejected, state.in_flight) == (2, 0, 1, 0)
     assert state.last_error is None
     assert len(fake_server.bodies) == 3  # nothing is sent again
-    assert msgspec.convert(refused.to_dict(), RequestRecord) == refused
+    assert msgspec.convert(failed.to_dict(), RequestRecord) == failed
 
 
-async def test_a_worker_that_was_rejected_pauses_for_as_long_as_it_was_asked(fake_server):
-    """Else a closed loop would send all it has to a full server at once. Nothing is sent a second time."""
+async def test_a_worker_pauses_after_a_rejection(fake_server):
+    """Without a pause, a closed loop would send its complete load at once. No request is sent twice."""
     fake_server.misbehave = {5: "reject", 6: "queue timeout"}
     records = []
     requests = specs(5, 4, 4, 6, 4)
     await run_load(requests, target_of(fake_server), records.append, concurrency=1)
     assert [record.asked_tokens for record in records] == [5, 4, 4, 6, 4]
     first, second, third, fourth, fifth = records
-    assert second.scheduled == pytest.approx(first.finished + 1.0)  # it named no time
+    assert second.scheduled == pytest.approx(first.finished + 1.0)  # no Retry-After
     assert second.scheduled <= second.sent
     assert third.scheduled == second.finished
     assert fourth.scheduled == third.finished
     assert fifth.scheduled == pytest.approx(fourth.finished + 3.0)
 
 
-async def test_an_open_loop_pauses_for_nothing(fake_server):
+async def test_an_open_loop_does_not_pause_after_a_rejection(fake_server):
     fake_server.misbehave = {5: "queue timeout"}
     _, records = await load(fake_server, specs(5, 5, 4, every=0.05))
     assert [record.scheduled for record in records] == [0.0, 0.05, 0.1]
@@ -216,26 +216,26 @@ async def test_state_follows_the_load(fake_server):
     assert tpot == pytest.approx(sum(r.last_token - r.first_token for r in good) / 6)
 
 
-async def test_tokens_are_counted_as_they_come_and_set_right_by_the_usage(fake_server):
+async def test_tokens_are_counted_as_they_arrive_and_corrected_by_the_usage(fake_server):
     fake_server.gap = 0.05
     requests = specs(6)
     state = LoadState.of(requests)
     seen = []
 
-    async def look():
+    async def read_tokens():
         while True:
             seen.append(state.tokens)
             await asyncio.sleep(0.01)
 
-    looking = asyncio.create_task(look())
+    reading = asyncio.create_task(read_tokens())
     await run_load(requests, target_of(fake_server), lambda record: None, state=state)
-    looking.cancel()
+    reading.cancel()
     assert seen == sorted(seen)
     assert {1, 2, 3, 4, 5} <= set(seen)
     assert state.tokens == 6
 
 
-def test_recent_means_forget_what_is_long_over():
+def test_recent_means_use_only_recent_requests():
     state = LoadState(10, 100.0)
     for at, seconds in ((1.0, 9.0), (50.0, 1.0), (60.0, 3.0)):
         state.elapsed = at
@@ -246,7 +246,7 @@ def test_recent_means_forget_what_is_long_over():
     assert state.recent_means() == (None, None, None, None)
 
 
-async def test_a_closed_loop_offers_no_rate_and_ends_with_its_time(fake_server):
+async def test_a_closed_loop_has_no_offered_rate_and_ends_after_its_duration(fake_server):
     fake_server.gap = 0.02
     requests = specs(*[4] * 500)
     state = LoadState.of(requests)
@@ -261,7 +261,7 @@ async def test_a_closed_loop_offers_no_rate_and_ends_with_its_time(fake_server):
     assert state.remaining == pytest.approx(0.3)
 
 
-async def test_what_is_due_after_the_end_is_not_planned(fake_server):
+async def test_requests_scheduled_after_the_duration_are_not_planned(fake_server):
     requests = specs(*[2] * 50, every=0.02)
     state = LoadState.of(requests)
     await run_load(requests, target_of(fake_server), lambda record: None, state=state, duration=0.2)
@@ -276,17 +276,17 @@ async def closed_loop(server, requests, workers, **kwargs):
     return sorted(records, key=lambda r: r.index)
 
 
-async def test_a_closed_loop_keeps_so_many_in_flight(fake_server):
-    """Each leaves when one before it has ended, and that moment is when it was due."""
+async def test_a_closed_loop_has_one_request_per_worker_in_flight(fake_server):
+    """Each request is sent when an earlier one has ended, and that is its scheduled time."""
     fake_server.gap = 0.01
     records = await closed_loop(fake_server, specs(*[3, 4, 5] * 5), 3)
     assert [r.error for r in records] == [None] * 15
     moments = sorted([(r.sent, 1) for r in records] + [(r.finished, -1) for r in records])
-    in_flight, most = 0, 0
+    in_flight, largest = 0, 0
     for _, step in moments:
         in_flight += step
-        most = max(most, in_flight)
-    assert most == 3
+        largest = max(largest, in_flight)
+    assert largest == 3
     assert [r.scheduled for r in records[:3]] == [0.0] * 3
     ends = sorted(r.finished for r in records)
     assert [r.scheduled for r in records[3:]] == ends[:12]
@@ -304,7 +304,7 @@ async def test_more_workers_than_requests(fake_server):
     assert len(await closed_loop(fake_server, specs(3, 3), 50)) == 2
 
 
-async def test_nothing_is_sent_after_the_duration_and_what_is_in_flight_ends(fake_server):
+async def test_nothing_is_sent_after_the_duration_and_requests_in_flight_end(fake_server):
     fake_server.gap = 0.1
     records = []
     requests = specs(*[3] * 20, every=0.02)
@@ -321,15 +321,15 @@ async def test_a_closed_loop_ends_with_its_duration(fake_server):
     assert all(r.ok and r.scheduled < 0.3 for r in records)
 
 
-async def test_the_rate_of_a_closed_loop_is_what_was_sent(fake_server):
+async def test_the_achieved_rate_of_a_closed_loop(fake_server):
     fake_server.gap = 0.02
     requests = specs(*[3] * 10)
     state = LoadState.of(requests)
     await closed_loop(fake_server, requests, 2, state=state)
-    assert 10 < state.achieved_rate < 60  # two workers, some 45 ms an answer
+    assert 10 < state.achieved_rate < 60  # two workers, about 45 ms per answer
 
 
-async def test_thousands_of_connections_may_be_open(monkeypatch):
+async def test_the_limit_on_open_files_is_raised(monkeypatch):
     from fgbench.client import sending
 
     resource = pytest.importorskip("resource")

@@ -26,7 +26,7 @@ def cut(stream, rng):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_events_do_not_depend_on_where_the_network_cuts(seed):
+def test_events_may_arrive_in_any_pieces(seed):
     parser = ServerSentEvents()
     events = [e for piece in cut(STREAM, random.Random(seed)) for e in parser.feed(piece)]
     assert events == EVENTS
@@ -38,7 +38,7 @@ def test_merged_events_and_single_bytes():
     assert [e for i in range(len(STREAM)) for e in parser.feed(STREAM[i : i + 1])] == EVENTS
 
 
-def test_an_event_without_its_last_empty_line_counts_at_the_end():
+def test_close_returns_an_event_without_its_last_empty_line():
     parser = ServerSentEvents()
     assert parser.feed(b"data: [DONE]") == []
     assert parser.close() == [b"[DONE]"]
@@ -54,7 +54,7 @@ def test_nul_separated(seed):
 
 
 @pytest.mark.parametrize("parser", [ServerSentEvents(), NulSeparated()])
-def test_an_endless_message_is_refused(parser):
+def test_a_message_that_is_too_long_is_an_error(parser):
     assert parser.feed(b"x" * MAX_MESSAGE_BYTES) == []
     with pytest.raises(StreamError, match="longer than"):
         parser.feed(b"x")
@@ -70,9 +70,9 @@ def test_bodies_force_the_output_length():
     assert json.loads(ENDPOINTS["generate"].body(text, ""))["prompt"] == "hello"
 
 
-def test_pieces_are_not_tokens():
+def test_messages_are_read_as_pieces():
     read = ENDPOINTS["completions"].read
-    assert read(b'{"choices": [{"text": "", "finish_reason": null}]}').content  # half a character
+    assert read(b'{"choices": [{"text": "", "finish_reason": null}]}').content  # an incomplete character
     assert not read(b'{"choices": []}').content
     assert read(b"[DONE]").last
     usage = read(
@@ -85,13 +85,13 @@ def test_pieces_are_not_tokens():
             read(bad)
 
 
-def test_error_messages_of_several_makers():
+def test_error_messages_of_several_servers():
     assert error_message(b'{"error": {"message": "a\\n b"}}') == "a b"
     assert error_message(b'{"detail": "Not Found"}') == "Not Found"
     assert error_message(b"<html>\xff") == "<html>\ufffd"
     assert len(error_message(b"x" * 10_000)) == 300
 
 
-def test_an_unknown_endpoint_names_the_known():
-    with pytest.raises(ValueError, match="completions, generate"):
+def test_an_unknown_endpoint_is_an_error():
+    with pytest.raises(ValueError, match="use completions or generate"):
         endpoint_called("chat")

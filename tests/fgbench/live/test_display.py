@@ -19,11 +19,11 @@ from fgbench.workload.datasets import Lengths
 
 
 def answered(i):
-    """Sent in time, the first of two tokens after 0.5 s, the last after 0.6 s."""
+    """Return the record of a request with two tokens, after 0.5 s and 0.6 s."""
     return RequestRecord(i, float(i), float(i), 4, 2, 2, i + 0.5, i + 0.6, (), i + 0.6)
 
 
-def test_plain_progress_says_where_the_load_is():
+def test_plain_progress_lines_have_all_counts():
     lines = []
     state = LoadState(planned=4, last_arrival=3.0, elapsed=2.0, sent=4)
     state.take(answered(0))
@@ -40,7 +40,7 @@ def test_plain_progress_says_where_the_load_is():
 
 
 class Terminal:
-    """A console whose window somebody drags, and what was written to it."""
+    """A console whose size can be changed, and its output."""
 
     def __init__(self, width=100, height=40):
         self.out = io.StringIO()
@@ -68,7 +68,7 @@ def test_a_terminal_shows_a_panel(monkeypatch):
     )
 
 
-def test_the_panel_has_a_header_and_lives_through_resizing(monkeypatch):
+def test_the_panel_has_a_header_and_adapts_to_a_new_size(monkeypatch):
     monkeypatch.setattr(display, "FRAME_SECONDS", 0.01)
     terminal = Terminal(80, 24)
     frames = []
@@ -92,21 +92,21 @@ def test_the_panel_has_a_header_and_lives_through_resizing(monkeypatch):
     assert bottom.count("\n") + 1 <= 12
 
 
-def test_a_mistake_in_drawing_costs_no_measurement(monkeypatch):
+def test_an_error_while_drawing_does_not_stop_the_measurement(monkeypatch):
     hooked = []
     monkeypatch.setattr(threading, "excepthook", hooked.append)
-    turns = sys.getswitchinterval()
+    interval = sys.getswitchinterval()
     with Live(Terminal().console, header=lambda: 1 / 0).load("fastgen", LoadState(4, 3.0)):
-        assert sys.getswitchinterval() < turns
+        assert sys.getswitchinterval() < interval
     assert hooked[0].exc_type is ZeroDivisionError
-    assert sys.getswitchinterval() == turns
+    assert sys.getswitchinterval() == interval
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_the_panel_asks_our_servers_for_theirs_and_only_ours(fake_server, tmp_path, monkeypatch, ours):
+@pytest.mark.parametrize("is_fastgen", [True, False])
+def test_the_panel_shows_the_stats_of_fastgen_servers_only(fake_server, tmp_path, monkeypatch, is_fastgen):
     monkeypatch.setattr(display, "FRAME_SECONDS", 0.02)
     monkeypatch.setattr(display, "STATS_SECONDS", 0.05)
-    if ours:
+    if is_fastgen:
         fake_server.stats = {
             "work_steps": 3,
             "num_device_blocks": 40,
@@ -122,9 +122,9 @@ def test_the_panel_asks_our_servers_for_theirs_and_only_ours(fake_server, tmp_pa
         results=tmp_path,
         display=Live(terminal.console),
     )
-    assert ("server lifo" in terminal.last_frame("5/5")) == ours
-    assert ("30/40" in terminal.last_frame("5/5")) == ours
-    if ours:
+    assert ("server lifo" in terminal.last_frame("5/5")) == is_fastgen
+    assert ("30/40" in terminal.last_frame("5/5")) == is_fastgen
+    if is_fastgen:
         assert 3 < fake_server.asked < 40  # before and after the load, and every 0.05 s of half a second
     else:
-        assert fake_server.asked == 2  # whether others are there, and whether it is one of ours
+        assert fake_server.asked == 2  # for other requests, and whether it is a fastgen server

@@ -1,4 +1,4 @@
-"""Panels at several widths: nothing sticks out, no figure is lost, nothing a server says is obeyed."""
+"""Tests of panels at several widths: all lines fit, no figure is lost, control characters are removed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fgbench.metrics.record import RequestRecord
 
 WIDTHS = [60, 80, 100, 160]
 EVIL = "[bold red]x[/]\x1b[2J\x1b]0;title\x07\r\n\u202e\u200b\u9b28\u9b28"
-"""Markup, escapes, line ends, a turn of the writing direction, nothing wide, and wide characters."""
+"""Markup, escapes, line ends, a change of the writing direction, zero-width and wide characters."""
 
 
 def stats(second: int, **values: Any) -> dict[str, Any]:
@@ -113,10 +113,10 @@ def test_a_load_shows_all_its_figures(width: int) -> None:
         ("JCT / token", "90.9 ms"),
     ):
         row = next(line for line in lines if label in line)
-        assert row.count(figure) >= 2, row  # mean and the last 30 s are exact, quantiles nearly
-    has(lines, "62 (most 62)", "11 (most 11)")
+        assert row.count(figure) >= 2, row  # the means are exact, the quantiles nearly
+    has(lines, "62 (max 62)", "11 (max 11)")
     has(lines, "server tiny · sj-mlfq", "13/16", "350/400", "88%", "119/1,000", "12%")
-    has(lines, "waiting 27", "swapped 5", "preemptions 183 (3/s)", "swaps 8 MiB/s out, 6 MiB/s in")
+    has(lines, "waiting 27", "offloaded 5", "preemptions 183 (3/s)", "offload 8 MiB/s", "upload 6 MiB/s")
     has(lines, "device idle for copies 25%", "Q1:4  Q3:31  Q4:9  Q6:1")
     assert not any("pressure" in line for line in lines)
 
@@ -125,7 +125,7 @@ def test_a_load_shows_all_its_figures(width: int) -> None:
 def test_a_watched_server_shows_all_its_figures(width: int) -> None:
     lines = drawn(watch().panel(), width)
     has(lines, "http://127.0.0.1:10000 · tiny · sj-mlfq", "up 1:01", "every 1 s", "the last 1:00")
-    has(lines, "running 13", "waiting 27", "swapped 5", "done 671", "aborted 2", "preemptions 183")
+    has(lines, "running 13", "waiting 27", "offloaded 5", "done 671", "aborted 2", "preemptions 183")
     has(lines, "13/16", "350/400  88%", "119/1,000  12%")
     text = "\n".join(lines)
     levels = [int(n) for _, n in re.findall(r"Q(\d) +[\d.]+ m?s\s.*?█*\S*░* +(\d+)", text)]
@@ -137,8 +137,8 @@ def test_a_watched_server_shows_all_its_figures(width: int) -> None:
         ("requests done/s", "11"),
         ("step time", "35 ms"),
         ("preemptions/s", "3"),
-        ("swap out blocks/s", "8 (8 MiB)"),
-        ("swap in blocks/s", "6 (6 MiB)"),
+        ("offload blocks/s", "8 (8 MiB)"),
+        ("upload blocks/s", "6 (6 MiB)"),
         ("idle for copies", "25%"),
         ("recomputed tok/s", "41"),
     ):
@@ -147,8 +147,10 @@ def test_a_watched_server_shows_all_its_figures(width: int) -> None:
 
 
 def pressed(seconds: float, now: bool, looks: int) -> tuple[list[str], list[str], str]:
-    """What watch's panel, a load's panel and a line of watch say after ``looks`` looks, one
-    a second: under pressure in the last ``seconds`` of them."""
+    """Return watch's panel, a load's panel and a line of watch after ``looks`` snapshots, one per second.
+
+    Memory is under pressure in the last ``seconds`` seconds.
+    """
     values = [
         stats(second, under_pressure=now, pressure_seconds=max(0.0, seconds - looks + second))
         for second in range(1, looks + 1)
@@ -162,19 +164,19 @@ def pressed(seconds: float, now: bool, looks: int) -> tuple[list[str], list[str]
 
 
 @pytest.mark.parametrize(
-    ("seconds", "now", "looks", "says"),
+    ("seconds", "now", "looks", "text"),
     [
-        (12.0, True, 61, "under pressure: nothing new starts (12 s of the last minute)"),
-        (3.0, True, 11, "under pressure: nothing new starts (3 s of the last 10 s)"),
-        (0.0, True, 1, "under pressure: nothing new starts"),
-        (12.0, False, 61, "pressure is over (12 s of the last minute)"),
+        (12.0, True, 61, "under pressure: no new request starts (12 s of the last minute)"),
+        (3.0, True, 11, "under pressure: no new request starts (3 s of the last 10 s)"),
+        (0.0, True, 1, "under pressure: no new request starts"),
+        (12.0, False, 61, "pressure has ended (12 s of the last minute)"),
     ],
 )
-def test_memory_pressure_is_said(seconds: float, now: bool, looks: int, says: str) -> None:
+def test_memory_pressure_is_shown(seconds: float, now: bool, looks: int, text: str) -> None:
     panel, load, line = pressed(seconds, now, looks)
-    has(panel, says)
-    has(load, says)
-    assert says in line
+    has(panel, text)
+    has(load, text)
+    assert text in line
 
 
 def test_without_memory_pressure_there_is_no_line() -> None:
@@ -183,13 +185,13 @@ def test_without_memory_pressure_there_is_no_line() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 10, 25, 40])
-def test_narrow_terminals_get_what_fits(width: int) -> None:
+def test_panels_fit_narrow_terminals(width: int) -> None:
     drawn(watch().panel(), width)
     drawn(view().draw(61.0), width)
 
 
 @pytest.mark.parametrize("height", [3, 5, 10, 15, 24])
-def test_low_terminals_get_the_most_important(height: int) -> None:
+def test_low_terminals_show_the_most_important_sections(height: int) -> None:
     meter = Meter(1.0)
     meter.take(stats(1), 1.0)
     for panel, first in ((watch().panel(), "running 13"), (view(meter).draw(1.0), "61/200")):
@@ -199,14 +201,14 @@ def test_low_terminals_get_the_most_important(height: int) -> None:
     assert len(drawn(view(meter).draw(1.0, height=7), 80, 24)) <= 7
 
 
-def test_a_low_watch_gives_up_recomputation_before_levels() -> None:
+def test_a_low_panel_drops_recomputation_before_levels() -> None:
     lines = drawn(watch().panel(), 70, 20)
     has(lines, "Q3", "output tokens/s", "requests done/s")
     assert not any("recomputed" in line for line in lines)
     has(drawn(watch().panel(), 80, 24), "Q3", "recomputed tok/s")
 
 
-def test_at_80_by_24_a_load_and_its_server_are_whole() -> None:
+def test_a_load_and_its_server_fit_80_by_24() -> None:
     meter = Meter(1.0)
     for second in (60, 61):
         meter.take(stats(second, under_pressure=True), float(second))
@@ -216,14 +218,15 @@ def test_at_80_by_24_a_load_and_its_server_are_whole() -> None:
         "in flight  ",
         "host KV",
         "Q3:31",
-        "swaps",
+        "offload 8 MiB/s",
+        "upload 6 MiB/s",
         "device idle for copies",
-        "under pressure: nothing new starts",
+        "under pressure: no new request starts",
     )
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])
-def test_what_servers_say_is_shown_and_not_obeyed(width: int) -> None:
+def test_control_characters_from_servers_are_removed(width: int) -> None:
     evil = {"model": EVIL, "policy": EVIL, "levels": [{"name": EVIL, "requests": 3, "quantum": 1.0}]}
     meter = Meter(1.0)
     meter.take(stats(1, **evil), 1.0)
@@ -254,20 +257,20 @@ def test_terminals_without_unicode(width: int) -> None:
     assert "#####" in text
 
 
-def test_levels_beyond_the_room_are_summed_up() -> None:
+def test_levels_that_do_not_fit_are_summed() -> None:
     levels = [{"name": f"Q{k + 1}", "requests": 2, "quantum": None} for k in range(30)]
     lines = drawn(watch(3, levels=levels).panel(), 80)
     has(lines, "below Q15", " 30")
     assert not any("Q17" in line for line in lines)
 
 
-def test_a_policy_without_levels_and_a_server_that_tells_little() -> None:
+def test_a_policy_without_levels_and_a_server_with_few_statistics() -> None:
     assert not any("levels" in line for line in drawn(watch(3, levels=[]).panel(), 80))
     little = Watch("http://h:1", lambda: {"running": 3, "waiting": 1, "device_used_share": 0.5}, 1.0)
     little.tick()
     lines = drawn(little.panel(), 80)
     has(lines, "running 3", "waiting 1", "device KV", "50%")
-    assert not any("host KV" in line or "swap" in line or "None" in line for line in lines)
+    assert not any("host KV" in line or "offload" in line or "None" in line for line in lines)
 
 
 def test_a_load_before_its_first_answer_and_a_silent_server() -> None:
@@ -281,12 +284,12 @@ def test_a_load_before_its_first_answer_and_a_silent_server() -> None:
     has(drawn(view(meter).draw(9.0), 80), "no answer for 0:08")
 
 
-def test_a_server_that_fell_silent_and_came_back_anew() -> None:
+def test_a_server_that_stopped_answering_and_was_restarted() -> None:
     now = [0.0]
     answers: list[Any] = [
         stats(50),
         stats(51),
-        SilentServer("nobody answers at http://h:1"),
+        SilentServer("no server answers at http://h:1"),
         stats(1),
         stats(2),
     ]
@@ -301,15 +304,15 @@ def test_a_server_that_fell_silent_and_came_back_anew() -> None:
     watched = Watch("http://h:1", ask, 1.0, now=lambda: now[0])
     for _ in range(3):
         watched.tick()
-    has(drawn(watched.panel(), 80), "nobody answers at http://h:1; last heard of 0:01 ago", "running 13")
+    has(drawn(watched.panel(), 80), "no server answers at http://h:1; last answer 0:01 ago", "running 13")
     watched.tick()
     watched.tick()
     lines = drawn(watched.panel(), 80)
-    has(lines, "started again once", "up 0:02")
-    assert not any("nobody" in line for line in lines)
+    has(lines, "the server was restarted once", "up 0:02")
+    assert not any("no server" in line for line in lines)
 
 
-def test_sections_go_by_rank() -> None:
+def test_sections_are_dropped_by_rank() -> None:
     from rich.text import Text
 
     def sections(width: int) -> list[tuple[int, list[Text]]]:
@@ -320,7 +323,7 @@ def test_sections_go_by_rank() -> None:
     assert "third" in "".join(drawn(Lines("t", sections, height=7), 40))
 
 
-def test_rejected_requests_are_counted_apart() -> None:
+def test_rejected_requests_are_counted_separately() -> None:
     state = LoadState(10, 0.0)
     for index in range(3):
         state.leave(0.0)

@@ -1,4 +1,4 @@
-"""Curves of one line: what they show of the values they are of."""
+"""Tests of sparklines and of the series of values that they show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def series_of(*values: float | None) -> Series:
     return series
 
 
-def test_a_column_a_value_from_zero_to_the_largest() -> None:
+def test_a_sparkline_has_one_character_per_value() -> None:
     assert sparkline([0, 1, 2, 4, None, 8]) == "▁▁▂▄ █"
     assert sparkline([0.0, 0.0]) == "▁▁"
     assert sparkline([]) == ""
@@ -31,24 +31,24 @@ def test_higher_values_are_never_drawn_lower(values: list[float | None]) -> None
 
 
 @given(st.lists(st.none() | st.floats(0, 1e6), max_size=700), st.integers(1, 80))
-def test_cells_fit_and_hold_all_that_is_kept(values: list[float | None], width: int) -> None:
+def test_cells_fit_the_width_and_cover_all_stored_values(values: list[float | None], width: int) -> None:
     series = series_of(*values)
     cells = series.cells(width)
     assert len(cells) <= width
     known = [cell for cell in cells if cell is not None]
-    kept = [value for value in values[-MAX_VALUES:] if value is not None]
-    assert all(min(kept) <= cell * (1 + 1e-12) and cell <= max(kept) * (1 + 1e-12) for cell in known)
+    stored = [value for value in values[-MAX_VALUES:] if value is not None]
+    assert all(min(stored) <= cell * (1 + 1e-12) and cell <= max(stored) * (1 + 1e-12) for cell in known)
     assert len(series) == min(len(values), MAX_VALUES)
-    assert series.most == max(kept, default=None)
+    assert series.most == max(stored, default=None)
 
 
-def test_few_values_are_drawn_as_they_are_and_many_as_means() -> None:
+def test_few_values_are_drawn_unchanged_and_many_as_means() -> None:
     assert series_of(1, None, 3).cells(10) == [1, None, 3]
     assert series_of(*range(12)).cells(7) == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5]
 
 
-def test_what_is_drawn_moves_to_the_left_and_does_not_change() -> None:
-    """One more value fills the last cell or begins a new one; the cells before stay."""
+def test_a_curve_moves_to_the_left_and_does_not_change() -> None:
+    """A new value changes the last cell or adds a cell; earlier cells do not change."""
     series = series_of(*(float(i % 7) for i in range(MAX_VALUES + 100)))
     before = series.cells(61)
     series.add(3.0)
@@ -56,7 +56,7 @@ def test_what_is_drawn_moves_to_the_left_and_does_not_change() -> None:
     assert after[5:50] in (before[5:50], before[6:51])
 
 
-def test_nothing_is_no_zero() -> None:
+def test_a_missing_value_is_not_zero() -> None:
     assert Series().last is None
     assert Series().most is None
     assert series_of(None).cells(5) == [None]
@@ -64,5 +64,5 @@ def test_nothing_is_no_zero() -> None:
 
 
 @pytest.mark.parametrize("width", [0, -3])
-def test_no_room(width: int) -> None:
+def test_no_cells_without_width(width: int) -> None:
     assert series_of(1.0, 2.0).cells(width) == []

@@ -1,4 +1,4 @@
-"""Snapshots of servers, ours and others, and the rates between two."""
+"""Tests of snapshots of servers' statistics, and of the rates between two snapshots."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stats(**values: Any) -> dict[str, Any]:
     }
 
 
-def test_a_snapshot_of_ours() -> None:
+def test_a_snapshot_of_a_fastgen_server() -> None:
     snapshot = Snapshot.of(stats(), 5.0)
     assert (snapshot.running, snapshot.waiting, snapshot.swapped, snapshot.requests) == (16, 9, 3, 28)
     assert snapshot.device == Pool(0.875, 350, 400)
@@ -52,15 +52,15 @@ def test_a_snapshot_of_an_older_server() -> None:
     assert (snapshot.device, snapshot.host, snapshot.levels, snapshot.uptime) == (None, None, (), None)
 
 
-def test_memory_pressure_is_told_or_not_known() -> None:
+def test_memory_pressure_is_true_false_or_not_known() -> None:
     assert Snapshot.of(stats(under_pressure=True), 0.0).under_pressure is True
     assert Snapshot.of(stats(under_pressure=False), 0.0).under_pressure is False
     assert Snapshot.of(stats(), 0.0).under_pressure is None
     assert Snapshot.of(stats(under_pressure="yes"), 0.0).under_pressure is None
 
 
-def test_recent_pressure_is_of_a_minute() -> None:
-    """From 100 s to 130 s of the server's 200 s memory was under pressure."""
+def test_recent_pressure_covers_one_minute() -> None:
+    """Memory is under pressure from second 100 to second 130 of 200 seconds."""
     meter = Meter(1.0)
     seen = {}
     for second in range(1, 201):
@@ -76,7 +76,7 @@ def test_recent_pressure_is_of_a_minute() -> None:
     assert seen[200] == (0.0, 60.0)
 
 
-def test_recent_pressure_ends_with_the_server_that_had_it() -> None:
+def test_a_restarted_server_has_no_recent_pressure() -> None:
     meter = Meter(1.0)
     for second, spent in ((50.0, 20.0), (51.0, 21.0), (1.0, 0.0), (2.0, 0.0)):
         meter.take(stats(uptime_seconds=second, pressure_seconds=spent), second)
@@ -95,14 +95,14 @@ anything = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(stats())), anything), anything)
-def test_no_nonsense_raises(values: dict[str, Any], levels: Any) -> None:
+def test_invalid_values_never_raise(values: dict[str, Any], levels: Any) -> None:
     before, after = Snapshot.of(values, 1.0), Snapshot.of(stats(levels=[levels]), 2.0)
     for pair in ((before, after), (after, before), (before, before)):
         rates = rates_between(*pair)
         assert rates is None or all(v is None or math.isfinite(v) for v in asdict(rates).values())
 
 
-def test_rates_are_per_second_of_the_servers_own_clock() -> None:
+def test_rates_use_the_servers_clock() -> None:
     before = Snapshot.of(stats(), 5.0)
     later = stats(
         uptime_seconds=12.0,
@@ -119,7 +119,7 @@ def test_rates_are_per_second_of_the_servers_own_clock() -> None:
         copy_wait_seconds=0.9,
         pressure_seconds=2.1,
     )
-    rates = rates_between(before, Snapshot.of(later, 8.0))  # the answer took its time
+    rates = rates_between(before, Snapshot.of(later, 8.0))  # the answer was slow
     assert rates is not None
     assert asdict(rates) == {
         "seconds": 2.0,
@@ -134,11 +134,11 @@ def test_rates_are_per_second_of_the_servers_own_clock() -> None:
         "uploaded_bytes": 3000.0,
         "step_seconds": pytest.approx(0.05),
         "copy_wait_share": pytest.approx(0.45),
-        "pressure_share": 1.0,  # its last step began before the first look
+        "pressure_share": 1.0,  # the last step began before the first snapshot
     }
 
 
-def test_without_steps_there_is_no_step_time_and_without_uptime_our_clock_counts() -> None:
+def test_without_steps_no_step_time_and_without_uptime_the_clients_clock() -> None:
     before = Snapshot.of(stats(uptime_seconds=None), 5.0)
     rates = rates_between(before, Snapshot.of(stats(uptime_seconds=None, finished=4), 9.0))
     assert rates is not None
@@ -150,11 +150,11 @@ def test_without_steps_there_is_no_step_time_and_without_uptime_our_clock_counts
     ("again", "restarted"),
     [
         ({"uptime_seconds": 1.0}, True),
-        ({"uptime_seconds": 12.0, "finished": 40}, True),  # counted from 0 once more
+        ({"uptime_seconds": 12.0, "finished": 40}, True),  # the counter started at 0 again
         ({"uptime_seconds": 12.0, "finished": 60}, False),
     ],
 )
-def test_a_server_started_again_gives_a_gap_and_no_nonsense(again: dict[str, Any], restarted: bool) -> None:
+def test_a_restarted_server_leaves_a_gap(again: dict[str, Any], restarted: bool) -> None:
     first, second = stats(finished=50), stats(finished=50) | again
     assert started_again(Snapshot.of(first, 1.0), Snapshot.of(second, 2.0)) == restarted
     meter = Meter(1.0)
@@ -170,7 +170,7 @@ def test_a_server_started_again_gives_a_gap_and_no_nonsense(again: dict[str, Any
     assert meter.rates.finished >= 0
 
 
-def test_the_poller_asks_from_its_own_thread_and_lives_through_silence() -> None:
+def test_the_poller_uses_its_own_thread_and_continues_after_silence() -> None:
     asked, enough = [], threading.Event()
 
     def ask() -> dict[str, Any]:
@@ -178,7 +178,7 @@ def test_the_poller_asks_from_its_own_thread_and_lives_through_silence() -> None
         if len(asked) >= 4:
             enough.set()
         if len(asked) == 2:
-            raise SilentServer("nobody")
+            raise SilentServer("no answer")
         return stats(uptime_seconds=float(len(asked)), finished=len(asked))
 
     poller = Poller(ask, interval=0.01)
@@ -207,7 +207,7 @@ python_info{version="3.12"} 1.0
 """
 
 
-def test_what_vllm_says() -> None:
+def test_a_snapshot_of_a_vllm_server() -> None:
     snapshot = Snapshot.of(from_vllm(METRICS), 0.0)
     assert (snapshot.running, snapshot.waiting, snapshot.swapped, snapshot.model) == (7, 2, None, "a/b")
     assert snapshot.device == Pool(0.5)

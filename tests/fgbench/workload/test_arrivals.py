@@ -1,4 +1,4 @@
-"""Arrival processes: their distributions, that a seed decides them, and that each says what it is."""
+"""Tests of arrival processes: distributions, seeds, labels and fingerprints."""
 
 from __future__ import annotations
 
@@ -36,36 +36,38 @@ def gaps(arrivals: Arrivals, rate: float = 4.0, count: int = SAMPLE, seed: int =
 
 def test_poisson_gaps_are_exponential() -> None:
     assert stats.kstest(gaps(POISSON), "expon", args=(0, 0.25)).pvalue > 0.01
-    assert stats.kstest(gaps(Gamma(1.5)), "expon", args=(0, 0.25)).pvalue < 1e-6  # the test can tell
+    assert (
+        stats.kstest(gaps(Gamma(1.5)), "expon", args=(0, 0.25)).pvalue < 1e-6
+    )  # the test rejects another distribution
 
 
 @pytest.mark.parametrize("cv", [0.3, 1.0, 2.0, 4.0])
-def test_gamma_gaps_have_the_mean_and_the_cv_asked_for(cv: float) -> None:
+def test_gamma_gaps_have_the_requested_mean_and_cv(cv: float) -> None:
     found = gaps(Gamma(cv))
     assert found.mean() == pytest.approx(0.25, rel=0.05 * max(1.0, cv))
     assert found.std() / found.mean() == pytest.approx(cv, rel=0.05)
-    rounded = found[found > 1e-3]  # times are kept to the microsecond
+    rounded = found[found > 1e-3]  # times are rounded to microseconds
     shape = 1 / cv**2
     gamma = stats.gamma(shape, scale=0.25 / shape)
     above = stats.kstest(rounded, lambda x: (gamma.cdf(x) - gamma.cdf(1e-3)) / gamma.sf(1e-3))
     assert above.pvalue > 0.01
 
 
-def test_uniform_gaps_are_all_the_same() -> None:
+def test_uniform_gaps_are_equal() -> None:
     assert gaps(Uniform(), rate=8.0, count=50) == pytest.approx(np.full(49, 0.125))
 
 
-def test_bursts_of_a_size_come_as_a_poisson_process_at_the_rate_asked_for() -> None:
+def test_bursts_are_a_poisson_process_with_the_requested_rate() -> None:
     times = Burst(8).times(np.random.default_rng(3), 8 * 5000 + 3, 4.0)
     moments, sizes = np.unique(times, return_counts=True)
     assert set(sizes[:-1]) == {8}
-    assert sizes[-1] == 3  # what is left over
+    assert sizes[-1] == 3  # the remaining requests
     assert stats.kstest(np.diff(moments), "expon", args=(0, 2.0)).pvalue > 0.01
     assert len(times) / times[-1] == pytest.approx(4.0, rel=0.05)
 
 
 @pytest.mark.parametrize(("rate", "rate_to"), [(1.0, 9.0), (9.0, 1.0), (4.0, 4.0)])
-def test_a_ramps_rate_goes_linearly_from_one_to_the_other(rate: float, rate_to: float) -> None:
+def test_the_rate_of_a_ramp_changes_linearly(rate: float, rate_to: float) -> None:
     count = SAMPLE
     times = np.array(Ramp(rate_to).times(np.random.default_rng(3), count, rate))
     end = 2 * (count - 1) / (rate + rate_to)
@@ -81,24 +83,24 @@ def test_a_ramps_rate_goes_linearly_from_one_to_the_other(rate: float, rate_to: 
     assert last == pytest.approx(end / 10 * (rate + (rate_to - rate) * 0.95), rel=0.1)
 
 
-def test_what_falls_behind_a_ramp_keeps_its_last_rate() -> None:
+def test_after_the_end_of_a_ramp_the_rate_remains() -> None:
     ramp, count = Ramp(20.0), 401
     end = 2 * (count - 1) / (1.0 + 20.0)
-    behind = []
+    after = []
     for seed in range(40):
         times = np.array(ramp.times(np.random.default_rng(seed), count, 1.0))
-        behind.append(np.diff(times[times > end]))
-    gaps = np.concatenate(behind)
+        after.append(np.diff(times[times > end]))
+    gaps = np.concatenate(after)
     assert len(gaps) > 100
     assert stats.kstest(gaps, "expon", args=(0, 1 / 20.0)).pvalue > 0.01
 
 
-def test_a_trace_is_replayed_at_its_own_times_or_stretched() -> None:
+def test_a_trace_is_replayed_at_its_own_times_or_scaled() -> None:
     rng = np.random.default_rng(0)
     assert RECORDED.own_rate == pytest.approx(5 / 8)
     assert RECORDED.times(rng, 6, RECORDED.own_rate) == pytest.approx(RECORDED.recorded)
     assert RECORDED.times(rng, 4, 2 * RECORDED.own_rate) == pytest.approx((0.0, 0.5, 0.75, 2.0))
-    with pytest.raises(ValueError, match="has 6 requests, fewer than the 7 asked for"):
+    with pytest.raises(ValueError, match="has 6 requests, fewer than 7: lower --num-prompts"):
         RECORDED.times(rng, 7, 1.0)
     at_once = Replay("once", (0.0, 0.0))
     assert at_once.times(rng, 2, at_once.own_rate) == (0.0, 0.0)
@@ -113,27 +115,27 @@ def test_a_closed_loop_has_an_order_and_no_times() -> None:
 
 
 @pytest.mark.parametrize("arrivals", OPEN, ids=lambda arrivals: arrivals.label)
-def test_times_begin_at_zero_never_go_back_and_hang_on_the_seed(arrivals: Arrivals) -> None:
+def test_times_start_at_zero_are_ascending_and_depend_on_the_seed(arrivals: Arrivals) -> None:
     count = 6
     one, again, other = (arrivals.times(np.random.default_rng(s), count, 2.0) for s in (1, 1, 2))
     assert one == again
     assert one[0] == 0.0
     assert len(one) == count
     assert all(a <= b for a, b in itertools.pairwise(one))
-    drawn = not isinstance(arrivals, (Uniform, Replay, Burst))  # six requests are one burst
-    assert (one != other) is drawn
+    is_random = not isinstance(arrivals, (Uniform, Replay, Burst))  # six requests are one burst
+    assert (one != other) is is_random
     assert arrivals.times(np.random.default_rng(1), 1, 2.0) == (0.0,)
 
 
 @pytest.mark.parametrize("arrivals", [a for a in OPEN if not isinstance(a, Ramp)], ids=lambda a: a.label)
-def test_a_rate_only_stretches_the_pattern(arrivals: Arrivals) -> None:
+def test_the_rate_only_scales_the_pattern(arrivals: Arrivals) -> None:
     slow, fast = (arrivals.times(np.random.default_rng(5), 6, rate) for rate in (0.5, 5.0))
     assert slow == pytest.approx([t * 10 for t in fast], abs=1e-5)
     assert arrivals.times(np.random.default_rng(5), 3, math.inf) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("arrivals", [*OPEN, ClosedLoop(4)], ids=lambda arrivals: arrivals.label)
-def test_what_it_is_stands_in_the_workload_and_its_fingerprint(arrivals: Arrivals) -> None:
+def test_the_workload_and_its_fingerprint_include_the_process(arrivals: Arrivals) -> None:
     rate = math.inf if isinstance(arrivals, ClosedLoop) else 2.0
     workload = build_workload(TABLE, rate=rate, num_prompts=6, arrivals=arrivals)
     poisson = build_workload(TABLE, rate=rate, num_prompts=6)
@@ -144,14 +146,14 @@ def test_what_it_is_stands_in_the_workload_and_its_fingerprint(arrivals: Arrival
     assert (workload.fingerprint == poisson.fingerprint) is (arrivals == POISSON)
 
 
-def test_parameters_alone_make_another_fingerprint() -> None:
+def test_other_parameters_give_another_fingerprint() -> None:
     loops = [build_workload(TABLE, rate=math.inf, num_prompts=6, arrivals=ClosedLoop(n)) for n in (2, 3)]
     assert [r.scheduled for r in loops[0].requests] == [r.scheduled for r in loops[1].requests]
     assert loops[0].fingerprint != loops[1].fingerprint
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda: Gamma(0.0), "--cv must be between"),
         (lambda: Gamma(math.nan), "--cv must be between"),
@@ -165,6 +167,6 @@ def test_parameters_alone_make_another_fingerprint() -> None:
         (lambda: POISSON.times(np.random.default_rng(0), 3, math.nan), "the rate must be above 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_values_out_of_range_are_errors(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()

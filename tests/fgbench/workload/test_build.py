@@ -12,7 +12,7 @@ from fgbench.workload.lengths import Between
 TABLE = Lengths("table", tuple((i, 2 * i) for i in range(4, 104)))
 
 
-def test_a_rate_only_stretches_the_gaps():
+def test_the_rate_only_scales_the_gaps():
     slow, fast = (build_workload(TABLE, rate=r, num_prompts=50, seed=7) for r in (0.5, 5.0))
     assert [r.prompt for r in slow.requests] == [r.prompt for r in fast.requests]
     assert [r.output_tokens for r in slow.requests] == [r.output_tokens for r in fast.requests]
@@ -23,58 +23,58 @@ def test_a_rate_only_stretches_the_gaps():
     assert slow.fingerprint != fast.fingerprint
 
 
-def test_fewer_prompts_are_the_first_of_more():
+def test_fewer_prompts_give_the_first_requests_of_more():
     few, many = (build_workload(TABLE, rate=1.0, num_prompts=n, seed=7) for n in (20, 50))
     assert many.requests[:20] == few.requests
 
 
-def test_same_seed_same_workload_other_seed_another():
+def test_the_seed_decides_the_workload():
     one, again, other = (build_workload(TABLE, rate=1.0, num_prompts=20, seed=s) for s in (1, 1, 2))
     assert one == again
     assert one.fingerprint == again.fingerprint
     assert one.prompts_fingerprint != other.prompts_fingerprint
 
 
-def test_without_prompts_lengths_and_arrivals_are_the_same_and_the_fingerprint_is_another():
-    whole, bare = (
-        build_workload(TABLE, rate=2.0, num_prompts=50, seed=7, with_prompts=with_prompts)
-        for with_prompts in (True, False)
+def test_without_prompts_only_the_fingerprint_differs():
+    with_prompts, without = (
+        build_workload(TABLE, rate=2.0, num_prompts=50, seed=7, with_prompts=make_prompts)
+        for make_prompts in (True, False)
     )
-    assert [(r.scheduled, r.prompt_tokens, r.output_tokens) for r in whole.requests] == [
-        (r.scheduled, r.prompt_tokens, r.output_tokens) for r in bare.requests
+    assert [(r.scheduled, r.prompt_tokens, r.output_tokens) for r in with_prompts.requests] == [
+        (r.scheduled, r.prompt_tokens, r.output_tokens) for r in without.requests
     ]
     other = build_workload(TABLE, rate=2.0, num_prompts=50, seed=8, with_prompts=False)
-    assert len({w.prompts_fingerprint for w in (whole, bare, other)}) == 3
+    assert len({w.prompts_fingerprint for w in (with_prompts, without, other)}) == 3
 
 
-def test_fingerprint_does_not_drift():
-    """Published runs are found again by it."""
+def test_the_fingerprint_does_not_change_between_versions():
+    """It identifies the workload of published runs."""
     workload = build_workload(TABLE, rate=2.0, num_prompts=5, seed=0)
     assert workload.fingerprint == "e638526fb13536a543ee7b768d1e5ded066d81821ae11a6553000f2812ecc25a"
 
 
-def test_samples_come_without_replacement_and_warmup_is_apart():
+def test_samples_are_drawn_without_replacement_and_differ_from_warmup():
     workload = build_workload(TABLE, rate=1.0, num_prompts=90, num_warmup=10)
     measured = {(r.prompt_tokens) for r in workload.requests}
-    warm = {(r.prompt_tokens) for r in workload.warmup}
+    warmup = {(r.prompt_tokens) for r in workload.warmup}
     assert len(measured) == 90
-    assert measured | warm == {p for p, _ in TABLE.pairs}
+    assert measured | warmup == {p for p, _ in TABLE.pairs}
     assert all(r.output_tokens <= WARMUP_OUTPUT_TOKENS for r in workload.warmup)
 
 
-def test_warmup_leaves_the_measured_requests_alone():
+def test_warmup_does_not_change_the_measured_requests():
     without, with_warmup = (build_workload(TABLE, rate=1.0, num_prompts=9, num_warmup=n) for n in (0, 5))
     assert without.requests == with_warmup.requests
 
 
-def test_more_prompts_than_samples_go_round():
+def test_samples_repeat_if_there_are_more_prompts():
     workload = build_workload(TABLE, rate=1.0, num_prompts=250)
     lengths = [r.prompt_tokens for r in workload.requests]
     assert sorted(lengths[:100]) == sorted(lengths[100:200])
     assert len(set(lengths[200:])) == 50
 
 
-def test_prompts_are_ids_in_range_and_as_long_as_said():
+def test_prompts_have_ids_in_range_and_the_given_length():
     for vocab in (None, 128_256, 512):
         low, high = token_id_range(vocab)
         workload = build_workload(
@@ -90,15 +90,15 @@ def test_prompts_are_ids_in_range_and_as_long_as_said():
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "words"),
+    ("kwargs", "message"),
     [({"num_prompts": 0}, "number of prompts"), ({"seed": -1}, "seed"), ({"num_warmup": -1}, "warm-up")],
 )
-def test_numbers_out_of_range_are_refused(kwargs, words):
-    with pytest.raises(ValueError, match=words):
+def test_numbers_out_of_range_are_errors(kwargs, message):
+    with pytest.raises(ValueError, match=message):
         build_workload(TABLE, **{"rate": 1.0, "num_prompts": 3, **kwargs})
 
 
-def test_describe_is_json_even_at_an_infinite_rate():
+def test_describe_gives_json_even_at_an_infinite_rate():
     import json
 
     workload = build_workload(TABLE, rate=math.inf, num_prompts=3)
@@ -107,7 +107,7 @@ def test_describe_is_json_even_at_an_infinite_rate():
     assert described["output_tokens"] == sum(r.output_tokens for r in workload.requests)
 
 
-def test_times_never_go_back():
+def test_arrival_times_are_ascending():
     workload = build_workload(TABLE, rate=1000.0, num_prompts=5000)
     assert all(a.scheduled <= b.scheduled for a, b in itertools.pairwise(workload.requests))
 
@@ -121,12 +121,12 @@ def test_users_are_drawn_with_weights_one_over_their_rank():
     assert workload.describe()["users"] == 3
 
 
-def test_users_change_nothing_else_of_the_workload():
+def test_users_change_only_the_fingerprints():
     one, three = (build_workload(TABLE, rate=1.0, num_prompts=50, num_warmup=3, users=n) for n in (1, 3))
     assert {r.user for r in one.requests} == {""}
     assert tuple(dataclasses.replace(r, user="") for r in three.requests) == one.requests
     assert three.warmup == one.warmup
-    assert three.fingerprint != one.fingerprint  # another thing is sent
+    assert three.fingerprint != one.fingerprint  # the user is sent too
     assert three.prompts_fingerprint != one.prompts_fingerprint
     few = build_workload(TABLE, rate=1.0, num_prompts=20, users=3)
     assert three.requests[:20] == few.requests

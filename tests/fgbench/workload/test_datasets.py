@@ -14,7 +14,7 @@ def count_words(texts):
     return [len(t.split()) for t in texts]
 
 
-def test_tables_are_read_plain_and_zipped(tmp_path):
+def test_tables_are_read_with_and_without_compression(tmp_path):
     text = "prompt_tokens,output_tokens\n5,6\n7,8\n"
     (tmp_path / "a.csv").write_text(text)
     with gzip.open(tmp_path / "b.csv.gz", "wt") as file:
@@ -25,7 +25,7 @@ def test_tables_are_read_plain_and_zipped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("a,b\n1,2\n", "columns"),
         ("prompt_tokens,output_tokens\n", "no rows"),
@@ -33,14 +33,14 @@ def test_tables_are_read_plain_and_zipped(tmp_path):
         ("prompt_tokens,output_tokens\n0,6\n", "no rows"),
     ],
 )
-def test_bad_tables_are_named(tmp_path, text, words):
+def test_wrong_tables_are_errors(tmp_path, text, message):
     path = tmp_path / "a.csv"
     path.write_text(text)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         read_lengths(path, "t")
 
 
-def test_texts_pass_the_filter_and_keep_their_words():
+def test_texts_with_accepted_lengths_are_sampled_unchanged():
     pairs = [
         TextPair("short", "a b c", "w " * 50),
         TextPair("fits", "a b c d", "w " * 10),
@@ -55,7 +55,7 @@ def test_texts_pass_the_filter_and_keep_their_words():
     assert sorted(s.prompt_tokens for s in samples[2:]) == [4, 5]  # the second round
 
 
-def test_texts_without_one_that_fits_do_not_go_round_for_ever():
+def test_texts_without_an_accepted_length_are_an_error():
     dataset = Texts("t", [TextPair("", "a", "b")], count_words, length_ok)
     with pytest.raises(ValueError, match="no conversation"):
         next(dataset.samples(np.random.default_rng(0)))
@@ -72,7 +72,7 @@ def test_sharegpt_from_a_file_with_a_tokenizer(tmp_path):
     assert (sample.text, sample.prompt_tokens, sample.output_tokens) == ("w x y z", 4, 5)
 
 
-def test_what_cannot_be_loaded_says_why(tmp_path):
+def test_a_dataset_that_cannot_be_loaded_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="there is no dataset or file 'nope'"):
         load_dataset("nope")
     with pytest.raises(ValueError, match="no file"):

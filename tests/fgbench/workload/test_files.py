@@ -1,4 +1,4 @@
-"""Files people have: every form, told by its records, whole and damaged."""
+"""Tests of dataset files: every format, recognized by its records, complete and damaged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MMLU_PROMPT = "which one is it\nA. p\nB. q\nAnswer:"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With a tokenizer for which words are tokens, and a cache of its own."""
+    """A folder with an empty cache, and a tokenizer that makes one token per word."""
     tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -70,7 +70,7 @@ def first(dataset: Dataset, count: int = 1) -> list[Sample]:
         (MOONCAKE, "trace", Sample(8, 3)),
     ],
 )
-def test_each_form_is_known_by_its_records(
+def test_each_format_is_recognized_by_its_records(
     folder: Path, form: str, record: dict[str, Any], kind: str, sample: Sample
 ) -> None:
     path = folder / "mine.data"
@@ -90,49 +90,51 @@ def test_a_csv_is_a_trace_or_a_table(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", '{"answer": 42}\n', "[]", "", '["a", "b"]'])
-def test_a_file_of_no_form_is_refused(folder: Path, text: str) -> None:
+def test_a_file_without_a_known_format_is_an_error(folder: Path, text: str) -> None:
     path = folder / "other"
     path.write_text(text)
-    with pytest.raises(ValueError, match="is in no known form"):
+    with pytest.raises(ValueError, match="has no known format"):
         load(folder, None, path)
 
 
 @pytest.mark.parametrize(("record", "kind"), [(ALPACA, "alpaca"), (MMLU, "mmlu"), (MINE, "jsonl")])
-def test_whole_records_are_used_and_the_rest_is_told(folder: Path, record: dict[str, Any], kind: str) -> None:
-    said: list[str] = []
+def test_complete_records_are_used_and_the_others_counted(
+    folder: Path, record: dict[str, Any], kind: str
+) -> None:
+    reported: list[str] = []
     path = folder / "mine.jsonl"
     text = json.dumps(record) + "\n"
     path.write_text(text * 2 + '{"oops"\n' + '{"another": "form"}\n' + text + text[:-9])
-    assert len(first(load(folder, kind, path, report=said.append), 3)) == 3
-    assert said[-1] == "mine.jsonl: 3 whole records; 3 records are broken or cut off and left out"
+    assert len(first(load(folder, kind, path, report=reported.append), 3)) == 3
+    assert reported[-1] == "mine.jsonl: 3 complete records; 3 records are broken or cut off and left out"
 
 
-def test_files_cut_off_inside_their_compression(folder: Path) -> None:
-    said: list[str] = []
+def test_files_whose_compression_is_cut_off(folder: Path) -> None:
+    reported: list[str] = []
     numbers = np.random.default_rng(0).integers(1, 900, 4000).tolist()
     whole = "".join(json.dumps({"prompt": f"w {n}", "output_tokens": n}) + "\n" for n in numbers)
     rows = "prompt_tokens,output_tokens\n" + "".join(f"{n},{n}\n" for n in numbers)
     for text, name in ((whole, "cut.jsonl.gz"), (rows, "cut.csv.gz")):
         path = folder / name
         path.write_bytes(gzip.compress(text.encode())[:-2000])
-        dataset = load(folder, None, path, report=said.append)
+        dataset = load(folder, None, path, report=reported.append)
         assert isinstance(dataset, (Texts, Lengths))
         assert 1000 < len(dataset.pairs) < 4000
-        assert "the compressed file is damaged or cut off" in said[-1]
+        assert "the compressed file is damaged or cut off" in reported[-1]
     found = load(folder, None, folder / "cut.csv.gz")
     assert isinstance(found, Lengths)
     assert found.pairs == tuple((n, n) for n in numbers[: len(found.pairs)])
 
 
-def test_a_number_that_the_end_of_the_compression_may_have_cut_is_not_taken(folder: Path) -> None:
+def test_a_number_at_the_end_of_cut_off_compression_is_not_used(folder: Path) -> None:
     packer = zlib.compressobj(wbits=31)
     begun = packer.compress(b"prompt_tokens,output_tokens\n5,6\n7,12") + packer.flush(zlib.Z_SYNC_FLUSH)
     (folder / "cut.csv.gz").write_bytes(begun)
     assert load(folder, None, folder / "cut.csv.gz") == Lengths("cut", ((5, 6),))
 
 
-def test_damaged_compression_gives_what_is_before_it(folder: Path) -> None:
-    said: list[str] = []
+def test_records_before_damaged_compression_are_used(folder: Path) -> None:
+    reported: list[str] = []
     numbers = np.random.default_rng(0).integers(1, 900, 400_000).tolist()
     data = bytearray(
         gzip.compress(("prompt_tokens,output_tokens\n" + "".join(f"{n},{n}\n" for n in numbers)).encode())
@@ -140,34 +142,34 @@ def test_damaged_compression_gives_what_is_before_it(folder: Path) -> None:
     middle = len(data) // 2
     data[middle : middle + 50] = b"\xff" * 50
     (folder / "bad.csv.gz").write_bytes(data)
-    dataset = load(folder, None, folder / "bad.csv.gz", report=said.append)
+    dataset = load(folder, None, folder / "bad.csv.gz", report=reported.append)
     assert isinstance(dataset, Lengths)
     assert 1000 < len(dataset.pairs) < 400_000
-    assert "damaged" in said[-1]
+    assert "damaged" in reported[-1]
 
 
-def test_bad_rows_of_a_table_are_left_out_and_told(folder: Path) -> None:
-    said: list[str] = []
+def test_broken_rows_of_a_table_are_left_out_and_reported(folder: Path) -> None:
+    reported: list[str] = []
     path = folder / "t.csv"
     path.write_bytes(b"prompt_tokens,output_tokens\n5,6\n7,x\n8\n0,6\n9999999,6\n\xff,1\n\n9,10,11\n")
-    assert load(folder, None, path, report=said.append) == Lengths("t", ((5, 6), (9, 10)))
-    assert said == ["t.csv: 2 whole records; 5 records are broken or cut off and left out"]
+    assert load(folder, None, path, report=reported.append) == Lengths("t", ((5, 6), (9, 10)))
+    assert reported == ["t.csv: 2 complete records; 5 records are broken or cut off and left out"]
 
 
-def test_alpaca_puts_the_input_below_the_instruction() -> None:
+def test_the_prompt_of_alpaca_is_the_instruction_and_the_input() -> None:
     (pair,) = alpaca_pairs({"instruction": "Correct this", "input": "teh", "output": "the"})
     assert (pair.prompt, pair.completion) == ("Correct this\nteh", "the")
     assert alpaca_pairs({"instruction": "Hi", "output": "Hi"})[0].prompt == "Hi"
 
 
 @pytest.mark.parametrize("answer", ["B", 1])
-def test_mmlu_asks_as_the_published_client_does(answer: Any) -> None:
+def test_the_prompt_of_mmlu_is_that_of_the_published_client(answer: Any) -> None:
     (pair,) = mmlu_pairs({**MMLU, "answer": answer})
     assert (pair.prompt, pair.completion) == (MMLU_PROMPT, "B")
 
 
 @pytest.mark.parametrize(
-    ("parse", "record", "says"),
+    ("parse", "record", "message"),
     [
         (alpaca_pairs, [], "must be a JSON object"),
         (alpaca_pairs, {"instruction": 5, "output": "x"}, '"instruction" as a string'),
@@ -175,19 +177,19 @@ def test_mmlu_asks_as_the_published_client_does(answer: Any) -> None:
         (mmlu_pairs, {**MMLU, "answer": "C"}, '"answer" must be one of AB'),
         (mmlu_pairs, {**MMLU, "answer": 2}, '"answer" must be one of AB'),
         (plain_pairs, {"prompt": ""}, '"prompt" must not be empty'),
-        (plain_pairs, {"prompt": "x", "max_tokens": 0}, "a number of tokens must be whole"),
-        (plain_pairs, {"prompt": "x", "max_tokens": True}, "a number of tokens must be whole"),
-        (plain_pairs, {"prompt": "x", "max_tokens": "9"}, "a number of tokens must be whole"),
+        (plain_pairs, {"prompt": "x", "max_tokens": 0}, "a number of tokens must be an integer"),
+        (plain_pairs, {"prompt": "x", "max_tokens": True}, "a number of tokens must be an integer"),
+        (plain_pairs, {"prompt": "x", "max_tokens": "9"}, "a number of tokens must be an integer"),
     ],
 )
-def test_records_of_another_form_say_why(parse: Any, record: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_records_of_another_format_are_errors(parse: Any, record: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse(record)
 
 
-def test_prompts_whose_answers_have_no_length_need_one(folder: Path) -> None:
+def test_prompts_without_an_answer_length_need_output_len(folder: Path) -> None:
     path = lines(folder / "mine.jsonl", [MINE, {"prompt": "x y z"}])
-    with pytest.raises(ValueError, match="does not say how long the answers are"):
+    with pytest.raises(ValueError, match="has records without the length of the answer"):
         load(folder, None, path)
     samples = first(load(folder, None, path, output_len="3-5"), 2)
     assert {s.prompt_tokens: s.output_tokens in (3, 4, 5) for s in samples} == {2: False, 3: True}
@@ -195,14 +197,14 @@ def test_prompts_whose_answers_have_no_length_need_one(folder: Path) -> None:
     assert first(mmlu)[0].output_tokens == 64
 
 
-def test_your_own_prompts_pass_unfiltered_and_others_do_not(folder: Path) -> None:
+def test_only_your_own_prompts_may_have_any_length(folder: Path) -> None:
     long = {"prompt": "w " * 3000, "completion": "w"}
     assert first(load(folder, None, lines(folder / "a.jsonl", [long])))[0].prompt_tokens == 3000
-    with pytest.raises(ValueError, match="no conversation passes the filter"):
+    with pytest.raises(ValueError, match="no conversation has an accepted length"):
         first(load(folder, "sharegpt", folder / "a.jsonl"))
 
 
-def test_mmlu_as_its_authors_pack_it(folder: Path) -> None:
+def test_the_folder_of_mmlu_is_read(folder: Path) -> None:
     (folder / "data" / "test").mkdir(parents=True)
     (folder / "data" / "test" / "law_test.csv").write_text('"which one\nis it",p,q,B\n\n')
     (folder / "data" / "test" / "art_test.csv").write_text("why,p,q,r,s,D\n")
@@ -213,12 +215,12 @@ def test_mmlu_as_its_authors_pack_it(folder: Path) -> None:
     }
     assert keep("mmlu", folder / "data").tally.whole == 2
     assert len(first(load(folder, "mmlu", None), 2)) == 2
-    with pytest.raises(ValueError, match="is a folder, and not MMLU's"):
+    with pytest.raises(ValueError, match="is a folder, but not MMLU's"):
         load(folder, None, folder)
 
 
-def test_what_is_kept_is_found_by_name_and_replaced(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"alpaca is not here: get alpaca_data\.json"):
+def test_a_saved_dataset_is_found_by_name_and_replaced(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"alpaca is not on this machine: get alpaca_data\.json"):
         load(folder, "alpaca", None)
     with pytest.raises(ValueError, match='"instruction" as a string'):
         keep("alpaca", lines(folder / "wrong.json", [MMLU]))
@@ -235,7 +237,7 @@ def test_what_is_kept_is_found_by_name_and_replaced(folder: Path) -> None:
 # mixes
 
 
-def test_a_mix_has_its_shares_in_every_block_of_requests(folder: Path) -> None:
+def test_the_shares_of_a_mix_are_exact_in_every_block(folder: Path) -> None:
     a, b = lines(folder / "a.jsonl", [COUNTS]), lines(folder / "b.jsonl", [ALPACA])
     mix = load(folder, "mix", None, mix=f"{a}:1,{b}:39")
     assert isinstance(mix, Mix)
@@ -248,42 +250,42 @@ def test_a_mix_has_its_shares_in_every_block_of_requests(folder: Path) -> None:
     assert [s.text is None for s in samples[:200]] != [s.text is None for s in samples[200:400]]
 
 
-def test_the_artifacts_mix_is_of_sharegpt_and_mmlu(folder: Path) -> None:
-    with pytest.raises(ValueError, match="mmlu is not here"):
+def test_the_mix_of_the_artifact_is_sharegpt_and_mmlu(folder: Path) -> None:
+    with pytest.raises(ValueError, match="mmlu is not on this machine"):
         load(folder, "mix", None, mix="mmlu:1")
     from fgbench.workload.reading import ARTIFACT_MIX
 
     assert parse_mix(ARTIFACT_MIX) == [("sharegpt", 0.025), ("mmlu", 0.975)]
 
 
-def test_shares_that_do_not_divide_a_block_are_rounded_to_it() -> None:
+def test_shares_are_rounded_to_fill_a_block() -> None:
     part = Lengths("x", ((1, 1),))
     assert Mix(tuple((part, 1 / 3) for _ in range(3))).counts() == [67, 67, 66]
     assert Mix(((part, 0.025), (part, 0.975))).counts() == [5, 195]
 
 
 @pytest.mark.parametrize("text", ["", "sharegpt", "a:0", "a:x", "a:1,,b:1", "a:-1", "a:nan", ":1"])
-def test_what_is_no_mix(text: str) -> None:
-    with pytest.raises(ValueError, match="--mix is a list such as"):
+def test_a_malformed_mix_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a list of datasets and shares"):
         parse_mix(text)
 
 
-# what a dataset is like
+# figures of a dataset
 
 
-def test_a_look_counts_what_is_there_and_what_is_left_out(folder: Path) -> None:
+def test_figures_count_used_and_left_out_records(folder: Path) -> None:
     short = {**SHAREGPT, "conversations": [{"from": "human", "value": "w"}, {"from": "gpt", "value": "w"}]}
     found = look(load(folder, None, lines(folder / "s.jsonl", [SHAREGPT] * 6 + [short] * 2)), 100)
     assert (found.records, found.looked_at, found.too_long_or_short) == (8, 8, 2)
     assert found.prompts == (9,) * 6
-    few = look(load(folder, None, folder / "s.jsonl"), 5)
-    assert (few.records, few.looked_at) == (8, 5)
-    assert len(few.outputs) == 5 - few.too_long_or_short
+    sampled = look(load(folder, None, folder / "s.jsonl"), 5)
+    assert (sampled.records, sampled.looked_at) == (8, 5)
+    assert len(sampled.outputs) == 5 - sampled.too_long_or_short
     endless = look(load(folder, "synthetic", None), 50)
     assert (endless.records, endless.looked_at, endless.too_long_or_short) == (None, 50, 0)
     assert endless.to_dict()["prompt_tokens"]["p50"] == 512
 
 
-def test_the_histogram_doubles_its_bins() -> None:
+def test_each_bin_of_the_histogram_is_twice_as_wide() -> None:
     assert histogram([1, 2, 3, 4, 7, 8, 1000]) == [1, 2, 2, 1, 0, 0, 0, 0, 0, 1]
     assert histogram([]) == []

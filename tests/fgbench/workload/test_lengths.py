@@ -1,4 +1,4 @@
-"""The small language of lengths, and the distributions it names."""
+"""Tests of the syntax of lengths, and of the distributions."""
 
 from __future__ import annotations
 
@@ -25,16 +25,22 @@ def drawn(text: str, count: int = 20_000, seed: int = 1) -> np.ndarray:
         ("zipf:1.2:2048", Zipf(1.2, 2048), "zipf.1.2.2048"),
     ],
 )
-def test_what_can_be_said(text: str, distribution: LengthDistribution, name: str) -> None:
+def test_valid_lengths_are_parsed(text: str, distribution: LengthDistribution, name: str) -> None:
     assert parse_lengths(text) == distribution
     assert distribution.name == name
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
-        *[(bad, "a length is 512") for bad in ("", "x", "-4", "1-2-3", "1.5", "normal:1:1", "zipf:1.2", "٣")],
-        *[(bad, "a length is 512") for bad in ("zipf:1.2:x", "lognormal:256", "lognormal:1:1:1:1", "5:5")],
+        *[
+            (bad, "is not a length: write 512")
+            for bad in ("", "x", "-4", "1-2-3", "1.5", "normal:1:1", "zipf:1.2", "٣")
+        ],
+        *[
+            (bad, "is not a length: write 512")
+            for bad in ("zipf:1.2:x", "lognormal:256", "lognormal:1:1:1:1", "5:5")
+        ],
         ("5-3", "must be ordered"),
         ("0", "must be ordered and between 1"),
         ("9999999", "must be ordered and between 1"),
@@ -46,8 +52,8 @@ def test_what_can_be_said(text: str, distribution: LengthDistribution, name: str
         ("zipf:1:9999999", "the longest length"),
     ],
 )
-def test_what_cannot_be_said(text: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_invalid_lengths_are_errors(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_lengths(text)
 
 
@@ -67,14 +73,14 @@ def test_lognormal_lengths_have_their_median_and_sigma() -> None:
     assert drawn("lognormal:1:5", 2000).min() == 1
 
 
-def test_zipf_lengths_fall_off_by_the_exponent() -> None:
+def test_zipf_lengths_follow_the_exponent() -> None:
     found = drawn("zipf:1.2:50")
     expected = np.arange(1, 51) ** -1.2
     observed = np.bincount(found, minlength=51)[1:]
     assert stats.chisquare(observed, expected / expected.sum() * observed.sum()).pvalue > 0.01
 
 
-def test_synthetic_says_what_it_is_made_of() -> None:
+def test_the_name_of_synthetic_has_both_distributions() -> None:
     dataset = Synthetic(Between(2, 4), Zipf(1.0, 9))
     samples = [s for s, _ in zip(dataset.samples(np.random.default_rng(0)), range(100), strict=False)]
     assert {s.prompt_tokens for s in samples} == {2, 3, 4}

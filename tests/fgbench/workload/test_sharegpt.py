@@ -33,14 +33,14 @@ LATER = talk("b", ("gpt", "left over"), ("human", "next?"), ("gpt", "yes"))
         (0, 0, False),
     ],
 )
-def test_the_length_filter_at_its_borders(prompt: int, output: int, ok: bool) -> None:
+def test_accepted_lengths_at_their_limits(prompt: int, output: int, ok: bool) -> None:
     assert length_ok(prompt, output) is ok
 
 
 @pytest.mark.parametrize("form", ["list", "indented", "lines"])
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("piece", [7, 1024])
-def test_reads_every_form(
+def test_every_format_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, zipped: bool, piece: int
 ) -> None:
     monkeypatch.setattr(records_module, "_PIECE_BYTES", piece)
@@ -76,7 +76,7 @@ def test_records_without_an_answered_question_are_counted(tmp_path: Path) -> Non
     assert (found.tally.whole, found.unpaired, found.tally.broken) == (5, 4, 0)
 
 
-def test_a_file_cut_off_anywhere_gives_its_whole_records(tmp_path: Path) -> None:
+def test_a_file_cut_off_anywhere_gives_its_complete_records(tmp_path: Path) -> None:
     first = json.dumps(ASKED, ensure_ascii=False)
     last = (
         r'{"id": "z", "n": [1.5e3, true, null], "conversations": [{"from": "human", "value": "é\u00e9 \n☃"}]}'
@@ -91,7 +91,7 @@ def test_a_file_cut_off_anywhere_gives_its_whole_records(tmp_path: Path) -> None
         assert found.tally.broken == (1 if cut > begin else 0), whole[:cut]
 
 
-def test_a_cut_off_gzip_gives_its_whole_records(tmp_path: Path) -> None:
+def test_a_cut_off_gzip_file_gives_its_complete_records(tmp_path: Path) -> None:
     text = "".join(
         json.dumps({"id": str(i), "prompt": f"{i * 7919}", "completion": "x"}) + "\n" for i in range(2000)
     )
@@ -103,7 +103,7 @@ def test_a_cut_off_gzip_gives_its_whole_records(tmp_path: Path) -> None:
     assert 1000 < len(ids) < 2000
 
 
-def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
+def test_damage_in_the_middle_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "bad.json"
     begin = "[" + json.dumps(ASKED) + ","
     path.write_text(begin + ' {"id": oops, "conversations": []}, ' + json.dumps(LATER) + "]")
@@ -111,11 +111,11 @@ def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
     assert [pair.id for pair in found] == ["a"]
     assert found.tally.damaged_at == len(begin) + 1
     assert found.tally.loss == (
-        f"bad.json: 1 whole records; what follows character {len(begin) + 1:,} could not be read"
+        f"bad.json: 1 complete records; the part after character {len(begin) + 1:,} could not be read"
     )
 
 
-def test_of_lines_only_the_broken_ones_are_lost(tmp_path: Path) -> None:
+def test_only_broken_lines_are_lost(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     lines = [json.dumps(ASKED), '{"id": oops}', '{"another": "form"}', "[1, 2]", json.dumps(LATER)]
     path.write_bytes("\n".join(lines).encode() + b'\n{"id": "\xff"}\n{"id": "cut')
@@ -128,21 +128,21 @@ def test_of_lines_only_the_broken_ones_are_lost(tmp_path: Path) -> None:
     "text",
     ['{"question": "?"}', "[1, 2]", '{"conversations": [1, 2]}', "\x00\x01binary garbage and more of it"],
 )
-def test_another_kind_of_file_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_of_another_kind_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other"
     path.write_text(text)
     with pytest.raises(ValueError, match="record"):
         list(read_records(path))
 
 
-def test_what_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "picture.json"
     path.write_bytes(b"[\xff\xfe")
-    with pytest.raises(ValueError, match=r"picture\.json is not text in UTF-8"):
+    with pytest.raises(ValueError, match=r"picture\.json is not a text in UTF-8"):
         list(read_records(path))
 
 
-def test_an_endless_record_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_is_too_long_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records_module, "MAX_RECORD_CHARS", 1000)
     monkeypatch.setattr(records_module, "_PIECE_BYTES", 100)
     path = tmp_path / "long.json"

@@ -1,4 +1,4 @@
-"""Traces as they are published, and damaged."""
+"""Tests of reading traces: published formats, and damaged files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write(folder: Path, text: str, name: str = "some.trace.csv") -> Path:
         ("\ufeff" + PLAIN.replace("\n", "\r\n"), "plain", (0.0, 1.0), ((30, 40), (10, 20))),
     ],
 )
-def test_each_format(
+def test_each_format_is_read(
     tmp_path: Path, name: str, text: str, form: str, times: tuple[float, ...], pairs: tuple[object, ...]
 ) -> None:
     trace = read_trace(write(tmp_path, text, name))
@@ -60,7 +60,7 @@ def test_each_format(
     assert trace.times == pytest.approx(times, abs=2e-6)
 
 
-def test_failed_requests_are_left_out_and_told(tmp_path: Path) -> None:
+def test_failed_requests_are_left_out_and_reported(tmp_path: Path) -> None:
     trace = read_trace(write(tmp_path, BURST))
     assert trace.tokenless == 1
     assert trace.tally.whole == 3
@@ -89,14 +89,14 @@ def test_a_limit_reads_the_first_requests(tmp_path: Path) -> None:
         (MOONCAKE + '{"timestamp": null, "input_length": 1, "output_length": 1}\n', 1),
     ],
 )
-def test_broken_requests_are_left_out_and_told(tmp_path: Path, text: str, broken: int) -> None:
+def test_broken_requests_are_left_out_and_reported(tmp_path: Path, text: str, broken: int) -> None:
     trace = read_trace(write(tmp_path, text))
     assert trace.tally.broken == broken
     assert any("broken or cut off" in note for note in trace.notes)
     assert len(trace.times) in (2, 3)
 
 
-def test_a_trace_cut_off_inside_its_compression_gives_its_whole_requests(tmp_path: Path) -> None:
+def test_a_trace_with_cut_off_compression_gives_its_complete_requests(tmp_path: Path) -> None:
     rows = [f"{i},ChatGPT,{i * 7919 % 1000 + 1},{i * 104729 % 500 + 1},0,API log\n" for i in range(5000)]
     whole = gzip.compress((BURST.splitlines()[0] + "\n" + "".join(rows)).encode())
     path = tmp_path / "cut.csv.gz"
@@ -108,21 +108,21 @@ def test_a_trace_cut_off_inside_its_compression_gives_its_whole_requests(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
-        ("", "it has the columns none"),
-        ("a,b\n1,2\n", "is no trace: it has the columns a, b. Known: azure: timestamp, contexttokens"),
-        ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "has no whole request"),
-        ('{"prompt": "x"}\n', "has no whole request"),
-        ("{not json\n", "neither a list of JSON records nor one record a line"),
+        ("", r"its columns: none"),
+        ("a,b\n1,2\n", r"is not a trace \(its columns: a, b\).* \(azure: timestamp, contexttokens"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "has no complete request"),
+        ('{"prompt": "x"}\n', "has no complete request"),
+        ("{not json\n", "neither a list of JSON records nor has one record per line"),
     ],
 )
-def test_what_is_no_trace_is_refused(tmp_path: Path, text: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_a_file_that_is_not_a_trace_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         read_trace(write(tmp_path, text))
 
 
-def test_when_requests_came(tmp_path: Path) -> None:
+def test_the_arrival_statistics_of_a_trace(tmp_path: Path) -> None:
     rows = "".join(f"{t},5,5\n" for t in (0, 1, 2, 6))
     found = timing(read_trace(write(tmp_path, "timestamp,prompt_tokens,output_tokens\n" + rows)))
     assert (found.seconds, found.rate) == (6.0, 0.5)
