@@ -1,4 +1,4 @@
-"""Finds what users may bring along: ``package.module:Class``."""
+"""Imports the classes that users name as ``package.module:Class``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from typing import Any
 
 
 def load(kind: str, name: str, target: str) -> Any:
-    """What ``target``, ``package.module:attribute``, names.
+    """Import and return the object that ``target`` names.
 
-    ``kind`` and ``name`` are for the message, such as the policy called ``mine``. Raises ValueError where it
-    cannot be imported, whatever the module does wrong.
+    Args:
+        kind: the kind of object for the error message, such as ``policy``.
+        name: the name the user gave, for the error message.
+        target: ``package.module:attribute``.
+
+    Raises ValueError if the import fails for any reason.
     """
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is another package's
+    except Exception as error:  # the user's module may raise anything
         reason = str(error) if isinstance(error, (ImportError, AttributeError)) else repr(error)
         raise ValueError(f"{kind} {name!r} could not be loaded from {target}: {reason}") from error
