@@ -73,9 +73,7 @@ def test_serve_refuses_pools_by_hand_that_do_not_fit(environment: dict[str, str]
     argv = ["serve", "--model", str(tiny_model), "--use-dummy-weights", *ON_CPU, "--port", "0"]
     done = fgbench(environment, *argv, "--swap-space", "5")
     assert done.returncode == 1
-    assert re.search(
-        r"swap_space takes 5 GiB, but .* 3 GiB are free .* lower swap_space to 2\.", done.stdout
-    )
+    assert re.search(r"swap_space takes 5 GiB, but .* 3 GiB are free .* lower swap_space to 2\.", done.stdout)
 
 
 def test_run_refuses_it_before_weights_are_pulled(environment: dict[str, str], tmp_path: Path) -> None:
