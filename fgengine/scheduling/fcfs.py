@@ -22,10 +22,12 @@ class FCFS(SortedPolicy):
     paper = "Orca, OSDI'22"
 
     def key(self, request: Request) -> Priority:
+        """Return (arrival,)."""
         return (request.arrival,)
 
     def on_step(self, request: Request, seconds: float, now: float) -> None:
         """Do nothing: the order depends only on arrival times."""
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
+        """Return infinity: only arrivals and ends change the order."""
         return math.inf

@@ -28,6 +28,7 @@ class InFlight:
         return bool(self._plans)
 
     def add(self, plan: StepPlan) -> None:
+        """Add the plan of the next step."""
         self._plans.append(plan)
         self.not_applied = plan
 

@@ -123,12 +123,14 @@ class MLFQ(Policy):
             self._mean_share += (share - self._mean_share) / min(self._num_finished, REMEMBERED_JOBS)
 
     def order(self, now: float) -> Iterator[Request]:
+        """Promote starved jobs, then yield the requests queue by queue, each queue in FIFO order."""
         self._promote_starved(now)
         for level in self._levels:
             for job in level.values():
                 yield job.request
 
     def priority(self, request: Request) -> Priority:
+        """Return (queue, running number within the queue)."""
         job = self._jobs[request.id]
         return (job.level, job.serial)
 
@@ -136,6 +138,7 @@ class MLFQ(Policy):
         self._jobs[request.id].computed = 0  # otherwise recomputed tokens would be charged as a decode
 
     def on_step(self, request: Request, seconds: float, now: float) -> None:
+        """Charge the job's quantum, and demote the job if the quantum is used up."""
         job = self._jobs[request.id]
         job.used += self.charge(job, seconds)
         job.computed, job.known = request.num_computed, len(request.tokens)
@@ -271,6 +274,7 @@ class SkipJoinMLFQ(MLFQ):
     paper = "FastServe, NSDI'26"
 
     def entry_level(self, request: Request) -> int:
+        """Return the first queue whose quantum holds the predicted prefill time."""
         return self.level_that_fits(self.cost.prefill_seconds(request.prompt_len))
 
 
@@ -286,10 +290,12 @@ class ArtifactMLFQ(SkipJoinMLFQ):
     summary = "sj-mlfq as in FastServe's published code: charges complete steps, fixed promotion limit"
 
     def charge(self, job: _Job, seconds: float) -> float:
+        """Return the complete time of the steps."""
         return seconds
 
     @property
     def promotion_limit(self) -> float:
+        """Seconds that a job waits before it is promoted: always ``starvation_limit``."""
         return self.context.starvation_limit
 
     def seconds_to_charge(self, charge: float, running: Collection[Request]) -> float:

@@ -56,6 +56,7 @@ class RecomputeBudget:
 
     @property
     def in_debt(self) -> bool:
+        """Whether discarded tokens are not paid yet."""
         return self._unpaid > 0
 
     def computed(self, tokens: int) -> None:

@@ -38,9 +38,11 @@ class Ranking:
         return request_id in self._entries or request_id in self._touched
 
     def add(self, request: Request) -> None:
+        """Add a member; its priority is computed at the next iteration."""
         self._touched[request.id] = request
 
     def discard(self, request_id: str) -> None:
+        """Remove a member; does nothing if it is not in the set."""
         self._touched.pop(request_id, None)
         entry = self._entries.pop(request_id, None)
         if entry is not None:

@@ -32,6 +32,7 @@ class SJF(PredictingPolicy):
         self._begun: set[str] = set()
 
     def key(self, request: Request) -> Priority:
+        """Return (0 if the request has started, else 1; its deadline)."""
         waits = 0.0 if request.id in self._begun else 1.0
         share = min(1.0, self.predictions[request.id].median / LONG_TOKENS)
         return (waits, request.arrival + self.context.starvation_limit * share)
@@ -48,4 +49,5 @@ class SJF(PredictingPolicy):
         """Do nothing: the order does not depend on progress."""
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
+        """Return infinity: only arrivals, starts and ends change the order."""
         return math.inf

@@ -42,6 +42,7 @@ class SPRPT(PredictingPolicy):
         """Generated tokens, rounded with ``on_grid``, from which each request's key was computed."""
 
     def key(self, request: Request) -> Priority:
+        """Return (0 if the request is near its end, else 1; predicted remaining machine time in seconds)."""
         generated = self._seen.get(request.id, 0)
         left = self.predictions[request.id].remaining(generated)
         nearly_done = generated > 0 and generated >= PREEMPTIBLE_SHARE * (generated + left)
@@ -55,6 +56,7 @@ class SPRPT(PredictingPolicy):
         self._seen.pop(request.id, None)
 
     def on_step(self, request: Request, seconds: float, now: float) -> None:
+        """Compute the key again if the rounded number of generated tokens has changed."""
         generated = on_grid(request.num_generated)
         if generated != self._seen.get(request.id, 0):
             self._seen[request.id] = generated

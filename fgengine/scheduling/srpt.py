@@ -55,6 +55,7 @@ class SRPT(SortedPolicy):
         """Output tokens still to come, rounded with ``on_grid``, by request id."""
 
     def key(self, request: Request) -> Priority:
+        """Return (predicted remaining machine time in seconds,)."""
         left = self._left[request.id]
         computed, pending = request.num_computed, request.num_pending
         if pending == 1:
@@ -70,6 +71,7 @@ class SRPT(SortedPolicy):
         del self._left[request.id]
 
     def on_step(self, request: Request, seconds: float, now: float) -> None:
+        """Compute the key again during prefill, or if the rounded number of tokens left has changed."""
         left = on_grid(self._tokens_left(request))
         if left != self._left[request.id] or request.num_generated <= 1:
             self._left[request.id] = left

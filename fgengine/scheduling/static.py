@@ -42,13 +42,16 @@ class Static(Policy):
             del self._waiting[request.id]
 
     def order(self, now: float) -> Iterator[Request]:
+        """Yield the requests of the running batch only; form the next batch if it has ended."""
         if not self._batch:
             for id in list(islice(self._waiting, self.context.max_batch_size)):
                 self._batch[id] = self._waiting.pop(id)
         return iter(self._batch.values())
 
     def priority(self, request: Request) -> Priority:
+        """Return (whether the request waits, its number in order of arrival)."""
         return (request.id not in self._batch, self._serials[request.id])
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
+        """Return infinity: only arrivals and ends change the order."""
         return math.inf

@@ -112,11 +112,13 @@ class VTC(Policy):
                 self._inactive.popitem(last=False)
 
     def order(self, now: float) -> Iterator[Request]:
+        """Yield the started requests in order of start, then the waiting ones of the least served users."""
         for job in self._started.values():
             yield job.request
         yield from self._merge_waiting()
 
     def priority(self, request: Request) -> Priority:
+        """Return (0, number in order of start), or (1, counter at which the request's turn comes, user)."""
         job = self._jobs[request.id]
         if job.start is not None:
             return (0, job.start)

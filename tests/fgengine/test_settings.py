@@ -43,7 +43,7 @@ def test_described_returns_the_fields_with_descriptions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         ({"count": 0}, r"^count must be at least 1, not 0 \(things\)$"),
         ({"count": 10}, "count must be at most 9, not 10"),
@@ -55,8 +55,8 @@ def test_described_returns_the_fields_with_descriptions() -> None:
         ({"size": 9}, "^size must be 8 or 16, not 9$"),
     ],
 )
-def test_a_value_out_of_bounds_is_named(values: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_a_value_out_of_bounds_is_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Example(**values)  # type: ignore[arg-type]
 
 

@@ -79,7 +79,7 @@ def test_a_step_that_is_too_large_is_refused_with_a_remedy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "settings", "says"),
+    ("machine", "settings", "message"),
     [
         (
             cpu(6),
@@ -106,11 +106,11 @@ def test_a_step_that_is_too_large_is_refused_with_a_remedy() -> None:
     ],
 )
 def test_pool_sizes_that_do_not_fit_are_refused(
-    machine: Machine, settings: dict[str, int], says: str
+    machine: Machine, settings: dict[str, int], message: str
 ) -> None:
     reason = refusal("opt-125m", machine, replace(CONFIG, **settings))
     assert reason is not None
-    assert says in reason
+    assert message in reason
     assert "lower" in reason
 
 

@@ -113,7 +113,7 @@ def test_the_noise_depends_on_the_request_id_and_is_lognormal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("psychic", "there is no predictor 'psychic'; there are oracle, noisy:SIGMA, learned, or package"),
         ("oracle:1", "there is no predictor"),
@@ -129,8 +129,8 @@ def test_the_noise_depends_on_the_request_id_and_is_lognormal() -> None:
         ("math:sqrt", "is not a class with the methods"),
     ],
 )
-def test_an_unknown_or_unusable_predictor_raises(name: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_an_unknown_or_unusable_predictor_raises(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make_predictor(name, "tiny")
 
 
@@ -230,7 +230,7 @@ def rewrite(path: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"version": np.int64(99)}, "not of version 2"),
         ({"model": np.str_("other")}, "learned with the tokens of other, not of tiny"),
@@ -245,11 +245,13 @@ def rewrite(path: Path, **changes: object) -> None:
         ({"sigma": np.array(["a", "b"])}, "not a usable predictor"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object], says: str) -> None:
+def test_a_file_that_does_not_fit_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
     path = stored(tmp_path)
     Learned.load(path, "tiny")
     rewrite(path, **changes)
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=message) as error:
         Learned.load(path, "tiny")
     assert str(path) in str(error.value)
     assert "fgbench predictor train" in str(error.value)

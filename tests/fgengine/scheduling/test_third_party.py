@@ -66,7 +66,7 @@ def test_a_policy_is_found_by_module_and_class() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("no-policy", "their_policies:NoPolicy is not a subclass of fgengine.scheduling.policy.Policy"),
         ("their_policies:NoPolicy", "is not a subclass"),
@@ -80,8 +80,8 @@ def test_a_policy_is_found_by_module_and_class() -> None:
         ("their_policies", "there is no policy 'their_policies'; there are static, .*longest.*, or package"),
     ],
 )
-def test_an_unusable_policy_is_reported_in_one_sentence(name: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says) as error:
+def test_an_unusable_policy_is_reported_in_one_sentence(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
         policy_class(name)
     assert name in str(error.value)
     assert "\n" not in str(error.value)

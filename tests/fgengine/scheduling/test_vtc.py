@@ -1,5 +1,4 @@
-"""Fairness among users: orders computed by hand, a simple model of the algorithm, and its bound in
-simulation."""
+"""Fairness among users: orders computed by hand, a simple reference model, and the paper's bound."""
 
 from __future__ import annotations
 
