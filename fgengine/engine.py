@@ -64,12 +64,13 @@ class Engine:
         """Assemble an engine from its parts; ``from_config`` is the usual way.
 
         Args:
-            model_name: reported by ``stats``. policy_name: reported by ``stats``. vocab_size: prompts may
-            contain the token ids 0 .. vocab_size - 1. overlap: whether to plan and launch a step while the
-            last one still runs, and then process the last
-                one's tokens. This needs a runner whose ``launch`` returns immediately. Policies get the time
-                of each step one step later. A request that arrives during a step also waits for the step that
-                is launched already.
+            model_name: reported by ``stats``.
+            policy_name: reported by ``stats``.
+            vocab_size: prompts may contain the token ids 0 .. vocab_size - 1.
+            overlap: whether to plan and launch a step while the last one still runs, and then process the
+                last one's tokens. This needs a runner whose ``launch`` returns immediately. Policies get the
+                time of each step one step later. A request that arrives during a step also waits for the
+                step that is launched already.
         """
         self.scheduler = scheduler
         self.runner = runner

@@ -152,9 +152,9 @@ class Policy(ABC):
 
         - The batch remains at the head of the order. If the batch is not full, the order after it does not
           change either, because the next request could be admitted.
-        - The order of the requests that hold KV does not change, because memory is taken from its end. - One
-        ``on_step`` call for several steps (with the sum of their seconds) has the same effect as one call
-          for each step. The step that is running when the time is over belongs to the report.
+        - The order of the requests that hold KV does not change, because memory is taken from its end.
+        - One ``on_step`` call for several steps (with the sum of their seconds) has the same effect as one
+          call for each step. The step that is running when the time is over belongs to the report.
 
         Returns 0 if it is not known; the simulation then takes every step. Returns infinity if only an
         arrival, an end or an abort can change the order.

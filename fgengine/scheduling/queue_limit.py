@@ -51,8 +51,7 @@ class QueueLimit:
 
         Args:
             speed: measures or predicts the speed. It is called only if a default needs it. If it returns
-            None,
-                the smallest default is used.
+                None, the smallest default is used.
         """
         requests, tokens, known = config.max_queue, config.max_queue_tokens, None
         if requests == 0 and tokens is None:
