@@ -1,3 +1,5 @@
+"""docs/metrics.md equals the page generated from the table of metrics."""
+
 from pathlib import Path
 
 from fgbench.metrics.metric import METRICS
