@@ -1,4 +1,4 @@
-"""Clocks: the engine asks one of these, never the operating system, so that a simulation can drive it."""
+"""Clocks. The engine reads time only from these, so that a simulation can control it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,42 @@ from typing import Protocol
 
 
 class Clock(Protocol):
+    """The interface of a clock."""
+
     def now(self) -> float:
-        """Seconds since some fixed moment; never goes back."""
+        """Return the seconds since a fixed time. The value never decreases."""
         ...
 
 
 class WallClock:
+    """The operating system's monotonic clock."""
+
     def now(self) -> float:
+        """Return the monotonic time in seconds."""
         return time.monotonic()
 
 
 class VirtualClock:
-    """Time that passes only when told to."""
+    """A clock whose time changes only through ``advance`` and ``advance_to``."""
 
     def __init__(self, start: float = 0.0) -> None:
         self._now = start
 
     def now(self) -> float:
+        """Return the simulated time in seconds."""
         return self._now
 
     def advance(self, seconds: float) -> None:
+        """Move the time forward. Raises ValueError if ``seconds`` is negative."""
         if seconds < 0:
             raise ValueError(f"time cannot go back by {-seconds} s")
         self._now += seconds
 
     def advance_to(self, moment: float) -> None:
-        """Exactly to ``moment``, which the sum of a difference need not hit."""
+        """Set the time to exactly ``moment``; ``advance`` could miss it because of rounding.
+
+        Raises ValueError if ``moment`` is in the past.
+        """
         if moment < self._now:
             raise ValueError(f"time cannot go back by {self._now - moment} s")
         self._now = moment

@@ -1,4 +1,4 @@
-"""The engine's settings: frozen, checked when made, under the names of the command line's options."""
+"""The engine's settings. Each field has the name of its command-line option."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ _memory = partial(Setting, group="Memory")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Everything that a server needs to know before the first request.
+    """The settings of an engine. They are checked when the object is created and cannot be changed later.
 
-        EngineConfig(model="smollm2-135m", policy="fcfs", max_batch_size=32)
+        config = EngineConfig(model="smollm2-135m", policy="fcfs", max_batch_size=32)
+        engine = Engine.from_config(config)
 
-    Raises:
-        ValueError: for a value out of its bounds; the message names the setting and the bound.
+    Raises ValueError if a value is out of its bounds; the message names the setting and the bound.
     """
 
     model: Annotated[str, _model("A catalog name, or a Hugging Face folder.", first=True)] = "smollm2-135m"
     tokenizer: Annotated[str | None, _model("Another model's tokenizer: a catalog name or a folder.")] = None
     device: Annotated[Device, _model("Where the model runs; auto: a GPU if there is one.")] = "auto"
     dtype: Annotated[Dtype, _model("Number format of weights and KV.")] = "auto"
-    """auto: the checkpoint's on a GPU; on a CPU bfloat16 where it computes it natively, else float32."""
+    """auto: on a GPU the checkpoint's format; on a CPU bfloat16 if the CPU supports it natively, else
+    float32."""
     use_dummy_weights: Annotated[
         bool, _model("Random weights: no download; realistic speed, meaningless output.")
     ] = False
@@ -42,8 +43,10 @@ class EngineConfig:
         int | None,
         _model("Longest prompt + output, tokens; default: the model's.", unit="tokens", ge=2, le=2**24),
     ] = None
-    engine_seed: Annotated[int, _model("Of dummy weights and unseeded sampling.", ge=0, le=2**63 - 1)] = 0
-    eager: Annotated[bool, _model("On a GPU: no CUDA graphs; slower decodes, a quicker start.")] = False
+    engine_seed: Annotated[
+        int, _model("Seed of dummy weights and of sampling without a seed.", ge=0, le=2**63 - 1)
+    ] = 0
+    eager: Annotated[bool, _model("On a GPU: no CUDA graphs; slower decodes, faster start.")] = False
 
     policy: Annotated[str, _scheduling("One of 'fgbench policies', or package.module:Class.", first=True)] = (
         "sj-mlfq"
@@ -51,14 +54,14 @@ class EngineConfig:
     starvation_limit: Annotated[
         float,
         _scheduling(
-            "Seconds of waiting after which MLFQ promotes, at the earliest; the aging of sjf.",
+            "MLFQ: seconds of waiting before promotion, at least; sjf: limit of overtaking.",
             unit="seconds",
             gt=0,
             finite=True,
         ),
     ] = 30.0
-    """MLFQ's alpha: seconds a job may wait since it last ran before it is promoted to the first queue.
-    Under sjf: a request is never overtaken by one that arrived more than this later."""
+    """MLFQ's alpha: seconds that a job waits, since it last ran, before it is promoted to the first queue.
+    sjf: a request is never overtaken by one that arrived more than this number of seconds later."""
     predictor: Annotated[
         str, _scheduling("Output lengths for sjf, sprpt: oracle, noisy:SIGMA, learned, package.module:Class.")
     ] = "learned"
@@ -71,13 +74,13 @@ class EngineConfig:
         bool, _scheduling("Cut prompts to fill what decodes leave of --max-tokens-per-batch.")
     ] = False
     profile: Annotated[Path | None, _scheduling("Cost model from 'fgbench profile'.")] = None
-    """None: a profile of this machine is found or measured when the policy needs one."""
+    """None: if the policy needs a profile of this machine, it is found or measured."""
 
     max_queue: Annotated[
         int | None,
         _queue(
-            "Most requests that wait beyond a full batch; more get HTTP 429. Default: about a minute's work, "
-            "printed at the start; 0: no limit.",
+            "Maximum waiting requests beyond a full batch; more get HTTP 429. Default: about a minute's "
+            "work, printed at the start; 0: no limit.",
             unit="requests",
             ge=0,
             le=2**31,
@@ -86,8 +89,8 @@ class EngineConfig:
     max_queue_tokens: Annotated[
         int | None,
         _queue(
-            "Most prompt tokens of requests that have not started; more get HTTP 429. Default: about a "
-            "minute's work; 0, and with --max-queue 0: no limit.",
+            "Maximum prompt tokens of requests that have not started; more get HTTP 429. Default: about a "
+            "minute's work, or no limit with --max-queue 0; 0: no limit.",
             unit="tokens",
             ge=0,
             le=2**40,
@@ -108,38 +111,46 @@ class EngineConfig:
         _memory("Tokens in a KV block: 8, 16, 32, 64 or 128.", unit="tokens", choices=(8, 16, 32, 64, 128)),
     ] = 16
     gpu_memory_utilization: Annotated[float, _memory("Share of device memory to use.", gt=0, le=1)] = 0.9
-    """On a GPU the share of its memory for weights, activations and KV; on a CPU, where the operating
-    system's own need comes first, the share of what is available after loading, capped by
-    ``fgengine.kv.sizing.CPU_POOL_LIMIT_BYTES``."""
+    """On a GPU: the share of its memory for weights, activations and KV. On a CPU: the share of the memory
+    that is free after loading, at most ``fgengine.kv.sizing.CPU_POOL_LIMIT_BYTES``."""
     num_device_blocks: Annotated[
-        int | None, _memory("KV blocks on the device, by hand.", unit="blocks", ge=1, le=2**31)
+        int | None,
+        _memory("KV blocks on the device; default: as memory allows.", unit="blocks", ge=1, le=2**31),
     ] = None
-    """None: from ``gpu_memory_utilization``."""
+    """None: computed from ``gpu_memory_utilization``."""
     swap_space: Annotated[
         float | None,
         _memory(
-            "Host memory for evicted KV, GiB; 0: recompute; default: 4 times the device pool, as far as free "
+            "Host memory for offloaded KV, GiB; 0: recompute; default: 4 times the device pool, if free "
             "memory allows.",
             unit="GiB",
             ge=0,
             le=2**30,
         ),
     ] = None
-    """Size of the host pool. None: ``fgengine.kv.sizing`` decides; 0 where ``offloading`` never copies."""
+    """Size of the host pool. None: ``fgengine.kv.sizing`` computes it; 0 if ``offloading`` never copies."""
     offloading: Annotated[Offloading, _memory("What happens to preempted KV when memory is needed.")] = (
         "reactive"
     )
-    """``none``: nothing, a request is admitted only where its longest length fits; ``reactive``: swapped to
-    the host while steps go on; ``proactive``: ahead of need as well (the paper's); ``blocking``: swapped
-    while no step runs (the paper's reactive swapping); ``recompute``: thrown away; ``auto``: swapped or
-    thrown away, whichever the cost model says is sooner undone. With a full host pool KV is thrown away only
-    for the next token of a request that could not go on otherwise."""
+    """What happens to the KV of preempted requests if other requests need the memory.
+
+    - ``none``: nothing is evicted; a request is admitted only if memory for its maximum length is free.
+    - ``reactive``: offloaded to the host while steps continue.
+    - ``proactive``: as ``reactive``, and also before the memory is needed (FastServe's mode).
+    - ``blocking``: offloaded while no step runs (FastServe's reactive swapping).
+    - ``recompute``: discarded and recomputed later.
+    - ``auto``: offloaded or discarded, whichever costs less time according to the cost model.
+
+    If the host pool is full, KV is discarded only for the next token of a request that could not continue
+    otherwise.
+    """
 
     def __post_init__(self) -> None:
         check(self)
 
     @property
     def swap_space_bytes(self) -> int | None:
+        """``swap_space`` in bytes."""
         return None if self.swap_space is None else int(self.swap_space * GIB)
 
     @property

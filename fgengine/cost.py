@@ -1,8 +1,8 @@
-"""The cost model: how long a step takes, as a sum of a few measured unit costs. Pure.
+"""The cost model: it predicts the duration of a step as a linear function of the step's shape. Pure.
 
-A step reads every weight once (a constant), does the linear layers for each new token, lets each new
-token attend to what stands before it, and reads the KV of what is decoded. Each of these is one
-coefficient, in seconds per unit, fitted to measured steps (``fgengine.profile``).
+A step reads every weight once (a constant cost). It computes the linear layers for each new token, and
+attention between each new token and the tokens before it. Decodes read the KV cache. Each of these costs has
+one coefficient, in seconds per unit, that is fitted to measured steps (``fgengine.profile``).
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from fgengine.plan import StepPlan
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What decides a step's duration: sums over the step's items."""
+    """The quantities that determine a step's duration, as sums over the step's items."""
 
     prefill_requests: int = 0
-    """Items of more than one token: prompts, chunks, recomputed requests."""
+    """Items with more than one token: prompts, chunks, recomputed requests."""
     prefill_tokens: int = 0
+    """New tokens of these items."""
     prefill_pairs: int = 0
-    """(new token, attended token) pairs of the prefills: n * start + n * (n + 1) / 2 each."""
+    """(new token, attended token) pairs of these items: n * start + n * (n + 1) / 2 each."""
     decode_requests: int = 0
+    """Items with one token."""
     decode_context: int = 0
-    """Tokens attended to by the decodes, the new one included."""
+    """Tokens that the decodes attend to, including the new one."""
 
     @classmethod
     def of(cls, items: Iterable[tuple[int, int]]) -> StepShape:
-        """From (start, num_tokens) of each item."""
+        """Return the shape of a step from (start, num_tokens) of each item."""
         requests = tokens = pairs = decodes = context = 0
         for start, n in items:
             if n == 1:
@@ -42,24 +44,34 @@ class StepShape:
 
     @classmethod
     def of_plan(cls, plan: StepPlan) -> StepShape:
+        """Return the shape of a planned step."""
         return cls.of((item.start, item.num_tokens) for item in plan.items)
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Seconds of a step = step + sum of (coefficient x quantity); every coefficient is >= 0.
+    """Coefficients of the duration of a step: step + sum of (coefficient x quantity of ``StepShape``).
 
-    Units: seconds per step, per prefill request, per prefill token, per prefill pair, per decode
-    request, per token of decode context; ``copy_bytes_per_second`` for KV transfers.
+        cost = CostModel(step=0.01, prefill_token=1e-5, decode_request=1e-4)
+        cost.step_seconds(StepShape(decode_requests=8, decode_context=1000))
+
+    Raises ValueError if a coefficient is negative or not a number, or if ``step`` or the bandwidth is 0.
     """
 
     step: float
+    """Constant seconds of each step."""
     prefill_request: float = 0.0
+    """Seconds per prefill request."""
     prefill_token: float = 0.0
+    """Seconds per prefill token."""
     prefill_pair: float = 0.0
+    """Seconds per prefill pair."""
     decode_request: float = 0.0
+    """Seconds per decode."""
     decode_context: float = 0.0
+    """Seconds per token of decode context."""
     copy_bytes_per_second: float = 1e10
+    """Bandwidth of KV copies between device and host."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -70,6 +82,7 @@ class CostModel:
             raise ValueError("cost model: step and copy_bytes_per_second must be above 0")
 
     def step_seconds(self, shape: StepShape) -> float:
+        """Predict the seconds of a step."""
         return (
             self.step
             + self.prefill_request * shape.prefill_requests
@@ -80,23 +93,31 @@ class CostModel:
         )
 
     def iteration_seconds(self, start: int, num_tokens: int) -> float:
-        """One request's next iteration, alone: ``num_tokens`` new tokens behind ``start`` computed ones."""
+        """Predict the seconds of a step with one request.
+
+        Args:
+            start: tokens computed before.
+            num_tokens: tokens computed in this step.
+        """
         if num_tokens == 1:
             return self.step + self.decode_request + self.decode_context * (start + 1)
         pairs = num_tokens * start + num_tokens * (num_tokens + 1) // 2
         return self.step + self.prefill_request + self.prefill_token * num_tokens + self.prefill_pair * pairs
 
     def prefill_seconds(self, prompt_tokens: int) -> float:
-        """Time to the first token of a prompt, alone on the machine."""
+        """Predict the TTFT of a prompt on an idle machine, seconds."""
         return self.iteration_seconds(0, prompt_tokens)
 
     @property
     def min_iteration_seconds(self) -> float:
-        """The shortest iteration: one request decoding its first token. The paper's q1."""
+        """Predicted seconds of the shortest step, in which one request decodes its first token.
+
+        This is q1 of FastServe (NSDI'26).
+        """
         return self.iteration_seconds(1, 1)
 
     def alone_seconds(self, prompt_tokens: int, output_tokens: int) -> float:
-        """A request's JCT on an idle machine: the denominator of slowdown."""
+        """Predict a request's JCT on an idle machine, seconds: the denominator of slowdown."""
         decodes = output_tokens - 1
         context = decodes * prompt_tokens + decodes * (decodes + 1) // 2
         return (
@@ -106,31 +127,44 @@ class CostModel:
         )
 
     def share_seconds(self, prompt_tokens: int, output_tokens: int, batch_size: int) -> float:
-        """The machine's time that a request takes when every batch is full: 1 / its mean is the capacity."""
+        """Predict the machine time of a request if every batch is full, seconds.
+
+        The capacity, in requests per second, is 1 / (mean of this over the requests).
+        """
         alone = self.alone_seconds(prompt_tokens, output_tokens)
         return alone - self.step * output_tokens * (1.0 - 1.0 / batch_size)
 
     def remaining_share_seconds(
         self, start: int, pending: int, output_tokens: float, batch_size: int
     ) -> float:
-        """As ``share_seconds``, for what is left: ``pending`` tokens behind ``start`` computed ones, and
-        ``output_tokens`` to come."""
+        """Predict the remaining machine time of a request, like ``share_seconds``.
+
+        Args:
+            start: computed tokens.
+            pending: known tokens that are not computed yet.
+            output_tokens: output tokens still to come.
+            batch_size: requests in a full batch.
+        """
         prefill = self.iteration_seconds(start, pending) - self.step if pending > 1 else 0.0
         context = start + pending + output_tokens / 2
         per_token = self.step / batch_size + self.decode_request + self.decode_context * context
         return prefill + output_tokens * per_token
 
     def slowed(self, factor: float) -> CostModel:
-        """Of a machine on which every step takes ``factor`` times as long; copies take as long as before."""
+        """Return the model of a machine whose steps take ``factor`` times as long. Copies are unchanged."""
         steps = {f.name: getattr(self, f.name) * factor for f in fields(self)}
         return CostModel(**{**steps, "copy_bytes_per_second": self.copy_bytes_per_second})
 
     def to_dict(self) -> dict[str, float]:
+        """Return the coefficients by name, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, float]) -> CostModel:
-        """Raises ValueError for unknown or missing keys and for values out of range."""
+        """Create a cost model from the dict of ``to_dict``.
+
+        Raises ValueError if a key is unknown or missing, or a value is out of range.
+        """
         known = {f.name for f in fields(cls)}
         if unknown := set(data) - known:
             raise ValueError(f"cost model: unknown keys {sorted(unknown)}")

@@ -1,4 +1,4 @@
-"""The engine: a loop over scheduler, runner and copy engine, the same for execution and simulation."""
+"""The engine: it runs the scheduler, the runner and the copy engine step by step."""
 
 from __future__ import annotations
 
@@ -21,17 +21,33 @@ __all__ = ["Engine", "QueueFull", "QueueTimeout", "RequestRefused", "Runner", "T
 
 
 Collect = Callable[[], StepResult]
-"""Waits for a launched step to end, and gives what it computed."""
+"""A function that waits until a launched step has ended and returns its result."""
 
 
 class Runner(Protocol):
+    """The interface of a runner: it executes steps."""
+
     def launch(self, plan: StepPlan) -> Collect:
-        """Begins a step behind those launched before; what it needs of their tokens it has by itself."""
+        """Begin a step, which runs after the steps launched before.
+
+        If it needs tokens that those steps compute, the runner takes them from there.
+        """
         ...
 
 
 class Engine:
-    """Serves requests step by step. Not thread-safe: one thread adds, aborts and steps."""
+    """An LLM inference engine that serves requests step by step.
+
+        engine = Engine.from_config(EngineConfig(model="smollm2-135m", policy="sj-mlfq"))
+        (request,) = engine.generate([[1, 2, 3]], SamplingParams(max_tokens=8))
+        print(request.tokens[request.prompt_len:], request.finish_reason)
+        engine.close()
+
+    Instead of ``generate``, a server calls ``add`` for each new request, and ``step`` while ``has_work``.
+
+    The engine is not thread-safe: one thread must make all calls. The same class runs real steps and, with a
+    simulated runner and clock, simulated ones.
+    """
 
     def __init__(
         self,
@@ -45,10 +61,16 @@ class Engine:
         vocab_size: int = 2**31,
         overlap: bool = False,
     ) -> None:
-        """``overlap``: plan and launch a step while the one before still runs, then take in its tokens.
+        """Assemble an engine from its parts; ``from_config`` is the usual way.
 
-        For runners whose ``launch`` returns at once. Policies learn each step's time one step later, and a
-        request that comes while a step runs waits for the one launched behind it, too.
+        Args:
+            model_name: reported by ``stats``.
+            policy_name: reported by ``stats``.
+            vocab_size: prompts may contain the token ids 0 .. vocab_size - 1.
+            overlap: whether to plan and launch a step while the last one still runs, and then process the
+                last one's tokens. This needs a runner whose ``launch`` returns immediately. Policies get the
+                time of each step one step later. A request that arrives during a step also waits for the
+                step that is launched already.
         """
         self.scheduler = scheduler
         self.runner = runner
@@ -62,15 +84,18 @@ class Engine:
         self._started = clock.now()
         self._timer = StepTimer(self.work, clock)
         self._running: tuple[StepPlan, Collect] | None = None
-        """Launched, its result not taken in yet."""
+        """The launched step whose result is not processed yet."""
         self._ids = count()
 
     @classmethod
     def from_config(cls, config: EngineConfig, report: Callable[[str], None] = lambda line: None) -> Engine:
-        """Load the model, size the pools and, where the policy needs one, find or measure a profile.
+        """Create an engine: load the model, size the KV pools and, if needed, find or measure a profile.
 
-        ``report`` is told each slow step in a sentence. Raises ValueError for a model, policy or profile
-        that cannot be used.
+        Args:
+            config: the settings.
+            report: gets a message before each slow step.
+
+        Raises ValueError if the model, policy or profile cannot be used.
         """
         from fgengine.startup import load_runner, make_scheduler  # imports torch
 
@@ -88,15 +113,14 @@ class Engine:
 
     @property
     def max_model_len(self) -> int:
-        """Most tokens, prompt and output, that a request can have: by the limit, and by the device pool."""
+        """Maximum prompt and output tokens of a request, limited by the settings and the device pool."""
         kv = self.scheduler.kv
         pool = kv.device.num_blocks * kv.block_size + 1  # the last token needs no KV
         return min(self.scheduler.limits.max_model_len, pool)
 
     @property
     def has_work(self) -> bool:
-        """Whether ``step`` has something to do: a request, a result to take in, or a copy whose blocks are
-        still to be freed."""
+        """Whether ``step`` has work: an unfinished request, a result to process, or a copy in flight."""
         return (
             self.scheduler.has_work or self._running is not None or self.scheduler.kv.transfers_in_flight > 0
         )
@@ -110,9 +134,19 @@ class Engine:
         user: str = "",
         arrival: float | None = None,
     ) -> Request:
-        """Queue a request that came at ``arrival`` (seconds on the engine's clock; None: now).
+        """Queue a request.
 
-        Raises RequestRefused, with the reason, for one that could never run; QueueFull where too many wait.
+        Args:
+            id: a name that no other unfinished request has.
+            prompt: token ids, at least one.
+            user: the user who sent it, for fair policies.
+            arrival: when it arrived, seconds on the engine's clock; None: now.
+
+        Returns the request; its ``tokens`` and ``finish_reason`` change as the engine steps.
+
+        Raises:
+            RequestRefused: the request can never run; the message has the reason.
+            QueueFull: too many requests wait.
         """
         if not prompt:
             raise RequestRefused("the prompt is empty; it needs at least one token")
@@ -124,51 +158,55 @@ class Engine:
         return request
 
     def abort(self, id: str) -> bool:
-        """Stop a request and free what it holds; False when it is not running (any more)."""
+        """End a request and free its KV. Returns False if it is unknown or has already ended."""
         return self.scheduler.abort(id, self.clock.now()) is not None
 
     def expire(self) -> list[tuple[Request, QueueTimeout]]:
-        """Drop the requests that have waited for their start for too long: to be called between steps."""
+        """Drop the requests that have waited for their start longer than ``queue_timeout``.
+
+        Call it between steps. Returns each dropped request with the error for its client.
+        """
         now = self.clock.now()
         expired = self.scheduler.expire(now)
         return [(request, self.scheduler.queue.timeout_error(now)) for request in expired]
 
     @property
     def retry_after(self) -> float | None:
-        """While the queue is full: seconds after which a request is worth sending. None: there is room."""
+        """Seconds after which a client should send a request again; None if the queue is not full."""
         queue = self.scheduler.queue
         return queue.retry_after(self.clock.now()) if queue.full else None
 
     def step(self) -> list[TokenEvent]:
-        """One iteration: the new tokens; none after waiting for a copy, or while the first of several
-        overlapping steps runs.
+        """Run one step and return the new tokens.
 
-        Any exception means that the engine cannot go on.
+        The list is empty if the engine waited for a copy, or if it launched the first of several overlapping
+        steps. After any exception the engine cannot continue.
         """
         self._timer.begin()
         self.scheduler.copied(self.copies.done())
         plan = self.scheduler.schedule(self.clock.now())
-        # Before the step is launched: copies wait for the steps before it, not for itself. Uploads go first:
-        # requests at the front of the order wait for them, and for no offload of this plan.
+        # Submit before the launch: copies wait for all steps launched before, but not for this one. Uploads
+        # go first, because requests at the front of the order wait for them.
         for transfer in (*plan.uploads, *plan.offloads):
             self.copies.submit(transfer)
         launched = due = (plan, self.runner.launch(plan)) if plan.items else None
         if self.overlap:
             due, self._running = self._running, launched
         if due:
-            return self._take_in(*due)
+            return self._process(*due)
         if not launched:
             self._wait_for_copies()
         return []
 
-    def _take_in(self, plan: StepPlan, collect: Collect) -> list[TokenEvent]:
+    def _process(self, plan: StepPlan, collect: Collect) -> list[TokenEvent]:
+        """Wait for the step's result and pass it to the scheduler."""
         result = collect()
         events = self.scheduler.update(result, self.clock.now())
         self._timer.step_ended(plan, result.seconds, more=self.scheduler.has_work)
         return events
 
     def _wait_for_copies(self) -> None:
-        """Nothing can run before the next copy is done."""
+        """Wait until the next copy is done, because nothing can run before."""
         if self.scheduler.kv.transfers_in_flight:
             waits_from = self.clock.now()
             self.scheduler.copied(self.copies.wait())
@@ -181,10 +219,14 @@ class Engine:
             self._timer.idle()
 
     def generate(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[Request]:
-        """Serve all prompts together; the finished requests, in the prompts' order.
+        """Serve all prompts together and return the finished requests in the order of the prompts.
 
-        Those that the queue has no room for are held back until it has. With a queue timeout some may end
-        with the finish reason "timeout" and no tokens.
+            requests = engine.generate([[1, 2, 3], [4, 5]], SamplingParams(max_tokens=8))
+
+        If the queue is full, the remaining prompts are added later. With ``queue_timeout`` set, a request may
+        end with the finish reason "timeout" and no tokens.
+
+        Raises RequestRefused if a prompt can never run.
         """
         requests: list[Request] = []
         while len(requests) < len(prompts) or not all(request.finished for request in requests):
@@ -200,9 +242,10 @@ class Engine:
         return requests
 
     def stats(self) -> dict[str, Any]:
-        """Counters and work since the start, the state of requests and pools now, and what is served how.
+        """Return the engine's statistics as plain JSON data.
 
-        Plain JSON; its cost does not grow with the number of requests.
+        They hold counters and work since the start, the current state of requests and pools, the model and
+        the policy. The cost does not depend on the number of requests.
         """
         return {
             **stats_of(self.scheduler),
@@ -213,5 +256,6 @@ class Engine:
         }
 
     def close(self) -> None:
+        """Stop the copy engine and let the predictor save what it has learned."""
         self.copies.close()
         self.scheduler.close()

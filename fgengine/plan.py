@@ -1,4 +1,4 @@
-"""What the scheduler decides (StepPlan) and what the runner reports (StepResult), each as one value."""
+"""The plan of a step (from the scheduler) and its result (from the runner)."""
 
 from __future__ import annotations
 
@@ -11,48 +11,55 @@ from fgengine.request import Request
 
 
 class PlanItem(NamedTuple):
-    """Compute ``num_tokens`` tokens of ``request`` from position ``start`` on.
-
-    ``blocks`` is the request's device block table, long enough for ``start + num_tokens`` tokens; it may be
-    longer, and grow as later steps need it to.
-    The step yields a new token for the request exactly when ``yields_token``: then the last known
-    token has been computed.
-    """
+    """One request's part of a step: compute ``num_tokens`` tokens from position ``start``."""
 
     request: Request
     start: int
     num_tokens: int
     blocks: Sequence[int]
+    """The request's device block table. It holds at least ``start + num_tokens`` tokens; later steps may
+    extend it."""
     yields_token: bool
+    """Whether the step computes the last known token and therefore yields a new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
+    """What one step computes, and the copies to submit before it."""
+
     step: int
+    """Running number of the step."""
     items: Sequence[PlanItem] = ()
+    """The batch; empty if only copies are planned."""
     offloads: Sequence[Transfer] = ()
-    """Device to host, submitted before the step runs; their device blocks are free only when done."""
+    """Copies from device to host. Their device blocks become free only when the copies are done."""
     uploads: Sequence[Transfer] = ()
-    """Host to device; their requests are in no batch until done."""
+    """Copies from host to device. Their requests are in no batch until the copies are done."""
 
     @property
     def num_tokens(self) -> int:
+        """Number of tokens that the step computes."""
         return sum(item.num_tokens for item in self.items)
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
+    """The outcome of one step."""
+
     step: int
+    """The number of its plan."""
     seconds: float
-    """How long the step took on the device: what policies charge to quanta."""
+    """Time that the step took on the device; policies charge it to quanta."""
     tokens: dict[str, int] = field(default_factory=dict)
+    """The new token of each request that yields one, by request id."""
     logprobs: dict[str, float] = field(default_factory=dict)
-    """Only for the requests that asked for them."""
+    """Log probabilities of these tokens, by request id; only for requests with ``params.logprobs``."""
 
 
 class TokenEvent(NamedTuple):
-    """A request's new token. On its last one ``request.finish_reason`` is set."""
+    """A new token of a request. With the last token, ``request.finish_reason`` is set."""
 
     request: Request
     token: int
     logprob: float | None
+    """Natural logarithm of the token's probability; None unless requested."""

@@ -1,4 +1,4 @@
-"""Finds in a configuration what would make a start fail, without loading anything."""
+"""Checks a configuration for errors that would make the start fail, without loading anything."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fgengine.scheduling.predictors import check_predictor
 
 
 def check_names(config: EngineConfig) -> None:
-    """Raises ValueError for a model, policy or predictor that is not there, and a profile that is no file."""
+    """Raise ValueError if the model, policy or predictor does not exist, or the profile is not a file."""
     shape_of(config.model)
     policy_class(config.policy)
     check_predictor(config.predictor)

@@ -1,4 +1,4 @@
-"""How a setting is described, once: its help, group, unit and bounds, as metadata of a dataclass's field.
+"""Describes a setting once: its help, group, unit and bounds, as metadata of a dataclass field.
 
     @dataclass(frozen=True)
     class Limits:
@@ -25,30 +25,33 @@ from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_orig
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """None is never out of bounds. NaN always is, where there are any."""
+    """The description of one setting. The value None is always allowed; NaN violates every bound."""
 
     help: str
+    """The help text of the option."""
     group: str
     """The heading under which ``--help`` lists it."""
     unit: str = ""
+    """The unit for messages."""
     first: bool = False
-    """One of the few that matter most: listed before all groups."""
+    """Whether it is one of the most important settings, which are listed before all groups."""
     ge: float | None = None
-    """At least."""
+    """Smallest allowed value."""
     gt: float | None = None
-    """Above."""
+    """The value must be above this."""
     le: float | None = None
-    """At most."""
+    """Largest allowed value."""
     finite: bool = False
+    """Whether the value must be finite."""
     choices: tuple[int, ...] = ()
-    """The only numbers that it may be; choices of words are the field's Literal type."""
+    """The allowed numbers. For words, the field has a Literal type instead."""
     secret: bool = False
-    """It is written nowhere."""
+    """Whether the value must never be written to a file or a message."""
     parse: Callable[[Any], Any] | None = None
-    """From the command line's word, or a file's list, to the value; None: the type says how."""
+    """Converts the text of the command line, or a list of a file, to the value; None: by the type."""
 
     def problem(self, value: Any) -> str | None:
-        """What the value must be and is not: ``at least 1``; None where it is within the bounds."""
+        """Return the violated bound, such as ``at least 1``; None if the value is within the bounds."""
         if self.ge is not None and not value >= self.ge:
             return f"at least {self.ge}"
         if self.gt is not None and not value > self.gt:
@@ -59,7 +62,7 @@ class Setting:
 
 
 class OutOfBounds(ValueError):
-    """A setting has a value that it must not have."""
+    """A setting has a value that is not allowed."""
 
     def __init__(self, one: Described, problem: str) -> None:
         super().__init__(f"{one.name} {problem}")
@@ -68,22 +71,22 @@ class OutOfBounds(ValueError):
 
 
 class Described(NamedTuple):
-    """A field of a dataclass of settings."""
+    """A field of a settings dataclass with its description."""
 
     name: str
     type: Any
-    """Without the description: ``int | None``, say."""
+    """The type without the description, such as ``int | None``."""
     default: Any
     setting: Setting
 
     @property
     def flag(self) -> str:
-        """On the command line."""
+        """The option on the command line, such as ``--max-batch-size``."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """Of a setting with a few values, None apart; empty for others."""
+        """The allowed values, without None, if there is a fixed set; otherwise empty."""
         if self.setting.choices:
             return self.setting.choices
         kinds = [self.type, *get_args(self.type)] if get_origin(self.type) is not Literal else [self.type]
@@ -91,7 +94,7 @@ class Described(NamedTuple):
 
 
 def described(schema: type) -> tuple[Described, ...]:
-    """The fields of a dataclass that have a description, in their order."""
+    """Return the fields of a dataclass that have a description, in their order."""
     return _described(cast(Hashable, schema))
 
 
@@ -108,13 +111,13 @@ def _described(schema: Any) -> tuple[Described, ...]:
 
 
 def changed(settings: Any) -> dict[str, Any]:
-    """The settings that are not at their defaults, by name."""
+    """Return the settings that differ from their defaults, by name."""
     values = ((one, getattr(settings, one.name)) for one in described(type(settings)))
     return {one.name: value for one, value in values if value != one.default}
 
 
 def as_arguments(settings: Any) -> list[str]:
-    """Command-line arguments that give the same settings."""
+    """Return command-line arguments that result in the same settings."""
     flags = {one.name: one.flag for one in described(type(settings))}
     return [
         flags[name] if value is True else f"{flags[name]}={value}"
@@ -123,7 +126,7 @@ def as_arguments(settings: Any) -> list[str]:
 
 
 def check(settings: object) -> None:
-    """Raises OutOfBounds for the first value that is out of its bounds or none of its choices."""
+    """Raise OutOfBounds for the first value that is out of its bounds or not one of its choices."""
     for one in described(type(settings)):
         value = getattr(settings, one.name)
         if value is None:

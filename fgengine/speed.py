@@ -1,4 +1,4 @@
-"""How much work a machine does in a second, roughly: the default bound of the queue follows from it. Pure."""
+"""A rough estimate of a machine's speed, from which the default limits of the queue are computed. Pure."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from dataclasses import dataclass
 from fgengine.cost import CostModel, StepShape
 
 TYPICAL_PROMPT = 256
-"""Tokens of a typical request's prompt, for bounds that are set before a request has come."""
+"""Prompt tokens of a typical request; used for limits that are set before the first request."""
 TYPICAL_OUTPUT = 256
-"""Tokens of a typical answer."""
+"""Output tokens of a typical request."""
 TYPICAL_CONTEXT = TYPICAL_PROMPT + TYPICAL_OUTPUT // 2
 """Tokens that a typical decode attends to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
+    """The speed of one machine with one model."""
+
     prompt_tokens_per_second: float
-    """With prompts of ``TYPICAL_PROMPT`` tokens, one after another."""
+    """Prefill speed with prompts of ``TYPICAL_PROMPT`` tokens, one after another."""
     output_tokens_per_second: float
-    """Of a full batch of decodes."""
+    """Decode speed of a full batch."""
 
     @classmethod
     def of(cls, cost: CostModel, max_batch_size: int) -> Speed:
-        """As the cost model predicts."""
+        """Return the speed that the cost model predicts."""
         decodes = StepShape(decode_requests=max_batch_size, decode_context=max_batch_size * TYPICAL_CONTEXT)
         return cls(
             TYPICAL_PROMPT / cost.prefill_seconds(TYPICAL_PROMPT),
@@ -32,6 +34,6 @@ class Speed:
 
     @property
     def seconds_per_request(self) -> float:
-        """The machine's time that a typical request takes when every batch is full."""
+        """Machine time of a typical request if every batch is full, seconds."""
         prefill = TYPICAL_PROMPT / self.prompt_tokens_per_second
         return prefill + TYPICAL_OUTPUT / self.output_tokens_per_second

@@ -1,4 +1,4 @@
-"""What an engine is made of: a runner with the model loaded, and the scheduler that plans for it."""
+"""Creates the parts of an engine: the runner with the loaded model, and the scheduler."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from fgengine.scheduling.policy import policy_class
 from fgengine.scheduling.scheduler import Scheduler
 
 Report = Callable[[str], None]
+"""A function that gets a message before each slow step."""
 
 
 def load_runner(config: EngineConfig, report: Report) -> TorchRunner:
-    """The model on its device, with KV pools.
+    """Load the model onto its device and allocate the KV pools.
 
-    Raises ValueError for a model or policy that cannot be used.
+    Raises ValueError if the model or the policy cannot be used.
     """
-    policy_class(config.policy)  # a misspelt name should not cost a model load
+    policy_class(config.policy)  # detect a misspelt name before the slow load of the model
     shape = catalog.shape_of(config.model)
     folder = None if config.use_dummy_weights else store.folder_of(config.model)
     if folder is None and not config.use_dummy_weights:
-        require_memory(config, shape)  # before anybody downloads what could not be loaded
+        require_memory(config, shape)  # do not suggest a download that could not be loaded
         raise ValueError(
             f"the weights of {config.model} are not here: pull them with `fgbench models pull "
             f"{config.model}`, or ask for dummy weights"
@@ -36,9 +37,9 @@ def load_runner(config: EngineConfig, report: Report) -> TorchRunner:
 
 
 def make_scheduler(config: EngineConfig, runner: TorchRunner, report: Report) -> Scheduler:
-    """Finds or measures a profile where the policy or the offloading mode needs one.
+    """Create the scheduler. Finds or measures a profile if the policy or the offloading mode needs one.
 
-    Raises ValueError for a policy, predictor or profile that cannot be used.
+    Raises ValueError if the policy, the predictor or the profile cannot be used.
     """
     needs_cost = policy_class(config.policy).needs_cost or config.offloading == "auto"
     cost = profile_cache.ensure(config, runner, report).cost if needs_cost else None

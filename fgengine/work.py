@@ -1,4 +1,4 @@
-"""What an engine has computed and how long it took: sums that a cost model can be held against. Pure."""
+"""The work an engine has done and its duration, as sums to compare with a cost model. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from fgengine.plan import StepPlan
 
 @dataclass(slots=True)
 class Work:
-    """Sums over the steps so far. The cost model is linear, so sums are all it needs."""
+    """Sums over all steps so far: their shapes (as in ``StepShape``) and their times.
+
+    The cost model is linear, so sums are sufficient to compute its prediction. If steps overlap,
+    ``engine_seconds`` and ``between_seconds`` count only the time in which the device waited.
+    """
 
     work_steps: int = 0
     work_prefill_requests: int = 0
@@ -19,27 +23,29 @@ class Work:
     work_prefill_pairs: int = 0
     work_decode_requests: int = 0
     work_decode_context: int = 0
-    """As in ``StepShape``."""
     model_seconds: float = 0.0
-    """In the runner."""
+    """Seconds in the runner."""
     engine_seconds: float = 0.0
-    """In the rest of the steps: scheduling, and taking in their results."""
+    """Seconds in the rest of the steps: scheduling and processing of results."""
     between_seconds: float = 0.0
-    """Between one step and the next while there was work: messages in and out.
-
-    Where steps overlap, of both only what the runner waited for: the rest passed while it computed.
-    """
+    """Seconds between steps while there was work: messages in and out."""
     copy_wait_seconds: float = 0.0
-    """In which the device had nothing to run, because every request waited for a copy of its KV blocks.
+    """Seconds in which the device was idle because every request waited for a copy of its KV.
 
-    In none of the three above. Copies made while a step runs delay requests, not the device: they are not
-    in here.
+    The three fields above do not include them. Copies made during a step do not count here, because the
+    device is not idle then.
     """
 
     def add(
         self, plan: StepPlan, model_seconds: float, step_seconds: float, between_seconds: float = 0.0
     ) -> None:
-        """Of ``step_seconds``, after ``between_seconds`` without a step, so much was spent in the runner."""
+        """Add one step.
+
+        Args:
+            model_seconds: time in the runner.
+            step_seconds: duration of the complete step, including the runner's time.
+            between_seconds: time between the last step and this one.
+        """
         shape = StepShape.of_plan(plan)
         self.work_steps += 1
         self.work_prefill_requests += shape.prefill_requests
@@ -48,7 +54,7 @@ class Work:
         self.work_decode_requests += shape.decode_requests
         self.work_decode_context += shape.decode_context
         wall = step_seconds + between_seconds
-        model = min(model_seconds, wall)  # the device has a clock of its own
+        model = min(model_seconds, wall)  # measured with the device's clock, so it may exceed the wall time
         between = min(between_seconds, wall - model)
         self.model_seconds += model
         self.between_seconds += between
@@ -56,12 +62,11 @@ class Work:
 
     @property
     def seconds(self) -> float:
-        """That the steps took, the time between them included: all the time in which there was work, less
-        ``copy_wait_seconds``, in which no step could run."""
+        """Seconds of all steps and between them: the time with work, without ``copy_wait_seconds``."""
         return self.model_seconds + self.engine_seconds + self.between_seconds
 
     def predicted_seconds(self, cost: CostModel) -> float:
-        """What the cost model says of the same steps."""
+        """Predict the seconds of the same steps with the cost model."""
         sums = StepShape(
             self.work_prefill_requests,
             self.work_prefill_tokens,
@@ -73,33 +78,39 @@ class Work:
 
 
 class StepTimer:
-    """Charges an engine's time to ``work``: to its steps, to waits for copies, and to what lies between."""
+    """Measures an engine's time and adds it to ``work``: steps, time between steps, waits for copies.
+
+    The engine calls ``begin``, and then ``step_ended``, ``wait_ended`` or ``idle``. If it only launches an
+    overlapping step, the next call is ``begin`` again.
+    """
 
     def __init__(self, work: Work, clock: Clock) -> None:
         self._work = work
         self._clock = clock
         self._began = 0.0
-        """The step that is being made."""
+        """When the current step began."""
         self._left_at: float | None = None
-        """When the last step or wait for a copy ended, if there was more to do; where none has yet, when the
-        first step began."""
+        """When the last step or wait for a copy ended; before the first one ends, when it began. None: no
+        work was left."""
 
     def begin(self) -> None:
-        """The engine begins to make a step. Where it then only launches one, the next call of ``begin``
-        follows."""
+        """Record that a step begins."""
         self._began = self._clock.now()
         if self._left_at is None:
             self._left_at = self._began
 
     def step_ended(self, plan: StepPlan, model_seconds: float, *, more: bool) -> None:
-        """``more``: whether there is more to do."""
+        """Record that a step has ended; ``more``: whether work is left."""
         ended = self._clock.now()
         self._work.add(plan, model_seconds, ended - self._began, self._between)
         self._left_at = ended if more else None
 
     def wait_ended(self, waited_from: float, *, more: bool) -> None:
-        """Nothing could run before a copy was done. Charged to copies only where a request waits: blocks of
-        requests that are gone are waited for as well."""
+        """Record that a wait for a copy, begun at ``waited_from``, has ended.
+
+        ``more``: whether a request is unfinished. If none is, the wait was for the blocks of ended requests,
+        and it is not added to ``copy_wait_seconds``.
+        """
         self._work.between_seconds += self._between
         self._left_at = None
         if more:
@@ -108,7 +119,7 @@ class StepTimer:
             self._work.copy_wait_seconds += ended - waited_from
 
     def idle(self) -> None:
-        """There was nothing to do."""
+        """Record that there was no work."""
         self._left_at = None
 
     @property

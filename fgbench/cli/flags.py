@@ -136,7 +136,7 @@ def _with_options(command: Verb, left_out: Mapping[str, Collection[str]]) -> Ver
     wrapper.__doc__ = unwrapped(inspect.getdoc(command) or "")
     wrapper.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {option.name: option.annotation for option in options}
-    wrapper.settings = {one.name: one for one in of_groups}  # type: ignore[attr-defined]
+    wrapper.settings = {field.name: field for field in settings}  # type: ignore[attr-defined]
     return wrapper
 
 

@@ -1,4 +1,4 @@
-"""Where every request's KV is: block tables of both tiers and the copies between them. Pure."""
+"""The KV manager: records where each request's KV is, in which blocks, and what is being copied. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from fgengine.kv.transfer import Direction, Transfer
 
 
 class Where(Enum):
+    """Where a request's KV is."""
+
     NOWHERE = "nowhere"
     DEVICE = "device"
     HOST = "host"
@@ -21,46 +23,61 @@ class Where(Enum):
 
 @dataclass(slots=True)
 class Holding:
-    """A request's blocks at both tiers."""
+    """The blocks of one request in both pools."""
 
     device: list[int] = field(default_factory=list)
+    """Device blocks in token order."""
     host: list[int] = field(default_factory=list)
-    """Where the KV is on the device: a copy of its first ``saved_tokens`` tokens, or empty."""
+    """Host blocks in token order. For KV on the device: a copy of the first ``saved_tokens`` tokens, or
+    empty."""
     saved_tokens: int = 0
-    """Leading tokens whose KV ``host`` holds, or will hold when the running offload ends."""
+    """Leading tokens whose KV is in ``host``, or will be when the running offload ends."""
     transfer: Transfer | None = None
+    """The running copy, if any."""
 
 
 class KVManager:
-    """Accounts for two pools of blocks; it moves no bytes itself.
+    """Accounts for the blocks of the device pool and the host pool; it copies no bytes itself.
 
-    A transfer takes its target blocks when it begins and gives an offload's source blocks back when it has
-    finished, so a block that is being copied has one owner. KV is append-only, so the host blocks of a
-    request stay valid after its upload: they are retained, and the next offload copies only the blocks
-    written since. Retained copies are given up, the oldest first, when others need host blocks.
-    Invariant at every tier, always: free + held by requests + held by abandoned transfers = total.
+    A transfer takes its target blocks when it begins. An offload frees its source blocks when it has
+    finished. A block that is being copied therefore has exactly one owner.
+
+    KV is append-only, so the host blocks of a request remain valid after its upload. They are retained, and
+    the next offload copies only the blocks written since then. If host blocks run short, retained copies are
+    dropped, the oldest first.
+
+    Invariant of each pool: free + held by requests + held by abandoned transfers = total.
+
+        kv = KVManager(num_device_blocks=100, num_host_blocks=400, block_size=16)
+        kv.grow("a", 20)                        # takes two device blocks
+        transfer = kv.begin_offload("a", 20)    # to be copied by a CopyEngine
+        kv.finish(transfer)                     # frees the device blocks
     """
 
     def __init__(self, num_device_blocks: int, num_host_blocks: int, block_size: int) -> None:
+        """``block_size``: tokens in a block."""
         self.device = BlockPool(num_device_blocks)
         self.host = BlockPool(num_host_blocks)
         self.block_size = block_size
         self.on_device: dict[str, Holding] = {}
-        """By request id. A request with KV is in one of these three: which one says where its KV is."""
+        """Requests whose KV is on the device, by id. Each request with KV is in exactly one of these
+        dicts."""
         self.on_host: dict[str, Holding] = {}
+        """Requests whose KV is on the host, by id."""
         self._in_copy: dict[str, Holding] = {}
-        """On its way from one to the other."""
+        """Requests whose KV is being copied, by id."""
         self._transfers: dict[int, Transfer] = {}
         self._abandoned: set[int] = set()
-        """Transfers whose request was released midway: both ends are freed when the copy is done."""
+        """Ids of transfers whose request was released; source and target are freed when the copy is done."""
         self._retained: OrderedDict[str, None] = OrderedDict()
-        """Requests on the device with a copy of their KV on the host, the oldest copy first."""
+        """Ids of requests on the device with a copy of their KV on the host, the oldest copy first."""
         self._retained_blocks = 0
+        """Host blocks of these copies."""
         self._next_transfer = 0
         self.incoming = 0
-        """Device blocks that running copies will give back."""
+        """Device blocks that running copies will free."""
         self.in_flight: dict[Direction, int] = {"offload": 0, "upload": 0}
-        """Blocks that are being copied in each direction."""
+        """Blocks being copied in each direction."""
 
     @property
     def host_available(self) -> int:
@@ -68,9 +85,11 @@ class KVManager:
         return self.host.num_free + self._retained_blocks
 
     def blocks_for(self, num_tokens: int) -> int:
+        """Return the number of blocks that hold ``num_tokens`` tokens."""
         return -(-num_tokens // self.block_size)
 
     def where(self, request_id: str) -> Where:
+        """Return where the request's KV is; NOWHERE if it has none."""
         if request_id in self.on_device:
             return Where.DEVICE
         if request_id in self.on_host:
@@ -81,34 +100,35 @@ class KVManager:
         return Where.OFFLOADING if holding.transfer.direction == "offload" else Where.UPLOADING
 
     def table(self, request_id: str) -> list[int]:
-        """The device blocks of a request that is on the device, in token order."""
+        """Return the device blocks, in token order, of a request whose KV is on the device."""
         return self.on_device[request_id].device
 
     def table_with_room(self, request_id: str, num_tokens: int) -> list[int] | None:
-        """The request's device blocks if its KV rests there and ``num_tokens`` tokens fit; else None."""
+        """Return the request's device blocks, or None if ``num_tokens`` tokens of it do not fit there."""
         holding = self.on_device.get(request_id)
         if holding is None or len(holding.device) * self.block_size < num_tokens:
             return None
         return holding.device
 
     def num_blocks(self, request_id: str) -> int:
-        """Blocks the request's KV fills, at whichever tier it is."""
+        """Return the number of blocks of the request's KV, on the device or on the host."""
         holding = self._find(request_id)
         return 0 if holding is None else max(len(holding.device), len(holding.host))
 
     def missing(self, request_id: str, num_tokens: int) -> int:
-        """Device blocks to find before ``num_tokens`` tokens of the request fit on the device."""
+        """Return how many more device blocks the request needs to hold ``num_tokens`` tokens."""
         holding = self._find(request_id)
         return self.blocks_for(num_tokens) - (0 if holding is None else len(holding.device))
 
     def unsaved_blocks(self, request_id: str, num_tokens: int) -> int:
-        """Blocks that an offload of the request's first ``num_tokens`` tokens has to copy."""
+        """Return how many blocks an offload of the request's first ``num_tokens`` tokens must copy."""
         return self.blocks_for(num_tokens) - self._saved_blocks(self.on_device[request_id], num_tokens)
 
     def grow(self, request_id: str, num_tokens: int) -> None:
-        """Lengthen the device table to hold ``num_tokens`` tokens.
+        """Take device blocks until the request's table holds ``num_tokens`` tokens.
 
-        Raises ValueError when the pool is short or the KV is not on the device.
+        Raises ValueError if the pool has too few free blocks, or if the request has KV that is not on the
+        device.
         """
         if self.where(request_id) not in (Where.NOWHERE, Where.DEVICE):
             raise ValueError(f"the KV of {request_id} is {self.where(request_id).value}; it cannot grow")
@@ -118,13 +138,15 @@ class KVManager:
             self.on_device.setdefault(request_id, Holding()).device.extend(blocks)
 
     def begin_offload(self, request_id: str, num_tokens: int) -> Transfer | None:
-        """Device to host: the KV of the request's first ``num_tokens`` tokens.
+        """Begin to copy the KV of the request's first ``num_tokens`` tokens from the device to the host.
 
-        Device blocks that the host has a copy of, and those that hold no token, are free at once. Returns the
-        copy of the others; None where there are none: the KV is on the host now.
+        Device blocks whose copy is on the host already, and blocks without tokens, become free immediately.
 
-        Raises ValueError when the KV is not on the device, ``num_tokens`` is not positive or more than the
-        device table holds, or the host pool is short; nothing has changed then.
+        Returns the transfer of the other blocks, or None if there are none; the KV is then on the host
+        already.
+
+        Raises ValueError, without any change, if the KV is not on the device, if ``num_tokens`` is not
+        positive or more than the device table holds, or if the host pool has too few blocks.
         """
         holding = self.on_device.get(request_id)
         if holding is None:
@@ -135,7 +157,7 @@ class KVManager:
                 f"{request_id} holds {len(holding.device)} device blocks, not {num_tokens} tokens"
             )
         if needed > self.host_available:
-            raise ValueError(f"{needed} host blocks wanted, {self.host_available} available")
+            raise ValueError(f"{needed} host blocks needed, {self.host_available} available")
         self._unretain(request_id, holding)
         self._reclaim(needed - len(holding.host))
         holding.host += self.host.take(needed - len(holding.host))
@@ -151,7 +173,10 @@ class KVManager:
         return self._begin(request_id, holding, "offload", unsaved, holding.host[saved:])
 
     def begin_upload(self, request_id: str) -> Transfer:
-        """Host to device. Raises ValueError when it is not on the host or the device pool is short."""
+        """Begin to copy the request's KV from the host to the device.
+
+        Raises ValueError if the KV is not on the host or the device pool has too few free blocks.
+        """
         holding = self.on_host.get(request_id)
         if holding is None:
             raise ValueError(f"{request_id} has no KV on the host to upload")
@@ -160,7 +185,10 @@ class KVManager:
         return self._begin(request_id, holding, "upload", holding.host, holding.device)
 
     def finish(self, transfer: Transfer) -> None:
-        """The copy's bytes are in place: an offload's device blocks are free from now on."""
+        """Record that the copy is complete. The device blocks of an offload become free.
+
+        Raises ValueError if the transfer is not in flight.
+        """
         if self._transfers.pop(transfer.id, None) is not transfer:
             raise ValueError(f"transfer {transfer.id} is not in flight")
         offload = transfer.direction == "offload"
@@ -187,7 +215,7 @@ class KVManager:
             self._retained_blocks += len(holding.host)
 
     def release(self, request_id: str) -> None:
-        """Forget the request's KV, from any state; blocks in a running copy are freed when it is done."""
+        """Free all blocks of the request. Blocks of a running copy are freed when the copy is done."""
         holding = (
             self.on_device.pop(request_id, None)
             or self.on_host.pop(request_id, None)
@@ -208,10 +236,11 @@ class KVManager:
 
     @property
     def transfers_in_flight(self) -> int:
+        """Number of running transfers."""
         return len(self._transfers)
 
     def check(self) -> None:
-        """Raise AssertionError where the invariants do not hold. For tests: O(blocks)."""
+        """Raise AssertionError if an invariant is violated. For tests; costs O(blocks)."""
         for pool, tier in ((self.device, "device"), (self.host, "host")):
             held: list[int] = []
             for holding in chain(self.on_device.values(), self.on_host.values(), self._in_copy.values()):
@@ -251,24 +280,27 @@ class KVManager:
             raise AssertionError(f"{self._retained_blocks} retained blocks, holdings say otherwise")
 
     def _find(self, request_id: str) -> Holding | None:
-        """What the request holds, wherever that is."""
+        """Return the request's holding in any state, or None."""
         return self.on_device.get(request_id) or self.on_host.get(request_id) or self._in_copy.get(request_id)
 
     def _saved_blocks(self, holding: Holding, num_tokens: int) -> int:
-        """Leading blocks that the host has as they are, now that ``num_tokens`` tokens are computed. A block
-        that was not full when it was copied has changed if a token has come since."""
+        """Return the number of leading blocks whose copy on the host is valid.
+
+        ``num_tokens`` tokens are computed now. The copy of a block that was not full is invalid if a token
+        was added since.
+        """
         if holding.saved_tokens == num_tokens:
             return self.blocks_for(num_tokens)
         return holding.saved_tokens // self.block_size
 
     def _unretain(self, request_id: str, holding: Holding) -> None:
-        """Its host blocks are no longer there for others to take."""
+        """Stop counting the request's host blocks as available for others."""
         if request_id in self._retained:
             del self._retained[request_id]
             self._retained_blocks -= len(holding.host)
 
     def _reclaim(self, blocks: int) -> None:
-        """Give up retained copies until so many host blocks are free."""
+        """Drop retained copies, the oldest first, until ``blocks`` host blocks are free."""
         while self.host.num_free < blocks:
             request_id = next(iter(self._retained))
             holding = self.on_device[request_id]

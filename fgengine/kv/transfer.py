@@ -1,4 +1,4 @@
-"""A copy of one request's KV between the device pool and the host pool, and who carries it out."""
+"""Copies of KV between the device pool and the host pool, and the interface that carries them out."""
 
 from __future__ import annotations
 
@@ -11,34 +11,39 @@ Direction = Literal["offload", "upload"]
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Block ``source[i]`` of one tier is copied onto block ``target[i]`` of the other, for every i."""
+    """A copy of one request's KV: block ``source[i]`` of one pool to block ``target[i]`` of the other."""
 
     id: int
     request_id: str
     direction: Direction
     source: Sequence[int]
+    """Block numbers in the source pool."""
     target: Sequence[int]
+    """Block numbers in the target pool."""
 
 
 class CopyEngine(Protocol):
-    """Carries out transfers beside the running step, in any order and at its own pace.
+    """Carries out transfers concurrently with the running step, in any order.
 
-    The scheduler only relies on this: after a transfer has been returned by ``done`` (or ``wait``) its
-    bytes are in place, and until then neither its source nor its target blocks are used for anything else.
+    The contract: when ``done`` or ``wait`` returns a transfer, its bytes are in place. The scheduler uses
+    neither its source blocks nor its target blocks for anything else before that.
     """
 
-    def submit(self, transfer: Transfer) -> None: ...
+    def submit(self, transfer: Transfer) -> None:
+        """Start the transfer; does not wait for it."""
+        ...
 
     def done(self) -> list[Transfer]:
-        """The transfers finished since the last call; never blocks.
+        """Return the transfers that finished since the last call. Never blocks.
 
-        Raises:
-            RuntimeError: a copy failed; the engine cannot go on.
+        Raises RuntimeError if a copy failed; the engine cannot continue then.
         """
         ...
 
     def wait(self) -> list[Transfer]:
-        """As ``done``, but blocks until at least one transfer has finished, if any is in flight."""
+        """Like ``done``, but block until at least one transfer has finished, if any is in flight."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the resources of the copy engine."""
+        ...

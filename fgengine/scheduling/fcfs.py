@@ -1,4 +1,4 @@
-"""First come, first served."""
+"""The first-come, first-served policy."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ from fgengine.scheduling.policy import Priority, SortedPolicy
 
 
 class FCFS(SortedPolicy):
-    """In order of arrival, run to completion: only memory pressure stops a request, the newest first."""
+    """First come, first served: requests run in order of arrival, each to completion.
 
-    summary = "first come, first served; vLLM's too"
+    A running request is preempted only if device memory runs short; the newest request is evicted first.
+    Source: Orca (OSDI'22); vLLM's default policy does the same.
+
+        Engine.from_config(EngineConfig(policy="fcfs"))
+    """
+
+    summary = "first come, first served, as in vLLM"
     paper = "Orca, OSDI'22"
 
     def key(self, request: Request) -> Priority:
+        """Return (arrival,)."""
         return (request.arrival,)
 
     def on_step(self, request: Request, seconds: float, now: float) -> None:
-        """No progress changes its place."""
+        """Do nothing: the order depends only on arrival times."""
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
+        """Return infinity: only arrivals and ends change the order."""
         return math.inf

@@ -1,7 +1,8 @@
-"""Holds a policy to its contract: what it does wrong is an error with its name and the reason.
+"""Checks that a policy keeps its contract; a violation raises an error with the policy's name and the reason.
 
-Policies come from anywhere. One whose order repeats a request or contradicts its priority would have the
-scheduler give a request two places in a batch, or evict what it is about to run: wrong tokens, and no error.
+Policies may come from other packages. Without these checks, an order that repeats a request could put it into
+a batch twice, and an order that contradicts the priorities could evict a request that is about to run. Both
+would produce wrong tokens without an error.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from fgengine.scheduling.policy import Level, Policy, PolicyError, Priority
 
 
 class Guarded(Policy):
-    """The policy ``inner`` with its answers checked; to the scheduler it is that policy.
+    """A wrapper around the policy ``inner`` that checks its results. The scheduler uses it as the policy.
 
-    Every method raises PolicyError when the policy's raises anything. ``order`` raises it as well, before it
-    gives a request that it should not. It looks ahead by no more than a batch.
+    Every method raises PolicyError if the policy's method raises any exception. ``order`` also raises it
+    before it yields a request that breaks the contract. ``order`` reads ahead by at most one batch.
     """
 
     def __init__(self, inner: Policy) -> None:
@@ -27,16 +28,16 @@ class Guarded(Policy):
         self.context = inner.context
         self.name = inner.context.name or f"{type(inner).__module__}:{type(inner).__qualname__}"
         self._requests: set[Request] = set()
-        """Those it was given and that have not ended."""
+        """The unfinished requests that were added to the policy."""
         self._chunk = inner.context.max_batch_size + 1
-        """The scheduler asks for one more than the batch holds before it sees that the batch is full."""
+        """Requests checked at once: a full batch, and the one the scheduler reads before it stops."""
         self._checked: list[Request] = []
         """The head of the order when it was last checked; none of these has ended since."""
         self._unchecked: list[Request] = []
-        """The same head, given again without a look at its priorities."""
+        """The same head in a later step, yielded before its priorities were checked again."""
 
     def begin_step(self) -> None:
-        """The head of the last step's order is of no more use: priorities have changed since."""
+        """Drop the unchecked head of the last step: priorities have changed since then."""
         self._unchecked = []
 
     def add(self, request: Request, now: float) -> None:
@@ -62,14 +63,14 @@ class Guarded(Policy):
             unchecked, self._unchecked = self._unchecked, []
             self._check(unchecked)
         try:
-            place = self.inner.priority(request)
-            if math.isnan(sum(place)):
-                self._check_numbers(request, place)
+            priority = self.inner.priority(request)
+            if math.isnan(sum(priority)):
+                self._check_numbers(request, priority)
         except PolicyError:
             raise
         except Exception as error:
             raise self.raised("priority", error) from error
-        return place
+        return priority
 
     def on_start(self, request: Request) -> None:
         try:
@@ -114,7 +115,7 @@ class Guarded(Policy):
             order = iter(self.inner.order(now))
             head = list(islice(order, self._chunk))
             if head and head == self._checked:
-                self._unchecked = head  # priorities are looked at when the scheduler asks for one
+                self._unchecked = head  # saves time: checked only if the scheduler asks for a priority
             else:
                 self._check(head)
                 self._checked, self._unchecked = head, []
@@ -129,60 +130,69 @@ class Guarded(Policy):
         except Exception as error:
             raise self.raised("order", error) from error
 
-    def _check(self, given: list[Request]) -> None:
-        """Raises PolicyError unless all are unfinished and their priorities ascend.
+    def _check(self, ordered: list[Request]) -> None:
+        """Check a part of the order: all requests unfinished, their priorities strictly ascending.
 
-        That they ascend strictly shows that none is there twice, that no two are equal, and that the order
-        and the priorities agree. What exactly is wrong is looked for only when something is.
+        Strictly ascending priorities prove that no request is repeated, that no two priorities are equal, and
+        that order and priorities agree. Only if the check fails does ``_explain`` look for the exact reason.
+
+        Raises PolicyError if the check fails.
         """
-        if not self._requests.issuperset(given):
-            self._check_known(given)
-        if not given and self._requests:
+        if not self._requests.issuperset(ordered):
+            self._check_known(ordered)
+        if not ordered and self._requests:
             raise PolicyError(
                 self.name, f"its order gives none of the {len(self._requests)} unfinished requests"
             )
         try:
-            places = list(map(self.inner.priority, given))
-            right = not places or (all(map(lt, places, places[1:])) and not math.isnan(sum(places[0])))
+            priorities = list(map(self.inner.priority, ordered))
+            valid = not priorities or (
+                all(map(lt, priorities, priorities[1:])) and not math.isnan(sum(priorities[0]))
+            )
         except Exception as error:
             raise self.raised("priority", error) from error
-        if not right:
-            self._explain(given, places)
+        if not valid:
+            self._explain(ordered, priorities)
 
-    def _check_known(self, given: list[Request]) -> None:
-        for request in given:
+    def _check_known(self, ordered: list[Request]) -> None:
+        for request in ordered:
             if not isinstance(request, Request):
                 raise PolicyError(self.name, f"its order gives {request!r}, which is not a request")
             if request not in self._requests:
-                what = "has ended" if request.finish_reason is not None else "it was not given"
-                raise PolicyError(self.name, f"its order gives request {request.id!r}, which {what}")
+                reason = "has ended" if request.finish_reason is not None else "it was not given"
+                raise PolicyError(self.name, f"its order gives request {request.id!r}, which {reason}")
 
-    def _check_numbers(self, request: Request, place: Priority) -> None:
-        if any(map(math.isnan, place)):
-            raise PolicyError(self.name, f"its priority of request {request.id!r} is not a number: {place}")
+    def _check_numbers(self, request: Request, priority: Priority) -> None:
+        if any(map(math.isnan, priority)):
+            raise PolicyError(
+                self.name, f"its priority of request {request.id!r} is not a number: {priority}"
+            )
 
-    def _explain(self, given: list[Request], places: list[Priority]) -> None:
+    def _explain(self, ordered: list[Request], priorities: list[Priority]) -> None:
+        """Raise PolicyError with the exact reason why ``_check`` failed."""
         seen: set[Request] = set()
-        for request, place in zip(given, places, strict=True):
-            self._check_numbers(request, place)
+        for request, priority in zip(ordered, priorities, strict=True):
+            self._check_numbers(request, priority)
             if request in seen:
                 raise PolicyError(self.name, f"its order gives request {request.id!r} twice")
             seen.add(request)
-        for (first, place), (second, behind) in zip(
-            zip(given, places, strict=True), zip(given[1:], places[1:], strict=True), strict=False
+        for (first, priority), (second, next_priority) in zip(
+            zip(ordered, priorities, strict=True),
+            zip(ordered[1:], priorities[1:], strict=True),
+            strict=False,
         ):
-            if place == behind:
+            if priority == next_priority:
                 raise PolicyError(
                     self.name,
-                    f"it gives the requests {first.id!r} and {second.id!r} the same priority, {place}",
+                    f"it gives the requests {first.id!r} and {second.id!r} the same priority, {priority}",
                 )
-            if not place < behind:
+            if not priority < next_priority:
                 raise PolicyError(
                     self.name,
                     f"its order gives request {first.id!r} before {second.id!r}, but its priority says the "
-                    f"opposite: {place} and {behind}",
+                    f"opposite: {priority} and {next_priority}",
                 )
 
     def raised(self, method: str, error: Exception) -> PolicyError:
-        """What to raise where the policy's ``method`` has raised ``error``."""
+        """Return the PolicyError to raise after the policy's ``method`` raised ``error``."""
         return PolicyError(self.name, f"its {method}() raised {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""The steps that were planned and whose results have not come yet. Pure."""
+"""The steps that are planned and have no results yet. Pure."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ from fgengine.request import Phase, Request
 
 
 class InFlight:
-    """One step between its plan and its result; two where the next is planned while the last still runs.
+    """The plans without a result: one step, or two if the next step is planned while the last one still runs.
 
-    Without overlap everything in here is over when the result is taken in.
+    Without overlap it is empty again once the step's result is processed.
     """
 
     def __init__(self) -> None:
         self._plans: deque[StepPlan] = deque()
-        """The earliest first."""
+        """Earliest first."""
         self._phase_changes: list[tuple[Request, Phase, bool]] = []
-        """Of the last plan: who enters which phase, and whether it is preempted with that."""
+        """Phase changes of the last plan: request, new phase, whether the request is preempted."""
         self.not_applied: StepPlan | None = None
-        """The last plan, until its effect on its requests has been written into them."""
+        """The last plan, until its effect has been written into its requests."""
         self.ending: set[str] = set()
-        """Requests whose last token is being computed: they hold no KV and are in no further plan."""
+        """Ids of requests whose last token is being computed; they hold no KV and enter no further plan."""
 
     def __bool__(self) -> bool:
         return bool(self._plans)
 
     def add(self, plan: StepPlan) -> None:
+        """Add the plan of the next step."""
         self._plans.append(plan)
         self.not_applied = plan
 
     def take(self, step: int) -> StepPlan:
-        """The earliest plan. Raises RuntimeError where that is not the one of this step."""
+        """Remove and return the earliest plan. Raises RuntimeError if it is not the plan of ``step``."""
         if not self._plans or self._plans[0].step != step:
-            raise RuntimeError(f"a result of step {step} came, but that step is not planned")
+            raise RuntimeError(f"got the result of step {step}, but that is not the next planned step")
         return self._plans.popleft()
 
     def change_phase(self, request: Request, phase: Phase, *, preempted: bool = False) -> None:
-        """The request enters the phase when the step planned last begins."""
+        """Record that the request enters ``phase`` when the last planned step begins."""
         self._phase_changes.append((request, phase, preempted))
 
     def begin_last(self, now: float) -> int:
-        """The step planned last begins: requests enter their phases. How many are preempted by it."""
+        """Begin the last planned step: apply its phase changes. Returns the number of preemptions."""
         preemptions = 0
         for request, phase, preempted in self._phase_changes:
             if request.finish_reason is None:

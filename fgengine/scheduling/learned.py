@@ -1,12 +1,12 @@
 """A predictor that learns output lengths from prompts as requests finish.
 
-A linear model of log(length + ``SHIFT``) over hashed n-grams of the prompt's token ids (the engine sees no
-text): single tokens, pairs, the first few tokens as a whole, tokens and pairs at either end by themselves,
-and the prompt's length, weighted by how rare they are. Trained by stochastic gradient descent, so that it
-can go on learning one small batch at a time.
+The model is linear: it predicts log(length + ``SHIFT``) from features of the prompt's token ids (the engine
+sees no text). The features are hashed n-grams: single tokens, pairs of tokens, the first 1 to ``HEAD_TOKENS``
+tokens, and separately the tokens and pairs at either end. The prompt's length is a feature, too. Rare
+features weigh more. Stochastic gradient descent trains the model in small batches while the server runs.
 
-Without the shift the few very short answers, which no prompt foretells, would pull hardest: on ShareGPT it
-brings the rank correlation from 0.48 to 0.50, as much as regressing on ranks themselves.
+``SHIFT`` reduces the influence of very short answers, which the prompt does not predict. On ShareGPT it
+raises the rank correlation from 0.48 to 0.50, as much as a regression on the ranks themselves.
 """
 
 from __future__ import annotations
@@ -26,28 +26,32 @@ from fgengine.scheduling.predictor import MAX_SIGMA, Prediction
 
 VERSION = 2
 BITS = 20
-"""Features are hashed to so many bits."""
+"""Bits of a feature's hash: the model has 2^BITS weights."""
 HEAD_TOKENS = 5
-"""Longest run of first tokens that is a feature of its own: "Write a python function" opens many prompts."""
+"""Longest prefix of a prompt that is one feature; many prompts begin with "Write a python function"."""
 END_TOKENS = 8
-"""Tokens at either end that count apart from the same tokens elsewhere."""
+"""Tokens at either end that are separate features from the same tokens elsewhere."""
 END_PAIR_TOKENS = 12
-"""The same for the pairs among so many tokens."""
+"""Tokens at either end whose pairs are separate features."""
 SHIFT = 200.0
-"""Tokens. Of 20, 50, 100, 200 the best; much more would make of it a regression on the length."""
+"""Tokens added before the logarithm. Best of 20, 50, 100, 200; a much larger shift would fit the length
+itself instead of its logarithm."""
 CENTRE = 6.1
-"""Shifted log length that a prompt without any known feature is predicted: 246 tokens."""
+"""Predicted log(length + SHIFT) of a prompt without known features: 246 tokens."""
 MAX_LOG_LENGTH = 16.0
-"""No prediction is of less than one token, or of more than 9 million."""
+"""Upper bound of a predicted log(length + SHIFT): about 9 million tokens."""
 FIRST_SIGMA = 1.0
+"""Sigma of the predictions before anything is learned."""
 SIGMA_MEMORY = 500
-"""Finished requests that the error is averaged over."""
+"""Finished requests over which the error is averaged."""
 LEARN_BATCH = 32
-"""Finished requests learned at once."""
+"""Finished requests in one training batch."""
 SAVE_EVERY = 256
+"""Learned requests after which the file is written."""
 MAX_PROMPT_TOKENS = 4096
-"""Of a longer prompt only its first so many are looked at: a prediction stays cheap."""
+"""First tokens of a prompt that are used; this bounds the time of a prediction."""
 MAX_FILE_BYTES = 64 * 1024**2
+"""Size limit of a stored predictor."""
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
@@ -55,22 +59,23 @@ _MASK = 2**64 - 1
 _FIRST, _LAST, _FIRST_PAIR, _LAST_PAIR, _COARSE, _FINE = (
     np.uint64(1 << bit) for bit in (33, 34, 35, 36, 40, 41)
 )
-"""Above every token id: features of different kinds must not meet."""
+"""Bits above every token id: they keep features of different kinds apart."""
 
 Features = tuple[NDArray[np.int64], NDArray[np.float64]]
-"""Distinct hashes, and log(1 + count) of each."""
+"""Distinct hashes [F] (places in the weight vector), and log(1 + count) of each [F]."""
 
 
 def features(prompt: Sequence[int]) -> Features:
+    """Return the hashed features of a prompt's token ids [T]."""
     tokens = np.asarray(prompt[:MAX_PROMPT_TOKENS], dtype=np.uint64) + np.uint64(1)
     ends = [tokens[:END_TOKENS] + _FIRST, tokens[-END_TOKENS:] + _LAST]
-    near = [
+    end_pairs = [
         _pairs_of(tokens[:END_PAIR_TOKENS]) + _FIRST_PAIR,
         _pairs_of(tokens[-END_PAIR_TOKENS:]) + _LAST_PAIR,
     ]
     log = np.log(len(tokens))
     length = np.array([int(2 * log), int(4 * log)], dtype=np.uint64) + np.array([_COARSE, _FINE])
-    grams = [kind * _ODD for kind in (tokens, _pairs_of(tokens), *ends, *near, length)]
+    grams = [kind * _ODD for kind in (tokens, _pairs_of(tokens), *ends, *end_pairs, length)]
     head, heads = 7, []
     for token in tokens[:HEAD_TOKENS].tolist():
         head = (head * 31 + token * 0x9E3779B9) & _MASK
@@ -87,9 +92,23 @@ def _pairs_of(tokens: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class Learned:
-    """Not thread-safe. ``path`` None: nothing is kept."""
+    """A predictor that learns output lengths from prompts. It implements ``Predictor``.
+
+    It is not thread-safe. Its use:
+
+        predictor = Learned("smollm2-135m", Path("predictor.npz"))
+        predictor.learn_length(prompt_token_ids, 320)
+        predictor.predict_length(prompt_token_ids).median
+        predictor.close()       # learns what is pending, writes the file
+    """
 
     def __init__(self, model: str, path: Path | None = None) -> None:
+        """Create an untrained predictor.
+
+        Args:
+            model: the model whose tokenizer made the token ids; stored in the file.
+            path: the file to write; None: nothing is written.
+        """
         from sklearn.linear_model import SGDRegressor
 
         self.model = model
@@ -101,26 +120,32 @@ class Learned:
         )
         self._regressor.partial_fit(self._rows([(np.empty(0, np.int64), np.empty(0))]), [0.0])
         self._seen_in: NDArray[np.int32] = np.zeros(1 << BITS, dtype=np.int32)
-        """In how many learned prompts each feature was."""
+        """For each feature, the number of learned prompts that contain it."""
         self._pending: list[tuple[Features, float]] = []
-        """With the shifted log lengths."""
+        """Features and log(length + SHIFT) of the requests of the next training batch."""
         self._since_saved = 0
 
     def predict(self, request: Request) -> Prediction:
+        """Predict the output length of ``request`` from its prompt."""
         return self.predict_length(request.tokens[: request.prompt_len])
 
     def learn(self, request: Request) -> None:
+        """Learn from the finished ``request``; see ``learn_length``."""
         self.learn_length(request.tokens[: request.prompt_len], request.num_generated)
 
     def predict_length(self, prompt: Sequence[int]) -> Prediction:
+        """Predict the output length, in tokens, for a prompt's token ids."""
         return Prediction(float(np.exp(self._log_length(features(prompt)))), self.sigma)
 
     def learn_length(self, prompt: Sequence[int], length: int) -> None:
-        """Takes effect once ``LEARN_BATCH`` of them have come together, or at ``flush``."""
+        """Learn that ``prompt`` had an answer of ``length`` tokens.
+
+        Predictions change once ``LEARN_BATCH`` lengths have been collected, or at ``flush``.
+        """
         found = features(prompt)
         log = float(np.log(max(1, length)))
         self.num_learned += 1
-        # A mean absolute error is robust; of a normal error it is sigma * sqrt(2 / pi).
+        # The mean absolute error is robust to outliers. For normal errors it is sigma * sqrt(2 / pi).
         error = abs(self._log_length(found) - log) * 1.2533
         self.sigma += (error - self.sigma) / min(self.num_learned + 20, SIGMA_MEMORY)
         self._seen_in[found[0]] += 1
@@ -129,7 +154,7 @@ class Learned:
             self.flush()
 
     def flush(self) -> None:
-        """Learn what is pending."""
+        """Learn the pending lengths now."""
         if not self._pending:
             return
         found, logs = zip(*self._pending, strict=True)
@@ -140,12 +165,13 @@ class Learned:
             self.save()
 
     def close(self) -> None:
+        """Learn the pending lengths and write the file if anything was learned since the last write."""
         self.flush()
         if self._since_saved:
             self.save()
 
     def save(self) -> None:
-        """Writes the file whole or not at all; nothing without a path."""
+        """Write the file atomically; does nothing without a path."""
         self._since_saved = 0
         if self.path is None:
             return
@@ -164,45 +190,47 @@ class Learned:
 
     @classmethod
     def load(cls, path: Path, model: str) -> Learned:
-        """Raises ValueError, naming the file, for what is not a whole predictor of ``model``."""
+        """Read a stored predictor. Raises ValueError if the file is damaged or belongs to another model."""
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
             with np.load(path, allow_pickle=False) as file:
-                kept = {name: file[name] for name in file.files}
+                stored = {name: file[name] for name in file.files}
             predictor = cls(model, path)
-            predictor._restore(kept)
+            predictor._restore(stored)
         except ImportError:
             raise
-        except Exception as error:  # a damaged archive raises what its own library likes
+        except Exception as error:  # a damaged archive can raise any kind of exception
             raise ValueError(_unusable(path, error)) from error
         return predictor
 
-    def _restore(self, kept: dict[str, NDArray[Any]]) -> None:
-        if int(kept["version"]) != VERSION:
+    def _restore(self, stored: dict[str, NDArray[Any]]) -> None:
+        """Take over the arrays of a file. Raises ValueError if they do not fit this predictor."""
+        if int(stored["version"]) != VERSION:
             raise ValueError(f"it is not of version {VERSION}")
-        if str(kept["model"]) != self.model:
-            raise ValueError(f"it was learned with the tokens of {kept['model']}, not of {self.model}")
-        weights, seen_in = kept["weights"], kept["seen_in"]
-        if weights.shape != (1 << BITS,) or seen_in.shape != (1 << BITS,) or kept["intercept"].shape != (1,):
+        if str(stored["model"]) != self.model:
+            raise ValueError(f"it was learned with the tokens of {stored['model']}, not of {self.model}")
+        weights, seen_in, intercept = stored["weights"], stored["seen_in"], stored["intercept"]
+        if weights.shape != (1 << BITS,) or seen_in.shape != (1 << BITS,) or intercept.shape != (1,):
             raise ValueError("its arrays have the wrong sizes")
-        sigma, count = float(kept["sigma"]), int(kept["num_learned"])
-        finite = np.isfinite(weights).all() and np.isfinite(kept["intercept"]).all()
+        sigma, count = float(stored["sigma"]), int(stored["num_learned"])
+        finite = np.isfinite(weights).all() and np.isfinite(intercept).all()
         if not (finite and 0.0 < sigma <= MAX_SIGMA and count >= 0 and seen_in.min() >= 0):
-            raise ValueError("its numbers make no sense")
+            raise ValueError("its numbers are out of range")
         self._regressor.coef_ = weights.astype(np.float64)
-        self._regressor.intercept_ = kept["intercept"].astype(np.float64)
+        self._regressor.intercept_ = intercept.astype(np.float64)
         self._seen_in = seen_in.astype(np.int32)
         self.num_learned, self.sigma = count, sigma
 
     def _log_length(self, found: Features) -> float:
+        """Predict the log of the length in tokens."""
         places, values = self._weigh(found)
         weights = self._regressor.coef_
         shifted = CENTRE + float(weights[places] @ values) + float(self._regressor.intercept_[0])
         return float(np.log(max(1.0, np.exp(min(shifted, MAX_LOG_LENGTH)) - SHIFT)))
 
     def _weigh(self, found: Features) -> Features:
-        """Rare features count more (inverse document frequency); every prompt has length 1."""
+        """Weigh features by inverse document frequency and scale the vector to Euclidean length 1."""
         places, values = found
         weighed = values * np.log((2.0 + self.num_learned) / (1.0 + self._seen_in[places]))
         norm = float(np.sqrt(weighed @ weighed))
@@ -210,6 +238,7 @@ class Learned:
 
     @staticmethod
     def _rows(found: Sequence[Features]) -> Any:
+        """Return the features of several prompts as a sparse matrix [prompts, 2^BITS]."""
         from scipy.sparse import csr_matrix
 
         ends = np.cumsum([0, *(len(places) for places, _ in found)])
@@ -219,12 +248,19 @@ class Learned:
 
 
 def kept_path(model: str) -> Path:
+    """Return the file in which the predictor of ``model`` is stored."""
     slug = re.sub(r"[^a-z0-9.]+", "-", Path(model).name.lower()).strip("-")
     return cache_folder() / "predictors" / f"{slug}.npz"
 
 
 def open_predictor(model: str, *, keep: bool = True) -> Learned:
-    """What is kept for ``model``, else a new one. Raises ValueError for a damaged file."""
+    """Load the stored predictor of ``model``, or create a new one if there is none.
+
+    Args:
+        keep: whether to write what it learns from now on.
+
+    Raises ValueError if the file is damaged.
+    """
     path = kept_path(model)
     predictor = Learned.load(path, model) if path.exists() else Learned(model, path)
     if not keep:

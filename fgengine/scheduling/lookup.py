@@ -1,4 +1,4 @@
-"""Loads classes that users bring along: ``package.module:Class``."""
+"""Imports the classes that users name as ``package.module:Class``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 
 def load(kind: str, name: str, target: str) -> Any:
-    """Return the attribute that ``target``, ``package.module:attribute``, names.
+    """Import and return the object that ``target`` names.
 
     The module may lie in the working folder. That folder joins ``sys.path``, as the last entry, only if the
     module is found nowhere else, and never if Python was started with ``-P``.
 
     Args:
-        kind: What is loaded, for the error message: "policy", "predictor".
-        name: What the user called it, for the error message.
+        kind: The kind of object, for the error message, such as ``policy``.
+        name: The name that the user gave, for the error message.
+        target: ``package.module:attribute``.
 
     Raises:
         ValueError: the module cannot be imported, for any reason, or has no such attribute.
@@ -26,7 +27,7 @@ def load(kind: str, name: str, target: str) -> Any:
     try:
         _find_in_working_folder(module.partition(".")[0])
         return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is another package's
+    except Exception as error:  # the user's module may raise anything
         reason = str(error) if isinstance(error, (ImportError, AttributeError)) else repr(error)
         raise ValueError(f"{kind} {name!r} could not be loaded from {target}: {reason}") from error
 

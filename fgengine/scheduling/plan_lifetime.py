@@ -1,4 +1,4 @@
-"""For how long a plan stays the right one: what lets a simulation take many steps as one. Pure."""
+"""Lifetime of a plan: how many steps it holds, so that a simulation can take them as one. Pure."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from fgengine.scheduling.step_builder import StepBuilder
 
 @dataclass(frozen=True, slots=True)
 class PlanLifetime:
-    """How long a plan stays the right one, if nothing arrives, is aborted or ends being copied."""
+    """How long a plan holds if nothing arrives, no request is aborted and no copy ends."""
 
     steps: int
-    """It may be executed so many times in a row."""
+    """Number of times the plan may be executed in a row."""
     until: float
-    """No repetition begins at or after this moment, on the engine's clock."""
+    """No repetition may begin at or after this time, seconds on the engine's clock."""
 
 
 ONCE = PlanLifetime(1, math.inf)
 
 
 def repeatable_steps(builder: StepBuilder, kv: KVManager, residency: KVResidency) -> int:
-    """How often the plan just made would be made again, were it made at every step, the policy's order being
-    the same.
+    """Return for how many steps the scheduler would make the same plan.
 
-    Conservative: 1 wherever it cannot be told. A plan of decodes holds until one of them ends, as long as the
-    free blocks last; where memory is short, until one of them needs a block.
+    It assumes that the policy's order does not change. A plan of decodes holds until one of them ends or the
+    free blocks run out. If memory is short, it holds until one of them needs a block. The result is
+    conservative: 1 if it is not known.
     """
     if builder.has_prefill or builder.moved or (builder.short and builder.grew):
         return 1
@@ -45,7 +45,7 @@ def repeatable_steps(builder: StepBuilder, kv: KVManager, residency: KVResidency
             return 1  # the next step begins under pressure
         spare = min(spare, until_full)
     if residency.reserve is not None:
-        # Which requests are moved ahead of need depends on waits, which change with every step.
+        # Proactive copies depend on expected waits, which change with every step.
         reserve = residency.reserve.blocks(builder.now)
         if kv.on_host or kv.transfers_in_flight or spare < reserve:
             return 1
@@ -54,7 +54,7 @@ def repeatable_steps(builder: StepBuilder, kv: KVManager, residency: KVResidency
 
 
 def _steps_to_an_end(items: Collection[PlanItem]) -> int:
-    """Steps until the first of them ends; 1 where one of them is not plain decoding."""
+    """Return the number of steps until the first item ends; 1 if an item is not a plain decode."""
     steps = 2**31
     for request, _, _, _, yields_token in items:
         generated = len(request.tokens) - request.prompt_len
@@ -65,14 +65,14 @@ def _steps_to_an_end(items: Collection[PlanItem]) -> int:
 
 
 def _steps_within(spare: int, items: Collection[PlanItem], steps: int, size: int) -> int:
-    """The most steps, up to ``steps``, for which the items need no more than ``spare`` new blocks."""
+    """Return the largest number of steps, up to ``steps``, that needs at most ``spare`` new blocks."""
 
     def needed(steps: int) -> int:
         return sum(max(0, -(-(item.start + steps) // size) - len(item.blocks)) for item in items)
 
     if len(items) * (steps // size + 1) <= spare or needed(steps) <= spare:
         return steps
-    low, high = 1, steps  # the plan itself has its blocks
+    low, high = 1, steps  # the first step has its blocks already
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if needed(middle) <= spare else (low, middle)

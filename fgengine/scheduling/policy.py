@@ -1,8 +1,9 @@
-"""What a scheduling policy is, and how one is found by name.
+"""The interface of a scheduling policy, and the functions that find a policy by name.
 
-A policy orders requests. It sees requests, predicted seconds (the cost model) and measured seconds
-(``on_step``); never blocks, tensors or clocks. The scheduler fills the batch in its order and takes
-memory from those at its end. ``guard`` checks what is promised here.
+A policy orders requests. It sees requests, predicted times (the cost model) and measured times (``on_step``).
+It never sees blocks, tensors or clocks. The scheduler fills the batch from the front of the order and takes
+memory from the requests at its end. ``guard`` checks the contract described here; docs/writing-a-policy.md
+explains it with an example.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ if TYPE_CHECKING:
     from fgengine.scheduling.predictor import Predictor
 
 Priority = tuple[float, ...]
-"""Compared as a tuple; the smaller runs sooner."""
+"""A place in the order. Tuples are compared element by element; the smallest one runs first."""
 
 ENTRY_POINTS = "fgengine.policies"
+"""The entry point group in which installed packages offer policies."""
 
 
 class PolicyError(RuntimeError):
-    """A policy broke its contract, or raised: the message names it and says what it did. Nothing can be
-    scheduled after that."""
+    """A policy broke its contract or raised an exception; the message names the policy and the reason.
+
+    The scheduler cannot continue after this error.
+    """
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"the policy {name!r} cannot be used: {reason}")
@@ -40,117 +44,155 @@ class PolicyError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class PolicyContext:
-    """What a policy may know when it is made."""
+    """The information a policy gets when it is created, as in ``FCFS(PolicyContext(max_batch_size=32))``."""
 
     cost: CostModel | None = None
-    """Present when the policy's ``needs_cost`` is true, else perhaps not."""
+    """The cost model. Always present if the policy's ``needs_cost`` is true; otherwise it may be None."""
     starvation_limit: float = 30.0
-    """Seconds."""
+    """Seconds after which a waiting request should be preferred; each policy defines the exact meaning."""
     max_batch_size: int = 16
-    """Requests in one step, at most."""
+    """Maximum number of requests in one step."""
     predictor: Predictor | None = None
-    """Present when the policy's ``needs_predictor`` is true, else perhaps not."""
+    """The predictor of output lengths. Always present if the policy's ``needs_predictor`` is true."""
     name: str = ""
-    """By which the policy was asked for, for messages; empty where it was made by hand."""
+    """Name under which the policy was requested, for messages; empty if it was created directly."""
 
 
 class Level(NamedTuple):
-    """One of the classes that a policy sorts requests into, shown at /stats."""
+    """One of a policy's queues (or other classes of requests), shown at /stats."""
 
     name: str
     requests: int
-    """How many are in it now."""
+    """Number of requests in it now."""
     quantum: float | None = None
-    """Seconds that one of them may run before it leaves the level, where there is such a limit."""
+    """Seconds that a request may run before it leaves the level; None: no limit."""
 
 
 class Policy(ABC):
-    """An order over the unfinished requests it was given."""
+    """An order over the unfinished requests.
+
+    The scheduler calls ``add`` once when a request arrives and ``remove`` once when it has ended. For each
+    step it calls ``order`` and takes about a batch of requests from the front. It takes memory from the
+    requests with the largest ``priority``. A policy must be deterministic: the same calls give the same
+    order.
+
+    All times are seconds on the engine's clock. Most policies are a sort key; they derive from
+    ``SortedPolicy``. docs/writing-a-policy.md shows a complete example.
+    """
 
     summary: ClassVar[str] = ""
     """One line for lists of policies."""
     paper: ClassVar[str] = ""
-    """Where it comes from: ``FastServe, NSDI'26``."""
+    """The source, such as ``FastServe, NSDI'26``."""
     needs_cost: ClassVar[bool] = False
+    """Whether the policy needs ``context.cost``."""
     needs_predictor: ClassVar[bool] = False
+    """Whether the policy needs ``context.predictor``."""
 
     def __init__(self, context: PolicyContext) -> None:
+        """Create a policy without requests.
+
+        A subclass may raise ValueError if it cannot work with the context; the user sees the message.
+        """
         self.context = context
 
     @abstractmethod
-    def add(self, request: Request, now: float) -> None: ...
+    def add(self, request: Request, now: float) -> None:
+        """Add a new request. Called once for each request."""
 
     @abstractmethod
     def remove(self, request: Request) -> None:
-        """It has finished or was aborted."""
+        """Remove a request that has finished or was aborted; ``request.finish_reason`` is set."""
 
     @abstractmethod
     def order(self, now: float) -> Iterator[Request]:
-        """The requests that may run, the next one first. Lazy: the scheduler takes about a batch of them.
+        """Yield the requests that may run, the next one first.
 
-        Each at most once, and none that has ended. Nothing is added or removed while the iterator is in use.
-        A request may be left out only as long as another one is given.
+        Be lazy: the scheduler takes about a batch of requests, no matter how many wait. Yield each request at
+        most once, and none that has ended. A request may be left out only while another one is yielded.
+        The scheduler adds and removes nothing while it uses the iterator.
         """
 
     @abstractmethod
     def priority(self, request: Request) -> Priority:
-        """The request's place, numbers but no NaN: distinct, and ascending along ``order``."""
+        """Return the request's place in the order.
+
+        Priorities are tuples of numbers without NaN. They must be distinct and ascend along ``order``.
+        """
 
     def on_start(self, request: Request) -> None:  # noqa: B027 (may do nothing)
-        """It is in the batch just made, and its computation begins with it, or begins anew where its KV was
-        thrown away. The next batch may be made before ``on_step`` tells of this one."""
+        """Called if the request's computation begins with the batch just made.
+
+        It is called again if the KV was discarded and the computation begins again. The next batch may be
+        made before ``on_step`` reports this one.
+        """
 
     def on_step(self, request: Request, seconds: float, now: float) -> None:  # noqa: B027 (may do nothing)
-        """It was in a batch that took ``seconds``, and goes on. Its progress is already updated.
+        """Called after a step in which the request ran, unless the request ended with that step.
 
-        A simulation may report several steps of the same batch as one, as far as ``steady_seconds`` allows.
+        Args:
+            request: its progress (``num_generated`` and so on) is already updated.
+            seconds: how long the step took. A simulation may report several steps of the same batch
+                as one, within the limits of ``steady_seconds``.
         """
 
     def expected_wait(self, request: Request, now: float) -> float:
-        """Seconds until an idle request is expected to run again: the paper's ENST (section 5).
+        """Return the seconds until an idle request is expected to run again.
 
-        Under proactive offloading, of the last requests in the order that are on the device, the one with the
-        longest wait leaves first; equal waits go by ``priority``.
+        This is the ENST of FastServe (NSDI'26), section 5. It is used only with proactive offloading. Among
+        the last requests of the order that are on the device, the one with the longest expected wait is
+        offloaded first. If waits are equal, ``priority`` decides.
         """
         return 0.0
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
-        """Seconds for which a simulation may take the steps of the batch ``running`` as one, if nothing
-        arrives, ends or is aborted meanwhile. Until then the policy promises:
+        """Return for how many seconds a simulation may take the steps of the batch ``running`` as one.
 
-        - The batch stays at the head of the order. Unless it is full, the order behind it does not change
-          either: the next request there may be admitted as soon as there is room.
-        - The order of the requests that hold KV does not change: memory is taken from its end.
-        - ``on_step`` with several steps in one report, their seconds added up, leaves the policy as it would
-          be after as many reports. The step that runs when the time is over is still part of the report.
+        The result assumes that no request arrives, ends or is aborted. Until then the policy guarantees:
 
-        0: not known, every step is taken. Infinite: until something arrives, ends or is aborted.
+        - The batch remains at the head of the order. If the batch is not full, the order after it does not
+          change either, because the next request could be admitted.
+        - The order of the requests that hold KV does not change, because memory is taken from its end.
+        - One ``on_step`` call for several steps (with the sum of their seconds) has the same effect as one
+          call for each step. The step that is running when the time is over belongs to the report.
+
+        Returns 0 if it is not known; the simulation then takes every step. Returns infinity if only an
+        arrival, an end or an abort can change the order.
         """
         return 0.0
 
     def levels(self) -> Sequence[Level]:
-        """Its classes of requests, those that run first in front, empty ones too; none by default.
+        """Return the policy's queues, including empty ones, those that run first in front; default: none.
 
-        Shown by /stats and `fgbench watch`. Asked between two steps: keep counts, do not look at requests.
+        /stats and `fgbench watch` show them. It is called between two steps and must be fast: keep counts
+        instead of iterating over the requests.
         """
         return ()
 
 
 class SortedPolicy(Policy):
-    """A policy that is a sort key: subclass it and write ``key``. O(log n) a change."""
+    """A policy that is defined by a sort key: a subclass implements only ``key``.
+
+    A change costs O(log n) for n unfinished requests.
+
+        class ShortestPrompt(SortedPolicy):
+            def key(self, request: Request) -> Priority:
+                return (request.prompt_len,)
+    """
 
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)
         self._queue: Any = SortedList()
-        """(place, request), ascending."""
+        """(place, request), ascending by place."""
         self._places: dict[str, Priority] = {}
+        """Each request's key followed by its number of arrival, by request id."""
         self._serial = 0
 
     @abstractmethod
     def key(self, request: Request) -> Priority:
-        """The smaller runs sooner; equal keys run in order of arrival.
+        """Return the request's sort key: the smallest key runs first; equal keys run in order of arrival.
 
-        It may depend on the request's progress, which changes only when the request has run.
+        The key may depend on the request's progress, which changes only when the request runs.
         """
 
     def add(self, request: Request, now: float) -> None:
@@ -172,7 +214,7 @@ class SortedPolicy(Policy):
         self.replace(request)
 
     def replace(self, request: Request) -> None:
-        """Give it the place that its key asks for now."""
+        """Compute the request's key again and move the request to its new place."""
         old = self._places[request.id]
         new = (*self.key(request), old[-1])
         if new != old:
@@ -195,20 +237,23 @@ _BUILT_IN = {
 
 
 def installed_policies() -> dict[str, importlib.metadata.EntryPoint]:
-    """Those that installed packages bring, by name; a built-in name is taken away by none."""
+    """Return the policies of installed packages by name. They cannot replace a built-in policy."""
     entries = importlib.metadata.entry_points(group=ENTRY_POINTS)
     return {entry.name: entry for entry in entries if entry.name not in _BUILT_IN}
 
 
 def policy_names() -> list[str]:
-    """Names that ``policy_class`` finds: the built-in ones, then those of installed packages."""
+    """Return all policy names: the built-in ones, then those of installed packages."""
     return [*_BUILT_IN, *sorted(installed_policies())]
 
 
 def policy_class(name: str) -> type[Policy]:
-    """The class behind a built-in name, an entry point of ``fgengine.policies`` or ``package.module:Class``.
+    """Return the policy class of a name.
 
-    Raises ValueError, naming the policies there are, when there is none.
+    Args:
+        name: a built-in name, an entry point of the group ``fgengine.policies``, or ``package.module:Class``.
+
+    Raises ValueError if there is no such policy; the message lists the available ones.
     """
     target = _BUILT_IN.get(name) or (name if ":" in name else None)
     if target is None and (entry := installed_policies().get(name)) is not None:
@@ -224,11 +269,18 @@ def policy_class(name: str) -> type[Policy]:
 
 
 def make_policy(name: str, context: PolicyContext) -> Policy:
-    """The policy of that name, its context told the name.
+    """Create the policy of a name.
+
+        policy = make_policy("fcfs", PolicyContext(max_batch_size=32))
+
+    Args:
+        name: see ``policy_class``.
+        context: what the policy gets; ``name`` is set in it.
 
     Raises:
-        ValueError: the name is unknown, the policy needs a cost model and there is none, or it refused.
-        PolicyError: it raised when it was made.
+        ValueError: the name is unknown, the policy needs a cost model and the context has none, or the
+            policy raised ValueError itself.
+        PolicyError: the policy's constructor raised any other exception.
     """
     cls = policy_class(name)
     if cls.needs_cost and context.cost is None:
@@ -236,8 +288,8 @@ def make_policy(name: str, context: PolicyContext) -> Policy:
     try:
         policy = cls(replace(context, name=name))
         policy.context  # noqa: B018 (set by Policy.__init__, which a subclass may have forgotten to call)
-    except ValueError as error:  # it does not take these settings
+    except ValueError as error:  # the policy rejects these settings
         raise ValueError(f"policy {name!r}: {error}") from error
-    except Exception as error:  # the class may be of another package: whatever it does wrong
+    except Exception as error:  # a policy of another package may raise anything
         raise PolicyError(name, f"its __init__() raised {type(error).__name__}: {error}") from error
     return policy

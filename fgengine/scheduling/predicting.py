@@ -1,4 +1,4 @@
-"""What policies that rank by a predicted output length share."""
+"""Base class of the policies that rank requests by a predicted output length."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from fgengine.scheduling.predictor import Prediction, Predictor
 
 
 class PredictingPolicy(SortedPolicy):
-    """Asks the predictor once, when a request comes, and teaches it when one has finished by itself."""
+    """A sorted policy that predicts each request's output length once, when the request arrives.
+
+    The predictor learns from every request that finishes normally ("stop" or "length"). Subclasses implement
+    ``key`` and read ``self.predictions`` (by request id) and ``self.cost`` there.
+
+    Raises ValueError if the context has no cost model or no predictor.
+    """
 
     needs_cost = True
     needs_predictor = True
@@ -17,7 +23,7 @@ class PredictingPolicy(SortedPolicy):
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)
         if context.cost is None or context.predictor is None:
-            raise ValueError("this policy takes a cost model and a predictor of output lengths")
+            raise ValueError("this policy needs a cost model and a predictor of output lengths")
         self.cost: CostModel = context.cost
         self.predictor: Predictor = context.predictor
         self.predictions: dict[str, Prediction] = {}

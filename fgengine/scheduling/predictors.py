@@ -1,4 +1,4 @@
-"""Predictors of output lengths by name."""
+"""Finds and creates predictors of output lengths by name."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from fgengine.scheduling.predictor import Noisy, Oracle, Predictor
 
 LEARNED = "learned"
 METHODS = ("predict", "learn", "close")
-"""Of a ``Predictor``."""
+"""Method names of ``Predictor``."""
 
 
 def check_predictor(name: str) -> None:
-    """Raises ValueError for a name that ``make_predictor`` does not know, without making anything."""
+    """Raise ValueError if ``make_predictor`` does not know the name. Creates no predictor."""
     if name != LEARNED:
         _factory(name)
 
 
 def make_predictor(name: str, model: str, *, keep: bool = True) -> Predictor:
-    """``oracle``, ``noisy:SIGMA``, ``learned``, or a ``package.module:Class`` that is made without arguments.
+    """Create a predictor.
 
-    ``learned`` goes on from what is kept for ``model``; ``keep``: whether to keep what it learns from now on.
+        predictor = make_predictor("noisy:0.5", "smollm2-135m")
 
-    Raises:
-        ValueError: there is no such predictor, it cannot be made, or what is kept is damaged.
+    Args:
+        name: ``oracle``, ``noisy:SIGMA``, ``learned``, or ``package.module:Class``. The class is created
+            without arguments.
+        model: ``learned`` continues with the file stored for this model.
+        keep: whether ``learned`` saves what it learns from now on.
+
+    Raises ValueError if there is no such predictor, it cannot be created, or the stored file is damaged.
     """
     if name == LEARNED:
-        from fgengine.scheduling.learned import open_predictor  # numpy, and scikit-learn to go on learning
+        from fgengine.scheduling.learned import open_predictor  # imports numpy and scikit-learn
 
         return open_predictor(model, keep=keep)
     return _factory(name)()
@@ -49,10 +54,14 @@ def _factory(name: str) -> Callable[[], Predictor]:
         raise ValueError(
             f"there is no predictor {name!r}; there are oracle, noisy:SIGMA, learned, or package.module:Class"
         )
-    return _from_elsewhere(name, load("predictor", name, name))
+    return _imported_factory(name, load("predictor", name, name))
 
 
-def _from_elsewhere(name: str, found: Any) -> Callable[[], Predictor]:
+def _imported_factory(name: str, found: Any) -> Callable[[], Predictor]:
+    """Return a function that creates the imported class ``found``.
+
+    Raises ValueError if it is not a predictor class.
+    """
     if not isinstance(found, type) or not all(callable(getattr(found, method, None)) for method in METHODS):
         raise ValueError(f"predictor {name!r} is not a class with the methods {', '.join(METHODS)}")
 

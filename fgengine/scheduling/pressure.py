@@ -1,11 +1,13 @@
-"""Pressure: the state in which nothing new starts and the started requests are finished first. Pure.
+"""Pressure: a state in which no request starts and the started requests are finished first. Pure.
 
-A preemptive policy keeps starting requests, and each started one holds KV. Under a long overload both pools
-fill, and then each further start forces computed KV to be thrown away: soon more work is thrown away than
-done, and the queue never drains. And far above capacity all requests get a few tokens and none its last.
-So there is pressure while memory is nearly full, while thrown-away work is not made up for
-(``RecomputeBudget``), and while too much work is in requests that have not ended (``progress``). Under it the
-requests that have KV run in order of arrival, whatever the policy.
+A preemptive policy starts many requests, and each started request holds KV. In a long overload both pools
+become full. Each further start then discards computed KV, soon more work is discarded than done, and the
+queue never gets shorter. Far above capacity there is a second problem: all requests get a few tokens and none
+finishes.
+
+Pressure is active in three cases: memory is nearly full, too much work was discarded recently
+(``RecomputeBudget``), or too much work is in unfinished requests (``WorkInProgress``). While it is active,
+the started requests run in order of arrival, regardless of the policy.
 """
 
 from __future__ import annotations
@@ -24,26 +26,28 @@ from fgengine.scheduling.step_builder import Counters
 from fgengine.scheduling.work_in_progress import WorkInProgress
 
 TOKENS_PER_THROWN = 25
-"""Computed tokens that pay for one that was thrown away: a share of 4%."""
+"""Computed tokens that pay for one discarded token: at most 4% of the work may be discarded."""
 HOST_NEARLY_FULL = 0.2
-"""Pressure begins when no more than this share of the host pool is available, and the device pool is full."""
+"""Pressure begins if at most this share of the host pool is available and the device pool is full."""
 ENOUGH_FREE = 0.3
-"""Pressure ends when this share of both pools together is free."""
+"""Pressure ends when at least this share of both pools together is free."""
 GROWTH_BLOCKS = 2
-"""The device pool is full when no more blocks than this are free for each place in the batch."""
+"""The device pool is full if at most this many blocks are free for each request of a full batch."""
 DEVICE_NEARLY_FULL = 0.15
-"""In small pools: when no more than this share of it is free."""
+"""A small device pool is full if at most this share of it is free."""
 Watched = Literal["nothing", "device", "both"]
-"""The pools whose free blocks decide: both, the device pool where nothing is offloaded, and neither where no
-request is ever evicted, so that no work can be lost."""
+"""The pools whose free blocks count: both; only the device pool if nothing is offloaded; none if no request
+is ever evicted, because then no work can be lost."""
 
 
 class RecomputeBudget:
-    """A debt of tokens: what is thrown away adds to it, and each computed token pays a share of one.
+    """A debt of tokens that limits how much computed KV is discarded.
 
-    Where lengths are unknown, starting a request that fits now may cost another one its KV later. That is
-    mostly worth it, since it fills the batch; but only while the debt is paid is it done. In debt a request
-    starts only if all that have started could run to their longest.
+    Each discarded token adds ``TOKENS_PER_THROWN`` tokens of debt; each computed token pays one.
+
+    Output lengths are unknown, so a request that fits now may later force the eviction of another one. This
+    is usually worth it because it fills the batch, but only without debt. In debt, a request starts only if
+    memory is sufficient for it and all started requests at their maximum lengths.
     """
 
     def __init__(self) -> None:
@@ -52,23 +56,27 @@ class RecomputeBudget:
 
     @property
     def in_debt(self) -> bool:
+        """Whether discarded tokens are not paid yet."""
         return self._unpaid > 0
 
     def computed(self, tokens: int) -> None:
+        """Pay for ``tokens`` computed tokens."""
         self._unpaid = max(0, self._unpaid - tokens)
 
     def thrown_away(self, tokens: int) -> None:
+        """Add the debt of ``tokens`` discarded tokens."""
         self._unpaid += TOKENS_PER_THROWN * tokens
 
     def steps_in_debt(self, tokens: int) -> int:
-        """Steps of so many tokens each until the debt is paid."""
+        """Return the number of steps of ``tokens`` tokens each until the debt is paid."""
         return -(-self._unpaid // max(1, tokens))
 
 
 class Pressure:
-    """The state, and the order in which requests run: the policy's, and under pressure that of arrival.
+    """The state of pressure, and the order in which requests run.
 
-    ``update`` is called before each step; then ``order`` and ``priority`` agree until the next one.
+    The order is the policy's; under pressure it is the order of arrival. Call ``update`` before each step;
+    ``order`` and ``priority`` then agree until the next call.
     """
 
     def __init__(
@@ -87,37 +95,40 @@ class Pressure:
         self.budget = RecomputeBudget()
         self.work = WorkInProgress(cost, self._batch)
         self._full = min(GROWTH_BLOCKS * self._batch, int(DEVICE_NEARLY_FULL * kv.device.num_blocks))
-        """Free device blocks at which the pool is full."""
+        """The device pool is full if at most this many blocks are free."""
         self.active = False
         self._began = 0.0
-        """When the state was last entered."""
+        """When pressure last began, seconds."""
         self._seconds_before = 0.0
-        """Spent in it before then."""
+        """Seconds of pressure before it last began."""
         self._started: Any = SortedDict()
         """Requests with KV at either tier, by (arrival, serial)."""
         self._places: dict[str, tuple[float, int]] = {}
+        """(arrival, serial) of each started request, by request id."""
         self._promised_blocks = 0
-        """Blocks that the started requests have at their longest, all together."""
+        """Sum of the blocks that the started requests hold at their maximum lengths."""
         self._capacity = kv.device.num_blocks + (kv.host.num_blocks if watched == "both" else 0)
         self._serial = 0
 
     @property
     def blocks_until_full(self) -> int | None:
-        """Device blocks that may be taken before pressure begins; None: it cannot begin by taking blocks."""
+        """Device blocks that may be taken before pressure begins; None if taking blocks cannot begin it."""
         if self.active or not self._host_is_short():
             return None
         return self._device_free - self._full - 1
 
     def steady_steps(self, tokens: int) -> int | None:
-        """Steps of so many decodes for which thrown-away work has the same say in starts as now; None: it has
-        none."""
+        """Return for how many steps of ``tokens`` decodes the debt affects starts as it does now.
+
+        Returns None if there is no debt.
+        """
         if not self.budget.in_debt:
             return None
-        # The peak of a few requests moves with the progress of each, so it is looked at before each step.
+        # With few requests, ``may_start`` depends on the progress of each, so it can change in every step.
         return 1 if len(self._started) <= self._batch else self.budget.steps_in_debt(tokens)
 
     def started(self, request: Request) -> None:
-        """The request holds blocks now."""
+        """Record that the request holds KV blocks now."""
         if request.id not in self._places:
             self._serial += 1
             place = self._places[request.id] = (request.arrival, self._serial)
@@ -126,13 +137,13 @@ class Pressure:
             self.work.started(request)
 
     def ended(self, request_id: str) -> None:
-        """The request has no KV any more."""
+        """Record that the request holds no KV blocks any more."""
         place = self._places.pop(request_id, None)
         if place is not None:
             self._promised_blocks -= _longest(self._started.pop(place), self._kv)
 
     def has_started(self, request: Request) -> bool:
-        """Whether the request holds KV blocks, at either tier."""
+        """Whether the request holds KV blocks, on the device or on the host."""
         return request.id in self._places
 
     def may_start(self, request: Request) -> bool:
@@ -140,7 +151,11 @@ class Pressure:
         return not self.budget.in_debt or self._all_could_end(request)
 
     def update(self, now: float, num_unfinished: int) -> bool:
-        """Enter or leave the state, with so many requests in the system; whether that changed it."""
+        """Begin or end pressure for the next step. Returns whether ``active`` changed.
+
+        Args:
+            num_unfinished: requests in the system, started or not.
+        """
         if self.active:
             self.active = not self._is_relieved()
             return not self.active
@@ -150,25 +165,28 @@ class Pressure:
         return self.active
 
     def computed(self, plan: StepPlan, steps: int) -> None:
-        """The plan is executed ``steps`` times, each time but the first for decodes.
+        """Count the work of a plan that is executed ``steps`` times; several times only if all items decode.
 
-        Told before the requests that end with it are taken out, and, where steps overlap, before the next is
-        planned, so that the next is planned alike with and without overlap.
+        Call it before the requests that end with the plan are removed, and before the next step is planned.
+        The next plan is then the same with and without overlapping steps.
         """
         self.work.computed(plan, steps)
         self.budget.computed(plan.num_tokens * steps)
 
     def ended_step(self, now: float) -> None:
-        """Count the seconds since pressure began. Not where a step begins: no step may follow for long."""
+        """Count the seconds of pressure up to ``now``.
+
+        Called at the end of a step, because the next step may begin much later.
+        """
         if self.active:
             self._counters.pressure_seconds = self._seconds_before + now - self._began
 
     def order(self, now: float) -> Iterator[Request]:
-        """The requests, the next one to run first. Lazy; used within one step."""
+        """Yield the requests lazily, the next one to run first. Use the iterator within one step."""
         return self._by_arrival(now) if self.active else self._policy.order(now)
 
     def priority(self, request: Request) -> Priority:
-        """The request's place: ascending along ``order``."""
+        """Return the request's place; places ascend along ``order``."""
         if not self.active:
             return self._policy.priority(request)
         place = self._places.get(request.id)
@@ -176,7 +194,7 @@ class Pressure:
 
     def _by_arrival(self, now: float) -> Iterator[Request]:
         yield from self._started.values()
-        # Fewer have started than a batch holds where this is read on to here, so few are left out.
+        # The scheduler reads this far only if fewer requests than a batch have started, so few are skipped.
         for request in self._policy.order(now):
             if request.id not in self._places:
                 yield request
@@ -191,7 +209,7 @@ class Pressure:
         return self._kv.host_available <= HOST_NEARLY_FULL * self._kv.host.num_blocks
 
     def _all_could_end(self, request: Request) -> bool:
-        """Whether memory is enough for the started requests and this one until they end at their longest."""
+        """Whether memory holds this and all started requests until they end at their maximum lengths."""
         if self._promised_blocks + _longest(request, self._kv) <= self._capacity:
             return True
         if len(self._started) >= self._batch:
@@ -211,19 +229,20 @@ class Pressure:
 
 
 def peak_blocks(requests: Sequence[Request], block_size: int) -> int:
-    """Blocks at the moment when these hold most, if all run on to their longest, a token each a step.
+    """Return the maximum number of blocks that the requests hold at the same time.
 
-    They do not all hold their most at one time: the short ones have ended when the long ones are at their
-    longest (the estimate of LightLLM's scheduler, ASPLOS'25).
+    It assumes that each request generates one token a step up to its maximum length. The maximum is less than
+    the sum of all maximum lengths, because short requests end before long ones reach theirs. Source: the
+    estimate of LightLLM's scheduler (ASPLOS'25).
     """
     tokens = peak = 0
     left = [(request.max_len - 1 - len(request.tokens), len(request.tokens)) for request in requests]
     for count, (remaining, known) in enumerate(sorted(left, reverse=True), 1):
         tokens += known
         peak = max(peak, tokens + count * remaining)
-    return peak // block_size + len(requests)  # each one's last block is partly empty
+    return peak // block_size + len(requests)  # each request's last block is partly empty
 
 
 def _longest(request: Request, kv: KVManager) -> int:
-    """Blocks of the request's KV when it ends at its longest: its last token needs none."""
+    """Return the blocks of the request's KV at its maximum length; the last token needs no KV."""
     return kv.blocks_for(request.max_len - 1)

@@ -1,9 +1,11 @@
-"""How many requests may wait, and for how long: those beyond it are refused or dropped. Pure.
+"""Limits on the queue: requests beyond them are refused, or dropped after a timeout. Pure.
 
-A request waits while it is unfinished and a batch has no place for it: what counts against the bound is the
-number of unfinished requests less a full batch. Those that were preempted count too. A preemptive policy
-starts nearly every request at once, so a bound on requests that have not started would bound nothing there.
-Prompt tokens and the timeout are about the requests of which no token was ever computed.
+The number of waiting requests is the number of unfinished requests minus a full batch. Preempted requests
+count as waiting, too. A preemptive policy starts nearly every request at once, so a limit on requests that
+have not started would have no effect.
+
+The limit on prompt tokens and the timeout apply to requests that have not started: none of their tokens was
+ever computed.
 """
 
 from __future__ import annotations
@@ -19,35 +21,37 @@ from fgengine.scheduling.refusal import QueueFull, QueueTimeout
 from fgengine.speed import TYPICAL_PROMPT, Speed
 
 DEFAULT_SECONDS = 60.0
-"""The work that may wait by default, in seconds of the machine's time."""
+"""Default limit of the waiting work, in seconds of machine time."""
 MIN_BATCHES = 6
-"""Batches of requests that may wait by default, however slow the machine is."""
+"""Lower bound of the default limit on waiting requests, in full batches; it applies to slow machines."""
 ENDINGS = 64
-"""The pace of a queue is that of so many last requests that ended."""
+"""Recently ended requests from which the queue's pace is measured."""
 MIN_ENDINGS = 8
-"""With fewer of them the pace is the predicted one."""
+"""With fewer ended requests, the predicted pace is used."""
 MAX_RETRY_SECONDS = 60.0
-"""Clients of OpenAI's API take no longer delay seriously."""
+"""Maximum ``Retry-After``, seconds; clients of OpenAI's API ignore longer delays."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimit:
-    """None: no limit."""
+    """The limits of the queue. None means no limit."""
 
     requests: int | None = None
-    """Unfinished requests beyond those of a full batch."""
+    """Maximum number of waiting requests (unfinished ones beyond a full batch)."""
     prompt_tokens: int | None = None
-    """Of requests that have not started."""
+    """Maximum number of prompt tokens of requests that have not started."""
     timeout: float | None = None
-    """Seconds after its arrival at which a request that has not started is dropped."""
+    """Seconds after arrival at which a request that has not started is dropped."""
     seconds_per_request: float | None = None
-    """The machine's time that a typical request is predicted to take; None: not known."""
+    """Predicted machine time of a typical request, seconds; None: not known."""
 
     @classmethod
     def of(cls, config: EngineConfig, speed: Callable[[], Speed | None]) -> QueueLimit:
-        """The settings' limits, and for those left open the default, in proportion to the machine's speed.
+        """Return the configured limits; those that are not set depend on the machine's speed.
 
-        ``speed`` is called only where a default needs it; None: unknown, the least default then.
+        Args:
+            speed: measures or predicts the speed. It is called only if a default needs it. If it returns
+                None, the smallest default is used.
         """
         requests, tokens, known = config.max_queue, config.max_queue_tokens, None
         if requests == 0 and tokens is None:
@@ -64,48 +68,51 @@ class QueueLimit:
         return cls(requests or None, tokens or None, config.queue_timeout, seconds)
 
     def describe(self) -> str:
-        """In a sentence, for a server's start."""
+        """Describe the limits in one sentence, for the messages at a server's start."""
         requests = "any number of" if self.requests is None else f"at most {self.requests:,}"
-        said = f"queue: {requests} waiting requests"
+        text = f"queue: {requests} waiting requests"
         if self.prompt_tokens is not None:
-            said += f" and at most {self.prompt_tokens:,} prompt tokens"
+            text += f" and at most {self.prompt_tokens:,} prompt tokens"
         if self.requests is not None and self.seconds_per_request is not None:
-            said += f", about {self.requests * self.seconds_per_request:.0f} s of work"
+            text += f", about {self.requests * self.seconds_per_request:.0f} s of work"
         if self.timeout is not None:
-            said += f"; one that has not started after {self.timeout:g} s is dropped"
-        return said
+            text += f"; one that has not started after {self.timeout:g} s is dropped"
+        return text
 
 
 NO_LIMIT = QueueLimit()
 
 
 class Queue:
-    """Counts the unfinished requests. Every call takes constant time, but for the requests it gives back."""
+    """Counts the unfinished requests and enforces the limits.
+
+    Each call takes constant time, plus the time for the requests it returns.
+    """
 
     def __init__(self, limit: QueueLimit, max_batch_size: int) -> None:
         self.limit = limit
         self.prompt_tokens = 0
-        """Of the requests that have not started."""
+        """Prompt tokens of the requests that have not started."""
         self.unfinished = 0
         self._batch = max_batch_size
         self._unstarted: dict[str, Request] = {}
-        """In the order in which they were added, which is that of arrival but for moments."""
+        """Requests that have not started, in the order they were added (nearly the order of arrival)."""
         self._endings: deque[float] = deque(maxlen=ENDINGS)
-        """When requests ended while others waited; the first entry is when the waiting began."""
+        """Times at which requests ended while others waited; the first entry is when the waiting began."""
 
     @property
     def unstarted(self) -> int:
-        """Requests of which no token was ever computed."""
+        """Number of requests of which no token was ever computed."""
         return len(self._unstarted)
 
     @property
     def waiting(self) -> int:
-        """Unfinished requests beyond a full batch."""
+        """Number of unfinished requests beyond a full batch."""
         return max(0, self.unfinished - self._batch)
 
     @property
     def full(self) -> bool:
-        """Whether a request would be refused, however short its prompt is."""
+        """Whether any new request would be refused, even one with the shortest prompt."""
         return self.unfinished >= self._batch and (
             self._too_many or (self.unstarted > 0 and self._too_long(1))
         )
@@ -118,7 +125,7 @@ class Queue:
         return next(iter(self._unstarted.values())).arrival + self.limit.timeout
 
     def check(self, prompt_len: int, now: float) -> None:
-        """Raises QueueFull where a request with such a prompt has to be refused."""
+        """Raise QueueFull if a new request with a prompt of ``prompt_len`` tokens must be refused."""
         if self.unfinished < self._batch:
             return
         if self._too_many:
@@ -133,7 +140,7 @@ class Queue:
             )
 
     def add(self, request: Request, now: float) -> None:
-        """An engine took the request."""
+        """Count a new request."""
         if self.unfinished <= self._batch:
             self._endings.clear()
             self._endings.append(now)
@@ -142,18 +149,21 @@ class Queue:
         self.prompt_tokens += request.prompt_len
 
     def start(self, request: Request) -> None:
-        """Its computation begins. It may begin again later, where its KV was thrown away."""
+        """Record that the request's computation begins; another start, after discarded KV, has no effect."""
         if self._unstarted.pop(request.id, None) is not None:
             self.prompt_tokens -= request.prompt_len
 
     def forget(self, request: Request) -> None:
-        """It has ended, in whatever way."""
+        """Stop counting a request that has ended in any way."""
         self.start(request)
         self.unfinished -= 1
         self._endings.append(request.phase_since)
 
     def overdue(self, now: float) -> list[Request]:
-        """Those that have waited for their start for longer than the timeout; ``forget`` is the caller's."""
+        """Return the requests that have waited for their start longer than the timeout.
+
+        The caller must end each of them and call ``forget``.
+        """
         found: list[Request] = []
         if self.deadline <= now:
             assert self.limit.timeout is not None
@@ -164,7 +174,7 @@ class Queue:
         return found
 
     def retry_after(self, now: float) -> float:
-        """Seconds in which what waits now will have been served, at the pace of the last requests."""
+        """Return the predicted seconds until the waiting requests are served, at the recent pace."""
         ended = len(self._endings) - 1
         if ended >= MIN_ENDINGS or self.limit.seconds_per_request is None:
             pace = (now - self._endings[0]) / ended if ended > 0 else 0.0
@@ -173,7 +183,7 @@ class Queue:
         return min(MAX_RETRY_SECONDS, max(1.0, self.waiting * pace))
 
     def timeout_error(self, now: float) -> QueueTimeout:
-        """What a client is to be told of a request that was dropped."""
+        """Return the error that the client of a dropped request gets."""
         return QueueTimeout(
             f"the request waited for {self.limit.timeout:g} s and had not started (queue_timeout)",
             self.retry_after(now),
@@ -184,5 +194,5 @@ class Queue:
         return self.limit.requests is not None and self.waiting >= self.limit.requests
 
     def _too_long(self, prompt_len: int) -> bool:
-        most = self.limit.prompt_tokens
-        return most is not None and self.prompt_tokens + prompt_len > most
+        limit = self.limit.prompt_tokens
+        return limit is not None and self.prompt_tokens + prompt_len > limit

@@ -1,4 +1,4 @@
-"""Requests sorted by their priority, with cheap changes at both ends. Pure."""
+"""A set of requests sorted by priority, with cheap access to both ends. Pure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fgengine.scheduling.policy import Priority
 
 
 class Ranking:
-    """A set of requests that gives its last ones, or its first ones, without looking at the others.
+    """A set of requests that yields its last or its first members without looking at the others.
 
-    A request's priority may change while it is in the set. Call ``touch`` when it may have grown; one that
-    has become smaller is noticed when the request comes up. ``last_first`` is exact as long as every priority
-    that grows is touched. A change costs O(log n), and only when the order is next asked for.
+    A request's priority may change while it is in the set. Call ``touch`` if it may have become larger. A
+    priority that has become smaller is detected when the request is reached. ``last_first`` is exact if every
+    request whose priority became larger was touched. A change costs O(log n), at the next iteration.
 
         ranking = Ranking(policy.priority)
         ranking.add(request)
@@ -27,30 +27,33 @@ class Ranking:
     def __init__(self, priority: Callable[[Request], Priority]) -> None:
         self._priority = priority
         self._sorted: Any = SortedList()
-        """(priority, serial, request), ascending. The serial decides between equal priorities."""
+        """(priority, serial, request), ascending; the serial decides between equal priorities."""
         self._entries: dict[str, tuple[Priority, int, Request]] = {}
+        """The entry of each sorted member, by request id."""
         self._touched: dict[str, Request] = {}
-        """Members whose place may be wrong, and those that have none yet."""
+        """Members whose place may be wrong, and new members without a place."""
         self._serial = 0
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._entries or request_id in self._touched
 
     def add(self, request: Request) -> None:
+        """Add a member; its priority is computed at the next iteration."""
         self._touched[request.id] = request
 
     def discard(self, request_id: str) -> None:
+        """Remove a member; does nothing if it is not in the set."""
         self._touched.pop(request_id, None)
         entry = self._entries.pop(request_id, None)
         if entry is not None:
             self._sorted.remove(entry)
 
     def touch(self, requests: Iterable[Request]) -> None:
-        """The priorities of these members may have changed."""
+        """Record that the priorities of these members may have changed."""
         self._touched.update((request.id, request) for request in requests)
 
     def rebuild(self) -> None:
-        """Every member's priority may have changed: O(n log n)."""
+        """Sort all members again, because any priority may have changed. Costs O(n log n)."""
         members = {entry[2].id: entry[2] for entry in self._entries.values()} | self._touched
         self._touched.clear()
         entries = [
@@ -61,14 +64,17 @@ class Ranking:
         self._sorted = SortedList(entries)
 
     def last_first(self) -> Iterator[tuple[Priority, Request]]:
-        """The members with their priorities, the largest first. Not to be used after a change."""
+        """Yield the members with their priorities, the largest first.
+
+        Any change ends the iterator's validity.
+        """
         self._settle()
         index = len(self._sorted)
         while index > 0:
             for entry in self._sorted.islice(0, index, reverse=True):
                 current = self._priority(entry[2])
                 if current != entry[0]:
-                    break  # moving it ends this iteration
+                    break  # moving the entry invalidates this iteration
                 index -= 1
                 yield current, entry[2]
             else:
@@ -79,12 +85,16 @@ class Ranking:
                 yield current, entry[2]
 
     def first_first(self) -> Iterator[Request]:
-        """The members in ascending order of the priorities last seen. Not to be used after a change."""
+        """Yield the members in ascending order of their last known priorities.
+
+        Any change ends the iterator's validity.
+        """
         self._settle()
         for _, _, request in self._sorted:
             yield request
 
     def _settle(self) -> None:
+        """Move the touched members to their places."""
         for request_id, request in self._touched.items():
             current = self._priority(request)
             entry = self._entries.get(request_id)

@@ -1,4 +1,4 @@
-"""Why an engine does not serve a request. Pure."""
+"""The reasons why an engine does not serve a request, as exceptions. Pure."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ import math
 
 
 class RequestRefused(ValueError):
-    """A request that could never run; the message says which limit it breaks."""
+    """The request was refused. The message names the limit it exceeds.
+
+    A plain RequestRefused means that the request can never run. The subclass ``Busy`` means that it can be
+    sent again later.
+    """
 
 
 class Busy(RequestRefused):
-    """A request that there is too much to do for. It could be served later."""
+    """The engine has too much work now; the request could be served later."""
 
     def __init__(self, message: str, retry_after: float) -> None:
-        """``retry_after``: seconds after which it is worth sending the request again."""
+        """``retry_after``: seconds after which the client should send the request again."""
         super().__init__(message)
         self.retry_after = retry_after
 
     @property
     def whole_seconds(self) -> int:
-        """``retry_after`` as HTTP writes it: at least 1."""
+        """``retry_after`` as an integer for the HTTP header, at least 1."""
         return max(1, math.ceil(self.retry_after))
 
 
 class QueueFull(Busy):
-    """It came while too many others waited."""
+    """Too many requests were waiting when the request arrived."""
 
 
 class QueueTimeout(Busy):
-    """It was taken, waited for its start for too long and was dropped."""
+    """The request was accepted, but waited for its start longer than the timeout and was dropped."""

@@ -1,4 +1,4 @@
-"""Which requests hold KV on the device, which leave for lack of blocks, and which come back. Pure."""
+"""KV residency: decides whose KV is on the device, whose is evicted, and whose is uploaded again. Pure."""
 
 from __future__ import annotations
 
@@ -19,22 +19,28 @@ from fgengine.scheduling.ranking import Ranking
 from fgengine.scheduling.step_builder import Counters, StepBuilder
 
 Found = Literal["now", "later", "never"]
-"""Whether device blocks were found. ``later``: they are being freed, or the link is busy, and no later
-request may take them; ``never``: not in this step, whatever is evicted."""
+"""Whether device blocks were found for a request.
+
+``now``: they are free. ``later``: they are being freed, or the link is busy; later requests of the order may
+not take them. ``never``: they cannot be found in this step by any eviction.
+"""
 
 STEPS_IN_FLIGHT = 2
-"""Copies in flight, in each direction, are bounded by what the link carries in so many full decode steps.
-More would not arrive sooner, and would hold blocks at both tiers meanwhile."""
+"""Limit of the copies in flight in each direction: the bytes that the link carries in this many full decode
+steps. More copies would not finish earlier, and they would hold blocks in both pools for longer."""
 TYPICAL_CONTEXT = 512
-"""Tokens of context of a request in such a step."""
+"""Context of a typical request in such a step, tokens."""
 MIN_CHOICE = 8
-"""Under proactive offloading, the requests whose expected waits are compared, where a batch holds fewer."""
+"""Minimum number of requests whose expected waits proactive offloading compares; a larger batch raises it."""
 UNMEASURED_BLOCKS = 4
-"""The bound without a cost model: blocks for each place in the batch."""
+"""Limit of the copies in flight without a cost model, blocks for each request of a full batch."""
 
 
 class KVResidency:
-    """The KV pools as the scheduler sees them."""
+    """The scheduler's interface to the KV pools: it finds blocks, evicts, offloads and uploads.
+
+    "Evict" means that KV leaves the device: it is offloaded to the host, or discarded and recomputed later.
+    """
 
     def __init__(
         self,
@@ -45,9 +51,9 @@ class KVResidency:
         offloading: Offloading,
         cost: CostModel | None,
     ) -> None:
-        """``offloading="auto"`` takes a cost model. Raises ValueError when there is none."""
+        """Raises ValueError if ``offloading`` is "auto" and there is no cost model."""
         if offloading == "auto" and cost is None:
-            raise ValueError("offloading auto needs a profile, to know what copies and recomputation take")
+            raise ValueError("offloading auto needs a profile, to predict copy and recomputation times")
         self._policy = policy
         self._kv = kv
         self._block_bytes = block_bytes
@@ -55,56 +61,61 @@ class KVResidency:
         self._counters = counters
         self._offloading = offloading
         self._cost = cost
-        self._most_in_flight = blocks_in_flight(self._max_batch_size, block_bytes, cost)
+        self._max_in_flight = blocks_in_flight(self._max_batch_size, block_bytes, cost)
         self.pressure = Pressure(policy, kv, counters, self._watched(), cost)
         self._ranking = Ranking(self.pressure.priority)
-        """The requests on the device, those that leave first at the end."""
+        """The requests on the device in priority order; eviction begins at the end."""
         self._unused: set[str] = set()
-        """Those on the device that were uploaded and have not run since."""
+        """Ids of the requests on the device that were uploaded and have not run since then."""
         self.reserve = ArrivalReserve(kv.device.num_blocks) if offloading == "proactive" else None
 
     @property
     def booked(self) -> bool:
-        """Every admitted request holds blocks for its longest: nothing is evicted."""
+        """Whether each admitted request holds blocks for its maximum length; nothing is evicted then."""
         return self._offloading == "none"
 
     @property
     def blocking(self) -> bool:
-        """No step runs while KV is being copied."""
+        """Whether no step runs while KV is being copied."""
         return self._offloading == "blocking"
 
     def begin_step(self, now: float, num_unfinished: int) -> None:
+        """Update the state of pressure before a step is planned."""
         if self.pressure.update(now, num_unfinished):
             self._ranking.rebuild()
 
     def arrived(self, request: Request, now: float) -> None:
+        """Record a new request."""
         if self.reserve is not None:
             self.reserve.arrived(request.id, self._kv.blocks_for(request.prompt_len), now)
 
     def ran(self, batch: Iterable[Request]) -> None:
-        """These are in a batch, and their priorities may have changed with it."""
+        """Record that the priorities of these requests may have changed, because they are in a batch."""
         on_device = self._kv.on_device
         self._ranking.touch(request for request in batch if request.id in on_device)
 
     def ended_step(self, plan: StepPlan, now: float) -> None:
-        """The plan was executed."""
+        """Record that the plan was executed."""
         self.ran(item.request for item in plan.items)
         self.pressure.ended_step(now)
 
     def uses(self, batch: Collection[str]) -> bool:
-        """The batch just made is of these. Whether one of them runs for the first time since its upload."""
+        """Record the ids of the batch just made.
+
+        Returns whether one of the requests runs for the first time since its upload.
+        """
         used = self._unused.intersection(batch)
         self._unused -= used
         return bool(used)
 
     def copied(self, request: Request) -> None:
-        """A copy of its KV is done."""
+        """Record that a copy of the request's KV has finished."""
         if request.id in self._kv.on_device:
             self._ranking.add(request)
             self._unused.add(request.id)
 
     def forget(self, request: Request) -> None:
-        """Free what it holds, wherever that is."""
+        """Free all blocks of the request, on the device and on the host."""
         self._kv.release(request.id)
         self._leave_device(request)
         self.pressure.ended(request.id)
@@ -112,14 +123,18 @@ class KVResidency:
             self.reserve.started(request.id)
 
     def ended(self, request: Request, *, last: bool) -> None:
-        """The request is over; ``last``: no other is left."""
+        """Record that the request has ended; ``last``: no unfinished request is left."""
         self.forget(request)
         self.pressure.work.ended(request)
         if last:
             self.pressure.work.idle()
 
     def admit(self, request: Request, reached: int, builder: StepBuilder, *, evict: bool) -> Found:
-        """Device blocks for the request's first ``reached`` tokens, taken if they are free."""
+        """Find device blocks for the request's first ``reached`` tokens and take them if they are free.
+
+        Args:
+            evict: whether other requests may be evicted for it.
+        """
         to_hold = request.max_len - 1 if self.booked else reached
         need = self._kv.missing(request.id, to_hold)
         started = self.pressure.has_started(request)
@@ -127,9 +142,9 @@ class KVResidency:
             builder.short = True
             return "never"
         if started and need <= self._kv.device.num_free:
-            found: Found = "now"  # those who wait for more blocks than are free gain nothing by its waiting
+            found: Found = "now"  # a request that waits for more blocks would gain nothing if this one waited
         elif not started and self.pressure.active:
-            margin = self._max_batch_size if self._kv.on_device else 0  # the started ones grow
+            margin = self._max_batch_size if self._kv.on_device else 0  # for the growth of started requests
             found = self._find(need + margin, request, builder, evict=False)
         else:
             found = self._find(need, request, builder, evict)
@@ -144,7 +159,11 @@ class KVResidency:
         return found
 
     def bring_back(self, request: Request, builder: StepBuilder, *, evict: bool) -> Found:
-        """Device blocks for KV that is on the host; its upload begins if they are free and the link is."""
+        """Find device blocks for KV on the host; begin the upload if blocks and link are free.
+
+        Args:
+            evict: whether other requests may be evicted for it.
+        """
         need = self._kv.num_blocks(request.id)
         if not self._link_is_free("upload", need):
             builder.claimed += need
@@ -155,7 +174,7 @@ class KVResidency:
         return found
 
     def work_ahead(self, builder: StepBuilder) -> None:
-        """Proactive offloading: free blocks for arrivals that wait, and upload ahead into free ones."""
+        """Offload proactively to free blocks for new requests, and upload requests that will run soon."""
         if self.reserve is None or self.pressure.active:
             return
         kv, reserve = self._kv, self.reserve.blocks(builder.now)
@@ -164,11 +183,11 @@ class KVResidency:
             for _, victim in self._last_to_run(builder):
                 needed = kv.blocks_for(victim.num_computed)
                 if self._unclaimed(builder) >= reserve or needed > kv.host_available:
-                    break  # ahead of need no work is thrown away
+                    break  # no KV is discarded proactively
                 idle = victim.id in kv.on_device and victim.id not in batch
                 if idle and self._may_offload(victim):
                     self._evict(victim, builder)
-        # The batch grows by up to one block a member in the coming steps.
+        # Leave a margin: each request of the batch may need one more block in the next steps.
         margin = reserve + self._max_batch_size + builder.claimed
         for request in builder.next_up:
             need = kv.num_blocks(request.id)
@@ -177,14 +196,14 @@ class KVResidency:
             if request.id in kv.on_host:
                 self._upload(request, builder)
 
-    def in_order(self, most: int) -> list[Request]:
-        """The first ``most`` requests on the device, those that run sooner in front."""
-        return list(islice(self._ranking.first_first(), most))
+    def in_order(self, limit: int) -> list[Request]:
+        """Return the first ``limit`` requests on the device, those that run sooner in front."""
+        return list(islice(self._ranking.first_first(), limit))
 
     # -- finding blocks --------------------------------------------------------------------------------
 
     def _find(self, need: int, request: Request, builder: StepBuilder, evict: bool) -> Found:
-        """``need`` device blocks for the request, at the cost of those that run after it."""
+        """Find ``need`` device blocks for the request; if allowed, evict requests that run after it."""
         free, unclaimed = self._kv.device.num_free, self._unclaimed(builder)
         if need <= min(free, unclaimed):
             return "now"
@@ -201,16 +220,17 @@ class KVResidency:
         return "later"
 
     def _make_free(self, need: int, request: Request, builder: StepBuilder) -> bool:
-        """Evict requests behind ``request`` until ``need`` more blocks are free or on their way. False: there
-        are not enough; nothing is evicted then.
+        """Evict requests after ``request`` in the order until ``need`` more blocks are free or being freed.
 
-        Where the link is busy, fewer leave in this step; the next ones go on.
+        If the link is busy, fewer requests are offloaded in this step; the next steps continue.
+
+        Returns False, without evicting any request, if there are not enough blocks.
         """
         if self.booked:
             return False
         may_drop = self._may_drop(request, builder)
         if self._offloads and not may_drop and not self._link_is_free("offload", 1):
-            return True  # some are leaving already
+            return True  # wait: offloads already in flight will free blocks
         place, host = self.pressure.priority(request), self._kv.host_available
         offloaded: list[Request] = []
         dropped: list[Request] = []
@@ -219,11 +239,11 @@ class KVResidency:
             if need <= 0 or skipped > 2 * self._max_batch_size:
                 break
             blocks = self._kv.blocks_for(victim.num_computed)
-            sooner = self._recompute_is_sooner(victim) and not self.pressure.active
-            if self._offloads and blocks <= host and not sooner:
+            recompute = self._recompute_is_sooner(victim) and not self.pressure.active
+            if self._offloads and blocks <= host and not recompute:
                 host -= blocks
                 offloaded.append(victim)
-            elif may_drop or sooner:
+            elif may_drop or recompute:
                 dropped.append(victim)
             else:
                 skipped += 1
@@ -240,23 +260,28 @@ class KVResidency:
         return True
 
     def _may_drop(self, request: Request, builder: StepBuilder) -> bool:
-        """Whether computed KV may be thrown away for it: for the next token of a request on the device, which
-        could not go on otherwise. Never for a start or an upload, else a full host pool would have every
-        request computed again at each turn of the queues; but mode ``recompute`` is just that."""
+        """Whether computed KV of others may be discarded to find blocks for the request.
+
+        It may for the next token of a request on the device, which could not continue otherwise. It may not
+        for a start or an upload: with a full host pool, the queues would then discard and recompute every
+        request again and again. The mode ``recompute`` discards KV for these, too.
+        """
         if request.id in self._kv.on_device:
             return True
         first = not (builder.items or builder.uploads or builder.claimed)
         return self._offloading == "recompute" and first and not self.pressure.active
 
     def _leaving_order(self, place: Priority, builder: StepBuilder) -> Iterator[Request]:
-        """The requests on the device behind ``place``, those that leave first in front: the last in the
-        order, or under proactive offloading, of the last ones, those with the longest expected wait. One that
-        was uploaded and has not run since leaves after all others: its copy would have been for nothing.
+        """Yield the requests on the device after ``place`` in the order of their eviction.
+
+        The last request of the order is evicted first. Under proactive offloading, the last requests are
+        sorted by expected wait, longest first. Requests that were uploaded and have not run since are evicted
+        last, because their upload would be wasted.
         """
         unused = []
         for priority, request in self._last_to_run(builder):
             if request.id not in self._kv.on_device:
-                continue  # it left earlier in this step
+                continue  # evicted earlier in this step
             if priority <= place:
                 if self.reserve is None:
                     break
@@ -268,18 +293,21 @@ class KVResidency:
         yield from unused
 
     def _last_to_run(self, builder: StepBuilder) -> Iterable[tuple[Priority, Request]]:
+        """Return the requests on the device, the last one to run first.
+
+        Under proactive offloading: only the last ones of the order, longest expected wait (ENST) first.
+        """
         if self.reserve is None:
             return self._ranking.last_first()
         if builder.leaving is None:
-            most = max(MIN_CHOICE, self._max_batch_size)
-            last = islice(self._ranking.last_first(), most)
+            last = islice(self._ranking.last_first(), max(MIN_CHOICE, self._max_batch_size))
             waits = [(self._policy.expected_wait(r, builder.now), priority, r) for priority, r in last]
             waits.sort(key=lambda entry: entry[:2], reverse=True)
             builder.leaving = [(priority, request) for _, priority, request in waits]
         return builder.leaving
 
     def _unclaimed(self, builder: StepBuilder) -> int:
-        """Device blocks that are free or on their way and wanted by no request before."""
+        """Return the device blocks that are free or being freed and not claimed by an earlier request."""
         return self._kv.device.num_free + self._kv.incoming - builder.claimed
 
     # -- moving KV -------------------------------------------------------------------------------------
@@ -289,34 +317,35 @@ class KVResidency:
         return self._offloading not in ("none", "recompute")
 
     def _watched(self) -> Watched:
+        """Return the pools that matter for pressure: the host pool only if KV is usually offloaded."""
         if self._offloading == "none":
             return "nothing"
-        swaps = self._offloads and self._kv.host.num_blocks > 0
+        offloads = self._offloads and self._kv.host.num_blocks > 0
         if self._offloading == "auto" and self._cost is not None:
             typical = 2 * self._kv.blocks_for(TYPICAL_CONTEXT) * self._block_bytes
-            swaps = swaps and swap_is_sooner(self._cost, typical, TYPICAL_CONTEXT)
-        return "both" if swaps else "device"
+            offloads = offloads and swap_is_sooner(self._cost, typical, TYPICAL_CONTEXT)
+        return "both" if offloads else "device"
 
     def _recompute_is_sooner(self, victim: Request) -> bool:
-        """Asked by mode ``auto`` only; the others have their answer."""
+        """Whether recomputing the victim's KV is faster than copying it; always False except in ``auto``."""
         if self._offloading != "auto" or self._cost is None:
             return False
-        copied = self._kv.unsaved_blocks(victim.id, victim.num_computed)
-        back = self._kv.blocks_for(victim.num_computed)
-        kv_bytes = (copied + back) * self._block_bytes
+        offloaded = self._kv.unsaved_blocks(victim.id, victim.num_computed)
+        uploaded = self._kv.blocks_for(victim.num_computed)
+        kv_bytes = (offloaded + uploaded) * self._block_bytes
         return not swap_is_sooner(self._cost, kv_bytes, victim.num_computed)
 
     def _link_is_free(self, direction: Direction, blocks: int) -> bool:
-        """Whether so many more blocks may be copied: a first copy always, whatever its size."""
+        """Whether ``blocks`` more blocks may be copied now. An idle link accepts a copy of any size."""
         in_flight = self._kv.in_flight[direction]
-        return in_flight == 0 or in_flight + blocks <= self._most_in_flight
+        return in_flight == 0 or in_flight + blocks <= self._max_in_flight
 
     def _may_offload(self, victim: Request) -> bool:
         unsaved = self._kv.unsaved_blocks(victim.id, victim.num_computed)
         return unsaved == 0 or self._link_is_free("offload", unsaved)
 
     def _evict(self, victim: Request, builder: StepBuilder) -> None:
-        """Its KV goes to the host."""
+        """Offload the victim's KV to the host."""
         if victim.num_computed == 0:
             self._drop(victim, builder)
             return
@@ -330,7 +359,7 @@ class KVResidency:
         self._counters.offloaded_blocks += len(transfer.source)
 
     def _drop(self, victim: Request, builder: StepBuilder) -> None:
-        """Its KV is thrown away, to be computed again."""
+        """Discard the victim's KV; it is recomputed later."""
         self._kv.release(victim.id)
         self._leave_device(victim)
         self.pressure.ended(victim.id)
@@ -356,7 +385,7 @@ class KVResidency:
 
 
 def blocks_in_flight(max_batch_size: int, block_bytes: int, cost: CostModel | None) -> int:
-    """The most blocks that are copied at one time in one direction, unless a single request has more."""
+    """Return the maximum number of blocks in flight in one direction. A single request may exceed it."""
     if cost is None or block_bytes == 0:
         return UNMEASURED_BLOCKS * max_batch_size
     full = StepShape(decode_requests=max_batch_size, decode_context=max_batch_size * TYPICAL_CONTEXT)

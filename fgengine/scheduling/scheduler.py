@@ -1,11 +1,11 @@
-"""Fills each iteration's batch in policy order, within the batch's limits and the device's memory. Pure.
+"""The scheduler: fills each step's batch in policy order, within the batch limits and device memory. Pure.
 
-Each step starts again from the policy's order, and a request that is not at its head does not run: that is
-all there is to preemption. Its KV stays on the device until a request before it needs the blocks.
+Each step begins with the policy's order. A running request that is no longer at the head is preempted. Its KV
+remains on the device until a request before it needs the blocks.
 
-The next step may be planned while the last one still runs (``in_flight``): then it is planned from what that
-one will have computed, all but the values of its tokens. Those come with ``update``, as does its time for the
-policy.
+The next step may be planned while the last one still runs (``in_flight``). The plan then assumes everything
+that the last step will have computed, except the values of its tokens. The values, and the step's time for
+the policy, arrive with ``update``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,15 @@ from fgengine.speed import Speed
 
 
 class Scheduler:
+    """Plans the steps of an engine; owns the policy, the queue and the KV accounting.
+
+    The same scheduler serves a real engine and a simulation. For each step the caller does:
+
+        plan = scheduler.schedule(now)              # submit its transfers, execute its items
+        scheduler.update(result, now)               # after the step
+        scheduler.copied(finished_transfers)        # when copies are done
+    """
+
     def __init__(
         self,
         policy: Policy,
@@ -43,7 +52,7 @@ class Scheduler:
         cost: CostModel | None = None,
         queue: QueueLimit = NO_LIMIT,
     ) -> None:
-        """``offloading="auto"`` takes a cost model. Raises ValueError when there is none."""
+        """Raises ValueError if ``offloading`` is "auto" and there is no cost model."""
         self.policy = policy = Guarded(policy)
         self.kv = kv
         self.limits = limits
@@ -55,12 +64,12 @@ class Scheduler:
         self.residency = KVResidency(policy, kv, limits.block_bytes, self.counters, offloading, cost)
         self.in_flight = InFlight()
         self._running: dict[str, Request] = {}
-        """The last batch."""
+        """The requests of the last batch, by id."""
         self._delayed: dict[str, Request] = {}
-        """Those that would have been in the last batch, had their KV been on the device."""
+        """Requests that were stalled in the last plan: selected, but their KV was not on the device."""
         self._next_step = 0
         self._builder = StepBuilder(0.0, 0)
-        """Of the last plan: ``plan_lifetime`` tells from it for how long the plan holds."""
+        """The builder of the last plan; ``plan_lifetime`` reads it."""
 
     @classmethod
     def build(
@@ -75,13 +84,14 @@ class Scheduler:
         eos_token_ids: Iterable[int] = (),
         keep_learned: bool = True,
     ) -> Scheduler:
-        """The scheduler of an engine with these settings and pools, for real steps or simulated ones.
+        """Create the scheduler of an engine with these settings and pools, for real or simulated steps.
 
-        ``cost``: None where neither the policy nor the offloading mode needs it. ``speed``: how fast the
-        machine is, called only where the queue's limits are left open. ``keep_learned``: whether a predictor
-        that learns keeps what it learns from now on.
+        Args:
+            cost: the cost model; None if neither the policy nor the offloading mode needs it.
+            speed: returns the machine's speed; called only if a limit of the queue is not set.
+            keep_learned: whether a learning predictor saves what it learns from now on.
 
-        Raises ValueError for a policy or predictor that cannot be used.
+        Raises ValueError if the policy or the predictor cannot be used.
         """
         predicts = policy_class(config.policy).needs_predictor
         predictor = make_predictor(config.predictor, config.model, keep=keep_learned) if predicts else None
@@ -103,29 +113,37 @@ class Scheduler:
         )
 
     def close(self) -> None:
-        """Its predictor keeps what it has learned."""
+        """Let the predictor save what it has learned."""
         if (predictor := self.policy.context.predictor) is not None:
             predictor.close()
 
     @property
     def has_work(self) -> bool:
+        """Whether any request is unfinished."""
         return bool(self.requests)
 
     @property
     def num_running(self) -> int:
+        """Number of requests in the last batch."""
         return len(self._running)
 
     @property
     def num_swapped(self) -> int:
+        """Number of requests whose KV is on the host."""
         return len(self.kv.on_host)
 
     @property
     def under_pressure(self) -> bool:
-        """Whether KV memory is nearly full: nothing new starts, and started requests run by arrival."""
+        """Whether pressure is active: no request starts, and started requests run in order of arrival."""
         return self.has_work and self.residency.pressure.active
 
     def add(self, request: Request, now: float) -> None:
-        """Raises RequestRefused for a request that can never fit or whose id is in use, and QueueFull."""
+        """Accept a new request.
+
+        Raises:
+            RequestRefused: the request can never fit, or its id is in use.
+            QueueFull: too many requests wait.
+        """
         if request.id in self.requests:
             raise RequestRefused(f"a request with the id {request.id!r} is running already")
         if request.max_len > self.limits.max_model_len:
@@ -133,7 +151,7 @@ class Scheduler:
                 f"the prompt's {request.prompt_len} tokens and max_tokens {request.params.max_tokens} make "
                 f"{request.max_len}; the limit is {self.limits.max_model_len} (max_model_len)"
             )
-        blocks = self.kv.blocks_for(request.max_len - 1)  # the last token is reported and needs no KV
+        blocks = self.kv.blocks_for(request.max_len - 1)  # the last token needs no KV
         if blocks > self.kv.device.num_blocks:
             raise RequestRefused(
                 f"the prompt's {request.prompt_len} tokens and max_tokens {request.params.max_tokens} need "
@@ -146,7 +164,7 @@ class Scheduler:
         self.residency.arrived(request, now)
 
     def abort(self, request_id: str, now: float) -> Request | None:
-        """Forget the request, from any state; None when it is not known (any more)."""
+        """End the request, in any state, and return it; None if it is unknown or has already ended."""
         request = self.requests.get(request_id)
         if request is not None:
             request.finish("abort", now)
@@ -155,7 +173,7 @@ class Scheduler:
         return request
 
     def expire(self, now: float) -> list[Request]:
-        """Drop the requests that have waited for their start for longer than the queue's timeout."""
+        """End and return the requests that have waited for their start longer than the queue's timeout."""
         overdue = self.queue.overdue(now)
         for request in overdue:
             request.finish("timeout", now)
@@ -163,11 +181,12 @@ class Scheduler:
         return overdue
 
     def schedule(self, now: float) -> StepPlan:
-        """The next step. Every transfer in it is submitted and every item executed by the caller.
+        """Plan the next step. The caller must submit all its transfers and execute all its items.
 
-        Where the last step still runs, this one counts on what that will have computed, and uses what that
-        frees: it computes, and its copies begin, only after that one has ended on the device. A request that
-        then turns out to have ended with a stop token has been planned for once more; that token is dropped.
+        If the last step still runs, the plan assumes its results and uses the blocks it will free. The caller
+        must therefore execute the plan, and begin its copies, after the last step has ended on the device. If
+        the last step ends a request with a stop token, the request is still in this plan; the additional
+        token is discarded.
         """
         if self.in_flight.not_applied is not None:
             self._apply(self.in_flight.not_applied)
@@ -179,13 +198,13 @@ class Scheduler:
             return StepPlan(self._next_step)
         self._fill(builder)
         residency.work_ahead(builder)
-        held: dict[str, Request] = {}
+        postponed: dict[str, Request] = {}
         if residency.blocking and (builder.offloads or builder.uploads):  # no step runs while KV is copied
-            held = {item.request.id: item.request for item in builder.items}
-            builder.delayed |= held
+            postponed = {item.request.id: item.request for item in builder.items}
+            builder.delayed |= postponed
             builder.items.clear()
         batch = {item.request.id: item.request for item in builder.items}
-        self._change_phases(builder, batch, held)
+        self._change_phases(builder, batch, postponed)
         self._running, self._delayed = batch, builder.delayed
         for item in builder.items:
             if item.start == 0:
@@ -202,9 +221,9 @@ class Scheduler:
         return plan
 
     def update(self, result: StepResult, now: float) -> list[TokenEvent]:
-        """Take in what the earliest planned step computed.
+        """Process the result of the earliest planned step. Returns the new tokens.
 
-        Raises RuntimeError when the result is not of that one.
+        Raises RuntimeError if the result belongs to another step.
         """
         plan = self.in_flight.take(result.step)
         if plan is self.in_flight.not_applied:
@@ -214,30 +233,39 @@ class Scheduler:
         return events
 
     def advance(self, steps: int, seconds: float, now: float) -> list[Request]:
-        """Take in ``steps`` executions of the last plan that took ``seconds`` together and ended at ``now``.
+        """Process ``steps`` executions of the last plan at once; for simulations. All tokens are 0.
 
-        Every token is 0. No more steps than ``plan_lifetime`` allows. Returns the requests that ended.
+        Args:
+            steps: at most the number that ``plan_lifetime`` returned.
+            seconds: total time of these steps.
+            now: when the last of them ended.
+
+        Returns the requests that ended.
         """
         plan = self.in_flight.take(self._next_step - 1)
         self._apply(plan, steps)
         return self._end_step(plan, seconds, now, steps=steps)
 
     def copied(self, transfers: list[Transfer]) -> None:
-        """These copies are done."""
+        """Record that these transfers have finished."""
         for transfer in transfers:
             self.kv.finish(transfer)
             if (request := self.requests.get(transfer.request_id)) is not None:
                 self.residency.copied(request)
 
     def _change_phases(
-        self, builder: StepBuilder, batch: dict[str, Request], held: dict[str, Request]
+        self, builder: StepBuilder, batch: dict[str, Request], postponed: dict[str, Request]
     ) -> None:
-        """From the last plan to this one. ``held``: requests that wait only because no step runs while KV is
-        copied; they are not preempted."""
+        """Record the phase changes from the last plan to this one.
+
+        Args:
+            postponed: requests that wait only because no step runs while KV is copied; they do not count as
+                preempted.
+        """
         change_phase = self.in_flight.change_phase
         for id, request in self._running.items():
             if id not in batch:
-                change_phase(request, "queued", preempted=id not in held)
+                change_phase(request, "queued", preempted=id not in postponed)
         for id, request in self._delayed.items():
             if id not in builder.delayed:
                 change_phase(request, "queued")
@@ -253,8 +281,11 @@ class Scheduler:
         self.counters.preemptions += self.in_flight.begin_last(now)
 
     def _apply(self, plan: StepPlan, steps: int = 1) -> None:
-        """Write the effect of the plan's execution, ``steps`` times in a row, into its requests, as far as it
-        is known before its tokens are: zeros stand for those. A request that ends with it frees its KV."""
+        """Update the plan's requests as if it had been executed ``steps`` times.
+
+        The tokens are not known yet; zeros stand for them. A request that reaches its maximum length frees
+        its KV.
+        """
         self.in_flight.not_applied = None
         self.residency.pressure.computed(plan, steps)
         if steps > 1:
@@ -268,7 +299,7 @@ class Scheduler:
             request.num_computed += num_tokens * steps
             if yields_token:
                 if steps == 1:
-                    request.tokens.append(0)  # takes an eighth of the time
+                    request.tokens.append(0)  # eight times as fast as extend
                 else:
                     request.tokens.extend(zeros)
                 if len(request.tokens) - request.prompt_len >= request.params.max_tokens:
@@ -276,7 +307,7 @@ class Scheduler:
                     self.in_flight.ending.add(request.id)
 
     def _take_tokens(self, plan: StepPlan, result: StepResult) -> tuple[list[TokenEvent], set[Request]]:
-        """Write the tokens in place of the zeros. Also which requests they end."""
+        """Replace the zeros with the tokens. Returns the new tokens and the requests that they end."""
         events: list[TokenEvent] = []
         stopped: set[Request] = set()
         eos, logprob = self.limits.eos_token_ids, None
@@ -300,11 +331,15 @@ class Scheduler:
         stopped: Collection[Request] = (),
         steps: int = 1,
     ) -> list[Request]:
-        """The plan, executed ``steps`` times, has ended: finish requests, charge ``seconds`` to the others.
+        """Finish the requests that ended with the plan, and report the step to the policy for the others.
 
-        ``stopped``: requests whose last token ends them before their length does. Returns all that ended.
+        Args:
+            seconds: total time of the plan's ``steps`` executions.
+            stopped: requests that end with a stop token.
+
+        Returns all requests that ended.
         """
-        on_step = self.policy.inner.on_step  # the guard's would double the cost of the call
+        on_step = self.policy.inner.on_step  # without the guard, which would double the cost of the call
         ended: list[Request] = []
         generated_tokens = 0
         for request, start, num_tokens, _, yields_token in plan.items:
@@ -345,9 +380,9 @@ class Scheduler:
         self.residency.ended(request, last=not self.requests)
 
     def plan_lifetime(self, now: float) -> PlanLifetime:
-        """How often, and until when, the plan just made for ``now`` would be made again at every step.
+        """Return for how many steps, and until when, the plan just made for ``now`` would be made again.
 
-        A simulation takes them as one call: ``advance``.
+        A simulation processes these steps with one call of ``advance``.
         """
         if self.limits.eos_token_ids:
             return ONCE
@@ -361,14 +396,14 @@ class Scheduler:
     def _fill(self, builder: StepBuilder) -> None:
         """Fill the batch in the policy's order until it is full, or no tokens or no memory are left.
 
-        A request that waits for a copy takes no place in the batch; as many again as the batch holds are
-        looked at for those, so that a step never depends on the number of waiting requests.
+        A request that waits for a copy takes no place in the batch. To fill these places, up to two batches
+        of requests are considered, so the cost of a step does not depend on the number of waiting requests.
         """
-        most, items, ending = self.max_batch_size, builder.items, self.in_flight.ending
+        max_items, items, ending = self.max_batch_size, builder.items, self.in_flight.ending
         admitting = True
         seen: set[str] = set()
-        for request in islice(self.residency.pressure.order(builder.now), 2 * most + len(ending)):
-            if len(items) >= most or builder.tokens_left == 0:
+        for request in islice(self.residency.pressure.order(builder.now), 2 * max_items + len(ending)):
+            if len(items) >= max_items or builder.tokens_left == 0:
                 if self.residency.reserve is None:
                     return
                 if request.id in self.kv.on_host:
@@ -383,35 +418,38 @@ class Scheduler:
                 self._try(request, builder, evict=False)
         if admitting and not builder.delayed:
             return
-        # The first in the order wait for memory or copies. Those that need neither run on meanwhile, however
-        # far back in the order: the last batch first, since its policy gave it the device.
+        # The first requests of the order wait for memory or copies. Fill the free places with requests that
+        # need neither, anywhere in the order: first those of the last batch, because the policy chose them.
         last_batch = sorted(self._running.values(), key=self.residency.pressure.priority)
-        for request in chain(last_batch, self.residency.in_order(2 * most + len(seen))):
-            if len(items) >= most or builder.tokens_left == 0:
+        for request in chain(last_batch, self.residency.in_order(2 * max_items + len(seen))):
+            if len(items) >= max_items or builder.tokens_left == 0:
                 return
             if request.id not in seen and self._runs_in_place(request):
                 seen.add(request.id)
                 self._try(request, builder, evict=False)
         if items or self.kv.transfers_in_flight:
             return
-        # Every request on the device needs a block and none is free: the first goes on at the others' cost.
-        for request in self.residency.in_order(most):
+        # Every request on the device needs a block and none is free: run the first one and evict others.
+        for request in self.residency.in_order(max_items):
             builder.claimed = 0
             self._try(request, builder)
             if items or self.kv.transfers_in_flight:
                 return
 
     def _runs_in_place(self, request: Request) -> bool:
-        """Whether it may run without being admitted: a decode, or one that has room for its longest."""
+        """Whether the request can run without admission: it decodes, or its blocks are reserved."""
         return request.id in self.kv.on_device and (request.num_pending == 1 or self.residency.booked)
 
     def _try(self, request: Request, builder: StepBuilder, *, evict: bool = True) -> bool:
-        """Put the request into the batch, or start what it waits for. False: let no later one be admitted."""
+        """Put the request into the batch, or start the copy it waits for.
+
+        Returns False if no later request of the order may be admitted in this step.
+        """
         kv, start = self.kv, request.num_computed
         pending = len(request.tokens) - start
         if pending == 1:
             table = kv.table_with_room(request.id, start + 1)
-            if table is not None:  # by far the most frequent case
+            if table is not None:  # the common case, kept fast
                 builder.items.append(PlanItem(request, start, 1, table, True))
                 builder.tokens_left -= 1
                 return True
@@ -424,7 +462,7 @@ class Scheduler:
             return self.residency.bring_back(request, builder, evict=evict) != "never"
         count = self._tokens_now(pending, builder)
         if count == 0:
-            return self.limits.chunked_prefill  # a decode may find its token where a prompt found none
+            return self.limits.chunked_prefill  # no token left for a prompt, but perhaps one for a decode
         reached = start + count
         found = self.residency.admit(request, reached, builder, evict=evict)
         if found == "now":
@@ -435,19 +473,21 @@ class Scheduler:
         return found != "never"
 
     def _tokens_now(self, pending: int, builder: StepBuilder) -> int:
-        """How many of a request's pending tokens this step computes; 0: it must wait.
+        """Return how many of a request's pending tokens this step computes; 0 if the request must wait.
 
-        Prompts are computed whole, and one that no batch could hold beside the decodes in pieces. Chunked,
-        they take what is left once everybody else in the batch has a token, so that decodes never
-        wait for them (Sarathi-Serve, OSDI'24).
+        Without chunked prefill a step computes the complete prompt. A prompt that does not fit into the
+        step's remaining tokens waits; if it is the first prompt of the batch, the step computes a part of it.
+
+        With chunked prefill a prompt gets the tokens that are left after one token for each other request of
+        the batch. Decodes therefore never wait for prompts. Source: Sarathi-Serve (OSDI'24).
         """
         if pending == 1:
             return 1
         if self.limits.chunked_prefill:
-            most = min(self.max_batch_size, len(self.requests) - len(self.in_flight.ending))
-            others = most - len(builder.items) - 1
-            least = 0 if builder.items else 1
-            return min(pending, max(least, builder.tokens_left - others))
+            max_items = min(self.max_batch_size, len(self.requests) - len(self.in_flight.ending))
+            others = max_items - len(builder.items) - 1
+            minimum = 0 if builder.items else 1
+            return min(pending, max(minimum, builder.tokens_left - others))
         if pending <= builder.tokens_left:
             return pending
         return 0 if builder.has_prefill else builder.tokens_left

@@ -1,4 +1,4 @@
-"""Shortest job first by predicted length, with aging; who has begun runs to its end."""
+"""The policy shortest predicted job first, not preemptive, with aging."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from fgengine.scheduling.policy import PolicyContext, Priority
 from fgengine.scheduling.predicting import PredictingPolicy
 
 LONG_TOKENS = 1024.0
-"""Predicted lengths from here on count alike."""
+"""Predicted lengths above this limit count as equal, tokens."""
 
 
 class SJF(PredictingPolicy):
-    """Those that wait go by a deadline: their arrival plus ``starvation_limit`` times their predicted length,
-    as a share of ``LONG_TOKENS``. So nobody is overtaken by a request that came more than
-    ``starvation_limit`` seconds later."""
+    """Shortest predicted job first, with aging: a started request runs to completion.
+
+    Waiting requests are sorted by a deadline. It is arrival + ``starvation_limit`` * min(1, predicted length
+    / ``LONG_TOKENS``). A request is therefore never overtaken by one that arrived more than
+    ``starvation_limit`` seconds later. Needs a cost model and a predictor. Source: SSJF (Qiu et al.,
+    AIOps'24).
+
+        Engine.from_config(EngineConfig(policy="sjf", predictor="oracle"))
+    """
 
     summary = "shortest predicted job first, not preemptive, with aging"
     paper = "SSJF (Qiu et al., AIOps'24)"
@@ -26,6 +32,7 @@ class SJF(PredictingPolicy):
         self._begun: set[str] = set()
 
     def key(self, request: Request) -> Priority:
+        """Return (0 if the request has started, else 1; its deadline)."""
         waits = 0.0 if request.id in self._begun else 1.0
         share = min(1.0, self.predictions[request.id].median / LONG_TOKENS)
         return (waits, request.arrival + self.context.starvation_limit * share)
@@ -39,7 +46,8 @@ class SJF(PredictingPolicy):
         self.replace(request)
 
     def on_step(self, request: Request, seconds: float, now: float) -> None:
-        """No progress changes its place."""
+        """Do nothing: the order does not depend on progress."""
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
+        """Return infinity: only arrivals, starts and ends change the order."""
         return math.inf

@@ -1,4 +1,4 @@
-"""Shortest remaining processing time, by an oracle."""
+"""The policy shortest remaining processing time, with known output lengths."""
 
 from __future__ import annotations
 
@@ -10,48 +10,56 @@ from fgengine.request import Request
 from fgengine.scheduling.policy import PolicyContext, Priority, SortedPolicy
 
 GRID_BITS = 4
+"""Leading bits that ``on_grid`` keeps."""
 
 
 def on_grid(tokens: int) -> int:
-    """``tokens`` rounded down to its four leading bits.
+    """Round ``tokens`` down to its ``GRID_BITS`` leading bits.
 
-    What ranks by progress looks at it only here: a request of n tokens then changes its place some
-    8 log2(n) times instead of n times, at less than an eighth's error.
+    Policies that rank by progress use the rounded number. A request of n tokens then changes its place about
+    8 log2(n) times instead of n times. The error is less than one eighth.
     """
     shift = max(0, tokens.bit_length() - GRID_BITS)
     return tokens >> shift << shift
 
 
 def next_on_grid(tokens: int) -> int:
-    """The smallest number above ``tokens`` that ``on_grid`` leaves as it is."""
+    """Return the smallest number above ``tokens`` that ``on_grid`` does not change."""
     shift = max(0, tokens.bit_length() - GRID_BITS)
     return ((tokens >> shift) + 1) << shift
 
 
 class SRPT(SortedPolicy):
-    """Least of the machine's time left first: what is left of the prefill, and the tokens to come.
+    """Shortest remaining machine time first: the rest of the prefill and the output tokens still to come.
 
-    An oracle: it takes ``max_tokens`` for the output length, which is true where EOS is ignored, as in
-    benchmarks with forced lengths; elsewhere it is only an upper bound. What it comes near to is the lowest
-    mean JCT of any order; for tails and TTFT other policies are often better.
+    It is an oracle: it uses ``max_tokens`` as the output length. This is exact if EOS is ignored, as in
+    benchmarks with forced lengths; otherwise it is an upper bound. Its mean JCT is close to the lowest
+    possible one. For tail latencies and TTFT other policies are often better. Needs a cost model. Source:
+    Schrage and Miller, Operations Research 1966.
+
+        Engine.from_config(EngineConfig(policy="srpt"))
+
+    Raises ValueError if the context has no cost model.
     """
 
-    summary = "shortest remaining time first, by an oracle (max_tokens): about the lowest mean JCT there is"
+    summary = "shortest remaining time first, by an oracle (max_tokens): about the lowest possible mean JCT"
     paper = "Schrage and Miller, Operations Research 1966"
     needs_cost = True
 
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)
         if context.cost is None:
-            raise ValueError("srpt takes processing times from a cost model")
+            raise ValueError("srpt needs a cost model for processing times")
         self.cost: CostModel = context.cost
         self._left: dict[str, int] = {}
+        """Output tokens still to come, rounded with ``on_grid``, by request id."""
 
     def key(self, request: Request) -> Priority:
+        """Return (predicted remaining machine time in seconds,)."""
         left = self._left[request.id]
         computed, pending = request.num_computed, request.num_pending
         if pending == 1:
-            computed = request.prompt_len - 1  # what it attends to; its progress is in ``left``
+            computed = request.prompt_len - 1  # without generated tokens; the progress is in ``left``
         return (self.cost.remaining_share_seconds(computed, pending, left, self.context.max_batch_size),)
 
     def add(self, request: Request, now: float) -> None:
@@ -63,13 +71,14 @@ class SRPT(SortedPolicy):
         del self._left[request.id]
 
     def on_step(self, request: Request, seconds: float, now: float) -> None:
+        """Compute the key again during prefill, or if the rounded number of tokens left has changed."""
         left = on_grid(self._tokens_left(request))
         if left != self._left[request.id] or request.num_generated <= 1:
             self._left[request.id] = left
             super().on_step(request, seconds, now)
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
-        """For ever: those that run only come nearer to their end, and the others do not."""
+        """Return infinity: progress moves the running requests only forward in the order."""
         return math.inf
 
     @staticmethod

@@ -9,9 +9,10 @@ from fgengine.scheduling.scheduler import Scheduler
 
 
 def stats_of(scheduler: Scheduler) -> dict[str, Any]:
-    """Counters since the start; requests in each place and level, and free blocks of each pool, now.
+    """Return the scheduler's statistics as plain JSON data.
 
-    Plain JSON; its cost does not grow with the number of requests.
+    They hold the counters since the start, the current numbers of requests by state and level, and the free
+    blocks of each pool. The cost does not depend on the number of requests.
     """
     kv, queue = scheduler.kv, scheduler.queue
     running, swapped = scheduler.num_running, scheduler.num_swapped

@@ -1,10 +1,12 @@
-"""The virtual token counter: fair among users (Sheng et al., Fairness in Serving LLMs, OSDI'24).
+"""The policy virtual token counter: fairness among users (Sheng et al., Fairness in Serving LLMs, OSDI'24).
 
-Each user has a counter of the service it got, in weighted tokens: ``PROMPT_WEIGHT`` a prompt token, charged
-when a request starts, ``OUTPUT_WEIGHT`` a generated one. A free place goes to the earliest request of the
-waiting user with the smallest counter (the paper's algorithm 2). Whoever comes to wait anew is lifted to the
-smallest counter of those who wait: idleness is not saved up. Of two users who wait all the time, none gets
-more than a constant of service over the other, however many requests it sends.
+Each user has a counter of the service received, in weighted tokens. A prompt token costs ``PROMPT_WEIGHT``
+and is charged when the request starts; a generated token costs ``OUTPUT_WEIGHT``. A free place in the batch
+goes to the earliest request of the waiting user with the smallest counter (the paper's algorithm 2).
+
+When a user without waiting requests sends one, its counter is raised to the smallest counter of the waiting
+users. A user can therefore not save up service while idle. If two users always have waiting requests, the
+difference of their service is bounded by a constant, no matter how many requests they send.
 """
 
 from __future__ import annotations
@@ -22,20 +24,23 @@ from fgengine.request import Request
 from fgengine.scheduling.policy import Policy, PolicyContext, Priority
 
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2
-"""The paper's, after what tokens cost at commercial services."""
+"""The paper's weights, based on the token prices of commercial services."""
 REMEMBERED_USERS = 10_000
-"""Counters kept of users without a request; the user gone longest is forgotten first."""
+"""Maximum number of stored counters of users without requests; the longest inactive user is removed first."""
 
 
 @dataclass(slots=True, eq=False)
 class _User:
     name: str
     rank: int
-    """Distinct: decides between equal counters."""
+    """Unique number that decides between equal counters."""
     counter: int
+    """Weighted tokens charged."""
     waiting: OrderedDict[str, _Job] = field(default_factory=OrderedDict)
-    """By request id, in order of arrival. A linked list: its front is left and a dict would keep the gap."""
+    """Waiting requests by id, in order of arrival. Not a dict: entries leave at the front, and iterating a
+    dict scans deleted entries."""
     num_requests: int = 0
+    """Unfinished requests, waiting or started."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,11 +48,12 @@ class _Job:
     request: Request
     user: _User
     prompts_before: int
-    """Weighted prompt tokens of its user's requests ahead of it, counted from an origin of the user's own."""
+    """Weighted prompt tokens of its user's earlier requests. Only differences between the user's waiting
+    requests have a meaning."""
     start: int | None = None
-    """When it started, as a running number; None: it waits."""
+    """Running number in order of start; None: it waits."""
     charged_tokens: int = 0
-    """Generated tokens that its user has been charged for."""
+    """Generated tokens for which its user was charged."""
 
     @property
     def prompt_cost(self) -> int:
@@ -55,9 +61,12 @@ class _Job:
 
 
 class VTC(Policy):
-    """Requests that have started, in order of start, then the waiting ones, the least served user's first.
+    """Fair sharing among users: started requests first, then the waiting requests of the least served user.
 
-    As in the paper nobody is preempted for fairness: a started request stops only for memory.
+    As in the paper, fairness never preempts: a started request is preempted only if device memory runs short.
+    ``Request.user`` names the user. Source: VTC (Sheng et al., OSDI'24).
+
+        Engine.from_config(EngineConfig(policy="vtc"))
     """
 
     summary = "fair among users by tokens served"
@@ -68,20 +77,20 @@ class VTC(Policy):
         self._jobs: dict[str, _Job] = {}
         self._started: dict[str, _Job] = {}
         self._users: dict[str, _User] = {}
-        """Those with a request."""
-        self._gone: OrderedDict[str, int] = OrderedDict()
-        """Counters of users without one, the longest gone first."""
+        """Users with an unfinished request, by name."""
+        self._inactive: OrderedDict[str, int] = OrderedDict()
+        """Counters of users without requests, the longest inactive user first."""
         self._waiting: Any = SortedDict()
-        """Users with a waiting request by (counter, rank)."""
+        """Users with a waiting request, by (counter, rank)."""
         self._last_waiting: _User | None = None
-        """Who was the last to wait."""
+        """The last user that stopped waiting."""
         self._serial = 0
 
     def add(self, request: Request, now: float) -> None:
-        user = self._users.get(request.user) or self._welcome(request.user)
+        user = self._users.get(request.user) or self._add_user(request.user)
         user.num_requests += 1
         if not user.waiting:
-            user.counter = max(user.counter, self._level())
+            user.counter = max(user.counter, self._min_counter())
             self._waiting[user.counter, user.rank] = user
         last = next(reversed(user.waiting.values()), None)
         job = _Job(request, user, prompts_before=last.prompts_before + last.prompt_cost if last else 0)
@@ -98,16 +107,18 @@ class VTC(Policy):
         user.num_requests -= 1
         if user.num_requests == 0:
             del self._users[user.name]
-            self._gone[user.name] = user.counter
-            if len(self._gone) > REMEMBERED_USERS:
-                self._gone.popitem(last=False)
+            self._inactive[user.name] = user.counter
+            if len(self._inactive) > REMEMBERED_USERS:
+                self._inactive.popitem(last=False)
 
     def order(self, now: float) -> Iterator[Request]:
+        """Yield the started requests in order of start, then the waiting ones of the least served users."""
         for job in self._started.values():
             yield job.request
         yield from self._merge_waiting()
 
     def priority(self, request: Request) -> Priority:
+        """Return (0, number in order of start), or (1, counter at which the request's turn comes, user)."""
         job = self._jobs[request.id]
         if job.start is not None:
             return (0, job.start)
@@ -123,19 +134,23 @@ class VTC(Policy):
         self._charge_output(self._jobs[request.id])
 
     def steady_seconds(self, running: Collection[Request], now: float) -> float:
-        """For ever while the batch is full or no request waits. Else a waiting one may be admitted as soon as
-        it fits, and which one comes first changes with every token that its user's requests get."""
+        """Return infinity if the batch is full or no request waits, else 0.
+
+        A waiting request may be admitted as soon as it fits, and each generated token may change which
+        waiting request is first.
+        """
         full = len(running) >= self.context.max_batch_size
         return math.inf if full or not self._waiting else 0.0
 
     def counter_of(self, user: str) -> int:
-        """Weighted tokens charged to the user, lifts included; 0 for one never seen, or forgotten."""
-        return self._users[user].counter if user in self._users else self._gone.get(user, 0)
+        """Return the user's counter in weighted tokens, including raises; 0 if the user is not known."""
+        return self._users[user].counter if user in self._users else self._inactive.get(user, 0)
 
     def _merge_waiting(self) -> Iterator[Request]:
-        """By counter plus the prompts ahead of the same user: as if each were charged when it is given.
+        """Yield the waiting requests by their user's counter plus the prompts of the user's earlier requests.
 
-        A user is looked at only when its counter comes up, so the first n cost O(n log n).
+        This is the order in which they would start if each prompt were charged when its request is yielded.
+        A user is considered only when its counter is reached, so the first n requests cost O(n log n).
         """
         users = iter(self._waiting.values())
         upcoming = next(users, None)
@@ -154,20 +169,23 @@ class VTC(Policy):
             else:
                 heapreplace(heads, (tag + job.prompt_cost, rank, following, jobs))
 
-    def _welcome(self, name: str) -> _User:
+    def _add_user(self, name: str) -> _User:
         self._serial += 1
-        user = self._users[name] = _User(name, self._serial, self._gone.pop(name, 0))
+        user = self._users[name] = _User(name, self._serial, self._inactive.pop(name, 0))
         return user
 
-    def _level(self) -> int:
-        """The least that anybody who comes to wait has: the smallest waiting counter, or the last one's."""
+    def _min_counter(self) -> int:
+        """Return the minimum counter of a user that begins to wait.
+
+        It is the smallest counter of the waiting users, or that of the last user that waited.
+        """
         if self._waiting:
             counter, _ = self._waiting.peekitem(0)[0]
             return int(counter)
         return self._last_waiting.counter if self._last_waiting else 0
 
     def _start(self, job: _Job) -> None:
-        """Its prompt is charged once, even if its KV is thrown away and computed again."""
+        """Start the job and charge its prompt. Called once for each job, even if its KV is recomputed."""
         self._leave_queue(job)
         self._serial += 1
         job.start = self._serial

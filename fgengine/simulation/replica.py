@@ -1,8 +1,8 @@
-"""One copy of the engine on a virtual clock. Pure.
+"""One simulated replica: an engine on a virtual clock. Pure.
 
-It decides with the engine's own scheduler, policy and KV manager. Steps between which nothing can change
-are taken at once: the scheduler says for how many steps its last plan holds (``Scheduler.plan_lifetime``),
-and the cost model how long each of them takes.
+It uses the same scheduler, policy and KV manager as the real engine. Steps between which nothing can change
+are processed at once: the scheduler returns how many steps its last plan holds (``Scheduler.plan_lifetime``),
+and the cost model predicts how long each step takes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,21 @@ from fgengine.simulation.copying import SimulatedCopyEngine
 
 
 class Completion(NamedTuple):
-    """A request that is over. Its ``phase_since`` says when."""
+    """A request that has ended, at ``request.phase_since``."""
 
     request: Request
     token_times: Sequence[float]
-    """When each of its tokens came, seconds; empty where times are not kept."""
+    """Time of each output token, seconds; empty if times are not recorded."""
     refusal: RequestRefused | None = None
-    """Why it was not served, in words and by its class; it then has no tokens."""
+    """Why the request was not served; it has no tokens then. None: it was served."""
 
 
 class Replica:
-    """Between two calls it is at the beginning of some steps that end at ``next_at`` unless cut short."""
+    """A simulated engine.
+
+    Between two calls it is at the beginning of a sequence of steps that ends at ``next_at``. An arrival may
+    make the sequence shorter.
+    """
 
     def __init__(self, scheduler: Scheduler, cost: CostModel, *, keep_token_times: bool = False) -> None:
         self.scheduler = scheduler
@@ -44,28 +48,32 @@ class Replica:
             self.clock, scheduler.limits.block_bytes, cost.copy_bytes_per_second
         )
         self.next_at = math.inf
-        """When it has something to do, seconds; infinite: not before the next request."""
+        """Time of the next event, seconds; infinite if there is none before the next request."""
         self.copy_wait_seconds = 0.0
-        """In which nothing ran, because every request waited for a copy; as in ``Work``."""
+        """Seconds in which nothing ran because every request waited for a copy, as in ``Work``."""
         self.outstanding_seconds = 0.0
-        """Predicted seconds of machine time of the requests it was given and has not finished."""
+        """Predicted machine time of the unfinished requests, seconds."""
         self._inbox: list[Request] = []
-        """Arrived in the middle of a step; taken in at its end."""
+        """Requests that arrived during a step; they are added at its end."""
         self._items: Sequence[PlanItem] = ()
+        """The items of the running plan."""
         self._durations: list[float] = []
+        """Duration of each of the plan's steps, seconds."""
         self._ends: list[float] = []
-        """Of each of the steps: how long it takes, when it ends."""
+        """End of each of the plan's steps, seconds."""
         self._steps = 0
+        """Number of steps until ``next_at``."""
         self._token_times: dict[str, list[float]] | None = {} if keep_token_times else None
 
     @property
     def num_unfinished(self) -> int:
+        """Number of unfinished requests."""
         return len(self.scheduler.requests) + len(self._inbox)
 
     def receive(self, request: Request) -> None:
-        """The request arrives, at its ``arrival``, which is not after ``next_at``.
+        """Receive a request at its ``arrival``, which must not be after ``next_at``.
 
-        A running step is not interrupted: the steps end with the one that runs then.
+        The running step is not interrupted. The sequence of steps now ends with that step.
         """
         self._inbox.append(request)
         self.outstanding_seconds += self._share(request)
@@ -77,14 +85,14 @@ class Replica:
             self.next_at = request.arrival
 
     def advance(self) -> list[Completion]:
-        """Go to ``next_at`` and plan from there. What ended on the way.
+        """Advance the clock to ``next_at`` and plan the next steps. Returns the requests that ended.
 
-        Raises RuntimeError when there is work but nothing can ever happen.
+        Raises RuntimeError if there is work, but nothing can run and nothing is being copied.
         """
         now = self.next_at
         self.clock.advance_to(now)
         endings = self._end_steps(now) if self._steps else []
-        endings += [refused for request in self._inbox if (refused := self._take_in(request, now))]
+        endings += [refused for request in self._inbox if (refused := self._add(request, now))]
         self._inbox.clear()
         for request in self.scheduler.expire(now):
             endings.append(Completion(request, (), self.scheduler.queue.timeout_error(now)))
@@ -94,7 +102,8 @@ class Replica:
         self._plan(now)
         return endings
 
-    def _take_in(self, request: Request, now: float) -> Completion | None:
+    def _add(self, request: Request, now: float) -> Completion | None:
+        """Add a request to the scheduler. Returns its completion if it is refused, else None."""
         try:
             self.scheduler.add(request, now)
         except RequestRefused as refusal:
@@ -105,7 +114,7 @@ class Replica:
     def _plan(self, now: float) -> None:
         self._steps, self.next_at = 0, math.inf
         if not self.scheduler.has_work and not self.scheduler.kv.transfers_in_flight:
-            self.outstanding_seconds = 0.0  # whatever sums and differences have left of it
+            self.outstanding_seconds = 0.0  # remove the accumulated rounding error
             return
         plan = self.scheduler.schedule(now)
         for transfer in (*plan.uploads, *plan.offloads):
@@ -122,21 +131,23 @@ class Replica:
             )
 
     def _begin_steps(self, plan: StepPlan, now: float) -> None:
-        """As many steps as the plan is good for, up to the first one that ends after a copy has.
+        """Begin as many steps as the plan holds, at most up to the first step that ends after a copy.
 
-        Seconds are added up as the clock of an engine that takes every step would add them.
+        Times are added in the same order as in an engine that takes every step, so that rounding is the same.
         """
         lifetime = self.scheduler.plan_lifetime(now)
         shape = StepShape.of_plan(plan)
         first = self.cost.step_seconds(shape)
         durations, until = [first], min(lifetime.until, self.copies.next_end, self.scheduler.queue.deadline)
         if lifetime.steps > 1 and now + first < until:
-            # Steps only get longer, so no more than this many begin before ``until``.
-            most = min(lifetime.steps, int((until - now) / first) + 2) if until < math.inf else lifetime.steps
+            # Steps only become longer, so at most this number of steps begins before ``until``.
+            limit = lifetime.steps
+            if until < math.inf:
+                limit = min(limit, int((until - now) / first) + 2)
             context, growth = shape.decode_context, shape.decode_requests
             per_token = self.cost.decode_context
             constant = self.cost.step_seconds(replace(shape, decode_context=0))
-            durations += [constant + per_token * (context + growth * i) for i in range(1, most)]
+            durations += [constant + per_token * (context + growth * i) for i in range(1, limit)]
         ends = list(accumulate(durations, initial=now))[1:]
         steps = min(len(ends), bisect_left(ends, until) + 1)
         self._items, self._durations, self._ends = plan.items, durations, ends

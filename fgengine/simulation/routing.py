@@ -1,4 +1,4 @@
-"""Which replica a request goes to. Pure."""
+"""Routers: they choose the replica of each request. Pure."""
 
 from __future__ import annotations
 
@@ -9,30 +9,44 @@ from typing import Protocol
 
 
 class ReplicaLoad(Protocol):
-    """What a router sees of a replica."""
+    """The state of a replica that a router sees."""
 
     @property
-    def num_unfinished(self) -> int: ...
+    def num_unfinished(self) -> int:
+        """Number of unfinished requests."""
+        ...
 
     @property
     def outstanding_seconds(self) -> float:
-        """Predicted seconds of machine time that its unfinished requests take from their beginning."""
+        """Predicted machine time of its unfinished requests, each from its beginning, seconds."""
         ...
 
 
 Router = Callable[[Sequence[ReplicaLoad]], int]
-"""The replicas as they are when a request arrives -> the index of the one that gets it."""
+"""A function from the replicas, in their state when a request arrives, to the index of the chosen replica."""
 
 ROUTERS = {
-    "round-robin": "each in its turn",
-    "least-loaded": "the least predicted work outstanding, by the cost model",
+    "round-robin": "each replica in turn",
+    "least-loaded": "the least predicted unfinished work, by the cost model",
     "shortest-queue": "the fewest unfinished requests",
-    "power-of-two": "of two at random the one with fewer unfinished requests",
+    "power-of-two": "of two random replicas, the one with fewer unfinished requests",
 }
+"""Names of the routers with descriptions."""
 
 
 def make_router(name: str, seed: int = 0) -> Router:
-    """The first of equals is chosen. Raises ValueError for a name that is not in ``ROUTERS``."""
+    """Create a router.
+
+        router = make_router("power-of-two", seed=7)
+
+    If replicas are equal, the first one is chosen.
+
+    Args:
+        name: a key of ``ROUTERS``.
+        seed: seed of the random choices of ``power-of-two``.
+
+    Raises ValueError if there is no such router.
+    """
     if name == "round-robin":
         turns = count()
         return lambda replicas: next(turns) % len(replicas)

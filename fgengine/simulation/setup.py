@@ -1,4 +1,4 @@
-"""From an engine's settings and a profile to simulated copies of that engine."""
+"""Creates simulated replicas from an engine's settings and a profile."""
 
 from __future__ import annotations
 
@@ -33,11 +33,20 @@ def make_cluster(
     seed: int = 0,
     keep_token_times: bool = False,
 ) -> Cluster:
-    """``replicas`` times what ``Engine.from_config`` would start on the profile's device, behind a router.
+    """Create a cluster of simulated replicas.
 
-    Raises:
-        ValueError: there is no such router, the profile is of another model or dtype, or an engine would not
-            start with these settings.
+    Each replica has the same scheduler and pools as ``Engine.from_config`` would create on the profile's
+    device.
+
+        cluster = make_cluster(EngineConfig(policy="fcfs"), shape_of("smollm2-135m"), profile, replicas=2)
+
+    Args:
+        router: a key of ``fgengine.simulation.routing.ROUTERS``.
+        seed: seed of the router's random choices.
+        keep_token_times: whether to record the time of each token.
+
+    Raises ValueError if there is no such router, if the profile is of another model or dtype, or if an engine
+    would not start with these settings.
     """
     check_profile(config, shape, profile)
     copies = [make_replica(config, shape, profile, keep_token_times) for _ in range(replicas)]
@@ -47,6 +56,7 @@ def make_cluster(
 def make_replica(
     config: EngineConfig, shape: ModelShape, profile: Profile, keep_token_times: bool
 ) -> Replica:
+    """Create one simulated replica; see ``make_cluster``. Does not check the profile."""
     scheduler = Scheduler.build(
         config,
         pools_of(config, shape, profile),
@@ -60,49 +70,49 @@ def make_replica(
 
 
 def check_profile(config: EngineConfig, shape: ModelShape, profile: Profile) -> None:
-    """Raises ValueError for settings that no engine on the profile's device would start with."""
+    """Raise ValueError if an engine on the profile's device would not start with these settings."""
     dtype = profile.dtype if config.dtype == "auto" else config.dtype
     profile.require(shape=shape, device=profile.device, dtype=dtype)
     if config.device != "auto" and (config.device == "cpu") != profile.on_cpu:
         raise ValueError(f"the profile is of {profile.device}, which is not the device {config.device}")
     if config.max_model_len is not None and config.max_model_len > shape.max_position:
         raise ValueError(
-            f"max_model_len {config.max_model_len} is more than the {shape.max_position} tokens this model "
-            "was made for"
+            f"max_model_len {config.max_model_len} is more than this model's maximum of {shape.max_position} "
+            "tokens"
         )
 
 
 def pools_of(config: EngineConfig, shape: ModelShape, profile: Profile) -> Pools:
-    """The blocks of the two pools: an engine's default ones where it finds as much memory as it would use.
+    """Return the blocks of the two pools that an engine would have with enough memory.
 
-    A profile does not say how much memory was free on its machine, so this assumes that it is no limit: the
-    device pool of a CPU is ``CPU_POOL_LIMIT_BYTES``, a host pool four times the device pool, beside a GPU at
-    most ``PINNED_LIMIT_BYTES``.
+    A profile does not contain the free memory of its machine, so memory is assumed to be no limit. By
+    default, the device pool of a CPU has ``CPU_POOL_LIMIT_BYTES``. The host pool is four times the device
+    pool; with a GPU it has at most ``PINNED_LIMIT_BYTES``.
 
-    Raises:
-        ValueError: the profile is of a GPU, whose memory it does not say, and ``num_device_blocks`` is not
-            set.
+    Raises ValueError if the profile is of a GPU and ``num_device_blocks`` is not set.
     """
     per_block = block_bytes(shape, config.block_size, ELEMENT_BYTES[profile.dtype])
     device = config.num_device_blocks
     if device is None:
         if not profile.on_cpu:
             raise ValueError(
-                f"the profile does not say how much memory {profile.device} has: give --num-device-blocks "
+                f"the profile does not contain the memory size of {profile.device}: give --num-device-blocks "
                 f"(a block of {config.block_size} tokens takes {per_block:,} bytes)"
             )
         device = max(1, CPU_POOL_LIMIT_BYTES // per_block)
     if config.swap_space_bytes is not None:
         return Pools(device, config.swap_space_bytes // per_block)
-    most = sys.maxsize if profile.on_cpu else PINNED_LIMIT_BYTES
-    return Pools(device, default_host_blocks(config, device, per_block, most))
+    limit_bytes = sys.maxsize if profile.on_cpu else PINNED_LIMIT_BYTES
+    return Pools(device, default_host_blocks(config, device, per_block, limit_bytes))
 
 
 def pools_in_words(config: EngineConfig, shape: ModelShape, profile: Profile) -> str:
-    """The pools of ``pools_of``, and what was assumed of them, in a line."""
+    """Describe the pools of ``pools_of``, and the assumption about memory, in one line."""
     pools = pools_of(config, shape, profile)
     per_block = block_bytes(shape, config.block_size, ELEMENT_BYTES[profile.dtype])
     longest = min(TYPICAL_REQUEST_TOKENS, config.max_model_len or shape.max_position)
     line = division({}, pools, config.block_size, per_block, longest)
-    by_rule = config.num_device_blocks is None or (config.swap_space_bytes is None and config.copies_to_host)
-    return f"{line}; assumed: memory enough for the default pools" if by_rule else line
+    has_default = config.num_device_blocks is None or (
+        config.swap_space_bytes is None and config.copies_to_host
+    )
+    return f"{line}; assumed: memory enough for the default pools" if has_default else line

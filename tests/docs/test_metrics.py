@@ -1,3 +1,5 @@
+"""docs/metrics.md equals the page generated from the table of metrics."""
+
 from pathlib import Path
 
 from fgbench.metrics.metric import METRICS
@@ -6,12 +8,12 @@ from fgbench.metrics.page import SECTIONS, UNITS, page
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
-def test_the_page_is_made_from_the_table() -> None:
-    """Where it is not, ``make docs`` writes it."""
+def test_the_page_equals_the_generated_one() -> None:
+    """If this fails, run ``make docs``."""
     assert PAGE.read_text() == page()
 
 
-def test_every_metric_is_on_it() -> None:
+def test_every_metric_is_on_the_page() -> None:
     for metric in METRICS:
         assert f"| `{metric.key}` | {metric.label} | {UNITS[metric.unit]} |" in page()
         assert metric.section in SECTIONS

@@ -1,4 +1,4 @@
-"""docs/writing-a-policy.md does what it says: its files are written out, its commands called as printed."""
+"""The examples of docs/writing-a-policy.md work: the test writes its files and runs its commands."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def commands(verb: str) -> list[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A reader's: the page's files, each called what its first line says, and the profile it speaks of."""
+    """A folder with the page's files (named in their first lines) and the profile that the page uses."""
     for block in (*blocks("python"), *blocks("toml")):
         name = block.partition("\n")[0].removeprefix("# ")
         (tmp_path / name).write_text(block, encoding="utf-8")
     (tmp_path / PROFILE).parent.mkdir(parents=True)
     shutil.copy(ROOT / PROFILE, tmp_path / PROFILE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the working directory is taken from it again
+    monkeypatch.setattr(sys, "path", list(sys.path))  # so that changes of sys.path are undone
     yield tmp_path
     sys.modules.pop("my_policies", None)
 
 
-def test_the_pages_own_test_passes(folder: Path) -> None:
+def test_the_example_test_passes(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "test_my_policies.py"],
         cwd=folder,
@@ -58,7 +58,7 @@ def test_the_pages_own_test_passes(folder: Path) -> None:
     assert "1 passed" in done.stdout
 
 
-def test_the_simulations_run_and_the_policy_does_what_it_is_for(folder: Path) -> None:
+def test_the_simulations_run_and_the_policy_shortens_the_waits(folder: Path) -> None:
     for argv in (*commands("simulate"), *commands("compare")):
         done = CliRunner().invoke(app, argv)
         assert done.exit_code == 0, done.output
@@ -71,20 +71,20 @@ def test_the_simulations_run_and_the_policy_does_what_it_is_for(folder: Path) ->
     assert sum(mine) / len(mine) < 0.5 * sum(fcfs) / len(fcfs)
 
 
-def test_steps_that_are_leapt_over_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract's last sentence, held to the page's own policy."""
+def test_steps_taken_at_once_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's policy fulfils the contract of ``steady_seconds``."""
     argv = commands("simulate")[0]
     assert CliRunner().invoke(app, [*argv, "--results", "advancing"]).exit_code == 0
     mine = importlib.import_module("my_policies").InteractiveFirst
     monkeypatch.setattr(mine, "steady_seconds", lambda policy, running, now: 0.0)
     assert CliRunner().invoke(app, [*argv, "--results", "stepping"]).exit_code == 0
     (advancing,), (stepping,) = find_runs(Path("advancing")), find_runs(Path("stepping"))
-    for one, other in zip(read_run(advancing).records, read_run(stepping).records, strict=True):
-        assert one.index == other.index
-        assert one.last_token == pytest.approx(other.last_token, rel=1e-9)
+    for got, expected in zip(read_run(advancing).records, read_run(stepping).records, strict=True):
+        assert got.index == expected.index
+        assert got.last_token == pytest.approx(expected.last_token, rel=1e-9)
 
 
-def test_the_real_engine_takes_the_same_policy(folder: Path) -> None:
+def test_the_real_engine_accepts_the_same_policy(folder: Path) -> None:
     from fgengine.config import EngineConfig
     from fgengine.scheduling.policy import make_policy
 
@@ -97,7 +97,7 @@ def test_the_real_engine_takes_the_same_policy(folder: Path) -> None:
     assert len(commands("run")) == len(commands("serve")) == 1
 
 
-def test_the_entry_point_is_in_the_group_that_is_looked_at(folder: Path) -> None:
+def test_the_entry_point_is_in_the_group_that_is_searched(folder: Path) -> None:
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     ((name, target),) = project["entry-points"][ENTRY_POINTS].items()

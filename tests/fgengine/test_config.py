@@ -1,4 +1,4 @@
-"""Settings that do nothing are not allowed to stay."""
+"""Every setting has an effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time in which the device has nothing to run because every request waits for a copy is accounted, once."""
+"""Time in which the device is idle because every request waits for a copy is counted exactly once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ def params(max_tokens: int) -> SamplingParams:
 
 
 def crowded(symbolic_engine: Build, overlap: bool) -> Engine:
-    """A long request is swapped out for short ones and comes back alone; each look at a copy that is not
-    done takes 1 ms."""
+    """Return an engine that offloads a long request for short ones and later uploads it when it is alone.
+
+    Each check of a copy that is not done takes 1 ms.
+    """
     engine = symbolic_engine("srpt", overlap=overlap, device_blocks=8, max_batch_size=2)
     engine.add("long", [1] * 20, params(12))
     for _ in range(4):
@@ -29,15 +31,17 @@ def crowded(symbolic_engine: Build, overlap: bool) -> Engine:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_waiting_for_copies_is_neither_computing_nor_overhead(symbolic_engine: Build, overlap: bool) -> None:
+def test_waits_for_copies_count_as_neither_computing_nor_overhead(
+    symbolic_engine: Build, overlap: bool
+) -> None:
     engine = crowded(symbolic_engine, overlap)
     waits = 0
-    whole_wait = engine.copies.wait
+    original_wait = engine.copies.wait
 
     def counted() -> object:
         nonlocal waits
         waits += 1
-        return whole_wait()
+        return original_wait()
 
     engine.copies.wait = counted  # type: ignore[assignment, method-assign]
     while engine.has_work:
@@ -50,8 +54,8 @@ def test_waiting_for_copies_is_neither_computing_nor_overhead(symbolic_engine: B
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_what_passes_after_a_wait_is_between_steps(symbolic_engine: Build, overlap: bool) -> None:
-    """Messages are exchanged after every call of ``step``, also after one that only waited."""
+def test_time_after_a_wait_counts_as_time_between_steps(symbolic_engine: Build, overlap: bool) -> None:
+    """The server exchanges messages after every call of ``step``, also if it only waited."""
     engine = crowded(symbolic_engine, overlap)
     while engine.has_work:
         engine.step()
@@ -61,8 +65,8 @@ def test_what_passes_after_a_wait_is_between_steps(symbolic_engine: Build, overl
     assert engine.work.seconds + engine.work.copy_wait_seconds == pytest.approx(engine.clock.now())
 
 
-def test_copies_that_no_request_waits_for_are_not_waited_for(symbolic_engine: Build) -> None:
-    """The blocks of requests that are gone are still to be freed: no request is delayed by that."""
+def test_copies_of_ended_requests_do_not_count_as_waits(symbolic_engine: Build) -> None:
+    """Copies of aborted requests must end before their blocks are free, but they delay no request."""
     engine = crowded(symbolic_engine, overlap=False)
     plan = engine.scheduler.schedule(engine.clock.now())
     assert plan.offloads

@@ -1,4 +1,4 @@
-"""Anything may happen in any order: tokens stay the same, blocks are never lost, nobody waits for ever."""
+"""In any order of operations, tokens do not change, blocks are never lost, and no request waits forever."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def params(max_tokens: int) -> SamplingParams:
 def test_tokens_do_not_depend_on_company_memory_or_copies(
     policy: str, symbolic_engine: Build, data: st.DataObject
 ) -> None:
-    """Adds, aborts and steps in any order, with copies that end late and out of order."""
+    """Adds, aborts and steps happen in any order; copies end late and in any order."""
     draw = data.draw
     work = draw(lengths)
     engine = symbolic_engine(
@@ -75,10 +75,10 @@ def test_tokens_do_not_depend_on_company_memory_or_copies(
 
 
 @pytest.mark.parametrize("policy", ["mlfq", "sj-mlfq"])
-def test_nobody_waits_longer_than_the_limit_and_a_round_of_the_first_queue(
+def test_no_request_waits_longer_than_the_limit_and_a_round_of_the_first_queue(
     policy: str, symbolic_engine: Build
 ) -> None:
-    """A stream of short jobs would starve the long one for ever without promotion."""
+    """Without promotion, a stream of short jobs would starve the long one forever."""
     engine = symbolic_engine(policy, device_blocks=200, max_batch_size=1, starvation_limit=0.5)
     long = engine.add("long", [1] * 20, params(40))
     longest, last, i = 0.0, 0.0, 0
@@ -91,12 +91,12 @@ def test_nobody_waits_longer_than_the_limit_and_a_round_of_the_first_queue(
         now = engine.clock.now()
         if long.num_computed != before or long.finished:
             longest, last = max(longest, now - last), now
-    # After the limit it stands behind at most the jobs already in the first queue, one iteration each.
+    # After its promotion it waits for at most the jobs already in the first queue, one iteration each.
     assert longest <= 0.5 + 5 * 0.0135 + 0.03
-    assert longest > 0.5  # it did wait: the promotion is what saved it
+    assert longest > 0.5  # it waited for the limit, so the promotion was needed
 
 
-def test_a_recorded_run_repeats_to_the_same_decisions(symbolic_engine: Build) -> None:
+def test_the_same_run_makes_the_same_decisions_again(symbolic_engine: Build) -> None:
     def plans() -> list[list[tuple[str, int, int]]]:
         engine = symbolic_engine("sj-mlfq", device_blocks=30, host_blocks=20, seed=5)
         engine.generate([[i] * (3 + 5 * i) for i in range(9)], params(15))
@@ -110,7 +110,7 @@ def test_a_recorded_run_repeats_to_the_same_decisions(symbolic_engine: Build) ->
     assert len(first) > 15
 
 
-def test_a_step_that_fails_is_not_swallowed(symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_in_a_step_is_raised(symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = symbolic_engine()
     engine.add("a", [1], params(3))
     monkeypatch.setattr(engine.runner, "launch", lambda plan: 1 / 0)
@@ -118,7 +118,7 @@ def test_a_step_that_fails_is_not_swallowed(symbolic_engine: Build, monkeypatch:
         engine.step()
 
 
-def test_the_pure_rooms_import_no_torch_and_no_io() -> None:
+def test_the_pure_modules_import_no_torch_and_no_io() -> None:
     modules = (
         "fgengine, fgengine.config, fgengine.cost, fgengine.engine, fgengine.plan, fgengine.request, "
         "fgengine.scheduling.scheduler, fgengine.scheduling.mlfq, fgengine.scheduling.srpt, "
@@ -135,7 +135,7 @@ def test_the_pure_rooms_import_no_torch_and_no_io() -> None:
 
 
 @pytest.mark.parametrize(("device_blocks", "longest"), [(5, 21), (64, 256)])
-def test_the_longest_request_is_what_the_engine_says(
+def test_max_model_len_is_the_longest_request_that_is_accepted(
     symbolic_engine: Build, device_blocks: int, longest: int
 ) -> None:
     engine = symbolic_engine("fcfs", device_blocks=device_blocks, block_size=4, max_model_len=256)
@@ -148,7 +148,7 @@ def test_the_longest_request_is_what_the_engine_says(
     assert engine.stats()["finished"] == 1
 
 
-def test_stats_say_who_waits_where_and_how_it_is_served(symbolic_engine: Build) -> None:
+def test_stats_contain_request_counts_levels_and_settings(symbolic_engine: Build) -> None:
     engine = symbolic_engine("mlfq", max_batch_size=2)
     for i in range(3):
         engine.add(str(i), [1, 2, 3], params(4))

@@ -1,4 +1,4 @@
-"""A copy of KV blocks that fails: everybody hears of it and nothing hangs."""
+"""If a copy of KV blocks fails, all callers get the error and nothing hangs."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ def params(max_tokens: int) -> SamplingParams:
 
 @pytest.fixture
 def failing(symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """Its copies fail, in their thread: of the host pool that the scheduler counts on there is nothing.
-    Its steps take long enough for the thread to have its turn before a request ends."""
+    """An engine whose copies fail in their thread, because the host pool has no memory.
+
+    Its steps are slow, so that the thread runs before a request ends.
+    """
     engine = symbolic_engine(device_blocks=6, host_blocks=64)
     engine.copies = ThreadCopyEngine(torch.zeros(6, 4), torch.zeros(0, 4))
     launch = engine.runner.launch
@@ -46,9 +48,9 @@ def failing(symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return engine
 
 
-def test_the_step_that_waits_for_it_raises_and_so_does_every_later_one(failing: Engine) -> None:
+def test_the_step_after_the_failure_and_every_later_step_raise(failing: Engine) -> None:
     failing.add("old", [1] * 8, params(17))
-    failing.add("new", [1] * 8, params(17))  # two blocks each, four in the end, of six
+    failing.add("new", [1] * 8, params(17))  # two blocks each, four each at the end; the pool has six
     with pytest.raises(RuntimeError, match=FAILURE):
         _serve(failing)
     assert failing.scheduler.kv.where("new") is Where.OFFLOADING
@@ -63,7 +65,7 @@ def _serve(engine: Engine) -> None:
         engine.step()
 
 
-def test_a_step_with_nothing_but_the_copy_to_wait_for_raises(symbolic_engine: Build) -> None:
+def test_a_step_that_only_waits_for_the_copy_raises(symbolic_engine: Build) -> None:
     engine = symbolic_engine("mlfq", device_blocks=4, host_blocks=64, max_batch_size=1)
     engine.copies = ThreadCopyEngine(torch.zeros(4, 4), torch.zeros(0, 4))
     engine.add("long", [1] * 12, params(5))  # all four blocks
@@ -76,11 +78,11 @@ def test_a_step_with_nothing_but_the_copy_to_wait_for_raises(symbolic_engine: Bu
 
 
 @pytest.mark.parametrize("after", ["done", "wait", "nothing"])
-def test_the_copy_engine_closes_after_a_failure_with_copies_still_queued(after: str) -> None:
+def test_the_copy_engine_closes_after_a_failure_with_queued_copies(after: str) -> None:
     engine = ThreadCopyEngine(torch.zeros(4, 4), torch.zeros(1, 4))
     engine.submit(Transfer(0, "fine", "offload", [0], [0]))
     engine.submit(Transfer(1, "bad", "offload", [1], [1]))
-    engine.submit(Transfer(2, "behind it", "offload", [2], [0]))
+    engine.submit(Transfer(2, "after it", "offload", [2], [0]))
     engine._worker.join()  # it ends at the failure
     if after != "nothing":
         with pytest.raises(RuntimeError, match="outside the pool of 1"):
@@ -90,7 +92,7 @@ def test_the_copy_engine_closes_after_a_failure_with_copies_still_queued(after: 
 
 
 async def test_every_open_request_ends_with_an_error(failing: Engine) -> None:
-    """Through the worker's own loop and the server's client."""
+    """The error passes through the worker's loop and the server's client."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     status = asyncio.create_task(asyncio.to_thread(worker.run, theirs, lambda config, report: failing))
@@ -101,7 +103,7 @@ async def test_every_open_request_ends_with_an_error(failing: Engine) -> None:
     adding = [client.add(id, [1] * 8, params(17), arrival=arrival) for id in "abc"]
     answers = await asyncio.gather(*adding, return_exceptions=True)
     streams = [answer for answer in answers if isinstance(answer, TokenStream)]
-    refused = [answer for answer in answers if isinstance(answer, EngineError)]  # it was broken by then
+    refused = [answer for answer in answers if isinstance(answer, EngineError)]  # added after the failure
     assert streams
     assert len(streams) + len(refused) == 3
     for stream in streams:

@@ -1,4 +1,4 @@
-"""The next step is launched before the last one's tokens are read, and nothing else is different for it."""
+"""With overlap, the next step is launched before the last one's tokens are read; results do not change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def params(max_tokens: int, stop: tuple[int, ...] = ()) -> SamplingParams:
 
 
 def record(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What is launched and collected, in order."""
+    """Return a list that records the launched and collected steps in order."""
     log: list[tuple[str, int]] = []
     launch = engine.runner.launch
 
@@ -39,7 +39,7 @@ def record(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, i
     return log
 
 
-def test_a_step_is_launched_before_the_one_before_is_collected(
+def test_a_step_is_launched_before_the_last_one_is_collected(
     symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = symbolic_engine(overlap=True)
@@ -52,12 +52,12 @@ def test_a_step_is_launched_before_the_one_before_is_collected(
         ("collect", 0),
         ("launch", 2),
         ("collect", 1),
-        ("collect", 2),  # it ends by its length, which is known before its last token is
+        ("collect", 2),  # no further step: the end by length is known before the last token
     ]
     assert not engine.has_work
 
 
-def test_without_overlap_every_step_is_collected_at_once(
+def test_without_overlap_every_step_is_collected_immediately(
     symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = symbolic_engine()
@@ -67,14 +67,14 @@ def test_without_overlap_every_step_is_collected_at_once(
 
 
 @pytest.mark.parametrize("device_blocks", [60, 16])
-def test_a_stop_token_ends_a_request_that_is_planned_once_more(
+def test_a_stop_token_ends_a_request_that_is_already_in_the_next_plan(
     symbolic_engine: Build, device_blocks: int
 ) -> None:
-    """The token of the step behind is thrown away, and so is its room."""
+    """The token of the additional step is discarded, and its block is freed."""
     prompts = [[i] * (3 + 4 * i) for i in range(6)]
     plain = symbolic_engine().generate(prompts, params(12))
     stops = tuple(request.tokens[request.prompt_len + 3 + i] for i, request in enumerate(plain))
-    kinds = {}
+    tokens = {}
     for overlap in (False, True):
         engine = symbolic_engine("sj-mlfq", device_blocks=device_blocks, overlap=overlap)
         done = engine.generate(prompts, params(12, stops))
@@ -87,18 +87,17 @@ def test_a_stop_token_ends_a_request_that_is_planned_once_more(
         assert stats["finished"] == 6
         assert stats["generated_tokens"] == sum(request.num_generated for request in done)
         planned = sum(i.yields_token for p in engine.runner.plans for i in p.items)  # type: ignore[attr-defined]
-        kinds[overlap] = [request.tokens for request in done]
-        thrown_away = planned - stats["generated_tokens"]
-        assert (
-            3 <= thrown_away <= 6 if overlap else thrown_away == 0
-        )  # one that is preempted just then has none
-    assert kinds[True] == kinds[False]
+        tokens[overlap] = [request.tokens for request in done]
+        discarded = planned - stats["generated_tokens"]
+        # A request that is preempted at its end has no additional token.
+        assert 3 <= discarded <= 6 if overlap else discarded == 0
+    assert tokens[True] == tokens[False]
 
 
-def test_a_new_request_of_an_old_name_does_not_get_the_old_ones_token(symbolic_engine: Build) -> None:
+def test_a_new_request_with_a_reused_id_gets_no_token_of_the_old_request(symbolic_engine: Build) -> None:
     engine = symbolic_engine(overlap=True)
     engine.add("a", [1, 2, 3], params(5))
-    engine.step()  # its first token is on its way
+    engine.step()  # launches the step of the first token
     assert engine.abort("a")
     again = engine.add("a", [4, 5, 6, 7, 8], params(4))
     while engine.has_work:
@@ -106,7 +105,7 @@ def test_a_new_request_of_an_old_name_does_not_get_the_old_ones_token(symbolic_e
     assert list(again.tokens) == symbolic_engine().generate([[4, 5, 6, 7, 8]], params(4))[0].tokens
 
 
-def test_a_request_that_runs_is_not_preempted_by_ending(symbolic_engine: Build) -> None:
+def test_the_end_of_a_request_does_not_count_as_a_preemption(symbolic_engine: Build) -> None:
     engine = symbolic_engine(overlap=True)
     done = engine.generate([[1] * n for n in (3, 5, 7)], params(4))
     assert [request.preemptions for request in done] == [0, 0, 0]
@@ -115,7 +114,7 @@ def test_a_request_that_runs_is_not_preempted_by_ending(symbolic_engine: Build) 
         assert request.seconds["queued"] == 0.0
 
 
-def test_the_times_of_overlapping_steps_sum_to_the_walls(symbolic_engine: Build) -> None:
+def test_the_times_of_overlapping_steps_sum_to_the_wall_time(symbolic_engine: Build) -> None:
     engine = symbolic_engine("sj-mlfq", overlap=True, device_blocks=40)
     began = engine.clock.now()
     engine.generate([[1] * n for n in (3, 15, 7, 30)], params(20))
@@ -126,8 +125,8 @@ def test_the_times_of_overlapping_steps_sum_to_the_walls(symbolic_engine: Build)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_time_is_charged_to_what_runs_then(symbolic_engine: Build, overlap: bool) -> None:
-    """The step behind is planned while a prompt is computed; its phases begin when it does."""
+def test_time_is_charged_to_the_running_phase(symbolic_engine: Build, overlap: bool) -> None:
+    """The next step is planned while a prompt is computed; its phases begin only when it begins."""
     cost = CostModel(step=0.01, prefill_token=0.1)
     engine = symbolic_engine(overlap=overlap, cost=cost, max_batch_size=1)
     first, second = engine.generate([[1] * 5, [1] * 8], params(4))
@@ -135,7 +134,7 @@ def test_time_is_charged_to_what_runs_then(symbolic_engine: Build, overlap: bool
     assert second.seconds == pytest.approx({"queued": 0.54, "swapped": 0.0, "prefill": 0.81, "decode": 0.03})
 
 
-def test_one_that_ends_while_it_is_left_out_was_not_preempted(
+def test_a_request_that_ends_while_left_out_of_a_plan_was_not_preempted(
     symbolic_engine: Build,
 ) -> None:
     alone = symbolic_engine().generate([[1] * 5], params(4))[0]
@@ -143,7 +142,9 @@ def test_one_that_ends_while_it_is_left_out_was_not_preempted(
     request = engine.add("a", [1] * 5, params(40, (alone.tokens[-1],)))
     while request.num_generated < 3:
         engine.step()
-    engine.add("b", [2] * 3, params(1))  # planned instead of a while a's fourth token, its last, comes
+    engine.add(
+        "b", [2] * 3, params(1)
+    )  # planned instead of a, while the last (fourth) token of a is computed
     engine.step()
     assert (request.finish_reason, request.num_generated) == ("stop", 4)
     while engine.has_work:
@@ -151,8 +152,8 @@ def test_one_that_ends_while_it_is_left_out_was_not_preempted(
     assert request.preemptions == engine.stats()["preemptions"] == 0
 
 
-def test_what_only_grows_only_grows(symbolic_engine: Build) -> None:
-    """Though time between steps passes while one runs: of that no more is counted than it waits for."""
+def test_the_time_counters_never_decrease(symbolic_engine: Build) -> None:
+    """Time between steps counts only if the device waits; otherwise it passes while a step runs."""
     engine = symbolic_engine(overlap=True)
     began = engine.clock.now()
     for n in (3, 15, 7):
@@ -172,8 +173,8 @@ def test_what_only_grows_only_grows(symbolic_engine: Build) -> None:
     assert engine.work.model_seconds == pytest.approx(computed)
 
 
-def test_time_after_the_last_request_is_nobodys(symbolic_engine: Build) -> None:
-    """A stop token came, and the step that was planned once more is still to be taken in."""
+def test_idle_time_after_the_last_request_is_not_charged(symbolic_engine: Build) -> None:
+    """After a stop token, the additional step is not processed yet, but no time is charged to it."""
     alone = symbolic_engine().generate([[1] * 5], params(4))[0]
     engine = symbolic_engine(overlap=True)
     engine.generate([[1] * 5], params(40, (alone.tokens[-1],)))
@@ -184,8 +185,8 @@ def test_time_after_the_last_request_is_nobodys(symbolic_engine: Build) -> None:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_sjf_lets_who_has_begun_run_on(symbolic_engine: Build, overlap: bool) -> None:
-    """A shorter one comes during its first step."""
+def test_sjf_does_not_preempt_a_started_request(symbolic_engine: Build, overlap: bool) -> None:
+    """A shorter request arrives during its first step."""
     engine = symbolic_engine("sjf", overlap=overlap, max_batch_size=1)
     longer = engine.add("longer", [1] * 5, params(40))
     engine.step()
@@ -196,8 +197,8 @@ def test_sjf_lets_who_has_begun_run_on(symbolic_engine: Build, overlap: bool) ->
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_vtc_takes_no_place_away_for_fairness(symbolic_engine: Build, overlap: bool) -> None:
-    """A user who got less asks again during the other's first step."""
+def test_vtc_does_not_preempt_for_fairness(symbolic_engine: Build, overlap: bool) -> None:
+    """A user with less service sends a request during the first step of another user's request."""
     engine = symbolic_engine("vtc", overlap=overlap, max_batch_size=2)
     engine.add("a1", [1] * 5, params(60), user="a")
     engine.add("b1", [1] * 50, params(1), user="b")
@@ -211,8 +212,8 @@ def test_vtc_takes_no_place_away_for_fairness(symbolic_engine: Build, overlap: b
     assert other.preemptions == 0
 
 
-def test_a_piece_of_a_prompt_leaves_no_token_to_who_is_ending(symbolic_engine: Build) -> None:
-    """Chunked, everybody else in the batch is left a token: not those whose last one is computed."""
+def test_a_chunk_leaves_no_token_for_requests_that_are_ending(symbolic_engine: Build) -> None:
+    """A chunk leaves a token for each other request of the batch, except those that are ending."""
     engine = symbolic_engine(overlap=True, chunked_prefill=True, max_tokens_per_batch=8, max_batch_size=4)
     for id in "abc":
         engine.add(id, [1, 2], params(1))
@@ -222,8 +223,8 @@ def test_a_piece_of_a_prompt_leaves_no_token_to_who_is_ending(symbolic_engine: B
     assert engine.runner.plans[-1].num_tokens == 8  # type: ignore[attr-defined]
 
 
-def test_the_walk_goes_as_far_past_those_that_are_ending(symbolic_engine: Build) -> None:
-    """Of the next two, the first waits for a copy."""
+def test_requests_that_are_ending_do_not_shorten_the_search(symbolic_engine: Build) -> None:
+    """Of the next two requests, the first one waits for a copy, so the second must be found."""
     engine = symbolic_engine(overlap=True, max_batch_size=1)
     engine.add("ending", [1, 2], params(1))
     engine.step()
@@ -237,10 +238,10 @@ def test_the_walk_goes_as_far_past_those_that_are_ending(symbolic_engine: Build)
     assert [item.request.id for item in planned] == ["next"]
 
 
-def test_the_server_sends_each_token_when_it_comes_and_blocks_with_nothing_in_flight(
+def test_the_server_sends_each_token_immediately_and_blocks_only_when_idle(
     symbolic_engine: Build,
 ) -> None:
-    """One is aborted while its step runs, one ends with a stop token and one by its length."""
+    """One request is aborted while its step runs, one ends with a stop token, and one by its length."""
     engine = symbolic_engine(overlap=True)
     stop = symbolic_engine().generate([[1] * 5], params(4))[0].tokens[-1]
     script: list[messages.Command] = [
@@ -252,7 +253,7 @@ def test_the_server_sends_each_token_when_it_comes_and_blocks_with_nothing_in_fl
     blocked: list[bool] = []
 
     class Inbox:
-        """Asked while there is work, it has what has come meanwhile; else it would block."""
+        """A queue of commands that records a call that would block."""
 
         def empty(self) -> bool:
             if len(engine.runner.plans) == 3 and "leaves" in engine.scheduler.requests:  # type: ignore[attr-defined]
@@ -271,7 +272,7 @@ def test_the_server_sends_each_token_when_it_comes_and_blocks_with_nothing_in_fl
     assert [sorted(token.id for token in step) for step in tokens] == [
         ["ends", "leaves", "stops"],
         ["ends", "leaves", "stops"],
-        ["stops"],  # whose abort came with its third token on its way
+        ["stops"],  # "leaves" was aborted while its third token was computed
         ["stops"],
     ]
     last = {

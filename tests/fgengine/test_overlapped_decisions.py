@@ -1,4 +1,4 @@
-"""The same workload with overlapping steps and without: what must be the same is."""
+"""The same workload with and without overlapping steps: tokens and, if possible, decisions are equal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fgengine.scheduling.policy import policy_names
 Build = Callable[..., Engine]
 EOS = frozenset(range(0, 1009, 11))
 QUICK = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-"""A function-scoped fixture that builds anew each time is none to be reset."""
+"""The function-scoped fixture is safe here, because it builds a new engine at each call."""
 workloads = st.lists(
     st.tuples(
         st.integers(1, 40), st.integers(1, 20), st.booleans(), st.integers(0, 6), st.sampled_from("ab")
@@ -26,7 +26,7 @@ workloads = st.lists(
     min_size=1,
     max_size=10,
 )
-"""Prompt tokens, max_tokens, whether EOS is ignored, steps until the next one comes, user."""
+"""Prompt tokens, max_tokens, whether EOS is ignored, steps until the next request, user."""
 machines = st.fixed_dictionaries(
     {
         "device_blocks": st.integers(15, 40),
@@ -37,11 +37,11 @@ machines = st.fixed_dictionaries(
         "starvation_limit": st.sampled_from([0.1, 30.0]),
     }
 )
-THROWN_AWAY_IN_THE_NEXT_STEP = [
-    (prompt, most, True, 0, "a")
-    for prompt, most in [(8, 7), (9, 4), (1, 1), (1, 1), (1, 1), (1, 8), (20, 10), (1, 1), (32, 2)]
+DISCARDED_IN_THE_NEXT_STEP = [
+    (prompt, max_tokens, True, 0, "a")
+    for prompt, max_tokens in [(8, 7), (9, 4), (1, 1), (1, 1), (1, 1), (1, 8), (20, 10), (1, 1), (32, 2)]
 ]
-"""A long prompt is computed in one step and KV is thrown away in the next: the first pays for the second."""
+"""One step computes a long prompt, whose tokens pay for the KV that the next step discards."""
 SMALL = {
     "device_blocks": 16,
     "host_blocks": 0,
@@ -54,9 +54,9 @@ SMALL = {
 
 def serve(engine: Engine, workload: list[tuple[int, int, bool, int, str]]) -> list[Request]:
     requests = []
-    for number, (prompt, most, ignore_eos, steps, user) in enumerate(workload):
-        wanted = SamplingParams(max_tokens=most, temperature=0.0, ignore_eos=ignore_eos)
-        requests.append(engine.add(str(number), [number + k for k in range(prompt)], wanted, user=user))
+    for number, (prompt, max_tokens, ignore_eos, steps, user) in enumerate(workload):
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=ignore_eos)
+        requests.append(engine.add(str(number), [number + k for k in range(prompt)], params, user=user))
         for _ in range(steps):
             if engine.has_work:
                 engine.step()
@@ -67,13 +67,13 @@ def serve(engine: Engine, workload: list[tuple[int, int, bool, int, str]]) -> li
 
 
 def plans(engine: Engine) -> list[list[tuple[str, int, int]]]:
-    made = engine.runner.plans  # type: ignore[attr-defined]
-    return [[(item.request.id, item.start, item.num_tokens) for item in plan.items] for plan in made]
+    executed = engine.runner.plans  # type: ignore[attr-defined]
+    return [[(item.request.id, item.start, item.num_tokens) for item in plan.items] for plan in executed]
 
 
 @pytest.mark.parametrize("mode", get_args(Offloading))
 @pytest.mark.parametrize("policy", policy_names())
-def test_tokens_are_the_same_and_no_more_is_computed_for_nothing_than_must_be(
+def test_tokens_are_equal_and_at_most_one_additional_token_is_computed(
     symbolic_engine: Build, policy: str, mode: str
 ) -> None:
     @QUICK
@@ -87,8 +87,8 @@ def test_tokens_are_the_same_and_no_more_is_computed_for_nothing_than_must_be(
             made = engine.runner.plans  # type: ignore[attr-defined]
             yielded = Counter(item.request for plan in made for item in plan.items if item.yields_token)
             for request in requests:
-                once_more = yielded[request] - request.num_generated
-                assert 0 <= once_more <= (overlap and request.finish_reason == "stop")
+                additional = yielded[request] - request.num_generated
+                assert 0 <= additional <= (overlap and request.finish_reason == "stop")
             assert engine.stats()["steps"] == engine.work.work_steps == len(made)
         assert tokens[True] == tokens[False]
 
@@ -97,14 +97,16 @@ def test_tokens_are_the_same_and_no_more_is_computed_for_nothing_than_must_be(
 
 @pytest.mark.parametrize("mode", ["none", "recompute"])
 @pytest.mark.parametrize("policy", ["static", "fcfs", "sjf"])
-def test_what_hangs_on_no_step_is_decided_alike(symbolic_engine: Build, policy: str, mode: str) -> None:
-    """All there from the start, ending by their lengths, ordered by neither times nor tokens."""
+def test_decisions_that_depend_on_no_step_result_are_equal(
+    symbolic_engine: Build, policy: str, mode: str
+) -> None:
+    """All requests arrive at the start and end by their lengths; the order depends on no time or token."""
 
     @QUICK
     @given(workloads, machines)
-    @example(THROWN_AWAY_IN_THE_NEXT_STEP, SMALL)
+    @example(DISCARDED_IN_THE_NEXT_STEP, SMALL)
     def check(workload: list[tuple[int, int, bool, int, str]], sizes: dict[str, Any]) -> None:
-        at_once = [(prompt, most, True, 0, user) for prompt, most, _, _, user in workload]
+        at_once = [(prompt, max_tokens, True, 0, user) for prompt, max_tokens, _, _, user in workload]
         made = {}
         for overlap in (False, True):
             engine = symbolic_engine(policy, offloading=mode, overlap=overlap, **sizes)

@@ -1,4 +1,4 @@
-"""Settings described once: bounds, choices, command-line arguments."""
+"""The descriptions of settings: bounds, choices, command-line arguments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Example:
         check(self)
 
 
-def test_what_is_described() -> None:
+def test_described_returns_the_fields_with_descriptions() -> None:
     found = {one.name: one for one in described(Example)}
     assert list(found) == ["count", "share", "seconds", "mode", "size", "loud", "path"]
     assert (found["count"].flag, found["count"].default, found["count"].setting.unit) == (
@@ -43,7 +43,7 @@ def test_what_is_described() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         ({"count": 0}, r"^count must be at least 1, not 0 \(things\)$"),
         ({"count": 10}, "count must be at most 9, not 10"),
@@ -55,17 +55,17 @@ def test_what_is_described() -> None:
         ({"size": 9}, "^size must be 8 or 16, not 9$"),
     ],
 )
-def test_what_is_out_of_bounds_is_named(values: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_a_value_out_of_bounds_is_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Example(**values)  # type: ignore[arg-type]
 
 
-def test_bounds_themselves_are_within() -> None:
+def test_the_bounds_themselves_are_allowed() -> None:
     Example(count=1, share=1.0)
     Example(count=9, mode="fast", size=16)
 
 
-def test_what_differs_from_the_defaults() -> None:
+def test_changed_returns_the_settings_that_differ_from_the_defaults() -> None:
     assert changed(Example()) == {}
     assert changed(Example(count=3, loud=True, share=0.5)) == {"share": 0.5, "loud": True}
     assert as_arguments(Example(loud=True, share=0.5, path=Path("a b"))) == [

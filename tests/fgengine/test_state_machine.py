@@ -1,6 +1,6 @@
-"""A client, a clock and a copy engine that do what they like, against every policy and mode of offloading.
+"""Random clients, clocks and copies, with every policy and offloading mode.
 
-FGBENCH_NIGHTLY=1 runs at least ``NIGHTLY_STEPS`` engine steps a policy.
+FGBENCH_NIGHTLY=1 runs at least ``NIGHTLY_STEPS`` engine steps for each policy.
 """
 
 from __future__ import annotations
@@ -33,26 +33,27 @@ MODES = ["none", "reactive", "proactive", "blocking", "recompute", "auto"]
 NIGHTLY = os.environ.get("FGBENCH_NIGHTLY") == "1"
 NIGHTLY_STEPS = 10_000
 EXAMPLES, RULES = (20, 100) if NIGHTLY else (5, 40)
-"""Of each mode, whole prompts and pieces, under each policy."""
+"""Numbers for each policy, offloading mode, and chunked prefill on and off."""
 EOS = frozenset(range(0, 1009, 9))
-"""Of the machine's 1009 tokens: most answers end unforeseen where these end them."""
+"""EOS tokens, of 1009 tokens: with these, most answers end before their maximum length."""
 MAX_STEPS_TO_A_TOKEN = 1000
-"""The longest request has 60 tokens, and a step computes one at least: a token comes within some of their
-prompts' lengths (116 steps at the most were seen), however often work is thrown away."""
+"""Limit of the steps until any request gets a token. The longest request has 60 tokens and a step computes at
+least one, so a token needs the steps of a few prompts, even if KV is discarded. The maximum observed is
+116."""
 
 
 class Unruly(RuleBasedStateMachine):
-    """Requests come, go and are served; after every move the books are opened."""
+    """Adds, aborts and serves requests in random order; checks the accounting after every operation."""
 
     def __init__(self, build: Build, policy: str, mode: str, chunked: bool, steps: list[int]) -> None:
         super().__init__()
         self.make = lambda **sizes: build(policy, offloading=mode, chunked_prefill=chunked, **sizes)
         self.name = f"{policy}, offloading {mode}, chunked {chunked}"
         self.steps = steps
-        """One entry; counts the engine's steps over all machines that share it."""
+        """A list with one number: the engine steps of all machines that share it."""
         self.requests: list[Request] = []
         self.due: Sequence[PlanItem] | None = None
-        """Of a step whose result is still to be taken in, where steps overlap."""
+        """The items of the overlapping step whose result is not processed yet."""
 
     @initialize(
         device_blocks=st.integers(15, 30),  # the longest request needs 15
@@ -79,8 +80,8 @@ class Unruly(RuleBasedStateMachine):
     def add(self, prompt: int, max_tokens: int, user: str, ignore_eos: bool) -> None:
         number = len(self.requests)
         tokens = [(number * 7 + k) % 90 for k in range(prompt)]
-        wanted = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=ignore_eos)
-        self.requests.append(self.engine.add(str(number), tokens, wanted, user=user))
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=ignore_eos)
+        self.requests.append(self.engine.add(str(number), tokens, params, user=user))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -123,7 +124,7 @@ class Unruly(RuleBasedStateMachine):
         assert [event.request for event in events] == expected
 
     @invariant()
-    def the_books_are_right(self) -> None:
+    def accounting_is_correct(self) -> None:
         scheduler, now = self.engine.scheduler, self.engine.clock.now()
         scheduler.kv.check()
         assert set(scheduler.requests.values()) == {r for r in self.requests if not r.finished}
@@ -153,12 +154,12 @@ class Unruly(RuleBasedStateMachine):
             return
         counters = self.engine.scheduler.counters
         tokens, idle_steps = -1, 0
-        while self.engine.has_work:  # with a token a step, no host and a tiny alpha, in many thousand steps
+        while self.engine.has_work:  # can take thousands of steps with small pools and budgets
             self.one_step()
             idle_steps = 0 if counters.generated_tokens > tokens else idle_steps + 1
             tokens = counters.generated_tokens
-            assert idle_steps < MAX_STEPS_TO_A_TOKEN, "nobody gets on"
-        self.the_books_are_right()
+            assert idle_steps < MAX_STEPS_TO_A_TOKEN, "no request makes progress"
+        self.accounting_is_correct()
         stats = self.engine.stats()
         assert stats["finished"] + stats["aborted"] == len(self.requests)
         assert stats["free_device_blocks"] == stats["num_device_blocks"]
@@ -182,7 +183,9 @@ class Unruly(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("policy", policy_names())
 @pytest.mark.timeout(3600 if NIGHTLY else 60)
-def test_whatever_happens_the_books_are_right_and_all_are_served(policy: str, symbolic_engine: Build) -> None:
+def test_after_any_operations_the_accounting_is_correct_and_all_are_served(
+    policy: str, symbolic_engine: Build
+) -> None:
     steps = [0]
     for mode, chunked in product(MODES, (False, True)):
         run_state_machine_as_test(

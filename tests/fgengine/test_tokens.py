@@ -1,6 +1,6 @@
-"""Tokens are the proof: greedy output does not depend on company, preemption, swapping, pieces or policy.
+"""Greedy output does not depend on other requests, preemption, offloading, chunked prefill or the policy.
 
-Run on real modules (tiny random weights, float32) through the same engine that serves.
+The tests run real models (tiny random weights, float32) in the same engine that serves.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COST = CostModel(step=0.001, prefill_token=0.0002, decode_request=0.0001)
 
 
 class Shuffled(Policy):
-    """Another order at every step: the hardest preemption there is."""
+    """A policy with a new random order at every step, for the maximum of preemptions."""
 
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)
@@ -61,11 +61,11 @@ class Shuffled(Policy):
 
 
 class Poisoning(TorchRunner):
-    """Overwrites every free device block with NaN before each step: whoever reads one shows it."""
+    """A runner that overwrites every free device block with NaN before each step, to reveal wrong reads."""
 
     kv: KVManager
     num_pieces = 0
-    """Items that did not reach the last known token."""
+    """Number of items that did not compute the last known token."""
 
     def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
         self.num_pieces += sum(not item.yields_token for item in plan.items)
@@ -94,9 +94,7 @@ def build(
     shape = SHAPES[family]
     model = load(shape, None, torch.device("cpu"), torch.float32, 11)
     with torch.no_grad():
-        model.embedding.mul_(
-            40
-        )  # spread the logits: with the small weights of a new model they are all alike
+        model.embedding.mul_(40)  # spread the logits: with small random weights they are nearly equal
     model.ops = ops_for(torch.device("cpu"), torch.float32)
     runner = Poisoning(
         model,
@@ -135,13 +133,13 @@ def params() -> SamplingParams:
 
 @cache
 def alone(family: str) -> list[list[int]]:
-    """Each prompt by itself in an engine with room for everything."""
+    """Return the tokens of each prompt served alone in an engine with large pools."""
     engine = build(family, "fcfs")
     return [engine.generate([prompt], params())[0].tokens for prompt in prompts()]
 
 
 @pytest.mark.parametrize("family", SHAPES)
-def test_the_reference_itself_is_not_trivial(family: str) -> None:
+def test_the_reference_outputs_differ(family: str) -> None:
     outputs = [tuple(tokens[-16:]) for tokens in alone(family)]
     assert len(set(outputs)) > 4
     assert len({token for output in outputs for token in output}) > 20
@@ -153,17 +151,17 @@ def test_the_reference_itself_is_not_trivial(family: str) -> None:
     ("memory", "settings"),
     [
         ("ample", {}),
-        ("swap", {"device_blocks": 12}),
-        ("swap ahead of need", {"device_blocks": 16, "offloading": "proactive"}),
+        ("offload", {"device_blocks": 12}),
+        ("proactive", {"device_blocks": 16, "offloading": "proactive"}),
         ("recompute", {"device_blocks": 12, "host_blocks": 0, "offloading": "recompute"}),
         ("both", {"device_blocks": 10, "host_blocks": 9}),
-        ("pieces", {"device_blocks": 12, "host_blocks": 6, "max_tokens_per_batch": 10}),
+        ("chunks", {"device_blocks": 12, "host_blocks": 6, "max_tokens_per_batch": 10}),
     ],
 )
 @pytest.mark.parametrize(
     ("overlap", "graphs"), [(False, False), (True, False), (True, True)], ids=["", "overlap", "graphs"]
 )
-def test_greedy_tokens_are_those_of_each_request_alone(
+def test_greedy_tokens_equal_those_of_each_request_alone(
     family: str,
     policy: str | type[Policy],
     memory: str,
@@ -173,7 +171,7 @@ def test_greedy_tokens_are_those_of_each_request_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = build(family, policy, overlap=overlap, graphs=graphs, **settings)  # type: ignore[arg-type]
-    if policy is Shuffled:  # pressure would have them run in order of arrival
+    if policy is Shuffled:  # disable pressure, which would use the order of arrival
         monkeypatch.setattr(engine.scheduler.residency.pressure, "_is_short", lambda unfinished: False)
     done = engine.generate(prompts(), params())
     assert [request.tokens for request in done] == alone(family)
@@ -183,7 +181,7 @@ def test_greedy_tokens_are_those_of_each_request_alone(
     stats = engine.stats()
     assert stats["free_device_blocks"] == stats["num_device_blocks"]
     if policy is Shuffled:
-        # Without host blocks starts wait for free ones, and fewer requests are preempted.
+        # Without host blocks, requests start only if blocks are free, so fewer are preempted.
         assert stats["preemptions"] > (4 if memory == "recompute" else 8)
         assert memory == "ample" or stats["offloaded_blocks"] + stats["recomputed_tokens"] > 8
     engine.close()
@@ -196,7 +194,7 @@ def test_greedy_tokens_are_those_of_each_request_alone(
 def test_every_policy_with_every_offloading_keeps_the_tokens_under_pressure(
     family: str, policy: str, offloading: Offloading, chunked: bool
 ) -> None:
-    """The first steps of all six need 14 blocks, their last ones 24, and there are 10."""
+    """The six requests need 14 blocks in their first steps and 24 in their last; the pool has 10."""
     engine = build(
         family,
         policy,
@@ -224,8 +222,8 @@ def test_every_policy_with_every_offloading_keeps_the_tokens_under_pressure(
 
 def test_seeded_sampling_is_the_same_under_preemption() -> None:
     sampled = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.95, top_k=50, seed=5, ignore_eos=True)
-    calm = build("llama", "fcfs").generate(prompts(), sampled)
-    rough = {"device_blocks": 10, "host_blocks": 5, "max_batch_size": 3}
+    expected = build("llama", "fcfs").generate(prompts(), sampled)
+    small = {"device_blocks": 10, "host_blocks": 5, "max_batch_size": 3}
     for overlap in (False, True):
-        done = build("llama", Shuffled, overlap=overlap, graphs=overlap, **rough).generate(prompts(), sampled)
-        assert [r.tokens for r in calm] == [r.tokens for r in done]
+        done = build("llama", Shuffled, overlap=overlap, graphs=overlap, **small).generate(prompts(), sampled)
+        assert [r.tokens for r in expected] == [r.tokens for r in done]

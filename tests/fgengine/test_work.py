@@ -1,4 +1,4 @@
-"""The sums of what was computed are what the cost model makes of every step by itself."""
+"""The prediction from sums equals the sum of the predictions of all steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ items = st.lists(st.tuples(st.integers(0, 500), st.integers(1, 60)), min_size=1,
 
 
 @given(st.lists(items, min_size=1, max_size=6))
-def test_predicted_seconds_are_those_of_the_steps(steps: list[list[tuple[int, int]]]) -> None:
+def test_predicted_seconds_equal_the_sum_over_the_steps(steps: list[list[tuple[int, int]]]) -> None:
     request = Request.new("a", [0], SamplingParams(), 0.0)
     work = Work()
     for number, step in enumerate(steps):
@@ -35,7 +35,7 @@ def test_predicted_seconds_are_those_of_the_steps(steps: list[list[tuple[int, in
     assert work.engine_seconds == pytest.approx(0.25 * len(steps))
 
 
-def test_a_slower_machine_takes_longer_for_every_step_and_as_long_for_copies() -> None:
+def test_slowed_makes_steps_slower_but_not_copies() -> None:
     slow = COST.slowed(1.5)
     shape = StepShape.of([(3, 40), (7, 1)])
     assert slow.step_seconds(shape) == pytest.approx(1.5 * COST.step_seconds(shape))

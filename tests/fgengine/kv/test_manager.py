@@ -1,4 +1,4 @@
-"""Block accounting: invariants hold after anything, and nothing that is being copied is free."""
+"""Block accounting: the invariants hold after all operations, and no block being copied is free."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ def begun(transfer: Transfer | None) -> Transfer:
     return transfer
 
 
-def test_a_pool_hands_out_each_block_once_and_refuses_to_go_short() -> None:
+def test_a_pool_gives_each_block_once_and_raises_if_none_is_free() -> None:
     pool = BlockPool(3)
     taken = pool.take(3)
     assert sorted(taken) == [0, 1, 2]
-    with pytest.raises(ValueError, match="1 blocks wanted, 0 free"):
+    with pytest.raises(ValueError, match="1 blocks needed, 0 free"):
         pool.take(1)
     pool.give(taken[:1])
     assert pool.take(1) == taken[:1]
 
 
-def test_a_block_given_back_twice_is_an_error() -> None:
+def test_freeing_a_block_twice_raises() -> None:
     pool = BlockPool(2)
     (block,) = pool.take(1)
     pool.give([block])
-    with pytest.raises(ValueError, match="given back twice"):
+    with pytest.raises(ValueError, match="freed twice"):
         pool.give([block])
 
 
-def test_tokens_fill_blocks_to_the_edge() -> None:
+def test_a_new_block_is_needed_only_if_the_last_one_is_full() -> None:
     kv = KVManager(4, 0, 16)
     kv.grow("a", 16)
     assert len(kv.table("a")) == 1
@@ -43,7 +43,7 @@ def test_tokens_fill_blocks_to_the_edge() -> None:
     assert kv.missing("a", 17) == 1
     kv.grow("a", 17)
     assert len(kv.table("a")) == 2
-    with pytest.raises(ValueError, match="3 blocks wanted"):
+    with pytest.raises(ValueError, match="3 blocks needed"):
         kv.grow("a", 80)
     kv.check()
 
@@ -62,27 +62,27 @@ def test_offloaded_blocks_are_free_only_when_their_copy_is_done() -> None:
     assert kv.host.num_free == 0
     kv.finish(back)
     assert kv.where("a") is Where.DEVICE
-    assert (kv.host.num_free, kv.host_available) == (0, 2)  # the copy stays until others need the blocks
+    assert (kv.host.num_free, kv.host_available) == (0, 2)  # the copy is retained until others need blocks
     kv.check()
 
 
-def test_only_blocks_written_since_the_upload_are_copied_out_again() -> None:
+def test_an_offload_after_an_upload_copies_only_the_changed_blocks() -> None:
     kv = KVManager(8, 8, 16)
     kv.grow("a", 40)
     kv.finish(begun(kv.begin_offload("a", 40)))
     kv.finish(kv.begin_upload("a"))
     assert kv.unsaved_blocks("a", 40) == 0
-    assert kv.unsaved_blocks("a", 41) == 1  # the third block had room for more, and has changed
+    assert kv.unsaved_blocks("a", 41) == 1  # the third block was not full, so it has changed
     kv.grow("a", 50)
     device, transfer = list(kv.table("a")), begun(kv.begin_offload("a", 50))
     assert list(transfer.source) == device[2:]
-    assert kv.device.num_free == 6  # the first two were free at once
+    assert kv.device.num_free == 6  # the first two blocks become free immediately
     kv.finish(transfer)
     assert kv.host.num_free == 4
     kv.check()
 
 
-def test_unchanged_kv_leaves_without_a_copy_and_empty_blocks_are_not_copied() -> None:
+def test_unchanged_kv_is_offloaded_without_a_copy_and_empty_blocks_are_not_copied() -> None:
     kv = KVManager(8, 8, 16)
     kv.grow("a", 64)  # the last two blocks hold no token
     kv.finish(begun(kv.begin_offload("a", 32)))
@@ -94,7 +94,7 @@ def test_unchanged_kv_leaves_without_a_copy_and_empty_blocks_are_not_copied() ->
     kv.check()
 
 
-def test_retained_copies_are_given_up_for_others_the_oldest_first() -> None:
+def test_retained_copies_are_dropped_for_others_the_oldest_first() -> None:
     kv = KVManager(8, 4, 16)
     for id in "ab":
         kv.grow(id, 32)
@@ -105,14 +105,14 @@ def test_retained_copies_are_given_up_for_others_the_oldest_first() -> None:
     kv.finish(begun(kv.begin_offload("c", 16)))
     assert (kv.unsaved_blocks("a", 32), kv.unsaved_blocks("b", 32)) == (2, 0)
     kv.grow("b", 64)
-    with pytest.raises(ValueError, match="4 host blocks wanted, 3 available"):
+    with pytest.raises(ValueError, match="4 host blocks needed, 3 available"):
         kv.begin_offload("b", 64)
     assert kv.unsaved_blocks("b", 32) == 0  # nothing has changed
     kv.check()
 
 
 @pytest.mark.parametrize("direction", ["offload", "upload"])
-def test_release_in_the_middle_of_a_copy_frees_both_ends_when_it_is_done(direction: str) -> None:
+def test_release_during_a_copy_frees_source_and_target_when_it_is_done(direction: str) -> None:
     kv = KVManager(3, 3, 16)
     kv.grow("a", 48)
     transfer = begun(kv.begin_offload("a", 48))
@@ -129,7 +129,7 @@ def test_release_in_the_middle_of_a_copy_frees_both_ends_when_it_is_done(directi
     kv.check()
 
 
-def test_kv_that_is_not_at_rest_on_the_device_cannot_grow_or_leave() -> None:
+def test_kv_that_is_being_copied_cannot_grow_or_be_copied_again() -> None:
     kv = KVManager(2, 2, 16)
     kv.grow("a", 16)
     with pytest.raises(ValueError, match="1 device blocks, not 17 tokens"):
@@ -144,7 +144,7 @@ def test_kv_that_is_not_at_rest_on_the_device_cannot_grow_or_leave() -> None:
 
 
 @pytest.mark.parametrize("saved", [0, 32])
-def test_release_during_an_offload_frees_the_host_blocks_that_are_not_written_at_once(saved: int) -> None:
+def test_release_during_an_offload_frees_the_host_blocks_without_a_copy_immediately(saved: int) -> None:
     kv = KVManager(4, 4, 16)
     kv.grow("a", 48)
     if saved:
@@ -169,7 +169,7 @@ class Accounting(RuleBasedStateMachine):
         self.kv = KVManager(num_device_blocks=12, num_host_blocks=7, block_size=8)
         self.flying: list[Transfer] = []
         self.saved: dict[str, int] = {}
-        """Tokens of each request that were offloaded last."""
+        """Tokens of each request's last offload."""
 
     @rule(target=requests, name=st.sampled_from([f"r{i}" for i in range(8)]))
     def name(self, name: str) -> str:
@@ -184,13 +184,13 @@ class Accounting(RuleBasedStateMachine):
             assert len(self.kv.table(request)) >= self.kv.blocks_for(tokens)
         else:
             before = self.kv.device.num_free
-            with pytest.raises(ValueError, match=r"wanted|cannot grow"):
+            with pytest.raises(ValueError, match=r"needed|cannot grow"):
                 self.kv.grow(request, tokens)
             assert self.kv.device.num_free == before
 
     @rule(request=requests, tokens=st.integers(1, 70))
     def offload(self, request: str, tokens: int) -> None:
-        """Whatever was saved of fewer tokens before; more may have come since, and not fewer."""
+        """Offload at least as many tokens as the last offload of the request: tokens are never removed."""
         kv, blocks = self.kv, self.kv.blocks_for(tokens)
         before = (kv.device.num_free, kv.host_available, kv.incoming)
         saved = self.saved.get(request, 0)
@@ -206,7 +206,7 @@ class Accounting(RuleBasedStateMachine):
             self.saved[request] = tokens
             assert kv.num_blocks(request) == blocks
         else:
-            with pytest.raises(ValueError, match=r"no KV|wanted|not \d+ tokens"):
+            with pytest.raises(ValueError, match=r"no KV|needed|not \d+ tokens"):
                 kv.begin_offload(request, tokens)
             assert (kv.device.num_free, kv.host_available, kv.incoming) == before
 
@@ -216,7 +216,7 @@ class Accounting(RuleBasedStateMachine):
         if self.kv.where(request) is Where.HOST and fits:
             self.flying.append(self.kv.begin_upload(request))
         else:
-            with pytest.raises(ValueError, match=r"no KV|wanted"):
+            with pytest.raises(ValueError, match=r"no KV|needed"):
                 self.kv.begin_upload(request)
 
     @rule(request=requests)

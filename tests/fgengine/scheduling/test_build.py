@@ -1,4 +1,4 @@
-"""The one construction of a scheduler, for the engine and for simulations."""
+"""``Scheduler.build``, which creates the scheduler for the engine and for simulations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLOSED = []
 
 
 class Closes(Oracle):
-    """A predictor that tells when it is closed."""
+    """A predictor that records when it is closed."""
 
     def close(self) -> None:
         CLOSED.append(self)
@@ -46,7 +46,7 @@ def build(config: EngineConfig, cost: CostModel | None = COST) -> Scheduler:
     )
 
 
-def test_every_setting_reaches_its_place() -> None:
+def test_build_passes_every_setting_on() -> None:
     scheduler = build(CONFIG)
     assert scheduler.limits == Limits(70, 200, True, frozenset({1, 2}), 6)
     context = scheduler.policy.context
@@ -59,7 +59,7 @@ def test_every_setting_reaches_its_place() -> None:
     assert (limit.requests, limit.prompt_tokens, limit.timeout) == (9, 100, 2.0)
 
 
-def test_a_predictor_is_made_where_the_policy_needs_one_and_closed_with_the_scheduler() -> None:
+def test_a_predictor_is_created_only_if_the_policy_needs_it_and_closed_with_the_scheduler() -> None:
     fcfs = build(EngineConfig(policy="fcfs", predictor=CONFIG.predictor, max_queue=9, max_queue_tokens=1))
     assert fcfs.policy.context.predictor is None
     fcfs.close()

@@ -1,7 +1,7 @@
-"""Every policy in every mode decides as stored in ``decisions.json``: steps, blocks and copies, in order.
+"""Every policy in every mode makes the decisions stored in ``decisions.json``: steps, blocks, copies.
 
-The file holds a hash of each run. A change that is meant to leave decisions as they are must leave it as it
-is. ``FGBENCH_STORE_DECISIONS=1`` stores the hashes of this code.
+The file holds a hash of each run. A change that must not affect decisions must not change this file. With
+``FGBENCH_STORE_DECISIONS=1`` the test stores the hashes of the current code.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ COST = CostModel(
     decode_context=1e-6,
     copy_bytes_per_second=6e5,
 )
-"""Of mode auto's two choices neither is always the right one, and copies take a step or two."""
+"""With these costs mode auto makes both choices, and a copy takes one or two steps."""
 BLOCK_BYTES = 1000
-"""As ``symbolic_engine`` has it."""
+"""The same value as in ``symbolic_engine``."""
 TOKENS = 101
-"""A machine's tokens are 0 .. 100."""
+"""The vocabulary: tokens are 0 .. 100."""
 EOS = frozenset(range(0, TOKENS, 9))
 REQUESTS = 24
 VARIANTS: dict[str, dict[str, bool]] = {
@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, bool]] = {
     "overlapped and chunked": {"overlap": True, "chunked_prefill": True},
 }
 HOST_BLOCKS = (60, 8)
-"""Of the two machines that each variant runs on: room for what is evicted, and hardly any."""
+"""Host blocks of the two machines of each variant: enough for all evicted KV, and nearly none."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Arrival:
     user: str
     ignore_eos: bool
     aborted_after: int | None
-    """Steps after its arrival at which it is aborted, if it is not over by then."""
+    """Steps after its arrival at which it is aborted if it has not ended; None: it is not aborted."""
 
     def request(self, index: int) -> Request:
         params = SamplingParams(max_tokens=self.max_tokens, temperature=0.0, ignore_eos=self.ignore_eos)
@@ -94,7 +94,7 @@ def trace(seed: str) -> list[Arrival]:
 
 
 class Machine:
-    """A runner whose steps take what the cost model says, one behind the other."""
+    """A runner whose steps take the time that the cost model predicts, one after another."""
 
     def __init__(self, clock: VirtualClock) -> None:
         self.clock = clock
@@ -117,7 +117,7 @@ class Machine:
 
 
 def serve(engine: Engine, arrivals: list[Arrival]) -> list[Request]:
-    """Every request of the trace, once it is over."""
+    """Serve the trace and return its requests after all have ended."""
     clock, scheduler = engine.clock, engine.scheduler
     assert isinstance(clock, VirtualClock)
     engine.runner, engine.copies = (
@@ -145,7 +145,7 @@ def serve(engine: Engine, arrivals: list[Arrival]) -> list[Request]:
 
 
 def record_plans(scheduler: Any) -> list[Any]:
-    """All that is planned from now on. Block tables are written down as they are then: they grow later."""
+    """Return a list that records all plans from now on. It copies block tables, because they grow later."""
     plans: list[Any] = []
     schedule = scheduler.schedule
 
@@ -199,7 +199,7 @@ def decisions(build: Build, policy: str, mode: str, variant: str) -> str:
 
 
 def advances(build: Build, policy: str, mode: str) -> str:
-    """When each token came and how requests ended in a simulation that takes several steps at once."""
+    """Return a hash of token times and outcomes of a simulation that takes several steps at once."""
     found: list[Any] = []
     for engine, arrivals in engines(build, policy, mode, "leaps"):
         replica = Replica(engine.scheduler, COST, keep_token_times=True)
@@ -211,7 +211,7 @@ def advances(build: Build, policy: str, mode: str) -> str:
 
 
 @pytest.mark.parametrize("policy", policy_names())
-def test_decisions_are_those_stored(symbolic_engine: Build, policy: str) -> None:
+def test_decisions_equal_the_stored_ones(symbolic_engine: Build, policy: str) -> None:
     got = {}
     for mode in get_args(Offloading):
         for variant in VARIANTS:
@@ -224,7 +224,7 @@ def test_decisions_are_those_stored(symbolic_engine: Build, policy: str) -> None
     assert [name for name, found in got.items() if stored.get(name) != found] == []
 
 
-def test_the_traces_preempt_offload_throw_away_stop_and_abort(symbolic_engine: Build) -> None:
+def test_the_traces_cover_preemption_offloading_recompute_stop_and_abort(symbolic_engine: Build) -> None:
     sums: dict[str, float] = {}
     reasons = set()
     for mode in ("reactive", "proactive", "auto", "recompute"):

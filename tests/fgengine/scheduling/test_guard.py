@@ -1,4 +1,4 @@
-"""A policy that breaks its contract is reported with its name and the reason, before anything is computed."""
+"""A policy that breaks its contract raises an error with its name and the reason, before any computation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Build = Callable[..., Engine]
 
 
 class Good(Policy):
-    """In order of arrival; the broken ones below differ in one method."""
+    """A correct policy (order of arrival). The broken policies below differ in one method."""
 
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)
@@ -88,7 +88,7 @@ class NoRequests(Good):
 
 class Remembers(Good):
     def remove(self, request: Request) -> None:
-        """It goes on giving what has ended."""
+        """Do nothing: ``order`` continues to yield the ended request."""
 
 
 class GivesNone(Good):
@@ -122,7 +122,7 @@ REASONS = [
 ]
 
 LATER = (Remembers, Repeats, NotANumberLater)
-"""Right until a request has ended, or as far as a small batch looks into the order."""
+"""These are correct until a request has ended, or in the part of the order that a small batch reads."""
 
 
 def serve(engine: Engine, count: int = 4) -> None:
@@ -137,7 +137,7 @@ def serve(engine: Engine, count: int = 4) -> None:
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("batch", [1, 2, 8])
 @pytest.mark.parametrize(("policy", "reason"), REASONS, ids=lambda value: getattr(value, "__name__", ""))
-def test_what_a_policy_does_wrong_is_said_with_its_name(
+def test_a_violation_is_reported_with_the_policys_name(
     policy: type[Policy], reason: str, batch: int, overlap: bool, symbolic_engine: Build
 ) -> None:
     engine = symbolic_engine(policy, max_batch_size=batch, overlap=overlap)
@@ -149,7 +149,9 @@ def test_what_a_policy_does_wrong_is_said_with_its_name(
 
 
 @pytest.mark.parametrize("method", ["add", "remove", "order", "priority", "on_start", "on_step", "levels"])
-def test_whatever_a_method_raises_is_said_with_its_name(method: str, symbolic_engine: Build) -> None:
+def test_an_exception_in_any_method_is_reported_with_the_methods_name(
+    method: str, symbolic_engine: Build
+) -> None:
     def fails(*args: object) -> None:
         raise ZeroDivisionError("division by zero")
 
@@ -160,7 +162,7 @@ def test_whatever_a_method_raises_is_said_with_its_name(method: str, symbolic_en
 
 
 @pytest.mark.parametrize(("method", "argument"), [("expected_wait", None), ("steady_seconds", ())])
-def test_waits_that_are_no_numbers_or_raise(method: str, argument: object) -> None:
+def test_expected_waits_that_are_nan_or_raise_are_reported(method: str, argument: object) -> None:
     policy = type("Fails", (Good,), {method: lambda *args: math.nan})(PolicyContext())
     request = Request.new("1", [1], SamplingParams(), 0.0)
     with pytest.raises(PolicyError, match=f"Fails.*its {method}.*is not a number"):
@@ -170,13 +172,13 @@ def test_waits_that_are_no_numbers_or_raise(method: str, argument: object) -> No
         getattr(Guarded(policy), method)(argument or request, 0.0)
 
 
-def test_a_policy_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_that_cannot_be_created_is_reported_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     class Abstract(Policy):
         pass
 
     class Forgetful(Good):
         def __init__(self, context: PolicyContext) -> None:
-            """Without super().__init__."""
+            """Do not call super().__init__."""
 
     monkeypatch.setitem(globals(), "Abstract", Abstract)
     monkeypatch.setitem(globals(), "Forgetful", Forgetful)
@@ -185,18 +187,18 @@ def test_a_policy_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch) 
             make_policy(f"{__name__}:{name}", PolicyContext())
 
 
-def test_a_contradiction_that_comes_later_is_found_before_memory_is_taken(symbolic_engine: Build) -> None:
-    """The order stays the same, so its priorities are looked at when one is asked for."""
+def test_a_contradiction_in_a_later_step_is_found_before_a_request_is_evicted(symbolic_engine: Build) -> None:
+    """The order does not change, so the guard checks priorities only when the scheduler asks for one."""
 
-    class Turns(Good):
+    class Reverses(Good):
         sign = 1.0
 
         def priority(self, request: Request) -> Priority:
             return (self.sign * float(request.id),)
 
-    engine = symbolic_engine(Turns, device_blocks=12, max_batch_size=3, offloading="reactive")
+    engine = symbolic_engine(Reverses, device_blocks=12, max_batch_size=3, offloading="reactive")
     policy = engine.scheduler.policy.inner
-    assert isinstance(policy, Turns)
+    assert isinstance(policy, Reverses)
     params = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
     for number in range(3):
         engine.add(str(number), [1] * 9, params)
@@ -207,14 +209,14 @@ def test_a_contradiction_that_comes_later_is_found_before_memory_is_taken(symbol
     assert engine.scheduler.counters.offloaded_blocks == 0
 
 
-def test_a_good_policy_is_left_alone(symbolic_engine: Build) -> None:
+def test_a_correct_policy_passes_all_checks(symbolic_engine: Build) -> None:
     engine = symbolic_engine(Good, device_blocks=6, max_batch_size=2)
     serve(engine, 12)
     assert engine.stats()["finished"] == 12
     assert engine.stats()["levels"] == []
 
 
-def test_order_is_read_no_further_than_a_batch_ahead(symbolic_engine: Build) -> None:
+def test_the_guard_reads_at_most_one_batch_ahead(symbolic_engine: Build) -> None:
     class Counts(Good):
         def order(self, now: float) -> Iterator[Request]:
             for request in self.requests.values():
@@ -232,7 +234,7 @@ def test_order_is_read_no_further_than_a_batch_ahead(symbolic_engine: Build) -> 
 
 
 @pytest.mark.parametrize("name", [name for name in policy_names() if "mlfq" in name])
-def test_levels_pass_through(name: str, symbolic_engine: Build) -> None:
+def test_the_guard_returns_the_policys_levels(name: str, symbolic_engine: Build) -> None:
     levels = symbolic_engine(name).scheduler.policy.levels()
     assert all(isinstance(level, Level) for level in levels)
     assert levels

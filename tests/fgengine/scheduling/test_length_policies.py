@@ -1,4 +1,4 @@
-"""Policies that rank by length: orders worked out by hand, and what holds for any of them."""
+"""Policies that rank by length: orders computed by hand, and properties that hold for all policies."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fgengine.scheduling.policy import Policy, PolicyContext, make_policy, polic
 from fgengine.scheduling.predictor import Noisy, Oracle, Prediction
 from fgengine.scheduling.srpt import on_grid
 
-# A token takes its request a second, prompts a second a token, and context nothing.
+# A prompt token and an output token take one second each; context costs nothing.
 COST = CostModel(step=1e-9, prefill_token=1.0, decode_request=1.0)
 
 
-class Told(Oracle):
-    """Predicts what the test says."""
+class FixedLengths(Oracle):
+    """Predicts the lengths given by the test."""
 
     def __init__(self, lengths: dict[str, float], sigma: float = 0.0) -> None:
         self.lengths, self.sigma = lengths, sigma
@@ -31,7 +31,7 @@ class Told(Oracle):
 def context(
     cost: CostModel = COST, limit: float = 100.0, sigma: float = 0.0, **lengths: float
 ) -> PolicyContext:
-    return PolicyContext(cost, limit, max_batch_size=4, predictor=Told(lengths, sigma))
+    return PolicyContext(cost, limit, max_batch_size=4, predictor=FixedLengths(lengths, sigma))
 
 
 def make(id: str, prompt_len: int = 2, max_tokens: int = 5000, arrival: float = 0.0) -> Request:
@@ -50,7 +50,7 @@ def order(policy: Policy, now: float = 0.0) -> str:
 
 
 def ran(policy: Policy, request: Request, tokens: int = 1) -> None:
-    """The request computed what it knew and got a token, so many times."""
+    """Let the request compute its pending tokens and get a new token, ``tokens`` times."""
     for _ in range(tokens):
         if request.num_computed == 0:
             policy.on_start(request)
@@ -60,7 +60,7 @@ def ran(policy: Policy, request: Request, tokens: int = 1) -> None:
 
 
 def ran_piece(policy: Policy, request: Request, tokens: int) -> None:
-    """A piece of its prompt was computed."""
+    """Let the request compute ``tokens`` tokens of its prompt."""
     if request.num_computed == 0:
         policy.on_start(request)
     request.num_computed += tokens
@@ -71,30 +71,30 @@ def ran_piece(policy: Policy, request: Request, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 15, 16, 17, 100, 1023, 4097])
-def test_the_grid_is_coarse_but_true_to_an_eighth(tokens: int) -> None:
+def test_rounding_to_the_grid_has_an_error_below_one_eighth(tokens: int) -> None:
     assert on_grid(tokens) <= tokens <= on_grid(tokens) * 9 / 8
     assert on_grid(tokens + 1) >= on_grid(tokens)
     assert len({on_grid(t) for t in range(4096)}) < 16 + 8 * 9
 
 
-def test_srpt_counts_what_is_left_of_the_prompt_and_of_the_answer() -> None:
+def test_srpt_counts_the_rest_of_the_prompt_and_of_the_answer() -> None:
     policy = make_policy("srpt", context())
     a, b, c = make("a", 2, 10), make("b", 9, 2), make("c", 3, 10)
     added(policy, c, b, a)
     assert order(policy) == "bac"  # 11, 12 and 13 s
     ran(policy, c)
-    assert order(policy) == "cba"  # its prompt is done: 9 s are left
+    assert order(policy) == "cba"  # c's prompt is computed: 9 s remain
     ran_piece(policy, a, 1)
     assert order(policy) == "cab"  # 1 of 2 prompt tokens is computed
 
 
-def test_srpt_follows_a_prompt_in_pieces() -> None:
+def test_srpt_counts_the_progress_of_a_chunked_prompt() -> None:
     policy = make_policy("srpt", context())
     a, b = make("a", 20, 5), make("b", 15, 5)
     added(policy, a, b)
     assert order(policy) == "ba"
     ran_piece(policy, a, 12)
-    assert order(policy) == "ab"  # 8 + 5 s are left, against 20
+    assert order(policy) == "ab"  # 8 + 5 s remain, compared with 20 s
 
 
 def test_srpt_charges_a_decode_for_the_prompt_it_attends_to() -> None:
@@ -102,13 +102,13 @@ def test_srpt_charges_a_decode_for_the_prompt_it_attends_to() -> None:
     policy = make_policy("srpt", context(attention))
     long, short = make("l", 1000, 10), make("s", 10, 12)
     added(policy, long, short)
-    assert order(policy) == "sl"  # 12 tokens of about 1.1 s, against 10 of 11
+    assert order(policy) == "sl"  # 12 tokens of about 1.1 s, compared with 10 tokens of 11 s
     ran(policy, long)
     assert order(policy) == "sl"
 
 
 def test_running_only_moves_a_request_forward_under_srpt() -> None:
-    """So that whoever runs stays ahead: what ``steady_seconds`` promises."""
+    """``steady_seconds`` relies on this: a running request never moves back in the order."""
     attention = CostModel(step=1e-3, prefill_token=1e-9, decode_request=1e-3, decode_context=1e-4)
     policy = make_policy("srpt", context(attention))
     request = make("a", 3, 300)
@@ -123,33 +123,33 @@ def test_running_only_moves_a_request_forward_under_srpt() -> None:
 # -- sjf ---------------------------------------------------------------------------------------------------
 
 
-def test_sjf_takes_the_shortest_prediction_whatever_the_prompt() -> None:
+def test_sjf_runs_the_shortest_prediction_regardless_of_the_prompt() -> None:
     policy = make_policy("sjf", context(a=500, b=20, c=100))
     added(policy, make("a", 1), make("b", 900), make("c", 30))
     assert order(policy) == "bca"
 
 
-def test_sjf_lets_whoever_has_begun_run_to_its_end() -> None:
+def test_sjf_runs_started_requests_to_completion() -> None:
     policy = make_policy("sjf", context(a=500, b=20, c=100))
     a, b, c = make("a"), make("b"), make("c", prompt_len=50)
     added(policy, a, c)
     ran(policy, a)
     added(policy, b)
     assert order(policy) == "abc"
-    ran_piece(policy, c, 10)  # begun: its prompt is half computed
+    ran_piece(policy, c, 10)  # started: a part of its prompt is computed
     assert order(policy) == "cab"
     ran(policy, a, 20)
     assert order(policy) == "cab"
-    a.num_computed = 0  # thrown away for want of room: it keeps its turn
+    a.num_computed = 0  # its KV is discarded; it keeps its place
     assert order(policy) == "cab"
     policy.remove(c)
     assert order(policy) == "ab"
 
 
-def test_sjf_ages_with_the_time_since_a_request_came() -> None:
+def test_sjf_ages_requests_by_their_arrival() -> None:
     policy = make_policy("sjf", context(limit=100.0, a=1024, b=512, c=1))
     added(policy, make("a", arrival=0.0), make("b", arrival=49.0))
-    assert order(policy) == "ba"  # 100 against 49 + 50
+    assert order(policy) == "ba"  # deadlines: 100 compared with 49 + 50
     policy = make_policy("sjf", context(limit=100.0, a=1024, b=512, c=1))
     added(policy, make("a", arrival=0.0), make("b", arrival=51.0))
     assert order(policy) == "ab"
@@ -165,7 +165,7 @@ arrivals = st.lists(
 
 
 @given(arrivals, st.floats(0.1, 100.0))
-def test_nobody_who_waits_under_sjf_is_overtaken_by_one_that_came_much_later(
+def test_sjf_never_lets_a_much_later_arrival_overtake(
     given: list[tuple[float, float, bool]], limit: float
 ) -> None:
     given = sorted(given)
@@ -179,14 +179,14 @@ def test_nobody_who_waits_under_sjf_is_overtaken_by_one_that_came_much_later(
     found = list(policy.order(0.0))
     assert set(found[: len(begun)]) == set(begun)
     waiting = found[len(begun) :]
-    for place, ahead in enumerate(waiting):
-        assert all(ahead.arrival - behind.arrival <= limit + 1e-9 for behind in waiting[place:])
+    for place, first in enumerate(waiting):
+        assert all(first.arrival - later.arrival <= limit + 1e-9 for later in waiting[place:])
 
 
 # -- sprpt -------------------------------------------------------------------------------------------------
 
 
-def test_sprpt_preempts_for_whoever_has_less_predicted_time_left() -> None:
+def test_sprpt_preempts_for_a_request_with_less_predicted_time_left() -> None:
     policy = make_policy("sprpt", context(a=100, b=50, c=30))
     a, b, c = make("a"), make("b"), make("c", prompt_len=40)
     added(policy, a, b, c)
@@ -197,20 +197,20 @@ def test_sprpt_preempts_for_whoever_has_less_predicted_time_left() -> None:
     assert order(policy) == "bac"  # 35 s
 
 
-def test_sprpt_leaves_whoever_is_near_its_end_alone() -> None:
+def test_sprpt_does_not_preempt_a_request_near_its_end() -> None:
     policy = make_policy("sprpt", context(a=100, b=5))
     a, b = make("a"), make("b")
     added(policy, a)
     ran(policy, a, 79)
     added(policy, b)
-    assert order(policy) == "ba"  # 72 of 100 by the grid
+    assert order(policy) == "ba"  # 72 of 100 tokens, rounded to the grid
     ran(policy, a, 1)
-    assert order(policy) == "ab"  # 80: four fifths
-    ran(policy, a, 60)  # and beyond what was predicted
+    assert order(policy) == "ab"  # 80 tokens reach the share of 0.8
+    ran(policy, a, 60)  # more than predicted
     assert order(policy) == "ab"
 
 
-def test_under_sprpt_an_answer_that_outlives_its_prediction_is_taken_for_a_longer_one() -> None:
+def test_sprpt_raises_its_prediction_for_an_answer_longer_than_predicted() -> None:
     policy = make_policy("sprpt", context(sigma=1.0, a=20, b=60))
     a, b = make("a"), make("b")
     added(policy, a, b)
@@ -221,7 +221,7 @@ def test_under_sprpt_an_answer_that_outlives_its_prediction_is_taken_for_a_longe
         expected.append(policy.priority(a)[1])
     assert expected[1:] == sorted(expected[1:])
     assert expected[-1] > expected[0]
-    assert order(policy) == "ba"  # it was the first to run, and is no more
+    assert order(policy) == "ba"  # a is no longer the first
 
 
 # -- all of them -------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ actions = st.one_of(
 
 @pytest.mark.parametrize("name", policy_names())
 @given(st.lists(actions, max_size=60), st.integers(0, 100))
-def test_priorities_ascend_along_the_order_whatever_happens(
+def test_priorities_ascend_along_the_order_after_any_operations(
     name: str, happens: list[tuple[str, int, int]], seed: int
 ) -> None:
     cost = CostModel(step=0.01, prefill_token=1e-3, decode_request=1e-3, decode_context=1e-5)
@@ -263,7 +263,7 @@ def test_priorities_ascend_along_the_order_whatever_happens(
                     policy.on_start(request)
             for place, request in enumerate(batch):
                 if place == 0 and request.num_pending > detail > 0:
-                    request.num_computed += detail  # a piece
+                    request.num_computed += detail  # a part of its pending tokens
                     policy.on_step(request, 0.02, now)
                     continue
                 request.num_computed = request.num_known
@@ -277,27 +277,27 @@ def test_priorities_ascend_along_the_order_whatever_happens(
             if what == "abort":
                 ends(request, "abort")
             else:
-                request.num_computed = 0  # thrown away
+                request.num_computed = 0  # its KV is discarded
         order = list(policy.order(now))
         places = [policy.priority(request) for request in order]
-        assert all(ahead < behind for ahead, behind in pairwise(places))
+        assert all(place < next_place for place, next_place in pairwise(places))
         assert {request.id for request in order} <= set(alive)
         assert bool(order) == bool(alive)
-        if name != "static":  # whose waiting requests are not offered while a batch runs
+        if name != "static":  # static yields no waiting requests while a batch runs
             assert len(order) == len(alive)
 
 
 @pytest.mark.parametrize("name", policy_names())
-def test_every_policy_says_what_it_does_and_where_it_comes_from(name: str) -> None:
+def test_every_policy_has_a_summary_and_a_source(name: str) -> None:
     policy = policy_class(name)
     assert policy.summary
     assert policy.paper
     assert not policy.summary.endswith(".")
-    assert policy.summary != policy.__mro__[1].summary  # its own, not its parent's
+    assert policy.summary != policy.__mro__[1].summary  # not inherited
 
 
 @pytest.mark.parametrize("name", ["sjf", "sprpt"])
-def test_a_policy_that_predicts_takes_a_predictor(name: str) -> None:
+def test_a_predicting_policy_needs_a_predictor(name: str) -> None:
     assert policy_class(name).needs_predictor
     with pytest.raises(ValueError, match="predictor"):
         make_policy(name, PolicyContext(COST))

@@ -1,4 +1,4 @@
-"""What a policy tells of its levels: the counts are those of a count by hand, whatever happened before."""
+"""A policy's levels: their counts equal a count of all requests after any sequence of operations."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ CONTEXT = PolicyContext(COST, starvation_limit=20.0, max_batch_size=2)
 
 
 class CountedByHand(RuleBasedStateMachine):
+    """Performs random operations and counts the requests of each level."""
+
     kind: type[MLFQ]
 
     def __init__(self) -> None:
@@ -44,7 +46,7 @@ class CountedByHand(RuleBasedStateMachine):
     @precondition(lambda self: self.requests)
     @rule(data=st.data(), seconds=st.floats(0.01, 40.0))
     def run_one(self, data: st.DataObject, seconds: float) -> None:
-        """It runs and gets a token; everybody else waits, perhaps until promotion."""
+        """One request runs and gets a token; all others wait, perhaps until promotion."""
         request = data.draw(st.sampled_from(self.requests))
         self.now += seconds
         request.num_computed = request.num_known
@@ -77,8 +79,8 @@ TestMLFQ = Plain.TestCase
 TestSkipJoinMLFQ = SkipJoin.TestCase
 
 
-def test_where_they_are_on_a_case_by_hand() -> None:
-    """The first quantum is 1 s. A prompt of one token takes 1 s, one of three 0.5 + 3 x 1 s: third queue."""
+def test_levels_of_a_case_computed_by_hand() -> None:
+    """The first quantum is 1 s. A prompt of one token takes 1 s, one of three 3.5 s (third queue)."""
     policy = SkipJoinMLFQ(CONTEXT)
     for id, prompt in (("a", 1), ("b", 3), ("c", 3)):
         policy.add(Request.new(id, [0] * prompt, SamplingParams(), 0.0), 0.0)
@@ -92,7 +94,7 @@ def test_where_they_are_on_a_case_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in policy_names() if "mlfq" not in name])
-def test_others_have_none(name: str) -> None:
+def test_policies_without_queues_have_no_levels(name: str) -> None:
     class Nothing:
         def __getattr__(self, name: str) -> object:
             raise AssertionError("levels need no predictor")

@@ -1,4 +1,4 @@
-"""What becomes of KV when memory is short: each mode of offloading, and pieces of prompts, by hand."""
+"""The offloading modes when memory is short, and chunked prefill, on cases computed by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def batch(engine: Engine) -> list[tuple[str, int, int]]:
 
 
 class ByHand(Policy):
-    """Order and expected waits as the test says."""
+    """A policy whose order and expected waits are set by the test."""
 
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)
@@ -62,7 +62,7 @@ def by_hand(engine: Engine) -> ByHand:
 
 
 def fill(engine: Engine, prompts: dict[str, int], max_tokens: int) -> None:
-    """Compute these prompts one after another, though a batch holds one only."""
+    """Compute these prompts one after another in an engine whose batch holds one request."""
     for id, length in prompts.items():
         engine.add(id, [1] * length, params(max_tokens))
         by_hand(engine).arrange(id + "".join(other for other in prompts if other != id))
@@ -72,9 +72,9 @@ def fill(engine: Engine, prompts: dict[str, int], max_tokens: int) -> None:
 # -- none ------------------------------------------------------------------------------------------------
 
 
-def test_none_books_the_longest_at_admission(symbolic_engine: Build) -> None:
+def test_none_reserves_the_maximum_length_at_admission(symbolic_engine: Build) -> None:
     engine = symbolic_engine(device_blocks=6, offloading="none")
-    for id in "abc":  # 4 + 8 tokens, the last of which needs no room: 3 blocks
+    for id in "abc":  # 4 + 8 tokens; the last one needs no KV: 3 blocks
         engine.add(id, [1] * 4, params(8))
     engine.step()
     assert batch(engine) == [("a", 0, 4), ("b", 0, 4)]
@@ -87,7 +87,7 @@ def test_none_books_the_longest_at_admission(symbolic_engine: Build) -> None:
 
 
 @pytest.mark.parametrize("policy", policy_names())
-def test_none_never_evicts_and_moves_nothing(policy: str, symbolic_engine: Build) -> None:
+def test_none_never_evicts_or_copies(policy: str, symbolic_engine: Build) -> None:
     engine = symbolic_engine(policy, device_blocks=15, max_batch_size=3, offloading="none")
     computed: dict[str, int] = {}
     waited = False
@@ -111,7 +111,7 @@ def test_none_never_evicts_and_moves_nothing(policy: str, symbolic_engine: Build
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "mlfq", "sj-mlfq", "srpt"])
-def test_recompute_moves_no_bytes_though_there_is_a_host_pool(policy: str, symbolic_engine: Build) -> None:
+def test_recompute_copies_nothing_even_with_a_host_pool(policy: str, symbolic_engine: Build) -> None:
     engine = symbolic_engine(policy, device_blocks=10, host_blocks=64, offloading="recompute")
     requests = [engine.add(str(i), [i] * (5 + i), params(12)) for i in range(8)]
     while engine.has_work:
@@ -124,12 +124,13 @@ def test_recompute_moves_no_bytes_though_there_is_a_host_pool(policy: str, symbo
 
 
 SLOW_COPIES = CostModel(step=0.01, prefill_token=0.0005, prefill_pair=0.0001, copy_bytes_per_second=5e5)
-"""A block of 1,000 bytes takes 4 ms out and back. 8 tokens, 2 blocks: 8 ms, or 8 x 0.5 + 36 x 0.1 = 7.6 ms to
-compute again. 16 tokens, 4 blocks: 16 ms, or 16 x 0.5 + 136 x 0.1 = 21.6 ms."""
+"""Offload and upload of a block of 1,000 bytes take 4 ms. For 8 tokens (2 blocks) copies take 8 ms, and
+recompute 8 x 0.5 + 36 x 0.1 = 7.6 ms. For 16 tokens (4 blocks) copies take 16 ms, and recompute 16 x 0.5 +
+136 x 0.1 = 21.6 ms."""
 
 
 @pytest.mark.parametrize(("tokens", "swapped"), [(8, False), (16, True)])
-def test_auto_recomputes_the_short_and_swaps_the_long(
+def test_auto_recomputes_short_requests_and_offloads_long_ones(
     tokens: int, swapped: bool, symbolic_engine: Build
 ) -> None:
     engine = symbolic_engine(
@@ -151,22 +152,22 @@ def test_auto_recomputes_the_short_and_swaps_the_long(
 
 @pytest.mark.parametrize("mode", ["reactive", "proactive", "auto"])
 @pytest.mark.parametrize("host_blocks", [0, 2])
-def test_a_full_host_costs_nobody_its_work_for_one_that_is_not_first(
+def test_with_a_full_host_pool_no_kv_is_discarded_for_a_start(
     mode: str, host_blocks: int, symbolic_engine: Build
 ) -> None:
-    """In auto the copy would be sooner; that there is no room for it is no reason to compute again."""
+    """Under auto a copy would be faster. A full host pool is no reason to recompute instead."""
     engine = symbolic_engine(ByHand, device_blocks=6, host_blocks=host_blocks, offloading=mode)
     engine.add("f", [1] * 9, params(3))
     low = engine.add("l", [1] * 9, params(3))
     engine.step()
-    engine.add("n", [1] * 9, params(3))  # 3 blocks, which only l could give
+    engine.add("n", [1] * 9, params(3))  # 3 blocks, which only the eviction of l could free
     by_hand(engine).arrange("fnl")
     engine.step()
     assert batch(engine) == [("f", 9, 1), ("l", 9, 1)]
     assert (low.num_computed, engine.stats()["recomputed_tokens"]) == (10, 0)
 
 
-def test_auto_throws_away_for_anybody_what_is_sooner_computed_again(symbolic_engine: Build) -> None:
+def test_auto_discards_kv_that_is_faster_to_recompute_for_any_request(symbolic_engine: Build) -> None:
     never_copy = CostModel(step=0.01, prefill_token=0.0005, copy_bytes_per_second=1.0)
     engine = symbolic_engine(ByHand, device_blocks=10, offloading="auto", cost=never_copy)
     engine.add("f", [1] * 9, params(3))
@@ -183,7 +184,7 @@ def test_auto_throws_away_for_anybody_what_is_sooner_computed_again(symbolic_eng
 
 
 def test_enst_by_hand() -> None:
-    """Section 5: T_execute sums the quanta of those above on their way down, and of those ahead."""
+    """FastServe, section 5: T_execute sums the quanta of the jobs in higher queues and of earlier jobs."""
     cost = CostModel(step=0.5, decode_request=0.5)  # quanta of 1, 2, 4, 8 ... seconds
     policy = ArtifactMLFQ(PolicyContext(cost, starvation_limit=10.0, max_batch_size=2))
     jobs = {id: Request.new(id, [0], params(), 0.0) for id in "abcde"}
@@ -195,10 +196,10 @@ def test_enst_by_hand() -> None:
             jobs[id].tokens.append(0)
             policy.on_step(jobs[id], seconds, 0.0)
     assert [policy.level_of(request) for request in jobs.values()] == [0, 0, 1, 2, 2]
-    # d: a and b may use 1 + 2 s each above it, c 2 s; two at a time. e: d's 4 s besides.
+    # d: a and b may use 1 + 2 s each in higher queues, c 2 s; two run at a time. e: also d's 4 s.
     expected = {"a": 0.0, "b": 0.5, "c": 1.0, "d": (2 * 3 + 2) / 2, "e": (2 * 3 + 2 + 4) / 2}
     assert {id: policy.expected_wait(request, 0.0) for id, request in jobs.items()} == expected
-    # At 7 s d and e are 3 s from being promoted, c 9 s; those in the first queue cannot be.
+    # At 7 s, d and e are promoted in 3 s and c in 9 s; jobs in the first queue cannot be promoted.
     policy.on_step(jobs["c"], 0.1, 6.0)
     assert [policy.expected_wait(jobs[id], 7.0) for id in "abcde"] == [0.0, 0.5, 1.0, 3.0, 3.0]
 
@@ -207,7 +208,7 @@ def test_enst_by_hand() -> None:
 def test_who_is_about_to_be_promoted_leaves_last(
     mode: str, symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """y is last in the policy's order, but waits for 40 ms more only, and x for z's way down, 7 quanta."""
+    """y is last in the policy's order, but will be promoted in 40 ms; x waits for 7 quanta of z."""
     engine = symbolic_engine(
         "mlfq", device_blocks=12, max_batch_size=1, offloading=mode, starvation_limit=1.0, eager_copies=True
     )
@@ -252,21 +253,21 @@ def test_proactive_evicts_the_longest_wait_and_uploads_the_next_in_order_ahead(
     engine.add("big", [1] * 60, params(1))
     policy.requests.insert(0, policy.requests.pop())
     engine.step()
-    # a's and c's 8 blocks and the 8 free ones are enough for its 15. A quarter of the pool is to be free for
-    # arrivals besides, since big has not started; but b, who could give it, is in the batch meanwhile.
+    # The 8 blocks of a and c and the 8 free blocks are enough for big's 15. A quarter of the pool should also
+    # be free for arrivals, because big has not started; but only b could free it, and b is in the batch.
     assert engine.stats()["offloaded_blocks"] == 8
     while "big" in engine.scheduler.requests:
         engine.step()
     engine.add("d", [1] * 13, params(3))
     policy.arrange("dabc")
     engine.step()
-    # A step looks two batches ahead in the policy's order: a is next, and its 4 blocks are free.
+    # A step considers two batches of the policy's order: a is next, and 4 blocks are free for it.
     uploads = engine.runner.plans[-1].uploads  # type: ignore[attr-defined]
     assert [transfer.request_id for transfer in uploads] == ["a"]
     assert kv.device.num_free == 8
 
 
-def test_reactive_moves_no_more_than_is_needed(symbolic_engine: Build) -> None:
+def test_reactive_offloads_no_more_than_needed(symbolic_engine: Build) -> None:
     engine = symbolic_engine(ByHand, device_blocks=20, max_batch_size=1, offloading="reactive")
     fill(engine, {"a": 15, "b": 15, "c": 15}, 5)
     engine.add("big", [1] * 60, params(1))
@@ -310,7 +311,7 @@ def test_a_device_pool_that_holds_one_request_serves_them_all(
 def test_fcfs_takes_room_from_the_newest(symbolic_engine: Build) -> None:
     engine = symbolic_engine("fcfs", device_blocks=6, eager_copies=True)
     for id in "abc":
-        engine.add(id, [1] * 8, params(8))  # two full blocks each: all want a third at once
+        engine.add(id, [1] * 8, params(8))  # two full blocks each: all need a third one at the same time
     engine.step()
     engine.step()
     kv = engine.scheduler.kv
@@ -327,13 +328,12 @@ def test_srpt_takes_room_from_the_longest(symbolic_engine: Build) -> None:
     assert [id for id in "abc" if kv.where(id) is Where.DEVICE] == ["b", "c"]
 
 
-# -- pieces ----------------------------------------------------------------------------------------------
+# -- chunked prefill
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prompt_first", [False, True])
-def test_chunked_no_decode_misses_a_step_beside_a_long_prompt(
-    prompt_first: bool, symbolic_engine: Build
-) -> None:
+def test_chunked_prefill_delays_no_decode(prompt_first: bool, symbolic_engine: Build) -> None:
     engine = symbolic_engine(ByHand, max_tokens_per_batch=8, chunked_prefill=True)
     for id in "abc":
         engine.add(id, [1] * 2, params(30))
@@ -348,10 +348,10 @@ def test_chunked_no_decode_misses_a_step_beside_a_long_prompt(
         items = {id: count for id, _, count in batch(engine)}
         assert {id: items[id] for id in "abc"} == {"a": 1, "b": 1, "c": 1}
         assert sum(items.values()) <= 8
-    assert steps == math.ceil(62 / 5)  # the prompt had all that the decodes left over
+    assert steps == math.ceil(62 / 5)  # the prompt got all tokens that the decodes left
 
 
-def test_chunked_a_lone_prompt_beside_one_decode_gets_all_the_rest(symbolic_engine: Build) -> None:
+def test_chunked_prefill_gives_a_single_prompt_all_remaining_tokens(symbolic_engine: Build) -> None:
     engine = symbolic_engine(max_batch_size=8, max_tokens_per_batch=4, chunked_prefill=True)
     engine.add("d", [1], params(50))
     engine.step()
@@ -366,7 +366,7 @@ def test_chunked_a_lone_prompt_beside_one_decode_gets_all_the_rest(symbolic_engi
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("policy", policy_names())
 @pytest.mark.parametrize("budget", [1, 2, 3])
-def test_a_budget_smaller_than_the_batch_is_kept_and_spent(
+def test_a_token_budget_smaller_than_the_batch_is_respected_and_used(
     budget: int, policy: str, chunked: bool, symbolic_engine: Build
 ) -> None:
     engine = symbolic_engine(
@@ -381,4 +381,4 @@ def test_a_budget_smaller_than_the_batch_is_kept_and_spent(
         assert 1 <= plan.num_tokens <= budget
         tokens += plan.num_tokens
     assert engine.stats()["finished"] == 6
-    assert tokens == sum(1 + 4 * i + 4 for i in range(6))  # nothing was computed twice
+    assert tokens == sum(1 + 4 * i + 4 for i in range(6))  # no token was computed twice

@@ -1,4 +1,4 @@
-"""Each policy's order on small cases worked out by hand."""
+"""Each policy's order on small cases computed by hand."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.mlfq import BACKLOGS, MLFQ, ArtifactMLFQ, SkipJoinMLFQ
 from fgengine.scheduling.policy import Policy, PolicyContext, make_policy, policy_class, policy_names
 
-# A decode takes 1 s, a prefill 1 s a token: quanta are 1, 2, 4, 8 ... seconds.
+# A decode takes 1 s and a prefill 1 s per token, so the quanta are 1, 2, 4, 8 ... seconds.
 COST = CostModel(step=0.5, prefill_token=1.0, decode_request=0.5, prefill_request=0.0)
 CONTEXT = PolicyContext(COST, starvation_limit=100.0)
 
 
 class PlainOnWholeSteps(ArtifactMLFQ):
-    """Every job starts in the first queue, and a step is charged what the test says it took."""
+    """MLFQ without skip-join that charges the step's time, which the test sets."""
 
     entry_level = MLFQ.entry_level
 
@@ -31,13 +31,13 @@ def order(policy: Policy, now: float = 0.0) -> str:
 
 
 def ran(policy: Policy, request: Request, seconds: float, now: float) -> None:
-    """The request computed what it knew and got a token."""
+    """Let the request compute its pending tokens and get a new token."""
     request.num_computed = request.num_known
     request.tokens.append(0)
     policy.on_step(request, seconds, now)
 
 
-def test_fcfs_keeps_the_order_of_arrival_whatever_has_run() -> None:
+def test_fcfs_keeps_the_order_of_arrival_regardless_of_progress() -> None:
     policy = make_policy("fcfs", CONTEXT)
     a, b, c = make("a", arrival=1), make("b", arrival=2), make("c", arrival=3)
     for request in (a, b, c):
@@ -48,7 +48,7 @@ def test_fcfs_keeps_the_order_of_arrival_whatever_has_run() -> None:
     assert order(policy) == "bc"
 
 
-def test_srpt_runs_the_fewest_tokens_left_and_follows_progress() -> None:
+def test_srpt_runs_the_request_with_the_fewest_tokens_left() -> None:
     policy = make_policy("srpt", CONTEXT)
     a, b, c = make("a", max_tokens=5), make("b", max_tokens=3), make("c", max_tokens=3)
     for request in (a, b, c):
@@ -78,14 +78,14 @@ def test_mlfq_demotes_whoever_used_its_quantum_to_the_back() -> None:
     assert policy.level_of(b) == 1
 
 
-def test_a_decode_is_charged_a_full_step_of_decodes_whatever_else_ran_in_its_step() -> None:
+def test_a_decode_is_charged_a_full_step_of_decodes_regardless_of_other_requests() -> None:
     policy = MLFQ(PolicyContext(COST, max_batch_size=3))  # a decode counts 0.5 + 3 x 0.5 s
     short, other = make("s", prompt_len=1, max_tokens=99), make("o")
     policy.add(short, 0.0)
     policy.add(other, 0.0)
-    ran(policy, short, 60.0, 60.0)  # a long prompt ran in the same step: 2 s for its own token
+    ran(policy, short, 60.0, 60.0)  # a long prompt ran in the same step; only the own token, 2 s, is charged
     assert policy.level_of(short) == 1
-    ran(policy, short, 60.0, 120.0)  # 2 s again, all that the second queue gives
+    ran(policy, short, 60.0, 120.0)  # 2 s again, the quantum of the second queue
     assert policy.level_of(short) == 2
     ran(policy, short, 0.1, 120.1)
     assert policy.level_of(short) == 2
@@ -93,18 +93,18 @@ def test_a_decode_is_charged_a_full_step_of_decodes_whatever_else_ran_in_its_ste
     assert policy.level_of(short) == 3
 
 
-def test_a_prefill_is_charged_what_it_takes_alone() -> None:
+def test_a_prefill_is_charged_its_time_alone_on_the_machine() -> None:
     policy = SkipJoinMLFQ(CONTEXT)
     long = make("l", prompt_len=7)
     policy.add(long, 0.0)
     assert policy.level_of(long) == 3  # 0.5 + 7 x 1 s fits into 8 s
     ran(policy, long, 60.0, 60.0)
-    assert policy.level_of(long) == 3  # 7.5 s of them are used
+    assert policy.level_of(long) == 3  # 7.5 s of the quantum are used
     ran(policy, long, 60.0, 120.0)
     assert policy.level_of(long) == 4
 
 
-def test_known_tokens_that_are_computed_again_are_charged_as_a_prefill() -> None:
+def test_recomputed_tokens_are_charged_as_a_prefill() -> None:
     policy = MLFQ(PolicyContext(COST, max_batch_size=1))
     job = make("a", prompt_len=7)
     policy.add(job, 0.0)
@@ -112,13 +112,13 @@ def test_known_tokens_that_are_computed_again_are_charged_as_a_prefill() -> None
     for _ in range(3):
         ran(policy, job, 0.1, 0.0)
     level = policy.level_of(job)
-    job.num_computed = 0  # thrown away
+    job.num_computed = 0  # its KV is discarded
     policy.on_start(job)
     ran(policy, job, 0.1, 0.0)  # 10 tokens: 10.5 s
     assert policy.level_of(job) > level
 
 
-def test_steps_reported_as_one_are_charged_as_many() -> None:
+def test_several_steps_in_one_report_are_all_charged() -> None:
     once, often = (MLFQ(PolicyContext(COST, max_batch_size=1)) for _ in range(2))
     jobs = [make("a", prompt_len=1, max_tokens=99) for _ in range(2)]
     for policy, job in zip((once, often), jobs, strict=True):
@@ -139,13 +139,13 @@ def test_the_promotion_limit_follows_the_backlog_and_is_never_below_the_starvati
     for number in range(21):
         for kind in (policy, artifact):
             kind.add(make(str(number), prompt_len=3), 0.0)
-    assert policy.promotion_limit == 10.0  # nothing has finished: the work of a request is not known
+    assert policy.promotion_limit == 10.0  # no request has finished, so the mean work is unknown
     done = make("0", prompt_len=3)
     done.tokens.extend([0] * 4)
     done.finish("length", 1.0)
     for kind in (policy, artifact):
         kind.remove(done)
-    # A prefill of 3 s and 3 decodes of 0.5 s, and half of the 4 steps, which two share.
+    # A prefill of 3 s, 3 decodes of 0.5 s, and half of the constant cost of 4 steps (a batch of two).
     share = 3.0 + 3 * 0.5 + 4 * 0.5 / 2
     assert policy.promotion_limit == pytest.approx(BACKLOGS * 20 * share)
     assert artifact.promotion_limit == 10.0
@@ -156,7 +156,7 @@ def test_the_promotion_limit_follows_the_backlog_and_is_never_below_the_starvati
     assert policy.promotion_limit == 10.0
 
 
-def test_a_new_job_overtakes_those_that_have_sunk() -> None:
+def test_a_new_job_overtakes_demoted_jobs() -> None:
     policy = MLFQ(CONTEXT)
     a = make("a")
     policy.add(a, 0.0)
@@ -175,8 +175,8 @@ def test_skip_join_enters_the_highest_queue_that_holds_the_first_token_time() ->
     assert MLFQ(CONTEXT).entry_level(make("e", 30)) == 0
 
 
-def test_the_papers_example_skip_join_spares_a_long_prompt_its_useless_stops() -> None:
-    """Section 4.1: in plain MLFQ a long prompt is cut off in the first queues before its first token."""
+def test_skip_join_avoids_preemptions_of_a_long_prompt_before_its_first_token() -> None:
+    """FastServe, section 4.1: in plain MLFQ a long prompt is preempted in the first queues."""
     plain, skipping = MLFQ(CONTEXT), SkipJoinMLFQ(CONTEXT)
     for policy in (plain, skipping):
         long, short = make("l", prompt_len=7), make("s", prompt_len=1)
@@ -186,13 +186,13 @@ def test_the_papers_example_skip_join_spares_a_long_prompt_its_useless_stops() -
         assert first.id == ("l" if policy is plain else "s")
 
 
-def test_a_demoted_job_lands_where_its_next_iteration_fits() -> None:
+def test_a_demoted_job_joins_the_queue_that_holds_its_next_iteration() -> None:
     policy = MLFQ(CONTEXT)
     a = make("a", prompt_len=40)
     policy.add(a, 0.0)
-    a.num_computed = 20  # a chunk; 20 tokens are left: 20.5 s
+    a.num_computed = 20  # a chunk; the other 20 tokens take 20.5 s
     policy.on_step(a, 20.5, 20.5)
-    assert policy.level_of(a) == 5  # a quantum of 32 s, not the next queue's 2 s
+    assert policy.level_of(a) == 5  # a quantum of 32 s; the next queue has 2 s
 
 
 def test_waiting_for_the_limit_promotes_to_the_first_queue_with_a_fresh_quantum() -> None:
@@ -203,10 +203,10 @@ def test_waiting_for_the_limit_promotes_to_the_first_queue_with_a_fresh_quantum(
     policy.add(b, 7.0)
     ran(policy, b, 0.5, 16.9)
     assert order(policy, 16.9) == "ba"
-    assert order(policy, 17.0) == "ba"  # promoted, behind b
+    assert order(policy, 17.0) == "ba"  # a is promoted to the back, after b
     assert policy.level_of(a) == 0
     ran(policy, a, 0.9, 18.0)
-    assert policy.level_of(a) == 0  # what it used before does not count
+    assert policy.level_of(a) == 0  # time used before the promotion does not count
     ran(policy, a, 0.2, 18.2)
     assert policy.level_of(a) == 1
 
@@ -219,7 +219,7 @@ def test_a_job_that_never_ran_has_waited_since_it_arrived() -> None:
     assert policy.level_of(late) == 3
 
 
-def test_a_policy_is_found_by_name_or_by_path_or_not_at_all() -> None:
+def test_a_policy_is_found_by_name_or_path_else_an_error_is_raised() -> None:
     assert policy_class("sj-mlfq") is SkipJoinMLFQ
     assert policy_class("fgengine.scheduling.mlfq:MLFQ") is MLFQ
     assert policy_names()[:4] == ["static", "fcfs", "mlfq", "sj-mlfq"]
@@ -231,6 +231,6 @@ def test_a_policy_is_found_by_name_or_by_path_or_not_at_all() -> None:
         policy_class("fgengine.nothing:There")
 
 
-def test_a_policy_that_predicts_says_so_when_there_is_no_profile() -> None:
+def test_a_policy_that_needs_a_cost_model_asks_for_a_profile() -> None:
     with pytest.raises(ValueError, match="fgbench profile"):
         make_policy("sj-mlfq", PolicyContext(None))

@@ -1,4 +1,4 @@
-"""Beliefs about output lengths: what remains of one, errors by the request, what is learned and kept."""
+"""Predictors of output lengths: the expected remainder, random errors, learning and storing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fgengine.scheduling.predictor import Noisy, Oracle, Prediction
 from fgengine.scheduling.predictors import make_predictor
 
 MARK = 7
-"""In a lesson, the token that stands in the prompts of long answers."""
+"""A token that appears in the prompts with long answers."""
 
 
 def make(id: str, max_tokens: int = 100) -> Request:
@@ -31,7 +31,7 @@ def make(id: str, max_tokens: int = 100) -> Request:
 
 
 def lesson(num: int, seed: int) -> list[tuple[list[int], int]]:
-    """Prompts and lengths: half hold ``MARK`` and have answers of some 500 tokens, the others of some 25."""
+    """Return (prompt, length) pairs: half contain ``MARK`` (about 500 tokens), half do not (about 25)."""
     rng = random.Random(seed)
     examples = []
     for number in range(num):
@@ -49,19 +49,19 @@ def teach(predictor: Learned, examples: list[tuple[list[int], int]]) -> Learned:
     return predictor
 
 
-# -- what remains ------------------------------------------------------------------------------------------
+# -- the remainder -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 1.5])
 @pytest.mark.parametrize("generated", [0, 1, 50, 100, 400, 1000])
-def test_what_remains_is_the_mean_residual_life(sigma: float, generated: int) -> None:
-    """Against the integral of the survival function over what it is at ``generated``."""
-    belief = stats.lognorm(s=sigma, scale=100.0)
-    scale = belief.sf(generated)
-    whole, _ = integrate.quad(
-        lambda x: belief.sf(generated + x) / scale, 0.0, np.inf, limit=500, epsabs=1e-9, epsrel=1e-9
+def test_remaining_is_the_mean_residual_life(sigma: float, generated: int) -> None:
+    """The expected value is the integral of the survival function, divided by its value at ``generated``."""
+    lengths = stats.lognorm(s=sigma, scale=100.0)
+    scale = lengths.sf(generated)
+    expected, _ = integrate.quad(
+        lambda x: lengths.sf(generated + x) / scale, 0.0, np.inf, limit=500, epsabs=1e-9, epsrel=1e-9
     )
-    assert Prediction(100.0, sigma).remaining(generated) == pytest.approx(max(1.0, whole), rel=1e-4)
+    assert Prediction(100.0, sigma).remaining(generated) == pytest.approx(max(1.0, expected), rel=1e-4)
 
 
 def test_a_known_length_is_counted_down_to_one() -> None:
@@ -69,37 +69,37 @@ def test_a_known_length_is_counted_down_to_one() -> None:
 
 
 @given(st.floats(1.0, 1e5), st.floats(1e-3, 10.0), st.integers(0, 2**20), st.integers(0, 2**20))
-def test_what_remains_is_a_number_of_tokens_however_far_in_the_tail(
+def test_remaining_is_finite_and_at_least_one_far_in_the_tail(
     length: float, sigma: float, one: int, other: int
 ) -> None:
     left = [Prediction(length, sigma).remaining(generated) for generated in sorted((one, other))]
     assert all(math.isfinite(tokens) and tokens >= 1.0 for tokens in left)
 
 
-def test_the_far_tail_joins_the_near_one() -> None:
-    """z = 25 is where the formula changes."""
-    belief = Prediction(10.0, 0.4)
+def test_the_two_formulas_agree_where_they_meet() -> None:
+    """The formula changes at z = 25."""
+    prediction = Prediction(10.0, 0.4)
     border = 10.0 * math.exp(25.0 * 0.4)
-    before, after = belief.remaining(math.floor(border)), belief.remaining(math.ceil(border) + 1)
+    before, after = prediction.remaining(math.floor(border)), prediction.remaining(math.ceil(border) + 1)
     assert after == pytest.approx(before, rel=0.01)
 
 
-def test_an_answer_that_outlives_its_prediction_has_ever_more_to_come() -> None:
-    belief = Prediction(100.0, 0.7)
-    left = [belief.remaining(generated) for generated in (200, 400, 800, 1600, 3200)]
+def test_remaining_grows_for_an_answer_longer_than_predicted() -> None:
+    uncertain = Prediction(100.0, 0.7)
+    left = [uncertain.remaining(generated) for generated in (200, 400, 800, 1600, 3200)]
     assert left == sorted(left)
-    sure = Prediction(100.0, 0.1)
-    assert sure.remaining(200) < belief.remaining(200)
+    certain = Prediction(100.0, 0.1)
+    assert certain.remaining(200) < uncertain.remaining(200)
 
 
 # -- oracle and noise --------------------------------------------------------------------------------------
 
 
-def test_the_oracle_knows_max_tokens() -> None:
+def test_the_oracle_predicts_max_tokens() -> None:
     assert Oracle().predict(make("a", 77)) == Prediction(77.0, 0.0)
 
 
-def test_noise_belongs_to_the_request_and_is_lognormal() -> None:
+def test_the_noise_depends_on_the_request_id_and_is_lognormal() -> None:
     noisy, again = Noisy(0.5), Noisy(0.5)
     requests = [make(f"request {number}", 1000) for number in range(4000)]
     predictions = [noisy.predict(request) for request in requests]
@@ -113,7 +113,7 @@ def test_noise_belongs_to_the_request_and_is_lognormal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("psychic", "there is no predictor 'psychic'; there are oracle, noisy:SIGMA, learned, or package"),
         ("oracle:1", "there is no predictor"),
@@ -129,8 +129,8 @@ def test_noise_belongs_to_the_request_and_is_lognormal() -> None:
         ("math:sqrt", "is not a class with the methods"),
     ],
 )
-def test_a_predictor_that_is_not_there_is_told(name: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_an_unknown_or_unusable_predictor_raises(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make_predictor(name, "tiny")
 
 
@@ -144,7 +144,7 @@ class Refuses(Oracle):
         raise OSError("no network")
 
 
-def test_a_predictor_of_ones_own_is_named_by_its_class() -> None:
+def test_a_custom_predictor_is_named_by_its_class() -> None:
     made = make_predictor(f"{__name__}:Constant", "tiny")
     assert made.predict(make("tiny", 7)) == Prediction(42.0, 0.0)
     with pytest.raises(ValueError, match=r"its __init__\(\) raised OSError: no network"):
@@ -163,13 +163,13 @@ def test_it_learns_which_prompts_have_long_answers() -> None:
     long = [predictor.predict_length(prompt).median for prompt, length in prompts if length >= 100]
     ordered = sum(a < b for a in short for b in long) / (len(short) * len(long))
     assert ordered > 0.95
-    assert median(long) > 1.5 * median(short)  # it learns in small steps
+    assert median(long) > 1.5 * median(short)  # less than the true ratio, because it learns in small steps
     errors = [abs(math.log(predictor.predict_length(p).median / length)) for p, length in prompts]
-    assert predictor.sigma == pytest.approx(fmean(errors) * math.sqrt(math.pi / 2), rel=0.2)  # it knows
+    assert predictor.sigma == pytest.approx(fmean(errors) * math.sqrt(math.pi / 2), rel=0.2)
 
 
-def test_the_same_lessons_teach_the_same() -> None:
-    """Else a simulation would not repeat."""
+def test_learning_is_deterministic() -> None:
+    """Simulations must be repeatable."""
     one, other = (teach(Learned("tiny"), lesson(200, seed=1)) for _ in range(2))
     for prompt, _ in lesson(20, seed=2):
         assert one.predict_length(prompt) == other.predict_length(prompt)
@@ -183,42 +183,42 @@ def test_it_predicts_from_the_prompt_not_from_the_answer() -> None:
     assert predictor.predict(request) == first
 
 
-def test_what_it_learned_is_kept_and_learned_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stored_predictor_continues_to_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path))
     predictor = make_predictor("learned", "tiny")
     assert isinstance(predictor, Learned)
     examples, prompts = lesson(150, seed=1), [prompt for prompt, _ in lesson(30, seed=2)]
     for prompt, length in examples[:100]:
-        predictor.learn_length(prompt, length)  # less than is saved by itself, and a part not flushed
+        predictor.learn_length(prompt, length)  # fewer than SAVE_EVERY; some are still pending
     assert not kept_path("tiny").exists()
     predictor.close()
     assert [path.name for path in kept_path("tiny").parent.iterdir()] == ["tiny.npz"]
     again = open_predictor("tiny")
     assert again.num_learned == 100
-    kept = [predictor.predict_length(prompt) for prompt in prompts]
-    for prompt, before in zip(prompts, kept, strict=True):
+    predicted = [predictor.predict_length(prompt) for prompt in prompts]
+    for prompt, before in zip(prompts, predicted, strict=True):
         after = again.predict_length(prompt)
-        assert after.median == pytest.approx(before.median, rel=1e-5)  # weights are kept in single precision
+        assert after.median == pytest.approx(before.median, rel=1e-5)  # weights are stored as float32
         assert after.sigma == before.sigma
     teach(again, examples[100:])
     again.close()
     last = open_predictor("tiny")
     assert last.num_learned == 150
-    assert [last.predict_length(prompt) for prompt in prompts] != kept
+    assert [last.predict_length(prompt) for prompt in prompts] != predicted
 
 
-def test_it_saves_on_the_way_unless_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_saves_periodically_unless_keep_is_false(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path))
-    lost = make_predictor("learned", "tiny", keep=False)
-    assert isinstance(lost, Learned)
-    teach(lost, lesson(learned.SAVE_EVERY + learned.LEARN_BATCH, seed=1)).close()
+    unsaved = make_predictor("learned", "tiny", keep=False)
+    assert isinstance(unsaved, Learned)
+    teach(unsaved, lesson(learned.SAVE_EVERY + learned.LEARN_BATCH, seed=1)).close()
     assert list(tmp_path.rglob("*")) == []
     teach(open_predictor("tiny"), lesson(learned.SAVE_EVERY + learned.LEARN_BATCH, seed=1))
     assert open_predictor("tiny").num_learned >= learned.SAVE_EVERY
 
 
-def kept(folder: Path) -> Path:
-    path = folder / "kept.npz"
+def stored(folder: Path) -> Path:
+    path = folder / "stored.npz"
     teach(Learned("tiny", path), lesson(64, seed=1)).save()
     return path
 
@@ -230,33 +230,35 @@ def rewrite(path: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"version": np.int64(99)}, "not of version 2"),
         ({"model": np.str_("other")}, "learned with the tokens of other, not of tiny"),
         ({"weights": np.zeros(8, np.float32)}, "wrong sizes"),
         ({"seen_in": np.zeros((2, 2), np.int32)}, "wrong sizes"),
-        ({"weights": np.full(1 << learned.BITS, np.nan, np.float32)}, "make no sense"),
-        ({"intercept": np.array([np.nan])}, "make no sense"),
-        ({"sigma": np.float64(-1.0)}, "make no sense"),
-        ({"sigma": np.float64(99.0)}, "make no sense"),
-        ({"num_learned": np.int64(-5)}, "make no sense"),
+        ({"weights": np.full(1 << learned.BITS, np.nan, np.float32)}, "are out of range"),
+        ({"intercept": np.array([np.nan])}, "are out of range"),
+        ({"sigma": np.float64(-1.0)}, "are out of range"),
+        ({"sigma": np.float64(99.0)}, "are out of range"),
+        ({"num_learned": np.int64(-5)}, "are out of range"),
         ({"seen_in": None}, "'seen_in' is missing"),
         ({"sigma": np.array(["a", "b"])}, "not a usable predictor"),
     ],
 )
-def test_a_foreign_file_is_refused(tmp_path: Path, changes: dict[str, object], says: str) -> None:
-    path = kept(tmp_path)
+def test_a_file_that_does_not_fit_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    path = stored(tmp_path)
     Learned.load(path, "tiny")
     rewrite(path, **changes)
-    with pytest.raises(ValueError, match=says) as told:
+    with pytest.raises(ValueError, match=message) as error:
         Learned.load(path, "tiny")
-    assert str(path) in str(told.value)
-    assert "fgbench predictor train" in str(told.value)
+    assert str(path) in str(error.value)
+    assert "fgbench predictor train" in str(error.value)
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    path = kept(tmp_path)
+    path = stored(tmp_path)
     whole = path.read_bytes()
     lone = tmp_path / "lone.npy"
     np.save(lone, np.zeros(3))
@@ -276,7 +278,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Unpickled, it would write a file."""
+    """An object whose unpickling writes a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -286,19 +288,17 @@ class Bomb:
 
 
 def test_pickles_are_not_opened(tmp_path: Path) -> None:
-    path, crater = kept(tmp_path), tmp_path / "crater"
+    path, crater = stored(tmp_path), tmp_path / "crater"
     rewrite(path, sigma=np.array([Bomb(crater)], dtype=object))
     with pytest.raises(ValueError, match="not a usable predictor"):
         Learned.load(path, "tiny")
     assert not crater.exists()
     with np.load(path, allow_pickle=True) as file:
         file["sigma"]
-    assert crater.exists()  # the bomb was a live one
+    assert crater.exists()  # the pickle does write the file when it is loaded
 
 
-def test_a_damaged_file_is_told_where_a_predictor_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_make_predictor_reports_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path))
     path = kept_path("tiny")
     path.parent.mkdir(parents=True)
@@ -307,7 +307,7 @@ def test_a_damaged_file_is_told_where_a_predictor_is_made(
         make_predictor("learned", "tiny")
 
 
-def test_a_prediction_is_cheap() -> None:
+def test_a_prediction_is_fast() -> None:
     predictor = teach(Learned("tiny"), lesson(64, seed=1))
     rng = random.Random(3)
     prompt = [rng.randrange(49_152) for _ in range(1000)]
@@ -316,20 +316,23 @@ def test_a_prediction_is_cheap() -> None:
         began = time.perf_counter()
         predictor.predict_length(prompt)
         times.append(time.perf_counter() - began)
-    assert median(times) < 0.005  # some 0.1 ms; a busy machine is given time
+    assert median(times) < 0.005  # about 0.1 ms, with a margin for busy machines
 
 
-def test_the_shortest_prompts_and_lengths_are_learned_as_well() -> None:
+def test_the_shortest_prompts_and_lengths_can_be_learned() -> None:
     predictor = Learned("tiny")
     teach(predictor, [([1], 0), ([1], 1), ([1, 2], 1)] * 40)
     assert 1.0 <= predictor.predict_length([1]).median < 245
     assert predictor.predict_length(bytearray(5000)).median >= 1.0
 
 
-# -- who teaches -------------------------------------------------------------------------------------------
+# -- what it learns from
+# -------------------------------------------------------------------------------------------
 
 
-class Pupil(Oracle):
+class Recorder(Oracle):
+    """An oracle that records what it should learn from."""
+
     def __init__(self) -> None:
         self.learned: list[tuple[str, int]] = []
 
@@ -341,11 +344,11 @@ class Pupil(Oracle):
 @pytest.mark.parametrize(
     ("reason", "teaches"), [("stop", True), ("length", True), ("abort", False), ("error", False)]
 )
-def test_only_answers_that_ended_by_themselves_teach(
+def test_the_predictor_learns_only_from_answers_that_ended_normally(
     policy: str, reason: FinishReason, teaches: bool
 ) -> None:
-    pupil = Pupil()
-    tested = make_policy(policy, PolicyContext(CostModel(step=0.01), predictor=pupil))
+    recorder = Recorder()
+    tested = make_policy(policy, PolicyContext(CostModel(step=0.01), predictor=recorder))
     request = make("a")
     tested.add(request, 0.0)
     request.num_computed = request.num_known
@@ -353,4 +356,4 @@ def test_only_answers_that_ended_by_themselves_teach(
     tested.on_step(request, 0.01, 0.01)
     request.finish(reason, 0.02)
     tested.remove(request)
-    assert pupil.learned == ([("a", 1)] if teaches else [])
+    assert recorder.learned == ([("a", 1)] if teaches else [])

@@ -1,4 +1,4 @@
-"""Memory pressure: when it begins and ends, who runs meanwhile, and that no work is lost by an overload."""
+"""Memory pressure: when it begins and ends, which requests run, and how little work an overload discards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def params(max_tokens: int) -> SamplingParams:
 
 
 def serve(engine: Engine, seed: int, number: int, gap: float) -> list[Request]:
-    """``number`` requests of mixed lengths, one each ``gap`` seconds, until all have ended."""
+    """Serve ``number`` requests of mixed lengths that arrive every ``gap`` seconds; return them."""
     source = random.Random(seed)
     requests: list[Request] = []
     while engine.has_work or len(requests) < number:
@@ -36,17 +36,19 @@ def serve(engine: Engine, seed: int, number: int, gap: float) -> list[Request]:
     return requests
 
 
-def thrown_away(engine: Engine, requests: list[Request]) -> float:
-    thrown = engine.scheduler.counters.recomputed_tokens
-    return thrown / (thrown + sum(len(request.tokens) for request in requests))
+def discarded_share(engine: Engine, requests: list[Request]) -> float:
+    discarded = engine.scheduler.counters.recomputed_tokens
+    return discarded / (discarded + sum(len(request.tokens) for request in requests))
 
 
 @pytest.mark.parametrize("policy", policy_names())
-def test_a_long_overload_takes_as_long_as_under_fcfs_and_throws_little_away(
+def test_a_long_overload_takes_as_long_as_under_fcfs_and_discards_little(
     policy: str, symbolic_engine: Build
 ) -> None:
-    """Far above capacity, with pools from scarce to ample. Static batches leave places empty by design, so
-    they take longer."""
+    """Far above capacity, with small and large pools.
+
+    Static batching takes longer, because it leaves places in the batch empty.
+    """
     for mode, (device, host) in product(MODES, [(60, 0), (60, 60), (200, 100)]):
         ended = {}
         for name in dict.fromkeys(["fcfs", policy]):
@@ -55,13 +57,13 @@ def test_a_long_overload_takes_as_long_as_under_fcfs_and_throws_little_away(
             )
             requests = serve(engine, seed=3, number=150, gap=0.01)
             assert all(request.finished for request in requests)
-            assert thrown_away(engine, requests) < 0.05, (name, mode, device, host)
+            assert discarded_share(engine, requests) < 0.05, (name, mode, device, host)
             ended[name] = engine.clock.now()
-        if policy != "static":  # of 150 requests the last few leave places empty, hence 1.1
+        if policy != "static":  # the last few requests do not fill a batch, hence 1.1
             assert ended[policy] <= 1.1 * ended["fcfs"], (mode, device, host, ended)
 
 
-def test_under_pressure_nothing_new_starts_and_the_started_run_by_arrival(symbolic_engine: Build) -> None:
+def test_under_pressure_no_request_starts_and_started_ones_run_by_arrival(symbolic_engine: Build) -> None:
     engine = symbolic_engine("mlfq", device_blocks=60, host_blocks=60, max_batch_size=4, eager_copies=True)
     for i in range(12):
         engine.add(f"old{i}", [1] * 20, params(50))
@@ -85,15 +87,15 @@ def test_under_pressure_nothing_new_starts_and_the_started_run_by_arrival(symbol
     assert scheduler.counters.pressure_seconds == pytest.approx(spent, abs=0.02)
 
 
-def test_memory_that_is_not_short_leaves_the_policy_its_order(symbolic_engine: Build) -> None:
+def test_without_short_memory_the_policys_order_is_used(symbolic_engine: Build) -> None:
     engine = symbolic_engine("sj-mlfq", device_blocks=4000, host_blocks=100)
-    serve(engine, seed=5, number=100, gap=0.1)  # about the capacity
+    serve(engine, seed=5, number=100, gap=0.1)  # an arrival rate near the capacity
     assert engine.scheduler.counters.pressure_seconds == 0.0
 
 
-def test_thrown_away_work_is_a_debt_that_computed_tokens_pay() -> None:
+def test_discarded_work_is_a_debt_that_computed_tokens_pay() -> None:
     budget = RecomputeBudget()
-    budget.computed(1000)  # nothing is saved up
+    budget.computed(1000)  # work before the debt does not count
     assert not budget.in_debt
     budget.thrown_away(8)
     assert budget.in_debt
@@ -106,11 +108,11 @@ def test_thrown_away_work_is_a_debt_that_computed_tokens_pay() -> None:
     assert not budget.in_debt
 
 
-def test_the_peak_counts_what_has_ended_when_the_longest_is_at_its_longest() -> None:
+def test_the_peak_excludes_requests_that_end_before_it() -> None:
     def request(prompt: int, output: int) -> Request:
         return Request.new("r", [0] * prompt, params(output), 0.0)
 
-    # After 4 more tokens the short one holds 14 and ends, the long one then 24 and at its end 39.
+    # After 4 more tokens the short request holds 14 and ends; the long one holds 24 then, and 39 at its end.
     pair = [request(10, 5), request(20, 20)]
     assert peak_blocks(pair, block_size=1) == max(14 + 24, 39) + 2
     assert peak_blocks(pair[:1], block_size=1) == 14 + 1

@@ -1,4 +1,4 @@
-"""How many requests may wait: what is counted, what is refused and dropped, and what the default is."""
+"""The queue's limits: what is counted, what is refused or dropped, and the defaults."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def filled(limit: QueueLimit, unfinished: int, prompt_len: int = 10) -> Queue:
 # -- what is refused ---------------------------------------------------------------------------------------
 
 
-def test_as_many_may_wait_as_the_limit_says_besides_a_full_batch() -> None:
+def test_the_limit_counts_requests_beyond_a_full_batch() -> None:
     queue = filled(QueueLimit(requests=2), BATCH + 1)
     queue.check(10, now=0.0)
     queue.add(request("last"), now=0.0)
@@ -44,13 +44,13 @@ def test_as_many_may_wait_as_the_limit_says_besides_a_full_batch() -> None:
         queue.check(10, now=0.0)
 
 
-def test_a_limit_of_one_refuses_nothing_while_the_batch_has_places() -> None:
+def test_no_request_is_refused_while_the_batch_has_free_places() -> None:
     queue = filled(QueueLimit(requests=1, prompt_tokens=1), BATCH - 1)
     assert not queue.full
     queue.check(1000, now=0.0)
 
 
-def test_prompt_tokens_are_those_of_requests_that_have_not_started() -> None:
+def test_prompt_tokens_of_started_requests_do_not_count() -> None:
     limit = QueueLimit(prompt_tokens=100)
     queue = filled(limit, BATCH + 2, prompt_len=16)
     assert queue.prompt_tokens == 96
@@ -60,11 +60,11 @@ def test_prompt_tokens_are_those_of_requests_that_have_not_started() -> None:
     first = request("0", 16)
     queue.start(first)
     queue.check(20, now=0.0)
-    queue.start(first)  # again, as after its KV was thrown away
+    queue.start(first)  # a second start, as after discarded KV
     assert queue.prompt_tokens == 80
 
 
-def test_a_prompt_longer_than_the_limit_is_taken_once_nothing_waits_before_it() -> None:
+def test_a_prompt_longer_than_the_limit_is_accepted_if_no_other_waits() -> None:
     queue = filled(QueueLimit(prompt_tokens=100), BATCH)
     with pytest.raises(QueueFull):
         queue.check(5000, now=0.0)
@@ -73,7 +73,7 @@ def test_a_prompt_longer_than_the_limit_is_taken_once_nothing_waits_before_it() 
     queue.check(5000, now=0.0)
 
 
-def test_without_a_limit_nothing_is_refused() -> None:
+def test_without_a_limit_no_request_is_refused() -> None:
     queue = filled(NO_LIMIT, 10_000)
     queue.check(10**6, now=0.0)
     assert not queue.full
@@ -82,7 +82,7 @@ def test_without_a_limit_nothing_is_refused() -> None:
 
 
 def test_a_preempted_request_waits_like_one_that_has_not_started(symbolic_engine: Build) -> None:
-    """Under MLFQ nearly every request has started: a bound on the others would bound nothing."""
+    """Under MLFQ nearly every request has started, so a limit on unstarted requests would have no effect."""
     engine = symbolic_engine("mlfq", device_blocks=400, host_blocks=400, queue=QueueLimit(requests=6))
     refused = 0
     for index in range(60):
@@ -102,10 +102,10 @@ def test_a_preempted_request_waits_like_one_that_has_not_started(symbolic_engine
 @pytest.mark.parametrize("policy", ["static", "fcfs", "mlfq", "sj-mlfq", "srpt", "vtc"])
 @pytest.mark.parametrize(("host_blocks", "offloading"), [(20, "reactive"), (0, "recompute"), (20, "none")])
 @pytest.mark.parametrize("overlap", [False, True])
-def test_the_counts_are_what_a_recount_gives(
+def test_the_counters_equal_a_recount(
     symbolic_engine: Build, policy: str, host_blocks: int, offloading: str, overlap: bool
 ) -> None:
-    """Whatever is added, started, thrown away, started again, aborted, dropped and finished."""
+    """This holds while requests are added, started, discarded, restarted, aborted, dropped and finished."""
     source = random.Random(f"{policy} {offloading} {overlap}")
     engine = symbolic_engine(
         policy,
@@ -160,7 +160,7 @@ def test_the_counts_are_what_a_recount_gives(
         assert engine.scheduler.counters.recomputed_tokens > 0
 
 
-def test_many_prompts_at_once_go_through_a_short_queue(symbolic_engine: Build) -> None:
+def test_generate_serves_more_prompts_than_the_queue_holds(symbolic_engine: Build) -> None:
     engine = symbolic_engine(queue=QueueLimit(requests=2))
     prompts = [[index + 1] * 3 for index in range(30)]
     finished = engine.generate(prompts, SamplingParams(max_tokens=4))
@@ -171,7 +171,7 @@ def test_many_prompts_at_once_go_through_a_short_queue(symbolic_engine: Build) -
 # -- the timeout -------------------------------------------------------------------------------------------
 
 
-def test_only_requests_that_have_not_started_are_dropped_and_in_time(symbolic_engine: Build) -> None:
+def test_only_unstarted_requests_are_dropped_soon_after_the_timeout(symbolic_engine: Build) -> None:
     engine = symbolic_engine("fcfs", queue=QueueLimit(timeout=0.2))
     for index in range(8):
         engine.add(str(index), [1, 2, 3], SamplingParams(max_tokens=100))
@@ -192,19 +192,19 @@ def test_only_requests_that_have_not_started_are_dropped_and_in_time(symbolic_en
 # -- when to try again -------------------------------------------------------------------------------------
 
 
-def test_the_delay_follows_the_pace_of_the_last_requests() -> None:
+def test_retry_after_follows_the_pace_of_the_last_requests() -> None:
     queue = filled(QueueLimit(requests=100), BATCH + 20)
-    for index in range(10):  # one in two seconds
+    for index in range(10):  # one request ends every two seconds
         ended = request(str(index))
         ended.finish("length", 2.0 * (index + 1))
         queue.forget(ended)
     assert queue.waiting == 10
     assert queue.retry_after(now=20.0) == pytest.approx(20.0)
-    assert queue.retry_after(now=40.0) == pytest.approx(40.0)  # nothing has ended since
+    assert queue.retry_after(now=40.0) == pytest.approx(40.0)  # no request has ended since then
     assert queue.retry_after(now=4000.0) == 60.0
 
 
-def test_the_delay_is_predicted_until_enough_requests_have_ended() -> None:
+def test_retry_after_is_predicted_until_enough_requests_have_ended() -> None:
     queue = filled(QueueLimit(requests=100, seconds_per_request=0.5), BATCH + 20)
     assert queue.retry_after(now=0.1) == pytest.approx(10.0)
     assert filled(QueueLimit(requests=100), BATCH + 20).retry_after(now=0.1) == 1.0
@@ -216,8 +216,8 @@ FAST = Speed(prompt_tokens_per_second=10_000, output_tokens_per_second=2_000)
 SLOW = Speed(prompt_tokens_per_second=20, output_tokens_per_second=2)
 
 
-def unasked() -> Speed | None:
-    raise AssertionError("the speed is needed for a default only")
+def unused_speed() -> Speed | None:
+    raise AssertionError("the speed must be requested only for a default")
 
 
 def test_the_default_is_a_minutes_work() -> None:
@@ -236,9 +236,9 @@ def test_the_default_is_never_below_a_few_batches(speed: Speed | None) -> None:
     assert limit.prompt_tokens == 96 * 512
 
 
-def test_what_is_given_is_taken_as_it_is() -> None:
+def test_configured_limits_are_used_unchanged() -> None:
     config = EngineConfig(max_queue=5, max_queue_tokens=70, queue_timeout=9.0)
-    limit = QueueLimit.of(config, unasked)
+    limit = QueueLimit.of(config, unused_speed)
     assert (limit.requests, limit.prompt_tokens, limit.timeout) == (5, 70, 9.0)
     assert limit.describe() == (
         "queue: at most 5 waiting requests and at most 70 prompt tokens; "
@@ -246,14 +246,14 @@ def test_what_is_given_is_taken_as_it_is() -> None:
     )
 
 
-def test_zero_is_no_limit() -> None:
-    assert QueueLimit.of(EngineConfig(max_queue=0), unasked) == NO_LIMIT
+def test_zero_means_no_limit() -> None:
+    assert QueueLimit.of(EngineConfig(max_queue=0), unused_speed) == NO_LIMIT
     assert NO_LIMIT.describe() == "queue: any number of waiting requests"
-    assert QueueLimit.of(EngineConfig(max_queue=0, max_queue_tokens=9), unasked).prompt_tokens == 9
+    assert QueueLimit.of(EngineConfig(max_queue=0, max_queue_tokens=9), unused_speed).prompt_tokens == 9
     assert QueueLimit.of(EngineConfig(max_queue_tokens=0), lambda: FAST).prompt_tokens is None
 
 
-def test_the_speed_of_a_cost_model_is_that_of_full_batches() -> None:
+def test_the_speed_of_a_cost_model_assumes_full_batches() -> None:
     cost = CostModel(step=0.02, prefill_token=0.001, decode_request=0.001)
     speed = Speed.of(cost, max_batch_size=10)
     assert speed.output_tokens_per_second == pytest.approx(10 / 0.03)
@@ -270,6 +270,6 @@ def test_the_speed_of_a_cost_model_is_that_of_full_batches() -> None:
         ("queue_timeout", math.inf),
     ],
 )
-def test_impossible_settings_are_named(setting: str, value: float) -> None:
+def test_invalid_settings_are_named(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=setting):
         EngineConfig(**{setting: value})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The order of the requests on the device, with priorities that change meanwhile."""
+"""The ranking of the requests on the device, with changing priorities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PARAMS = SamplingParams(max_tokens=4)
 
 
 class Places:
-    """Requests and the priorities that a policy gives them."""
+    """A priority function with settable priorities; it counts its calls."""
 
     def __init__(self) -> None:
         self.of: dict[str, float] = {}
@@ -35,8 +35,8 @@ def ranking_of(places: dict[str, float]) -> tuple[Ranking, Places, dict[str, Req
 
 
 @given(st.data())
-def test_it_gives_the_order_of_the_priorities_whatever_changed(data: st.DataObject) -> None:
-    """As long as growing priorities are touched; sinking ones are seen without."""
+def test_last_first_yields_descending_priorities_after_any_changes(data: st.DataObject) -> None:
+    """Priorities that became larger must be touched; smaller ones are detected without a touch."""
     names = [f"r{i}" for i in range(8)]
     values = st.floats(0, 100)
     ranking, priority, requests = ranking_of({name: data.draw(values) for name in names})
@@ -60,7 +60,7 @@ def test_it_gives_the_order_of_the_priorities_whatever_changed(data: st.DataObje
             assert [place for place, _ in got] == sorted((priority.of[id] for id in members), reverse=True)
 
 
-def test_a_rebuilt_ranking_goes_by_the_new_priorities() -> None:
+def test_a_rebuilt_ranking_uses_the_new_priorities() -> None:
     ranking, priority, requests = ranking_of({"a": 1.0, "b": 2.0, "c": 3.0})
     assert [r.id for r in ranking.first_first()] == ["a", "b", "c"]
     ranking.discard("b")
@@ -73,7 +73,7 @@ def test_a_rebuilt_ranking_goes_by_the_new_priorities() -> None:
     assert [request.id for _, request in ranking.last_first()] == ["a", "b", "c"]
 
 
-def test_the_last_of_thousands_is_found_without_looking_at_the_others() -> None:
+def test_the_last_of_thousands_is_found_without_reading_the_others() -> None:
     ranking, priority, _ = ranking_of({str(i): float(i) for i in range(5000)})
     next(iter(ranking.last_first()))
     priority.asked = 0

@@ -1,4 +1,4 @@
-"""Batches, budgets and memory pressure on hand-made cases."""
+"""Batches, token budgets and short memory on small cases computed by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def batch(engine: Engine) -> list[tuple[str, int, int]]:
 
 
 class Chosen(Policy):
-    """Runs what the test puts first."""
+    """A policy whose order the test sets."""
 
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)
@@ -63,7 +63,7 @@ def test_a_batch_holds_at_most_its_size(symbolic_engine: Build) -> None:
     assert [id for id, _, _ in batch(engine)] == ["a", "b"]
 
 
-def test_a_prompt_that_does_not_fit_beside_another_waits_and_is_not_overtaken(symbolic_engine: Build) -> None:
+def test_a_prompt_that_does_not_fit_waits_and_is_not_overtaken(symbolic_engine: Build) -> None:
     engine = symbolic_engine(max_tokens_per_batch=10)
     engine.add("a", [1] * 8, params())
     engine.add("b", [1] * 8, params())
@@ -87,7 +87,7 @@ def test_a_prompt_longer_than_a_batch_is_computed_in_pieces(symbolic_engine: Bui
     assert request.num_generated == 2
 
 
-def test_what_can_never_fit_is_refused_with_the_reason(symbolic_engine: Build) -> None:
+def test_a_request_that_can_never_fit_is_refused_with_the_reason(symbolic_engine: Build) -> None:
     engine = symbolic_engine(device_blocks=4, block_size=4, max_model_len=100)
     with pytest.raises(RequestRefused, match=r"make 101; the limit is 100 \(max_model_len\)"):
         engine.add("a", [1] * 93, params())
@@ -97,12 +97,12 @@ def test_what_can_never_fit_is_refused_with_the_reason(symbolic_engine: Build) -
         engine.add("a", [2000], params())
     with pytest.raises(RequestRefused, match="at least one token"):
         engine.add("a", [], params())
-    engine.add("a", [1] * 9, params())  # 16 tokens, the last of which needs no room
+    engine.add("a", [1] * 9, params())  # 17 tokens, the last of which needs no KV
     with pytest.raises(RequestRefused, match="running already"):
         engine.add("a", [1], params())
 
 
-def test_the_pool_that_holds_one_request_serves_them_all(symbolic_engine: Build) -> None:
+def test_a_pool_for_one_request_serves_all_requests(symbolic_engine: Build) -> None:
     for host in (0, 1, 50):
         engine = symbolic_engine(device_blocks=4, host_blocks=host, block_size=4)
         done = engine.generate([[i] * 9 for i in range(5)], params())
@@ -110,7 +110,7 @@ def test_the_pool_that_holds_one_request_serves_them_all(symbolic_engine: Build)
         assert engine.stats()["free_device_blocks"] == 4
 
 
-def test_room_is_taken_from_the_last_in_the_policys_order(symbolic_engine: Build) -> None:
+def test_the_last_request_of_the_order_is_evicted(symbolic_engine: Build) -> None:
     engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=1, eager_copies=True)
     policy = engine.scheduler.policy.inner
     assert isinstance(policy, Chosen)
@@ -124,12 +124,12 @@ def test_room_is_taken_from_the_last_in_the_policys_order(symbolic_engine: Build
     kv = engine.scheduler.kv
     assert (kv.where(a.id), kv.where(c.id)) == (Where.OFFLOADING, Where.DEVICE)
     assert (a.phase, c.phase) == ("queued", "queued")
-    assert batch(engine) == [("b", 7, 1)]  # has room, and runs while d's room is made
+    assert batch(engine) == [("b", 7, 1)]  # b needs no block, so it runs while blocks for d are freed
     engine.step()
     assert batch(engine) == [("d", 0, 4)]
 
 
-def test_blocks_on_their_way_are_kept_for_whom_they_are_meant(
+def test_blocks_being_freed_are_reserved_for_the_request_that_waits_for_them(
     symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=3)
@@ -139,9 +139,9 @@ def test_blocks_on_their_way_are_kept_for_whom_they_are_meant(
     monkeypatch.setattr(engine.copies, "done", list)
     engine.add("a", [1] * 15, params(2))
     engine.step()  # 4 blocks; 2 are free
-    engine.add("big", [1] * 18, params(2))  # 5 blocks: a must leave, and its copy takes a while
+    engine.add("big", [1] * 18, params(2))  # 5 blocks: a must be offloaded, which takes some time
     engine.add("small", [1] * 5, params(2))  # 2 blocks
-    engine.add("tiny", [1] * 2, params(2))  # 1 block: all that is over
+    engine.add("tiny", [1] * 2, params(2))  # 1 block: the only one that big does not need
     policy.requests.sort(key=lambda request: ["big", "small", "tiny", "a"].index(request.id))
     plans = len(engine.runner.plans)  # type: ignore[attr-defined]
     engine.step()
@@ -154,21 +154,21 @@ def test_blocks_on_their_way_are_kept_for_whom_they_are_meant(
         engine.step()
 
 
-def test_free_blocks_are_kept_for_the_first_who_could_not_get_enough(symbolic_engine: Build) -> None:
+def test_free_blocks_are_reserved_for_the_first_request_that_needs_more(symbolic_engine: Build) -> None:
     engine = symbolic_engine(Chosen, device_blocks=6, max_batch_size=3)
     policy = engine.scheduler.policy.inner
     assert isinstance(policy, Chosen)
-    engine.add("first", [1] * 9, params(3))  # 3 blocks, and needs no more
-    engine.add("low", [1] * 8, params(3))  # 2 blocks, full: its next token needs a third
+    engine.add("first", [1] * 9, params(3))  # 3 blocks; it needs no more
+    engine.add("low", [1] * 8, params(3))  # 2 full blocks: its next token needs a third one
     engine.step()
     engine.add("next", [1] * 14, params(2))  # 4 blocks: even without low there are only 3
     engine.add("small", [1], params(2))  # 1 block, which is free
     policy.requests.sort(key=lambda request: ["first", "next", "low", "small"].index(request.id))
     engine.step()
-    assert batch(engine) == [("first", 9, 1), ("low", 8, 1)]  # started work goes on, nothing else starts
+    assert batch(engine) == [("first", 9, 1), ("low", 8, 1)]  # started requests continue, and no other starts
 
 
-def test_decodes_that_need_no_room_run_on_while_the_first_in_line_waits(symbolic_engine: Build) -> None:
+def test_decodes_that_need_no_block_continue_while_the_first_request_waits(symbolic_engine: Build) -> None:
     engine = symbolic_engine(device_blocks=6, host_blocks=0, block_size=4)
     engine.add("a", [1] * 8, params(8))
     engine.step()
@@ -182,7 +182,7 @@ def test_work_is_thrown_away_for_a_next_token_when_the_host_is_full(symbolic_eng
     a = engine.add("a", [1] * 8, params())
     b = engine.add("b", [1] * 8, params())
     engine.step()
-    engine.step()  # two full blocks each, and both need a third: a takes b's, which the host has no room for
+    engine.step()  # both need a third block: those of b are discarded, as the host pool is too small
     assert batch(engine) == [("a", 8, 1)]
     assert (b.num_computed, b.num_known) == (0, 9)
     assert engine.stats()["recomputed_tokens"] == 8
@@ -206,13 +206,13 @@ def test_abort_frees_from_every_state(symbolic_engine: Build, monkeypatch: pytes
     policy.put_first("b")
     with monkeypatch.context() as patched:
         patched.setattr(engine.copies, "wait", list)
-        engine.step()  # a begins to leave for b's sake
+        engine.step()  # the offload of a, for b, begins
     assert engine.stats()["transfers_in_flight"] == 1
     for id in "abc":
         assert engine.abort(id)
         assert not engine.abort(id)
     engine.scheduler.kv.check()
-    while engine.has_work:  # no request is left, but a copy is, and it holds blocks
+    while engine.has_work:  # no request is left, but a copy in flight holds blocks
         engine.step()
     stats = engine.stats()
     assert (stats["free_device_blocks"], stats["free_host_blocks"], stats["aborted"]) == (6, 64, 3)
@@ -245,14 +245,14 @@ def test_a_requests_seconds_sum_to_its_time_in_the_engine(symbolic_engine: Build
     assert sum(request.preemptions for request in requests) == engine.stats()["preemptions"] > 0
 
 
-def test_no_work_is_thrown_away_for_a_start(symbolic_engine: Build) -> None:
+def test_no_kv_is_discarded_for_a_start(symbolic_engine: Build) -> None:
     engine = symbolic_engine(Chosen, device_blocks=6, host_blocks=0, max_batch_size=3)
     policy = engine.scheduler.policy.inner
     assert isinstance(policy, Chosen)
     engine.add("first", [1] * 9, params(3))
     low = engine.add("low", [1] * 9, params(3))
     engine.step()
-    engine.add("new", [1] * 9, params(3))  # 3 blocks, which only low could give, and the host has no room
+    engine.add("new", [1] * 9, params(3))  # 3 blocks: only by evicting low, and the host pool is empty
     policy.requests.sort(key=lambda request: ["first", "new", "low"].index(request.id))
     engine.step()
     assert batch(engine) == [("first", 9, 1), ("low", 9, 1)]
@@ -262,16 +262,16 @@ def test_no_work_is_thrown_away_for_a_start(symbolic_engine: Build) -> None:
     assert low.num_computed == 11
 
 
-def test_a_prompt_half_computed_runs_on_in_its_own_room_while_the_first_in_line_waits_for_room(
+def test_a_partly_computed_prompt_continues_while_the_first_request_waits_for_blocks(
     symbolic_engine: Build,
 ) -> None:
-    """Without offloading it would wait for blocks that only the half computed one can give back."""
+    """Otherwise, without offloading, the first request would wait forever for the blocks of the second."""
     engine = symbolic_engine(
         Chosen, device_blocks=6, max_batch_size=1, max_tokens_per_batch=4, offloading="none"
     )
     policy = engine.scheduler.policy.inner
     assert isinstance(policy, Chosen)
-    engine.add("half", [1] * 12, params(4))  # 4 blocks at its longest, all of them from the start
+    engine.add("half", [1] * 12, params(4))  # 4 blocks for its maximum length, reserved at the start
     engine.step()
     engine.add("first", [1] * 12, params(4))
     policy.put_first("first")

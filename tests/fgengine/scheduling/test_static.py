@@ -1,4 +1,4 @@
-"""Static batches: by hand, and through the scheduler."""
+"""Static batching: orders computed by hand, and batches made by the scheduler."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def order(policy: Policy) -> str:
     return "".join(request.id for request in policy.order(0.0))
 
 
-def test_nobody_joins_a_batch_and_the_next_is_made_of_the_earliest() -> None:
+def test_no_request_joins_a_running_batch_and_the_next_has_the_earliest() -> None:
     policy = make_policy("static", PolicyContext(max_batch_size=2))
     a, b, c, d, e = requests = [make(id) for id in "abcde"]
     for request in requests[:3]:
@@ -28,14 +28,14 @@ def test_nobody_joins_a_batch_and_the_next_is_made_of_the_earliest() -> None:
     assert order(policy) == "ab"
     policy.remove(a)
     policy.add(d, 1.0)
-    assert order(policy) == "b"  # a's place stays empty
-    policy.remove(c)  # aborted before its turn
+    assert order(policy) == "b"  # the place of a remains empty
+    policy.remove(c)  # aborted while it waits
     policy.add(e, 2.0)
     policy.remove(b)
     assert order(policy) == "de"
 
 
-def test_who_waits_stands_behind_the_batch() -> None:
+def test_waiting_requests_come_after_the_batch() -> None:
     policy = make_policy("static", PolicyContext(max_batch_size=2))
     a, b, c, d = requests = [make(id) for id in "abcd"]
     for request in requests:
@@ -58,7 +58,7 @@ def test_a_batch_lasts_as_long_as_its_longest_answer(symbolic_engine: Build) -> 
     assert batches == ["ab", "ab", "b", "b", "b", "b", "cd", "d", "d"]
 
 
-def test_a_batch_too_large_for_the_memory_runs_all_the_same(symbolic_engine: Build) -> None:
+def test_a_batch_too_large_for_the_memory_still_completes(symbolic_engine: Build) -> None:
     engine = symbolic_engine("static", device_blocks=8, host_blocks=0, max_batch_size=4)
     params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
     answers = engine.generate([[id] * 9 for id in range(6)], params)

@@ -1,4 +1,4 @@
-"""What a step costs the scheduler does not grow with the number of requests that wait."""
+"""The scheduler's cost of a step does not depend on the number of waiting requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Build = Callable[..., Engine]
 
 
 def calls_of_a_step(engine: Engine) -> int:
-    """Functions called, Python's and C's, by three steps of the scheduler."""
+    """Return the number of function calls (Python and C) of three engine steps."""
     count = 0
 
     def profiled(frame: FrameType, event: str, arg: Any) -> None:

@@ -1,4 +1,4 @@
-"""Policies from elsewhere: by entry point, by module:Class, and what is said of broken ones."""
+"""Policies of other packages: by entry point, by module:Class, and the errors for broken ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     sys.modules.pop("their_policies", None)
 
 
-def test_an_installed_package_brings_policies_by_name() -> None:
+def test_policies_of_an_installed_package_are_found_by_name() -> None:
     names = policy_names()
     assert {"longest", "broken"} <= set(names)
     assert len(names) == len(set(names))
@@ -57,16 +57,16 @@ def test_an_installed_package_brings_policies_by_name() -> None:
     assert type(policy).__module__ == "their_policies"
 
 
-def test_no_package_takes_a_built_in_name_away() -> None:
+def test_a_package_cannot_replace_a_built_in_policy() -> None:
     assert policy_class("fcfs").__module__ == "fgengine.scheduling.fcfs"
 
 
-def test_a_policy_goes_by_module_and_class() -> None:
+def test_a_policy_is_found_by_module_and_class() -> None:
     assert policy_class("their_policies:Longest").__name__ == "Longest"
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("no-policy", "their_policies:NoPolicy is not a subclass of fgengine.scheduling.policy.Policy"),
         ("their_policies:NoPolicy", "is not a subclass"),
@@ -80,8 +80,8 @@ def test_a_policy_goes_by_module_and_class() -> None:
         ("their_policies", "there is no policy 'their_policies'; there are static, .*longest.*, or package"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_a_sentence(name: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says) as told:
+def test_an_unusable_policy_is_reported_in_one_sentence(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
         policy_class(name)
-    assert name in str(told.value)
-    assert "\n" not in str(told.value)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)

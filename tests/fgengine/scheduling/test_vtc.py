@@ -1,4 +1,4 @@
-"""Fairness among users: orders by hand, a naive model of the algorithm, and its bound in simulation."""
+"""Fairness among users: orders computed by hand, a simple reference model, and the paper's bound."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def order(policy: VTC) -> str:
 
 
 def ran(policy: VTC, request: Request) -> None:
-    """The request computed what it knew and got a token."""
+    """Let the request compute its pending tokens and get a new token."""
     if request.num_computed == 0:
         policy.on_start(request)
     request.num_computed = request.num_known
@@ -50,7 +50,7 @@ def ran(policy: VTC, request: Request) -> None:
         policy.on_step(request, 1.0, 0.0)
 
 
-def test_waiting_requests_are_taken_in_turn_however_many_one_user_sends() -> None:
+def test_users_take_turns_regardless_of_their_numbers_of_requests() -> None:
     policy = VTC(PolicyContext())
     for id in "abcd":
         policy.add(make(id, "flood"), 0.0)
@@ -59,12 +59,12 @@ def test_waiting_requests_are_taken_in_turn_however_many_one_user_sends() -> Non
     assert order(policy) == "axbycd"
 
 
-def test_prompts_and_outputs_weigh_on_who_is_next() -> None:
+def test_prompt_and_output_tokens_decide_which_user_is_next() -> None:
     policy = VTC(PolicyContext())
     a, b, x, y = make("a", "A", 30), make("b", "A"), make("x", "B", 10), make("y", "B")
     for request in (a, b, x, y):
         policy.add(request, 0.0)
-    assert order(policy) == "axyb"  # after a and x, 30 tokens stand against 10, and then against 20
+    assert order(policy) == "axyb"  # after a and x the counters are 30 and 10, then 30 and 20
     ran(policy, a)
     ran(policy, x)
     assert (policy.counter_of("A"), policy.counter_of("B")) == (30 + 2, 10 + 2)
@@ -72,14 +72,14 @@ def test_prompts_and_outputs_weigh_on_who_is_next() -> None:
         ran(policy, x)
     assert policy.counter_of("B") == 10 + 20
     ran(policy, a)
-    assert order(policy) == "ayb"  # a has started and goes on; 30 against 34
+    assert order(policy) == "ayb"  # a has started and continues; the counters are 34 and 30
     for _ in range(3):
         ran(policy, a)
     assert order(policy) == "ayb"
     assert policy.priority(y) < policy.priority(b)
 
 
-def test_who_was_idle_is_lifted_and_who_was_served_is_remembered() -> None:
+def test_an_idle_users_counter_is_raised_and_a_served_users_is_stored() -> None:
     policy = VTC(PolicyContext())
     a, b = make("a", "A"), make("b", "A")
     policy.add(a, 0.0)
@@ -88,17 +88,17 @@ def test_who_was_idle_is_lifted_and_who_was_served_is_remembered() -> None:
         ran(policy, a)
     assert policy.counter_of("A") == 30
     policy.add(make("x", "B"), 0.0)
-    assert policy.counter_of("B") == 30  # no credit for having been away
+    assert policy.counter_of("B") == 30  # an idle user gets no credit
     assert order(policy) == "bx"
     for _ in range(10):
-        ran(policy, b)  # A leaves with 60
+        ran(policy, b)  # A has no requests any more; its counter is 60
     policy.add(make("y", "B"), 0.0)
     policy.add(make("c", "A"), 0.0)
-    assert policy.counter_of("A") == 60  # nor is what it had forgotten
+    assert policy.counter_of("A") == 60  # the counter was stored
     assert order(policy) == "xyc"
 
 
-def test_started_requests_stay_first_in_order_of_start() -> None:
+def test_started_requests_remain_first_in_order_of_start() -> None:
     policy = VTC(PolicyContext())
     a, x = make("a", "A", 5), make("x", "B", 50)
     policy.add(a, 0.0)
@@ -109,17 +109,17 @@ def test_started_requests_stay_first_in_order_of_start() -> None:
     assert order(policy) == "xaz"
 
 
-def test_a_prompt_computed_again_is_charged_once() -> None:
+def test_a_recomputed_prompt_is_charged_once() -> None:
     policy = VTC(PolicyContext())
     a = make("a", "A")
     policy.add(a, 0.0)
     ran(policy, a)
-    a.num_computed = 0  # thrown away
+    a.num_computed = 0  # its KV is discarded
     ran(policy, a)
     assert policy.counter_of("A") == 10 + 2 * 2
 
 
-def test_an_abort_amid_a_queue_makes_room_for_those_behind() -> None:
+def test_an_abort_in_a_queue_moves_later_requests_forward() -> None:
     policy = VTC(PolicyContext())
     a, b, c = (make(id, "A") for id in "abc")
     x, y = make("x", "B", 15), make("y", "B", 15)
@@ -131,7 +131,7 @@ def test_an_abort_amid_a_queue_makes_room_for_those_behind() -> None:
     assert policy.counter_of("A") == 0
 
 
-def test_users_that_have_gone_are_forgotten_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counters_of_users_inactive_for_long_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vtc, "REMEMBERED_USERS", 3)
     policy = VTC(PolicyContext())
     for number in range(20):
@@ -143,7 +143,7 @@ def test_users_that_have_gone_are_forgotten_in_the_end(monkeypatch: pytest.Monke
 
 
 class Naive:
-    """The paper's algorithm 2, with counters kept for ever and the whole queue looked at each time."""
+    """The paper's algorithm 2 in its simplest form: it never drops counters and scans the complete queue."""
 
     def __init__(self) -> None:
         self.counters: Counter[str] = Counter()
@@ -164,12 +164,15 @@ class Naive:
         if started:
             self.counters[request.user] += request.prompt_len
 
-    def check(self, given: list[Request]) -> None:
-        """Each is the earliest of a user with the smallest counter, those before it charged."""
+    def check(self, order: list[Request]) -> None:
+        """Assert that each request is the earliest of a user with the smallest counter.
+
+        The requests before it are charged.
+        """
         counters, waiting = self.counters.copy(), list(self.waiting)
-        for request in given:
-            least = min(counters[other.user] for other in waiting)
-            assert counters[request.user] == least
+        for request in order:
+            smallest = min(counters[other.user] for other in waiting)
+            assert counters[request.user] == smallest
             assert request is next(other for other in waiting if other.user == request.user)
             counters[request.user] += request.prompt_len
             waiting.remove(request)
@@ -185,7 +188,7 @@ actions = st.one_of(
 
 
 @given(st.lists(actions, max_size=60))
-def test_it_is_the_papers_algorithm_and_priority_follows_order(history: list[tuple[object, ...]]) -> None:
+def test_it_equals_the_papers_algorithm_and_priority_matches_order(history: list[tuple[object, ...]]) -> None:
     policy, naive = VTC(PolicyContext()), Naive()
     requests: dict[str, Request] = {}
     for number, (action, *args) in enumerate(history):
@@ -217,13 +220,13 @@ def test_it_is_the_papers_algorithm_and_priority_follows_order(history: list[tup
                 naive.counters[request.user] += 2
                 if request.finished:
                     del requests[request.id]
-        given = list(policy.order(0.0))
-        assert sorted(given, key=lambda request: request.id) == sorted(
+        found = list(policy.order(0.0))
+        assert sorted(found, key=lambda request: request.id) == sorted(
             requests.values(), key=lambda request: request.id
         )
-        assert sorted(given, key=policy.priority) == given
-        assert len({policy.priority(request) for request in given}) == len(given)
-        naive.check([request for request in given if request in naive.waiting])
+        assert sorted(found, key=policy.priority) == found
+        assert len({policy.priority(request) for request in found}) == len(found)
+        naive.check([request for request in found if request in naive.waiting])
         for user in "ABCD":
             assert policy.counter_of(user) == naive.counters[user]
 
@@ -233,7 +236,7 @@ BATCH_SIZE, LONGEST_PROMPT, LONGEST_OUTPUT = 8, 64, 64
 
 
 def contest(policy: str) -> int:
-    """The largest difference in service between two users while both wait, one of whom floods the machine."""
+    """Return the largest difference in service between two waiting users; one sends far more requests."""
     clock = VirtualClock()
     scheduler = Scheduler(
         make_policy(policy, PolicyContext(COST, max_batch_size=BATCH_SIZE)),
@@ -246,7 +249,7 @@ def contest(policy: str) -> int:
     for user, count in (("flood", 600), ("polite", 150)):
         for number in range(count):
             prompt = [0] * source.randint(1, LONGEST_PROMPT)
-            # The flood's answers are longer too: turns by requests would favour it.
+            # The answers of "flood" are also longer, so fairness by number of requests would favour it.
             output = source.randint(LONGEST_OUTPUT // 2, LONGEST_OUTPUT) if user == "flood" else 16
             params = SamplingParams(max_tokens=output, ignore_eos=True)
             requests.append(engine.add(f"{user} {number}", prompt, params, user=user))
@@ -263,15 +266,15 @@ def contest(policy: str) -> int:
         largest = max(largest, abs(service["flood"] - service["polite"]))
 
 
-def test_two_users_who_wait_differ_by_no_more_than_the_papers_bound() -> None:
-    """The paper's theorem: 2 max(w_p longest prompt, w_q tokens in a batch)."""
+def test_the_service_of_two_waiting_users_differs_at_most_by_the_papers_bound() -> None:
+    """The bound of the paper's theorem: 2 max(w_p * longest prompt, w_q * tokens in a batch)."""
     in_a_batch = BATCH_SIZE * (LONGEST_PROMPT + LONGEST_OUTPUT)
     bound = 2 * max(LONGEST_PROMPT, 2 * in_a_batch)
     assert contest("vtc") <= bound
     assert contest("fcfs") > 5 * bound
 
 
-def test_it_serves_everybody_under_pressure(symbolic_engine: Build) -> None:
+def test_it_serves_all_users_under_pressure(symbolic_engine: Build) -> None:
     engine = symbolic_engine("vtc", device_blocks=12, host_blocks=6)
     params = SamplingParams(max_tokens=10, temperature=0.0, ignore_eos=True)
     requests = [engine.add(str(i), [i] * (3 + i), params, user=f"user {i % 3}") for i in range(12)]

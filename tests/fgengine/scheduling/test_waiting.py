@@ -1,4 +1,4 @@
-"""How long a job waits while short ones flood in."""
+"""The longest wait of a job while many short jobs arrive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fgengine.scheduling.mlfq import MLFQ
 Build = Callable[..., Engine]
 CROWD, ALPHA, PROMPT, OUTPUT = 4, 0.5, 40, 30
 COPY = 0.002
-"""Seconds, at most, to have room made and a job's own KV brought back: a millisecond each way."""
+"""Maximum seconds to offload other jobs and upload a job's own KV: one millisecond each."""
 
 
 def params(max_tokens: int) -> SamplingParams:
@@ -30,12 +30,14 @@ def params(max_tokens: int) -> SamplingParams:
 def test_no_job_waits_longer_than_alpha_and_a_turn_of_those_ahead(
     policy: str, mode: str, host_blocks: int, budget: int, symbolic_engine: Build
 ) -> None:
-    """With at most CROWD jobs about, a job that has waited alpha goes to the back of the first queue, where
-    at most CROWD - 1 stand before it. Each of them has one turn there: one iteration, or where its KV was
-    thrown away or its prompt is cut, the pieces up to its next token, and the copies before it. So nobody
-    waits longer than alpha + the step that runs then + CROWD turns with their copies. (Without offloading
-    nobody is evicted, and who has not been admitted waits for others to end: there is no such bound.)
-    The few that are about are served in less than alpha, so the backlog does not raise the limit.
+    """Upper bound of a wait: alpha + the running step + CROWD turns with their copies.
+
+    There are at most CROWD jobs. A job that has waited alpha moves to the back of the first queue, after at
+    most CROWD - 1 others. Each of them has one turn there. A turn is one iteration; if the KV was discarded
+    or the prompt is chunked, it is all iterations up to the next token. Copies may precede it.
+
+    The mode "none" has no such bound: nothing is evicted, so a job waits until others end. The jobs are
+    served in less than alpha, so the backlog does not raise the promotion limit.
     """
     engine = symbolic_engine(
         policy,
@@ -68,15 +70,15 @@ def test_no_job_waits_longer_than_alpha_and_a_turn_of_those_ahead(
                 del ran[request]
     assert long.finished
     assert longest <= ALPHA + step + CROWD * (turn + COPY)
-    if host_blocks and mode != "recompute":  # else memory is short, and the jobs run in order of arrival
+    if host_blocks and mode != "recompute":  # otherwise memory is short, and jobs run in order of arrival
         assert longest > ALPHA
 
 
 def longest_wait_in_overload(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
-    """Of any job since it last ran, and the highest promotion limit meanwhile; in seconds."""
+    """Return the longest wait of any job since it last ran and the highest promotion limit, in seconds."""
     policy = engine.scheduler.policy.inner
     assert isinstance(policy, MLFQ)
-    # What the policy promises; under pressure jobs run in order of arrival instead.
+    # Disable pressure, under which jobs run in order of arrival: this tests the policy.
     monkeypatch.setattr(engine.scheduler.residency.pressure, "_is_short", lambda unfinished: False)
     jobs = [engine.add(str(i), [1] * 8, params(100 if i < 20 else 5)) for i in range(300)]
     longest = limit = 0.0
@@ -89,12 +91,12 @@ def longest_wait_in_overload(engine: Engine, monkeypatch: pytest.MonkeyPatch) ->
     return longest, limit
 
 
-def test_in_overload_no_job_waits_longer_than_the_backlog_takes(
+def test_in_overload_no_job_waits_longer_than_the_time_of_the_backlog(
     symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit grows with the backlog; a promoted job then has a turn behind those in the first queue."""
+    """The limit grows with the backlog. A promoted job then waits for the jobs in the first queue."""
     sizes = {"device_blocks": 4000, "max_batch_size": 4, "starvation_limit": 0.2}
-    turns = 300 / 4 * 0.03  # as many steps as all of them make, of at most 30 ms
+    turns = 300 / 4 * 0.03  # one step for each job, in batches of 4, at most 30 ms each
     longest, limit = longest_wait_in_overload(symbolic_engine("sj-mlfq", **sizes), monkeypatch)
     artifact = symbolic_engine("sj-mlfq-artifact", **sizes)
     fixed_longest, fixed_limit = longest_wait_in_overload(artifact, monkeypatch)
@@ -104,11 +106,13 @@ def test_in_overload_no_job_waits_longer_than_the_backlog_takes(
 
 
 @pytest.mark.parametrize("policy", ["mlfq", "sj-mlfq"])
-def test_a_promoted_job_has_its_token_before_it_is_thrown_away_again(
+def test_a_promoted_job_gets_its_next_token_before_its_kv_is_discarded(
     policy: str, symbolic_engine: Build
 ) -> None:
-    """Thirteen known tokens, six a step: after twelve of them one is left, and the token is still to come.
-    Cut off there, everybody would be computed again for ever."""
+    """With 13 known tokens and 6 per step, a request needs three steps for its next token.
+
+    If it were demoted before that token, all requests would be discarded and recomputed forever.
+    """
     engine = symbolic_engine(
         policy, device_blocks=4, host_blocks=0, max_tokens_per_batch=6, starvation_limit=0.1
     )
@@ -120,7 +124,7 @@ def test_a_promoted_job_has_its_token_before_it_is_thrown_away_again(
 
 
 @pytest.mark.parametrize("host_blocks", [4, 12, 100])
-def test_auto_recomputes_no_more_than_reactive_where_copies_are_sooner(
+def test_auto_recomputes_no_more_than_reactive_if_copies_are_faster(
     host_blocks: int, symbolic_engine: Build
 ) -> None:
     recomputed: list[int] = []

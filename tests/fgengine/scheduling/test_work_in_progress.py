@@ -1,4 +1,4 @@
-"""Far above capacity requests are finished, not only started."""
+"""The limit of work in progress: far above capacity, requests finish instead of only being started."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fgengine.scheduling.work_in_progress import (
 
 Build = Callable[..., Engine]
 COST = CostModel(step=0.008, prefill_token=0.002, decode_request=0.0005)
-"""A prompt of 100 tokens takes 0.2 s, an answer of 80 in batches of 4 as long."""
+"""A prompt of 100 tokens takes 0.2 s, and so does an answer of 80 tokens in batches of 4."""
 
 
 def params(max_tokens: int) -> SamplingParams:
@@ -47,17 +47,17 @@ def finished_after(seconds: float, policy: str, rate: float, build: Build) -> in
 
 @pytest.mark.parametrize("policy", ["mlfq", "sj-mlfq", "sj-mlfq-artifact", "vtc"])
 @pytest.mark.parametrize("times_capacity", [2, 10])
-def test_far_above_capacity_most_of_what_fcfs_finishes_is_finished(
+def test_far_above_capacity_nearly_as_many_requests_finish_as_under_fcfs(
     policy: str, times_capacity: int, symbolic_engine: Build
 ) -> None:
-    """With memory for all of them, so that only the work in progress is bounded."""
+    """Memory is sufficient for all requests, so only the work in progress limits the starts."""
     rate = times_capacity * 2.5
     fcfs = finished_after(60.0, "fcfs", rate, symbolic_engine)
     assert fcfs > 100
     assert finished_after(60.0, policy, rate, symbolic_engine) >= 0.65 * fcfs
 
 
-def test_work_is_open_until_its_request_ends() -> None:
+def test_work_is_in_progress_until_its_request_ends() -> None:
     work = WorkInProgress(COST, max_batch_size=2)
     requests = [Request.new(str(i), [0] * 100, params(81), 0.0) for i in range(3 * MIN_REQUESTS)]
     for request in requests:
@@ -66,10 +66,10 @@ def test_work_is_open_until_its_request_ends() -> None:
         request.num_computed = 100
         request.tokens.append(0)
     each = COST.share_seconds(100, 81, 2)
-    assert work.is_too_much(1000)  # all of it is open, and it is more than 32 requests are worth
+    assert work.is_too_much(1000)  # all work is in progress, and it is more than that of 32 requests
     assert not work.is_too_much(
         int(FAR_ABOVE * len(requests) * 0.2 / each)
-    )  # no such backlog: not far above capacity
+    )  # a smaller backlog: not far above capacity
     assert not work.is_moderate
     for request in requests[: 2 * MIN_REQUESTS + 10]:
         work.computed(StepPlan(0, [PlanItem(request, 100, 1, [], True)]), 80)
@@ -83,7 +83,7 @@ def test_work_is_open_until_its_request_ends() -> None:
     assert not work.is_too_much(1000)
 
 
-def test_without_a_cost_model_there_is_no_bound() -> None:
+def test_without_a_cost_model_there_is_no_limit() -> None:
     work = WorkInProgress(None, max_batch_size=2)
     request = Request.new("a", [0] * 100, params(81), 0.0)
     work.started(request)

@@ -1,9 +1,8 @@
-"""A simulation that takes several steps at once decides as an engine that takes each step.
+"""A simulation that takes several steps at once makes the same decisions as an engine that takes each step.
 
-Under every policy and every offloading mode.
-
-Each case is drawn from a seed: the cost model, both pools, the link, the batch, the limits, the users and
-the load. ``FGBENCH_NIGHTLY=1`` runs many more seeds.
+This is tested for every policy and every offloading mode. Each case is generated from a seed: the cost model,
+both pools, the bandwidth of copies, the batch size, the limits, the users and the load. ``FGBENCH_NIGHTLY=1``
+runs many more seeds.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from fgengine.simulation.runner import SimulatedRunner
 BLOCK_BYTES = 100_000
 BLOCK_SIZE = 8
 LONGEST = 400
-"""Tokens, prompt and output."""
+"""Maximum prompt and output tokens of a request."""
 SEEDS = range(1000) if os.environ.get("FGBENCH_NIGHTLY") == "1" else range(8)
 FOUND: dict[tuple[str, str], Sequence[int]] = {("vtc", "none"): (5, 6, 18)}
-"""Seeds, by policy and offloading, whose cases several steps at once decided otherwise."""
+"""Seeds, by policy and offloading, whose cases showed differences in the past."""
 
 Ended = tuple[str, list[float], float]
-"""A request's id, when each of its tokens came, when it ended."""
+"""A request's id, the time of each of its tokens, the time of its end."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def advancing(replica: Replica, requests: Sequence[Request]) -> list[Ended]:
 
 
 def differences(case: Case) -> list[str]:
-    """What a simulation that takes several steps at once decides otherwise than one that takes every step."""
+    """Describe the differences between a simulation with several steps at once and one with single steps."""
     single = case.scheduler()
     expected_requests, got_requests = case.requests(), case.requests()
     expected = step_by_step(case, single, expected_requests)
@@ -159,7 +158,7 @@ def differences(case: Case) -> list[str]:
     found = []
     for mine, theirs in zip(got, expected, strict=True):
         if mine[1] != pytest.approx(theirs[1], rel=1e-9, abs=1e-9):
-            found.append(f"request {theirs[0]}: its tokens came at other times")
+            found.append(f"request {theirs[0]}: its token times differ")
     for one, other in zip(got_requests, expected_requests, strict=True):
         if one.accounting() != pytest.approx(other.accounting(), rel=1e-9, abs=1e-9):
             found.append(f"request {one.id}: {one.accounting()}, not {other.accounting()}")

@@ -1,4 +1,4 @@
-"""A replica that takes several steps at once decides as an engine that takes each step. Routers."""
+"""A replica that takes several steps at once makes the same decisions as an engine; clusters and routers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def scheduler(
 
 
 def some_work(count: int, rate: float, seed: int) -> Work:
-    """(arrival, prompt tokens, output tokens)."""
+    """Return a random list of (arrival, prompt tokens, output tokens)."""
     source, when, work = random.Random(seed), 0.0, []
     for _ in range(count):
         work.append((when, source.choice([5, 40, 400]), source.choice([1, 30, 300])))
@@ -121,8 +121,8 @@ def test_advances_decide_as_single_steps_do(
 
 
 @pytest.mark.parametrize(("rate", "seed"), [(3.0, 0), (5.0, 12), (3.0, 13), (5.0, 17)])
-def test_no_leap_passes_over_an_early_upload(rate: float, seed: int) -> None:
-    """Samples in which advancing while something is swapped out would decide otherwise."""
+def test_advances_do_not_skip_a_proactive_upload(rate: float, seed: int) -> None:
+    """In these cases, several steps at once while KV is on the host would change decisions."""
     advances_decide_as_single_steps("sj-mlfq", 150, 100, "proactive", some_work(40, rate, seed))
 
 
@@ -171,7 +171,7 @@ def advances_decide_as_single_steps(
     assert replica.scheduler.kv.device.num_free == device_blocks
 
 
-def test_a_decode_that_nothing_disturbs_is_one_leap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undisturbed_decode_is_one_advance(monkeypatch: pytest.MonkeyPatch) -> None:
     replica = Replica(scheduler("fcfs"), COST)
     plans = []
     schedule = replica.scheduler.schedule
@@ -183,7 +183,7 @@ def test_a_decode_that_nothing_disturbs_is_one_leap(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("router", list(ROUTERS))
-def test_every_router_serves_all_and_uses_every_replica(router: str) -> None:
+def test_every_router_serves_all_requests_and_uses_every_replica(router: str) -> None:
     replicas = [Replica(scheduler("fcfs"), COST) for _ in range(4)]
     endings = advancing(replicas, some_work(80, 20.0, seed=1), router)
     assert all(e.request.num_generated == e.request.params.max_tokens for e in endings)
@@ -192,8 +192,8 @@ def test_every_router_serves_all_and_uses_every_replica(router: str) -> None:
     assert all(replica.outstanding_seconds == 0.0 for replica in replicas)
 
 
-def test_waiting_for_a_slow_link_is_accounted() -> None:
-    """Copies of 40 ms a block, and a pool that a few requests fill: at times nothing can run."""
+def test_waits_for_slow_copies_are_counted() -> None:
+    """A copy takes 40 ms per block and a few requests fill the pool, so sometimes nothing can run."""
     slow = replace(COST, copy_bytes_per_second=BLOCK_BYTES / 0.04)
     work = some_work(40, 5.0, seed=3)
     endings, engine = step_by_step(scheduler("sj-mlfq", 60), work, slow)
@@ -205,7 +205,7 @@ def test_waiting_for_a_slow_link_is_accounted() -> None:
     assert engine.work.seconds + engine.work.copy_wait_seconds <= took * (1 + 1e-9)
 
 
-def test_a_cluster_sums_its_replicas_up() -> None:
+def test_cluster_stats_are_sums_over_the_replicas() -> None:
     replicas = [Replica(scheduler("sj-mlfq", 90), COST) for _ in range(2)]
     cluster = Cluster(replicas, make_router("round-robin"))
     requests = (request(i, *one) for i, one in enumerate(some_work(40, 10.0, seed=3)))
@@ -218,24 +218,26 @@ def test_a_cluster_sums_its_replicas_up() -> None:
     assert stats["uptime_seconds"] == pytest.approx(max(ends), abs=0.1)  # the last copies may end later
 
 
-class _Seen:
+class _FakeReplica:
+    """The part of a replica that routers read."""
+
     def __init__(self, num_unfinished: int, outstanding_seconds: float) -> None:
         self.num_unfinished, self.outstanding_seconds = num_unfinished, outstanding_seconds
 
 
-def test_what_routers_choose_by() -> None:
-    replicas = [_Seen(5, 1.0), _Seen(2, 9.0), _Seen(3, 4.0)]
+def test_each_router_chooses_the_expected_replica() -> None:
+    replicas = [_FakeReplica(5, 1.0), _FakeReplica(2, 9.0), _FakeReplica(3, 4.0)]
     assert make_router("least-loaded")(replicas) == 0
     assert make_router("shortest-queue")(replicas) == 1
     turns = make_router("round-robin")
     assert [turns(replicas) for _ in range(4)] == [0, 1, 2, 0]
     draws = [make_router("power-of-two", seed)(replicas) for seed in range(50)]
-    assert set(draws) == {1, 2}  # the longest of three never is the shorter of two
+    assert set(draws) == {1, 2}  # the longest queue is never the shorter one of two
     with pytest.raises(ValueError, match="there is no router 'random'"):
         make_router("random")
 
 
-def test_what_can_never_run_is_refused_and_hurts_nobody() -> None:
+def test_a_request_that_can_never_run_is_refused_and_others_are_served() -> None:
     replica = Replica(scheduler("fcfs", device_blocks=20), COST)
     refused, served = advancing([replica], [(0.0, 400, 10), (0.1, 40, 10)])
     assert "device pool has 20" in str(refused.refusal)
@@ -245,7 +247,7 @@ def test_what_can_never_run_is_refused_and_hurts_nobody() -> None:
 
 
 def test_a_refused_worker_of_a_closed_loop_pauses_before_its_next_request() -> None:
-    """As the load generator's workers do, for whole seconds."""
+    """The pause has an integer number of seconds, as in the load generator."""
     replica = Replica(scheduler("fcfs", queue=QueueLimit(requests=2)), COST)
     work = [request(index, 0.0, 40, 100) for index in range(60)]
     endings = list(Cluster([replica], make_router("round-robin")).serve_closed(work, concurrency=14))

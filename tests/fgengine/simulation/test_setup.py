@@ -1,4 +1,4 @@
-"""How large a simulation's KV pools are: those of an engine that finds enough memory."""
+"""The KV pools of a simulation equal those of an engine with enough memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PER_BLOCK = block_bytes(SHAPE, 16, 2)
 CONFIG = EngineConfig()
 
 
-def test_a_cpu_with_enough_memory_would_have_the_same_pools() -> None:
+def test_the_pools_of_a_cpu_equal_those_of_an_engine_with_enough_memory() -> None:
     for config in (CONFIG, replace(CONFIG, num_device_blocks=400), replace(CONFIG, swap_space=1)):
         assert pools_of(config, SHAPE, CPU) == pools_on_cpu(config, PER_BLOCK, 64 * GIB)
     replica = make_cluster(CONFIG, SHAPE, CPU).replicas[0]
@@ -28,14 +28,14 @@ def test_a_cpu_with_enough_memory_would_have_the_same_pools() -> None:
     assert (kv.device.num_blocks, kv.host.num_blocks) == (2 * GIB // PER_BLOCK, 4 * (2 * GIB // PER_BLOCK))
 
 
-def test_beside_a_gpu_the_host_pool_is_bounded() -> None:
+def test_with_a_gpu_the_host_pool_is_limited() -> None:
     with pytest.raises(ValueError, match="give --num-device-blocks"):
         pools_of(CONFIG, SHAPE, GPU)
     config = replace(CONFIG, num_device_blocks=200_000)
     assert pools_of(config, SHAPE, GPU) == Pools(200_000, 32 * GIB // PER_BLOCK)
 
 
-def test_it_says_what_was_assumed() -> None:
+def test_the_description_states_the_assumption() -> None:
     line = pools_in_words(CONFIG, SHAPE, CPU)
     assert line.startswith("KV pool 2 GiB = 5,825 blocks (93,200 tokens, about 182 requests of 512 tokens)")
     assert "host pool 8 GiB = 23,300 blocks" in line

@@ -1,4 +1,4 @@
-"""The engine on a virtual clock: its times are the cost model's, and preemption does what it is for."""
+"""The engine on a virtual clock: its times equal the cost model's, and preemption shortens the waits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build(policy: str, device_blocks: int = 4000) -> Engine:
 
 @cache
 def conversations() -> tuple[tuple[int, int], ...]:
-    """(prompt, output) tokens of real conversations."""
+    """Return (prompt, output) tokens of real conversations."""
     dataset = load_dataset("sharegpt-lengths")
     assert isinstance(dataset, Lengths)
     return dataset.pairs
@@ -53,7 +53,7 @@ def some(count: int, seed: int) -> list[tuple[int, int]]:
 
 
 def serve(engine: Engine, lengths: list[tuple[int, int]], rate: float, seed: int) -> list[Request]:
-    """Poisson arrivals on the engine's own clock."""
+    """Serve requests with Poisson arrivals on the engine's clock and return them."""
     source, clock = random.Random(seed), engine.clock
     assert isinstance(clock, VirtualClock)
     arrivals, when = [], 0.0
@@ -76,13 +76,13 @@ def jct(request: Request) -> float:
     return sum(request.seconds.values())
 
 
-def test_a_request_alone_takes_what_the_cost_model_says() -> None:
+def test_a_request_alone_takes_the_predicted_time() -> None:
     (request,) = build("fcfs").generate([[0] * 100], SamplingParams(max_tokens=50, ignore_eos=True))
     assert jct(request) == pytest.approx(COST.alone_seconds(100, 50), rel=1e-3)
     assert request.seconds["prefill"] == pytest.approx(COST.prefill_seconds(100))
 
 
-def test_copies_take_their_bytes_over_the_bandwidth_one_after_another() -> None:
+def test_copies_run_one_after_another_at_the_bandwidth() -> None:
     clock = VirtualClock()
     copies = SimulatedCopyEngine(clock, block_bytes=1000, bytes_per_second=1e6)
     first = Transfer(0, "a", "offload", (0, 1), (0, 1))
@@ -98,10 +98,10 @@ def test_copies_take_their_bytes_over_the_bandwidth_one_after_another() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_above_capacity_skip_join_takes_most_of_the_waiting_out_of_short_answers(seed: int) -> None:
-    """What the whole is for: mean JCT / output tokens at 1.3 times the capacity.
+def test_above_capacity_skip_join_has_a_much_lower_latency_than_fcfs(seed: int) -> None:
+    """The main result: the mean normalized latency at 1.3 times the capacity.
 
-    With few requests it hangs on how they happen to arrive: of 150, the ratio is 0.4 to 0.8.
+    With few requests it depends on the random arrivals: with 150 requests, the ratio is 0.4 to 0.8.
     """
     lengths = some(500, seed)
     capacity = len(lengths) / sum(COST.share_seconds(p, n, BATCH_SIZE) for p, n in lengths)
@@ -115,7 +115,7 @@ def test_above_capacity_skip_join_takes_most_of_the_waiting_out_of_short_answers
     assert oracle < skip_join
 
 
-def test_with_full_batches_the_machine_serves_its_predicted_capacity() -> None:
+def test_with_full_batches_the_throughput_equals_the_predicted_capacity() -> None:
     lengths = some(600, seed=4)
     capacity = len(lengths) / sum(COST.share_seconds(p, n, BATCH_SIZE) for p, n in lengths)
     engine = build("fcfs", device_blocks=4000)
@@ -123,12 +123,14 @@ def test_with_full_batches_the_machine_serves_its_predicted_capacity() -> None:
     assert len(lengths) / engine.clock.now() == pytest.approx(capacity, rel=0.05)
 
 
-def test_a_short_pool_costs_swapping_and_is_accounted_for() -> None:
+def test_a_small_pool_causes_copies_that_are_counted() -> None:
     lengths = some(60, seed=1)
     engine = build("sj-mlfq", device_blocks=150)
     requests = serve(engine, lengths, rate=1.5, seed=1)
     stats = engine.stats()
-    assert 0 < stats["offloaded_blocks"] < stats["uploaded_blocks"]  # the host's copies survive an upload
+    assert (
+        0 < stats["offloaded_blocks"] < stats["uploaded_blocks"]
+    )  # copies on the host remain after an upload
     moved = stats["offloaded_blocks"] + stats["uploaded_blocks"]
     assert sum(r.bytes_moved for r in requests) == moved * BLOCK_BYTES
     assert sum(r.seconds["swapped"] for r in requests) > 0
