@@ -61,6 +61,7 @@ def test_each_package_of_an_extra_is_known_by_its_import_name() -> None:
     assert expected == EXTRA_OF
 
 
+@pytest.mark.slow
 def test_a_sweep_is_simulated_and_compared_without_any_extra(
     without_extras: dict[str, str], tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_sweep_is_simulated_and_compared_without_any_extra(
         (("results", "sql"), "duckdb", "sql"),
     ],
 )
+@pytest.mark.slow
 def test_a_missing_package_is_one_sentence_with_the_command_that_installs_it(
     without_extras: dict[str, str], tmp_path: Path, argv: tuple[str, ...], package: str, extra: str
 ) -> None:

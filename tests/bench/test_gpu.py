@@ -16,6 +16,8 @@ import pytest
 import torch
 from device_time import Span
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = {"opt-tiny", "llama-tiny"}
 
@@ -36,6 +38,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return json.loads(out.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_every_section_has_rows_of_every_model(measured: tuple[dict[str, Any], str]) -> None:
     data, printed = measured
     assert data["version"] == 2
@@ -93,6 +96,7 @@ def run(out: Path, *argv: str) -> tuple[int, dict[str, Any]]:
     return code, json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_what_fails_is_recorded_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +146,7 @@ def test_a_target_is_missed_on_the_side_it_is_not_for(tmp_path: Path) -> None:
     assert [target["met"] for target in report.data["targets"]] == [True, False, False, True]
 
 
+@pytest.mark.slow
 def test_the_sweep_of_the_configuration_file_is_one_that_fgbench_takes() -> None:
     sweep = [sys.executable, "-m", "fgbench", "sweep", "--config", "bench/gpu.toml", "--dry-run"]
     done = subprocess.run(sweep, capture_output=True, text=True, cwd=ROOT, check=False)

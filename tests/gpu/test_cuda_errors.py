@@ -43,6 +43,7 @@ def run_two_tests(folder: Path, error: str, **environment: str) -> subprocess.Co
 @pytest.mark.parametrize(
     "error", [ILLEGAL_ADDRESS, "Triton Error [CUDA]: misaligned address"], ids=["torch", "Triton"]
 )
+@pytest.mark.slow
 def test_after_a_cuda_error_no_other_test_is_run(tmp_path: Path, error: str) -> None:
     done = run_two_tests(tmp_path, error)
     assert done.returncode == 1
@@ -53,11 +54,13 @@ def test_after_a_cuda_error_no_other_test_is_run(tmp_path: Path, error: str) -> 
 
 
 @pytest.mark.parametrize("error", ["CUDA error: out of memory", "out of resource: shared memory"])
+@pytest.mark.slow
 def test_other_errors_fail_their_own_test_alone(tmp_path: Path, error: str) -> None:
     done = run_two_tests(tmp_path, error)
     assert "1 failed, 1 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_worker_of_xdist_ends_at_once(tmp_path: Path) -> None:
     """So that pytest-xdist, which has the report by then, starts another one."""
     done = run_two_tests(tmp_path, ILLEGAL_ADDRESS, PYTEST_XDIST_WORKER="gw0")

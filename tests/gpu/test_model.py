@@ -151,6 +151,7 @@ def test_logits_are_those_of_plain_torch_on_the_cpu(shape: ModelShape, dtype: to
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @every_shape
+@pytest.mark.slow
 def test_tokens_in_a_batch_on_too_few_blocks_are_those_of_each_request_alone(
     shape: ModelShape, way: Way
 ) -> None:
@@ -164,6 +165,7 @@ def test_tokens_in_a_batch_on_too_few_blocks_are_those_of_each_request_alone(
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.slow
 def test_no_model_says_the_same_to_every_prompt(name: str) -> None:
     """If one did, its tokens would be equal whatever went wrong. With a GPU's shapes and prompts."""
     assert num_different_outputs(prompts_of(REAL_LENGTHS), tokens_alone(SHAPES[name], REAL_LENGTHS)) > 10
@@ -188,6 +190,7 @@ class OneKeyForgotten(TorchOps):
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.slow
 def test_a_forgotten_key_is_a_larger_error_than_rounding(name: str) -> None:
     def error(ops: TorchOps) -> float:
         return logits_error(SHAPES[name], torch.float16, CPU, ops, SMALL_LENGTHS)

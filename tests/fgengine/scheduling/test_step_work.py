@@ -34,6 +34,7 @@ def calls_of_a_step(engine: Engine) -> int:
 
 
 @pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.slow
 def test_fifty_times_as_many_waiting_cost_no_more_calls(policy: str, symbolic_engine: Build) -> None:
     counts = []
     for waiting in (40, 2000):
