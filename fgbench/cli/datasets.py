@@ -26,6 +26,7 @@ BAR_WIDTH = 24
 MAX_LOOKED_AT = 1_000_000
 
 app = typer.Typer(
+    add_completion=False,
     help="List, download and describe datasets, also your own files.\n\n"
     "Example: fgbench datasets show sharegpt",
     no_args_is_help=True,
@@ -142,11 +143,11 @@ def show(
 
     \b
         fgbench datasets show sharegpt --model smollm2-135m
-        fgbench datasets show synthetic --input-len lognormal:128:1.2 --output-len zipf:1.1:1024
+        fgbench datasets show synthetic --input-len lognormal:128:1.2 \\
+            --output-len zipf:1.1:1024
     """
     from rich.console import Console
 
-    from fgbench.cli.datasets import look, timing
     from fgbench.workload.reading import kind_of
     from fgbench.workload.trace import read_trace
 
@@ -197,8 +198,6 @@ def _quantiles(found: DatasetFigures) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from fgbench.metrics.statistics import Distribution
-
     columns = ("mean", "min", "p50", "p90", "p95", "p99", "max")
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("tokens")
@@ -215,8 +214,6 @@ def _quantiles(found: DatasetFigures) -> Table:
 def _histogram_table(found: DatasetFigures) -> Table:
     """Return a table with one row per power of two tokens; each column's longest bar has the full width."""
     from rich.table import Table
-
-    from fgbench.cli.datasets import histogram
 
     sides = [histogram(found.prompts), histogram(found.outputs)]
     longest = max(map(len, sides))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 app = typer.Typer(
+    add_completion=False,
     help="List the models that fgbench knows by name, and download weights.\n\n"
     "Example: fgbench models pull smollm2-135m",
     no_args_is_help=True,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fgbench.workload.texts import TextPair
 
 app = typer.Typer(
+    add_completion=False,
     help="Train and evaluate the predictor of output lengths.\n\n"
     "The policies sjf and sprpt use it with --predictor learned.\n\n"
     "Example: fgbench predictor train",
@@ -50,7 +51,8 @@ def train_predictor(
     Example: train without the conversations that a benchmark then sends:
 
         fgbench predictor train --without my-sharegpt.jsonl
-        fgbench run --policy sprpt --predictor learned --dataset-path my-sharegpt.jsonl --dataset sharegpt
+        fgbench run --policy sprpt --predictor learned \\
+            --dataset-path my-sharegpt.jsonl --dataset sharegpt
     """
     from rich.console import Console
 

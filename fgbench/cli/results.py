@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fgbench.results.database import Database, QueryResult
 
 app = typer.Typer(
+    add_completion=False,
     help="List, show and remove saved runs, and query them in SQL.\n\nExample: fgbench results list",
     no_args_is_help=True,
 )

@@ -55,7 +55,8 @@ def sweep(
 
     Example: measure two policies at four rates; resume that sweep; compare the policies:
 
-        fgbench sweep --backend fastgen --backend fastgen-fcfs --rates 0.5,1,1.5,2 --seeds 3
+        fgbench sweep --backend fastgen --backend fastgen-fcfs \\
+            --rates 0.5,1,1.5,2 --seeds 3
         fgbench sweep --resume results/20261124-081303_sweep
         fgbench compare results/20261124-081303_sweep
 

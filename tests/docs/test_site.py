@@ -88,7 +88,8 @@ def commands() -> Iterator[tuple[str, str]]:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for block in re.findall(r"^```\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
-            yield from ((page.name, line) for line in block.splitlines() if line.startswith("fgbench "))
+            joined = re.sub(r"\\\n +", "", block)
+            yield from ((page.name, line) for line in joined.splitlines() if line.startswith("fgbench "))
 
 
 @pytest.mark.parametrize(("page", "line"), [pytest.param(*c, id=f"{c[0]}: {c[1]}") for c in commands()])
