@@ -104,7 +104,7 @@ def workload_of(backend: Backend, dataset: Dataset, load: Load, vocab_size: int 
         seed=load.seed,
         num_warmup=0 if backend.simulated else load.num_warmup,
         vocab_size=vocab_size,
-        with_prompts=load.num_prompts <= backend.most_prompts,
+        with_prompts=load.num_prompts <= backend.max_prompts,
         users=load.users,
         arrivals=load.arrivals,
     )
@@ -149,7 +149,7 @@ def _full_info(backend: Backend, ready: ReadyServer, workload: Workload, load: L
     }
     if backend.simulated:
         del info["request_timeout_s"]
-        info["token_times"] = load.num_prompts <= backend.most_prompts
+        info["token_times"] = load.num_prompts <= backend.max_prompts
     return info
 
 
