@@ -73,7 +73,7 @@ def free_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 @pytest.mark.parametrize("setting", ["num_device_blocks", "swap_space"])
 def test_a_pool_beyond_all_memory_is_refused_before_anything_is_loaded(setting: str) -> None:
     beyond = {"num_device_blocks": 2**31, "swap_space": 2**25}
-    message = f"{setting} .*takes .* GiB.* are free and weights .*; lower {setting} to"
+    message = f"{setting} .*takes .* GiB.* are free and weights .*: lower {setting} to"
     with pytest.raises(ValueError, match=message):
         create_runner(replace(CONFIG, **{setting: beyond[setting]}), SHAPE, None)
 
