@@ -1,5 +1,6 @@
 # make demo     set up .venv, pull the model, measure two policies, print the table and write the plot
 # make test     set up .venv if needed, and run all tests
+# make test-fast  run the tests that take less than a minute together, and need no model
 # make nightly  run the long tests: the engine's state machine, and sweeps that are killed many times
 # make lint     check formatting, lint and types
 # make docs     write docs/cli.md and docs/metrics.md from the code, and build the site into site/
@@ -27,13 +28,19 @@ else
 VERSION := $(or $(call version,$(PYTHON)),-unknown)
 endif
 
-.PHONY: demo test nightly lint docs clean
+.PHONY: demo test test-fast nightly lint docs clean
 
 demo: $(INSTALLED)
 	$(PY) -m fgbench demo
 
+# As many processes as cores. The tests of one group stay together, since they share a fixture that takes long.
+PYTEST := $(PY) -m pytest -n auto --dist loadgroup
+
 test: $(INSTALLED)
-	$(PY) -m pytest
+	$(PYTEST)
+
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not e2e and not slow"
 
 nightly: $(INSTALLED)
 	FGBENCH_NIGHTLY=1 $(PY) -m pytest -rP tests/fgengine/test_state_machine.py tests/fgbench/sweeping/test_killed.py

@@ -38,6 +38,14 @@ def breaks_cuda(error: BaseException) -> bool:
     return any(words in text for words in FATAL_WORDS) and "out of memory" not in text
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests in tests/e2e. Run the longest test first, so that others run next to it."""
+    for item in items:
+        if "e2e" in item.path.parts:
+            item.add_marker(pytest.mark.e2e)
+    items.sort(key=lambda item: item.path.name != "test_installing.py")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

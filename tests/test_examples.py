@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_a_notebook_runs_and_shows_its_tables_and_pictures(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)

@@ -62,6 +62,7 @@ def test_every_package_of_the_extras_is_in_extra_of() -> None:
     assert expected == EXTRA_OF
 
 
+@pytest.mark.slow
 def test_a_sweep_can_be_simulated_and_compared_without_any_extra(
     without_extras: dict[str, str], tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_sweep_can_be_simulated_and_compared_without_any_extra(
         (("results", "sql"), "duckdb", "sql"),
     ],
 )
+@pytest.mark.slow
 def test_a_missing_package_gives_a_one_line_error_with_the_install_command(
     without_extras: dict[str, str], tmp_path: Path, argv: tuple[str, ...], package: str, extra: str
 ) -> None:

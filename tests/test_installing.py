@@ -46,6 +46,8 @@ sys.exit(main(sys.argv[1:]))
 evaluates `; python_version < "3.11"` for the Python that it runs on."""
 
 pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("installing"),
     pytest.mark.skipif(
         not sys.platform.startswith("linux") or os.uname().machine != "x86_64",
         reason="both builds of torch exist for Linux on x86-64 only",
@@ -156,6 +158,7 @@ def resolutions(cpu_wheels: Path) -> dict[tuple[str, str], Future[dict[str, Any]
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("build", [ORDINARY, CPU], ids=["ordinary", "cpu"])
+@pytest.mark.slow
 def test_the_pins_are_compatible(
     resolutions: dict[tuple[str, str], Future[dict[str, Any]]], python: str, build: str
 ) -> None:

@@ -111,6 +111,7 @@ def layer(module: str) -> int:
 
 
 @pytest.mark.parametrize("package", LAYERS)
+@pytest.mark.slow
 def test_there_are_no_circular_imports(package: str) -> None:
     try:
         tuple(TopologicalSorter(graph(package)).static_order())
@@ -119,6 +120,7 @@ def test_there_are_no_circular_imports(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", LAYERS)
+@pytest.mark.slow
 def test_no_module_imports_from_a_higher_layer(package: str) -> None:
     upwards = [
         f"{name} imports {other}"

@@ -19,7 +19,7 @@ PROFILE = ROOT / "tests" / "data" / "profile.json"
 SHADOWS = ("random", "types", "profile")
 """Modules of the standard library that files in the working folder must not replace."""
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]
 
 
 def build(source: Path, kind: str, into: Path) -> Path:

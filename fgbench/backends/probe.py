@@ -60,7 +60,7 @@ def wait_until_ready(
     A server without /health is ready when it answers at all.
 
     Raises:
-        BackendError: the server process ended, or ``timeout`` seconds have passed.
+        BackendError: the server process ended, the server refuses access, or ``timeout`` seconds have passed.
     """
     deadline = time.monotonic() + timeout
     reported = ""
@@ -70,6 +70,10 @@ def wait_until_ready(
         status, body = _get(f"{url}/health")
         if status is not None and (status == 200 or status in (404, 405)):
             return
+        if status in (401, 403):  # waiting would not change the answer
+            raise BackendError(
+                f"the server at {url} answers {status}: give its key with --api-key or --header"
+            )
         if status is not None and (activity := _activity(body)) != reported:
             reported = activity
             report(activity)

@@ -16,6 +16,8 @@ import pytest
 import torch
 from device_time import Span
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = {"opt-tiny", "llama-tiny"}
 
@@ -36,6 +38,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return json.loads(out.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_every_section_has_rows_of_every_model(measured: tuple[dict[str, Any], str]) -> None:
     data, printed = measured
     assert data["version"] == 2
@@ -94,6 +97,7 @@ def run(out: Path, *argv: str) -> tuple[int, dict[str, Any]]:
     return code, json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_a_failed_section_is_recorded_and_the_next_one_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +147,7 @@ def test_a_target_is_an_upper_or_a_lower_limit(tmp_path: Path) -> None:
     assert [target["met"] for target in report.data["targets"]] == [True, False, False, True]
 
 
+@pytest.mark.slow
 def test_fgbench_accepts_the_sweep_of_gpu_toml() -> None:
     sweep = [sys.executable, "-m", "fgbench", "sweep", "--config", "bench/gpu.toml", "--dry-run"]
     done = subprocess.run(sweep, capture_output=True, text=True, cwd=ROOT, check=False)

@@ -16,6 +16,8 @@ import pytest
 from fgbench.cli.artifact import PROACTIVE, SKIP_JOIN, SPELLINGS
 from fgbench.cli.main import VERBS, load_verb
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("material", reason="mkdocs-material builds the site")
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_page_is_in_the_site(site: Path) -> None:
     for path in (ROOT / "docs").glob("*.md"):
         assert (site / f"{path.stem}.html").is_file(), path.name

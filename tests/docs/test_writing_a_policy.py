@@ -47,6 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("my_policies", None)
 
 
+@pytest.mark.slow
 def test_the_example_test_passes(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "test_my_policies.py"],
@@ -58,6 +59,7 @@ def test_the_example_test_passes(folder: Path) -> None:
     assert "1 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_simulations_run_and_the_policy_shortens_the_waits(folder: Path) -> None:
     for argv in (*commands("simulate"), *commands("compare")):
         done = CliRunner().invoke(app, argv)
@@ -71,6 +73,7 @@ def test_the_simulations_run_and_the_policy_shortens_the_waits(folder: Path) -> 
     assert sum(mine) / len(mine) < 0.5 * sum(fcfs) / len(fcfs)
 
 
+@pytest.mark.slow
 def test_steps_taken_at_once_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's policy fulfils the contract of ``steady_seconds``."""
     argv = commands("simulate")[0]

@@ -23,6 +23,7 @@ def test_all_public_names_exist() -> None:
     assert {"Policy", "SortedPolicy", "PolicyContext", "Request"} < set(fgengine.__all__)
 
 
+@pytest.mark.slow
 def test_simulate_equals_the_run_of_the_command_line(tmp_path: Path) -> None:
     run = fgbench.simulate(
         policy="fcfs", rate=2, num_prompts=20, seed=3, replicas=2, profile=str(PROFILE), results=tmp_path
@@ -36,6 +37,7 @@ def test_simulate_equals_the_run_of_the_command_line(tmp_path: Path) -> None:
     assert read_run(again).fingerprint == run.fingerprint
 
 
+@pytest.mark.slow
 def test_run_benchmark_measures_a_server(tmp_path: Path, fake_server: Any) -> None:
     run = fgbench.run_benchmark(
         "other", url=fake_server.url, rate=50, num_prompts=4, warmup=0, results=tmp_path

@@ -17,6 +17,7 @@ from fgengine.machine_load import sample
 HOG = [sys.executable, "-c", "while True: pass"]
 
 
+@pytest.mark.slow
 def test_the_load_of_another_program_is_measured(busy_program: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "INTERVAL", 0.2)
     with MachineWatch() as watch:
@@ -31,6 +32,7 @@ def test_the_load_of_another_program_is_measured(busy_program: int, monkeypatch:
     assert account.programs
 
 
+@pytest.mark.slow
 def test_the_server_under_test_does_not_count_as_another_program(busy_program: int) -> None:
     """The server's CPU time counts as ours."""
     with MachineWatch([busy_program]) as watch:
@@ -48,6 +50,7 @@ def test_an_exception_is_raised_and_the_watch_ends(monkeypatch: pytest.MonkeyPat
     assert not watch._thread.is_alive()
 
 
+@pytest.mark.slow
 def test_a_busy_machine_is_noticed_before_the_load_begins(
     busy_program: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

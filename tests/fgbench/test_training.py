@@ -89,6 +89,7 @@ def test_quality_of_a_perfect_and_of_a_reversed_prediction() -> None:
         training.judge(FirstToken(), [Example([1], 1)], 7)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_training_improves_the_predictions() -> None:
     source = random.Random(0)
 

@@ -66,6 +66,7 @@ def test_work_of_no_length_is_not_repeated_forever(gpu: FakeGPU) -> None:
     assert gpu.launches == 4 + 3 * ceilings.MAX_GROUPED
 
 
+@pytest.mark.slow
 def test_a_cpu_is_measured_by_the_hosts_clock() -> None:
     found = ceilings.measure_ceilings(torch.device("cpu"), torch.float32, 4 * 1024**2)
     assert found.bytes_per_second > 1e8

@@ -29,6 +29,7 @@ def params(max_tokens: int) -> SamplingParams:
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
+@pytest.mark.slow
 def test_tokens_do_not_depend_on_other_requests_memory_or_copies(
     policy: str, symbolic_engine: Build, data: st.DataObject
 ) -> None:

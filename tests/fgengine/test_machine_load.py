@@ -87,6 +87,7 @@ def test_memory_pressure_is_read_if_the_system_reports_it(
     assert sample().memory_stalled == 1.5
 
 
+@pytest.mark.slow
 def test_another_program_is_seen(busy_program: int) -> None:
     before = sample()
     time.sleep(0.5)

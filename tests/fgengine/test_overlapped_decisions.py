@@ -73,6 +73,7 @@ def plans(engine: Engine) -> list[list[tuple[str, int, int]]]:
 
 @pytest.mark.parametrize("mode", get_args(Offloading))
 @pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.slow
 def test_tokens_are_equal_and_at_most_one_additional_token_is_computed(
     symbolic_engine: Build, policy: str, mode: str
 ) -> None:
@@ -97,6 +98,7 @@ def test_tokens_are_equal_and_at_most_one_additional_token_is_computed(
 
 @pytest.mark.parametrize("mode", ["none", "recompute"])
 @pytest.mark.parametrize("policy", ["static", "fcfs", "sjf"])
+@pytest.mark.slow
 def test_decisions_that_depend_on_no_step_result_are_equal(
     symbolic_engine: Build, policy: str, mode: str
 ) -> None:

@@ -104,6 +104,7 @@ def test_copies_are_timed_in_both_directions_with_any_host_pool(known_runner: An
 
 
 @pytest.mark.parametrize("swap_space", [0, 2**20])
+@pytest.mark.slow
 def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings], swap_space: int) -> None:
     from fgengine.execution.create import create_runner
 

@@ -183,6 +183,7 @@ class Unruly(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("policy", policy_names())
 @pytest.mark.timeout(3600 if NIGHTLY else 60)
+@pytest.mark.slow
 def test_after_any_operations_the_accounting_is_correct_and_all_are_served(
     policy: str, symbolic_engine: Build
 ) -> None:

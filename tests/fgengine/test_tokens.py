@@ -139,6 +139,7 @@ def alone(family: str) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.slow
 def test_the_reference_outputs_differ(family: str) -> None:
     outputs = [tuple(tokens[-16:]) for tokens in alone(family)]
     assert len(set(outputs)) > 4
@@ -161,6 +162,7 @@ def test_the_reference_outputs_differ(family: str) -> None:
 @pytest.mark.parametrize(
     ("overlap", "graphs"), [(False, False), (True, False), (True, True)], ids=["", "overlap", "graphs"]
 )
+@pytest.mark.slow
 def test_greedy_tokens_equal_those_of_each_request_alone(
     family: str,
     policy: str | type[Policy],
@@ -191,6 +193,7 @@ def test_greedy_tokens_equal_those_of_each_request_alone(
 @pytest.mark.parametrize("policy", policy_names())
 @pytest.mark.parametrize("offloading", get_args(Offloading))
 @pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.slow
 def test_every_policy_with_every_offloading_keeps_the_tokens_under_pressure(
     family: str, policy: str, offloading: Offloading, chunked: bool
 ) -> None:
@@ -220,6 +223,7 @@ def test_every_policy_with_every_offloading_keeps_the_tokens_under_pressure(
     engine.close()
 
 
+@pytest.mark.slow
 def test_seeded_sampling_is_the_same_under_preemption() -> None:
     sampled = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.95, top_k=50, seed=5, ignore_eos=True)
     expected = build("llama", "fcfs").generate(prompts(), sampled)

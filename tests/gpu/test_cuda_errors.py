@@ -43,6 +43,7 @@ def run_two_tests(folder: Path, error: str, **environment: str) -> subprocess.Co
 @pytest.mark.parametrize(
     "error", [ILLEGAL_ADDRESS, "Triton Error [CUDA]: misaligned address"], ids=["torch", "Triton"]
 )
+@pytest.mark.slow
 def test_after_a_cuda_error_no_other_test_runs(tmp_path: Path, error: str) -> None:
     done = run_two_tests(tmp_path, error)
     assert done.returncode == 1
@@ -53,11 +54,13 @@ def test_after_a_cuda_error_no_other_test_runs(tmp_path: Path, error: str) -> No
 
 
 @pytest.mark.parametrize("error", ["CUDA error: out of memory", "out of resource: shared memory"])
+@pytest.mark.slow
 def test_other_errors_fail_only_their_own_test(tmp_path: Path, error: str) -> None:
     done = run_two_tests(tmp_path, error)
     assert "1 failed, 1 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_xdist_worker_ends_after_a_cuda_error(tmp_path: Path) -> None:
     """pytest-xdist has received the report by then and starts another worker."""
     done = run_two_tests(tmp_path, ILLEGAL_ADDRESS, PYTEST_XDIST_WORKER="gw0")

@@ -234,6 +234,7 @@ def test_linear_relu(rows: int, size: int, dtype: torch.dtype) -> None:
 
 @every_dtype
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.slow
 def test_sample(vocabulary: int, dtype: torch.dtype) -> None:
     """All kinds of sampling, and ties: half precision has few values.
 
@@ -282,6 +283,7 @@ def random_pool(random_tensors: RandomTensors, heads: Heads, num_blocks: int) ->
         for rope in ((False, True) if heads.rope else (False,))
     ],
 )
+@pytest.mark.slow
 def test_write_kv(heads: Heads, dtype: torch.dtype, rope: bool) -> None:
     def call(ops: TorchOps, given: Inputs) -> list[Tensor]:
         ops.write_kv(given["qkv"], given["kv"], given["batch"], given["rope"])
@@ -336,6 +338,7 @@ def call_attention(ops: TorchOps, given: Inputs) -> list[Tensor]:
         if ON_GPU or dtype is not BF16  # Triton's interpreter multiplies bfloat16 matrices wrongly
     ],
 )
+@pytest.mark.slow
 def test_attention(heads: Heads, dtype: torch.dtype, batch: str) -> None:
     inputs = attention_inputs(heads, BATCHES[batch], dtype, DEVICE)
     assert fits(inputs["queries"], inputs["kv"]), (
@@ -353,6 +356,7 @@ class LastKeyIgnored(TorchOps):
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+@pytest.mark.slow
 def test_an_ignored_key_causes_a_larger_error_than_rounding(dtype: torch.dtype) -> None:
     def error(ops: TorchOps) -> float:
         return largest_error(ops, call_attention, attention_inputs(smollm2, DECODES, dtype, CPU), dtype)

@@ -151,6 +151,7 @@ def test_logits_equal_those_of_plain_torch_on_the_cpu(shape: ModelShape, dtype: 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @every_shape
+@pytest.mark.slow
 def test_tokens_under_preemption_equal_those_of_each_request_alone(shape: ModelShape, mode: Mode) -> None:
     """A difference is allowed if the first two different tokens have nearly equal logits."""
     alone = tokens_alone(shape, LENGTHS)
@@ -162,6 +163,7 @@ def test_tokens_under_preemption_equal_those_of_each_request_alone(shape: ModelS
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.slow
 def test_every_model_gives_different_outputs_for_different_prompts(name: str) -> None:
     """Otherwise, equal tokens would hide errors. The shapes and prompts are those of a GPU."""
     assert num_different_outputs(prompts_of(REAL_LENGTHS), tokens_alone(SHAPES[name], REAL_LENGTHS)) > 10
@@ -188,6 +190,7 @@ class LastKeyIgnored(TorchOps):
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.slow
 def test_an_ignored_key_causes_a_larger_error_than_rounding(name: str) -> None:
     def error(ops: TorchOps) -> float:
         return logits_error(SHAPES[name], torch.float16, CPU, ops, SMALL_LENGTHS)

@@ -68,6 +68,7 @@ def test_a_server_that_never_becomes_ready(fake_server):
         wait_until_ready(fake_server.url, timeout=0.3, report=lambda line: None)
 
 
+@pytest.mark.slow
 def test_no_server_and_a_server_that_ends_early():
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(BackendError, match="does not answer"):
@@ -110,6 +111,7 @@ def test_a_port_in_use_is_an_error(fake_server, tmp_path):
         FastGen(EngineConfig(), port=port).start(tmp_path / "log", lambda line: None)
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_start_shows_its_log(tmp_path):
     backend = FastGen(
         EngineConfig(tokenizer=str(tmp_path / "no-such-model"), use_dummy_weights=True, policy="fcfs")

@@ -58,6 +58,7 @@ def test_a_server_too_busy_to_answer_is_asked_again(
     assert list(answers) == []
 
 
+@pytest.mark.slow
 def test_a_wait_is_reported_with_the_number_of_requests(
     fake_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_server_receives_signals_that_its_parent_ignores(tmp_path, monkeypatch
     assert process.exit_status == -number
 
 
+@pytest.mark.slow
 def test_a_server_that_ignores_signals_is_killed_with_its_children(tmp_path, monkeypatch):
     monkeypatch.setattr("fgbench.backends.started.STOP_STEPS", [(number, 0.3) for number, _ in STOP_STEPS])
     process = ServerProcess(python(STUBBORN), tmp_path / "log")
@@ -94,6 +95,7 @@ def test_a_child_that_outlives_its_server_is_killed_too(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_server_ends_when_its_parent_is_killed(tmp_path, number):
     parent_code = (
         "import sys, time; from pathlib import Path; from fgbench.backends.started import ServerProcess\n"

@@ -79,6 +79,7 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_newest_runs_are_compared_and_drawn(tmp_path: Path) -> None:
     write_run(tmp_path, "1_old", "fastgen", num_prompts=5, latency=9.0)
     write_run(tmp_path, "2_base", "fastgen-fcfs", latency=2.0)
@@ -146,6 +147,7 @@ def test_a_folder_of_runs_can_be_given(sweep: Path, tmp_path: Path) -> None:
     assert "fastgen #2" not in result.output  # the same folder, given twice
 
 
+@pytest.mark.slow
 def test_stdout_holds_only_the_requested_format(sweep: Path) -> None:
     """Pictures are still written; messages about them go to stderr."""
 

@@ -90,6 +90,7 @@ def test_the_file_of_a_simulation_repeats_the_simulation(tmp_path: Path) -> None
     assert read_run(find_runs(tmp_path / "second")[0]).fingerprint == read_run(first).fingerprint
 
 
+@pytest.mark.slow
 def test_the_file_of_a_sweep_point_repeats_the_point(tmp_path: Path) -> None:
     file = tmp_path / "sweep.toml"
     file.write_text(

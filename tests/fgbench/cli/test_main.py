@@ -76,6 +76,7 @@ print("imported", [name for name in heavy if name in sys.modules])
     assert "imported []" in _fgbench(code=code).stdout
 
 
+@pytest.mark.slow
 def test_unknown_verb_and_option() -> None:
     assert _fgbench("srve").returncode == 2
     assert _fgbench("serve", "--nonsense").returncode == 2
@@ -95,6 +96,7 @@ def test_unknown_verb_and_option() -> None:
         (["--num-device-blocks", str(2**64)], "--num-device-blocks must be at most"),
     ],
 )
+@pytest.mark.slow
 def test_a_mistake_is_reported_in_one_sentence(argv: list[str], message: str) -> None:
     result = _fgbench("serve", *argv)
     assert result.returncode == 2
@@ -122,6 +124,7 @@ def test_an_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_every_verb_ends_on_a_signal_even_if_it_was_ignored(number: signal.Signals) -> None:
     """A job that a script starts in the background ignores SIGINT from its start."""
     verb = "import signal, time; from fgbench.cli import main\n"
@@ -141,6 +144,7 @@ def test_every_verb_ends_on_a_signal_even_if_it_was_ignored(number: signal.Signa
             process.kill()
 
 
+@pytest.mark.slow
 def test_serve_help_has_an_example_and_panels() -> None:
     text = _fgbench("serve", "--help").stdout
     assert all(word in text for word in ("fgbench serve --policy", "Model", "Scheduling", "Queue", "Memory"))
@@ -233,6 +237,7 @@ def test_the_servers_seed_can_be_set_from_every_verb() -> None:
         queue_timeout=st.none() | st.floats(0.001, 1e6),
     )
 )
+@pytest.mark.slow
 def test_settings_survive_conversion_to_arguments(config: EngineConfig) -> None:
     assert _parse(*as_arguments(config)) == config
 

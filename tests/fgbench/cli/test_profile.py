@@ -41,6 +41,7 @@ def set_load(monkeypatch: pytest.MonkeyPatch, *cores: float) -> None:
     monkeypatch.setattr(machine_load, "LOOK_SECONDS", 0.0)
 
 
+@pytest.mark.slow
 def test_a_profile_is_measured_checked_and_written_where_serve_looks(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +72,7 @@ def test_nothing_is_measured_while_another_program_is_busy(
     assert not list(tmp_path.glob("profiles/*.json"))
 
 
+@pytest.mark.slow
 def test_a_disturbed_profile_is_not_written(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_disturbed_profile_is_not_written(
     assert not list(tmp_path.glob("profiles/*.json"))
 
 
+@pytest.mark.slow
 def test_profile_waits_for_a_quiet_machine(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +93,7 @@ def test_profile_waits_for_a_quiet_machine(
     assert len(list(tmp_path.glob("profiles/*.json"))) == 1
 
 
+@pytest.mark.slow
 def test_even_if_busy_measures_and_records_the_busy_machine(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

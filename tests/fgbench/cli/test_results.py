@@ -281,6 +281,7 @@ def test_sql_without_a_query_shows_the_tables_and_an_example_that_works(root: Pa
         "",
     ],
 )
+@pytest.mark.slow
 def test_sql_can_only_read_the_runs(
     root: Path, tmp_path: Path, query: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

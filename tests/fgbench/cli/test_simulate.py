@@ -26,6 +26,7 @@ def fgbench(*argv: str) -> Any:
     return CliRunner().invoke(app, list(argv))
 
 
+@pytest.mark.slow
 def test_a_simulated_run_is_a_run_and_repeats_exactly(tmp_path: Path) -> None:
     argv = ["--profile", PROFILE, "--num-prompts", "40", "--rate", "1.5", "--results", str(tmp_path)]
     for command in (["simulate"], ["simulate"], ["run", "--backend", "simulated-fcfs"]):
@@ -44,6 +45,7 @@ def test_a_simulated_run_is_a_run_and_repeats_exactly(tmp_path: Path) -> None:
     assert "simulated-fcfs" in compared.output
 
 
+@pytest.mark.slow
 def test_more_replicas_serve_more(tmp_path: Path) -> None:
     means = []
     for replicas in ("1", "4"):
@@ -57,6 +59,7 @@ def test_more_replicas_serve_more(tmp_path: Path) -> None:
     assert means[1] < 0.7 * means[0]
 
 
+@pytest.mark.slow
 def test_a_simulation_saves_its_kv_memory_accounting(tmp_path: Path) -> None:
     """With slow copies and a small pool, sometimes every request of a replica waits for a copy."""
     profile = json.loads(Path(PROFILE).read_text())
@@ -172,6 +175,7 @@ def test_like_takes_only_a_profile_and_needs_a_run_of_fastgen(tmp_path: Path) ->
     assert "give --like a run of fastgen" in done.stderr
 
 
+@pytest.mark.slow
 def test_requests_are_divided_between_users(tmp_path: Path) -> None:
     argv = ["--profile", PROFILE, "--num-prompts", "40", "--results", str(tmp_path), "--users", "3"]
     assert fgbench("simulate", *argv).exit_code == 0
@@ -194,6 +198,7 @@ ARRIVALS = {
 
 
 @pytest.mark.parametrize("label", ARRIVALS)
+@pytest.mark.slow
 def test_every_arrival_process_can_be_simulated(tmp_path: Path, label: str) -> None:
     argv = ["--profile", PROFILE, "--num-prompts", "40", "--results", str(tmp_path), *ARRIVALS[label]]
     done = fgbench("simulate", *argv)
@@ -299,6 +304,7 @@ def test_requests_that_wait_too_long_are_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["fcfs", "sj-mlfq"])
 @pytest.mark.parametrize("load", [["--rate", "1.93", "--num-prompts", "150"], ["--rate", "inf"]])
+@pytest.mark.slow
 def test_the_default_queue_rejects_nothing_in_the_runs_of_the_readme(
     tmp_path: Path, policy: str, load: list[str]
 ) -> None:
@@ -310,6 +316,7 @@ def test_the_default_queue_rejects_nothing_in_the_runs_of_the_readme(
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "sj-mlfq"])
+@pytest.mark.slow
 def test_in_overload_the_default_queue_limits_the_wait(tmp_path: Path, policy: str) -> None:
     """The load is three times the capacity. The default queue holds about a minute of typical requests."""
     argv = ["--num-prompts", "1200", "--rate", "5", "--results", str(tmp_path), "--policy", policy]
@@ -322,6 +329,7 @@ def test_in_overload_the_default_queue_limits_the_wait(tmp_path: Path, policy: s
     assert max(waits.values()) < 100.0
 
 
+@pytest.mark.slow
 def test_a_run_older_than_the_queue_limit_is_replayed_without_it(tmp_path: Path) -> None:
     argv = ["--num-prompts", "150", "--rate", "30", "--results", str(tmp_path), "--policy", "fcfs"]
     assert fgbench("simulate", "--profile", PROFILE, *argv, "--max-queue", "0").exit_code == 0

@@ -43,6 +43,7 @@ def only_sweep(root: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_backend_at_every_rate_and_seed(tmp_path: Path) -> None:
     done = fgbench("sweep", *TWO, "--seeds", 2, "--seed", 5, "--results", tmp_path)
     assert done.exit_code == 0, done.output
@@ -172,6 +173,7 @@ def test_a_duration_has_enough_requests_for_every_rate() -> None:
         assert load.num_prompts >= 3000 * 4  # the same requests at each rate
 
 
+@pytest.mark.slow
 def test_closed_loops_instead_of_rates(tmp_path: Path) -> None:
     argv = [*SIMULATED, "--backend", "simulated-fcfs", "--concurrency", "1,4,16", "--results", tmp_path]
     done = fgbench("sweep", *argv, "--dry-run")
@@ -228,6 +230,7 @@ def test_a_sweep_of_another_version_is_not_resumed(tmp_path: Path) -> None:
     assert "perhaps another version of fgbench began it" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_unfinished_sweep_with_the_same_options_is_reported(tmp_path: Path) -> None:
     assert fgbench("sweep", *TWO, "--results", tmp_path).exit_code == 0
     first = only_sweep(tmp_path)
@@ -242,6 +245,7 @@ def test_an_unfinished_sweep_with_the_same_options_is_reported(tmp_path: Path) -
 # the highest rate at an SLO
 
 
+@pytest.mark.slow
 def test_the_highest_rate_at_an_slo(tmp_path: Path) -> None:
     argv = [*SIMULATED, "--find-rate", "--slo", "normalized_latency<20ms", "--rates", 1, "--seeds", 2]
     done = fgbench("sweep", *argv, "--results", tmp_path)
@@ -324,6 +328,7 @@ def _client_lag_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_client_lag_is_ignored")
 @pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.slow
 def test_one_server_for_all_points_of_a_backend(
     fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
 ) -> None:
@@ -348,6 +353,7 @@ def test_one_server_for_all_points_of_a_backend(
 
 
 @pytest.mark.usefixtures("_client_lag_is_ignored")
+@pytest.mark.slow
 def test_running_servers_by_name_and_a_point_that_fails(
     fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +376,7 @@ def test_running_servers_by_name_and_a_point_that_fails(
 
 
 @pytest.mark.usefixtures("_client_lag_is_ignored")
+@pytest.mark.slow
 def test_a_point_starts_when_a_running_server_is_idle(fake_server: Any, tmp_path: Path) -> None:
     """Before both points, the vLLM has requests of another client; the point waits until they end."""
     left = iter([(2, 5), (1, 0), (0, 0), (2, 0), (0, 0)])
@@ -387,6 +394,7 @@ def test_a_point_starts_when_a_running_server_is_idle(fake_server: Any, tmp_path
 
 
 @pytest.mark.usefixtures("_client_lag_is_ignored")
+@pytest.mark.slow
 def test_points_at_a_busy_server_fail_and_a_resumed_sweep_runs_them(
     fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +420,7 @@ def test_restart_does_not_work_with_a_running_server(fake_server: Any, tmp_path:
 
 
 @pytest.mark.usefixtures("_client_lag_is_ignored")
+@pytest.mark.slow
 def test_too_many_errors_exit_3_after_all_points_are_run(fake_server: Any, tmp_path: Path) -> None:
     fake_server.misbehave = {9: "crash"}
     table = tmp_path / "t.csv"

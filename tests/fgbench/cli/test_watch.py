@@ -57,6 +57,7 @@ def watch(*argv: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_once_prints_the_panel_with_rates(server: StatsServer) -> None:
     code, out, _ = watch(server.start(), "--once", "--interval", "0.2")
     assert code == 0
@@ -68,6 +69,7 @@ def test_once_prints_the_panel_with_rates(server: StatsServer) -> None:
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
+@pytest.mark.slow
 def test_json_prints_stats_and_rates(server: StatsServer) -> None:
     url = server.start()
     code, out, _ = watch(url, "--once", "--json", "--interval", "0.2")
@@ -80,6 +82,7 @@ def test_json_prints_stats_and_rates(server: StatsServer) -> None:
     assert printed["rates"]["offloaded_bytes"] == pytest.approx(3 * 4096)
 
 
+@pytest.mark.slow
 def test_json_lines_end_with_exit_1_when_the_server_ends(
     server: StatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +107,7 @@ def test_json_lines_end_with_exit_1_when_the_server_ends(
     assert asked > 5  # it tried again
 
 
+@pytest.mark.slow
 def test_lines_without_a_terminal_and_with_a_restarted_server(
     server: StatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +154,7 @@ def test_a_server_without_stats(server: StatsServer) -> None:
     assert "has neither fastgen's /stats nor vLLM's /metrics" in err
 
 
+@pytest.mark.slow
 def test_the_metrics_of_vllm_are_shown(server: StatsServer) -> None:
     code, out, _ = watch(server.start("vllm"), "--once", "--interval", "0.2")
     assert code == 0
@@ -164,6 +169,7 @@ def test_once_does_not_wait_for_a_loading_server(server: StatsServer) -> None:
     assert "is not ready: loading the model" in err
 
 
+@pytest.mark.slow
 def test_watch_waits_for_a_loading_server(server: StatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "PATIENCE_SECONDS", 0.2)
     code, out, _ = watch_some(monkeypatch, server.start("loading"), looks=6)
@@ -194,6 +200,7 @@ def watch_some(monkeypatch: pytest.MonkeyPatch, url: str, looks: int) -> tuple[i
         (["--nonsense"], "No such option"),
     ],
 )
+@pytest.mark.slow
 def test_wrong_usage(argv: list[str], message: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fgbench", "watch", *argv], capture_output=True, text=True, check=False
@@ -204,6 +211,7 @@ def test_wrong_usage(argv: list[str], message: str) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_terminal_gets_an_alternate_screen_that_a_signal_ends(
     server: StatsServer, number: signal.Signals
 ) -> None:

@@ -76,6 +76,7 @@ async def test_a_connection_is_reused_and_gets_a_valid_request(answer: bytes) ->
 
 
 @pytest.mark.parametrize("seed", range(10))
+@pytest.mark.slow
 async def test_an_answer_may_arrive_in_any_pieces(seed: int) -> None:
     rng = random.Random(seed)
 

@@ -29,6 +29,7 @@ async def load(server, requests, **kwargs):
     return outcome, sorted(records, key=lambda r: r.index)
 
 
+@pytest.mark.slow
 async def test_every_request_is_answered_and_timed(fake_server):
     fake_server.gap = 0.02
     outcome, records = await load(fake_server, specs(4, 6, every=0.05))
@@ -43,6 +44,7 @@ async def test_every_request_is_answered_and_timed(fake_server):
     assert fake_server.bodies[0]["model"] == "fake"
 
 
+@pytest.mark.slow
 async def test_slow_answers_do_not_delay_an_open_loop(fake_server):
     """The load has 40 requests, 10 ms apart, and each answer takes 300 ms."""
     fake_server.gap = 0.3
@@ -67,6 +69,7 @@ async def test_slow_answers_do_not_delay_an_open_loop(fake_server):
         ("short", "short: asked for 5 tokens, got 4"),
     ],
 )
+@pytest.mark.slow
 async def test_each_failure_has_its_own_error_and_does_not_affect_others(fake_server, fault, error):
     fake_server.misbehave = {5: fault}
     outcome, (good, bad, after) = await load(fake_server, specs(4, 5, 6))
@@ -76,6 +79,7 @@ async def test_each_failure_has_its_own_error_and_does_not_affect_others(fake_se
     assert after.ok
 
 
+@pytest.mark.slow
 async def test_a_slow_answer_times_out(fake_server):
     fake_server.misbehave = {5: "hang"}
     _, (record,) = await load(fake_server, specs(5), timeout=0.2)
@@ -83,6 +87,7 @@ async def test_a_slow_answer_times_out(fake_server):
     assert 0.2 <= record.finished < 2.0
 
 
+@pytest.mark.slow
 async def test_no_server_is_a_connect_error():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -93,6 +98,7 @@ async def test_no_server_is_a_connect_error():
     assert records[0].output_tokens == 0
 
 
+@pytest.mark.slow
 async def test_a_complete_answer_of_generate_counts_without_usage(fake_server):
     _, (record,) = await load(fake_server, specs(7), endpoint="generate")
     assert record.ok
@@ -100,6 +106,7 @@ async def test_a_complete_answer_of_generate_counts_without_usage(fake_server):
     assert record.first_token is not None
 
 
+@pytest.mark.slow
 async def test_sigint_saves_ended_requests_and_drops_the_others(fake_server):
     fake_server.misbehave = {5: "hang"}
     records = []
@@ -123,6 +130,7 @@ async def test_sigint_saves_ended_requests_and_drops_the_others(fake_server):
     assert fake_server.dropped == 1
 
 
+@pytest.mark.slow
 async def test_a_dead_server_ends_the_load(fake_server):
     fake_server.misbehave = {5: "hang"}
     records = []
@@ -144,6 +152,7 @@ async def test_an_error_while_saving_a_record_is_raised(fake_server):
     ("fault", "rejected"),
     [("reject", "http 429: too busy"), ("queue timeout", "queue timeout: waited 5 s")],
 )
+@pytest.mark.slow
 async def test_a_rejected_request_is_neither_an_answer_nor_an_error(fake_server, fault, rejected):
     fake_server.misbehave = {5: fault}
     requests = specs(4, 5, 4)
@@ -162,6 +171,7 @@ async def test_a_rejected_request_is_neither_an_answer_nor_an_error(fake_server,
     assert msgspec.convert(failed.to_dict(), RequestRecord) == failed
 
 
+@pytest.mark.slow
 async def test_a_worker_pauses_after_a_rejection(fake_server):
     """Without a pause, a closed loop would send its complete load at once. No request is sent twice."""
     fake_server.misbehave = {5: "reject", 6: "queue timeout"}
@@ -177,6 +187,7 @@ async def test_a_worker_pauses_after_a_rejection(fake_server):
     assert fifth.scheduled == pytest.approx(fourth.finished + 3.0)
 
 
+@pytest.mark.slow
 async def test_an_open_loop_does_not_pause_after_a_rejection(fake_server):
     fake_server.misbehave = {5: "queue timeout"}
     _, records = await load(fake_server, specs(5, 5, 4, every=0.05))
@@ -184,12 +195,14 @@ async def test_an_open_loop_does_not_pause_after_a_rejection(fake_server):
     assert all(record.sent < 1.0 for record in records)
 
 
+@pytest.mark.slow
 async def test_a_503_of_another_kind_is_an_error(fake_server):
     fake_server.misbehave = {5: "unavailable"}
     _, (record,) = await load(fake_server, specs(5))
     assert (record.rejected, record.error) == (None, "http 503: starting")
 
 
+@pytest.mark.slow
 async def test_state_follows_the_load(fake_server):
     fake_server.misbehave = {5: "crash"}
     requests = specs(4, 5, 4, every=0.05)
@@ -216,6 +229,7 @@ async def test_state_follows_the_load(fake_server):
     assert tpot == pytest.approx(sum(r.last_token - r.first_token for r in good) / 6)
 
 
+@pytest.mark.slow
 async def test_tokens_are_counted_as_they_arrive_and_corrected_by_the_usage(fake_server):
     fake_server.gap = 0.05
     requests = specs(6)
@@ -246,6 +260,7 @@ def test_recent_means_use_only_recent_requests():
     assert state.recent_means() == (None, None, None, None)
 
 
+@pytest.mark.slow
 async def test_a_closed_loop_has_no_offered_rate_and_ends_after_its_duration(fake_server):
     fake_server.gap = 0.02
     requests = specs(*[4] * 500)
@@ -261,6 +276,7 @@ async def test_a_closed_loop_has_no_offered_rate_and_ends_after_its_duration(fak
     assert state.remaining == pytest.approx(0.3)
 
 
+@pytest.mark.slow
 async def test_requests_scheduled_after_the_duration_are_not_planned(fake_server):
     requests = specs(*[2] * 50, every=0.02)
     state = LoadState.of(requests)
@@ -276,6 +292,7 @@ async def closed_loop(server, requests, workers, **kwargs):
     return sorted(records, key=lambda r: r.index)
 
 
+@pytest.mark.slow
 async def test_a_closed_loop_has_one_request_per_worker_in_flight(fake_server):
     """Each request is sent when an earlier one has ended, and that is its scheduled time."""
     fake_server.gap = 0.01
@@ -294,16 +311,19 @@ async def test_a_closed_loop_has_one_request_per_worker_in_flight(fake_server):
     assert sorted(records, key=lambda r: r.sent) == records
 
 
+@pytest.mark.slow
 async def test_failures_do_not_stop_a_closed_loop(fake_server):
     fake_server.misbehave = {5: "crash"}
     records = await closed_loop(fake_server, specs(5, 4, 5, 4, 4), 2)
     assert [r.ok for r in records] == [False, True, False, True, True]
 
 
+@pytest.mark.slow
 async def test_more_workers_than_requests(fake_server):
     assert len(await closed_loop(fake_server, specs(3, 3), 50)) == 2
 
 
+@pytest.mark.slow
 async def test_nothing_is_sent_after_the_duration_and_requests_in_flight_end(fake_server):
     fake_server.gap = 0.1
     records = []
@@ -313,6 +333,7 @@ async def test_nothing_is_sent_after_the_duration_and_requests_in_flight_end(fak
     assert all(r.ok and r.finished > 0.2 for r in records)
 
 
+@pytest.mark.slow
 async def test_a_closed_loop_ends_with_its_duration(fake_server):
     fake_server.gap = 0.02
     requests = specs(*[3] * 1000)
@@ -321,6 +342,7 @@ async def test_a_closed_loop_ends_with_its_duration(fake_server):
     assert all(r.ok and r.scheduled < 0.3 for r in records)
 
 
+@pytest.mark.slow
 async def test_the_achieved_rate_of_a_closed_loop(fake_server):
     fake_server.gap = 0.02
     requests = specs(*[3] * 10)

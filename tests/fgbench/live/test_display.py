@@ -103,6 +103,7 @@ def test_an_error_while_drawing_does_not_stop_the_measurement(monkeypatch):
 
 
 @pytest.mark.parametrize("is_fastgen", [True, False])
+@pytest.mark.slow
 def test_the_panel_shows_the_stats_of_fastgen_servers_only(fake_server, tmp_path, monkeypatch, is_fastgen):
     monkeypatch.setattr(display, "FRAME_SECONDS", 0.02)
     monkeypatch.setattr(display, "STATS_SECONDS", 0.05)

@@ -95,6 +95,7 @@ anything = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(stats())), anything), anything)
+@pytest.mark.slow
 def test_invalid_values_never_raise(values: dict[str, Any], levels: Any) -> None:
     before, after = Snapshot.of(values, 1.0), Snapshot.of(stats(levels=[levels]), 2.0)
     for pair in ((before, after), (after, before), (before, before)):

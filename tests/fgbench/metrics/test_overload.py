@@ -50,6 +50,7 @@ def queue_trace(
 
 @pytest.mark.parametrize("shortest_first", [False, True])
 @pytest.mark.parametrize("load", [0.3, 0.7, 0.9])
+@pytest.mark.slow
 def test_below_capacity_is_not_marked(load: float, shortest_first: bool) -> None:
     for seed in range(8):
         assert not is_overloaded(shortfall(queue_trace(load, 300, seed, shortest_first)))
@@ -84,6 +85,7 @@ def without_token_times(records: list[RequestRecord]) -> list[RequestRecord]:
 
 
 @pytest.mark.parametrize("shortest_first", [False, True])
+@pytest.mark.slow
 def test_first_and_last_token_are_enough_to_detect_overload(shortest_first: bool) -> None:
     """Large simulations store only these."""
     for seed in range(4):
@@ -134,6 +136,7 @@ def with_a_bounded_queue(
 
 
 @pytest.mark.parametrize("load", [1.5, 2.0, 10.0])
+@pytest.mark.slow
 def test_a_server_that_rejects_what_it_cannot_serve_is_overloaded(load: float) -> None:
     """Its backlog remains small, and each accepted request is served in time."""
     for seed in range(4):

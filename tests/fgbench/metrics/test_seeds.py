@@ -52,6 +52,7 @@ def test_students_interval_is_scipys() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "low", "high"), [(3, 0.68, 0.82), (5, 0.86, 0.95), (10, 0.90, 0.98)])
+@pytest.mark.slow
 def test_how_often_the_bootstrap_contains_the_true_mean(seeds: int, low: float, high: float) -> None:
     """The shares are those in the module's docstring. Latencies are skewed: lognormal."""
     draws = np.random.default_rng(3).lognormal(0.0, 0.3, size=(400, seeds))

@@ -81,6 +81,7 @@ def test_runs_left_out_of_a_point_are_reported(make_run: Make) -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
 @pytest.mark.parametrize("backends", [1, 2, 4, 6])
+@pytest.mark.slow
 def test_no_line_is_wider_than_the_terminal_and_no_digit_is_lost(
     make_run: Make, width: int, backends: int
 ) -> None:

@@ -161,6 +161,7 @@ DAMAGES: dict[str, Callable[[Path], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("reader", READERS)
+@pytest.mark.slow
 def test_a_damaged_run_does_not_hide_the_others(
     tmp_path: Path, write_run: Callable[..., Path], reader: str, damage: str
 ) -> None:

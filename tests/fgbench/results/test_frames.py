@@ -224,6 +224,7 @@ def test_a_comparison_is_tidy(tmp_path: Path, write_run: Write) -> None:
     assert set(other["baseline"]) == {"fastgen"}
 
 
+@pytest.mark.slow
 def test_slowdowns_need_a_profile(tmp_path: Path, write_run: Write) -> None:
     write_run(tmp_path, "fastgen")
     published = Path(__file__).parents[3] / "results" / "reference" / "smollm2-cpu"

@@ -96,6 +96,7 @@ def write_until_killed(writers: subprocess.Popen[bytes], seconds: float, since: 
     return saved
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_no_finished_request(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     saved: dict[str, int] = {}
@@ -127,6 +128,7 @@ def test_kill_9_at_any_moment_loses_no_finished_request(tmp_path: Path) -> None:
     assert all(counted.get(name, 0) >= count for name, count in saved.items())
 
 
+@pytest.mark.slow
 def test_a_file_cut_at_any_byte_loses_only_the_request_at_the_cut(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, INFO)
     for i in range(2):

@@ -51,6 +51,7 @@ def test_a_folder_without_a_valid_sweep_is_refused(tmp_path: Path, text: str | N
         SweepFolder.open(tmp_path)
 
 
+@pytest.mark.slow
 def test_only_one_process_at_a_time_runs_a_sweep(tmp_path: Path) -> None:
     folder = SweepFolder.create(tmp_path, {}, "plan", PLAN)
     code = (

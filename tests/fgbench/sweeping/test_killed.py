@@ -39,6 +39,7 @@ def runs_by_point(folder: Path) -> dict[str, list[Run]]:
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize("argv", [GRID, SEARCH], ids=["grid", "search"])
+@pytest.mark.slow
 def test_every_point_is_complete_once_and_no_finished_request_is_lost(
     tmp_path: Path, argv: list[str], seed: int
 ) -> None:

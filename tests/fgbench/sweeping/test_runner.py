@@ -131,6 +131,7 @@ def test_each_point_is_measured_once_and_each_backend_closed(tmp_path: Path) -> 
     assert [system.measured for system in other.systems.values()] == [[], []]
 
 
+@pytest.mark.slow
 def test_failed_points_are_recorded_and_run_again_on_resume(tmp_path: Path) -> None:
     def fails(load: Load) -> tuple[str, float]:
         if load.rate == 2.0 and load.seed == 0:

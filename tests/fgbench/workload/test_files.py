@@ -133,6 +133,7 @@ def test_a_number_at_the_end_of_cut_off_compression_is_not_used(folder: Path) ->
     assert load(folder, None, folder / "cut.csv.gz") == Lengths("cut", ((5, 6),))
 
 
+@pytest.mark.slow
 def test_records_before_damaged_compression_are_used(folder: Path) -> None:
     reported: list[str] = []
     numbers = np.random.default_rng(0).integers(1, 900, 400_000).tolist()

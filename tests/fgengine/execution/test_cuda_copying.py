@@ -145,6 +145,7 @@ class Traffic:
             self.wrong.append(f"token {position} of {item.id}'s life {item.life}: {found}")
 
 
+@pytest.mark.slow
 def test_every_step_reads_what_was_written_whichever_stream_lags(fake_cuda: MakeCuda) -> None:
     uploads = 0
     for seed in range(40):

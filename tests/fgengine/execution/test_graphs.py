@@ -93,6 +93,7 @@ def test_batch_sizes(limit: int, sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("contexts", [[1], [128, 1, 9], [8, 16, 17, 3, 64], list(range(1, 19))])
+@pytest.mark.slow
 def test_a_padded_batch_has_the_logits_of_a_plain_one(runner: TorchRunner, contexts: list[int]) -> None:
     items = decodes(runner, contexts)
     want = runner.execute(StepPlan(0, items)).tokens

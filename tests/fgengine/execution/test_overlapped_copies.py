@@ -95,6 +95,7 @@ def build(engine: Build, policy: str, offloading: Offloading) -> Engine:
 
 @pytest.mark.parametrize("policy", ["fcfs", "mlfq", "sj-mlfq"])
 @pytest.mark.parametrize("offloading", ["reactive", "proactive"])
+@pytest.mark.slow
 def test_no_step_reads_a_block_that_is_being_copied(
     symbolic_engine: Build, fake_cuda: MakeCuda, policy: str, offloading: Offloading
 ) -> None:

@@ -40,6 +40,7 @@ def test_exactly_the_requested_size_is_pinned() -> None:
     assert pool.sum() == 2 * 3 * 5 * 7 * 1000
 
 
+@pytest.mark.slow
 def test_memory_is_pinned_while_a_view_of_it_exists() -> None:
     cudart = FakeCudart()
     part = pinned_empty((4, 1000), torch.float16, cudart)[2]

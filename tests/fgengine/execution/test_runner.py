@@ -163,6 +163,7 @@ class Gpu:
 
 
 @pytest.mark.parametrize(("asked", "blocks"), [(None, 109), (30, 30)])
+@pytest.mark.slow
 def test_a_gpus_pool_is_what_the_measured_steps_leave(
     monkeypatch: pytest.MonkeyPatch, asked: int | None, blocks: int
 ) -> None:

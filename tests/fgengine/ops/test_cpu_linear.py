@@ -38,6 +38,7 @@ def assert_near(got: Tensor, want: Tensor, inputs: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("inputs", "outputs"), [(576, 960), (64, 33), (63, 47), (7, 1), (2048, 80)])
+@pytest.mark.slow
 def test_a_packed_layer_computes_the_same_result(
     inputs: int, outputs: int, bias: bool, dtype: torch.dtype
 ) -> None:

@@ -67,6 +67,7 @@ def used_pool(batch: RaggedBatch, kv: torch.Tensor, block_size: int) -> torch.Te
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (8, 1, 128), (2, 2, 16), (6, 2, 20)]
 )
+@pytest.mark.slow
 def test_attention(
     fast: CpuOps, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, block_size: int
 ) -> None:
@@ -160,6 +161,7 @@ def test_a_failing_compiler_is_reported(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "hash missing"])
+@pytest.mark.slow
 def test_damaged_kernels_are_compiled_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
 ) -> None:
@@ -180,6 +182,7 @@ def test_damaged_kernels_are_compiled_again(
     assert is_whole(path)
 
 
+@pytest.mark.slow
 def test_kernels_are_compiled_even_if_they_cannot_be_cached(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

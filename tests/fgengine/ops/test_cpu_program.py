@@ -61,6 +61,7 @@ def plan_of(sizes: list[tuple[int, int]], vocab: int = 96) -> StepPlan:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.slow
 def test_a_program_computes_the_same_as_its_operations(name: str, dtype: str) -> None:
     runner = runner_of(SHAPES[name], dtype)
     program, before = runner.program, runner.pool.clone()

@@ -89,6 +89,7 @@ MIX: Items = [(0, 1), (16, 1), (129, 1), (0, 37), (130, 1), (15, 2), (40, 45)]
     ("heads", "kv_heads", "dim"),
     [(3, 1, 64), (6, 2, 64), (4, 1, 128), (8, 1, 80), (2, 2, 128), (2, 2, 80)],
 )
+@pytest.mark.slow
 def test_attention_at_usual_head_sizes(
     heads: int, kv_heads: int, dim: int, block_size: int, dtype: torch.dtype
 ) -> None:
@@ -99,6 +100,7 @@ def test_attention_at_usual_head_sizes(
     ("heads", "kv_heads", "dim", "block_size"),
     [(2, 2, 16, 8), (6, 2, 20, 16), (4, 2, 32, 128), (20, 1, 64, 64), (2, 1, 256, 16), (3, 3, 8, 24)],
 )
+@pytest.mark.slow
 def test_attention_at_small_and_unusual_head_sizes(
     heads: int, kv_heads: int, dim: int, block_size: int
 ) -> None:
@@ -109,17 +111,20 @@ EDGES = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.slow
 def test_decodes_at_the_edges_of_blocks_tiles_and_splits(dtype: torch.dtype) -> None:
     check([(context - 1, 1) for context in EDGES], 2, 1, 64, 16, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.slow
 def test_prefills_at_the_edges_of_blocks_and_tiles(dtype: torch.dtype) -> None:
     check([(0, context) for context in EDGES], 1, 1, 32, 16, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.slow
 def test_chunks_of_prompts_at_the_edges_of_blocks_and_tiles(group: int, dtype: torch.dtype) -> None:
     chunks = [
         (1, 15),
@@ -137,6 +142,7 @@ def test_chunks_of_prompts_at_the_edges_of_blocks_and_tiles(group: int, dtype: t
 
 
 @pytest.mark.parametrize("sms", [1, 9, 1000])
+@pytest.mark.slow
 def test_contexts_with_one_some_and_many_splits(monkeypatch: pytest.MonkeyPatch, sms: int) -> None:
     monkeypatch.setattr(decode_attention, "gpu_of", lambda device: GPU(sms, 0))
     assert num_splits(6, 1400, sms) == {1: 1, 9: 6, 1000: 11}[sms]
@@ -154,6 +160,7 @@ def test_the_number_of_splits() -> None:
         assert splits == 8192 // MIN_SPLIT or requests * 8 * splits >= 4 * 132
 
 
+@pytest.mark.slow
 def test_a_captured_batch_follows_the_lengths_on_the_device() -> None:
     """A graph is captured with upper bounds of the contexts. Padding has a context of 1 in a dummy block."""
     torch.manual_seed(0)
@@ -226,6 +233,7 @@ items_in_any_order = st.lists(st.tuples(st.integers(0, 150), lengths), min_size=
     dtype=st.sampled_from([torch.float32, torch.float16]),
     seed=st.integers(0, 2**16),
 )
+@pytest.mark.slow
 def test_attention_of_any_batch(
     items: list[tuple[int, int]],
     group: int,

@@ -62,6 +62,7 @@ def launch(
     ("model", "block_size", "architecture"),
     [("opt-13b", 16, 90), ("llama-3-8b", 16, 90), ("llama-3-8b", 32, 90), ("opt-13b", 16, 80)],
 )
+@pytest.mark.slow
 def test_kernels_for_the_papers_models_fit_and_do_not_spill(
     compiled: Callable[..., list], model: str, block_size: int, architecture: int
 ) -> None:
@@ -80,12 +81,14 @@ def test_kernels_for_the_papers_models_fit_and_do_not_spill(
 
 
 @pytest.mark.parametrize("model", OTHERS)
+@pytest.mark.slow
 def test_kernels_for_other_models_fit_and_do_not_spill(compiled: Callable[..., list], model: str) -> None:
     for made in compiled(launch, *OTHERS[model], 16, SHARED[90], QUERY_LENS):
         assert made.shared <= SHARED[90], made
         assert made.spilt == 0, made
 
 
+@pytest.mark.slow
 def test_no_batch_size_needs_its_own_compilation(compiled: Callable[..., list]) -> None:
     """Otherwise serving would pause for a second at each new batch size."""
     launches = compiled(launch, *MODELS["llama-3-8b"], 16, SHARED[90], UNLIKE)

@@ -45,6 +45,7 @@ def random(*sizes: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
 @pytest.mark.parametrize("size", [20, 576, 768, 4096, 5120])
+@pytest.mark.slow
 def test_norms(dtype: torch.dtype, size: int, rows: int) -> None:
     x = random(rows, size + 7, dtype=dtype)[:, :size]  # rows may be strided
     residual = random(rows, size, dtype=dtype, scale=3.0) + 1
@@ -71,6 +72,7 @@ def test_norms_of_large_values_in_float16() -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
 @pytest.mark.parametrize("size", [33, 1024, 1536, 2051])
+@pytest.mark.slow
 def test_activations(dtype: torch.dtype, size: int, rows: int) -> None:
     gate_up = random(rows, 2 * size, dtype=dtype, scale=30.0)
     assert_near(FAST.silu_mul(gate_up), PLAIN.silu_mul(gate_up))
@@ -97,6 +99,7 @@ def scattered(items: list[tuple[int, int]], block_size: int) -> tuple[RaggedBatc
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (8, 2, 128), (2, 2, 16), (6, 2, 20)]
 )
+@pytest.mark.slow
 def test_write_kv(
     dtype: torch.dtype, heads: int, kv_heads: int, dim: int, block_size: int, rotated: bool
 ) -> None:

@@ -43,6 +43,7 @@ def launch(hidden: int, heads: int, kv_heads: int, dim: int, inner: int, vocab: 
 
 
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.slow
 def test_nothing_spills(compiled: Callable[..., list], model: str) -> None:
     launches = compiled(launch, *MODELS[model])
     names = [made.kernel for made in launches]

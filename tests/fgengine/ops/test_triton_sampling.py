@@ -53,6 +53,7 @@ def assert_alike(logits: Tensor, rows: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("vocab", "count"), [(1, 6), (5, 12), (700, 18), (20_000, 6)])
+@pytest.mark.slow
 def test_tokens_equal_the_torch_samplers(vocab: int, count: int, dtype: torch.dtype) -> None:
     torch.manual_seed(vocab)
     logits = (torch.randn(count, vocab) * torch.rand(count, 1) * 8).to(dtype).to(DEVICE)
@@ -62,6 +63,7 @@ def test_tokens_equal_the_torch_samplers(vocab: int, count: int, dtype: torch.dt
 @pytest.mark.parametrize(
     ("vocab", "dtype"), [(50272, torch.float16), (49152, torch.float32), (128256, torch.bfloat16)]
 )
+@pytest.mark.slow
 def test_tokens_equal_the_torch_samplers_at_real_vocabulary_sizes(vocab: int, dtype: torch.dtype) -> None:
     """bfloat16 has few values, so hundreds of logits are equal to any threshold."""
     torch.manual_seed(vocab)
@@ -77,6 +79,7 @@ def test_tokens_equal_the_torch_samplers_at_real_vocabulary_sizes(vocab: int, dt
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.slow
 def test_equal_logits_rank_by_their_place(dtype: torch.dtype) -> None:
     """Few values make many ties. 0 equals -0, although their bits differ."""
     torch.manual_seed(1)
@@ -92,6 +95,7 @@ def test_equal_logits_rank_by_their_place(dtype: torch.dtype) -> None:
     assert chosen(ties[:1], asked((0.0, 0, 1.0, 0.5))) == [0]
 
 
+@pytest.mark.slow
 def test_each_token_has_its_share_of_the_draws() -> None:
     """Evenly spaced draws give each token as often as its probability requires."""
     weights = torch.tensor([0.25, 0.15, 0.06, 0.48, 0.06], device=DEVICE)
@@ -111,6 +115,7 @@ def test_each_token_has_its_share_of_the_draws() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.slow
 def test_extreme_temperatures_draws_and_logits(dtype: torch.dtype) -> None:
     inf = float("inf")
     logits = torch.tensor([[0.0, 3.0, -inf, 3.0, -inf]], dtype=dtype, device=DEVICE).expand(6, -1)
@@ -127,6 +132,7 @@ def test_extreme_temperatures_draws_and_logits(dtype: torch.dtype) -> None:
     assert chosen(logits, rows) == TorchOps().sample(logits, rows).tolist()
 
 
+@pytest.mark.slow
 def test_tokens_beyond_the_first_tile_are_found() -> None:
     """More logits than a tile remain. The last tile, to which the draw may round, has no mass."""
     torch.manual_seed(3)
@@ -147,6 +153,7 @@ def test_a_token_is_in_the_vocabulary_for_any_logits() -> None:
     assert all(0 <= token < 700 for token in chosen(nothing, rows))
 
 
+@pytest.mark.slow
 def test_a_token_does_not_depend_on_the_batch() -> None:
     torch.manual_seed(0)
     logits, rows = torch.randn(12, 3000, device=DEVICE).half(), random_rows(12, 3000)
@@ -154,6 +161,7 @@ def test_a_token_does_not_depend_on_the_batch() -> None:
     assert together == [chosen(logits[n : n + 1], rows[n : n + 1])[0] for n in range(12)]
 
 
+@pytest.mark.slow
 def test_logits_may_be_part_of_wider_rows() -> None:
     torch.manual_seed(0)
     wide, rows = torch.randn(6, 900, device=DEVICE).half(), random_rows(6, 700)

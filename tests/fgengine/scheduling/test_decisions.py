@@ -211,6 +211,7 @@ def advances(build: Build, policy: str, mode: str) -> str:
 
 
 @pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.slow
 def test_decisions_equal_the_stored_ones(symbolic_engine: Build, policy: str) -> None:
     got = {}
     for mode in get_args(Offloading):

@@ -236,6 +236,7 @@ actions = st.one_of(
 
 @pytest.mark.parametrize("name", policy_names())
 @given(st.lists(actions, max_size=60), st.integers(0, 100))
+@pytest.mark.slow
 def test_priorities_ascend_along_the_order_after_any_operations(
     name: str, happens: list[tuple[str, int, int]], seed: int
 ) -> None:

@@ -75,8 +75,8 @@ class SkipJoin(CountedByHand):
     kind = SkipJoinMLFQ
 
 
-TestMLFQ = Plain.TestCase
-TestSkipJoinMLFQ = SkipJoin.TestCase
+TestMLFQ = pytest.mark.slow(Plain.TestCase)
+TestSkipJoinMLFQ = pytest.mark.slow(SkipJoin.TestCase)
 
 
 def test_levels_of_a_case_computed_by_hand() -> None:

@@ -285,6 +285,7 @@ def test_reactive_offloads_no_more_than_needed(symbolic_engine: Build) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("host_blocks", [0, 1, 50])
 @pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.slow
 def test_a_device_pool_for_one_request_serves_all_requests(
     policy: str, host_blocks: int, mode: str, symbolic_engine: Build
 ) -> None:

@@ -245,6 +245,7 @@ def rewrite(path: Path, **changes: object) -> None:
         ({"sigma": np.array(["a", "b"])}, "not a usable predictor"),
     ],
 )
+@pytest.mark.slow
 def test_a_file_that_does_not_fit_is_refused(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:

@@ -42,6 +42,7 @@ def discarded_share(engine: Engine, requests: list[Request]) -> float:
 
 
 @pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.slow
 def test_a_long_overload_takes_as_long_as_under_fcfs_and_discards_little(
     policy: str, symbolic_engine: Build
 ) -> None:

@@ -102,6 +102,7 @@ def test_a_preempted_request_waits_like_one_that_has_not_started(symbolic_engine
 @pytest.mark.parametrize("policy", ["static", "fcfs", "mlfq", "sj-mlfq", "srpt", "vtc"])
 @pytest.mark.parametrize(("host_blocks", "offloading"), [(20, "reactive"), (0, "recompute"), (20, "none")])
 @pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.slow
 def test_the_counters_equal_a_recount(
     symbolic_engine: Build, policy: str, host_blocks: int, offloading: str, overlap: bool
 ) -> None:

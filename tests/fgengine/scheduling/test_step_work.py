@@ -34,6 +34,7 @@ def calls_of_a_step(engine: Engine) -> int:
 
 
 @pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.slow
 def test_the_calls_of_a_step_do_not_grow_with_the_waiting_requests(
     policy: str, symbolic_engine: Build
 ) -> None:

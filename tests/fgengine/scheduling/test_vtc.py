@@ -266,6 +266,7 @@ def contest(policy: str) -> int:
         largest = max(largest, abs(service["flood"] - service["polite"]))
 
 
+@pytest.mark.slow
 def test_the_service_of_two_waiting_users_differs_at_most_by_the_papers_bound() -> None:
     """The bound of the paper's theorem: 2 max(w_p * longest prompt, w_q * tokens in a batch)."""
     in_a_batch = BATCH_SIZE * (LONGEST_PROMPT + LONGEST_OUTPUT)

@@ -47,6 +47,7 @@ def finished_after(seconds: float, policy: str, rate: float, build: Build) -> in
 
 @pytest.mark.parametrize("policy", ["mlfq", "sj-mlfq", "sj-mlfq-artifact", "vtc"])
 @pytest.mark.parametrize("times_capacity", [2, 10])
+@pytest.mark.slow
 def test_far_above_capacity_nearly_as_many_requests_finish_as_under_fcfs(
     policy: str, times_capacity: int, symbolic_engine: Build
 ) -> None:

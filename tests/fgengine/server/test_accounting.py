@@ -78,6 +78,7 @@ async def one_round(served: Served) -> list[tuple[float, dict[str, float]]]:
     return await asyncio.gather(*jobs)
 
 
+@pytest.mark.slow
 async def test_the_phases_sum_to_the_time_at_the_server(served: Served) -> None:
     """The sum is never above the JCT, and below it by less than 1 %, or by less than 2 ms for a short
     request.

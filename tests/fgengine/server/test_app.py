@@ -100,6 +100,7 @@ def _stream(server: Server, body: dict[str, Any]) -> http.client.HTTPResponse:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.slow
 def test_a_signal_ends_open_streams_and_both_processes(server: Server, number: int, code: int) -> None:
     response = _stream(server, {"prompt": [97, 259], "max_tokens": 4000})
     assert response.readline().startswith(b"data: ")
@@ -110,6 +111,7 @@ def test_a_signal_ends_open_streams_and_both_processes(server: Server, number: i
     assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_ends_both_processes_in_order(server: Server) -> None:
     for process in (server.process, *server.children):
         process.send_signal(signal.SIGINT)
@@ -117,6 +119,7 @@ def test_ctrl_c_in_a_terminal_ends_both_processes_in_order(server: Server) -> No
     assert server.no_orphans()
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_stuck_server_at_once(folder: Path, fake_engine_file: Path) -> None:
     server = Server(folder, fake_engine_file, slow=600_000.0).ready()  # steps of a minute
     response = _stream(server, {"prompt": "a", "max_tokens": 2})
@@ -129,6 +132,7 @@ def test_a_second_signal_ends_a_stuck_server_at_once(folder: Path, fake_engine_f
     response.close()
 
 
+@pytest.mark.slow
 def test_a_stuck_step_does_not_stop_the_server_from_ending(folder: Path, fake_engine_file: Path) -> None:
     server = Server(folder, fake_engine_file, slow=600_000.0).ready()
     response = _stream(server, {"prompt": "a", "max_tokens": 2})
@@ -138,6 +142,7 @@ def test_a_stuck_step_does_not_stop_the_server_from_ending(folder: Path, fake_en
     response.close()
 
 
+@pytest.mark.slow
 def test_the_engine_ends_when_the_server_is_killed(server: Server) -> None:
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait()
@@ -152,6 +157,7 @@ def test_the_engine_ends_when_the_server_is_killed(server: Server) -> None:
         (260, "its process was killed (signal 9, SIGKILL); the kernel does this when memory runs out"),
     ],
 )
+@pytest.mark.slow
 def test_a_broken_engine_is_reported_and_ends_the_server(server: Server, token: int, message: str) -> None:
     status, answer = server.ask("POST", "/v1/completions", {"prompt": [token]})
     assert status == 503
@@ -180,6 +186,7 @@ async def test_the_message_about_a_dead_process_quotes_its_last_output() -> None
     await engine.stop()
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_start_ends_the_server(folder: Path, fake_engine_file: Path) -> None:
     server = Server(folder, fake_engine_file, model="refused")
     assert server.exit_code(20.0) == 1
@@ -187,12 +194,14 @@ def test_an_engine_that_cannot_start_ends_the_server(folder: Path, fake_engine_f
     assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_missing_tokenizer_ends_the_server(tmp_path: Path, fake_engine_file: Path) -> None:
     server = Server(tmp_path, fake_engine_file)
     assert server.exit_code(20.0) == 1
     assert "no tokenizer.json" in server.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_reported_in_one_line(folder: Path, fake_engine_file: Path, server: Server) -> None:
     second = subprocess.run(
         [sys.executable, "-c", SERVE, folder, str(server.port), fake_engine_file, "fake", "1"],

@@ -48,6 +48,7 @@ async def test_a_full_queue_answers_429_with_the_time_to_try_again(
 
 
 @routes
+@pytest.mark.slow
 async def test_while_the_queue_is_full_requests_are_refused_before_they_are_read(
     served: Any, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +120,7 @@ async def busy(serving: Any) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]
         yield served
 
 
+@pytest.mark.slow
 async def test_a_real_engine_refuses_and_drops_requests_and_then_serves_again(
     busy: tuple[str, aiohttp.ClientSession],
 ) -> None:

@@ -37,6 +37,7 @@ async def _health(served: Any) -> tuple[int, dict[str, str]]:
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/generate"])
 @pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.slow
 async def test_a_request_is_aborted_when_its_client_disconnects(served: Any, path: str, stream: bool) -> None:
     served.engine.step_seconds = 0.02
     async with aiohttp.ClientSession() as session:
@@ -57,6 +58,7 @@ async def test_a_request_is_aborted_when_its_client_disconnects(served: Any, pat
     assert stats["requests_finished"] == 0
 
 
+@pytest.mark.slow
 async def test_a_request_is_aborted_when_its_client_disconnects_before_it_is_accepted(served: Any) -> None:
     served.engine.step_seconds = 0.3
     first = asyncio.create_task(served.post("/v1/completions", {"prompt": "a", "max_tokens": 2}))

@@ -170,6 +170,7 @@ def differences(case: Case) -> list[str]:
 
 @pytest.mark.parametrize("offloading", get_args(Offloading))
 @pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.slow
 def test_advances_decide_as_single_steps_do(policy: str, offloading: Offloading) -> None:
     for seed in (*SEEDS, *FOUND.get((policy, offloading), ())):
         case = Case.drawn(policy, offloading, seed)

@@ -113,6 +113,7 @@ def advancing(replicas: Sequence[Replica], work: Work, router: str = "round-robi
     ],
 )
 @pytest.mark.parametrize("rate", [1.0, 5.0])
+@pytest.mark.slow
 def test_advances_decide_as_single_steps_do(
     policy: str, device_blocks: int, host_blocks: int, offloading: Offloading, rate: float
 ) -> None:
@@ -136,6 +137,7 @@ def test_advances_do_not_skip_a_proactive_upload(rate: float, seed: int) -> None
         (QueueLimit(requests=6, prompt_tokens=2000, timeout=1.0), RequestRefused),
     ],
 )
+@pytest.mark.slow
 def test_advances_refuse_and_drop_as_single_steps_do(
     policy: str, queue: QueueLimit, refusal: type[RequestRefused]
 ) -> None:

@@ -98,6 +98,7 @@ def test_copies_run_one_after_another_at_the_bandwidth() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.slow
 def test_above_capacity_skip_join_has_a_much_lower_latency_than_fcfs(seed: int) -> None:
     """The main result: the mean normalized latency at 1.3 times the capacity.
 
@@ -115,6 +116,7 @@ def test_above_capacity_skip_join_has_a_much_lower_latency_than_fcfs(seed: int) 
     assert oracle < skip_join
 
 
+@pytest.mark.slow
 def test_with_full_batches_the_throughput_equals_the_predicted_capacity() -> None:
     lengths = some(600, seed=4)
     capacity = len(lengths) / sum(COST.share_seconds(p, n, BATCH_SIZE) for p, n in lengths)

@@ -26,6 +26,7 @@ def pictures(runs: list[Run], slo: str = "jct<0.8") -> list[Picture]:
     return pictures_of(comparison, [Objective(parse_slo(slo), comparison)])
 
 
+@pytest.mark.slow
 def test_each_picture_is_written_as_png_and_as_pdf_with_fonts(sweep: list[Run], tmp_path: Path) -> None:
     from matplotlib.image import imread
 
@@ -46,6 +47,7 @@ def test_each_picture_is_written_as_png_and_as_pdf_with_fonts(sweep: list[Run], 
             assert len(data) < 200_000
 
 
+@pytest.mark.slow
 def test_legends_do_not_overlap_the_panels(make_run: Make) -> None:
     """Checks the bounding boxes, with long names and many rates."""
     from fgbench.report.pictures.paper import _figure
@@ -100,6 +102,7 @@ def test_curves_can_be_distinguished_without_colours(sweep: list[Run]) -> None:
 
 
 @pytest.mark.parametrize("latency", [0.0, 1e-6, 1e6])
+@pytest.mark.slow
 def test_extreme_figures_can_be_drawn(make_run: Make, latency: float) -> None:
     from fgbench.report.pictures.paper import _figure
 
