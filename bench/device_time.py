@@ -1,4 +1,4 @@
-"""What runs on a device and for how long, by torch's profiler."""
+"""Measures with torch's profiler what runs on a device, and for how long."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 MAX_KERNELS = 15
+"""Maximum number of kernels that are listed."""
 
 
 class Span(NamedTuple):
-    """A kernel or copy (on a CPU: an operation with all its parts) as it ran; microseconds."""
+    """Start and end of a kernel or copy (on a CPU: of an operation with all its parts), in microseconds."""
 
     name: str
     start: float
@@ -22,7 +23,7 @@ class Span(NamedTuple):
 
 
 def spans_of(work: Callable[[], object], times: int, device: torch.device) -> list[Span]:
-    """What ran on the device meanwhile."""
+    """Call ``work`` ``times`` times; return what ran on the device."""
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(device)
@@ -39,7 +40,7 @@ def spans_of(work: Callable[[], object], times: int, device: torch.device) -> li
 
 
 def busy_seconds(spans: Iterable[Span]) -> float:
-    """Time in which at least one of them runs: those side by side on two streams count once."""
+    """Return the seconds in which at least one span runs. Spans on two streams that overlap count once."""
     total, until = 0.0, float("-inf")
     for span in sorted(spans, key=lambda span: span.start):
         total += max(0.0, span.end - max(span.start, until))
@@ -48,7 +49,7 @@ def busy_seconds(spans: Iterable[Span]) -> float:
 
 
 def kernels_of(spans: Iterable[Span], times: int) -> list[dict[str, Any]]:
-    """By name, the longest first: seconds and calls of one of the ``times``."""
+    """Return the seconds and calls of each kernel in one of the ``times`` calls, the longest first."""
     seconds: dict[str, float] = defaultdict(float)
     calls: Counter[str] = Counter()
     for span in spans:

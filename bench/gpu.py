@@ -1,21 +1,21 @@
-"""How near the engine comes to what a GPU can do: steps beside their floors, swapping, the engine's loop.
+"""Compares the engine with the limits of a GPU: steps with their floors, KV copies, the engine's loop.
 
     python bench/gpu.py                                # OPT-13B, then Llama-3-8B, all sections
     python bench/gpu.py --model opt-13b --only steps   # one model, one section
-    python bench/gpu.py --device cpu                   # tries the script itself, with tiny models
+    python bench/gpu.py --device cpu                   # checks the script itself, with tiny models
 
 Sections, for each model (dummy weights, so nothing is downloaded):
 
-    steps      decode and prefill steps beside their floors, and the kernels of the judged steps by time
-    swapping   bandwidth of KV copies each way and both ways, and how much they slow decode steps down
-    loop       the engine's decode steps, scheduler and all: in what share of them the GPU does not compute
+    steps      decode and prefill steps with their floors; the kernels of the steps that have a target
+    swapping   bandwidth of offloads, of uploads and of both at once, and how much they slow decode steps
+    loop       the engine's decode steps including scheduling: the share of time when the GPU does not compute
 
-It needs one GPU with room for the model; the targets are for one H100. A table is printed once it is done,
-and the JSON is written after each row, so a killed script loses nothing that was finished. What fails is
-recorded, and the rest goes on. A profiler may slow its process down from then on: it is used last for each
-model, and "profiled_before" marks the models behind it. To avoid that, measure one model a process.
+It needs one GPU with enough memory for the model. The targets are for one H100. Each table is printed when it
+is complete, and the JSON is written after each row, so a killed script loses no finished row. A failed
+section is recorded, and the next one begins. A profiler may slow down its process permanently. So it is used
+last for each model, and "profiled_before" marks later models. To avoid this, measure one model per process.
 
-Exit codes: 0 done (a missed target is a figure, not a failure), 1 something failed or there is no GPU,
+Exit codes: 0 done (a missed target is not a failure), 1 a section failed or there is no GPU,
 2 wrong usage, 130 interrupted.
 """
 
@@ -69,13 +69,13 @@ MAX_OUTSIDE = 0.05
 
 PROFILED_STEPS = 8
 SPARE_STEPS = 10
-"""More than are measured, so that no request ends meanwhile."""
+"""Additional output tokens of each request, so that none ends during the measurement."""
 
 Row = dict[str, Any]
 
 
 class Scale(NamedTuple):
-    """What is measured; the defaults are for a GPU."""
+    """Sizes that are measured. The defaults are for a GPU."""
 
     models: tuple[str, ...] = ("opt-13b", "llama-3-8b")
     batches: tuple[int, ...] = (1, 16, 64, 128)
@@ -84,15 +84,15 @@ class Scale(NamedTuple):
     batch: int = 16
     context: int = 512
     prefill: int = 2048
-    """The points that targets are for: a decode of ``batch`` requests at ``context``, a prefill."""
+    """Steps that have a target: a decode of ``batch`` requests at ``context``, and a prefill."""
     repeats: int = 20
-    swap_rounds: int = 8
-    """Times that decoding alone and decoding while swapping take turns."""
-    swap_steps: int = 15
-    """Steps in a turn."""
+    copy_rounds: int = 8
+    """Rounds of decode steps without copies and then with copies."""
+    copy_steps: int = 15
+    """Steps of each kind in a round."""
     loop_steps: int = 100
-    swap_gib: float = 4.0
-    """Host pool: eight requests of 512 tokens of OPT-13B take 3.4 GB."""
+    host_gib: float = 4.0
+    """Size of the host pool in GiB. Eight requests of 512 tokens of OPT-13B take 3.4 GB."""
     device_blocks: int | None = None
 
 
@@ -105,10 +105,10 @@ TINY = Scale(
     context=16,
     prefill=48,
     repeats=3,
-    swap_rounds=2,
-    swap_steps=3,
+    copy_rounds=2,
+    copy_steps=3,
     loop_steps=8,
-    swap_gib=4 / 1024,
+    host_gib=4 / 1024,
     device_blocks=64,
 )
 TINY_SHAPES = {
@@ -118,7 +118,7 @@ TINY_SHAPES = {
 
 
 class Report:
-    """All that was measured, in the file (None: in none) after each row."""
+    """All measured rows. They are written to the file ``out`` (None: no file) after each row."""
 
     def __init__(self, device: torch.device, out: Path | None) -> None:
         self.out = out
@@ -137,30 +137,34 @@ class Report:
         self.save()
 
     def save(self) -> None:
+        """Write the data to the file."""
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.out, self.data)
 
     def row(self, section: str, **row: Any) -> None:
+        """Add a row to the section and save."""
         self.data["sections"].setdefault(section, []).append(row)
         self.save()
 
     def rows(self, section: str, model: str) -> list[Row]:
+        """Return the section's rows of the model."""
         return [row for row in self.data["sections"].get(section, []) if row["model"] == model]
 
     def target(self, what: str, value: float, limit: float, at_most: bool = True) -> None:
-        """``met`` is None on a CPU, which the targets are not for."""
+        """Add a target and its result. ``met`` is None on a CPU, because the targets are for a GPU."""
         met = value <= limit if at_most else value >= limit
         judged = met if self.data["device"]["type"] == "cuda" else None
         target = {"what": what, "value": value, "limit": limit, "at_most": at_most, "met": judged}
         self.data["targets"].append(target)
         self.save()
 
-    def say(self, sentence: str) -> None:
+    def print(self, sentence: str) -> None:
+        """Print a sentence."""
         self.console.print(sentence, markup=False, soft_wrap=True)
 
     def table(self, section: str, model: str) -> None:
-        """A column for each number or word of the rows."""
+        """Print the rows as a table, with one column for each number or word."""
         rows = self.rows(section, model)
         keys = dict.fromkeys(key for row in rows for key in row if key != "model")
         shown = [key for key in keys if not any(isinstance(row.get(key), list | dict) for row in rows)]
@@ -172,23 +176,25 @@ class Report:
 
     @contextmanager
     def recording(self, model: str, section: str) -> Iterator[None]:
-        """An error within is recorded, and what comes behind goes on."""
+        """Record an error of the block instead of raising it."""
         try:
             yield
         except Exception as error:
             sentence = f"{type(error).__name__}: {error}"
             self.data["failures"].append({"model": model, "section": section, "error": sentence})
             self.save()
-            self.say(f"{model}: {section} failed: {sentence}")
+            self.print(f"{model}: {section} failed: {sentence}")
 
 
 def heading(key: str) -> str:
+    """Return the column heading of a row's key."""
     if key == "bytes_per_second":
         return "GB/s"
     return key.replace("seconds", "ms").replace("_", " ")
 
 
 def cell(key: str, value: Any) -> str:
+    """Format a value in the unit of its heading."""
     if not isinstance(value, float):
         return "-" if value is None else str(value)[:80]
     if key == "bytes_per_second":
@@ -201,6 +207,7 @@ def cell(key: str, value: Any) -> str:
 def measure_model(
     model: str, device: torch.device, scale: Scale, only: Sequence[str], report: Report
 ) -> None:
+    """Load the model, measure the sections in ``only``, and free its memory."""
     runner = None
     with report.recording(model, "loading"):
         runner = load(model, device, scale)
@@ -225,39 +232,43 @@ def measure_model(
 
 
 def load(model: str, device: torch.device, scale: Scale) -> TorchRunner:
+    """Create the model's runner with dummy weights and a pool of random numbers."""
     config = EngineConfig(
         model=model,
         use_dummy_weights=True,
         device=device.type,
         max_batch_size=max(scale.batches),
         num_device_blocks=scale.device_blocks,
-        swap_space=min(scale.swap_gib, psutil.virtual_memory().available / 2 / 2**30),
+        swap_space=min(scale.host_gib, psutil.virtual_memory().available / 2 / 2**30),
     )
     runner = create_runner(config, TINY_SHAPES.get(model) or shape_of(model), None)
-    runner.pool.normal_()  # zeros would cost a GPU less power, and denormals a CPU more time
+    runner.pool.normal_()  # zeros would use less power on a GPU, and denormals more time on a CPU
     return runner
 
 
 def measure_steps(runner: TorchRunner, model: str, scale: Scale, report: Report) -> None:
+    """Measure decode and prefill steps, and report the targets of the steps that have one."""
     weight_bytes = runner.shape.num_parameters * runner.dtype.itemsize
     ceilings = measure_ceilings(runner.device, runner.dtype, weight_bytes)
     read, multiply = ceilings.bytes_per_second, ceilings.flops_per_second
     report.data["models"][model] |= {"read_bytes_per_second": read, "matmul_flops_per_second": multiply}
-    report.say(
-        f"{model}: at best this device reads {read / 1e9:.0f} GB/s and multiplies matrices at "
+    report.print(
+        f"{model}: this device reads up to {read / 1e9:.0f} GB/s and multiplies matrices at up to "
         f"{multiply / 1e12:.3g} TFLOP/s; {runner.num_device_blocks} KV blocks"
     )
     points = [("decode", batch, context) for context in scale.contexts for batch in scale.batches]
     points += [("prefill", 1, context) for context in scale.prefills]
     for step, asked, context in points:
         requests = fitting(runner, asked, context)
-        if requests < asked:  # requests that share blocks would be read from the cache
-            report.say(f"{model}: {step} of {asked} x {context} does not fit the KV blocks: {requests} do")
+        if requests < asked:  # do not share blocks between requests: they would be read from the cache
+            report.print(
+                f"{model}: {step} of {asked} x {context} does not fit the KV blocks, measured: {requests}"
+            )
         if requests == 0:
             continue
         found = measure(runner, step, requests, context, scale.repeats, ceilings)
         report.row("steps", model=model, asked=asked, **found)
-        if not is_judged(scale, step, asked, context):
+        if not has_target(scale, step, asked, context):
             continue
         if step == "prefill":
             what = f"{model}, prefill of {context} tokens: share of the matmul rate"
@@ -274,23 +285,27 @@ def measure_steps(runner: TorchRunner, model: str, scale: Scale, report: Report)
             report.row("steps", model=model, asked=asked, **found | {"step": "decode, eager"})
 
 
-def is_judged(scale: Scale, step: str, requests: int, context: int) -> bool:
+def has_target(scale: Scale, step: str, requests: int, context: int) -> bool:
+    """Whether there is a target for this step."""
     if step == "prefill":
         return context == scale.prefill
     return step == "decode" and (requests, context) == (scale.batch, scale.context)
 
 
 def fitting(runner: TorchRunner, requests: int, context: int) -> int:
-    """As many as the pool holds, cut to a multiple of 8 as the engine's graphs are, if there are 8."""
-    most = runner.num_device_blocks // blocks_for(runner, context)
-    return requests if most >= requests else most // 8 * 8 or most
+    """Return ``requests``, or the smaller number that fits in the pool.
+
+    A smaller number is rounded down to a multiple of 8 if it is at least 8, like the sizes of CUDA graphs.
+    """
+    limit = runner.num_device_blocks // blocks_for(runner, context)
+    return requests if limit >= requests else limit // 8 * 8 or limit
 
 
 def measure_kernels(runner: TorchRunner, model: str, scale: Scale, report: Report) -> None:
-    """Of the judged steps, under the profiler."""
+    """Profile the kernels of the steps that have a target."""
     for row in report.rows("steps", model):
         step, requests, context = row["step"], row["requests"], row["context"]
-        if not is_judged(scale, step, row["asked"], context):
+        if not has_target(scale, step, row["asked"], context):
             continue
         plan = plan_of(runner, requests, context, context if step == "prefill" else 1)
         spans = spans_of(lambda plan=plan: runner.execute(plan), PROFILED_STEPS, runner.device)
@@ -300,7 +315,8 @@ def measure_kernels(runner: TorchRunner, model: str, scale: Scale, report: Repor
             report.row("kernels", **of_step, busy_seconds=busy, **kernel)
 
 
-def measure_swapping(runner: TorchRunner, model: str, scale: Scale, report: Report) -> None:
+def measure_copies(runner: TorchRunner, model: str, scale: Scale, report: Report) -> None:
+    """Measure the bandwidth of KV copies, and how much copies in both directions slow decode steps."""
     plan = plan_of(runner, scale.batch, scale.context, 1)
     traffic = Traffic(runner, scale.context, {block for item in plan.items for block in item.blocks})
     of_transfer = {"model": model, "transfer_bytes": traffic.transfer_bytes}
@@ -313,38 +329,39 @@ def measure_swapping(runner: TorchRunner, model: str, scale: Scale, report: Repo
         traffic.collect()
         traffic.fill()
 
-    # In turns, so that what drifts touches both. Copies are submitted between two launches, as by the engine.
+    # Alternate, so that a drift of the speed affects both kinds of steps. Copies are submitted between two
+    # launches, as by the engine.
     alone: list[float] = []
-    beside: list[float] = []
+    with_copies: list[float] = []
     moved, copying_seconds = 0, 0.0
     periods(runner, plan, 3)
-    for _ in range(scale.swap_rounds):
-        alone += periods(runner, plan, scale.swap_steps)
+    for _ in range(scale.copy_rounds):
+        alone += periods(runner, plan, scale.copy_steps)
         traffic.fill()
         before, began = traffic.done.total(), time.perf_counter()
-        beside += periods(runner, plan, scale.swap_steps, keep_copying)
-        traffic.collect(wait=traffic.done.total() == before)  # on a busy machine none may have ended yet
+        with_copies += periods(runner, plan, scale.copy_steps, keep_copying)
+        traffic.collect(wait=traffic.done.total() == before)  # on a busy machine, no copy may have ended yet
         copying_seconds += time.perf_counter() - began
         moved += traffic.done.total() - before
         traffic.drain()
     decode = f"decode of {scale.batch} at context {scale.context}"
     seconds = statistics.median(alone)
     report.row("swapping", **of_transfer, what=f"{decode}, alone", seconds=seconds, samples=alone)
-    slowdown = statistics.median(beside) / seconds - 1.0
+    slowdown = statistics.median(with_copies) / seconds - 1.0
     report.row(
         "swapping",
         **of_transfer,
-        what=f"{decode}, swapping both ways",
+        what=f"{decode}, with offloads and uploads",
         bytes_per_second=moved * traffic.transfer_bytes / copying_seconds,
-        seconds=statistics.median(beside),
+        seconds=statistics.median(with_copies),
         slowdown=slowdown,
-        samples=beside,
+        samples=with_copies,
     )
-    report.target(f"{model}, {decode}: slowed by swapping both ways, as a share", slowdown, MAX_SLOWDOWN)
+    report.target(f"{model}, {decode}: slowdown by offloads and uploads, as a share", slowdown, MAX_SLOWDOWN)
 
 
 def measure_loop(runner: TorchRunner, model: str, scale: Scale, report: Report) -> None:
-    """The median of decode steps, and means of the engine's own account of them."""
+    """Measure the median of the engine's decode steps, and means of the engine's own counters."""
     on_gpu = runner.device.type == "cuda"
     with decoding_engine(runner, scale) as engine:
         before, samples = engine.stats(), []
@@ -358,7 +375,7 @@ def measure_loop(runner: TorchRunner, model: str, scale: Scale, report: Report) 
             for name in ("model_seconds", "engine_seconds", "between_seconds")
         )
         busy = in_runner  # on a CPU the runner is the device
-        if on_gpu:  # steps of their own: the profiler slows the loop down, but not the kernels
+        if on_gpu:  # separate steps: the profiler slows down the loop, but not the kernels
             busy = busy_seconds(spans_of(engine.step, PROFILED_STEPS, runner.device)) / PROFILED_STEPS
     seconds = statistics.median(samples)
     outside = max(0.0, 1.0 - busy / seconds)
@@ -380,7 +397,10 @@ def measure_loop(runner: TorchRunner, model: str, scale: Scale, report: Report) 
 
 @contextmanager
 def decoding_engine(runner: TorchRunner, scale: Scale) -> Iterator[Engine]:
-    """An engine that has computed every prompt and only decodes; not closed, as the runner is used on."""
+    """Provide an engine that has computed all prompts and only decodes.
+
+    The engine is not closed, because its runner is used again.
+    """
     engine = Engine(
         Scheduler(
             make_policy("fcfs", PolicyContext(max_batch_size=scale.batch)),
@@ -411,7 +431,7 @@ def decoding_engine(runner: TorchRunner, scale: Scale) -> Iterator[Engine]:
 
 SECTIONS: dict[str, Callable[[TorchRunner, str, Scale, Report], None]] = {
     "steps": measure_steps,
-    "swapping": measure_swapping,
+    "swapping": measure_copies,
     "loop": measure_loop,
     "kernels": measure_kernels,
 }
@@ -419,14 +439,14 @@ CHOICES = ("steps", "swapping", "loop")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The GPU and its driver; of a CPU its threads (its name is in the environment)."""
+    """Describe the GPU and its driver, or the number of CPU threads (the environment has the CPU's name)."""
     if device.type != "cuda":
         return {"type": "cpu", "threads": torch.get_num_threads()}
     gpu = torch.cuda.get_device_properties(device)
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     driver: list[str] = []
-    with suppress(OSError):  # a container may lack it
-        driver = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+    with suppress(OSError):  # a container may lack nvidia-smi
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
     return {
         "type": "cuda",
         "name": gpu.name,
@@ -438,26 +458,34 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--model", action="append", help="a catalog name or a Hugging Face folder; once for each model"
+        "--model",
+        action="append",
+        help="catalog name or Hugging Face folder; repeat the option for several models",
     )
     parser.add_argument(
-        "--only", type=sections, default=CHOICES, metavar="SECTION,...", help="of " + ", ".join(CHOICES)
+        "--only",
+        type=sections,
+        default=CHOICES,
+        metavar="SECTION,...",
+        help="sections to measure, of " + ", ".join(CHOICES),
     )
-    parser.add_argument(
-        "--out", type=Path, help="file for the JSON; default on a GPU: results/gpu/TIME_DEVICE.json"
-    )
+    parser.add_argument("--out", type=Path, help="JSON file; default on a GPU: results/gpu/TIME_DEVICE.json")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     return parser.parse_args(argv)
 
 
 def sections(text: str) -> list[str]:
+    """Parse the value of ``--only``."""
     chosen = text.split(",")
     if unknown := [name for name in chosen if name not in CHOICES]:
-        raise argparse.ArgumentTypeError(f"there is no section {unknown[0]!r}, only {', '.join(CHOICES)}")
+        raise argparse.ArgumentTypeError(
+            f"there is no section {unknown[0]!r}: choose from {', '.join(CHOICES)}"
+        )
     return [name for name in CHOICES if name in chosen]
 
 
@@ -465,7 +493,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     on_gpu = options.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
-        print("torch finds no CUDA device here; --device cpu tries the script itself", file=sys.stderr)
+        print(
+            "torch finds no CUDA device: use a machine with a GPU, or check the script with --device cpu",
+            file=sys.stderr,
+        )
         return 1
     device, scale, out = torch.device(options.device), Scale() if on_gpu else TINY, options.out
     if out is None and on_gpu:
@@ -477,18 +508,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure_model(model, device, scale, options.only, report)
             gc.collect()
             if on_gpu:
-                torch.cuda.empty_cache()  # two models do not fit at a time
+                torch.cuda.empty_cache()  # two models do not fit at the same time
     except KeyboardInterrupt:
-        report.say("interrupted" if out is None else f"interrupted; what was measured is in {out}")
+        report.print("interrupted" if out is None else f"interrupted: the finished rows are in {out}")
         return 130
-    verdicts = {None: "not judged here", True: "met", False: "MISSED"}
+    verdicts = {None: "not judged on a CPU", True: "met", False: "MISSED"}
     for target in report.data["targets"]:
         sign = "at most" if target["at_most"] else "at least"
-        report.say(
+        report.print(
             f"{verdicts[target['met']]}: {target['what']} {target['value']:.3g} ({sign} {target['limit']:g})"
         )
     if out is not None:
-        report.say(f"written: {out}")
+        report.print(f"written: {out}")
     return int(bool(report.data["failures"]))
 
 

@@ -1,4 +1,4 @@
-"""KV copies between device and host, a few in each direction at a time, and how fast they go."""
+"""Submits KV copies between device and host, a few in each direction at a time, and measures their rate."""
 
 from __future__ import annotations
 
@@ -14,29 +14,34 @@ from fgengine.execution.runner import TorchRunner
 from fgengine.kv.transfer import Direction, Transfer
 
 IN_FLIGHT = 2
-"""Transfers a direction at a time: the next is there when one ends, as with more than one victim."""
+"""Transfers in flight in each direction: when one ends, the next is queued, as with several evictions."""
 BANDWIDTH_TRANSFERS = 24
-"""Each way, of a request's size: 10 GB of OPT-13B's KV, 0.2 s at 50 GB/s."""
+"""Transfers that are timed in each direction, each of one request: 10 GB for OPT-13B, 0.2 s at 50 GB/s."""
 BOTH: tuple[Direction, ...] = ("offload", "upload")
 
 
 class Traffic:
-    """Transfers of one request's KV on blocks that no step uses, a few in each direction at a time."""
+    """Transfers of one request's KV, a few in each direction at a time, on blocks that no step uses."""
 
     def __init__(self, runner: TorchRunner, tokens: int, taken: set[int]) -> None:
-        """Raises ValueError where there are not blocks for it."""
+        """Raises ValueError if there are too few blocks.
+
+        Args:
+            tokens: tokens of the request.
+            taken: blocks that steps use.
+        """
         size = blocks_for(runner, tokens)
         spare = (block for block in range(runner.num_device_blocks) if block not in taken)
         host = iter(range(runner.num_host_blocks))
         self._places: dict[Direction, Iterator[tuple[list[int], list[int]]]] = {}
         for kind in BOTH:
-            pairs = [  # for those in flight, and for those that follow
+            pairs = [  # twice as many as in flight: the next transfers use other blocks
                 (list(itertools.islice(spare, size)), list(itertools.islice(host, size)))
                 for _ in range(2 * IN_FLIGHT)
             ]
             if len(pairs[-1][0]) < size or len(pairs[-1][1]) < size:
                 raise ValueError(
-                    f"the pools have no {2 * IN_FLIGHT * len(BOTH)} times {size} blocks beside the steps'"
+                    f"the pools have no {2 * IN_FLIGHT * len(BOTH)} x {size} free blocks: enlarge them"
                 )
             self._places[kind] = itertools.cycle(pairs)
         self._copies = runner.copies
@@ -46,26 +51,32 @@ class Traffic:
         self.done: Counter[str] = Counter()
 
     def fill(self, kinds: Sequence[Direction] = BOTH) -> None:
+        """Submit transfers until ``IN_FLIGHT`` are in flight in each of the directions."""
         for kind in kinds:
             while self.in_flight[kind] < IN_FLIGHT:
                 device, host = next(self._places[kind])
                 source, target = (device, host) if kind == "offload" else (host, device)
                 number = next(self._ids)
-                self._copies.submit(Transfer(number, f"swapped-{number}", kind, source, target))
+                self._copies.submit(Transfer(number, f"copied-{number}", kind, source, target))
                 self.in_flight[kind] += 1
 
     def collect(self, wait: bool = False) -> None:
+        """Count the finished transfers; ``wait``: wait until at least one has finished."""
         for transfer in self._copies.wait() if wait else self._copies.done():
             self.in_flight[transfer.direction] -= 1
             self.done[transfer.direction] += 1
 
     def drain(self) -> None:
+        """Wait for all transfers."""
         while self.in_flight.total():
             self.collect(wait=True)
 
 
 def bandwidth(device: torch.device, traffic: Traffic, kinds: Sequence[Direction]) -> dict[str, float]:
-    """Bytes per second by direction; all are kept busy until each has moved what is wanted."""
+    """Return the bytes per second of each direction.
+
+    All directions copy until each has finished ``BANDWIDTH_TRANSFERS`` transfers.
+    """
     traffic.fill(kinds)
     traffic.drain()  # the first touch of pinned memory is slower
     if device.type == "cuda":

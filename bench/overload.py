@@ -46,7 +46,7 @@ BURST = ((500, 0.8), (2500, 1.5), (8000, 0.8))
 """Number of requests and load of each part."""
 JUDGED = 2000
 """Number of the last requests that are compared in a burst."""
-MAX_MAKESPAN, MAX_THROWN_AWAY = 1.03, 0.05
+MAX_MAKESPAN, MAX_RECOMPUTED = 1.03, 0.05
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         makespan_ratio, jct_ratio = row["makespan"] / base["makespan"], row["jct"] / base["jct"]
         bad = (
             makespan_ratio > MAX_MAKESPAN
-            or row["thrown_away"] > MAX_THROWN_AWAY
+            or row["thrown_away"] > MAX_RECOMPUTED
             or row["finished"] < row["requests"]
         )
         missed += bad

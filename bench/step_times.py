@@ -1,4 +1,4 @@
-"""How long one step takes, beside its floor. Shared by step.py and gpu.py."""
+"""Measures the time of one step and its floor. Used by step.py and gpu.py."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ PARAMS = SamplingParams(max_tokens=1, temperature=0.0)
 def measure(
     runner: TorchRunner, step: str, requests: int, context: int, repeats: int, ceilings: Ceilings
 ) -> dict[str, Any]:
-    """One kind of step; the floor is what its bytes or its arithmetic take at the measured rates.
+    """Measure one kind of step.
 
-    ``seconds``: from one step's end to the next one's, each launched before the one ahead of it ends, as the
-    engine does on a GPU; ``alone_seconds``: on the device, each launched when nothing else is.
+    Its floor is the time that its bytes or its arithmetic take at the measured rates. ``seconds`` is the time
+    from the end of one step to the end of the next one. Each step is launched before the previous one ends,
+    as in the engine on a GPU. ``alone_seconds`` is the time on the device if no other step is launched.
     """
     plan = plan_of(runner, requests, context, context if step == "prefill" else 1)
     items = [(item.start, item.num_tokens) for item in plan.items]
     floor = floor_of(items, runner.shape, runner.dtype.itemsize, ceilings)
     for _ in range(min(3, repeats)):
-        runner.execute(plan)  # the first of a shape also compiles and allocates
+        runner.execute(plan)  # the first step of a shape also compiles and allocates
     seconds = periods(runner, plan, repeats)
     median = statistics.median(seconds)
     return {
@@ -49,24 +50,30 @@ def measure(
 def periods(
     runner: TorchRunner, plan: StepPlan, times: int, before_each: Callable[[], None] = lambda: None
 ) -> list[float]:
-    """Seconds between the ends of steps that follow one another; ``before_each``: called before each launch.
+    """Return ``times`` periods: the seconds between the ends of two successive steps.
 
-    The last one, behind which nothing is launched, is not counted.
+    The last step is not counted, because no step is launched after it.
+
+    Args:
+        before_each: called before each launch.
     """
     ends = []
     running = runner.launch(plan)
     for _ in range(times + 1):
         before_each()
-        behind = runner.launch(plan)
+        following = runner.launch(plan)
         running()
         ends.append(time.perf_counter())
-        running = behind
+        running = following
     running()
     return [later - earlier for earlier, later in pairwise(ends)]
 
 
 def plan_of(runner: TorchRunner, requests: int, context: int, new: int) -> StepPlan:
-    """Requests of random tokens on scattered blocks, the last ``new`` tokens of each to be computed."""
+    """Return a step that computes the last ``new`` tokens of each request.
+
+    The requests have random tokens and scattered KV blocks.
+    """
     rng = random.Random(0)
     need = blocks_for(runner, context)
     free = rng.sample(range(runner.num_device_blocks), requests * need)
@@ -80,4 +87,5 @@ def plan_of(runner: TorchRunner, requests: int, context: int, new: int) -> StepP
 
 
 def blocks_for(runner: TorchRunner, tokens: int) -> int:
+    """Return the number of KV blocks for ``tokens`` tokens."""
     return -(-tokens // runner.block_size)

@@ -37,7 +37,7 @@ def main() -> None:
     args.out.write_bytes(gzip.compress(f"prompt_tokens,output_tokens\n{rows}".encode(), mtime=0))
 
     tally = records.tally
-    print(f"records: {tally.whole} complete, {tally.broken} incomplete, {records.unpaired} without a pair")
+    print(f"records: {tally.complete} complete, {tally.broken} incomplete, {records.unpaired} without a pair")
     print(
         f"pairs: {len(lengths)}, used {len(used)}, left out by the length filter {len(lengths) - len(used)}"
     )

@@ -1,4 +1,4 @@
-"""Makes one complete run with any backend: start it, send the load, summarize, save."""
+"""Makes one complete run with any backend: starts it, sends the load, summarizes and saves."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def measure(
     display: Display | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Prepare the backend, make the load, and run it: what ``fgbench run`` and ``fgbench simulate`` do.
+    """Prepare the backend, make the load and run it, as ``fgbench run`` and ``fgbench simulate`` do.
 
     Args:
-        server: Its tokenizer counts the tokens of datasets of texts.
-        options: The command line's options that repeat the run, for its spec.toml.
+        server: its tokenizer counts the tokens of text datasets.
+        options: the options of the command line that repeat the run, for its spec.toml.
 
     Raises:
         ValueError: the load or its dataset cannot be made.
-        BackendError: the server did not get ready, or answered no warm-up request.
-        KeyboardInterrupt: before the load began.
+        BackendError: the server did not become ready, or answered no warm-up request.
+        KeyboardInterrupt: interrupted before the load began.
     """
     display = display or Quiet()
-    wanted = load.to_load(client)
+    built = load.to_load(client)
     backend.prepare(display.report)
     dataset = load.to_dataset(server, display.report)
-    return execute_run(backend, dataset, wanted, results=load.results, display=display, options=options)
+    return execute_run(backend, dataset, built, results=load.results, display=display, options=options)
 
 
 def execute_run(
@@ -66,8 +66,8 @@ def execute_run(
     ``interrupted`` or ``failed``. It then holds all requests that had ended.
 
     Args:
-        point: The point of the sweep, for run.json.
-        options: The options of ``fgbench run`` that repeat the run, for its spec.toml.
+        point: the point of the sweep, for run.json.
+        options: the options of ``fgbench run`` that repeat the run, for its spec.toml.
 
     Raises:
         ValueError: the workload cannot be made.
@@ -79,7 +79,7 @@ def execute_run(
     records: list[RequestRecord] = []
     with RunWriter(results, _first_info(backend, dataset, load) | {"point": point}, options) as writer:
 
-        def keep(record: RequestRecord) -> None:
+        def save(record: RequestRecord) -> None:
             records.append(record)
             writer.append(record)
 
@@ -87,7 +87,7 @@ def execute_run(
             ready = backend.start(writer.log_path, display.report)
             workload = workload_of(backend, dataset, load, ready.vocab_size)
             writer.describe(**_full_info(backend, ready, workload, load))
-            outcome = backend.serve(workload, load, keep, display)
+            outcome = backend.serve(workload, load, save, display)
             summary = summarize(records, offered_rate=load.offered_rate, trim=load.trim)
             writer.finish(outcome.status, records, summary.to_dict(), **outcome.facts)
         finally:
@@ -96,7 +96,7 @@ def execute_run(
 
 
 def workload_of(backend: Backend, dataset: Dataset, load: Load, vocab_size: int | None = None) -> Workload:
-    """Return the workload that ``backend`` gets. Raises ValueError if it cannot be made."""
+    """Return the workload for ``backend``. Raises ValueError if it cannot be made."""
     return build_workload(
         dataset,
         rate=load.rate,
@@ -104,14 +104,14 @@ def workload_of(backend: Backend, dataset: Dataset, load: Load, vocab_size: int 
         seed=load.seed,
         num_warmup=0 if backend.simulated else load.num_warmup,
         vocab_size=vocab_size,
-        with_prompts=load.num_prompts <= backend.most_prompts,
+        with_prompts=load.num_prompts <= backend.max_prompts,
         users=load.users,
         arrivals=load.arrivals,
     )
 
 
 def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any]:
-    """Return the part of run.json that is known before the server runs; it also names the folder."""
+    """Return the part of run.json that is known before the server runs. The folder is named after it."""
     return {
         "backend": _described(backend, load) | {"url": None},
         "model": backend.model,
@@ -132,7 +132,7 @@ def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any
 
 
 def _full_info(backend: Backend, ready: ReadyServer, workload: Workload, load: Load) -> dict[str, Any]:
-    """Return the part of run.json that is known once the server is ready."""
+    """Return the part of run.json that is known when the server is ready."""
     sent = workload.describe()
     model = ready.model or backend.model
     identity = _described(backend, load)
@@ -149,7 +149,7 @@ def _full_info(backend: Backend, ready: ReadyServer, workload: Workload, load: L
     }
     if backend.simulated:
         del info["request_timeout_s"]
-        info["token_times"] = load.num_prompts <= backend.most_prompts
+        info["token_times"] = load.num_prompts <= backend.max_prompts
     return info
 
 

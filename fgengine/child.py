@@ -1,7 +1,7 @@
-"""Starts one of our modules in a child process, so that it imports nothing from the working folder.
+"""Builds the command that runs a module of the project in a child process.
 
-``python -m`` puts the working folder first in ``sys.path``. A file there called ``random.py`` would then be
-imported in place of the standard library's (CWE-427).
+The child imports nothing from the working folder. With ``python -m``, the working folder is first in
+``sys.path``: a file ``random.py`` in it would replace the module of the standard library (CWE-427).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _RUN_MODULE = (
 
 
 def python_module(name: str, *arguments: str) -> list[str]:
-    """The command that runs a module as ``python -m`` does, but without the working folder in ``sys.path``.
+    """Return the command that runs a module like ``python -m``, without the working folder in ``sys.path``.
 
     subprocess.run(python_module("fgbench", "models", "pull", "smollm2-135m"))
     """
-    careful = ["-P"] if getattr(sys.flags, "safe_path", False) else []
-    return [sys.executable, *careful, "-c", _RUN_MODULE, name, *arguments]
+    safe_path = ["-P"] if getattr(sys.flags, "safe_path", False) else []
+    return [sys.executable, *safe_path, "-c", _RUN_MODULE, name, *arguments]

@@ -1,4 +1,4 @@
-"""Packages that only some jobs need, and which extra of the installation brings each."""
+"""Optional packages, and the extra of the installation that contains each."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ EXTRA_OF = {
     "matplotlib": "plots",
     "duckdb": "sql",
 }
-"""By the name that is imported."""
+"""Import name of the package -> name of the extra."""
 
 
 class MissingPackage(ModuleNotFoundError):
-    """The message names the package, the job that needs it, and the command that installs it."""
+    """An optional package is not installed. The message has its name, the job and the install command."""
 
     def __init__(self, package: str, job: str) -> None:
         extra = EXTRA_OF.get(package)
@@ -25,15 +25,18 @@ class MissingPackage(ModuleNotFoundError):
 
 
 def is_installed(package: str) -> bool:
+    """Whether the package with this import name is installed."""
     return find_spec(package) is not None
 
 
 def require_package(package: str, job: str) -> None:
-    """Raises MissingPackage if a package is not installed.
+    """Raise MissingPackage if a package is not installed.
 
     Args:
-        package: The name that is imported.
-        job: What needs it, as the subject of the message's sentence: "FastGen's server".
+        package: the name that is imported.
+        job: what needs the package, as the subject of the error message, such as "FastGen's server".
+
+        require_package("torch", "FastGen's engine")
     """
     if not is_installed(package):
         raise MissingPackage(package, job)

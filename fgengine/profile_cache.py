@@ -24,7 +24,7 @@ WORTH_KEEPING = 0.25
 MAX_OFF = 0.25
 """Maximum relative difference between measured steps and the predictions of a cached profile."""
 CHECKED = Grid(
-    prefill=(64,), behind=(), decode=(1, 16), context=(128,), mixed=(), repeats=3, seconds_per_point=0.1
+    prefill=(64,), chunk_starts=(), decode=(1, 16), context=(128,), mixed=(), repeats=3, seconds_per_point=0.1
 )
 """The steps that a cached profile is compared with. They take about half a second on a CPU."""
 Report = Callable[[str], None]

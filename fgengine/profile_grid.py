@@ -61,7 +61,7 @@ class Grid:
 
     prefill: tuple[int, ...]
     """Lengths of prompts and chunks, in tokens; chunks leave out the last length."""
-    behind: tuple[int, ...]
+    chunk_starts: tuple[int, ...]
     """Numbers of computed tokens before a chunk."""
     decode: tuple[int, ...]
     """Numbers of decodes in a batch."""
@@ -77,7 +77,9 @@ class Grid:
     def points(self) -> list[TimedStep]:
         """Return all steps of the grid, not measured yet."""
         alone = [TimedStep(n, 0, 0) for n in self.prefill]
-        chunks = [TimedStep(n, 0, 0, prefill_start=start) for start in self.behind for n in self.prefill[:-1]]
+        chunks = [
+            TimedStep(n, 0, 0, prefill_start=start) for start in self.chunk_starts for n in self.prefill[:-1]
+        ]
         decodes = [TimedStep(0, b, c) for b, c in product(self.decode, self.context)]
         mixes = [TimedStep(n, b, c) for n, b, c in product(self.mixed, self.decode, self.context)]
         return [point for family in (alone, chunks, decodes, mixes) for point in _hold_out(family)]
@@ -85,7 +87,7 @@ class Grid:
 
 FULL = Grid(
     prefill=(16, 64, 128, 256, 512, 1024, 1536),
-    behind=(256, 1024),
+    chunk_starts=(256, 1024),
     decode=(1, 2, 4, 8, 16, 32),
     context=(32, 128, 512, 1024),
     mixed=(64, 256),
@@ -96,7 +98,7 @@ GPU = replace(FULL, decode=(1, 4, 16, 32, 64, 128))
 """The grid for GPUs, whose batches are larger."""
 QUICK = Grid(
     prefill=(16, 64, 256, 512),
-    behind=(512,),
+    chunk_starts=(512,),
     decode=(1, 4, 16),
     context=(32, 256, 512),
     mixed=(),

@@ -51,12 +51,12 @@ class ProfiledRunner(Protocol):
     """The device pool; its first axis counts blocks."""
 
     @property
-    def most_decodes(self) -> int:
+    def max_decodes(self) -> int:
         """Maximum decodes in a batch. An engine would compute a larger batch in another way."""
         ...
 
     @property
-    def most_blocks(self) -> int:
+    def max_blocks(self) -> int:
         """Maximum blocks that ``larger_pool`` can provide."""
         ...
 
@@ -93,7 +93,7 @@ def measure(
             one decode.
     """
     short_enough = [point for point in grid.points() if _is_supported(point, runner)]
-    max_blocks = runner.most_blocks
+    max_blocks = runner.max_blocks
     points = [point for point in short_enough if point.num_blocks(runner.block_size) <= max_blocks]
     if not _has_both_kinds(short_enough):
         raise ValueError(
@@ -147,7 +147,7 @@ def _plan_items(point: TimedStep, runner: ProfiledRunner) -> list[PlanItem]:
 
 
 def _is_supported(point: TimedStep, runner: ProfiledRunner) -> bool:
-    return point.longest <= runner.max_model_len and point.decode_requests <= runner.most_decodes
+    return point.longest <= runner.max_model_len and point.decode_requests <= runner.max_decodes
 
 
 def _has_both_kinds(points: Sequence[TimedStep]) -> bool:

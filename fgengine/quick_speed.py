@@ -33,7 +33,7 @@ def speed_of(
 def timed_speed(runner: profiler.ProfiledRunner, max_batch_size: int) -> Speed | None:
     """Time one prompt and one batch of decodes, a few times each. Returns None if they do not fit."""
     prompt = min(TYPICAL_PROMPT, runner.max_model_len)
-    decodes = min(max_batch_size, runner.most_decodes)
+    decodes = min(max_batch_size, runner.max_decodes)
     context = min(TYPICAL_CONTEXT, runner.max_model_len)
     if runner.device.type != "cpu":  # a GPU's pool cannot be enlarged for this
         context = min(context, runner.num_device_blocks // decodes * runner.block_size)
@@ -41,7 +41,7 @@ def timed_speed(runner: profiler.ProfiledRunner, max_batch_size: int) -> Speed |
         return None
     grid = Grid(
         prefill=(prompt,),
-        behind=(),
+        chunk_starts=(),
         decode=(decodes,),
         context=(context,),
         mixed=(),

@@ -1,4 +1,4 @@
-"""For every test: Triton's interpreter where there is no GPU, a tiny model, an end after a CUDA error."""
+"""Hooks and fixtures for all tests: Triton's interpreter, the end after a CUDA error, a tiny model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 CUDA_ERROR = pytest.StashKey[str]()
-"""Of a test: the error after which CUDA does nothing any more in this process."""
+"""Key of a test's stash for the error that made CUDA unusable in this process."""
 FATAL_WORDS = (
     "cuda error",
     "cuda driver error",
@@ -30,8 +30,10 @@ FATAL_WORDS = (
 
 
 def breaks_cuda(error: BaseException) -> bool:
-    """Whether CUDA is of no more use to this process: after an illegal address, but not when memory was full
-    or the compiler refused a kernel."""
+    """Whether the error makes CUDA unusable in this process.
+
+    An illegal address does; out of memory or a kernel that does not compile does not.
+    """
     text = str(error).lower()
     return any(words in text for words in FATAL_WORDS) and "out of memory" not in text
 
@@ -57,15 +59,17 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """After a CUDA error every later test of this process would fail for no reason of its own."""
+    """End the process after a test with a CUDA error, because every later test would fail as well."""
     done = yield
     if CUDA_ERROR in item.stash:
         if "PYTEST_XDIST_WORKER" in os.environ:
-            os._exit(1)  # the report is sent; pytest-xdist starts another worker for the tests that are left
+            os._exit(
+                1
+            )  # the report is sent already; pytest-xdist starts another worker for the remaining tests
         pytest.exit(
-            f"{item.nodeid} left CUDA unusable in this process ({item.stash[CUDA_ERROR]}). The tests behind "
-            "it were not run: leave it out with --deselect, or run with pytest-xdist (-n 8), which starts a "
-            "new process after such an error.",
+            f"{item.nodeid} left CUDA unusable in this process ({item.stash[CUDA_ERROR]}). Later "
+            "tests were not run: leave it out with --deselect, or run with pytest-xdist (-n 8), which starts "
+            "a new process after such an error.",
             returncode=1,
         )
     return done
@@ -96,7 +100,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-START_ALONE = """
+START_DETACHED = """
 import subprocess, sys
 silent = subprocess.DEVNULL
 busy = [sys.executable, "-c", "while True: pass"]
@@ -106,8 +110,8 @@ print(subprocess.Popen(busy, start_new_session=True, stdout=silent, stderr=silen
 
 @pytest.fixture
 def busy_program() -> Iterator[int]:
-    """Yield the process id of a program that computes without a pause and is no child of the test process."""
-    started = subprocess.run([sys.executable, "-c", START_ALONE], capture_output=True, check=True)
+    """Yield the process id of a program that always computes and is not a child of the test process."""
+    started = subprocess.run([sys.executable, "-c", START_DETACHED], capture_output=True, check=True)
     pid = int(started.stdout)
     yield pid
     os.kill(pid, signal.SIGKILL)

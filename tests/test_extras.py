@@ -1,4 +1,4 @@
-"""What works without the packages of the extras, and what is said of a package that is missing."""
+"""What works without the optional packages, and the error message of a missing one."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name in HIDDEN else found(name, package)
 sys.meta_path.insert(0, Hide())
 """
-"""As in an environment that was installed without an extra."""
+"""Code that hides all optional packages, as in an environment installed without extras."""
 
 
 @pytest.fixture(scope="module")
 def without_extras(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the environment variables of a Python process without optional packages."""
     folder = tmp_path_factory.mktemp("hide")
     (folder / "sitecustomize.py").write_text(HIDE)
     paths = (str(folder), str(ROOT), os.environ.get("PYTHONPATH", ""))
@@ -49,7 +50,7 @@ def fgbench(environment: dict[str, str], *argv: object) -> subprocess.CompletedP
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
 
 
-def test_each_package_of_an_extra_is_known_by_its_import_name() -> None:
+def test_every_package_of_the_extras_is_in_extra_of() -> None:
     imported = {"scikit-learn": "sklearn"}
     with (ROOT / "pyproject.toml").open("rb") as file:
         extras = tomllib.load(file)["project"]["optional-dependencies"]
@@ -62,7 +63,7 @@ def test_each_package_of_an_extra_is_known_by_its_import_name() -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_is_simulated_and_compared_without_any_extra(
+def test_a_sweep_can_be_simulated_and_compared_without_any_extra(
     without_extras: dict[str, str], tmp_path: Path
 ) -> None:
     backends = ("--backend", "simulated", "--backend", "simulated-fcfs")
@@ -90,7 +91,7 @@ def test_a_sweep_is_simulated_and_compared_without_any_extra(
     ],
 )
 @pytest.mark.slow
-def test_a_missing_package_is_one_sentence_with_the_command_that_installs_it(
+def test_a_missing_package_gives_a_one_line_error_with_the_install_command(
     without_extras: dict[str, str], tmp_path: Path, argv: tuple[str, ...], package: str, extra: str
 ) -> None:
     done = fgbench({**without_extras, "FGBENCH_CACHE": str(tmp_path)}, *argv)
@@ -99,7 +100,7 @@ def test_a_missing_package_is_one_sentence_with_the_command_that_installs_it(
     assert done.stderr.count("\n") == 1
 
 
-def test_importing_the_packages_needs_no_extra(without_extras: dict[str, str]) -> None:
+def test_importing_fgengine_and_fgbench_needs_no_extra(without_extras: dict[str, str]) -> None:
     code = "import fgengine, fgbench; fgbench.load_runs, fgbench.runs, fgbench.compare"
     done = subprocess.run([sys.executable, "-c", code], env=without_extras, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

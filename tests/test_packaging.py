@@ -1,4 +1,4 @@
-"""The wheel and the source distribution are complete: installed elsewhere, fgbench runs."""
+"""The wheel and the source distribution are complete, and an installed fgbench runs in another folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]
 
 
 def build(source: Path, kind: str, into: Path) -> Path:
-    """``kind``: wheel or sdist. With the build tools that are installed, without the network."""
+    """Build a wheel or an sdist with the installed build tools, without network; return its path.
+
+    Args:
+        kind: "wheel" or "sdist".
+    """
     code = f"import setuptools.build_meta as b; print(b.build_{kind}({str(into)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -32,7 +36,7 @@ def build(source: Path, kind: str, into: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The unpacked source distribution."""
+    """Return the folder of the unpacked source distribution."""
     folder = tmp_path_factory.mktemp("sdist")
     clean = folder / "clean"
     files = subprocess.run(
@@ -50,13 +54,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the source distribution, as an installer does that finds no wheel."""
+    """Return a wheel built from the source distribution, as an installer that finds no wheel does."""
     return build(source, "wheel", tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program in a fresh environment. The packages it needs are those of the environment of the tests."""
+    """Return the path of fgbench in a fresh environment, with the dependencies of the tests' environment."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
@@ -68,12 +72,14 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
+    """Return a working folder with files named like modules of the standard library."""
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
     return tmp_path
 
 
 def run(program: Path, folder: Path, argv: Sequence[object]) -> str:
+    """Run the installed program in ``folder``; return its output."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [str(program), *map(str, argv)],
@@ -83,11 +89,11 @@ def run(program: Path, folder: Path, argv: Sequence[object]) -> str:
         text=True,
         timeout=170,
     )
-    assert done.returncode in (0, 4), done.stdout + done.stderr  # 4: a busy machine held up the client
+    assert done.returncode in (0, 4), done.stdout + done.stderr  # 4: a busy machine delayed the client
     return done.stdout
 
 
-def test_the_source_distribution_holds_what_its_tests_and_pages_need(source: Path) -> None:
+def test_the_source_distribution_contains_all_files_that_tests_and_pages_need(source: Path) -> None:
     for name in ("README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "mkdocs.yml"):
         assert (source / name).is_file(), name
     for folder in ("bench", "docs", "examples", "tests/data", "results/reference", "datasets"):
@@ -98,7 +104,7 @@ def test_the_source_distribution_holds_what_its_tests_and_pages_need(source: Pat
         assert missing == []
 
 
-def test_the_wheel_holds_what_is_not_python(wheel: Path) -> None:
+def test_the_wheel_contains_all_modules_kernels_and_data_files(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {"fgbench/py.typed", "fgengine/py.typed", "fgbench/datasets/sharegpt-lengths.csv.gz"} <= names
@@ -112,12 +118,12 @@ def test_the_wheel_holds_what_is_not_python(wheel: Path) -> None:
     assert modules <= names
 
 
-def test_an_installed_program_says_its_version_and_policies(installed: Path, elsewhere: Path) -> None:
+def test_an_installed_program_prints_its_version_and_policies(installed: Path, elsewhere: Path) -> None:
     assert run(installed, elsewhere, ["--version"]).startswith("fgbench ")
     assert "sj-mlfq" in run(installed, elsewhere, ["policies"])
 
 
-def test_an_installed_program_simulates(installed: Path, elsewhere: Path) -> None:
+def test_an_installed_program_runs_a_simulation(installed: Path, elsewhere: Path) -> None:
     argv = ["simulate", "--profile", PROFILE, "--num-prompts", 20, "--results", "runs"]
     run(installed, elsewhere, argv)
     (info,) = elsewhere.glob("runs/*/run.json")
@@ -125,7 +131,7 @@ def test_an_installed_program_simulates(installed: Path, elsewhere: Path) -> Non
 
 
 @pytest.mark.timeout(200)
-def test_an_installed_program_shows_its_demo(installed: Path, elsewhere: Path, tiny_model: Path) -> None:
+def test_an_installed_program_runs_the_demo(installed: Path, elsewhere: Path, tiny_model: Path) -> None:
     argv = ["demo", "--quick", "--minutes", "0.01", "--model", tiny_model, "--use-dummy-weights"]
     out = run(installed, elsewhere, argv)
     assert "Side by side" in out

@@ -116,8 +116,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def most_prompts(self) -> float:
-        """Number of requests up to which prompts are made and the time of each token is saved."""
+    def max_prompts(self) -> float:
+        """Maximum requests of a run for which prompts are made and the time of each token is saved."""
         ...
 
     def prepare(self, report: Report) -> None:

@@ -34,7 +34,7 @@ class Server(ABC):
     url: str | None = None
     endpoint: str | None = "completions"
     simulated = False
-    most_prompts = math.inf
+    max_prompts = math.inf
     headers: Mapping[str, str] = MappingProxyType({})
     """Sent with every request."""
 

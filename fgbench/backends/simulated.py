@@ -41,7 +41,7 @@ class Simulated:
     url: str | None = None
     endpoint: str | None = None
     simulated = True
-    most_prompts = float(MAX_WITH_PROMPTS)
+    max_prompts = float(MAX_WITH_PROMPTS)
 
     def __init__(
         self, config: EngineConfig, profile: Profile, *, replicas: int = 1, router: str = "round-robin"
@@ -91,7 +91,7 @@ class Simulated:
 
     def serve(self, workload: Workload, load: Load, keep: Keep, display: Display) -> Outcome:
         """Simulate the load; pass the record of each ended request to ``keep``."""
-        keep_token_times = load.num_prompts <= self.most_prompts
+        keep_token_times = load.num_prompts <= self.max_prompts
         serving = self.replay(
             workload.requests,
             seed=load.seed,

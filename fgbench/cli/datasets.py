@@ -84,7 +84,7 @@ def pull_dataset(
     """
     from rich.console import Console
 
-    from fgbench.workload.pulled import BY_HAND, keep, kept_path, missing
+    from fgbench.workload.pulled import BY_HAND, keep, missing, saved_path
 
     console = Console()
     if name == "sharegpt":
@@ -102,7 +102,7 @@ def pull_dataset(
     if name not in BY_HAND:
         raise ValueError(f"there is nothing to pull for {name!r}: give sharegpt, {' or '.join(BY_HAND)}")
     if source is None:
-        if (here := kept_path(name)) is None:
+        if (here := saved_path(name)) is None:
             raise ValueError(missing(name))
         say(console, f"{name} is in {here}")
         return
@@ -112,7 +112,7 @@ def pull_dataset(
         records = keep(name, source)
     if records.tally.loss:
         say(console, records.tally.loss, "yellow")
-    say(console, f"{records.tally.whole:,} records of {name} are saved in {kept_path(name)}")
+    say(console, f"{records.tally.complete:,} records of {name} are saved in {saved_path(name)}")
 
 
 @app.command("show")
@@ -249,14 +249,14 @@ def _list_table() -> Table:
 
 
 def _state(name: str) -> str:
-    from fgbench.workload.pulled import BY_HAND, kept_path
+    from fgbench.workload.pulled import BY_HAND, saved_path
 
     if name == "sharegpt":
-        return "[green]yes[/]" if kept_path(name) else "can be pulled"
+        return "[green]yes[/]" if saved_path(name) else "can be pulled"
     if name in BY_HAND:
-        return "[green]yes[/]" if kept_path(name) else "by hand: pull --from"
+        return "[green]yes[/]" if saved_path(name) else "by hand: pull --from"
     if name == "mix":
-        return "[green]yes[/]" if kept_path("sharegpt") and kept_path("mmlu") else "its parts are missing"
+        return "[green]yes[/]" if saved_path("sharegpt") and saved_path("mmlu") else "its parts are missing"
     return "your own file" if name in ("lengths", "trace", "jsonl") else "[green]yes[/]"
 
 

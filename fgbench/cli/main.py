@@ -1,4 +1,4 @@
-"""The program ``fgbench``: loads a verb when it is called, and reports its errors.
+"""The program ``fgbench``: imports a verb when it is called, and prints its errors.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many request errors, 4 the client (not the server) was
 the limit, 130 interrupted. A verb raises ``typer.Exit`` to end with a code other than 0.
@@ -46,26 +46,26 @@ class Verbs(TyperGroup):
         return name, load_verb(name) if name in VERBS else command, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb; print a user's mistake as one sentence, without a traceback."""
+        """Run the verb. Print a user's mistake as one sentence, without a traceback."""
         end_on_signals()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError:
-            raise  # `fgbench compare | head`: typer ends it quietly
+            raise  # as in `fgbench compare | head`; typer ends the program without a message
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if missing not in EXTRA_OF:
                 raise
-            known = isinstance(error, MissingPackage)
-            raise typer.Exit(tell(error if known else MissingPackage(missing, "this verb"))) from error
+            named = isinstance(error, MissingPackage)
+            raise typer.Exit(print_error(error if named else MissingPackage(missing, "this verb"))) from error
         except (ValueError, OSError) as error:
-            raise typer.Exit(tell(error)) from error
+            raise typer.Exit(print_error(error)) from error
         except RuntimeError as error:
             if not is_policy_error(error):
                 raise
-            raise typer.Exit(tell(error)) from error
+            raise typer.Exit(print_error(error)) from error
 
 
 def load_verb(name: str) -> Any:
@@ -81,10 +81,10 @@ def load_verb(name: str) -> Any:
 
 
 def end_on_signals() -> None:
-    """Make SIGINT and SIGTERM end every verb as Ctrl-C does: its servers stop, the terminal is restored.
+    """Make SIGINT and SIGTERM end every verb like Ctrl-C: its servers stop, and the terminal is restored.
 
-    SIGINT must be set too: a job that a script starts in the background ignores SIGINT, and then Python
-    raises no KeyboardInterrupt. Only the main thread can set handlers; another thread changes nothing.
+    SIGINT is set too. A background job of a script ignores SIGINT, and then Python raises no
+    KeyboardInterrupt. Only the main thread can set handlers; in another thread this does nothing.
     """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -93,24 +93,25 @@ def end_on_signals() -> None:
 
 def is_policy_error(error: RuntimeError) -> bool:
     """Whether a scheduling policy, possibly the user's own, broke its contract in a simulation."""
-    # Look the class up in sys.modules: importing the engine is slow, and without it nothing raises the error.
+    # Find the class in sys.modules: importing the engine is slow, and only the engine raises this error.
     module = sys.modules.get("fgengine.scheduling.policy")
     return module is not None and isinstance(error, module.PolicyError)
 
 
-def tell(error: Exception) -> int:
+def print_error(error: Exception) -> int:
     """Print an error as one sentence, after its traceback if FGBENCH_DEBUG=1. Return the exit code."""
     if os.environ.get("FGBENCH_DEBUG") == "1":
         traceback.print_exception(error)
     sentence = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        sentence = f"{error.filename}: {error.strerror}"  # without the number
+        sentence = f"{error.filename}: {error.strerror}"  # without errno
     print(f"fgbench: {sentence}", file=sys.stderr)
     return WRONG_USAGE if isinstance(error, ValueError) else FAILED
 
 
-def show_version(wanted: bool) -> None:
-    if wanted:
+def show_version(requested: bool) -> None:
+    """Print the version and end, if ``--version`` was given."""
+    if requested:
         from importlib.metadata import version
 
         print(f"fgbench {version('fgbench')}")
@@ -155,7 +156,7 @@ def _program(
 
 
 def _listed() -> None:
-    """Stand in for a verb in ``--help`` until the verb is loaded."""
+    """Placeholder of a verb in ``--help`` until the verb is imported."""
 
 
 for _name, _help in VERBS.items():

@@ -58,7 +58,7 @@ def train_predictor(
 
     from fgbench import training
     from fgbench.workload.texts import read_records
-    from fgengine.scheduling.learned import Learned, kept_path
+    from fgengine.scheduling.learned import Learned, predictor_path
 
     console = Console()
     encoder = _encoder(model)
@@ -71,7 +71,7 @@ def train_predictor(
     chosen = [pair for record in records for pair in record]
     if len(records) < num:  # this verb evaluates nothing, so it may also train on the held-out part
         chosen += held_out
-    predictor = Learned(model, kept_path(model))
+    predictor = Learned(model, predictor_path(model))
     with _bars(console) as bar:
         examples = training.encode(chosen, encoder, bar("reading"))
         if not examples:
@@ -138,9 +138,9 @@ def show(model: Model = "smollm2-135m") -> None:
     """
     from rich.console import Console
 
-    from fgengine.scheduling.learned import Learned, kept_path
+    from fgengine.scheduling.learned import Learned, predictor_path
 
-    path = kept_path(model)
+    path = predictor_path(model)
     if not path.exists():
         raise ValueError(f"no predictor is saved for {model}: train one with 'fgbench predictor train'")
     predictor = Learned.load(path, model)

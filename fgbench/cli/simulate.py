@@ -111,7 +111,7 @@ def _replay(folder: Path, given_config: EngineConfig, as_json: bool, console: Co
     speed = StepSpeed.of(run.info, profile.cost)
     at_speed = []
     if speed is not None:
-        at_speed = rows(dataclasses.replace(profile, cost=profile.cost.slowed(speed.whole)))
+        at_speed = rows(dataclasses.replace(profile, cost=profile.cost.slowed(speed.total)))
     if as_json:
         print(json.dumps(fidelity_json(run, plain, speed, at_speed), indent=2, allow_nan=False))
         return
@@ -120,7 +120,7 @@ def _replay(folder: Path, given_config: EngineConfig, as_json: bool, console: Co
     if speed is not None:
         say(
             console,
-            f"The server's steps took {speed.whole:.3f} times as long as the profile predicts "
+            f"The server's steps took {speed.total:.3f} times as long as the profile predicts "
             f"({speed.model:.3f} times for the model alone; the rest is the server's loop). Near capacity, "
             "slightly slower steps cause much longer waits. The next table uses the server's speed:",
         )

@@ -147,7 +147,7 @@ class Series:
         return self._values[-1] if self._values else None
 
     @property
-    def most(self) -> float | None:
+    def maximum(self) -> float | None:
         """The largest stored value; None if there is none."""
         return max((value for value in self._values if value is not None), default=None)
 

@@ -59,7 +59,7 @@ class LoadView:
 
     def _trends(self, width: int) -> list[Text]:
         def value(now: float | None, series: Series) -> str:
-            return f"{number(now)} (max {number(series.most)})"
+            return f"{number(now)} (max {number(series.maximum)})"
 
         in_flight, tokens = self.in_flight, self.tokens
         return [

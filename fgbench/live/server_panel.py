@@ -118,7 +118,7 @@ def trends(meter: Meter, width: int) -> list[tuple[int, list[Text]]]:
     shown: list[tuple[int, list[Text]]] = []
 
     def row(rank: int, name: str, label: str, value: str) -> None:
-        if history[name].most is not None or (rates is not None and getattr(rates, name) is not None):
+        if history[name].maximum is not None or (rates is not None and getattr(rates, name) is not None):
             shown.append((rank, [trend(label, value, history[name], width)]))
 
     def per_second(name: str) -> str:

@@ -47,7 +47,7 @@ class StepSpeed:
 
     model: float
     """Only the model's computation."""
-    whole: float
+    total: float
     """Including scheduling and the time between steps."""
 
     @classmethod
@@ -137,7 +137,7 @@ def fidelity_json(
         "run": str(run.path),
         "complete": run.complete,
         "figures": _figures(rows),
-        "steps_took": None if speed is None else {"model": speed.model, "whole": speed.whole},
+        "steps_took": None if speed is None else {"model": speed.model, "whole": speed.total},
         "figures_at_that_speed": _figures(at_speed),
     }
 

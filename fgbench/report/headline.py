@@ -1,4 +1,4 @@
-"""The lines that a comparison begins with: who is faster under the highest load, and by how much. Pure."""
+"""The first lines of a comparison: which backend is faster under the highest load, and by how much. Pure."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from fgbench.report.quantities import LATENCIES, Quantity
 from fgengine.units import times
 
 SHOWN = ("normalized_latency", "ttft")
-"""The latencies whose means the lines give."""
+"""Metrics whose means are shown."""
 MAX_BACKENDS = 5
+"""Maximum number of backends that are shown."""
 MAX_LINES = 10
+"""Maximum number of lines."""
 
 
 def headline(comparison: Comparison, objectives: Sequence[Objective]) -> list[str]:
-    """At most ``MAX_LINES`` lines of text: the workload, a line a backend, and the load that each one takes.
+    """Return the headline of a comparison, at most ``MAX_LINES`` lines.
 
-    Backends are listed from the best to the worst. ``x`` is the ratio to the baseline.
+    It has the workload, one line per backend (the fastest first), and the load up to which each backend meets
+    the first SLO. A factor such as ``0.50x`` is the ratio to the baseline.
     """
     lines = [title(comparison)]
     level = comparison.levels[-1]
@@ -59,7 +62,7 @@ def _cell(comparison: Comparison, point: ComparisonPoint, quantity: Quantity) ->
 
 
 def _limits(comparison: Comparison, objective: Objective) -> str:
-    """The load up to which each backend meets an SLO."""
+    """Return a line with the load up to which each backend meets the SLO."""
     reached = []
     for label in comparison.labels[:MAX_BACKENDS]:
         limit = objective.rate(label)

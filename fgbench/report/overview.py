@@ -187,8 +187,8 @@ def _shortest(name: str, names: Sequence[str]) -> str:
 def _of_planned(run: Overview) -> str:
     """Return ``37/100``, or ``100`` if all requests ended, or all that the duration allowed."""
     ended = run.summary.requests + run.summary.trimmed
-    whole = ended == run.planned or (run.status == "complete" and run.info.get("duration_limit_s"))
-    return number(ended, 6) if whole else f"{number(ended, 6)}/{number(run.planned, 6)}"
+    complete = ended == run.planned or (run.status == "complete" and run.info.get("duration_limit_s"))
+    return number(ended, 6) if complete else f"{number(ended, 6)}/{number(run.planned, 6)}"
 
 
 def answer_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

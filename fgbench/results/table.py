@@ -1,6 +1,6 @@
 """requests.parquet: one row per request of a run, as an Arrow table.
 
-A run writes one when it ends. ``pack`` writes a smaller one, for runs that are published or archived.
+A run writes one when it ends. ``pack_table`` writes a smaller one, for runs that are published or archived.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROWS_PER_BATCH = 16_384
-"""Converted to columns at a time: a million requests as rows and as columns at once would take gigabytes."""
+"""Rows converted to columns at a time. A million requests as rows and as columns would take gigabytes."""
 DIGITS = 6
-"""Of ``token_times`` in a packed file, after the decimal point: the client measures microseconds."""
+"""Decimal digits of ``token_times`` in a packed file: the client measures microseconds."""
 
 
 def record_schema() -> pa.Schema:
@@ -61,7 +61,7 @@ def record_batches(records: Sequence[RequestRecord]) -> Iterator[pa.RecordBatch]
 
 
 def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
-    """Write requests.parquet."""
+    """Write the records to requests.parquet."""
     import pyarrow.parquet as pq
 
     with (
@@ -73,11 +73,12 @@ def write_table(path: Path, records: Sequence[RequestRecord]) -> None:
 
 
 def pack_table(path: Path, records: Sequence[RequestRecord]) -> None:
-    """Write a small requests.parquet: of a real run about a quarter of requests.jsonl, with the same values.
+    """Write a smaller requests.parquet with the same values.
 
-    Nearly all of a run's bytes are ``token_times``. If they are whole microseconds, as the client's are, they
-    become decimals with six digits, which Parquet stores as differences of whole numbers. Times of a
-    simulation are finer, and stay floats.
+    For a real run, it has about a quarter of the bytes of requests.jsonl. Nearly all bytes of a run are
+    ``token_times``. If they are integer microseconds, as the client's are, they become decimals with six
+    digits, which Parquet stores as differences of integers. The times of a simulation are finer and remain
+    floats.
     """
     import numpy as np
     import pyarrow as pa
@@ -103,7 +104,7 @@ def pack_table(path: Path, records: Sequence[RequestRecord]) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a requests.parquet, packed or not, with the columns of ``record_schema`` that it has.
+    """Read requests.parquet, packed or not. Columns of ``record_schema`` that the file lacks are left out.
 
     Raises:
         ValueError: the file is damaged.
@@ -119,13 +120,13 @@ def read_table(path: Path) -> pa.Table:
     if not is_packed(requests.schema):
         return requests
     times = requests["token_times"].combine_chunks()
-    moments = _in_microseconds(times.values.cast(pa.float64()))  # a cast alone is off by a rounding error
+    moments = _in_microseconds(times.values.cast(pa.float64()))  # a cast alone leaves a rounding error
     times = pa.ListArray.from_arrays(times.offsets, pa.array(moments))
     return requests.set_column(requests.schema.get_field_index("token_times"), "token_times", times)
 
 
 def _in_microseconds(seconds: pa.Array) -> NDArray[Any]:
-    """The same seconds, each the float nearest to a whole number of microseconds."""
+    """Return the seconds rounded to microseconds, each as the nearest float."""
     import numpy as np
 
     return np.asarray(np.rint(seconds.to_numpy() * 10**DIGITS) / 10**DIGITS)
@@ -135,11 +136,12 @@ def is_packed(schema: pa.Schema) -> bool:
     """Whether ``pack_table`` wrote a file of this schema."""
     import pyarrow as pa
 
-    place = schema.get_field_index("token_times")
-    return place >= 0 and bool(pa.types.is_decimal(schema.field(place).type.value_type))
+    index = schema.get_field_index("token_times")
+    return index >= 0 and bool(pa.types.is_decimal(schema.field(index).type.value_type))
 
 
 def damaged(path: Path, error: Exception) -> ValueError:
+    """Return the error for a damaged file: ``error`` is what the reader raised."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(
         f"{path} is damaged: {reason} Remove it to read the requests from requests.jsonl instead."
@@ -150,7 +152,7 @@ def records_of(requests: pa.Table) -> list[RequestRecord]:
     """Convert the rows of a table to records."""
     columns = {name: requests[name].to_pylist() for name in requests.column_names if name != "token_times"}
     columns["server"] = [None if server is None else dict(server) for server in columns["server"]]
-    times = requests["token_times"].combine_chunks()  # ten times faster than to_pylist() of each list
+    times = requests["token_times"].combine_chunks()  # ten times as fast as to_pylist() of each list
     moments = times.values.to_numpy().tolist() if len(times) else []
     ends = times.offsets.to_pylist() if len(times) else [0]
     columns["token_times"] = [tuple(moments[first:end]) for first, end in pairwise(ends)]

@@ -52,14 +52,14 @@ class Between:
 
 @dataclass(frozen=True, slots=True)
 class Lognormal:
-    """Lognormal distribution with the given median, cut to at most ``most`` tokens.
+    """Lognormal distribution with the given median, cut to at most ``max_length`` tokens.
 
     ``sigma`` is the standard deviation of the logarithm.
     """
 
     median: float
     sigma: float
-    most: int = MAX_LENGTH
+    max_length: int = MAX_LENGTH
 
     def __post_init__(self) -> None:
         if not 1 <= self.median <= MAX_LENGTH:
@@ -70,24 +70,24 @@ class Lognormal:
             raise ValueError(
                 f"sigma of lognormal lengths must be above 0 and at most {MAX_SIGMA:g}, not {self.sigma:g}"
             )
-        _check_longest(self.most)
+        _check_longest(self.max_length)
 
     @property
     def name(self) -> str:
-        longest = "" if self.most == MAX_LENGTH else f".{self.most}"
+        longest = "" if self.max_length == MAX_LENGTH else f".{self.max_length}"
         return f"lognormal.{self.median:g}.{self.sigma:g}{longest}"
 
     def draw(self, rng: Generator) -> int:
         length = self.median * math.exp(self.sigma * rng.standard_normal())
-        return max(1, min(self.most, round(length)))
+        return max(1, min(self.max_length, round(length)))
 
 
 @dataclass(frozen=True, slots=True)
 class Zipf:
-    """Zipf distribution: length k, 1 to ``most``, has a probability proportional to ``k ** -exponent``."""
+    """Zipf distribution of lengths k from 1 to ``max_length``: P(k) is proportional to ``k ** -exponent``."""
 
     exponent: float
-    most: int
+    max_length: int
     _cumulative: Any = field(init=False, repr=False, compare=False, default=None)
     """Element k - 1: the probability of a length up to k."""
 
@@ -99,16 +99,16 @@ class Zipf:
             raise ValueError(
                 f"the exponent of zipf must be above {low:g} and at most {high:g}, not {self.exponent:g}"
             )
-        _check_longest(self.most)
-        weights = np.arange(1, self.most + 1, dtype=float) ** -self.exponent
+        _check_longest(self.max_length)
+        weights = np.arange(1, self.max_length + 1, dtype=float) ** -self.exponent
         object.__setattr__(self, "_cumulative", weights.cumsum() / weights.sum())
 
     @property
     def name(self) -> str:
-        return f"zipf.{self.exponent:g}.{self.most}"
+        return f"zipf.{self.exponent:g}.{self.max_length}"
 
     def draw(self, rng: Generator) -> int:
-        return min(self.most, 1 + int(self._cumulative.searchsorted(rng.random(), side="right")))
+        return min(self.max_length, 1 + int(self._cumulative.searchsorted(rng.random(), side="right")))
 
 
 def parse_lengths(text: str) -> LengthDistribution:

@@ -31,7 +31,7 @@ BY_HAND: dict[str, tuple[Parse, str]] = {
 """Name -> parser of its records, and instructions for the download."""
 
 
-def kept_path(name: str) -> Path | None:
+def saved_path(name: str) -> Path | None:
     """Return the saved file of the dataset; None if there is none."""
     folder = _folder(name)
     return next(iter(sorted(folder.iterdir())), None) if folder.is_dir() else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from fgbench.workload.datasets import Dataset, Fits, Lengths, Mix, Synthetic, Texts, any_length, token_counter
 from fgbench.workload.lengths import LengthDistribution, parse_lengths
-from fgbench.workload.pulled import kept_path, missing
+from fgbench.workload.pulled import missing, saved_path
 from fgbench.workload.records import ReadReport, csv_rows, json_records, looks_like_json
 from fgbench.workload.texts import (
     PROMPT_COUNTS,
@@ -258,7 +258,7 @@ def _usual_path(name: str, report: Report) -> Path:
 
         report("downloading ShareGPT, if it is not in the cache")
         return pull_sharegpt(report)
-    path = kept_path(name)
+    path = saved_path(name)
     if path is None:
         raise ValueError(missing(name))
     return path
@@ -286,7 +286,7 @@ def read_lengths(path: Path, name: str, report: Callable[[str], None] = lambda l
         if pair is None:
             tally.broken += 1
             continue
-        tally.whole += 1
+        tally.complete += 1
         pairs.append(pair)
         if len(pairs) == MAX_ROWS:
             break

@@ -30,7 +30,7 @@ class ReadReport:
     """The counts of a file's records. They are final when all records have been read."""
 
     path: Path
-    whole: int = 0
+    complete: int = 0
     """Number of complete records in the right format."""
     broken: int = 0
     """Number of records left out because they are damaged, cut off or have another format."""
@@ -50,7 +50,7 @@ class ReadReport:
             parts.append(f"the part after character {self.damaged_at:,} could not be read")
         if self.cut_off:
             parts.append("the compressed file is damaged or cut off")
-        return f"{self.path.name}: {self.whole:,} complete records; {', '.join(parts)}" if parts else None
+        return f"{self.path.name}: {self.complete:,} complete records; {', '.join(parts)}" if parts else None
 
 
 def json_records(tally: ReadReport) -> Iterator[Any]:

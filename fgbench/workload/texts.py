@@ -72,12 +72,12 @@ class TextRecords:
                 wrong = wrong or error
                 tally.broken += 1
                 continue
-            tally.whole += 1
+            tally.complete += 1
             self.unpaired += not pairs
             yield from pairs
-            if tally.whole == MAX_RECORDS:
+            if tally.complete == MAX_RECORDS:
                 return
-        if wrong is not None and not tally.whole:
+        if wrong is not None and not tally.complete:
             raise ValueError(f"{self.path}: {wrong}")
 
 

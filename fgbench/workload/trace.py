@@ -100,7 +100,7 @@ def read_trace(path: Path, limit: int | None = None) -> Trace:
         except (ValueError, TypeError, LookupError, OverflowError):
             tally.broken += 1
             continue
-        tally.whole += 1
+        tally.complete += 1
         if min(entry[1:]) < 1:
             tokenless += 1
             continue

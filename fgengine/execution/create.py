@@ -68,7 +68,7 @@ def create_runner(
         with closing(runner(1, 0)) as trial:
             measured = memory.measure(trial, config, gpu, graphs=not config.eager)
         parts, blocks = measured.parts, sizing.device_blocks_on_gpu(config, per_block, measured)
-        on_host = sizing.host_blocks_beside_gpu(config, blocks, per_block, host_memory().free)
+        on_host = sizing.gpu_host_blocks(config, blocks, per_block, host_memory().free)
         pools = sizing.Pools(blocks, on_host)
     else:
         pack_linears(model)

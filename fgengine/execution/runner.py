@@ -109,7 +109,7 @@ class TorchRunner:
         )
 
     @property
-    def most_decodes(self) -> int:
+    def max_decodes(self) -> int:
         """Maximum number of decodes in a batch that still run as a graph; unlimited without graphs."""
         return self.graphs.max_requests if self.graphs is not None else 2**31
 
@@ -196,7 +196,7 @@ class TorchRunner:
         return logits
 
     @property
-    def most_blocks(self) -> int:
+    def max_blocks(self) -> int:
         """Maximum blocks of ``larger_pool``: as free memory allows on a CPU; the own pool's size on a GPU."""
         if self.device.type != "cpu":
             return self.num_device_blocks

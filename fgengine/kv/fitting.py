@@ -23,7 +23,7 @@ CPU_OVERHEAD_BYTES = 128 * 1024**2
 SAMPLING_BYTES = 32
 """Bytes for each logit of a step during sampling: float64 copies, sort indices, cumulative sums."""
 
-BY_HAND_BLOCKS, BY_HAND_SWAP = "device blocks", "swap space"
+CONFIGURED_BLOCKS, CONFIGURED_SWAP = "device blocks", "swap space"
 """Names of the parts whose size is set by an option."""
 
 
@@ -77,14 +77,14 @@ class Need:
     """Bytes of a GPU's host pool if its size is set by an option."""
 
     @property
-    def most(self) -> Mapping[str, int]:
+    def peak(self) -> Mapping[str, int]:
         """The parts of the peak: ``parts`` or ``loading``, whichever is larger in total."""
         return max(self.parts, self.loading, key=lambda parts: sum(parts.values()))
 
     @property
     def total(self) -> int:
         """Peak bytes."""
-        return sum(self.most.values())
+        return sum(self.peak.values())
 
     def fits(self, machine: Machine) -> bool:
         """Whether the machine has enough free memory."""
@@ -100,7 +100,7 @@ def need_of(model: Candidate, config: EngineConfig, machine: Machine) -> Need:
     per_block = block_bytes(shape, config.block_size, element_bytes)
     longest = min(config.max_model_len or shape.max_position, TYPICAL_REQUEST_TOKENS)
     blocks = config.num_device_blocks or -(-longest // config.block_size)
-    pool_name = BY_HAND_BLOCKS if config.num_device_blocks else f"KV of a request of {longest} tokens"
+    pool_name = CONFIGURED_BLOCKS if config.num_device_blocks else f"KV of a request of {longest} tokens"
     pool = {pool_name: (blocks + DUMMY_BLOCKS) * per_block}
     swap_space = config.swap_space_bytes or 0
     if machine.gpu is not None:
@@ -110,7 +110,7 @@ def need_of(model: Candidate, config: EngineConfig, machine: Machine) -> Need:
         "weights": weights,
         "a step": step_bytes(config, shape, element_bytes) + CPU_OVERHEAD_BYTES,
         **pool,
-        **({BY_HAND_SWAP: swap_space} if swap_space else {}),
+        **({CONFIGURED_SWAP: swap_space} if swap_space else {}),
     }
     # While a layer's weight is reordered, memory holds it twice.
     reordering = _largest_linear(shape) * element_bytes + CPU_OVERHEAD_BYTES
@@ -179,7 +179,7 @@ def shortage(
         remedies.append("lower max_tokens_per_batch or max_batch_size")
     remedies.append(_largest(others, default_pools, machine))
     return (
-        f"{model.name} does not fit {machine.place}: it needs {size(need.total)} ({listed(need.most)}), and "
+        f"{model.name} does not fit {machine.place}: it needs {size(need.total)} ({listed(need.peak)}), and "
         f"{size(memory.free)} of {whose} {size(memory.total)} are free; {', or '.join(remedies)}"
     )
 
@@ -201,8 +201,8 @@ def _pools_too_large(model: Candidate, config: EngineConfig, machine: Machine, n
             f"swap_space {size(need.pinned)} is more than the {size(machine.host.free)} of memory that are "
             "free: lower it"
         )
-    blocks, swap = need.parts.get(BY_HAND_BLOCKS, 0), need.parts.get(BY_HAND_SWAP, 0)
-    fixed = {n: part for n, part in need.parts.items() if n not in (BY_HAND_BLOCKS, BY_HAND_SWAP)}
+    blocks, swap = need.parts.get(CONFIGURED_BLOCKS, 0), need.parts.get(CONFIGURED_SWAP, 0)
+    fixed = {n: part for n, part in need.parts.items() if n not in (CONFIGURED_BLOCKS, CONFIGURED_SWAP)}
     left = machine.memory.free - sum(fixed.values())
     causes = [f"num_device_blocks {config.num_device_blocks:,} takes {size(blocks)}"] if blocks else []
     causes += [f"swap_space takes {size(swap)}"] if swap else []

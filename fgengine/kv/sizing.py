@@ -157,9 +157,7 @@ def device_blocks_on_gpu(config: EngineConfig, bytes_per_block: int, gpu: GpuMem
     )
 
 
-def host_blocks_beside_gpu(
-    config: EngineConfig, device_blocks: int, bytes_per_block: int, available: int
-) -> int:
+def gpu_host_blocks(config: EngineConfig, device_blocks: int, bytes_per_block: int, available: int) -> int:
     """Return the blocks of a GPU's host pool.
 
     It is ``swap_space`` if set, else the default within ``PINNED_SHARE`` of the system's ``available`` bytes.

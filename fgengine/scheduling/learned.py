@@ -247,7 +247,7 @@ class Learned:
         return csr_matrix((values, places, ends.astype(np.int32)), shape=(len(found), 1 << BITS))
 
 
-def kept_path(model: str) -> Path:
+def predictor_path(model: str) -> Path:
     """Return the file in which the predictor of ``model`` is stored."""
     slug = re.sub(r"[^a-z0-9.]+", "-", Path(model).name.lower()).strip("-")
     return cache_folder() / "predictors" / f"{slug}.npz"
@@ -261,7 +261,7 @@ def open_predictor(model: str, *, keep: bool = True) -> Learned:
 
     Raises ValueError if the file is damaged.
     """
-    path = kept_path(model)
+    path = predictor_path(model)
     predictor = Learned.load(path, model) if path.exists() else Learned(model, path)
     if not keep:
         predictor.path = None

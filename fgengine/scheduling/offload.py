@@ -43,7 +43,7 @@ class ArrivalReserve:
         return min(self._sum, self._cap)
 
 
-def swap_is_sooner(cost: CostModel, kv_bytes: int, num_tokens: int) -> bool:
+def offload_is_faster(cost: CostModel, kv_bytes: int, num_tokens: int) -> bool:
     """Whether offload and upload take no more time than recomputing ``num_tokens`` tokens.
 
     Args:

@@ -25,7 +25,7 @@ from fgengine.scheduling.policy import Policy, Priority
 from fgengine.scheduling.step_builder import Counters
 from fgengine.scheduling.work_in_progress import WorkInProgress
 
-TOKENS_PER_THROWN = 25
+TOKENS_PER_DISCARDED = 25
 """Computed tokens that pay for one discarded token: at most 4% of the work may be discarded."""
 HOST_NEARLY_FULL = 0.2
 """Pressure begins if at most this share of the host pool is available and the device pool is full."""
@@ -43,7 +43,7 @@ is ever evicted, because then no work can be lost."""
 class RecomputeBudget:
     """A debt of tokens that limits how much computed KV is discarded.
 
-    Each discarded token adds ``TOKENS_PER_THROWN`` tokens of debt; each computed token pays one.
+    Each discarded token adds ``TOKENS_PER_DISCARDED`` tokens of debt; each computed token pays one.
 
     Output lengths are unknown, so a request that fits now may later force the eviction of another one. This
     is usually worth it because it fills the batch, but only without debt. In debt, a request starts only if
@@ -63,9 +63,9 @@ class RecomputeBudget:
         """Pay for ``tokens`` computed tokens."""
         self._unpaid = max(0, self._unpaid - tokens)
 
-    def thrown_away(self, tokens: int) -> None:
+    def discarded(self, tokens: int) -> None:
         """Add the debt of ``tokens`` discarded tokens."""
-        self._unpaid += TOKENS_PER_THROWN * tokens
+        self._unpaid += TOKENS_PER_DISCARDED * tokens
 
     def steps_in_debt(self, tokens: int) -> int:
         """Return the number of steps of ``tokens`` tokens each until the debt is paid."""

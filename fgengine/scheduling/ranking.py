@@ -15,13 +15,13 @@ class Ranking:
     """A set of requests that yields its last or its first members without looking at the others.
 
     A request's priority may change while it is in the set. Call ``touch`` if it may have become larger. A
-    priority that has become smaller is detected when the request is reached. ``last_first`` is exact if every
+    priority that has become smaller is detected when the request is reached. ``descending`` is exact if every
     request whose priority became larger was touched. A change costs O(log n), at the next iteration.
 
         ranking = Ranking(policy.priority)
         ranking.add(request)
         ranking.touch([request])        # after a step
-        victim = next(ranking.last_first())
+        victim = next(ranking.descending())
     """
 
     def __init__(self, priority: Callable[[Request], Priority]) -> None:
@@ -63,7 +63,7 @@ class Ranking:
         self._entries = {entry[2].id: entry for entry in entries}
         self._sorted = SortedList(entries)
 
-    def last_first(self) -> Iterator[tuple[Priority, Request]]:
+    def descending(self) -> Iterator[tuple[Priority, Request]]:
         """Yield the members with their priorities, the largest first.
 
         Any change ends the iterator's validity.
@@ -84,7 +84,7 @@ class Ranking:
                 index -= 1
                 yield current, entry[2]
 
-    def first_first(self) -> Iterator[Request]:
+    def ascending(self) -> Iterator[Request]:
         """Yield the members in ascending order of their last known priorities.
 
         Any change ends the iterator's validity.

@@ -12,7 +12,7 @@ from fgengine.kv.manager import KVManager
 from fgengine.kv.transfer import Direction
 from fgengine.plan import StepPlan
 from fgengine.request import Request
-from fgengine.scheduling.offload import ArrivalReserve, swap_is_sooner
+from fgengine.scheduling.offload import ArrivalReserve, offload_is_faster
 from fgengine.scheduling.policy import Policy, Priority
 from fgengine.scheduling.pressure import Pressure, Watched
 from fgengine.scheduling.ranking import Ranking
@@ -70,7 +70,7 @@ class KVResidency:
         self.reserve = ArrivalReserve(kv.device.num_blocks) if offloading == "proactive" else None
 
     @property
-    def booked(self) -> bool:
+    def reserves_max_len(self) -> bool:
         """Whether each admitted request holds blocks for its maximum length; nothing is evicted then."""
         return self._offloading == "none"
 
@@ -135,7 +135,7 @@ class KVResidency:
         Args:
             evict: whether other requests may be evicted for it.
         """
-        to_hold = request.max_len - 1 if self.booked else reached
+        to_hold = request.max_len - 1 if self.reserves_max_len else reached
         need = self._kv.missing(request.id, to_hold)
         started = self.pressure.has_started(request)
         if not started and not self.pressure.may_start(request):
@@ -198,7 +198,7 @@ class KVResidency:
 
     def in_order(self, limit: int) -> list[Request]:
         """Return the first ``limit`` requests on the device, those that run sooner in front."""
-        return list(islice(self._ranking.first_first(), limit))
+        return list(islice(self._ranking.ascending(), limit))
 
     # -- finding blocks --------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class KVResidency:
 
         Returns False, without evicting any request, if there are not enough blocks.
         """
-        if self.booked:
+        if self.reserves_max_len:
             return False
         may_drop = self._may_drop(request, builder)
         if self._offloads and not may_drop and not self._link_is_free("offload", 1):
@@ -239,7 +239,7 @@ class KVResidency:
             if need <= 0 or skipped > 2 * self._max_batch_size:
                 break
             blocks = self._kv.blocks_for(victim.num_computed)
-            recompute = self._recompute_is_sooner(victim) and not self.pressure.active
+            recompute = self._recompute_is_faster(victim) and not self.pressure.active
             if self._offloads and blocks <= host and not recompute:
                 host -= blocks
                 offloaded.append(victim)
@@ -298,9 +298,9 @@ class KVResidency:
         Under proactive offloading: only the last ones of the order, longest expected wait (ENST) first.
         """
         if self.reserve is None:
-            return self._ranking.last_first()
+            return self._ranking.descending()
         if builder.leaving is None:
-            last = islice(self._ranking.last_first(), max(MIN_CHOICE, self._max_batch_size))
+            last = islice(self._ranking.descending(), max(MIN_CHOICE, self._max_batch_size))
             waits = [(self._policy.expected_wait(r, builder.now), priority, r) for priority, r in last]
             waits.sort(key=lambda entry: entry[:2], reverse=True)
             builder.leaving = [(priority, request) for _, priority, request in waits]
@@ -323,17 +323,17 @@ class KVResidency:
         offloads = self._offloads and self._kv.host.num_blocks > 0
         if self._offloading == "auto" and self._cost is not None:
             typical = 2 * self._kv.blocks_for(TYPICAL_CONTEXT) * self._block_bytes
-            offloads = offloads and swap_is_sooner(self._cost, typical, TYPICAL_CONTEXT)
+            offloads = offloads and offload_is_faster(self._cost, typical, TYPICAL_CONTEXT)
         return "both" if offloads else "device"
 
-    def _recompute_is_sooner(self, victim: Request) -> bool:
+    def _recompute_is_faster(self, victim: Request) -> bool:
         """Whether recomputing the victim's KV is faster than copying it; always False except in ``auto``."""
         if self._offloading != "auto" or self._cost is None:
             return False
         offloaded = self._kv.unsaved_blocks(victim.id, victim.num_computed)
         uploaded = self._kv.blocks_for(victim.num_computed)
         kv_bytes = (offloaded + uploaded) * self._block_bytes
-        return not swap_is_sooner(self._cost, kv_bytes, victim.num_computed)
+        return not offload_is_faster(self._cost, kv_bytes, victim.num_computed)
 
     def _link_is_free(self, direction: Direction, blocks: int) -> bool:
         """Whether ``blocks`` more blocks may be copied now. An idle link accepts a copy of any size."""
@@ -365,7 +365,7 @@ class KVResidency:
         self.pressure.ended(victim.id)
         self.pressure.work.ended(victim)
         self._counters.recomputed_tokens += victim.num_computed
-        self.pressure.budget.thrown_away(victim.num_computed)
+        self.pressure.budget.discarded(victim.num_computed)
         victim.num_computed = 0
         builder.moved = True
 

@@ -438,7 +438,9 @@ class Scheduler:
 
     def _runs_in_place(self, request: Request) -> bool:
         """Whether the request can run without admission: it decodes, or its blocks are reserved."""
-        return request.id in self.kv.on_device and (request.num_pending == 1 or self.residency.booked)
+        return request.id in self.kv.on_device and (
+            request.num_pending == 1 or self.residency.reserves_max_len
+        )
 
     def _try(self, request: Request, builder: StepBuilder, *, evict: bool = True) -> bool:
         """Put the request into the batch, or start the copy it waits for.

@@ -161,8 +161,8 @@ class EngineClient:
         if self.state != "ready":
             raise EngineError(f"the engine is {self.state}: {self.message}")
 
-    def check_room(self) -> None:
-        """Check before reading a request whether the engine would refuse it.
+    def check_accepting(self) -> None:
+        """Raise an error if the engine would refuse a request; called before the request is read.
 
         The check uses the state after the engine's last step. The engine checks again when it gets the
         request.

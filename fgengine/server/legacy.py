@@ -23,7 +23,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     ``usage`` and ``fgengine``, which old clients ignore.
     """
     service = request.app[SERVICE]
-    service.engine.check_room()
+    service.engine.check_accepting()
     body, arrival = await read_posted(request, GenerateBody)
     posted = body.one_prompt()
     prompt = await prompt_ids(posted, service.codec)

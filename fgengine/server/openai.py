@@ -85,7 +85,7 @@ class ChatForm:
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
     service = request.app[SERVICE]
-    service.engine.check_room()
+    service.engine.check_accepting()
     body, arrival = await read_posted(request, CompletionBody)
     logprobs = body.wants_logprobs()
     prompt = await prompt_ids(body.one_prompt(), service.codec)
@@ -95,7 +95,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
     service = request.app[SERVICE]
-    service.engine.check_room()
+    service.engine.check_accepting()
     body, arrival = await read_posted(request, ChatBody)
     if body.max_completion_tokens is not None:
         body.max_tokens = body.max_completion_tokens

@@ -1,4 +1,4 @@
-"""bench/gpu.py on a CPU with tiny models. What it measures there means nothing, but it runs as on a GPU."""
+"""bench/gpu.py on a CPU with tiny models. The figures mean nothing, but the script runs as on a GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS = {"opt-tiny", "llama-tiny"}
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
-    """The JSON, and what was printed: of the script as a user calls it."""
+    """Return the JSON and the printed text of the script, run as a user runs it."""
     out = tmp_path_factory.mktemp("gpu") / "it.json"
     done = subprocess.run(
         [sys.executable, "bench/gpu.py", "--device", "cpu", "--out", out],
@@ -52,7 +52,7 @@ def test_every_section_has_rows_of_every_model(measured: tuple[dict[str, Any], s
         assert f"opt-tiny: {section}" in printed
 
 
-def test_steps_stand_beside_their_floors(measured: tuple[dict[str, Any], str]) -> None:
+def test_steps_are_compared_with_their_floors(measured: tuple[dict[str, Any], str]) -> None:
     rows = measured[0]["sections"]["steps"]
     assert {row["step"] for row in rows} == {"decode", "prefill"}
     for row in rows:
@@ -66,17 +66,17 @@ def test_steps_stand_beside_their_floors(measured: tuple[dict[str, Any], str]) -
     }
 
 
-def test_swapping_is_timed_each_way_and_both(measured: tuple[dict[str, Any], str]) -> None:
+def test_copies_are_timed_in_each_direction_and_in_both(measured: tuple[dict[str, Any], str]) -> None:
     rows = [row for row in measured[0]["sections"]["swapping"] if row["model"] == "opt-tiny"]
     assert [row["what"] for row in rows[:3]] == ["offload", "upload", "offload and upload"]
     assert all(row["bytes_per_second"] > 0.0 for row in rows[:3])
-    alone, beside = rows[3:]
-    assert beside["slowdown"] == pytest.approx(beside["seconds"] / alone["seconds"] - 1.0)
-    assert beside["bytes_per_second"] > 0.0
-    assert len(alone["samples"]) == len(beside["samples"]) == 6
+    alone, with_copies = rows[3:]
+    assert with_copies["slowdown"] == pytest.approx(with_copies["seconds"] / alone["seconds"] - 1.0)
+    assert with_copies["bytes_per_second"] > 0.0
+    assert len(alone["samples"]) == len(with_copies["samples"]) == 6
 
 
-def test_the_loop_is_timed_as_the_server_runs(measured: tuple[dict[str, Any], str]) -> None:
+def test_the_loop_is_timed_with_the_settings_of_the_server(measured: tuple[dict[str, Any], str]) -> None:
     for row in measured[0]["sections"]["loop"]:
         assert row["overlap"] is False
         assert row["step_seconds"] > 0.0
@@ -88,20 +88,21 @@ def test_targets_are_listed_and_not_judged_on_a_cpu(measured: tuple[dict[str, An
     targets = measured[0]["targets"]
     assert len(targets) == 8  # of two models: a decode, a prefill, the slowdown, the loop
     assert all(target["met"] is None and target["value"] > 0.0 for target in targets)
-    assert measured[1].count("not judged here") == 8
+    assert measured[1].count("not judged on a CPU") == 8
 
 
 def run(out: Path, *argv: str) -> tuple[int, dict[str, Any]]:
+    """Run the script on the CPU; return its exit code and the JSON in ``out``."""
     code = gpu.main(["--device", "cpu", "--out", str(out), *argv])
     return code, json.loads(out.read_text())
 
 
 @pytest.mark.slow
-def test_what_fails_is_recorded_and_the_rest_goes_on(
+def test_a_failed_section_is_recorded_and_the_next_one_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(runner: object, model: str, scale: object, report: gpu.Report) -> None:
-        report.row("swapping", model=model, what="half of it")
+        report.row("swapping", model=model, what="first half")
         raise RuntimeError("no copies today")
 
     monkeypatch.setitem(gpu.SECTIONS, "swapping", fail)
@@ -111,14 +112,14 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(
     missing, swapping = data["failures"]
     assert (missing["model"], missing["section"]) == ("no-such-model", "loading")
     assert swapping == {"model": "opt-tiny", "section": "swapping", "error": "RuntimeError: no copies today"}
-    assert data["sections"]["swapping"] == [{"model": "opt-tiny", "what": "half of it"}]
+    assert data["sections"]["swapping"] == [{"model": "opt-tiny", "what": "first half"}]
     assert data["sections"]["loop"][0]["step_seconds"] > 0.0
     printed = capsys.readouterr().out
-    assert "half of it" in printed
+    assert "first half" in printed
     assert "no copies today" in printed
 
 
-def test_what_was_measured_before_ctrl_c_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_measured_before_ctrl_c_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -129,14 +130,14 @@ def test_what_was_measured_before_ctrl_c_is_kept(tmp_path: Path, monkeypatch: py
     assert "loop" not in data["sections"]
 
 
-def test_wrong_usage_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_gives_an_error_with_the_wrong_word(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         gpu.main(["--only", "kernles"])
     assert ended.value.code == 2
     assert "kernles" in capsys.readouterr().err
 
 
-def test_a_target_is_missed_on_the_side_it_is_not_for(tmp_path: Path) -> None:
+def test_a_target_is_an_upper_or_a_lower_limit(tmp_path: Path) -> None:
     report = gpu.Report(torch.device("cpu"), None)
     report.data["device"]["type"] = "cuda"
     report.target("x", 1.2, 1.25)
@@ -147,7 +148,7 @@ def test_a_target_is_missed_on_the_side_it_is_not_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_sweep_of_the_configuration_file_is_one_that_fgbench_takes() -> None:
+def test_fgbench_accepts_the_sweep_of_gpu_toml() -> None:
     sweep = [sys.executable, "-m", "fgbench", "sweep", "--config", "bench/gpu.toml", "--dry-run"]
     done = subprocess.run(sweep, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
@@ -159,12 +160,12 @@ def test_the_sweep_of_the_configuration_file_is_one_that_fgbench_takes() -> None
 @pytest.mark.parametrize(
     ("blocks", "requests", "fits"), [(100, 3, 3), (100, 4, 3), (512, 20, 16), (512, 16, 16), (31, 1, 0)]
 )
-def test_a_batch_that_does_not_fit_is_cut(blocks: int, requests: int, fits: int) -> None:
+def test_a_batch_that_does_not_fit_the_pool_is_reduced(blocks: int, requests: int, fits: int) -> None:
     runner = SimpleNamespace(num_device_blocks=blocks, block_size=16)
     assert gpu.fitting(runner, requests, context=500) == fits
 
 
-def test_kernels_side_by_side_keep_the_device_busy_once() -> None:
+def test_the_time_of_overlapping_kernels_is_counted_once() -> None:
     spans = [Span("a", 0, 10), Span("b", 5, 15), Span("a", 20, 30), Span("c", 21, 22)]
     assert device_time.busy_seconds(spans) == pytest.approx(25e-6)
     first, *others = device_time.kernels_of(spans, times=2)

@@ -1,4 +1,4 @@
-"""No process imports what lies in the working folder (CWE-427), except a policy that the user names."""
+"""No process imports files of the working folder (CWE-427), except a policy that the user names."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 from fgengine.child import python_module
 
 NAMES = ("random", "types", "profile", "json", "signal", "torch", "numpy", "accelerate", "fgengine")
-"""Modules of the standard library, of the project's dependencies, and one that transformers looks for."""
+"""Modules of the standard library, modules of dependencies, and one that transformers searches for."""
 FGBENCH = Path(sys.executable).with_name("fgbench")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A working folder whose modules leave a file behind when they are imported."""
+    """Return a working folder with modules that write a file when they are imported."""
     for name in NAMES:
         (tmp_path / f"{name}.py").write_text(
             f"import pathlib\npathlib.Path({str(tmp_path / name)!r}).with_suffix('.imported').touch()\n"
@@ -27,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def imported(folder: Path) -> list[str]:
+    """Return the names of the folder's modules that were imported."""
     return sorted(path.stem for path in folder.glob("*.imported"))
 
 
@@ -38,7 +39,7 @@ def test_a_child_does_not_import_from_the_working_folder(folder: Path) -> None:
     assert imported(folder) == []
     subprocess.run([sys.executable, "-m", "this"], cwd=folder, capture_output=True)
     subprocess.run([sys.executable, "-c", "import random"], cwd=folder, capture_output=True)
-    assert imported(folder) == ["random"]  # the trap works
+    assert imported(folder) == ["random"]  # the modules do write their file
 
 
 def test_a_run_imports_nothing_from_the_working_folder(folder: Path, tiny_model: Path) -> None:
@@ -61,7 +62,7 @@ def test_a_run_imports_nothing_from_the_working_folder(folder: Path, tiny_model:
         text=True,
         timeout=110,
     )
-    assert done.returncode in (0, 4), done.stdout + done.stderr  # 4: a busy machine held up the client
+    assert done.returncode in (0, 4), done.stdout + done.stderr  # 4: a busy machine delayed the client
     assert imported(folder) == []
 
 

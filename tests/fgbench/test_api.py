@@ -1,4 +1,4 @@
-"""What ``import fgbench`` and ``import fgengine`` offer: measuring and simulating from Python."""
+"""The Python API of ``fgbench`` and ``fgengine``: measuring and simulating."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fgbench.results.run import read_run
 PROFILE = Path(__file__).parents[1] / "data" / "profile.json"
 
 
-def test_all_names_exist() -> None:
+def test_all_public_names_exist() -> None:
     for package in (fgbench, fgengine):
         assert all(hasattr(package, name) for name in package.__all__)
     assert {"run_benchmark", "simulate", "load_runs", "runs", "compare"} < set(fgbench.__all__)
@@ -24,7 +24,7 @@ def test_all_names_exist() -> None:
 
 
 @pytest.mark.slow
-def test_a_simulation_is_what_the_command_line_would_have_made(tmp_path: Path) -> None:
+def test_simulate_equals_the_run_of_the_command_line(tmp_path: Path) -> None:
     run = fgbench.simulate(
         policy="fcfs", rate=2, num_prompts=20, seed=3, replicas=2, profile=str(PROFILE), results=tmp_path
     )
@@ -38,7 +38,7 @@ def test_a_simulation_is_what_the_command_line_would_have_made(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_server_is_measured(tmp_path: Path, fake_server: Any) -> None:
+def test_run_benchmark_measures_a_server(tmp_path: Path, fake_server: Any) -> None:
     run = fgbench.run_benchmark(
         "other", url=fake_server.url, rate=50, num_prompts=4, warmup=0, results=tmp_path
     )
@@ -48,13 +48,13 @@ def test_a_server_is_measured(tmp_path: Path, fake_server: Any) -> None:
     assert (frame["ok"].sum(), frame["backend"].unique().tolist()) == (4, ["other"])
 
 
-def test_a_named_policy_counts_even_if_it_is_the_default() -> None:
+def test_a_policy_given_explicitly_conflicts_even_if_it_is_the_default() -> None:
     with pytest.raises(ValueError, match="contradict each other"):
         fgbench.run_benchmark("fastgen-fcfs", policy="sj-mlfq")
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "message"),
     [
         ({"polcy": "fcfs"}, TypeError, "there is no option polcy; did you mean policy?"),
         ({"rate": "fast"}, ValueError, "Expected `float | null`, got `str` for rate"),
@@ -63,10 +63,10 @@ def test_a_named_policy_counts_even_if_it_is_the_default() -> None:
         ({"warmup": 3}, TypeError, "there is no option warmup"),  # a simulation has no client
     ],
 )
-def test_mistakes_are_errors_in_a_sentence(
-    tmp_path: Path, options: dict[str, Any], error: type[Exception], says: str
+def test_wrong_options_raise_a_clear_error(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as raised:
         fgbench.simulate(**{"profile": PROFILE, "results": tmp_path, **options})
-    assert says in str(raised.value)
+    assert message in str(raised.value)
     assert not list(tmp_path.iterdir())

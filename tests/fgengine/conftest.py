@@ -200,8 +200,8 @@ class KnownRunner:
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.device_name, self.dtype_name = "abacus", "float32"
         self.block_size, self.block_bytes = 16, 16 * self.shape.kv_bytes_per_token(4)
-        self.num_device_blocks, self.most_blocks = num_device_blocks, 10**9
-        self.max_model_len, self.most_decodes, self.num_threads = 2048, 128, 2
+        self.num_device_blocks, self.max_blocks = num_device_blocks, 10**9
+        self.max_model_len, self.max_decodes, self.num_threads = 2048, 128, 2
         self.copies = InstantCopies()
         self.pool: Any = np.zeros((num_device_blocks, 1))
         self.speedup = speedup

@@ -30,7 +30,7 @@ def params(max_tokens: int) -> SamplingParams:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.slow
-def test_tokens_do_not_depend_on_company_memory_or_copies(
+def test_tokens_do_not_depend_on_other_requests_memory_or_copies(
     policy: str, symbolic_engine: Build, data: st.DataObject
 ) -> None:
     """Adds, aborts and steps happen in any order; copies end late and in any order."""

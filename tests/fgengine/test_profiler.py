@@ -132,10 +132,10 @@ def test_a_real_runner_can_be_profiled(slow_machine: list[Ceilings], swap_space:
 def test_points_that_an_engine_would_not_compute_are_left_out(known_runner: Any) -> None:
     """These are batches that no CUDA graph fits, and points that do not fit into the pool, as on a GPU."""
     runner = known_runner()
-    runner.most_decodes = 16
+    runner.max_decodes = 16
     assert max(point.decode_requests for point in profiler.measure(runner, FULL)) == 16
     runner = known_runner(num_device_blocks=400)
-    runner.most_blocks = 400
+    runner.max_blocks = 400
     points = profiler.measure(runner, GPU)
     assert max(point.decode_requests * point.context_tokens for point in points) <= 400 * 16
     assert max(point.decode_requests for point in points) == 128
@@ -144,6 +144,6 @@ def test_points_that_an_engine_would_not_compute_are_left_out(known_runner: Any)
 
 def test_too_little_memory_for_a_pool_is_an_error(slow_machine: list[Ceilings], known_runner: Any) -> None:
     runner = known_runner(num_device_blocks=1)
-    runner.most_blocks = 1
+    runner.max_blocks = 1
     with pytest.raises(ValueError, match=r"a KV pool of 1 blocks is too small .* no memory is free"):
         profiler.measure(runner, QUICK)

@@ -35,8 +35,8 @@ class KnownRunner:
         self.device_name, self.dtype_name = "abacus", "float32"
         self.block_size = 16
         self.num_device_blocks, self.num_host_blocks = num_device_blocks, 8
-        self.max_model_len, self.most_decodes, self.num_threads = max_model_len, 128, 2
-        self.most_blocks = num_device_blocks
+        self.max_model_len, self.max_decodes, self.num_threads = max_model_len, 128, 2
+        self.max_blocks = num_device_blocks
         self.pool: Any = np.zeros((num_device_blocks, 1))
         self.steps = 0
 

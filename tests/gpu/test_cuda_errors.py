@@ -1,4 +1,4 @@
-"""A CUDA error ends the process of the tests, so that later tests do not fail for it."""
+"""A CUDA error ends the test process, because all later tests would fail as well."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ILLEGAL_ADDRESS = "CUDA error: an illegal memory access was encountered\nCompile
 
 
 def run_two_tests(folder: Path, error: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The first of them raises ``error``."""
+    """Run two tests, the first of which raises ``error``."""
     shutil.copy(CONFTEST, folder)
     (folder / "test_it.py").write_text(TESTS.format(error=error))
     (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu: it\n")
@@ -44,7 +44,7 @@ def run_two_tests(folder: Path, error: str, **environment: str) -> subprocess.Co
     "error", [ILLEGAL_ADDRESS, "Triton Error [CUDA]: misaligned address"], ids=["torch", "Triton"]
 )
 @pytest.mark.slow
-def test_after_a_cuda_error_no_other_test_is_run(tmp_path: Path, error: str) -> None:
+def test_after_a_cuda_error_no_other_test_runs(tmp_path: Path, error: str) -> None:
     done = run_two_tests(tmp_path, error)
     assert done.returncode == 1
     assert "1 failed" in done.stdout
@@ -55,14 +55,14 @@ def test_after_a_cuda_error_no_other_test_is_run(tmp_path: Path, error: str) -> 
 
 @pytest.mark.parametrize("error", ["CUDA error: out of memory", "out of resource: shared memory"])
 @pytest.mark.slow
-def test_other_errors_fail_their_own_test_alone(tmp_path: Path, error: str) -> None:
+def test_other_errors_fail_only_their_own_test(tmp_path: Path, error: str) -> None:
     done = run_two_tests(tmp_path, error)
     assert "1 failed, 1 passed" in done.stdout
 
 
 @pytest.mark.slow
-def test_a_worker_of_xdist_ends_at_once(tmp_path: Path) -> None:
-    """So that pytest-xdist, which has the report by then, starts another one."""
+def test_an_xdist_worker_ends_after_a_cuda_error(tmp_path: Path) -> None:
+    """pytest-xdist has received the report by then and starts another worker."""
     done = run_two_tests(tmp_path, ILLEGAL_ADDRESS, PYTEST_XDIST_WORKER="gw0")
     assert done.returncode == 1
     assert "passed" not in done.stdout

@@ -1,6 +1,6 @@
-"""Every Triton kernel against plain torch in float32, at the sizes of real models.
+"""Compares every Triton kernel with plain torch in float32, at the sizes of real models.
 
-On a GPU the kernels are compiled for it. Without one Triton's interpreter runs them, at small sizes.
+On a GPU, the kernels are compiled for it. Without one, Triton's interpreter runs them, at small sizes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-pytest.importorskip("triton", reason="there is no Triton on this platform")
+pytest.importorskip("triton", reason="Triton is not available on this platform")
 
 from fgengine.model.layers import Linear
 from fgengine.ops.batch import RaggedBatch
@@ -32,16 +32,16 @@ CPU = torch.device("cpu")
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 TOLERANCE = {F32: 1e-4, F16: 4e-3, BF16: 3e-2}
-"""Largest difference to plain torch in float32 on the same inputs, relative to the value and the root mean
-square of all together. Rounding to bfloat16 once is off by up to 0.004 of that; TF32 for float32 by 0.0005,
-and one key left out of 1,000 moves the largest of some thousand outputs by 0.05."""
+"""Maximum difference from plain torch in float32 on the same inputs, relative to the sum of the value and
+the root mean square of all values. One rounding to bfloat16 gives an error of up to 0.004, and TF32 instead
+of float32 gives 0.0005. One ignored key of 1,000 changes the largest of some thousand outputs by 0.05."""
 NEAR_DRAW = 3e-6
-"""By so much a draw or a top-p may differ: adding up 100,000 probabilities in another order comes to that."""
+"""Tolerance of a draw or a top-p: the error of summing 100,000 probabilities in another order."""
 LINEAR_INPUTS = 96
 
 Inputs = dict[str, Any]
 Call = Callable[[TorchOps, Inputs], Sequence[Tensor]]
-"""Calls one operation; returns everything that it computes or changes."""
+"""Calls one operation; returns all tensors that it computes or changes."""
 
 
 class Heads(NamedTuple):
@@ -56,8 +56,8 @@ class Heads(NamedTuple):
     dtypes: tuple[torch.dtype, ...] = (F32, F16, BF16)
 
 
-# A kernel is compiled for each dtype and head size, which takes seconds: all dtypes for the two models of the
-# paper; for the others the one in which a mistake shows most and the one that they are served in.
+# A kernel is compiled for each dtype and head size, which takes seconds. So all dtypes are tested only for
+# the first two models. The others use the dtype that shows errors best and the one in which they are served.
 REAL_HEADS = (
     Heads("OPT-13B", 40, 40, 128, rope=False),
     Heads("Llama-3-8B", 32, 8, 128),
@@ -73,17 +73,17 @@ DECODES: Items = [(n - 1, 1) for n in (1, 2, 15, 16, 17, 31, 32, 33, 255, 511, 5
 PREFILLS: Items = [(0, n) for n in (2, 15, 16, 17, 33, 130, 512, 1024)]
 REAL_BATCHES: dict[str, Items] = {
     "decodes": DECODES,
-    "a decode of 2000": [(1999, 1)],  # so few that a context is split between programs
+    "a decode of 2000": [(1999, 1)],  # with so few requests, a context is split between programs
     "2 decodes": [(16, 1), (1500, 1)],
     "64 decodes of 300": [(299, 1)] * 64,
     "prefills": PREFILLS,
     "chunks": [(16, 16), (15, 2), (500, 64), (1000, 24), (1, 300)],
-    "a chunk beside decodes": [*DECODES, (496, 200), (0, 77)],
+    "a chunk with decodes": [*DECODES, (496, 200), (0, 77)],
 }
 SMALL_BATCHES: dict[str, Items] = {
     "decodes": [(n - 1, 1) for n in (1, 15, 16, 17, 40)],
     "prefills": [(0, 2), (0, 17), (0, 33)],
-    "a chunk beside decodes": [(20, 1), (15, 1), (16, 5), (0, 9)],
+    "a chunk with decodes": [(20, 1), (15, 1), (16, 5), (0, 9)],
 }
 BATCHES = REAL_BATCHES if ON_GPU else SMALL_BATCHES
 NORMS = [(1, 5120), (16, 5120), (128, 4096), (2048, 4096), (7, 576)] if ON_GPU else [(3, 96), (1, 64)]
@@ -98,6 +98,7 @@ inner_sizes = pytest.mark.parametrize(("rows", "size"), INNER)
 
 @pytest.fixture(autouse=True)
 def kernels_can_run() -> None:
+    """Fail with the reason if neither a GPU nor Triton's interpreter can run the kernels."""
     if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.fail(
             "this machine has an NVIDIA device, but torch finds no CUDA device: install torch for CUDA, or "
@@ -106,44 +107,46 @@ def kernels_can_run() -> None:
 
 
 def assert_right(call: Call, inputs: Inputs, dtype: torch.dtype) -> None:
+    """Assert that the kernel's error is within ``TOLERANCE``. The call changes ``inputs``."""
     error = largest_error(TritonOps(), call, inputs, dtype)
     assert error <= TOLERANCE[dtype]
 
 
 def largest_error(ops: TorchOps, call: Call, inputs: Inputs, dtype: torch.dtype) -> float:
-    """The largest difference to plain torch in float32, as ``TOLERANCE`` has it.
+    """Return the largest difference from plain torch in float32, relative as in ``TOLERANCE``.
 
-    Infinite where a value is no number, or a shape or a dtype is another. ``inputs`` are used up.
+    It is infinite if a value is not finite, or a shape or a dtype is wrong. The call changes ``inputs``.
     """
     wide = {
         name: value.to(F32, copy=True) if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in inputs.items()
     }
-    with sdpa_kernel(SDPBackend.MATH):  # the other backends round more
-        truth = call(TorchOps(), wide)
+    with sdpa_kernel(SDPBackend.MATH):  # the other backends have larger rounding errors
+        reference = call(TorchOps(), wide)
     worst = 0.0
-    for got, wanted in zip(call(ops, inputs), truth, strict=True):
-        if got.shape != wanted.shape or (wanted.is_floating_point() and got.dtype != dtype):
+    for got, expected in zip(call(ops, inputs), reference, strict=True):
+        if got.shape != expected.shape or (expected.is_floating_point() and got.dtype != dtype):
             return float("inf")
-        got, wanted = got.float(), wanted.float()
-        unwritten = got.isnan() & wanted.isnan()  # memory that holds NaN, and that nothing was to write
-        difference = (got - wanted).abs().masked_fill(unwritten, 0.0)
+        got, expected = got.float(), expected.float()
+        unwritten = got.isnan() & expected.isnan()  # NaN on purpose, in memory that must not be written
+        difference = (got - expected).abs().masked_fill(unwritten, 0.0)
         if not difference.isfinite().all():
             return float("inf")
-        size = wanted[~wanted.isnan()].square().mean().sqrt()
-        relative = difference / (wanted.abs() + size + 1e-6)
+        size = expected[~expected.isnan()].square().mean().sqrt()
+        relative = difference / (expected.abs() + size + 1e-6)
         worst = max(worst, float(relative.masked_fill(unwritten, 0.0).max()))
     return worst
 
 
 class RandomTensors:
-    """The same for every dtype up to rounding."""
+    """Random tensors that are the same for every dtype, except for rounding."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._generator = torch.Generator(device).manual_seed(7)
         self._dtype = dtype
 
     def draw(self, *sizes: int) -> Tensor:
+        """Return normal random numbers of the given shape."""
         device = self._generator.device
         return torch.randn(*sizes, generator=self._generator, device=device).to(self._dtype)
 
@@ -233,10 +236,10 @@ def test_linear_relu(rows: int, size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 @pytest.mark.slow
 def test_sample(vocabulary: int, dtype: torch.dtype) -> None:
-    """Every kind of sampling, and ties: half precision has few values.
+    """All kinds of sampling, and ties: half precision has few values.
 
-    The tokens are those of the torch sampler for the same draws or, where sums are rounded otherwise, for
-    draws and cuts next to them.
+    The tokens equal those of the torch sampler for the same draws or, because sums are rounded differently,
+    for slightly different draws and values of top-p.
     """
     kinds = [(0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 40, 1.0), (1.0, 0, 0.9), (1.3, 100, 0.95), (0.1, 1, 0.5)]
     draws = random.Random(11)
@@ -256,7 +259,7 @@ def test_sample(vocabulary: int, dtype: torch.dtype) -> None:
 
 
 def scattered(heads: Heads, items: Items, device: torch.device) -> tuple[RaggedBatch, int]:
-    """On scattered blocks, one in four of the pool left over; and how many blocks the pool has."""
+    """Return a batch on scattered blocks, and the number of blocks of the pool (a fifth is unused)."""
     needs = [-(-(start + n) // heads.block_size) for start, n in items]
     num_blocks = sum(needs) + sum(needs) // 4 + 1
     free = iter(random.Random(3).sample(range(num_blocks), sum(needs)))
@@ -266,7 +269,7 @@ def scattered(heads: Heads, items: Items, device: torch.device) -> tuple[RaggedB
 
 
 def random_pool(random_tensors: RandomTensors, heads: Heads, num_blocks: int) -> Tensor:
-    """One layer of a pool of two, as the runner lays it out: a view with its own stride between blocks."""
+    """Return one layer of a pool with two layers: a view with strides as in a runner's pool."""
     pool = random_tensors.draw(num_blocks, 2, 2, heads.stored, heads.block_size, heads.size)
     return pool[:, 1]
 
@@ -309,14 +312,14 @@ def attention_inputs(heads: Heads, items: Items, dtype: torch.dtype, device: tor
 
 
 def fill_unused_with_nan(kv: Tensor, batch: RaggedBatch, block_size: int) -> None:
-    """What stands in no request's context must not reach an answer."""
+    """Fill the unused parts of the pool with NaN, because they must not affect the result."""
     used = torch.zeros(len(kv), block_size, dtype=torch.bool)
     tables = batch.block_tables.cpu()
     for row, context in enumerate(batch.contexts):
-        whole, rest = divmod(context, block_size)
-        used[tables[row, :whole].long()] = True
+        full, rest = divmod(context, block_size)
+        used[tables[row, :full].long()] = True
         if rest:
-            used[tables[row, whole], :rest] = True
+            used[tables[row, full], :rest] = True
     unused = (~used).to(kv.device)[:, None, None, :, None]
     kv.copy_(kv.masked_fill(unused, float("nan")))
 
@@ -338,11 +341,15 @@ def call_attention(ops: TorchOps, given: Inputs) -> list[Tensor]:
 @pytest.mark.slow
 def test_attention(heads: Heads, dtype: torch.dtype, batch: str) -> None:
     inputs = attention_inputs(heads, BATCHES[batch], dtype, DEVICE)
-    assert fits(inputs["queries"], inputs["kv"]), "TritonOps would leave it to torch, and torch is the truth"
+    assert fits(inputs["queries"], inputs["kv"]), (
+        "TritonOps would call torch, so the test would compare torch with itself"
+    )
     assert_right(call_attention, inputs, dtype)
 
 
-class OneKeyForgotten(TorchOps):
+class LastKeyIgnored(TorchOps):
+    """Attention that ignores the last key of every context."""
+
     def attention(self, q: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
         shorter = replace(batch, context_lens=(batch.context_lens - 1).clamp(min=1))
         return super().attention(q, kv, shorter)
@@ -350,13 +357,13 @@ class OneKeyForgotten(TorchOps):
 
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
 @pytest.mark.slow
-def test_a_forgotten_key_is_a_larger_error_than_rounding(dtype: torch.dtype) -> None:
+def test_an_ignored_key_causes_a_larger_error_than_rounding(dtype: torch.dtype) -> None:
     def error(ops: TorchOps) -> float:
         return largest_error(ops, call_attention, attention_inputs(smollm2, DECODES, dtype, CPU), dtype)
 
     smollm2 = REAL_HEADS[2]
     assert error(TorchOps()) < TOLERANCE[dtype] / 2
-    assert error(OneKeyForgotten()) > TOLERANCE[dtype]
+    assert error(LastKeyIgnored()) > TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize(
@@ -367,7 +374,7 @@ def test_a_forgotten_key_is_a_larger_error_than_rounding(dtype: torch.dtype) -> 
         pytest.param(lambda x: x.masked_fill(x == x.max(), float("nan")), id="NaN"),
     ],
 )
-def test_an_output_of_another_kind_is_infinitely_wrong(wrong: Callable[[Tensor], Tensor]) -> None:
+def test_a_wrong_dtype_shape_or_nan_is_an_infinite_error(wrong: Callable[[Tensor], Tensor]) -> None:
     class Ops(TorchOps):
         def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
             return wrong(super().rms_norm(x, weight, eps))

@@ -1,4 +1,4 @@
-"""Whole models: logits, tokens that do not depend on the scheduler, and KV that survives its copies.
+"""Complete models: logits, tokens independent of the scheduler, and KV that is unchanged by copies.
 
 Without a GPU the same tests run on the CPU, with fewer models and shorter prompts.
 """
@@ -44,7 +44,7 @@ SHAPES = {
     "llama, head size 64, 3 to 1": ModelShape("llama", 512, 384, 768, 4, 6, 2, 64, 1024, False),
     "llama, head size 128": ModelShape("llama", 512, 512, 768, 4, 4, 4, 128, 1024, True),
     "opt, head size 80": ModelShape("opt", 512, 320, 768, 4, 4, 4, 80, 1024, True, activation="relu"),
-    "opt-350m's kind": ModelShape(
+    "opt, like opt-350m": ModelShape(
         "opt", 512, 256, 512, 3, 4, 4, 64, 1024, True, embed_dim=128, pre_norm=False, activation="relu"
     ),
 }
@@ -53,33 +53,33 @@ SHAPE_NAMES = list(SHAPES) if ON_GPU else ["llama, head size 64, 3 to 1", "opt, 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16] if ON_GPU else [torch.float32]
 Lengths = tuple[int, ...]
 REAL_LENGTHS: Lengths = (1, 15, 16, 17, 64, 200, 333)
-"""Of prompts."""
+"""Lengths of the prompts, in tokens."""
 SMALL_LENGTHS: Lengths = (1, 16, 17, 40)
 LENGTHS = REAL_LENGTHS if ON_GPU else SMALL_LENGTHS
 OUTPUT_TOKENS = 40 if ON_GPU else 12
 COPIED_BLOCKS = 1000 if ON_GPU else 30
 BLOCK_SIZE = 16
 BATCH_SIZE = 8
-"""With fewer at a time the short prompts fit the pool, and nothing is preempted."""
+"""In a smaller batch, the short prompts would fit the pool, and nothing would be preempted."""
 COST = CostModel(step=0.001, prefill_token=1e-5, decode_request=1e-4)
 
 LOGITS_TOLERANCE = {torch.float32: 5e-3, torch.float16: 0.08, torch.bfloat16: 0.6}
-"""Largest difference to the logits that plain torch computes on the CPU in float32, as a share of their root
-mean square. On a CPU our own kernels were off by at most 0.0012 in float32, plain torch by at most 0.029 in
-float16 and 0.20 in bfloat16 (rounding adds up over layers). With the last key of every decode lost it was off
-by 0.07 to 1.9 in float32, 0.18 to 1.8 in float16 and 0.19 to 1.8 in bfloat16. So in bfloat16 this finds gross
-errors only; one lost key is found by the tests of the kernel."""
+"""Maximum difference from the logits that plain torch computes on the CPU in float32, relative to their root
+mean square. On a CPU, the maximum error of our kernels was 0.0012 in float32. That of plain torch was 0.029
+in float16 and 0.20 in bfloat16 (rounding errors add up over the layers). If every decode ignored its last
+key, the error was 0.07 to 1.9 in float32, 0.18 to 1.8 in float16 and 0.19 to 1.8 in bfloat16. So in bfloat16
+only gross errors are found here; the tests of the kernel find one ignored key."""
 SHARPNESS = {torch.float32: 8.0, torch.float16: 3.0, torch.bfloat16: 3.0}
-"""How many times their usual size weights are. With the usual size every token predicts itself; with a larger
-one rounding weighs more too."""
+"""Factor of the weights. With factor 1, every token predicts itself; a larger factor also increases rounding
+errors."""
 TIE = 5e-4
-"""Logits so near each other, as a share of their root mean square, may change places in float32 too: for
-another number of rows cuBLAS adds up in another order. Of the 280 tokens of a shape one at most is decided by
-so little; plain torch was off by at most 1.4e-4 from float64."""
+"""Two logits that differ by at most this, relative to their root mean square, may change their order even in
+float32: with another number of rows, cuBLAS sums in another order. At most one of the 280 tokens of a shape
+has so small a difference. The maximum error of plain torch compared with float64 was 1.4e-4."""
 
 
-class Way(NamedTuple):
-    """How the engine serves."""
+class Mode(NamedTuple):
+    """Settings of the engine."""
 
     policy: str
     offloading: Offloading = "reactive"
@@ -93,17 +93,17 @@ class Way(NamedTuple):
         return ", ".join(part for part in parts if part)
 
 
-ALONE = Way("fcfs", "none", overlap=False, graphs=False)
-WAYS = (
-    Way("fcfs"),
-    Way("mlfq"),
-    Way("mlfq", graphs=False),
-    Way("mlfq", overlap=False),
-    Way("mlfq", overlap=False, graphs=False),
-    Way("sj-mlfq", chunked_prefill=True),
-    Way("sj-mlfq", "proactive"),
-    Way("srpt"),
-    Way("mlfq", "recompute", chunked_prefill=True),
+ALONE = Mode("fcfs", "none", overlap=False, graphs=False)
+MODES = (
+    Mode("fcfs"),
+    Mode("mlfq"),
+    Mode("mlfq", graphs=False),
+    Mode("mlfq", overlap=False),
+    Mode("mlfq", overlap=False, graphs=False),
+    Mode("sj-mlfq", chunked_prefill=True),
+    Mode("sj-mlfq", "proactive"),
+    Mode("srpt"),
+    Mode("mlfq", "recompute", chunked_prefill=True),
 )
 
 every_shape = pytest.mark.parametrize("shape", [SHAPES[name] for name in SHAPE_NAMES], ids=SHAPE_NAMES)
@@ -119,12 +119,12 @@ def without_tf32() -> Iterator[None]:
 
 
 @every_shape
-def test_kv_is_the_same_bit_for_bit_after_copies(shape: ModelShape) -> None:
-    """To the host and back onto other blocks, in ten transfers each way."""
+def test_copies_preserve_kv_bit_for_bit(shape: ModelShape) -> None:
+    """KV is copied to the host and back to other blocks, in ten transfers in each direction."""
     half, size = COPIED_BLOCKS, COPIED_BLOCKS // 10
     runner = runner_of(shape, DEVICE, 2 * half, half)
     runner.pool.normal_()
-    kept = runner.pool[:half].clone()
+    original = runner.pool[:half].clone()
     hosts = list(reversed(range(half)))
     parts = [slice(first, first + size) for first in range(0, half, size)]
     out = [Transfer(i, str(i), "offload", range(half)[part], hosts[part]) for i, part in enumerate(parts)]
@@ -138,52 +138,52 @@ def test_kv_is_the_same_bit_for_bit_after_copies(shape: ModelShape) -> None:
         done = 0
         while done < len(transfers):
             done += len(runner.copies.wait())
-    same = torch.equal(runner.pool[half : 2 * half], kept)
+    same = torch.equal(runner.pool[half : 2 * half], original)
     runner.close()
     assert same
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_shape
-def test_logits_are_those_of_plain_torch_on_the_cpu(shape: ModelShape, dtype: torch.dtype) -> None:
+def test_logits_equal_those_of_plain_torch_on_the_cpu(shape: ModelShape, dtype: torch.dtype) -> None:
     assert logits_error(shape, dtype, DEVICE, ops_for(DEVICE, dtype), LENGTHS) <= LOGITS_TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("mode", MODES, ids=str)
 @every_shape
 @pytest.mark.slow
-def test_tokens_in_a_batch_on_too_few_blocks_are_those_of_each_request_alone(
-    shape: ModelShape, way: Way
-) -> None:
-    """Where the first two tokens that differ have nearly equal logits, they may differ."""
+def test_tokens_under_preemption_equal_those_of_each_request_alone(shape: ModelShape, mode: Mode) -> None:
+    """A difference is allowed if the first two different tokens have nearly equal logits."""
     alone = tokens_alone(shape, LENGTHS)
-    together, stats = serve(shape, way, prompts_of(LENGTHS), together=True)
-    pressed = stats["recomputed_tokens" if way.offloading == "recompute" else "offloaded_blocks"]
-    assert pressed > 0, "there were blocks enough, so nothing was preempted"
+    together, stats = serve(shape, mode, prompts_of(LENGTHS), together=True)
+    preempted = stats["recomputed_tokens" if mode.offloading == "recompute" else "offloaded_blocks"]
+    assert preempted > 0, "there were enough blocks, so nothing was preempted"
     differing = [pair for pair in zip(together, alone, strict=True) if pair[0] != pair[1]]
     assert all(differ_at_a_tie(shape, *pair) for pair in differing)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.slow
-def test_no_model_says_the_same_to_every_prompt(name: str) -> None:
-    """If one did, its tokens would be equal whatever went wrong. With a GPU's shapes and prompts."""
+def test_every_model_gives_different_outputs_for_different_prompts(name: str) -> None:
+    """Otherwise, equal tokens would hide errors. The shapes and prompts are those of a GPU."""
     assert num_different_outputs(prompts_of(REAL_LENGTHS), tokens_alone(SHAPES[name], REAL_LENGTHS)) > 10
 
 
-def test_tokens_of_the_prompts_are_no_outputs() -> None:
+def test_prompt_tokens_do_not_count_as_outputs() -> None:
     prompts = prompts_of(REAL_LENGTHS)
     assert num_different_outputs(prompts, [[*prompt, 7, 7, 7] for prompt in prompts]) == 1
 
 
-def test_only_nearly_equal_logits_excuse_another_token() -> None:
+def test_only_nearly_equal_logits_allow_another_token() -> None:
     alone = tokens_alone(OPT, LENGTHS)[1]
     other = [*alone[:-2], (alone[-2] + 1) % OPT.vocab_size, alone[-1]]
     assert not differ_at_a_tie(OPT, other, alone)
     assert differ_at_a_tie(OPT, other, alone, tie=100.0)
 
 
-class OneKeyForgotten(TorchOps):
+class LastKeyIgnored(TorchOps):
+    """Attention that ignores the last key of every context."""
+
     def attention(self, q: Tensor, kv: Tensor, batch: RaggedBatch) -> Tensor:
         shorter = replace(batch, context_lens=(batch.context_lens - 1).clamp(min=1))
         return super().attention(q, kv, shorter)
@@ -191,19 +191,21 @@ class OneKeyForgotten(TorchOps):
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.slow
-def test_a_forgotten_key_is_a_larger_error_than_rounding(name: str) -> None:
+def test_an_ignored_key_causes_a_larger_error_than_rounding(name: str) -> None:
     def error(ops: TorchOps) -> float:
         return logits_error(SHAPES[name], torch.float16, CPU, ops, SMALL_LENGTHS)
 
     assert error(TorchOps()) < LOGITS_TOLERANCE[torch.float16] / 2
-    assert error(OneKeyForgotten()) > LOGITS_TOLERANCE[torch.float16]
+    assert error(LastKeyIgnored()) > LOGITS_TOLERANCE[torch.float16]
 
 
 def logits_error(
     shape: ModelShape, dtype: torch.dtype, device: torch.device, ops: TorchOps, lengths: Lengths
 ) -> float:
-    """Largest difference to plain torch on the CPU in float32, as ``LOGITS_TOLERANCE`` has it; NaN where a
-    logit is no number. Over a step of whole prompts, and over one of decodes and chunks behind them."""
+    """Return the largest difference from plain torch on the CPU in float32; see ``LOGITS_TOLERANCE``.
+
+    It covers a step of complete prompts and a step of decodes and chunks. Returns NaN if a logit is NaN.
+    """
     items, taken = [], 0
     for i, prompt in enumerate(prompts_of(lengths)):
         blocks = list(range(taken, taken + blocks_for(len(prompt))))
@@ -213,17 +215,19 @@ def logits_error(
     plain = runner_of(shape, CPU, taken, 0, sharpness=SHARPNESS[dtype], ops=TorchOps())
     errors = []
     for plan in (StepPlan(0, items), StepPlan(1, last_parts(items))):
-        wanted = plain.logits(plan, everywhere=True)
-        difference = (runner.logits(plan, everywhere=True).cpu().float() - wanted).abs().max()
-        errors.append(difference / wanted.square().mean().sqrt())
+        expected = plain.logits(plan, everywhere=True)
+        difference = (runner.logits(plan, everywhere=True).cpu().float() - expected).abs().max()
+        errors.append(difference / expected.square().mean().sqrt())
     runner.close()
     plain.close()
     return float(torch.stack(errors).max())
 
 
 def last_parts(items: list[PlanItem]) -> list[PlanItem]:
-    """Of every second request the last token, of the others the last half; decodes in front, as a scheduler
-    has them."""
+    """Return the last token of every second request and the last half of the others.
+
+    Decodes are first, as in the plans of a scheduler.
+    """
     parts = []
     for i, item in enumerate(items):
         new = 1 if i % 2 == 0 else max(1, item.num_tokens // 2)
@@ -233,46 +237,53 @@ def last_parts(items: list[PlanItem]) -> list[PlanItem]:
 
 @functools.cache
 def tokens_alone(shape: ModelShape, lengths: Lengths) -> list[list[int]]:
-    """The tokens of each prompt when it has the engine for itself."""
+    """Return the tokens of each prompt if it is the only request in the engine."""
     return serve(shape, ALONE, prompts_of(lengths), together=False)[0]
 
 
 def num_different_outputs(prompts: Sequence[list[int]], tokens: Sequence[list[int]]) -> int:
-    outputs = (whole[len(prompt) :] for prompt, whole in zip(prompts, tokens, strict=True))
+    """Return the number of different output tokens; ``tokens``: prompt and output of each request."""
+    outputs = (both[len(prompt) :] for prompt, both in zip(prompts, tokens, strict=True))
     return len({token for output in outputs for token in output})
 
 
 def differ_at_a_tie(shape: ModelShape, ours: list[int], theirs: list[int], tie: float = TIE) -> bool:
-    """Whether the first two tokens that differ have logits as good as equal."""
+    """Whether the first two different tokens have nearly equal logits."""
     first = next(i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other)
     blocks = range(blocks_for(first))
     runner = runner_of(shape, DEVICE, len(blocks), 0)
     item = PlanItem(request_of(0, theirs[:first]), 0, first, blocks, True)
     (logits,) = runner.logits(StepPlan(0, [item])).cpu()
     runner.close()
-    apart = (logits[ours[first]] - logits[theirs[first]]).abs() / logits.square().mean().sqrt()
-    return float(apart) <= tie
+    difference = (logits[ours[first]] - logits[theirs[first]]).abs() / logits.square().mean().sqrt()
+    return float(difference) <= tie
 
 
 def serve(
-    shape: ModelShape, way: Way, prompts: list[list[int]], *, together: bool
+    shape: ModelShape, mode: Mode, prompts: list[list[int]], *, together: bool
 ) -> tuple[list[list[int]], dict[str, Any]]:
-    """The tokens of every prompt, and the engine's stats; ``together``: on too few blocks for all of them."""
+    """Return the tokens of every prompt and the engine's stats.
+
+    Args:
+        together: serve all prompts at once, with too few blocks for all; else one after the other.
+    """
     needed = [blocks_for(len(prompt) + OUTPUT_TOKENS) for prompt in prompts]
     blocks = max(max(needed), sum(needed) * 2 // 5) if together else max(needed)
-    host_blocks = 0 if way.offloading in ("none", "recompute") else sum(needed)
+    host_blocks = 0 if mode.offloading in ("none", "recompute") else sum(needed)
     runner = runner_of(shape, DEVICE, blocks, host_blocks)
-    if way.graphs:
+    if mode.graphs:
         runner.capture_graphs(BATCH_SIZE, capture=None if ON_GPU else lambda launches: launches)
     scheduler = Scheduler(
-        make_policy(way.policy, PolicyContext(COST, starvation_limit=0.02, max_batch_size=BATCH_SIZE)),
+        make_policy(mode.policy, PolicyContext(COST, starvation_limit=0.02, max_batch_size=BATCH_SIZE)),
         KVManager(blocks, host_blocks, BLOCK_SIZE),
-        Limits(256, 1024, way.chunked_prefill, block_bytes=runner.block_bytes),
-        offloading=way.offloading,
+        Limits(256, 1024, mode.chunked_prefill, block_bytes=runner.block_bytes),
+        offloading=mode.offloading,
         cost=COST,
     )
     vocab_size = shape.vocab_size
-    engine = Engine(scheduler, runner, runner.copies, WallClock(), vocab_size=vocab_size, overlap=way.overlap)
+    engine = Engine(
+        scheduler, runner, runner.copies, WallClock(), vocab_size=vocab_size, overlap=mode.overlap
+    )
     params = SamplingParams(max_tokens=OUTPUT_TOKENS, temperature=0.0, ignore_eos=True)
     groups = [prompts] if together else [[prompt] for prompt in prompts]
     tokens = [list(request.tokens) for group in groups for request in engine.generate(group, params)]
@@ -302,7 +313,12 @@ def runner_of(
     sharpness: float | None = None,
     ops: TorchOps | None = None,
 ) -> TorchRunner:
-    """``sharpness``: None: the dtype's; ``ops``: None: the fastest there are."""
+    """Return a runner.
+
+    Args:
+        sharpness: factor of the weights; None: that of the dtype in ``SHARPNESS``.
+        ops: None: the fastest available.
+    """
     model = copy.copy(model_of(shape, device, dtype, sharpness or SHARPNESS[dtype]))  # shares its weights
     model.ops = ops or ops_for(device, dtype)
     return TorchRunner(
@@ -316,23 +332,23 @@ def runner_of(
 
 @functools.cache
 def model_of(shape: ModelShape, device: torch.device, dtype: torch.dtype, sharpness: float) -> Model:
-    """The same weights on every device: drawn on the CPU, then copied."""
+    """Return a model with the same weights on every device: drawn on the CPU, then copied."""
     drawn = load(shape, None, CPU, torch.float32, 3)
     for name, weights in drawn.named_parameters():
-        weights.data.mul_(times_the_usual(shape, name, sharpness))
+        weights.data.mul_(weight_factor(shape, name, sharpness))
     model = load(shape, None, device, dtype, 3)
     model.load_state_dict(drawn.state_dict())
     return model
 
 
-def times_the_usual(shape: ModelShape, name: str, sharpness: float) -> float:
-    """How many times its usual size a weight is."""
+def weight_factor(shape: ModelShape, name: str, sharpness: float) -> float:
+    """Return the factor by which a weight is scaled."""
     if "norm" in name:
         return 1.0
     if shape.pre_norm:
         return 1.0 if "embedding" in name else sharpness
-    # Norms behind the sums make all that is added there equally large. So what comes from the token and its
-    # place must be large too, and attention sharper, or the answer would be the same to everything.
+    # In this model, a norm follows each sum and scales all summands to the same size. So the embeddings of
+    # token and position must be large, and attention sharper; otherwise all prompts give the same output.
     if name in ("embedding", "positions"):
         return 50.0
     if name.endswith("bias"):

@@ -111,7 +111,7 @@ def test_debug_shows_the_traceback(
     monkeypatch.setenv("FGBENCH_DEBUG", "1")
     with pytest.raises(FileNotFoundError) as raised:
         Path("/no/such/file").read_text()
-    assert main.tell(raised.value) == 1
+    assert main.print_error(raised.value) == 1
     assert "Traceback" in capsys.readouterr().err
 
 

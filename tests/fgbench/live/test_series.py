@@ -39,7 +39,7 @@ def test_cells_fit_the_width_and_cover_all_stored_values(values: list[float | No
     stored = [value for value in values[-MAX_VALUES:] if value is not None]
     assert all(min(stored) <= cell * (1 + 1e-12) and cell <= max(stored) * (1 + 1e-12) for cell in known)
     assert len(series) == min(len(values), MAX_VALUES)
-    assert series.most == max(stored, default=None)
+    assert series.maximum == max(stored, default=None)
 
 
 def test_few_values_are_drawn_unchanged_and_many_as_means() -> None:
@@ -58,7 +58,7 @@ def test_a_curve_moves_to_the_left_and_does_not_change() -> None:
 
 def test_a_missing_value_is_not_zero() -> None:
     assert Series().last is None
-    assert Series().most is None
+    assert Series().maximum is None
     assert series_of(None).cells(5) == [None]
     assert series_of(1.0, None).last is None
 

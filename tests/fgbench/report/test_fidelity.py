@@ -21,7 +21,7 @@ def info(**values: float) -> dict[str, Any]:
 
 
 def test_waiting_for_copies_does_not_change_the_step_speed() -> None:
-    expected = StepSpeed(model=pytest.approx(1.1), whole=pytest.approx(1.2))
+    expected = StepSpeed(model=pytest.approx(1.1), total=pytest.approx(1.2))
     assert StepSpeed.of(info(), COST) == expected
     assert StepSpeed.of(info(copy_wait_seconds=30.0), COST) == expected
 

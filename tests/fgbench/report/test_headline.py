@@ -1,4 +1,4 @@
-"""The lines above the tables: who is faster under the highest load, and by how much."""
+"""The headline of a comparison: which backend is faster under the highest load, and by how much."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_the_best_backend_under_the_highest_load_is_first(make_run: Make) -> Non
     assert lines[5] == "jct<1.5 is met up to: fastgen > 2/s, vllm 1.17/s, fastgen-fcfs 1.5/s"
 
 
-def test_verdicts_and_marks_are_in_it(sweep: list[Run], make_run: Make) -> None:
+def test_the_headline_shows_verdicts_and_marks(sweep: list[Run], make_run: Make) -> None:
     assert any("x ✔)" in line for line in lines_of(sweep))
     running = make_run("fastgen", "inf", status="running", records=3)
     assert any("◌" in line for line in lines_of([running, make_run("fastgen-fcfs", "inf")]))
 
 
-def test_one_backend_has_no_baseline_and_one_load_no_limit(make_run: Make) -> None:
+def test_one_backend_has_no_baseline_and_one_load_has_no_limit(make_run: Make) -> None:
     lines = lines_of([make_run("fastgen")])
     assert len(lines) == 3
     assert "baseline" not in "".join(lines)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fgbench.cli.datasets import histogram, look
 from fgbench.workload.datasets import Dataset, Lengths, Mix, Sample, Texts
-from fgbench.workload.pulled import keep, kept_path
+from fgbench.workload.pulled import keep, saved_path
 from fgbench.workload.reading import kind_of, load_dataset, parse_mix
 from fgbench.workload.texts import alpaca_pairs, mmlu_pairs, plain_pairs
 
@@ -214,7 +214,7 @@ def test_the_folder_of_mmlu_is_read(folder: Path) -> None:
         "which one\nis it\nA. p\nB. q\nAnswer:",
         "why\nA. p\nB. q\nC. r\nD. s\nAnswer:",
     }
-    assert keep("mmlu", folder / "data").tally.whole == 2
+    assert keep("mmlu", folder / "data").tally.complete == 2
     assert len(first(load(folder, "mmlu", None), 2)) == 2
     with pytest.raises(ValueError, match="is a folder, but not MMLU's"):
         load(folder, None, folder)
@@ -225,12 +225,12 @@ def test_a_saved_dataset_is_found_by_name_and_replaced(folder: Path) -> None:
         load(folder, "alpaca", None)
     with pytest.raises(ValueError, match='"instruction" as a string'):
         keep("alpaca", lines(folder / "wrong.json", [MMLU]))
-    assert kept_path("alpaca") is None
+    assert saved_path("alpaca") is None
     keep("alpaca", lines(folder / "one.jsonl", [ALPACA]))
     assert first(load(folder, "alpaca", None))[0].output_tokens == 5
     keep("alpaca", lines(folder / "two.jsonl", [{**ALPACA, "output": "w"}]))
     assert first(load(folder, "alpaca", None))[0].output_tokens == 1
-    path = kept_path("alpaca")
+    path = saved_path("alpaca")
     assert path is not None
     assert path.name == "two.jsonl"
 

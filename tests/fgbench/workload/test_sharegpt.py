@@ -59,7 +59,7 @@ def test_every_format_is_read(
         TextPair("b", "next?", "yes"),
         TextPair("c", "2+2", "4"),
     ]
-    assert (found.tally.whole, found.unpaired, found.tally.broken) == (3, 0, 0)
+    assert (found.tally.complete, found.unpaired, found.tally.broken) == (3, 0, 0)
 
 
 def test_records_without_an_answered_question_are_counted(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_records_without_an_answered_question_are_counted(tmp_path: Path) -> Non
     path.write_text(json.dumps([*lonely, ASKED]))
     found = read_records(path)
     assert [pair.id for pair in found] == ["a"]
-    assert (found.tally.whole, found.unpaired, found.tally.broken) == (5, 4, 0)
+    assert (found.tally.complete, found.unpaired, found.tally.broken) == (5, 4, 0)
 
 
 def test_a_file_cut_off_anywhere_gives_its_complete_records(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_only_broken_lines_are_lost(tmp_path: Path) -> None:
     path.write_bytes("\n".join(lines).encode() + b'\n{"id": "\xff"}\n{"id": "cut')
     found = read_records(path)
     assert [pair.id for pair in found] == ["a", "b"]
-    assert (found.tally.whole, found.tally.broken, found.tally.damaged_at) == (2, 5, None)
+    assert (found.tally.complete, found.tally.broken, found.tally.damaged_at) == (2, 5, None)
 
 
 @pytest.mark.parametrize(

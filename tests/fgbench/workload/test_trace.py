@@ -63,7 +63,7 @@ def test_each_format_is_read(
 def test_failed_requests_are_left_out_and_reported(tmp_path: Path) -> None:
     trace = read_trace(write(tmp_path, BURST))
     assert trace.tokenless == 1
-    assert trace.tally.whole == 3
+    assert trace.tally.complete == 3
     (note,) = trace.notes
     assert "1 requests without prompt or output tokens" in note
 

@@ -206,7 +206,9 @@ def believe_at_once(traffic: Traffic) -> None:
     [deaf("offload"), deaf("upload"), record_early, believe_at_once],
     ids=["an offload waits for no step", "an upload waits for no step", "event", "early"],
 )
-def test_each_wait_is_needed(fake_cuda: MakeCuda, sabotage: Callable[[Traffic], None]) -> None:
+def test_removing_any_wait_causes_a_wrong_read(
+    fake_cuda: MakeCuda, sabotage: Callable[[Traffic], None]
+) -> None:
     """The test above detects races: it fails if any of these waits is removed."""
     for seed in range(40):
         traffic = Traffic(fake_cuda(seed), seed)

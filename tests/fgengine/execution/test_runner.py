@@ -106,9 +106,9 @@ def test_the_default_pools_fill_the_free_memory(monkeypatch: pytest.MonkeyPatch)
 def test_a_profile_takes_no_more_memory_than_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = create_runner(CONFIG, SHAPE, None)
     free_memory(monkeypatch, 2**20)
-    assert 10 < runner.most_blocks < 2**20 // runner.block_bytes
+    assert 10 < runner.max_blocks < 2**20 // runner.block_bytes
     free_memory(monkeypatch, 0)
-    assert runner.most_blocks == runner.num_device_blocks == 10
+    assert runner.max_blocks == runner.num_device_blocks == 10
     runner.close()
 
 

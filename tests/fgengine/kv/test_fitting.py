@@ -67,8 +67,8 @@ def test_a_refusal_on_a_gpu_states_the_gpus_memory() -> None:
 
 def test_the_total_is_the_sum_of_the_parts_even_if_loading_needs_more_than_serving() -> None:
     need = need_of(NAMED["llama-3-8b"], replace(CONFIG, max_tokens_per_batch=64), cpu(22))
-    assert list(need.most) == ["weights", "reordering the largest of them"]
-    assert need.total == sum(need.most.values()) > sum(need.parts.values())
+    assert list(need.peak) == ["weights", "reordering the largest of them"]
+    assert need.total == sum(need.peak.values()) > sum(need.parts.values())
 
 
 def test_a_step_that_is_too_large_is_refused_with_a_remedy() -> None:

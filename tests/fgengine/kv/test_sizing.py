@@ -36,7 +36,7 @@ def test_pools_on_a_cpu() -> None:
 def test_a_mode_without_copies_gets_a_host_pool_only_if_its_size_is_set(offloading: Offloading) -> None:
     config = replace(DEFAULTS, offloading=offloading)
     assert sizing.pools_on_cpu(config, MIB, 64 * GIB).host == 0
-    assert sizing.host_blocks_beside_gpu(config, 1000, MIB, 64 * GIB) == 0
+    assert sizing.gpu_host_blocks(config, 1000, MIB, 64 * GIB) == 0
     assert sizing.pools_on_cpu(replace(config, swap_space=1), MIB, 64 * GIB).host == 1024
 
 
@@ -100,19 +100,19 @@ def test_more_free_memory_never_makes_a_pool_smaller(
 def test_a_gpus_host_pool_is_bounded_by_free_memory_and_the_pinned_limit(
     device: int, block: int, free: int, more: int
 ) -> None:
-    blocks = sizing.host_blocks_beside_gpu(DEFAULTS, device, block, free)
+    blocks = sizing.gpu_host_blocks(DEFAULTS, device, block, free)
     assert 0 <= blocks * block <= min(free * sizing.PINNED_SHARE, sizing.PINNED_LIMIT_BYTES)
     assert blocks * block <= max(4 * device * block, sizing.MIN_HOST_POOL_BYTES)
-    assert sizing.host_blocks_beside_gpu(DEFAULTS, device, block, free + more) >= blocks
-    assert sizing.host_blocks_beside_gpu(DEFAULTS, device + 1, block, free) >= blocks
+    assert sizing.gpu_host_blocks(DEFAULTS, device, block, free + more) >= blocks
+    assert sizing.gpu_host_blocks(DEFAULTS, device + 1, block, free) >= blocks
 
 
 def test_opt_13b_on_a_large_gpu_gets_the_host_pool_of_the_paper() -> None:
     per_block = sizing.block_bytes(shape_of("opt-13b"), 16, 2)
     device = sizing.device_blocks_on_gpu(EngineConfig(), per_block, GPU)
-    host = sizing.host_blocks_beside_gpu(EngineConfig(), device, per_block, 200 * GIB)
+    host = sizing.gpu_host_blocks(EngineConfig(), device, per_block, 200 * GIB)
     assert host == 32 * GIB // per_block
-    assert sizing.host_blocks_beside_gpu(EngineConfig(), device, per_block, 60 * GIB) == 15 * GIB // per_block
+    assert sizing.gpu_host_blocks(EngineConfig(), device, per_block, 60 * GIB) == 15 * GIB // per_block
 
 
 def test_a_gpus_device_pool_is_its_share_minus_all_uses_and_a_dummy_block() -> None:

@@ -183,7 +183,7 @@ def test_auto_discards_kv_that_is_faster_to_recompute_for_any_request(symbolic_e
 # -- proactive -------------------------------------------------------------------------------------------
 
 
-def test_enst_by_hand() -> None:
+def test_enst_equals_values_computed_by_hand() -> None:
     """FastServe, section 5: T_execute sums the quanta of the jobs in higher queues and of earlier jobs."""
     cost = CostModel(step=0.5, decode_request=0.5)  # quanta of 1, 2, 4, 8 ... seconds
     policy = ArtifactMLFQ(PolicyContext(cost, starvation_limit=10.0, max_batch_size=2))
@@ -205,10 +205,10 @@ def test_enst_by_hand() -> None:
 
 
 @pytest.mark.parametrize("mode", ["reactive", "proactive"])
-def test_who_is_about_to_be_promoted_leaves_last(
+def test_proactive_evicts_a_request_that_is_promoted_soon_last(
     mode: str, symbolic_engine: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """y is last in the policy's order, but will be promoted in 40 ms; x waits for 7 quanta of z."""
+    """y is last in the policy's order, but is promoted in 40 ms. x waits for 7 quanta of z."""
     engine = symbolic_engine(
         "mlfq", device_blocks=12, max_batch_size=1, offloading=mode, starvation_limit=1.0, eager_copies=True
     )
@@ -241,7 +241,7 @@ def test_who_is_about_to_be_promoted_leaves_last(
         engine.step()
 
 
-def test_proactive_evicts_the_longest_wait_and_uploads_the_next_in_order_ahead(
+def test_proactive_evicts_the_longest_wait_and_uploads_the_next_requests_early(
     symbolic_engine: Build,
 ) -> None:
     engine = symbolic_engine(
@@ -279,14 +279,14 @@ def test_reactive_offloads_no_more_than_needed(symbolic_engine: Build) -> None:
     assert kv.where("a") is Where.DEVICE
 
 
-# -- pools at their smallest -----------------------------------------------------------------------------
+# -- the smallest pools ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("host_blocks", [0, 1, 50])
 @pytest.mark.parametrize("policy", policy_names())
 @pytest.mark.slow
-def test_a_device_pool_that_holds_one_request_serves_them_all(
+def test_a_device_pool_for_one_request_serves_all_requests(
     policy: str, host_blocks: int, mode: str, symbolic_engine: Build
 ) -> None:
     for chunked in (False, True):
@@ -309,7 +309,7 @@ def test_a_device_pool_that_holds_one_request_serves_them_all(
             assert stats["offloaded_blocks"] == 0
 
 
-def test_fcfs_takes_room_from_the_newest(symbolic_engine: Build) -> None:
+def test_fcfs_evicts_the_newest_request(symbolic_engine: Build) -> None:
     engine = symbolic_engine("fcfs", device_blocks=6, eager_copies=True)
     for id in "abc":
         engine.add(id, [1] * 8, params(8))  # two full blocks each: all need a third one at the same time
@@ -319,7 +319,7 @@ def test_fcfs_takes_room_from_the_newest(symbolic_engine: Build) -> None:
     assert [id for id in "abc" if kv.where(id) is Where.DEVICE] == ["a", "b"]
 
 
-def test_srpt_takes_room_from_the_longest(symbolic_engine: Build) -> None:
+def test_srpt_evicts_the_longest_request(symbolic_engine: Build) -> None:
     engine = symbolic_engine("srpt", device_blocks=6, eager_copies=True)
     for id, max_tokens in {"a": 16, "b": 4, "c": 8}.items():
         engine.add(id, [1] * 8, params(max_tokens))
@@ -329,8 +329,7 @@ def test_srpt_takes_room_from_the_longest(symbolic_engine: Build) -> None:
     assert [id for id in "abc" if kv.where(id) is Where.DEVICE] == ["b", "c"]
 
 
-# -- chunked prefill
-# ----------------------------------------------------------------------------------------------
+# -- chunked prefill -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prompt_first", [False, True])

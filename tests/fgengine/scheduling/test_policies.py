@@ -14,7 +14,7 @@ COST = CostModel(step=0.5, prefill_token=1.0, decode_request=0.5, prefill_reques
 CONTEXT = PolicyContext(COST, starvation_limit=100.0)
 
 
-class PlainOnWholeSteps(ArtifactMLFQ):
+class StepChargedMLFQ(ArtifactMLFQ):
     """MLFQ without skip-join that charges the step's time, which the test sets."""
 
     entry_level = MLFQ.entry_level
@@ -59,8 +59,8 @@ def test_srpt_runs_the_request_with_the_fewest_tokens_left() -> None:
     assert order(policy) == "abc"
 
 
-def test_mlfq_demotes_whoever_used_its_quantum_to_the_back() -> None:
-    policy = PlainOnWholeSteps(CONTEXT)
+def test_a_job_that_used_its_quantum_moves_to_the_back_of_the_next_queue() -> None:
+    policy = StepChargedMLFQ(CONTEXT)
     a, b = make("a"), make("b")
     policy.add(a, 0.0)
     policy.add(b, 0.0)
@@ -196,7 +196,7 @@ def test_a_demoted_job_joins_the_queue_that_holds_its_next_iteration() -> None:
 
 
 def test_waiting_for_the_limit_promotes_to_the_first_queue_with_a_fresh_quantum() -> None:
-    policy = PlainOnWholeSteps(PolicyContext(COST, starvation_limit=10.0))
+    policy = StepChargedMLFQ(PolicyContext(COST, starvation_limit=10.0))
     a, b = make("a"), make("b")
     policy.add(a, 0.0)
     ran(policy, a, 7.0, 7.0)

@@ -17,7 +17,7 @@ from scipy import integrate, stats
 from fgengine.cost import CostModel
 from fgengine.request import FinishReason, Request, SamplingParams
 from fgengine.scheduling import learned
-from fgengine.scheduling.learned import Learned, kept_path, open_predictor
+from fgengine.scheduling.learned import Learned, open_predictor, predictor_path
 from fgengine.scheduling.policy import PolicyContext, make_policy
 from fgengine.scheduling.predictor import Noisy, Oracle, Prediction
 from fgengine.scheduling.predictors import make_predictor
@@ -190,9 +190,9 @@ def test_a_stored_predictor_continues_to_learn(tmp_path: Path, monkeypatch: pyte
     examples, prompts = lesson(150, seed=1), [prompt for prompt, _ in lesson(30, seed=2)]
     for prompt, length in examples[:100]:
         predictor.learn_length(prompt, length)  # fewer than SAVE_EVERY; some are still pending
-    assert not kept_path("tiny").exists()
+    assert not predictor_path("tiny").exists()
     predictor.close()
-    assert [path.name for path in kept_path("tiny").parent.iterdir()] == ["tiny.npz"]
+    assert [path.name for path in predictor_path("tiny").parent.iterdir()] == ["tiny.npz"]
     again = open_predictor("tiny")
     assert again.num_learned == 100
     predicted = [predictor.predict_length(prompt) for prompt in prompts]
@@ -301,7 +301,7 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
 
 def test_make_predictor_reports_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path))
-    path = kept_path("tiny")
+    path = predictor_path("tiny")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"garbage")
     with pytest.raises(ValueError, match="is not a usable predictor"):

@@ -11,7 +11,7 @@ import pytest
 from fgengine.engine import Engine
 from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.policy import policy_names
-from fgengine.scheduling.pressure import TOKENS_PER_THROWN, RecomputeBudget, peak_blocks
+from fgengine.scheduling.pressure import TOKENS_PER_DISCARDED, RecomputeBudget, peak_blocks
 
 Build = Callable[..., Engine]
 MODES = ["none", "reactive", "proactive", "blocking", "recompute", "auto"]
@@ -98,10 +98,10 @@ def test_discarded_work_is_a_debt_that_computed_tokens_pay() -> None:
     budget = RecomputeBudget()
     budget.computed(1000)  # work before the debt does not count
     assert not budget.in_debt
-    budget.thrown_away(8)
+    budget.discarded(8)
     assert budget.in_debt
     steps = budget.steps_in_debt(10)
-    assert steps == 8 * TOKENS_PER_THROWN / 10
+    assert steps == 8 * TOKENS_PER_DISCARDED / 10
     for _ in range(steps - 1):
         budget.computed(10)
     assert budget.in_debt

@@ -35,7 +35,7 @@ def ranking_of(places: dict[str, float]) -> tuple[Ranking, Places, dict[str, Req
 
 
 @given(st.data())
-def test_last_first_yields_descending_priorities_after_any_changes(data: st.DataObject) -> None:
+def test_descending_yields_descending_priorities_after_any_changes(data: st.DataObject) -> None:
     """Priorities that became larger must be touched; smaller ones are detected without a touch."""
     names = [f"r{i}" for i in range(8)]
     values = st.floats(0, 100)
@@ -55,29 +55,29 @@ def test_last_first_yields_descending_priorities_after_any_changes(data: st.Data
             if grows:
                 ranking.touch([requests[name]])
         if data.draw(st.booleans()):
-            got = [(place[0], request.id) for place, request in ranking.last_first()]
+            got = [(place[0], request.id) for place, request in ranking.descending()]
             assert sorted(id for _, id in got) == sorted(members)
             assert [place for place, _ in got] == sorted((priority.of[id] for id in members), reverse=True)
 
 
 def test_a_rebuilt_ranking_uses_the_new_priorities() -> None:
     ranking, priority, requests = ranking_of({"a": 1.0, "b": 2.0, "c": 3.0})
-    assert [r.id for r in ranking.first_first()] == ["a", "b", "c"]
+    assert [r.id for r in ranking.ascending()] == ["a", "b", "c"]
     ranking.discard("b")
     priority.of = {"a": 3.0, "b": 2.0, "c": 1.0}
     ranking.rebuild()
-    assert [r.id for r in ranking.first_first()] == ["c", "a"]
+    assert [r.id for r in ranking.ascending()] == ["c", "a"]
     assert "b" not in ranking
     ranking.add(requests["b"])
     assert "b" in ranking
-    assert [request.id for _, request in ranking.last_first()] == ["a", "b", "c"]
+    assert [request.id for _, request in ranking.descending()] == ["a", "b", "c"]
 
 
 def test_the_last_of_thousands_is_found_without_reading_the_others() -> None:
     ranking, priority, _ = ranking_of({str(i): float(i) for i in range(5000)})
-    next(iter(ranking.last_first()))
+    next(iter(ranking.descending()))
     priority.asked = 0
-    assert [r.id for _, r in zip(range(3), (r for _, r in ranking.last_first()), strict=False)] == [
+    assert [r.id for _, r in zip(range(3), (r for _, r in ranking.descending()), strict=False)] == [
         "4999",
         "4998",
         "4997",

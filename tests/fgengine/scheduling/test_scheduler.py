@@ -177,7 +177,7 @@ def test_decodes_that_need_no_block_continue_while_the_first_request_waits(symbo
     assert batch(engine) == [("a", 8, 1)]
 
 
-def test_work_is_thrown_away_for_a_next_token_when_the_host_is_full(symbolic_engine: Build) -> None:
+def test_with_a_full_host_pool_kv_is_discarded_for_a_next_token(symbolic_engine: Build) -> None:
     engine = symbolic_engine(device_blocks=4, host_blocks=1, max_batch_size=2)
     a = engine.add("a", [1] * 8, params())
     b = engine.add("b", [1] * 8, params())

@@ -35,7 +35,9 @@ def calls_of_a_step(engine: Engine) -> int:
 
 @pytest.mark.parametrize("policy", policy_names())
 @pytest.mark.slow
-def test_fifty_times_as_many_waiting_cost_no_more_calls(policy: str, symbolic_engine: Build) -> None:
+def test_the_calls_of_a_step_do_not_grow_with_the_waiting_requests(
+    policy: str, symbolic_engine: Build
+) -> None:
     counts = []
     for waiting in (40, 2000):
         engine = symbolic_engine(policy, device_blocks=30, max_tokens_per_batch=64)

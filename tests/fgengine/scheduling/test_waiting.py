@@ -27,7 +27,7 @@ def params(max_tokens: int) -> SamplingParams:
     ("mode", "host_blocks"),
     [("reactive", 60), ("reactive", 0), ("proactive", 60), ("proactive", 0), ("recompute", 60), ("auto", 60)],
 )
-def test_no_job_waits_longer_than_alpha_and_a_turn_of_those_ahead(
+def test_no_job_waits_longer_than_alpha_and_one_turn_of_each_job(
     policy: str, mode: str, host_blocks: int, budget: int, symbolic_engine: Build
 ) -> None:
     """Upper bound of a wait: alpha + the running step + CROWD turns with their copies.
