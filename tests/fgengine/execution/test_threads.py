@@ -150,7 +150,10 @@ def test_the_load_is_read_once_an_interval(monkeypatch: pytest.MonkeyPatch) -> N
     assert 3 <= reads <= 5
 
 
-def test_all_threads_compute_if_the_system_reports_no_load(tmp_path: Path) -> None:
+def test_all_threads_compute_if_the_system_reports_no_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Threads, "_set_last", (0, 0))  # as if no engine ran in this process before
     missing = tmp_path / "task"
     assert usage(missing) is None
     crew = Threads(lambda: usage(missing), lambda count: pytest.fail("changed"))
