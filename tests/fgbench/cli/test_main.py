@@ -70,7 +70,7 @@ sys.argv = ["fgbench", "--help"]
 from fgbench.cli.main import app
 with contextlib.suppress(SystemExit):
     app()
-heavy = "torch transformers pandas matplotlib pyarrow aiohttp tokenizers numpy scipy".split()
+heavy = "torch transformers pandas matplotlib pyarrow aiohttp tokenizers numpy scipy sortedcontainers".split()
 print("imported", [name for name in heavy if name in sys.modules])
 """
     assert "imported []" in _fgbench(code=code).stdout

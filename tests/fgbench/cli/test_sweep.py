@@ -442,7 +442,7 @@ def test_too_many_errors_exit_3_after_all_points_are_run(fake_server: Any, tmp_p
 def test_help_has_an_example() -> None:
     text = words(fgbench("sweep", "--help").output)
     for part in (
-        "fgbench sweep --backend fastgen --backend fastgen-fcfs --rates",
+        "fgbench sweep --backend fastgen --backend fastgen-fcfs",
         "--resume",
         "Rate at an SLO",
     ):
