@@ -99,7 +99,7 @@ def _level_table(comparison: Comparison, level: float, points: Sequence[Comparis
     columns = [f"{point.label}{marks(point)}" for point in points]
     table = _table(comparison.axis.describe(level), columns, names=2)
     for quantities in (LATENCIES, THROUGHPUTS, SLOWDOWNS, IN_THE_SERVER):
-        shown = [q for q in quantities if any(p.figure(q.metric, q.statistic) is not None for p in points)]
+        shown = [q for q in quantities if any(comparison.cell(p, q) is not None for p in points)]
         previous = ""
         for quantity in shown:
             name = quantity.name if quantity.name != previous else ""
@@ -107,8 +107,9 @@ def _level_table(comparison: Comparison, level: float, points: Sequence[Comparis
                 table.add_section()
             previous = quantity.name
             table.add_row(name, quantity.statistic or "", *(_cell(comparison, p, quantity) for p in points))
-            if any(_interval(point, quantity) for point in points):
-                table.add_row("", INTERVAL, *(_interval(point, quantity) for point in points), style="dim")
+            intervals = [_interval(comparison, point, quantity) for point in points]
+            if any(intervals):
+                table.add_row("", INTERVAL, *intervals, style="dim")
         if quantities is THROUGHPUTS:
             table.add_row("answered", "", *(_answered(p, comparison.workload.num_prompts) for p in points))
             for quantity in OUTCOMES:
@@ -120,34 +121,32 @@ def _level_table(comparison: Comparison, level: float, points: Sequence[Comparis
 def _cell(comparison: Comparison, point: ComparisonPoint, quantity: Quantity) -> Text:
     from rich.text import Text
 
-    cell = Text(quantity.show(point.figure(quantity.metric, quantity.statistic)))
-    ratio = comparison.ratio(point, quantity)
-    if ratio is not None:
-        verdict = comparison.verdict(point, quantity) or ""
+    cell = comparison.cell(point, quantity)
+    text = Text(quantity.show(cell.value if cell else None))
+    if cell is not None and cell.ratio is not None:
+        verdict, ratio = cell.verdict or "", cell.ratio.value
         if verdict in STYLES:
             style = STYLES[verdict]
-        elif abs(ratio.value - 1.0) <= NOTABLE:
+        elif abs(ratio - 1.0) <= NOTABLE:
             style = "dim"
         else:
-            style = STYLES["better" if (ratio.value < 1.0) == quantity.lower_is_better else "worse"]
-        cell.append(f" {times(ratio.value)}{_mark(verdict)}", style=style)
+            style = STYLES["better" if (ratio < 1.0) == quantity.lower_is_better else "worse"]
+        text.append(f" {times(ratio)}{_mark(verdict)}", style=style)
     elif len(comparison.labels) > 1 and quantity.better and point.label != comparison.baseline:
-        cell.append("      ")
-    return cell
+        text.append("      ")
+    return text
 
 
 def _mark(verdict: str) -> str:
     return f" {VERDICT_MARKS[verdict]}" if verdict in VERDICT_MARKS else ""
 
 
-def _interval(point: ComparisonPoint, quantity: Quantity) -> str:
+def _interval(comparison: Comparison, point: ComparisonPoint, quantity: Quantity) -> str:
     """Return the interval of a mean latency; empty for other figures, to keep the table readable."""
     if quantity.statistic != "mean" or not quantity.is_time:
         return ""
-    estimate = point.estimate(quantity.metric, quantity.statistic)
-    return (
-        "" if not estimate or not estimate.interval else span(estimate.interval.low, estimate.interval.high)
-    )
+    cell = comparison.cell(point, quantity)
+    return span(cell.interval.low, cell.interval.high) if cell and cell.interval else ""
 
 
 def _answered(point: ComparisonPoint, num_prompts: int) -> str:
@@ -167,15 +166,15 @@ def _verdict_table(comparison: Comparison, labels: Sequence[str]) -> Table:
         for quantity in HEADLINES:
             cells = []
             for label in others:
-                ratio = comparison.ratio(points[label], quantity) if label in points else None
-                if ratio is None:
+                cell = comparison.cell(points[label], quantity) if label in points else None
+                if cell is None or cell.ratio is None:
                     cells.append(Text("-"))
                     continue
-                verdict = comparison.verdict(points[label], quantity) or ""
-                cell = f"{times(ratio.value)}{_mark(verdict)}"
-                if ratio.interval:
-                    cell += f" {ratio.interval.low:.2f}–{ratio.interval.high:.2f}"
-                cells.append(Text(cell, style=STYLES.get(verdict, "")))
+                verdict, around = cell.verdict or "", cell.ratio.interval
+                text = f"{times(cell.ratio.value)}{_mark(verdict)}"
+                if around:
+                    text += f" {around.low:.2f}–{around.high:.2f}"
+                cells.append(Text(text, style=STYLES.get(verdict, "")))
             name = comparison.axis.describe(level) if quantity is HEADLINES[0] else ""
             table.add_row(name, quantity.name, *cells)
         table.add_section()

@@ -14,10 +14,10 @@ from fgbench.metrics.accounts import Breakdown, MachineAccount, MemoryAccount
 from fgbench.metrics.latency import slowdowns
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.record import RequestRecord
-from fgbench.metrics.statistics import Distribution, Estimate, PairedRatio, jain_index
+from fgbench.metrics.statistics import Distribution, Estimate, Interval, PairedRatio, jain_index
 from fgbench.metrics.summary import Summary
 from fgbench.report.pairing import Axis, WorkloadKey, group, level_of, seed_of, settings_of
-from fgbench.report.quantities import Quantity
+from fgbench.report.quantities import QUANTITIES, Quantity
 from fgbench.results.run import Run, summary_of
 
 if TYPE_CHECKING:
@@ -122,14 +122,24 @@ class ComparisonPoint:
         figures = {entry.seed: entry.figure(metric, statistic) for entry in self.counted}
         return {seed: value for seed, value in figures.items() if value is not None}
 
-    def estimate(self, metric: str, statistic: str | None = None) -> Estimate | None:
-        """Return the mean over seeds with its interval; None if no run has the figure."""
-        return Estimate.of(list(self.values(metric, statistic).values()))
 
-    def figure(self, metric: str, statistic: str | None = None) -> float | None:
-        """Return the mean over seeds; None if no run has the figure."""
-        estimate = self.estimate(metric, statistic)
-        return None if estimate is None else estimate.value
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One figure of one backend under one load, next to the baseline's: a row of the DataFrame.
+
+    Tables, JSON, CSV, Markdown and pictures are made from these.
+    """
+
+    quantity: Quantity
+    value: float
+    """The mean over seeds."""
+    interval: Interval | None
+    """Of ``value``; None with too few seeds."""
+    ratio: PairedRatio | None
+    """To the baseline under the same load; None for the baseline itself, and if nothing is compared."""
+    verdict: str | None
+    """``better``, ``worse`` or ``not distinguishable``, or the reason why there is no verdict; None without a
+    ratio."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,9 @@ class Comparison:
     baseline: str
     """Label of the backend that the others are compared with, at the same level."""
     _at: dict[tuple[str, float], ComparisonPoint] = field(init=False, repr=False, compare=False)
+    _cells: dict[tuple[str, float, Quantity], Cell | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_at", {(point.label, point.level): point for point in self.points})
@@ -179,11 +192,27 @@ class Comparison:
         """Return the points of one backend, in the order of ``levels``."""
         return [point for level in self.levels if (point := self._at.get((label, level))) is not None]
 
-    def ratio(self, point: ComparisonPoint, quantity: Quantity) -> PairedRatio | None:
-        """Return the point's figure over the baseline's at the same level, paired by seed.
+    def cell(self, point: ComparisonPoint, quantity: Quantity) -> Cell | None:
+        """Return one figure of the point with its ratio and verdict; None if no run of the point has it."""
+        key = point.label, point.level, quantity
+        if key not in self._cells:
+            self._cells[key] = self._cell(point, quantity)
+        return self._cells[key]
 
-        Returns None if there is no such ratio.
-        """
+    def cells(self, point: ComparisonPoint) -> list[Cell]:
+        """Return all figures that the point has, in the order of ``QUANTITIES``."""
+        return [cell for quantity in QUANTITIES if (cell := self.cell(point, quantity)) is not None]
+
+    def _cell(self, point: ComparisonPoint, quantity: Quantity) -> Cell | None:
+        estimate = Estimate.of(list(point.values(quantity.metric, quantity.statistic).values()))
+        if estimate is None:
+            return None
+        ratio = self._ratio(point, quantity)
+        verdict = None if ratio is None else self._verdict(point, quantity, ratio)
+        return Cell(quantity, estimate.value, estimate.interval, ratio, verdict)
+
+    def _ratio(self, point: ComparisonPoint, quantity: Quantity) -> PairedRatio | None:
+        """Return the point's figure over the baseline's at the same level, paired by seed."""
         base = self._at.get((self.baseline, point.level))
         if base is None or base is point or quantity.better is None:
             return None
@@ -192,15 +221,7 @@ class Comparison:
             base.values(quantity.metric, quantity.statistic),
         )
 
-    def verdict(self, point: ComparisonPoint, quantity: Quantity) -> str | None:
-        """Compare a point with the baseline.
-
-        Returns ``better``, ``worse`` or ``not distinguishable``, or the reason why there is no verdict; None
-        if there is no ratio.
-        """
-        ratio = self.ratio(point, quantity)
-        if ratio is None:
-            return None
+    def _verdict(self, point: ComparisonPoint, quantity: Quantity, ratio: PairedRatio) -> str:
         if not (point.complete and self._at[self.baseline, point.level].complete):
             return "incomplete: not judged"
         return ratio.verdict(lower_is_better=quantity.lower_is_better) or not_judged(ratio.seeds)
@@ -226,7 +247,7 @@ def compare(
     """Group runs into one comparison per workload; the comparison with the most runs comes first.
 
         (comparison,) = compare([read_run(path) for path in paths])
-        comparison.of("fastgen")[0].figure("jct", "mean")
+        comparison.cell(comparison.of("fastgen")[0], quantity_called("jct", "mean")).value
 
     Args:
         runs: Runs, oldest first.

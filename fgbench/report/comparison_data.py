@@ -16,7 +16,6 @@ from fgbench.metrics.statistics import Estimate, Interval, PairedRatio
 from fgbench.report.comparison import Comparison, ComparisonPoint, Entry
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.pairing import WorkloadKey
-from fgbench.report.quantities import QUANTITIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,19 +89,15 @@ def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> 
                 "overloaded": point.overloaded,
                 "disturbed": point.disturbed,
             }
-            for quantity in QUANTITIES:
-                estimate = point.estimate(quantity.metric, quantity.statistic)
-                if estimate is None:
-                    continue
-                ratio = comparison.ratio(point, quantity)
+            for cell in comparison.cells(point):
                 yield here | {
-                    "metric": quantity.metric,
-                    "statistic": quantity.statistic,
-                    "value": estimate.value,
-                    **_ends(estimate.interval),
-                    "ratio": ratio.value if ratio else None,
-                    **_ends(ratio.interval if ratio else None, "ratio_"),
-                    "verdict": comparison.verdict(point, quantity),
+                    "metric": cell.quantity.metric,
+                    "statistic": cell.quantity.statistic,
+                    "value": cell.value,
+                    **_ends(cell.interval),
+                    "ratio": cell.ratio.value if cell.ratio else None,
+                    **_ends(cell.ratio.interval if cell.ratio else None, "ratio_"),
+                    "verdict": cell.verdict,
                 }
             for objective in objectives:
                 for metric in ("attainment", "goodput"):
@@ -140,13 +135,12 @@ def _workload(workload: WorkloadKey) -> dict[str, Any]:
 def _figures(comparison: Comparison, point: ComparisonPoint) -> dict[str, Any]:
     """Return ``{metric: {statistic: figure}}``; a figure without statistics has the statistic "value"."""
     figures: dict[str, Any] = {}
-    for quantity in QUANTITIES:
-        estimate = point.estimate(quantity.metric, quantity.statistic)
-        if estimate is None:
-            continue
-        figures.setdefault(quantity.metric, {})[quantity.statistic or "value"] = _estimate(estimate) | {
-            "ratio": _ratio(comparison.ratio(point, quantity)),
-            "verdict": comparison.verdict(point, quantity),
+    for cell in comparison.cells(point):
+        figures.setdefault(cell.quantity.metric, {})[cell.quantity.statistic or "value"] = {
+            "value": cell.value,
+            **_ends(cell.interval),
+            "ratio": _ratio(cell.ratio),
+            "verdict": cell.verdict,
         }
     return figures
 

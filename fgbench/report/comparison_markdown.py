@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from fgbench.report.comparison import Comparison, ComparisonPoint
-from fgbench.report.notes import VERDICT_MARKS, marks, notes, title
+from fgbench.report.notes import VERDICT_MARKS, marks, notes, seeds_paired, title
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.quantities import HEADLINES, IN_THE_SERVER, LATENCIES, OUTCOMES, SLOWDOWNS, Quantity
 from fgengine.units import number, span, times
@@ -39,17 +39,16 @@ def _main_table(comparison: Comparison) -> str:
 
 
 def _cell(comparison: Comparison, point: ComparisonPoint, quantity: Quantity) -> str:
-    estimate = point.estimate(quantity.metric, quantity.statistic)
-    if estimate is None:
+    cell = comparison.cell(point, quantity)
+    if cell is None:
         return "-"
-    text = quantity.show(estimate.value)
-    if estimate.interval and quantity in LATENCIES:
-        text += f" [{span(estimate.interval.low, estimate.interval.high)}]"
-    ratio = comparison.ratio(point, quantity)
+    text, ratio = quantity.show(cell.value), cell.ratio
+    if cell.interval and quantity in LATENCIES:
+        text += f" [{span(cell.interval.low, cell.interval.high)}]"
     if ratio is None:
         return text
     interval = f", {ratio.interval.low:.2f}–{ratio.interval.high:.2f}" if ratio.interval else ""
-    mark = VERDICT_MARKS.get(comparison.verdict(point, quantity) or "", "")
+    mark = VERDICT_MARKS.get(cell.verdict or "", "")
     return f"{text} ({times(ratio.value)}{interval}{' ' + mark if mark else ''})"
 
 
@@ -91,7 +90,7 @@ def _details_table(comparison: Comparison) -> str:
     shown = [
         quantity
         for quantity in (*SLOWDOWNS, *IN_THE_SERVER)
-        if any(point.figure(quantity.metric, quantity.statistic) is not None for point in comparison.points)
+        if any(comparison.cell(point, quantity) is not None for point in comparison.points)
     ]
     if not shown:
         return ""
@@ -116,7 +115,7 @@ def _name(quantity: Quantity) -> str:
 
 
 def _has_ratios(comparison: Comparison) -> bool:
-    return any(comparison.ratio(point, HEADLINES[0]) for point in comparison.points)
+    return bool(seeds_paired(comparison))
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

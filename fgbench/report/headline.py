@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fgbench.report.comparison import Comparison, ComparisonPoint
@@ -29,7 +30,7 @@ def headline(comparison: Comparison, objectives: Sequence[Objective]) -> list[st
     points = comparison.at(level)
     quantities = [q for q in LATENCIES if q.statistic == "mean" and q.metric in SHOWN]
     rank = quantities[0]
-    points.sort(key=lambda point: point.figure(rank.metric, rank.statistic) or float("inf"))
+    points.sort(key=lambda point: cell.value if (cell := comparison.cell(point, rank)) else math.inf)
     highest = f", the highest of {len(comparison.levels)} loads" if len(comparison.levels) > 1 else ""
     means = " and ".join(quantity.name for quantity in quantities)
     lines.append(f"{comparison.axis.describe(level)}{highest}: mean {means}")
@@ -53,12 +54,11 @@ def _name(comparison: Comparison, point: ComparisonPoint) -> str:
 
 
 def _cell(comparison: Comparison, point: ComparisonPoint, quantity: Quantity) -> str:
-    figure = quantity.show(point.figure(quantity.metric, quantity.statistic))
-    ratio = comparison.ratio(point, quantity)
-    if ratio is None:
-        return figure
-    mark = VERDICT_MARKS.get(comparison.verdict(point, quantity) or "", "")
-    return f"{figure} ({times(ratio.value)}{' ' if mark else ''}{mark})"
+    cell = comparison.cell(point, quantity)
+    if cell is None or cell.ratio is None:
+        return quantity.show(cell.value if cell else None)
+    mark = VERDICT_MARKS.get(cell.verdict or "", "")
+    return f"{quantity.show(cell.value)} ({times(cell.ratio.value)}{' ' if mark else ''}{mark})"
 
 
 def _limits(comparison: Comparison, objective: Objective) -> str:

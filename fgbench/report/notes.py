@@ -45,8 +45,8 @@ def marks(point: ComparisonPoint) -> str:
 
 def seeds_paired(comparison: Comparison) -> list[int]:
     """Return, for each point with a ratio to the baseline, the number of seeds that both have."""
-    ratios = [comparison.ratio(point, HEADLINES[0]) for point in comparison.points]
-    return [ratio.seeds for ratio in ratios if ratio is not None]
+    cells = [comparison.cell(point, HEADLINES[0]) for point in comparison.points]
+    return [cell.ratio.seeds for cell in cells if cell is not None and cell.ratio is not None]
 
 
 def is_judged(comparison: Comparison) -> bool:

@@ -59,3 +59,11 @@ IN_THE_SERVER = _compared("server")
 QUANTITIES = (*LATENCIES, *THROUGHPUTS, *OUTCOMES, *SLOWDOWNS, *IN_THE_SERVER)
 HEADLINES = tuple(quantity for quantity in LATENCIES if quantity.statistic == "mean") + THROUGHPUTS
 """Quantities that get a verdict in the tables. Files contain a verdict for every quantity with ``better``."""
+
+
+def quantity_called(metric: str, statistic: str | None) -> Quantity:
+    """Return one of ``QUANTITIES``. Raises KeyError if it is not compared."""
+    return _BY_NAME[metric, statistic]
+
+
+_BY_NAME = {(quantity.metric, quantity.statistic): quantity for quantity in QUANTITIES}

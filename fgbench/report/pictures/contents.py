@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 
 from fgbench.metrics.metric import OF_REQUESTS, metric_called
 from fgbench.metrics.record import STATES
 from fgbench.metrics.statistics import Estimate
 from fgbench.metrics.timeline import queue_lengths
-from fgbench.report.comparison import Comparison, ComparisonPoint
+from fgbench.report.comparison import Cell, Comparison, ComparisonPoint
 from fgbench.report.notes import marks, title
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.pairing import CONCURRENCY
 from fgbench.report.pictures.picture import Bar, Bars, Line, Panel, Picture, is_wide, picked
+from fgbench.report.quantities import Quantity, quantity_called
 
 MAX_NAMED = 4
 """Maximum number of disturbed points that a picture's title names."""
@@ -67,7 +69,7 @@ def latency(comparison: Comparison, objectives: Sequence[Objective], statistic: 
             title=f"{statistic} {definition.label} ({unit})",
             x=comparison.axis.title,
             y="",
-            lines=_lines(comparison, lambda point, metric=metric: point.estimate(metric, statistic)),  # type: ignore[misc]
+            lines=_lines(comparison, partial(_cell, comparison, quantity_called(metric, statistic))),
             level=limits[0] if limits else None,
             x_ticks=levels,
             x_log=comparison.axis is CONCURRENCY and is_wide(levels),
@@ -100,11 +102,15 @@ def attainment(comparison: Comparison, objectives: Sequence[Objective]) -> Pictu
     return _picture(comparison, "attainment", title(comparison), panels, f"{TARGET:.0%} of the requests")
 
 
+def _cell(comparison: Comparison, quantity: Quantity, point: ComparisonPoint) -> Cell | None:
+    return comparison.cell(point, quantity)
+
+
 def _finite(comparison: Comparison) -> list[float]:
     return [level for level in comparison.levels if math.isfinite(level)]
 
 
-def _lines(comparison: Comparison, of: Callable[[ComparisonPoint], Estimate | None]) -> list[Line]:
+def _lines(comparison: Comparison, of: Callable[[ComparisonPoint], Estimate | Cell | None]) -> list[Line]:
     """Return a line per backend, of complete runs at finite levels.
 
     The means of incomplete runs are too low, since the slow requests are missing.

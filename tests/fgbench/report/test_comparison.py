@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from fgbench.report.comparison import Comparison, ComparisonPoint, compare
-from fgbench.report.quantities import IN_THE_SERVER, LATENCIES, QUANTITIES, SLOWDOWNS, THROUGHPUTS, Quantity
+from fgbench.report.quantities import (
+    IN_THE_SERVER,
+    LATENCIES,
+    QUANTITIES,
+    SLOWDOWNS,
+    THROUGHPUTS,
+    Quantity,
+    quantity_called,
+)
 from fgbench.results.run import Run
 from fgengine.cost import CostModel
 
@@ -20,6 +28,12 @@ P99_NORMALIZED = next(q for q in LATENCIES if (q.metric, q.statistic) == ("norma
 
 def point(comparison: Comparison, label: str, rate: float) -> ComparisonPoint:
     return next(each for each in comparison.of(label) if each.level == rate)
+
+
+def value(comparison: Comparison, at: ComparisonPoint, metric: str, statistic: str | None = None) -> float:
+    cell = comparison.cell(at, quantity_called(metric, statistic))
+    assert cell is not None
+    return cell.value
 
 
 def test_ratios_are_taken_at_the_same_rate_only(make_run: Make) -> None:
@@ -36,8 +50,8 @@ def test_ratios_are_taken_at_the_same_rate_only(make_run: Make) -> None:
     assert comparison.labels == ["fastgen", "fastgen-fcfs"]
 
     def ratio(label: str, rate: float, quantity: Quantity) -> float | None:
-        found = comparison.ratio(point(comparison, label, rate), quantity)
-        return None if found is None else found.value
+        cell = comparison.cell(point(comparison, label, rate), quantity)
+        return None if cell is None or cell.ratio is None else cell.ratio.value
 
     assert ratio("fastgen", 1.0, MEAN_JCT) == pytest.approx(0.5)
     assert ratio("fastgen", 2.0, P99_NORMALIZED) == pytest.approx(0.25)
@@ -53,20 +67,26 @@ def test_seeds_are_averaged_and_ratios_paired(sweep: list[Run]) -> None:
         1: pytest.approx(0.55 * 0.98),
         2: pytest.approx(0.6 * 1.02),
     }
-    assert ours.figure("jct", "mean") == pytest.approx((0.51 + 0.539 + 0.612) / 3)
-    ratio = comparison.ratio(ours, MEAN_JCT)
-    assert ratio is not None
-    assert ratio.seeds == 3
-    assert ratio.value == pytest.approx(0.5 * (1.02 * 0.98 * 1.02) ** (1 / 3))
-    assert comparison.verdict(ours, MEAN_JCT) == "better"
-    assert comparison.verdict(ours, THROUGHPUTS[0]) == "better"
-    assert comparison.verdict(point(comparison, "fastgen-fcfs", 1.0), MEAN_JCT) is None
+    cell, throughput = comparison.cell(ours, MEAN_JCT), comparison.cell(ours, THROUGHPUTS[0])
+    baseline = comparison.cell(point(comparison, "fastgen-fcfs", 1.0), MEAN_JCT)
+    assert cell is not None
+    assert cell.value == pytest.approx((0.51 + 0.539 + 0.612) / 3)
+    assert cell.ratio is not None
+    assert cell.ratio.seeds == 3
+    assert cell.ratio.value == pytest.approx(0.5 * (1.02 * 0.98 * 1.02) ** (1 / 3))
+    assert cell.verdict == "better"
+    assert throughput is not None
+    assert throughput.verdict == "better"
+    assert baseline is not None
+    assert (baseline.ratio, baseline.verdict) == (None, None)
 
 
 def test_few_seeds_and_incomplete_runs_are_not_judged(make_run: Make) -> None:
     def verdict(runs: list[Run]) -> str | None:
         (comparison,) = compare(runs)
-        return comparison.verdict(comparison.of("b")[0], MEAN_JCT)
+        cell = comparison.cell(comparison.of("b")[0], MEAN_JCT)
+        assert cell is not None
+        return cell.verdict
 
     assert verdict([make_run("a"), make_run("b")]) == "one seed: not judged"
     two = [make_run(name, seed=seed) for name in "ab" for seed in range(2)]
@@ -82,9 +102,12 @@ def test_an_incomplete_run_counts_only_if_there_is_no_complete_one(make_run: Mak
     cut = make_run("a", latency=5.0, seed=1, status="running", records=2)
     (comparison,) = compare([complete, cut])
     (both,) = comparison.of("a")
-    assert (both.complete, both.seeds, both.figure("jct", "mean")) == (True, [0], pytest.approx(1.0))
-    (alone,) = compare([cut])[0].of("a")
-    assert (alone.complete, alone.figure("jct", "mean")) == (False, pytest.approx(5.0))
+    assert (both.complete, both.seeds) == (True, [0])
+    assert value(comparison, both, "jct", "mean") == pytest.approx(1.0)
+    (comparison,) = compare([cut])
+    (alone,) = comparison.of("a")
+    assert not alone.complete
+    assert value(comparison, alone, "jct", "mean") == pytest.approx(5.0)
 
 
 def test_labels_show_the_settings_that_differ(make_run: Make) -> None:
@@ -115,10 +138,10 @@ def test_slowdown_and_fairness_need_a_cost_model(make_run: Make) -> None:
     cost = CostModel(step=0.25)  # two tokens alone: 0.5 s
     (comparison,) = compare([make_run("a", latency=1.5)], cost_of={"smollm2-135m": cost}.get)
     (alone,) = comparison.of("a")
-    assert alone.figure("slowdown", "mean") == pytest.approx(3.0)
-    assert alone.figure("fairness") == pytest.approx(1.0)
-    (without,) = compare([make_run("a")])[0].of("a")
-    assert all(without.figure(q.metric, q.statistic) is None for q in SLOWDOWNS)
+    assert value(comparison, alone, "slowdown", "mean") == pytest.approx(3.0)
+    assert value(comparison, alone, "fairness") == pytest.approx(1.0)
+    (comparison,) = compare([make_run("a")])
+    assert all(comparison.cell(comparison.of("a")[0], quantity) is None for quantity in SLOWDOWNS)
 
 
 def test_every_quantity_works_for_a_run_of_any_server(make_run: Make, server_stats: dict[str, Any]) -> None:
@@ -127,14 +150,14 @@ def test_every_quantity_works_for_a_run_of_any_server(make_run: Make, server_sta
         cost_of=lambda _: CostModel(0.1),
     )
     ours, theirs = comparison.of("fastgen")[0], comparison.of("vllm")[0]
-    assert all(ours.figure(q.metric, q.statistic) is not None for q in QUANTITIES)
-    missing = {q.metric for q in QUANTITIES if theirs.figure(q.metric, q.statistic) is None}
-    assert missing == {quantity.metric for quantity in IN_THE_SERVER}
-    assert ours.figure("queued") == 0.25
-    assert ours.figure("bytes_moved") == 4096.0
-    assert ours.figure("swapped_share") == 0.0
-    assert ours.figure("copy_wait_share") == 0.45
-    assert ours.figure("pressure_seconds") == 31.0
+    assert [cell.quantity for cell in comparison.cells(ours)] == list(QUANTITIES)
+    found = {cell.quantity for cell in comparison.cells(theirs)}
+    assert set(QUANTITIES) - found == set(IN_THE_SERVER)
+    assert value(comparison, ours, "queued") == 0.25
+    assert value(comparison, ours, "bytes_moved") == 4096.0
+    assert value(comparison, ours, "swapped_share") == 0.0
+    assert value(comparison, ours, "copy_wait_share") == 0.45
+    assert value(comparison, ours, "pressure_seconds") == 31.0
 
 
 def test_a_point_is_overloaded_if_any_seed_is(make_run: Make) -> None:
