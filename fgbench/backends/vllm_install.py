@@ -127,11 +127,13 @@ def own_variables(python: str) -> dict[str, str | None]:
     """Return the variables that every call of vLLM gets; None removes a variable.
 
     The working folder is not searched for modules: a checkout of vLLM in it would be imported instead. Our
-    PYTHONPATH is not for another environment. An API key would make vLLM refuse our requests.
+    PYTHONPATH is not for another environment. An API key would make vLLM refuse our requests. The model is a
+    local folder, so nothing is asked of the network.
     """
     ours = os.path.abspath(python) == os.path.abspath(sys.executable)
     foreign = {} if ours else {"PYTHONPATH": None, "PYTHONHOME": None}
-    return {"PYTHONSAFEPATH": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_API_KEY": None, **foreign}
+    fixed = {"PYTHONSAFEPATH": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_API_KEY": None}
+    return {**fixed, **foreign}
 
 
 def _environ(python: str) -> dict[str, str]:
@@ -181,8 +183,7 @@ def parse_help(text: str) -> dict[str, str]:
         if not re.match(r" {1,8}-", line):
             continue
         definition = re.split(r"\s{2,}", line.strip())[0]  # without a help text on the same line
-        words = definition.replace(",", " ").split()
-        flags = [word for word in words if word.startswith("--")]
-        placeholder = "" if words[-1].startswith("-") else words[-1]
+        flags = re.findall(r"(?<!\S)--[^\s,=]+", definition)
+        placeholder = re.split(r"(?<!\S)--?[^\s,=]+", definition)[-1].strip(" ,=")
         found |= dict.fromkeys(flags, placeholder)
     return found

@@ -36,7 +36,7 @@ TRANSLATED = (*SAME, "use_dummy_weights", "model", "tokenizer")
 RESERVED = ("host", "port", "uds", "api_key", "model", "config")
 """vLLM's options that fgbench sets itself, or that would hide the server from it."""
 REMOVED = {
-    "swap_space": "it has no host memory for preempted requests, which it computes again",
+    "swap_space": "it has no host memory for preempted requests, and recomputes them",
     "num_scheduler_steps": "",
     "disable_custom_all_reduce": "",
     "enable_log_requests": "",
@@ -158,7 +158,7 @@ def choose(
             raise ValueError(f"--backend {name} contradicts its option for chunked prefill: use {other}")
         of_preset["enable_chunked_prefill"] = chunked
     options = of_preset | {name: value for name, value in of_user.items() if value is not None}
-    environment = {"HF_HUB_OFFLINE": "1"}
+    environment: dict[str, str] = {}
     if build == "CPU" and preset != "default":
         environment |= {BIND: cores_text(cores), KV_SPACE: str(_kv_gib(server, given, block_bytes))}
     return Wanted(options, environment, frozenset(of_preset) - frozenset(of_user))
@@ -254,14 +254,16 @@ _CHUNKED = re.compile(r"(?:enable_chunked_prefill|chunked_prefill_enabled)=(True
 _PREFIX = re.compile(r"(?:enable_prefix_caching|prefix_caching_enabled)=(True|False)")
 _THREADS = re.compile(r"(?:OMP tid: \d+, core (\d+))|(?:local_rank=\d+, core ids=\[([\d, ]*)\])")
 _NOT_PRELOADED = re.compile(r"(lib\w+) is not found in LD_PRELOAD")
+_KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 _UNSUPPORTED = "does not officially support disabling chunked prefill"
 
 
 def in_effect(log: str, wanted: Wanted, version: str) -> tuple[dict[str, Any], list[str]]:
     """Return what a started server reports in its log, and sentences about what differs from ``wanted``.
 
-    The keys are ``chunked_prefill``, ``prefix_caching`` (booleans) and ``compute_cores`` (the cores to which
-    its OpenMP threads are bound, CPU build only). A key is missing if the log does not tell.
+    The keys are ``chunked_prefill``, ``prefix_caching`` (booleans), ``compute_cores`` (the cores to which its
+    OpenMP threads are bound, CPU build only) and ``kv_cache_tokens``. A key is missing if the log does not
+    tell.
     """
     found: dict[str, Any] = {}
     for key, pattern in (("chunked_prefill", _CHUNKED), ("prefix_caching", _PREFIX)):
@@ -272,6 +274,8 @@ def in_effect(log: str, wanted: Wanted, version: str) -> tuple[dict[str, Any], l
         cores.update(int(core) for core in (match[1] or match[2] or "").replace(",", " ").split())
     if cores:
         found["compute_cores"] = cores_text(cores)
+    if sizes := _KV_TOKENS.findall(log):
+        found["kv_cache_tokens"] = int(sizes[-1].replace(",", ""))
     notes = []
     for key in ("chunked_prefill", "prefix_caching"):
         wish = wanted.options.get(f"enable_{key}")
@@ -282,7 +286,9 @@ def in_effect(log: str, wanted: Wanted, version: str) -> tuple[dict[str, Any], l
     if wanted.options.get("enable_chunked_prefill") is False and _UNSUPPORTED in log:
         notes.append(f"{version} warns that it does not officially support disabling chunked prefill")
     if libraries := " and ".join(sorted(set(_NOT_PRELOADED.findall(log)))):
-        notes.append(f"{version} misses {libraries}: for its best speed, install them and set LD_PRELOAD")
+        notes.append(
+            f"{version} recommends {libraries} in LD_PRELOAD for its best speed, and does not find it there"
+        )
     return found, notes
 
 

@@ -1,0 +1,214 @@
+"""Tests of the backends ``vllm`` and ``vllm-chunked`` against a fake vLLM, and one against the real one."""
+
+import math
+import os
+import time
+
+import psutil
+import pytest
+
+from fgbench.backends import process as process_module
+from fgbench.backends import vllm_install
+from fgbench.backends.backend import BackendError, Passing
+from fgbench.backends.started import free_port, message_of
+from fgbench.backends.vllm import Vllm
+from fgbench.benchmark import execute_run
+from fgbench.spec.cores import cores_text
+from fgbench.spec.load import Load
+from fgbench.spec.start import StartSpec
+from fgbench.workload.datasets import Synthetic
+from fgbench.workload.lengths import Between
+from fgengine.config import EngineConfig
+
+DATASET = Synthetic(Between(4, 4), Between(3, 3))
+
+
+@pytest.fixture
+def model(tiny_model):
+    return EngineConfig(model=str(tiny_model))
+
+
+def backend(python, server, *, preset="tuned", cores=None, **more):
+    return Vllm(server, start=StartSpec(vllm_python=python, vllm_preset=preset, cores=cores), **more)
+
+
+def test_a_run_records_command_version_environment_and_cores(fake_vllm, model, tmp_path):
+    core = str(min(os.sched_getaffinity(0)))
+    vllm = backend(fake_vllm(), model, cores=core, passed=["--max-num-seqs", "256"])
+    reported = []
+
+    class Display:
+        report = staticmethod(reported.append)
+
+    vllm.prepare(reported.append)
+    run = execute_run(vllm, DATASET, Load(rate=math.inf, num_prompts=3, num_warmup=0), results=tmp_path / "r")
+    assert run.complete
+    assert run.info["summary"]["ok"] == 3
+    assert run.info["model"] == model.model
+    settings, server = run.info["backend"]["settings"], run.info["server"]
+    assert settings["version"] == "0.32.0"
+    assert settings["preset"] == "tuned"
+    assert settings["max_num_seqs"] == 256
+    assert settings["enable_prefix_caching"] is False
+    assert settings["VLLM_CPU_OMP_THREADS_BIND"] == settings["cores"] == server["cores"] == core
+    assert server["command"][:3] == [vllm.installed.python, "-m", "vllm.entrypoints.openai.api_server"]
+    assert "--no-enable-chunked-prefill" in server["command"]
+    assert server["environment"]["HF_HUB_OFFLINE"] == "1"
+    assert server["in_effect"] == {"chunked_prefill": False, "prefix_caching": False}
+    assert server["notes"] == []
+    log = (run.path / "server.log").read_text()
+    assert f"os.environ.get('VLLM_CPU_OMP_THREADS_BIND')='{core}'" in log
+    assert f"os.sched_getaffinity(0)={{{core}}}" in log
+    assert not vllm.alive()
+
+
+def test_equal_settings_have_equal_fingerprints_whatever_the_port(fake_vllm, model, tmp_path):
+    python = fake_vllm()
+    load = Load(rate=math.inf, num_prompts=1, num_warmup=0)
+    prints = [
+        execute_run(backend(python, model, passed=passed), DATASET, load, results=tmp_path / "r").info[
+            "fingerprint"
+        ]
+        for passed in ((), (), ("--max-num-seqs", "4"))
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_the_start_is_reported_with_threads_and_command(fake_vllm, model, tmp_path):
+    reported = []
+    vllm = backend(fake_vllm(), model)
+    try:
+        vllm.start(tmp_path / "log", reported.append)
+    finally:
+        vllm.stop()
+    text = "\n".join(line for line in reported if not isinstance(line, Passing))
+    assert f"vLLM 0.32.0 (CPU build) in {vllm.installed.python}, preset tuned" in text
+    cores = cores_text(os.sched_getaffinity(0))
+    assert f"its threads: cores {cores}" in text
+    assert f"VLLM_CPU_OMP_THREADS_BIND={cores} " in text
+    assert "-m vllm.entrypoints.openai.api_server --host 127.0.0.1 --port" in text
+
+
+@pytest.mark.parametrize("generation", ["0.5", "0.8"])
+def test_old_versions_get_their_own_options(fake_vllm, model, tmp_path, generation):
+    vllm = backend(fake_vllm(generation), model, preset="artifact")
+    reported = []
+    try:
+        ready = vllm.start(tmp_path / "log", reported.append)
+    finally:
+        vllm.stop()
+    command = ready.started["command"]
+    assert {"--disable-log-requests", "--swap-space", "--num-scheduler-steps", "--device"} <= set(command)
+    assert "--enable-chunked-prefill=False" in command
+    assert ("--no-enable-prefix-caching" in command) is (generation == "0.8")
+    forced = "vLLM 0.8.0 has chunked prefill on, although chunked prefill off was asked for"
+    assert ready.started["notes"] == ([forced] if generation == "0.8" else [])
+    assert (forced in reported) is (generation == "0.8")
+
+
+def test_the_help_is_asked_once_for_each_version(fake_vllm, model, monkeypatch):
+    python = fake_vllm()
+    calls = []
+    run = vllm_install.subprocess.run
+    monkeypatch.setattr(
+        vllm_install.subprocess, "run", lambda command, **more: calls.append(command) or run(command, **more)
+    )
+    for chunked in (False, True):
+        backend(python, model, chunked=chunked).prepare(lambda line: None)
+    assert [command[-1] for command in calls if "-m" in command] == ["--help=all"]
+
+
+def test_an_unknown_option_ends_the_preparation(fake_vllm, model):
+    vllm = backend(fake_vllm(), model, passed=["--max-seqs", "4"])
+    with pytest.raises(BackendError, match=r"vLLM 0.32.0 has no option --max-seqs"):
+        vllm.prepare(lambda line: None)
+
+
+def test_a_death_at_start_ends_the_wait_and_shows_the_log(fake_vllm, model, tmp_path):
+    vllm = backend(fake_vllm(dies_at_start=True), model)
+    begun = time.monotonic()
+    with pytest.raises(BackendError) as error:
+        vllm.start(tmp_path / "log", lambda line: None)
+    assert time.monotonic() - begun < 20
+    text = str(error.value)
+    assert text.startswith("the server ended before it was ready (exit code 1); its log, ")
+    assert str(tmp_path / "log") in text
+    assert "RuntimeError: Engine core initialization failed" in text
+    assert not vllm.alive()
+
+
+def test_a_death_midway_fails_the_run_with_the_log(fake_vllm, model, tmp_path):
+    vllm = backend(fake_vllm(dies_at_request=3), model)
+    load = Load(rate=20.0, num_prompts=30, num_warmup=0)
+    run = execute_run(vllm, DATASET, load, results=tmp_path / "r")
+    assert run.status == "failed"
+    assert "RuntimeError: the engine broke" in run.info["error"]
+
+
+def test_a_slow_start_shows_what_the_server_does(fake_vllm, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("fgbench.backends.started.FOLLOW_SECONDS", 0.05)
+    reported = []
+    vllm = backend(fake_vllm(start_seconds=1.0), model)
+    try:
+        vllm.start(tmp_path / "log", reported.append)
+    finally:
+        vllm.stop()
+    passing = [line for line in reported if isinstance(line, Passing)]
+    assert any(line.startswith("Initializing a V1 LLM engine") for line in passing)
+    assert passing[-1] == ""
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_an_orphaned_child_that_ignores_sigterm_ends_too(fake_vllm, model, tmp_path, monkeypatch, dies):
+    monkeypatch.setattr(process_module, "GROUP_SECONDS", 0.3)
+    vllm = backend(fake_vllm(child=True, dies_at_start=dies), model)
+    if dies:
+        with pytest.raises(BackendError, match="ended before it was ready"):
+            vllm.start(tmp_path / "log", lambda line: None)
+    else:
+        vllm.start(tmp_path / "log", lambda line: None)
+        vllm.stop()
+    child = int((tmp_path / "log").read_text().split("child ")[1].split()[0])
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_port_in_use_is_an_error(fake_vllm, model, tmp_path, fake_server):
+    port = int(fake_server.url.rpartition(":")[2])
+    with pytest.raises(BackendError, match=f"port {port} is in use"):
+        backend(fake_vllm(), model, port=port).start(tmp_path / "log", lambda line: None)
+    assert free_port() != port
+
+
+def test_builds_and_missing_installations(fake_vllm, model, tmp_path):
+    cuda = backend(fake_vllm(version="0.6.3", cuda="12.4"), model, preset="artifact")
+    assert cuda.installed.build == "CUDA"
+    assert cuda.settings["dtype"] == "float16"
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in cuda.settings
+    assert backend(fake_vllm(version="0.9.0+cpu", cuda="12.4"), model).installed.build == "CPU"
+    empty = tmp_path / "python"
+    empty.write_text("#!/bin/sh\necho no\n")
+    empty.chmod(0o755)
+    with pytest.raises(ValueError, match="does not work as a Python"):
+        backend(str(empty), model)
+
+
+def test_messages_of_a_log_are_shown_without_time_and_place():
+    assert message_of("(EngineCore pid=12) INFO 11-26 06:15:56 [core.py:1] Loading") == "Loading"
+    assert message_of("WARNING 06-01 10:00:00 config.py:99] Old") == "config.py:99] Old"
+    assert message_of("Loading shards: 0%") == "Loading shards: 0%"
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_real_vllm_starts_answers_and_leaves_nothing_behind(tmp_path):
+    try:
+        vllm = Vllm(EngineConfig(), passed=["--max-model-len", "512"], given={"max_tokens_per_batch"})
+    except ValueError as error:
+        pytest.skip(str(error))
+    run = execute_run(vllm, DATASET, Load(rate=math.inf, num_prompts=3, num_warmup=1), results=tmp_path)
+    assert run.complete
+    assert run.info["summary"]["ok"] == 3
+    assert run.info["server"]["in_effect"]["prefix_caching"] is False
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    assert left == []
