@@ -222,7 +222,7 @@ def written(wanted: Wanted, known: Mapping[str, str], version: str) -> tuple[lis
                 else [flag, *map(_text, value if isinstance(value, list) else [value])]
             )
         elif name == "enable_log_requests":
-            pass  # old versions log requests unless told not to
+            pass  # old versions log requests unless an option forbids it
         elif name == "enable_chunked_prefill":
             notes.append(f"{version} has no option for chunked prefill: it decides itself")
         elif name in REMOVED and name in wanted.preset_only:
