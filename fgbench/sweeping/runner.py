@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -16,10 +16,11 @@ from fgbench.benchmark import execute_run
 from fgbench.exit_codes import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 from fgbench.exit_status import ExitStatus, exit_status_of, worst
 from fgbench.metrics.accounts import MachineAccount
+from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.slo import SLO, rejects_too_many
 from fgbench.metrics.summary import Summary
-from fgbench.report.run_tables import DISTURBED_MARK, OVERLOAD_MARK
+from fgbench.report.run_tables import CACHED_MARK, DISTURBED_MARK, OVERLOAD_MARK
 from fgbench.sweeping.estimate import SweepProgress
 from fgbench.sweeping.folder import SweepFolder
 from fgbench.sweeping.plan import SweepPlan, SweepPoint
@@ -40,6 +41,13 @@ class Result:
     """Run folder; None if there is none."""
     disturbed: bool = False
     """Whether other programs disturbed the run."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """Content of run.json; empty if there is none."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether a prefix cache from an earlier load helped the run."""
+        return _is_cached(self.info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class RateSearchResult:
     bracket: Bracket
     tried: list[dict[str, Any]]
     """For each probe: ``rate``, ``figures`` (means over the seeds, by bound), ``met``, ``overloaded``,
-    ``rejected`` (share of the requests)."""
+    ``cached``, ``rejected`` (share of the requests)."""
     codes: tuple[int, ...]
     """Exit codes of the runs."""
     stopped: str = ""
@@ -160,7 +168,7 @@ class SweepRunner:
             while (rate := search.next_rate(probes)) is not None:
                 points = [self._plan.point(label, rate, seed) for seed in seeds]
                 self._folder.add(points, self._max_error_rate)
-                summaries = []
+                summaries, cached = [], False
                 for number, point in enumerate(points, 1):
                     if (result := self.known(point)) is None:
                         steps = search.steps_left(probes)
@@ -174,6 +182,7 @@ class SweepRunner:
                     if result.summary is None or result.exit.code == FAILED:
                         return found(f"at {rate:g}/s: {result.exit.sentence}")
                     summaries.append(result.summary)
+                    cached = cached or result.cached
                 figures = mean_figures(slo, summaries)
                 errors = TOO_MANY_ERRORS in codes[-len(seeds) :]
                 rejected = fmean(summary.rejected_share for summary in summaries)
@@ -184,7 +193,7 @@ class SweepRunner:
                 probes.append(Probe(rate, met))
                 overloaded = any(summary.overloaded for summary in summaries)
                 probe = {"rate": rate, "figures": figures, "met": met, "overloaded": overloaded}
-                tried.append(probe | {"rejected": rejected})
+                tried.append(probe | {"cached": cached, "rejected": rejected})
                 text = ", ".join(f"{bound} {seconds(value)}" for bound, value in figures.items())
                 text += f", {percent(rejected)} rejected" if rejected else ""
                 self._display.report(f"  {rate:g}/s {'meets' if met else 'misses'} the SLO: {text}")
@@ -195,7 +204,7 @@ class SweepRunner:
         if (earlier := self._folder.result(point, self._max_error_rate)) is None:
             return None
         path, info, exit_status = earlier
-        return Result(point, exit_status, Summary.from_dict(info["summary"]), path, _is_disturbed(info))
+        return Result(point, exit_status, Summary.from_dict(info["summary"]), path, _is_disturbed(info), info)
 
     @contextmanager
     def _running(self, label: str) -> Iterator[None]:
@@ -240,8 +249,9 @@ class SweepRunner:
         summary = Summary.from_dict(info["summary"]) if info and info.get("summary") else None
         disturbed = info is not None and _is_disturbed(info)
         mark = f"{DISTURBED_MARK} " if disturbed else ""
+        mark += f"{CACHED_MARK} " if info is not None and _is_cached(info) else ""
         self._display.report(f"  {mark}{_outcome(exit_status, summary)}; {clock(elapsed)}")
-        return Result(point, exit_status, summary, path, disturbed)
+        return Result(point, exit_status, summary, path, disturbed, info or {})
 
 
 def mean_figures(slo: SLO, summaries: Sequence[Summary]) -> dict[str, float | None]:
@@ -267,6 +277,11 @@ def _file_name(label: str) -> str:
 def _is_disturbed(info: Mapping[str, Any]) -> bool:
     machine = MachineAccount.of(info)
     return machine is not None and machine.busy
+
+
+def _is_cached(info: Mapping[str, Any]) -> bool:
+    account = CacheAccount.of(info)
+    return account is not None and account.helped
 
 
 def _outcome(exit_status: ExitStatus, summary: Summary | None) -> str:
