@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -105,8 +104,9 @@ class SweepRunner:
             expected_seconds: Returns the estimated seconds of a point; None if unknown.
             options: Returns the options with which ``fgbench run`` repeats a point.
             max_error_rate: Largest share of failed requests of a valid run.
-            restart: Start a new server for each point, which logs into its run's folder. Otherwise there is
-                one server for each backend, which logs to ``server_<label>.log`` in the sweep's folder.
+            restart: Start a new server for each point, which logs into its run's folder. Otherwise points of
+                one backend in a row share a server, which logs to ``server_<label>.log`` in the sweep's
+                folder.
             fail_fast: Stop after the first point that fails.
         """
         self._folder = folder
@@ -122,7 +122,9 @@ class SweepRunner:
         self._fail_fast = fail_fast
 
     def grid(self, points: Sequence[SweepPoint]) -> list[Result]:
-        """Measure all points that have no result yet, and return all results.
+        """Measure all points that have no result yet, in their order, and return all results.
+
+        Only one backend runs at a time. It is closed when a point of another one follows.
 
         With ``fail_fast``, it stops after the first point that fails.
 
@@ -133,19 +135,23 @@ class SweepRunner:
         results: list[Result] = []
         left = [point for point in points if self.known(point) is None]
         count = len(left)
-        for label, group in groupby(points, key=lambda point: point.backend):
-            with self._running(label):
-                for point in group:
-                    if (result := self.known(point)) is None:
-                        left.remove(point)
-                        after = [self._expected(other) for other in left]
-                        ended = count - len(left) - 1
-                        place = f"point {ended + 1} of {count}"
-                        self._total.begin(place, str(point), ended / count, self._expected(point), after)
-                        result = self._measure(point)
-                    results.append(result)
-                    if self._fail_fast and result.exit.code != DONE:
-                        return results
+        with ExitStack() as running:
+            label = None
+            for point in points:
+                if (result := self.known(point)) is None:
+                    if point.backend != label:
+                        running.close()
+                        label = point.backend
+                        running.enter_context(self._running(label))
+                    left.remove(point)
+                    after = [self._expected(other) for other in left]
+                    ended = count - len(left) - 1
+                    place = f"point {ended + 1} of {count}"
+                    self._total.begin(place, str(point), ended / count, self._expected(point), after)
+                    result = self._measure(point)
+                results.append(result)
+                if self._fail_fast and result.exit.code != DONE:
+                    break
         return results
 
     def find_rate(self, label: str, search: Search, slo: SLO, seeds: Sequence[int]) -> RateSearchResult:
@@ -208,7 +214,7 @@ class SweepRunner:
 
     @contextmanager
     def _running(self, label: str) -> Iterator[None]:
-        """Close the backend after its last point. The first point that runs starts the server."""
+        """Close the backend at the end. The first point that runs starts the server."""
         backend = self._backends[label]
         if not self._restart:
             backend.share(self._folder.path / f"server_{_file_name(label)}.log")

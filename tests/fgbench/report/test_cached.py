@@ -72,7 +72,7 @@ def test_a_helped_run_is_marked_and_a_cold_one_is_not(make_run: Callable[..., Ru
 
 def test_tables_mark_the_point(comparison: Comparison) -> None:
     shown = text_of(comparison_tables(comparison, [], 120))
-    headline, heading = [line for line in shown.splitlines() if "vllm ◐" in line]
+    _headline, heading = [line for line in shown.splitlines() if "vllm ◐" in line]
     assert heading.split() == ["vllm", "◐", "fastgen-fcfs"]
     assert "fastgen-fcfs ◐" not in shown
     assert "◐ the server found prompts of an earlier load" in shown
