@@ -54,6 +54,8 @@ class ReadyServer:
     model: str
     """Name of the model in requests; empty if the server has no list of models."""
     vocab_size: int | None = None
+    owner: str = ""
+    """Owner of the model by the server's list: ``vllm``, ``sglang``, ...; empty if it names none."""
     shown_model: str = ""
     """Name of the model in run.json and tables; empty: ``model``."""
     started: Mapping[str, Any] | None = None
