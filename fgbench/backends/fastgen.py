@@ -14,6 +14,7 @@ import msgspec
 
 from fgbench.backends.backend import BackendError, Report
 from fgbench.backends.started import StartedServer
+from fgbench.spec.backend import FASTGEN, backend_name
 from fgengine.child import python_module
 from fgengine.config import EngineConfig
 from fgengine.extras import require_package
@@ -21,8 +22,6 @@ from fgengine.model.store import folder_of
 from fgengine.preflight import check_names
 from fgengine.settings import as_arguments
 
-PREFIX = "fastgen"
-DEFAULT_POLICY = EngineConfig().policy
 _THREADS = re.compile(r"computing with (\d+) thread")
 
 
@@ -30,15 +29,23 @@ class FastGen(StartedServer):
     """A server that ``python -m fgbench serve`` starts with a configuration."""
 
     def __init__(
-        self, config: EngineConfig, *, port: int | None = None, cores: Sequence[int] | None = None
+        self,
+        config: EngineConfig,
+        *,
+        port: int | None = None,
+        cores: Sequence[int] | None = None,
+        name: str | None = None,
     ) -> None:
-        """Raises ValueError if no server would start with ``config``, MissingPackage without the engine."""
+        """``name``: name in tables; None: ``fastgen`` or ``fastgen-POLICY``.
+
+        Raises ValueError if no server would start with ``config``, MissingPackage without the engine.
+        """
         super().__init__(port, cores)
         require_package("torch", "FastGen's engine")
         check_names(config)
         self.policy = config.policy
         self.model = config.model
-        self.name = backend_name(PREFIX, config.policy)
+        self.name = name or backend_name(FASTGEN, config.policy)
         self._config = config
 
     @property
@@ -76,11 +83,6 @@ def pull_model(model: str, report: Report) -> None:
         raise BackendError(
             f"could not download the weights of {model}: try again, or use --use-dummy-weights"
         )
-
-
-def backend_name(prefix: str, policy: str) -> str:
-    """Return ``fastgen`` for the default policy, ``fastgen-fcfs`` for the policy fcfs."""
-    return prefix if policy == DEFAULT_POLICY else f"{prefix}-{policy}"
 
 
 def settings_of(config: EngineConfig) -> dict[str, Any]:

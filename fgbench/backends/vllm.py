@@ -21,6 +21,7 @@ from fgbench.backends.vllm_options import (
     refuse_others,
     written,
 )
+from fgbench.spec.backend import VLLM, VLLM_CHUNKED
 from fgbench.spec.start import StartSpec
 from fgengine.config import EngineConfig
 from fgengine.kv.sizing import block_bytes
@@ -44,6 +45,7 @@ class Vllm(StartedServer):
         own: Collection[str] = (),
         passed: Sequence[str] = (),
         port: int | None = None,
+        name: str | None = None,
     ) -> None:
         """Find vLLM and choose its options. Does not import or start it.
 
@@ -55,15 +57,17 @@ class Vllm(StartedServer):
             own: Those of them that are for this backend alone; all must mean something for vLLM.
             passed: vLLM's own options, as words of a command line.
             port: Port to use; None: any free one.
+            name: Name in tables; None: ``vllm`` or ``vllm-chunked``.
 
         Raises:
             ValueError: vLLM is not installed, an option means nothing for it, or a core does not exist.
         """
         start = start or StartSpec()
         super().__init__(port, start.core_numbers)
-        self.name = "vllm-chunked" if chunked else "vllm"
+        kind = VLLM_CHUNKED if chunked else VLLM
+        self.name = name or kind
         self.model = server.model
-        refuse_others(own, self.name)
+        refuse_others(own, kind)
         self._vllm = find_vllm(start.vllm_python)
         self._preset = start.vllm_preset
         self._tokenizer = server.tokenizer if "tokenizer" in given else None

@@ -128,12 +128,13 @@ def own_variables(python: str) -> dict[str, str | None]:
 
     The working folder is not searched for modules: a checkout of vLLM in it would be imported instead. Our
     PYTHONPATH is not for another environment. An API key would make vLLM refuse our requests. The model is a
-    local folder, so nothing is asked of the network.
+    local folder, so nothing is asked of the network. VLLM_SERVER_DEV_MODE adds the route that resets the
+    prefix cache before each load; the server listens on 127.0.0.1 only.
     """
     ours = os.path.abspath(python) == os.path.abspath(sys.executable)
     foreign = {} if ours else {"PYTHONPATH": None, "PYTHONHOME": None}
-    fixed = {"PYTHONSAFEPATH": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_API_KEY": None}
-    return {**fixed, **foreign}
+    ones = ("PYTHONSAFEPATH", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE", "VLLM_SERVER_DEV_MODE")
+    return {**dict.fromkeys(ones, "1"), "VLLM_API_KEY": None, **foreign}
 
 
 def _environ(python: str) -> dict[str, str]:

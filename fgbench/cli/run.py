@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +13,7 @@ from fgbench.spec.backend import FASTGEN, FASTSERVE, BackendSpec
 from fgbench.spec.load import ClientSpec, LoadSpec
 from fgbench.spec.start import StartSpec
 from fgengine.config import EngineConfig
-from fgengine.settings import changed, described
+from fgengine.settings import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -116,21 +115,9 @@ def spec_of(
     Raises ValueError if options contradict each other or do not apply.
     """
     own = frozenset(one.name for one in described(EngineConfig) if one.name in given)
-    policy_given = "policy" in own
     if url is not None:
-        return BackendSpec(name=backend, url=url, server=server, start=start, policy_given=policy_given)
-    spec = parse_backend(backend, server, given=own)
-    if spec.url is not None:
-        server = replace(spec.server, **{name: getattr(server, name) for name in own})
-    else:
-        server = spec.server
-    return replace(
-        spec,
-        server=server,
-        start=replace(start, **changed(spec.start)),
-        own=spec.own | own,
-        policy_given=spec.policy_given or policy_given,
-    )
+        return BackendSpec(name=backend, url=url, server=server, start=start, policy_given="policy" in own)
+    return parse_backend(backend, server, start, given=own, alone=True)
 
 
 def measure(

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fgbench.spec.files import options_of
 from fgbench.spec.load import ClientSpec, LoadSpec
@@ -15,6 +15,8 @@ from fgengine.config import EngineConfig
 from fgengine.settings import changed, described
 
 FASTGEN, SIMULATED, FASTSERVE = "fastgen", "simulated", "fastserve"
+UNNAMED = "openai"
+"""Name in tables of a running server that has no other."""
 VLLM, VLLM_CHUNKED = "vllm", "vllm-chunked"
 CLIENT_SIDE_OPTIONS = ("model", "tokenizer")
 """The server's options that also apply to a running server, and to one that a command starts."""
@@ -29,6 +31,8 @@ START_OPTIONS: dict[Kind, tuple[str, ...]] = {
 """The options of ``StartSpec`` that each kind of backend has."""
 _COMMAND = re.compile(r"\s*(?P<name>[^\s=]*)=command:(?!\d+(?:/\S*)?\s*$)(?P<command>.*)", re.DOTALL)
 """``NAME=command:COMMAND``. A port and nothing else after the colon belongs to a host named ``command``."""
+_HOST_AND_PORT = re.compile(r"[^/:]+:\d{1,5}(?:/\S*)?")
+DEFAULT_POLICY = EngineConfig().policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,8 @@ class BackendSpec:
     name: str = FASTGEN
     """Such as ``fastgen-fcfs`` or ``simulated``; for a server at ``url`` or by ``command``, its name in
     tables."""
+    title: str = ""
+    """The name in tables that the user chose for another backend; empty: the backend's own."""
     url: str | None = None
     """URL of a running server; None: the server is started, or simulated."""
     server: EngineConfig = field(default_factory=EngineConfig)
@@ -58,13 +64,13 @@ class BackendSpec:
     own: frozenset[str] = frozenset()
     """Those of ``given`` that are for this backend alone."""
     label: str = ""
-    """The text that the user gave; if empty, it becomes the name."""
+    """What a sweep calls it: the title, or the text that the user gave; if empty, it becomes the name."""
     policy_given: bool = False
     """Whether the user gave the policy; then it must match the name even if it is the default policy."""
 
     def __post_init__(self) -> None:
         if not self.label:
-            object.__setattr__(self, "label", self.name)
+            object.__setattr__(self, "label", self.title or self.name)
         self._check_start()
         if self.url is not None:
             if wrong := servers_own(self.server):
@@ -104,6 +110,20 @@ class BackendSpec:
         return kind_of(self.name, self.url, self.command)
 
     @property
+    def table_name(self) -> str:
+        """The name in tables."""
+        if self.kind == "url" and self.name == FASTGEN:
+            return UNNAMED
+        if self.kind in ("fastgen", "simulated"):
+            return self.title or backend_name(self.kind, self.server.policy)
+        return self.title or self.name
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the user chose the name in tables."""
+        return bool(self.title) or self.kind in ("url", "command")
+
+    @property
     def simulated(self) -> bool:
         """Whether the backend is a simulation."""
         return self.kind == "simulated"
@@ -132,7 +152,24 @@ class BackendSpec:
         """Return the value of ``--backend`` without the options that have an option of the verb."""
         if self.command is not None:
             return f"{self.name}=command: {shlex.join(self.command)}"
-        return shlex.join((self.name, *self.arguments)) if self.arguments else self.name
+        name = f"{self.title}={self.name}" if self.title else self.name
+        return shlex.join((name, *self.arguments)) if self.title or self.arguments else name
+
+
+class BackendWord(NamedTuple):
+    """The first word of ``--backend``."""
+
+    title: str
+    """NAME of ``NAME=BACKEND``; empty: none."""
+    name: str
+    """The backend; for a URL, NAME of ``NAME=URL``."""
+    url: str | None
+    """The URL of a running server; None: the word is a backend."""
+
+
+def backend_name(kind: str, policy: str) -> str:
+    """Return ``fastgen`` for the default policy, ``fastgen-fcfs`` for the policy fcfs."""
+    return kind if policy == DEFAULT_POLICY else f"{kind}-{policy}"
 
 
 def kind_of(name: str, url: str | None = None, command: Collection[str] | None = None) -> Kind:
@@ -170,21 +207,33 @@ def name_and_command(text: str) -> tuple[str, tuple[str, ...]] | None:
     return match["name"], tuple(words)
 
 
-def name_and_url(word: str) -> tuple[str, str | None]:
-    """Split a URL, ``NAME=URL`` or a name into (name, URL or None).
+def read_word(word: str) -> BackendWord:
+    """Read ``BACKEND``, ``NAME=BACKEND``, a URL, or ``NAME=URL``.
 
-    Raises ValueError if a pair lacks the name or the URL.
+    Raises ValueError if a pair lacks one of the two, or if what follows the name is neither.
     """
     if word.startswith(("http://", "https://")):
-        return FASTGEN, word
-    name, equals, url = word.partition("=")
+        return BackendWord("", FASTGEN, word)
+    name, equals, value = word.partition("=")
     if not equals:
-        return word, None
-    if not name or not url:
+        return BackendWord("", word, None)
+    if not name or not value:
         raise ValueError(
-            f"--backend {word!r} lacks a name or a URL: write it like vllm=http://127.0.0.1:8000"
+            f"--backend {word!r} lacks a name or a backend: write it like vllm-16=vllm, or like "
+            "vllm=http://127.0.0.1:8000"
         )
-    return name, url
+    if _is_url(value):
+        return BackendWord("", name, value)
+    kind_of(value)
+    return BackendWord(name, value, None)
+
+
+def _is_url(value: str) -> bool:
+    """Whether the text after ``NAME=`` is a URL, perhaps without ``http://``; otherwise it is a backend."""
+    if _HOST_AND_PORT.fullmatch(value) or "/" in value or value == "localhost":
+        return True
+    is_ours = value.partition("-")[0] in (FASTGEN, SIMULATED)  # a policy can be called module:Class
+    return not is_ours and "." in value
 
 
 def policy_of(name: str) -> str | None:
@@ -198,7 +247,7 @@ def policy_of(name: str) -> str | None:
     if prefix not in (FASTGEN, SIMULATED) or not dash or not policy:
         raise ValueError(
             f"there is no backend {name!r}: use fastgen, fastgen-POLICY (such as fastgen-fcfs), simulated, "
-            "simulated-POLICY, vllm, vllm-chunked, 'NAME=command: ...', or a running server with --url"
+            "simulated-POLICY, vllm, vllm-chunked, 'NAME=command: ...', or the URL of a running server"
         )
     return policy
 
