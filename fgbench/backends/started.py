@@ -29,6 +29,8 @@ _PREFIX = re.compile(
     r"(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+[\d-]+ [\d:.,]+\s+(?:\[[^\]]*\]\s*)?)?"
 )
 """What logging puts before a message: ``(EngineCore pid=12) INFO 11-26 06:00:00 [core.py:110] ``."""
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception): .+")
+CAUSE_CHARACTERS = 1_000
 
 
 def port_is_free(port: int) -> bool:
@@ -146,7 +148,7 @@ class StartedServer(Server):
             ending = process.ending()
             self.close()
             why = f"{error} ({ending})" if ending else str(error)
-            raise BackendError(_with_log(why, process)) from None
+            raise BackendError(_with_log(why, process, begin)) from None
         except BaseException:
             self.close()
             raise
@@ -197,12 +199,26 @@ def message_of(line: str) -> str:
     return _PREFIX.sub("", line.strip(), count=1) or line.strip()
 
 
-def _with_log(error: str, process: ServerProcess) -> str:
-    """Return the error with how the process ended, where its log is and how the log ends."""
+def first_error(log: str) -> str:
+    """Return the first exception in a log, which is the cause of those after it; empty if there is none.
+
+    A server of several processes, such as vLLM, ends with an exception that only refers to the first one.
+    """
+    messages = (message_of(line) for line in log.splitlines())
+    return next((text for text in messages if _ERROR.match(text)), "")[:CAUSE_CHARACTERS]
+
+
+def _with_log(error: str, process: ServerProcess, begin: int) -> str:
+    """Return the error with its cause, where the log is and how it ends.
+
+    ``begin``: size of the log at the start of the server, in bytes.
+    """
     tail = process.tail()
     if not tail:
         return f"{error}; its log, {process.log}, is empty"
-    return f"{error}; its log, {process.log}, ends:\n{tail}"
+    cause = first_error(_text_since(process.log, begin))
+    because = f": {cause}" if cause and cause not in tail else ""
+    return f"{error}{because}; its log, {process.log}, ends:\n{tail}"
 
 
 def _text_since(log: Path, begin: int, limit: int = 4 * 1024**2) -> str:

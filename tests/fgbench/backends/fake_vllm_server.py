@@ -4,6 +4,7 @@
 
     generation          "0.5", "0.8" or "0.32": options, help and log of that time
     start_seconds       seconds before it listens
+    prints              lines that it prints before that
     dies_at_start       it ends with a traceback
     dies_at_request     number of the request at which it ends
     child               it starts a child that ignores SIGTERM, and leaves it behind
@@ -117,6 +118,7 @@ if BEHAVIOUR.get("child"):
     child = subprocess.Popen([sys.executable, "-c", IGNORING])
     print("child", child.pid, flush=True)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+print("\n".join(BEHAVIOUR.get("prints", [])), flush=True)
 if BEHAVIOUR.get("dies_at_start"):
     raise RuntimeError("Engine core initialization failed")
 time.sleep(BEHAVIOUR.get("start_seconds", 0.0))

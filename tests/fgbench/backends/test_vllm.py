@@ -10,7 +10,7 @@ import pytest
 from fgbench.backends import process as process_module
 from fgbench.backends import vllm_install
 from fgbench.backends.backend import BackendError, Passing
-from fgbench.backends.started import free_port, message_of
+from fgbench.backends.started import first_error, free_port, message_of
 from fgbench.backends.vllm import Vllm
 from fgbench.benchmark import execute_run
 from fgbench.spec.cores import cores_text
@@ -135,6 +135,25 @@ def test_a_death_at_start_ends_the_wait_and_shows_the_log(fake_vllm, model, tmp_
     assert str(tmp_path / "log") in text
     assert "RuntimeError: Engine core initialization failed" in text
     assert not vllm.alive()
+
+
+def test_the_cause_of_a_death_at_start_is_shown_if_it_is_far_above_the_end(fake_vllm, model, tmp_path):
+    cause = "ValueError: Available memory on node 0 is less than desired"
+    lines = [f"(VllmWorker-0 pid=3) ERROR 11-26 07:08:09 [multi.py:9] {cause}", *["at a line"] * 40]
+    (tmp_path / "log").write_text("KeyError: of an earlier server\n")
+    vllm = backend(fake_vllm(dies_at_start=True, prints=lines), model)
+    with pytest.raises(BackendError) as error:
+        vllm.start(tmp_path / "log", lambda line: None)
+    text = str(error.value)
+    assert text.startswith(f"the server ended before it was ready (exit code 1): {cause}; its log, ")
+    assert text.count("RuntimeError: Engine core initialization failed") == 1
+
+
+def test_the_first_exception_of_a_log_is_its_cause():
+    assert first_error("INFO x\na.b.OutOfMemoryError: 3 GiB\nRuntimeError: see above") == (
+        "a.b.OutOfMemoryError: 3 GiB"
+    )
+    assert first_error("No Error: here\nall is well") == ""
 
 
 def test_a_death_midway_fails_the_run_with_the_log(fake_vllm, model, tmp_path):
