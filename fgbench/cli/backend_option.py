@@ -101,7 +101,7 @@ def parse_backend(
     kind = kind_of(name, url)
     own, own_start, rest = _own_options(words_of_text[1:], text, passes_others=kind == "vllm")
     if url is not None:
-        server = replace(EngineConfig(), **{name: getattr(server, name) for name in of_this})
+        server = replace(EngineConfig(), **{one: getattr(server, one) for one in of_this})
     of_this |= frozenset(own)
     return BackendSpec(
         name=name,
