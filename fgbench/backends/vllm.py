@@ -22,6 +22,7 @@ from fgbench.backends.vllm_options import (
     written,
 )
 from fgbench.spec.backend import VLLM, VLLM_CHUNKED
+from fgbench.spec.cores import cores_text
 from fgbench.spec.start import StartSpec
 from fgengine.config import EngineConfig
 from fgengine.kv.sizing import block_bytes
@@ -130,7 +131,11 @@ class Vllm(StartedServer):
 
     def facts(self, log: str) -> dict[str, Any]:
         """Return version, build, what the log says is in effect, inherited variables, and notes."""
-        found, notes = in_effect(log, self._wanted, f"vLLM {self._vllm.version}")
+        version = f"vLLM {self._vllm.version}"
+        found, notes = in_effect(log, self._wanted, version)
+        computes, may_use = found.get("compute_cores"), cores_text(self.cores)
+        if computes is not None and computes != may_use:
+            notes.append(f"{version} computes on core {computes} only, although it may use cores {may_use}")
         return {
             "version": self._vllm.version,
             "build": self._vllm.build,

@@ -89,6 +89,20 @@ def test_the_start_is_reported_with_threads_and_command(fake_vllm, model, tmp_pa
     assert "-m vllm.entrypoints.openai.api_server --host 127.0.0.1 --port" in text
 
 
+def test_threads_that_leave_a_core_unused_are_reported(fake_vllm, model, tmp_path):
+    lines = ["OpenMP thread binding info:", "\tlocal_rank=0, core ids=[0]"]
+    reported = []
+    vllm = backend(fake_vllm(prints=lines), model, preset="default")
+    try:
+        ready = vllm.start(tmp_path / "log", reported.append)
+    finally:
+        vllm.stop()
+    cores = cores_text(os.sched_getaffinity(0))
+    note = f"vLLM 0.32.0 computes on core 0 only, although it may use cores {cores}"
+    assert ready.started["in_effect"]["compute_cores"] == "0"
+    assert (note in reported) is (note in ready.started["notes"]) is (cores != "0")
+
+
 @pytest.mark.parametrize("generation", ["0.5", "0.8"])
 def test_old_versions_get_their_own_options(fake_vllm, model, tmp_path, generation):
     vllm = backend(fake_vllm(generation), model, preset="artifact")
