@@ -24,7 +24,7 @@ USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 def backend_specs(settings: Settings) -> dict[str, BackendSpec]:
     """Return the backends of a sweep, by label.
 
-    Raises ValueError if one cannot be parsed, or if two could not be told apart in a table.
+    Raises ValueError if one cannot be parsed, or if tables could not show two under different names.
     """
     specs: dict[str, BackendSpec] = {}
     for text in settings.sweep.backend:
