@@ -83,6 +83,7 @@ class Vllm(StartedServer):
             cores=self.cores,
             max_position=shape.max_position if shape else None,
             block_bytes=block_bytes(shape, server.block_size, 2) if shape else None,
+            environ=os.environ,
         )
 
     @property
@@ -122,11 +123,11 @@ class Vllm(StartedServer):
     def describe_start(self, command: Sequence[str], environment: Mapping[str, str | None]) -> list[str]:
         """Return sentences about the version, the preset, the threads and the command."""
         sentences = [f"{self._vllm} in {self._vllm.python}, preset {self._preset}"]
-        bound = self._wanted.environment
-        if BIND in bound:
-            sentences.append(f"its threads: cores {bound[BIND]}; its KV cache: {bound[KV_SPACE]} GiB")
-        elif self._vllm.build == "CPU":
-            sentences.append("its threads: as vLLM decides, which leaves one core to its HTTP server")
+        variables = self._wanted.environment
+        if (threads := variables.get(BIND)) is not None:
+            bound = f"cores {threads}" if threads == cores_text(self.cores) else f"{BIND}={threads}"
+            cache = f"{variables[KV_SPACE]} GiB" if KV_SPACE in variables else "as vLLM decides"
+            sentences.append(f"its threads: {bound}; its KV cache: {cache}")
         return [*sentences, f"command: {command_line(command, environment)}", *self._options[1]]
 
     def facts(self, log: str) -> dict[str, Any]:

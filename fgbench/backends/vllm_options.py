@@ -128,6 +128,7 @@ def choose(
     cores: Sequence[int],
     max_position: int | None,
     block_bytes: int | None,
+    environ: Mapping[str, str],
 ) -> Wanted:
     """Return the settings of a vLLM server.
 
@@ -141,6 +142,7 @@ def choose(
         cores: Numbers of the cores that the server may use.
         max_position: Longest context of the model, in tokens; None: not known.
         block_bytes: Bytes of one KV block; None: not known.
+        environ: The user's environment variables; those that vLLM reads are not changed.
 
     Raises ValueError if ``passed`` contradicts ``chunked``.
     """
@@ -159,8 +161,11 @@ def choose(
         of_preset["enable_chunked_prefill"] = chunked
     options = of_preset | {name: value for name, value in of_user.items() if value is not None}
     environment: dict[str, str] = {}
-    if build == "CPU" and preset != "default":
-        environment |= {BIND: cores_text(cores), KV_SPACE: str(_kv_gib(server, given, block_bytes))}
+    if build == "CPU":
+        environment[BIND] = cores_text(cores)  # by default, vLLM computes on all of them except one
+        if preset != "default":
+            environment[KV_SPACE] = str(_kv_gib(server, given, block_bytes))
+        environment |= {name: environ[name] for name in (BIND, KV_SPACE) if name in environ}
     return Wanted(options, environment, frozenset(of_preset) - frozenset(of_user))
 
 

@@ -28,8 +28,9 @@ class StartSpec:
     vllm_preset: Annotated[
         VllmPreset,
         _start(
-            "Settings of vLLM. tuned: the best that we know for this machine, with all cores, for a strong "
-            "baseline; default: as vLLM starts by itself; artifact: as in the FastServe paper."
+            "Settings of vLLM. tuned: the best that we know for this machine, for a strong baseline; "
+            "default: as vLLM starts by itself, but computing on all cores; artifact: as in the FastServe "
+            "paper."
         ),
     ] = "tuned"
     vllm_python: Annotated[

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fgbench.backends import vllm_install
+from fgbench.backends import vllm_install, vllm_options
 
 SERVER = Path(__file__).with_name("fake_vllm_server.py")
 
@@ -15,7 +15,8 @@ SERVER = Path(__file__).with_name("fake_vllm_server.py")
 @pytest.fixture
 def fake_vllm(tmp_path, monkeypatch):
     """Return a function that makes a fake vLLM and returns its Python."""
-    monkeypatch.delenv(vllm_install.VARIABLE, raising=False)
+    for name in (vllm_install.VARIABLE, vllm_options.BIND, vllm_options.KV_SPACE):
+        monkeypatch.delenv(name, raising=False)
 
     def make(generation="0.32", *, version=None, cuda=None, **behaviour):
         folder = tmp_path / f"environment-{generation}-{len(list(tmp_path.iterdir()))}"

@@ -1,5 +1,6 @@
 """Tests of the backends ``vllm`` and ``vllm-chunked`` against a fake vLLM, and one against the real one."""
 
+import contextlib
 import math
 import os
 import time
@@ -231,17 +232,56 @@ def test_messages_of_a_log_are_shown_without_time_and_place():
     assert message_of("Loading shards: 0%") == "Loading shards: 0%"
 
 
+def test_the_presets_compute_on_the_same_cores(fake_vllm, model, tmp_path, monkeypatch):
+    python = fake_vllm()
+    cores = cores_text(os.sched_getaffinity(0))
+    for preset in ("tuned", "default", "artifact"):
+        assert backend(python, model, preset=preset).settings["VLLM_CPU_OMP_THREADS_BIND"] == cores
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "auto")
+    reported = []
+    vllm = backend(python, model, preset="default")
+    try:
+        vllm.start(tmp_path / "log", reported.append)
+    finally:
+        vllm.stop()
+    assert "its threads: VLLM_CPU_OMP_THREADS_BIND=auto; its KV cache: as vLLM decides" in reported
+    assert "os.environ.get('VLLM_CPU_OMP_THREADS_BIND')='auto'" in (tmp_path / "log").read_text()
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_real_vllm_starts_answers_and_leaves_nothing_behind(tmp_path):
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("preset", "chunked"), [("tuned", False), ("default", False), ("artifact", False), ("tuned", True)]
+)
+def test_the_real_vllm_starts_answers_and_leaves_nothing_behind(tmp_path, monkeypatch, preset, chunked):
+    monkeypatch.setenv("FGBENCH_TEST_RUN", str(tmp_path))  # all of its processes inherit this
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # by default it takes 92% of the memory
+    passed = ["--max-model-len", "512", "--enforce-eager"]  # compiling takes minutes
     try:
-        vllm = Vllm(EngineConfig(), passed=["--max-model-len", "512"], given={"max_tokens_per_batch"})
+        vllm = Vllm(EngineConfig(), chunked=chunked, start=StartSpec(vllm_preset=preset), passed=passed)
     except ValueError as error:
         pytest.skip(str(error))
     run = execute_run(vllm, DATASET, Load(rate=math.inf, num_prompts=3, num_warmup=1), results=tmp_path)
     assert run.complete
     assert run.info["summary"]["ok"] == 3
-    assert run.info["server"]["in_effect"]["prefix_caching"] is False
-    left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
-    assert left == []
+    server, conditions = run.info["server"], run.info["conditions"]
+    assert server["version"] == vllm.installed.version
+    assert server["in_effect"]["prefix_caching"] is (preset == "default")
+    assert server["in_effect"]["chunked_prefill"] is (chunked or preset == "default")
+    if vllm.installed.build == "CPU":
+        assert server["in_effect"]["compute_cores"] == cores_text(os.sched_getaffinity(0))
+    assert conditions["miscounted"] == conditions["without_usage"] == 0
+    assert run.info["prefix_cache"]["reset"]
+    assert "Application startup complete" in (run.path / "server.log").read_text()
+    assert processes_with("FGBENCH_TEST_RUN", str(tmp_path)) == []
+
+
+def processes_with(variable, value):
+    """Return the names of the processes that started with an environment variable."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(variable) == value:
+                found.append(process.name())
+    return found

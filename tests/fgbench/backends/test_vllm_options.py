@@ -40,7 +40,7 @@ def chosen(preset="tuned", server=None, *, chunked=False, given=(), passed=(), b
         passed=parse_passed(passed),
         build=build,
         cores=(0, 1),
-        **{"max_position": 8192, "block_bytes": 2**20, **more},
+        **{"max_position": 8192, "block_bytes": 2**20, "environ": {}, **more},
     )
 
 
@@ -107,8 +107,17 @@ def test_the_default_preset_leaves_vllm_as_it_is():
     wanted = chosen("default")
     assert arguments(wanted, NEW) == ["--no-enable-log-requests"]
     assert arguments(wanted, OLD) == ["--disable-log-requests", "--device", "cpu"]
-    assert wanted.environment == {}
+    assert wanted.environment == {"VLLM_CPU_OMP_THREADS_BIND": "0-1"}  # the cores of all other backends
+    assert chosen("default", build="CUDA").environment == {}
     assert arguments(chosen("default", chunked=True), NEW)[-1] == "--enable-chunked-prefill"
+
+
+def test_variables_that_the_user_set_for_vllm_are_not_changed():
+    user = {"VLLM_CPU_OMP_THREADS_BIND": "auto", "VLLM_CPU_KVCACHE_SPACE": "8", "HOME": "/"}
+    expected = {"VLLM_CPU_OMP_THREADS_BIND": "auto", "VLLM_CPU_KVCACHE_SPACE": "8"}
+    for preset in ("tuned", "default", "artifact"):
+        assert chosen(preset, environ=user).environment == expected
+    assert chosen(build="CUDA", environ=user).environment == {}
 
 
 def test_only_given_options_of_ours_are_translated():
