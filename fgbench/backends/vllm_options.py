@@ -45,6 +45,8 @@ REMOVED = {
 """Options of a preset that some versions lack -> what that means; empty: the same as the value we give."""
 ARTIFACT_MAX_LEN = 2048
 ARTIFACT_SWAP_GIB = 4
+CPU_BLOCK_SIZE = 32
+"""The number of tokens of which blocks must have a multiple in new CPU builds; old ones have it too."""
 BIND, KV_SPACE = "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE"
 _NUMBER = re.compile(r"(?:0|[1-9]\d{0,17})(?:\.\d+)?")
 
@@ -59,6 +61,8 @@ class Wanted:
     """Environment variables."""
     preset_only: frozenset[str] = field(default_factory=frozenset)
     """Options that only the preset asks for; a version may lack those in ``REMOVED``."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what this build cannot do."""
 
 
 def refuse_others(names: Collection[str], backend: str) -> None:
@@ -159,6 +163,11 @@ def choose(
             name, other = ("vllm-chunked", "vllm") if chunked else ("vllm", "vllm-chunked")
             raise ValueError(f"--backend {name} contradicts its option for chunked prefill: use {other}")
         of_preset["enable_chunked_prefill"] = chunked
+    notes: tuple[str, ...] = ()
+    size = of_preset.get("block_size", CPU_BLOCK_SIZE)
+    if build == "CPU" and size % CPU_BLOCK_SIZE and "block_size" not in of_user:
+        of_preset["block_size"] = rounded = math.ceil(size / CPU_BLOCK_SIZE) * CPU_BLOCK_SIZE
+        notes = (f"vLLM's CPU build has KV blocks of {rounded} tokens instead of {size}",)
     options = of_preset | {name: value for name, value in of_user.items() if value is not None}
     environment: dict[str, str] = {}
     if build == "CPU":
@@ -166,7 +175,7 @@ def choose(
         if preset != "default":
             environment[KV_SPACE] = str(_kv_gib(server, given, block_bytes))
         environment |= {name: environ[name] for name in (BIND, KV_SPACE) if name in environ}
-    return Wanted(options, environment, frozenset(of_preset) - frozenset(of_user))
+    return Wanted(options, environment, frozenset(of_preset) - frozenset(of_user), notes)
 
 
 def _preset(preset: VllmPreset, server: EngineConfig, build: str, max_position: int | None) -> dict[str, Any]:
@@ -213,7 +222,7 @@ def written(wanted: Wanted, known: Mapping[str, str], version: str) -> tuple[lis
     Raises ValueError if the version lacks an option that it needs.
     """
     arguments: list[str] = []
-    notes: list[str] = []
+    notes = list(wanted.notes)
     for name, value in wanted.options.items():
         flag = "--" + name.replace("_", "-")
         if value is False:

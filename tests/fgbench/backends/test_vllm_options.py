@@ -82,6 +82,19 @@ def test_the_artifact_preset_in_an_old_and_a_new_version():
     ]
 
 
+def test_cpu_builds_get_blocks_of_32_tokens_in_the_artifact_preset():
+    wanted = chosen("artifact", build="CPU")
+    assert wanted.options["block_size"] == 32
+    assert written(wanted, NEW, "vLLM X")[1][0] == (
+        "vLLM's CPU build has KV blocks of 32 tokens instead of 16"
+    )
+    assert chosen("artifact", EngineConfig(block_size=64)).options["block_size"] == 64
+    assert chosen("artifact", EngineConfig(block_size=64)).notes == ()
+    own = chosen("artifact", given={"block_size"})
+    assert (own.options["block_size"], own.notes) == (16, ())
+    assert chosen("artifact", passed=["--block-size", "8"]).options["block_size"] == 8
+
+
 def test_the_artifact_preset_is_no_longer_than_the_model():
     assert chosen("artifact", max_position=1024).options["max_model_len"] == 1024
     assert chosen("artifact", max_position=None).options["max_model_len"] == 2048
