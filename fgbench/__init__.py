@@ -36,8 +36,8 @@ def run_benchmark(backend: str = "fastgen", *, url: str | None = None, **options
 
     Args:
         backend: As for ``fgbench run --backend``: ``fastgen``, ``fastgen-POLICY``, ``simulated``,
-            ``simulated-POLICY``, ``vllm``, ``vllm-chunked`` or ``NAME=command: COMMAND``. With ``url`` it is
-            the name that tables give the server.
+            ``simulated-POLICY``, ``vllm``, ``vllm-chunked``, ``NAME=command: COMMAND`` or
+            ``NAME=BACKEND``. With ``url`` it is the name that tables give the server.
         url: Of a running OpenAI-compatible server, which is measured instead of starting one.
         options: The options of ``fgbench run`` (docs/cli.md) with underscores: ``rate`` (requests per
             second), ``num_prompts``, ``seed``, ``dataset``, ``results``, ``model``, ``max_batch_size``, ...

@@ -37,7 +37,8 @@ def run(
         typer.Option(
             help="fastgen (with sj-mlfq) or fastgen-POLICY; simulated or simulated-POLICY, which only need a "
             "profile; vllm or vllm-chunked, which 'fgbench backends' finds, with options of their own: 'vllm "
-            "--max-num-seqs 256'; or 'NAME=command: COMMAND' with {model} and {port}."
+            "--max-num-seqs 256'; or 'NAME=command: COMMAND' with {model} and {port}. NAME=BACKEND gives it "
+            "another name in tables."
         ),
     ] = FASTGEN,
     url: Annotated[

@@ -78,8 +78,9 @@ class SweepSpec:
         tuple[str, ...],
         _sweep(
             "fastgen, fastgen-POLICY, simulated, simulated-POLICY, vllm, vllm-chunked, NAME=URL of a running "
-            "server, or 'NAME=command: COMMAND' with {model} and {port}. It can have its own options: "
-            "'fastgen --offloading proactive', 'vllm --max-num-seqs 256'. Repeat it for each backend.",
+            "server, or 'NAME=command: COMMAND' with {model} and {port}. It can have its own options, and "
+            "another name in tables: 'fastgen --offloading proactive', 'vllm-256=vllm --max-num-seqs 256'. "
+            "Repeat it for each backend.",
             first=True,
         ),
     ] = ("fastgen",)
