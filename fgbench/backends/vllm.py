@@ -108,7 +108,7 @@ class Vllm(StartedServer):
         """Download the model if it is missing, and check the options against this version's help."""
         if self._folder is None:
             pull_model(self.model or "", report)
-        report(f"asking {self._vllm} for its options")
+        options_of(self._vllm, report)
         _ = self._options
 
     def command(self, port: int) -> Sequence[str]:

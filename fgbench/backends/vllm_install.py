@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgbench.backends.backend import BackendError
+from fgbench.backends.backend import BackendError, Report
 
 VARIABLE = "FGBENCH_VLLM_PYTHON"
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
@@ -142,14 +142,22 @@ def _environ(python: str) -> dict[str, str]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
-@functools.cache
-def options_of(vllm: Installed) -> Mapping[str, str]:
+_options: dict[Installed, Mapping[str, str]] = {}
+
+
+def options_of(vllm: Installed, report: Report = lambda line: None) -> Mapping[str, str]:
     """Return the options that this version's own help lists, by flag, with their placeholder.
 
-    New versions list all options only with ``--help=all``, which old ones refuse.
-
-    Raises BackendError if no help is printed.
+    It is asked once; ``report`` gets a line before that. Raises BackendError if no help is printed.
     """
+    if vllm not in _options:
+        report(f"asking {vllm} for its options")
+        _options[vllm] = _ask_options(vllm)
+    return _options[vllm]
+
+
+def _ask_options(vllm: Installed) -> Mapping[str, str]:
+    """Ask for the help. New versions list all options only with ``--help=all``, which old ones refuse."""
     ended: subprocess.CompletedProcess[str] | None = None
     for argument in ("--help=all", "--help"):
         try:

@@ -129,8 +129,10 @@ def test_the_help_is_asked_once_for_each_version(fake_vllm, model, monkeypatch):
     monkeypatch.setattr(
         vllm_install.subprocess, "run", lambda command, **more: calls.append(command) or run(command, **more)
     )
+    reported = []
     for chunked in (False, True):
-        backend(python, model, chunked=chunked).prepare(lambda line: None)
+        backend(python, model, chunked=chunked).prepare(reported.append)
+    assert reported == ["asking vLLM 0.32.0 (CPU build) for its options"]
     assert [command[-1] for command in calls if "-m" in command] == ["--help=all"]
 
 
