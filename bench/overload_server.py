@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fgbench.backends.probe import ask_served, ask_stats, wait_until_idle, wait_until_ready
-from fgbench.backends.started import ServerProcess, free_port
+from fgbench.backends.process import ServerProcess
+from fgbench.backends.started import free_port
 from fgbench.client.endpoints import endpoint_called
 from fgbench.client.sending import Target, run_async, run_load
 from fgbench.metrics.record import RequestRecord

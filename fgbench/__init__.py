@@ -35,8 +35,9 @@ def run_benchmark(backend: str = "fastgen", *, url: str | None = None, **options
     """Measure a backend under a load, as ``fgbench run`` does, and return the run.
 
     Args:
-        backend: ``fastgen``, ``fastgen-POLICY``, ``simulated`` or ``simulated-POLICY``. With ``url`` it is
-            the name that tables give the server.
+        backend: As for ``fgbench run --backend``: ``fastgen``, ``fastgen-POLICY``, ``simulated``,
+            ``simulated-POLICY``, ``vllm``, ``vllm-chunked``, ``NAME=command: COMMAND`` or
+            ``NAME=BACKEND``. With ``url`` it is the name that tables give the server.
         url: Of a running OpenAI-compatible server, which is measured instead of starting one.
         options: The options of ``fgbench run`` (docs/cli.md) with underscores: ``rate`` (requests per
             second), ``num_prompts``, ``seed``, ``dataset``, ``results``, ``model``, ``max_batch_size``, ...
@@ -59,18 +60,19 @@ def run_benchmark(backend: str = "fastgen", *, url: str | None = None, **options
     """
     from fgbench.backends.named import backend_of
     from fgbench.benchmark import measure
-    from fgbench.spec.backend import BackendSpec
+    from fgbench.cli.run import spec_of
     from fgbench.spec.load import ClientSpec, LoadSpec
+    from fgbench.spec.start import StartSpec
     from fgengine.config import EngineConfig
     from fgengine.settings import split
 
-    load, client, server = split(options, LoadSpec, ClientSpec, EngineConfig)
-    spec = BackendSpec(name=backend, url=url, server=server, policy_given="policy" in options)
+    load, client, server, start = split(options, LoadSpec, ClientSpec, EngineConfig, StartSpec)
+    spec = spec_of(backend, url, server, start, options)
     return measure(
         backend_of(spec, headers=client.headers),
         load,
         client,
-        server,
+        spec.server,
         options=spec.repeating_options(load, client),
     )
 

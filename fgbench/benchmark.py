@@ -134,7 +134,7 @@ def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any
 def _full_info(backend: Backend, ready: ReadyServer, workload: Workload, load: Load) -> dict[str, Any]:
     """Return the part of run.json that is known when the server is ready."""
     sent = workload.describe()
-    model = ready.model or backend.model
+    model = ready.shown_model or ready.model or backend.model
     identity = _described(backend, load)
     if backend.simulated:
         del identity["endpoint"]
@@ -147,6 +147,8 @@ def _full_info(backend: Backend, ready: ReadyServer, workload: Workload, load: L
         "request_timeout_s": load.request_timeout,
         "fingerprint": fingerprint(backend=identity, model=model, workload=sent["fingerprint"], **limits),
     }
+    if ready.started is not None:
+        info["server"] = dict(ready.started)
     if backend.simulated:
         del info["request_timeout_s"]
         info["token_times"] = load.num_prompts <= backend.max_prompts

@@ -33,7 +33,10 @@ def load_runner(config: EngineConfig, report: Report) -> TorchRunner:
             f"{config.model}`, or ask for dummy weights"
         )
     report(f"loading {config.model}")
-    return create_runner(config, shape, folder, report)
+    runner = create_runner(config, shape, folder, report)
+    if runner.device.type == "cpu":
+        report(f"computing with {runner.num_threads} thread{'' if runner.num_threads == 1 else 's'}")
+    return runner
 
 
 def make_scheduler(config: EngineConfig, runner: TorchRunner, report: Report) -> Scheduler:

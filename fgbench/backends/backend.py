@@ -12,7 +12,7 @@ All backends are used in the same way::
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -25,10 +25,20 @@ if TYPE_CHECKING:
     from fgbench.workload.workload import Workload
 
 Report = Callable[[str], None]
+"""Called with a line about something that takes a while."""
 Keep = Callable[[RequestRecord], None]
 """Called with the record of each request when the request ends."""
 SimulationProgress = Callable[[int, float], None]
 """Called with the number of ended requests of a simulation, and its virtual time in seconds."""
+
+
+class Passing(str):
+    """A reported line that the next line replaces, such as what a server does while it starts.
+
+    A display shows it only for a moment, or seldom. An empty one ends the display of the last one.
+    """
+
+    __slots__ = ()
 
 
 class BackendError(RuntimeError):
@@ -46,6 +56,10 @@ class ReadyServer:
     vocab_size: int | None = None
     owner: str = ""
     """Owner of the model by the server's list: ``vllm``, ``sglang``, ...; empty if it names none."""
+    shown_model: str = ""
+    """Name of the model in run.json and tables; empty: ``model``."""
+    started: Mapping[str, Any] | None = None
+    """How the server was started, for run.json: command, environment, cores, version. None: it was not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +76,7 @@ class Display(Protocol):
     """Shows the progress of a run."""
 
     def report(self, line: str) -> None:
-        """Show a line about something that takes a while."""
+        """Show a line about something that takes a while. A ``Passing`` line is shown only for a moment."""
         ...
 
     def load(

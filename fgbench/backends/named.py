@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fgbench.backends.attached import Attached
 from fgbench.backends.backend import Backend
 from fgbench.backends.fastgen import FastGen
-from fgbench.spec.backend import FASTGEN, FASTSERVE, BackendSpec
+from fgbench.spec.backend import FASTSERVE, VLLM_CHUNKED, BackendSpec
 from fgengine.settings import changed
 
 
@@ -29,17 +29,37 @@ def backend_of(
         headers: Sent with every request to a running server.
 
     Raises:
-        ValueError: no server would start with these settings, or a simulation has no profile.
+        ValueError: no server would start with these settings, vLLM is not installed, or a simulation has no
+            profile.
     """
     if spec.simulated:
         from fgbench.backends.simulated import Simulated, find_profile
 
-        return Simulated(spec.server, find_profile(spec.server), replicas=replicas, router=router)
+        profile = find_profile(spec.server)
+        return Simulated(spec.server, profile, replicas=replicas, router=router, name=spec.table_name)
+    if spec.kind == "vllm":
+        from fgbench.backends.vllm import Vllm
+
+        return Vllm(
+            spec.server,
+            chunked=spec.name == VLLM_CHUNKED,
+            start=spec.start,
+            given=spec.given,
+            own=spec.own,
+            passed=spec.arguments,
+            port=port,
+            name=spec.table_name,
+        )
+    if spec.command is not None:
+        from fgbench.backends.command import Command
+
+        cores = spec.start.core_numbers
+        return Command(spec.name, spec.command, model=spec.server.model, cores=cores, port=port)
     if spec.url is None:
-        return FastGen(spec.server, port=port)
+        return FastGen(spec.server, port=port, cores=spec.start.core_numbers, name=spec.table_name)
     return Attached(
         spec.url,
-        name="openai" if spec.name == FASTGEN else spec.name,
+        name=spec.table_name,
         model=spec.server.model if "model" in changed(spec.server) else None,
         alone=alone,
         endpoint="generate" if spec.name == FASTSERVE else "completions",

@@ -30,6 +30,8 @@ QUIET_SECONDS = 1.0
 """A wait up to this many seconds is not reported."""
 SAY_SECONDS = 10.0
 """Seconds between two reports of a wait."""
+ABSENT = (404, 405)
+"""Statuses of a path that the server does not have."""
 STATES = ("running", "waiting", "swapped")
 
 
@@ -53,11 +55,22 @@ def base_url(text: str) -> str:
 
 
 def wait_until_ready(
-    url: str, *, timeout: float, report: Report, alive: Callable[[], bool] = lambda: True
+    url: str,
+    *,
+    timeout: float,
+    report: Report,
+    alive: Callable[[], bool] = lambda: True,
+    waiting: Callable[[], None] = lambda: None,
 ) -> None:
     """Poll /health until its status is 200. Report what the server is doing during the wait.
 
-    A server without /health is ready when it answers at all.
+    A server without /health is ready when /v1/models answers with status 200, or does not exist either.
+
+    Args:
+        timeout: Maximum seconds to wait.
+        report: Called with what /health says, when that changes.
+        alive: Returns whether the server process runs.
+        waiting: Called between two polls.
 
     Raises:
         BackendError: the server process ended, the server refuses access, or ``timeout`` seconds have passed.
@@ -68,7 +81,9 @@ def wait_until_ready(
         if not alive():
             raise BackendError("the server ended before it was ready")
         status, body = _get(f"{url}/health")
-        if status is not None and (status == 200 or status in (404, 405)):
+        if status in ABSENT:
+            status, body = _get(f"{url}/v1/models")
+        if status is not None and (status == 200 or status in ABSENT):
             return
         if status in (401, 403):  # waiting would not change the answer
             raise BackendError(
@@ -80,6 +95,7 @@ def wait_until_ready(
         if time.monotonic() > deadline:
             answer = f"answers {status}: {reported}" if status else "does not answer"
             raise BackendError(f"the server at {url} is not ready after {timeout:g} s: it {answer}")
+        waiting()
         time.sleep(POLL_SECONDS)
 
 

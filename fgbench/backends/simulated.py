@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fgbench.backends.backend import Display, Keep, Outcome, ReadyServer, Report
-from fgbench.backends.fastgen import backend_name, settings_of
+from fgbench.backends.fastgen import settings_of
 from fgbench.metrics.record import RequestRecord
+from fgbench.spec.backend import SIMULATED, backend_name
 from fgbench.workload.workload import RequestSpec, Workload
 from fgengine.config import EngineConfig
 from fgengine.model.catalog import shape_of
@@ -25,7 +26,6 @@ from fgengine.simulation.setup import make_cluster, pools_in_words
 if TYPE_CHECKING:
     from fgbench.spec.load import Load
 
-PREFIX = "simulated"
 MAX_REPLICAS = 4096
 MAX_WITH_PROMPTS = 20_000
 """Number of requests up to which prompts are made and the time of each token is saved.
@@ -44,9 +44,18 @@ class Simulated:
     max_prompts = float(MAX_WITH_PROMPTS)
 
     def __init__(
-        self, config: EngineConfig, profile: Profile, *, replicas: int = 1, router: str = "round-robin"
+        self,
+        config: EngineConfig,
+        profile: Profile,
+        *,
+        replicas: int = 1,
+        router: str = "round-robin",
+        name: str | None = None,
     ) -> None:
-        """Raises ValueError if no server on the profile's device would start with ``config``."""
+        """``name``: name in tables; None: ``simulated`` or ``simulated-POLICY``.
+
+        Raises ValueError if no server on the profile's device would start with ``config``.
+        """
         if not 1 <= replicas <= MAX_REPLICAS:
             raise ValueError(f"--replicas must be between 1 and {MAX_REPLICAS}, not {replicas}")
         check_names(config)
@@ -57,7 +66,7 @@ class Simulated:
         self.router = router
         self.model: str | None = config.model
         self.policy: str | None = config.policy
-        self.name = backend_name(PREFIX, config.policy)
+        self.name = name or backend_name(SIMULATED, config.policy)
         self._queue = self._cluster(seed=0, keep_token_times=False).replicas[0].scheduler.queue.limit
         self._described = False
 

@@ -34,6 +34,7 @@ VERBS = {
     "datasets": "List, download and describe the datasets that requests are made from.",
     "models": "List the models and download their weights.",
     "policies": "List the scheduling policies.",
+    "backends": "List what can be measured here: FastGen, vLLM, simulations; and how to get the rest.",
 }
 """Verb -> help. The module ``fgbench.cli.VERB`` has a function named VERB, or a typer ``app`` of commands."""
 
@@ -133,6 +134,8 @@ START = """fgbench measures LLM serving: what does a scheduling policy do to lat
 
   fgbench demo --quick              see it work: one model, two policies
   fgbench run --rate 2.5            measure FastGen on this machine
+  fgbench run --rate 2.5 --backend vllm
+                                    start and measure vLLM, if it is installed
   fgbench run --url http://localhost:8000 --rate 2.5
                                     measure a running server: vLLM, SGLang, ...
   fgbench simulate --rate 16 --replicas 8

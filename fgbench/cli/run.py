@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fgbench.cli.backend_option import parse_backend
 from fgbench.cli.flags import ConfigFile, given, takes_options
 from fgbench.cli.printing import say
 from fgbench.spec.backend import FASTGEN, FASTSERVE, BackendSpec
 from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.start import StartSpec
 from fgengine.config import EngineConfig
+from fgengine.settings import described
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import Any
 
     from rich.console import Console
@@ -27,12 +30,15 @@ def run(
     load: LoadSpec,
     client: ClientSpec,
     server: EngineConfig,
+    start: StartSpec,
     context: typer.Context,
     backend: Annotated[
         str,
         typer.Option(
             help="fastgen (with sj-mlfq) or fastgen-POLICY; simulated or simulated-POLICY, which only need a "
-            "profile."
+            "profile; vllm or vllm-chunked, which 'fgbench backends' finds, with options of their own: 'vllm "
+            "--max-num-seqs 256'; or 'NAME=command: COMMAND' with {model} and {port}. NAME=BACKEND gives it "
+            "another name in tables."
         ),
     ] = FASTGEN,
     url: Annotated[
@@ -58,6 +64,12 @@ def run(
         fgbench run --rate 2.5 --num-prompts 150
         fgbench run --rate 2.5 --num-prompts 150 --backend fastgen-fcfs
 
+    Measure vLLM on the same cores; then any other server that a command starts:
+
+        fgbench run --rate 2.5 --num-prompts 150 --backend vllm --cores 0-1
+        fgbench run --rate 2.5 --num-prompts 150 --cores 0-1 \\
+            --backend "llama=command: llama-server -m model.gguf --port {port}"
+
     Requests arrive by a Poisson process. Other arrivals: --arrivals uniform, --cv 2 (gamma), --burst-size 8,
     --rate-to 5 (a ramp that starts at --rate), --trace AzureLLMInferenceTrace_conv.csv.gz --speedup 2, and
     --concurrency 16 (a closed loop).
@@ -75,21 +87,38 @@ def run(
             raise ValueError(
                 "--backend fastserve needs a running server: give its place with --port or --url"
             )
-        url = f"http://127.0.0.1:{port}"
-    elif url is not None and port is not None:
+        url, port = f"http://127.0.0.1:{port}", None
+    spec = spec_of(backend, url, server, start, given(context))
+    if spec.url is not None and port is not None:
         raise ValueError("--port does not work with --url: write the port in the URL")
-    spec = BackendSpec(name=backend, url=url, server=server, policy_given="policy" in given(context))
     if spec.simulated and (url is not None or port is not None or client.endpoint is not None):
         raise ValueError("--url, --port and --endpoint do not work with a simulation: leave them out")
-    if client.headers and url is None:
+    if client.headers and spec.url is None:
         raise ValueError("--header and --api-key need a running server: give its place with --url")
     measure(
-        lambda: backend_of(spec, port=None if url is not None else port, headers=client.headers),
+        lambda: backend_of(spec, port=port, headers=client.headers),
         load,
         client,
-        server,
+        spec.server,
         options=spec.repeating_options(load, client),
     )
+
+
+def spec_of(
+    backend: str, url: str | None, server: EngineConfig, start: StartSpec, given: Collection[str]
+) -> BackendSpec:
+    """Return the one backend of a run.
+
+    Args:
+        backend: Its name, with its own options, or its name in tables if ``url`` is given.
+        given: Names of the options that the user gave; those of the server are for this backend alone.
+
+    Raises ValueError if options contradict each other or do not apply.
+    """
+    own = frozenset(one.name for one in described(EngineConfig) if one.name in given)
+    if url is not None:
+        return BackendSpec(name=backend, url=url, server=server, start=start, policy_given="policy" in own)
+    return parse_backend(backend, server, start, given=own, alone=True)
 
 
 def measure(

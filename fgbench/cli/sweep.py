@@ -11,8 +11,10 @@ import typer
 from fgbench.cli.flags import ConfigFile, given, takes_options
 from fgbench.cli.printing import say
 from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.start import StartSpec
 from fgbench.spec.sweep import Settings, SweepSpec
 from fgengine.config import EngineConfig
+from fgengine.settings import described
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +37,7 @@ def sweep(
     load: LoadSpec,
     client: ClientSpec,
     server: EngineConfig,
+    start: StartSpec,
     context: typer.Context,
     folder: Annotated[
         Path | None, typer.Argument(help="With --resume: folder of the sweep to resume.", show_default=False)
@@ -60,6 +63,12 @@ def sweep(
         fgbench sweep --resume results/20261124-081303_sweep
         fgbench compare results/20261124-081303_sweep
 
+    Compare with vLLM, which the sweep starts and stops, and with any other server:
+
+        fgbench sweep --rates 0.5,1 --backend fastgen --backend vllm-chunked
+        fgbench sweep --rates 0.5,1 --backend "vllm --max-num-seqs 256" \\
+            --backend "llama=command: llama-server -m model.gguf --port {port}"
+
     Measure a running vLLM with 1, 4 and 16 requests in flight; each point starts when vLLM is idle:
 
         fgbench sweep --backend vllm=http://127.0.0.1:8000 --concurrency 1,4,16
@@ -78,11 +87,12 @@ def sweep(
     from fgbench.sweeping.folder import SweepFolder, resumed_settings, to_resume, unfinished_sweep
     from fgbench.sweeping.prepared import prepare
 
-    wanted = Settings(sweep=sweep, load=load, client=client, server=server)
     console = Console()
     if folder is not None and not resume:
         raise ValueError(f"a folder is given without --resume: to resume that sweep, give --resume {folder}")
     chosen = given(context) - NOT_SAVED
+    server_options = tuple(one.name for one in described(EngineConfig) if one.name in chosen)
+    wanted = Settings(sweep=sweep, load=load, client=client, server=server, start=start, given=server_options)
     resumed = to_resume(folder, wanted, chosen) if resume else None
     settings = resumed_settings(resumed, wanted, chosen) if resumed else wanted.checked()
     prepared = prepare(settings, backend_specs(settings), display_for(console).report)

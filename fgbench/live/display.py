@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from fgbench.backends.backend import Display, SimulationProgress
+from fgbench.backends.backend import Display, Passing, SimulationProgress
 from fgbench.backends.probe import read_stats
 from fgbench.client.state import LoadState
 from fgengine.units import clock
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.status import Status
 
     from fgbench.live.load_panel import LoadView
 
@@ -57,10 +58,23 @@ class Plain:
         """``every``: seconds between two lines."""
         self._write = write
         self._every = every
+        self._passing_due: float | None = None
 
     def report(self, line: str) -> None:
-        """Write the line."""
-        self._write(line)
+        """Write the line; a passing one only if none was written for ``every`` seconds."""
+        if not isinstance(line, Passing):
+            self._write(line)
+            return
+        from fgbench.live.layout import clean
+
+        now = time.monotonic()
+        if not line:
+            self._passing_due = None
+        elif self._passing_due is None:  # what takes less than ``every`` seconds needs no line
+            self._passing_due = now + self._every
+        elif now >= self._passing_due:
+            self._passing_due = now + self._every
+            self._write(f"  {clean(line)}")
 
     @contextlib.contextmanager
     def load(self, title: str, state: LoadState, stats_url: str | None = None) -> Iterator[None]:
@@ -109,12 +123,30 @@ class Live:
         """``header``: returns what is drawn above the panel; called for each frame in the drawing thread."""
         self._console = console
         self._header = header
+        self._passing: Status | None = None
 
     def report(self, line: str) -> None:
-        """Print the line."""
+        """Print the line; show a passing one next to a spinner, until it is empty."""
         from fgbench.live.layout import clean
 
+        if isinstance(line, Passing):
+            self._pass(clean(line, max(20, self._console.width - 4)))
+            return
         self._console.print(clean(line), style="dim", highlight=False, markup=False)
+
+    def _pass(self, line: str) -> None:
+        """Show a line that the next one replaces; an empty one removes it."""
+        from rich.text import Text
+
+        if line:
+            text = Text(line, style="dim")
+            if self._passing is None:
+                self._passing = self._console.status(text)
+                self._passing.start()
+            self._passing.update(text)
+        elif self._passing is not None:
+            self._passing.stop()
+            self._passing = None
 
     @contextlib.contextmanager
     def load(self, title: str, state: LoadState, stats_url: str | None = None) -> Iterator[None]:

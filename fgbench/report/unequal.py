@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from fgbench.metrics.conditions import CacheAccount, Conditions
+from fgbench.spec.cores import cores_text
 
 
 class Note(NamedTuple):
@@ -25,7 +25,7 @@ def unequal(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Note]:
     """
     labels_of: dict[Note, list[str]] = {}
     for label, infos in runs.items():
-        for note in dict.fromkeys([*_of_cache(infos), *_of_usage(infos)]):
+        for note in dict.fromkeys([*_of_cache(infos), *_of_usage(infos), *_of_start(infos)]):
             labels_of.setdefault(note, []).append(label)
     found = []
     for note, labels in labels_of.items():
@@ -73,23 +73,33 @@ def _of_usage(infos: Sequence[Mapping[str, Any]]) -> Iterable[Note]:
         )
 
 
+def _of_start(infos: Sequence[Mapping[str, Any]]) -> Iterable[Note]:
+    """Yield what servers that fgbench started do differently from what was asked of them."""
+    for info in infos:
+        for note in _started(info).get("notes") or ():
+            yield Note(f"{note}.", warns=False)
+
+
+def _started(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return how the server was started; empty for other servers, simulations and older runs."""
+    found = info.get("server")
+    return found if isinstance(found, dict) else {}
+
+
 def _of_cores(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Note]:
-    """Return a note if the servers of one machine may use different cores."""
+    """Return a note if the servers of one machine may use different cores.
+
+    For a server that binds its computing threads to fewer cores, and reports it, these count.
+    """
     of_label: dict[str, list[str]] = {}
     for label, infos in runs.items():
         for info in infos:
             if (conditions := Conditions.of(info)) is not None and conditions.cores is not None:
-                cores = core_ranges(conditions.cores)
+                bound = (_started(info).get("in_effect") or {}).get("compute_cores")
+                cores = bound or cores_text(conditions.cores)
                 if cores not in of_label.setdefault(label, []):
                     of_label[label].append(cores)
     if len({cores for some in of_label.values() for cores in some}) < 2:
         return []
     listed = ", ".join(f"{label} {' or '.join(cores)}" for label, cores in of_label.items())
     return [Note(f"The servers may use different cores: {listed}.", warns=True)]
-
-
-def core_ranges(cores: Sequence[int]) -> str:
-    """Return ascending cores in short: ``0-3,8``."""
-    starts = [cores[0], *(b for a, b in pairwise(cores) if b != a + 1)] if cores else []
-    ends = [*(a for a, b in pairwise(cores) if b != a + 1), cores[-1]] if cores else []
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fgbench.spec.files import fingerprint, options_of
 from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.start import StartSpec
 from fgbench.workload.arrivals import ClosedLoop, Level
 from fgengine.config import EngineConfig
 from fgengine.settings import Setting, check, described
@@ -76,8 +77,10 @@ class SweepSpec:
     backend: Annotated[
         tuple[str, ...],
         _sweep(
-            "fastgen, fastgen-POLICY, simulated, simulated-POLICY, or NAME=URL of a running server. It can "
-            "have its own options: 'fastgen --offloading proactive'. Repeat it for each backend.",
+            "fastgen, fastgen-POLICY, simulated, simulated-POLICY, vllm, vllm-chunked, NAME=URL of a running "
+            "server, or 'NAME=command: COMMAND' with {model} and {port}. It can have its own options, and "
+            "another name in tables: 'fastgen --offloading proactive', 'vllm-256=vllm --max-num-seqs 256'. "
+            "Repeat it for each backend.",
             first=True,
         ),
     ] = ("fastgen",)
@@ -136,6 +139,9 @@ class Settings:
     """The load, without its rate."""
     client: ClientSpec
     server: EngineConfig
+    start: StartSpec = field(default_factory=StartSpec)
+    given: tuple[str, ...] = ()
+    """Names of the ``server`` options that the user gave, also with their default values."""
 
     def checked(self) -> Settings:
         """Return these settings. Raises ValueError if they contradict each other or one is missing."""
@@ -195,13 +201,22 @@ class Settings:
     def options(self) -> dict[str, Any]:
         """Return every option by its name, as plain JSON."""
         found: dict[str, Any] = {}
-        for group in reversed(self.to_json().values()):  # the sweep's concurrency overrides the load's
+        for group in reversed(self._groups().values()):  # the sweep's concurrency overrides the load's
             found |= group
         return found
 
-    def to_json(self) -> dict[str, dict[str, Any]]:
+    def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON, in groups, without secret options."""
-        groups = {"sweep": self.sweep, "load": self.load, "client": self.client, "server": self.server}
+        return {**self._groups(), "given": list(self.given)}
+
+    def _groups(self) -> dict[str, dict[str, Any]]:
+        groups = {
+            "sweep": self.sweep,
+            "load": self.load,
+            "client": self.client,
+            "server": self.server,
+            "start": self.start,
+        }
         return {name: {k: _plain(v) for k, v in options_of(group).items()} for name, group in groups.items()}
 
     @classmethod

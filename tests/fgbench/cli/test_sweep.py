@@ -174,6 +174,29 @@ def test_a_duration_has_enough_requests_for_every_rate() -> None:
 
 
 @pytest.mark.slow
+def test_a_name_given_to_a_backend_is_in_every_result(tmp_path: Path) -> None:
+    index = SIMULATED.index("--backend")
+    others = [*SIMULATED[:index], *SIMULATED[index + 2 :]]
+    named = ["--backend", "new=simulated --max-batch-size 4", "--backend", "old=simulated-fcfs"]
+    done = fgbench("sweep", *others, *named, "--rates", "4000", "--seeds", 3, "--results", tmp_path)
+    assert done.exit_code == 0, done.output
+    folder = only_sweep(tmp_path)
+    runs = [read_run(path) for path in find_runs(folder)]
+    assert sorted(run.info["backend"]["name"] for run in runs) == ["new"] * 3 + ["old"] * 3
+    assert {run.path.name.split("_")[1] for run in runs} == {"new", "old"}
+    assert {point["backend"] for point in read_sweep(folder)["points"]} == {"new", "old"}
+    compared = fgbench("compare", folder, "--json", "--baseline", "old")
+    assert compared.exit_code == 0, compared.output
+    rows = json.loads(compared.stdout)
+    assert {row["label"] for row in rows["comparisons"][0]["points"]} == {"new", "old"}
+    path = next(run.path for run in runs if run.info["backend"]["name"] == "new")
+    again = fgbench("run", "--config", path / "spec.toml", "--results", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    (repeated,) = find_runs(tmp_path / "again")
+    assert read_run(repeated).info["fingerprint"] == read_run(path).info["fingerprint"]
+
+
+@pytest.mark.slow
 def test_closed_loops_instead_of_rates(tmp_path: Path) -> None:
     argv = [*SIMULATED, "--backend", "simulated-fcfs", "--concurrency", "1,4,16", "--results", tmp_path]
     done = fgbench("sweep", *argv, "--dry-run")

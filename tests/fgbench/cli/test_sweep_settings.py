@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fgbench.cli.backend_option import parse_backend
+from fgbench.cli.backend_option import backend_specs, parse_backend
 from fgbench.spec.load import ClientSpec, LoadSpec
 from fgbench.spec.sweep import Settings, SweepSpec, parse_rates
 from fgengine.config import EngineConfig
@@ -32,6 +32,79 @@ def test_backends_are_parsed() -> None:
     for wrong in ("=http://h", "vllm=", ""):
         with pytest.raises(ValueError, match="--backend"):
             parse_backend(wrong, server)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "name"),
+    [
+        ("fastgen=simulated-sj-mlfq --offloading proactive", "simulated", "fastgen"),
+        ("vllm-stand-in=simulated-fcfs --num-device-blocks 400", "simulated", "vllm-stand-in"),
+        ("big=fastgen-fcfs --max-batch-size 512", "fastgen", "big"),
+        ("vllm-16=vllm --max-num-seqs 16", "vllm", "vllm-16"),
+        ("vllm=vllm-chunked", "vllm", "vllm"),
+        ("own=fastgen-package.module:Policy", "fastgen", "own"),
+        ("fastgen-fcfs", "fastgen", "fastgen-fcfs"),
+        ("fastgen --policy srpt", "fastgen", "fastgen-srpt"),
+        ("simulated-sj-mlfq", "simulated", "simulated"),
+        ("x=command: run {port}", "command", "x"),
+        ("http://h:1", "url", "openai"),
+        ("vllm=h:1", "url", "vllm"),
+        ("x=fastgen:8000", "url", "x"),
+        ("x=fastgen-box:8000/v1", "url", "x"),
+        ("x=localhost", "url", "x"),
+        ("x=gpu.example.org", "url", "x"),
+    ],
+)
+def test_a_name_for_a_backend_is_its_name_in_tables(text: str, kind: str, name: str) -> None:
+    spec = parse_backend(text, EngineConfig())
+    assert (spec.kind, spec.table_name) == (kind, name)
+    if spec.title:
+        assert spec.label == spec.title == name
+        assert "=" not in spec.name
+
+
+def test_what_follows_a_name_must_be_a_backend_or_a_url() -> None:
+    with pytest.raises(ValueError, match="there is no backend 'simulate-fcfs': use fastgen"):
+        parse_backend("x=simulate-fcfs", EngineConfig())
+    with pytest.raises(ValueError, match="lacks a name or a backend: write it like vllm-16=vllm"):
+        parse_backend("=simulated", EngineConfig())
+    with pytest.raises(ValueError, match="--backend simulated-fcfs and --policy srpt contradict"):
+        parse_backend("x=simulated-fcfs --policy srpt", EngineConfig())
+
+
+@pytest.mark.parametrize(
+    ("backends", "name"),
+    [
+        (("a=simulated", "a=simulated-fcfs"), "a"),
+        (("simulated", "simulated=simulated-fcfs"), "simulated"),
+        (("simulated=simulated-fcfs", "simulated --max-batch-size 4"), "simulated"),
+        (("vllm=http://h:1", "vllm=http://h:2"), "vllm"),
+        (("http://h:1", "http://h:2"), "openai"),
+        (("vllm=http://h:1", "vllm"), "vllm"),
+        (("a=command: run {port}", "a=command: run --fast {port}"), "a"),
+        (("a=command: run {port}", "a=fastgen"), "a"),
+    ],
+)
+def test_two_backends_with_one_name_are_refused(backends: tuple[str, ...], name: str) -> None:
+    with pytest.raises(ValueError, match=f"two backends have the name {name}: give one of them another"):
+        backend_specs(of_backends(*backends))
+
+
+def test_the_same_backend_with_other_options_needs_no_name() -> None:
+    """Tables add the options that differ."""
+    specs = backend_specs(of_backends("simulated", "simulated --max-batch-size 4", "b=simulated"))
+    assert list(specs) == ["simulated", "simulated --max-batch-size 4", "b"]
+    with pytest.raises(ValueError, match="--backend simulated is given twice: leave one out"):
+        backend_specs(of_backends("simulated", "simulated"))
+
+
+def of_backends(*backends: str) -> Settings:
+    return Settings(
+        sweep=SweepSpec(backend=backends, rates=(1.0,)),
+        load=LoadSpec(),
+        client=ClientSpec(),
+        server=EngineConfig(),
+    )
 
 
 def test_settings_survive_saving_and_reading() -> None:

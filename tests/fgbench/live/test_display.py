@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fgbench.backends.attached import Attached
+from fgbench.backends.backend import Passing
 from fgbench.benchmark import execute_run
 from fgbench.client.state import LoadState
 from fgbench.live import display
@@ -37,6 +38,43 @@ def test_plain_progress_lines_have_all_counts():
         assert words in lines[-1]
     assert "300.0 ms/token" in lines[-1]
     assert "0:01 to go; last error: http 500: [31mno" in lines[-1]
+
+
+def test_plain_writes_passing_lines_seldom(monkeypatch):
+    now, lines = [100.0], []
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    shown = Plain(lines.append, every=15.0)
+    shown.report("starting")
+    for _ in range(40):
+        shown.report(Passing("loading \x1b[31mshards"))
+        now[0] += 1.0
+    assert lines == ["starting", *["  loading [31mshards"] * 2]
+    shown.report(Passing(""))
+    shown.report(Passing("warming up"))  # another wait, which has just begun
+    assert len(lines) == 3
+
+
+def test_a_terminal_replaces_passing_lines():
+    terminal = Terminal()
+    shown = display_for(terminal.console)
+    shown.report("starting")
+    shown.report(Passing("loading [bold]shards"))
+    time.sleep(0.2)  # the spinner is drawn 12.5 times a second
+    shown.report(Passing("warming up"))
+    shown.report("a note")
+    shown.report(Passing(""))
+    shown.report("ready")
+    text = terminal.out.getvalue()
+    assert "loading [bold]shards" in text
+    assert "warming up" in text
+    assert text.index("a note") < text.index("ready")
+    assert "warming up" not in text[text.rindex("ready") :]
+    for _ in range(100):  # rich's thread ends within one interval of its drawing
+        if not any(type(thread).__name__ == "_RefreshThread" for thread in threading.enumerate()):
+            break
+        time.sleep(0.02)
+    else:
+        pytest.fail("the spinner's thread still runs")
 
 
 class Terminal:

@@ -20,7 +20,7 @@ from fgbench.report.comparison_markdown import comparison_markdown
 from fgbench.report.overview import overview
 from fgbench.report.pictures.contents import pictures_of
 from fgbench.report.run_tables import run_table
-from fgbench.report.unequal import core_ranges, unequal
+from fgbench.report.unequal import unequal
 from fgbench.results.files import write_json
 from fgbench.results.frames import run_row
 from fgbench.results.run import Run, summary_of
@@ -120,6 +120,25 @@ def test_the_table_of_a_sweep_marks_the_point_and_has_the_notes(make_run: Callab
     assert "◐" not in text_of(results_table([result("vllm", COLD, (0, 1)), result("fastgen", None, (0, 1))]))
 
 
+def test_what_a_started_server_does_differently_is_in_the_notes(make_run: Callable[..., Run]) -> None:
+    def info(name: str, **server: Any) -> dict[str, Any]:
+        return {**with_info(make_run(name), None).info, "server": server}
+
+    forced = "vLLM 0.32.0 has chunked prefill on, although chunked prefill off was asked for"
+    alone = {"compute_cores": "0"}
+    found = unequal(
+        {
+            "vllm": [info("vllm", notes=[forced], in_effect=alone)] * 2,
+            "fastgen": [info("fastgen", threads=2)],
+        }
+    )
+    assert [note.text for note in found] == [
+        f"vllm: {forced}.",
+        "The servers may use different cores: vllm 0, fastgen 0-1.",
+    ]
+    assert unequal({"vllm": [info("vllm")], "fastgen": [info("fastgen", in_effect={})]}) == []
+
+
 @pytest.mark.parametrize(
     ("change", "note"),
     [
@@ -152,9 +171,3 @@ def test_a_cache_of_which_nothing_is_known_warns_only_for_texts() -> None:
         assert first.warns is warns
     off = replace(unknown, counted_by="metrics", hit_share=0.0)
     assert unequal({"vllm": [{"prefix_cache": off.to_json()}]}) == []
-
-
-def test_cores_are_written_as_ranges() -> None:
-    assert core_ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
-    assert core_ranges((3,)) == "3"
-    assert core_ranges(()) == ""

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, MistralConfig, OPTConfig, Qwen2Config
 
-from fgengine.model.hf_config import shape_from_config
+from fgengine.model.catalog import CATALOG
+from fgengine.model.hf_config import config_of, shape_from_config
 from fgengine.model.shape import RopeScaling
 
 LLAMA: dict[str, Any] = {
@@ -31,6 +32,13 @@ OPT: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
 }
+
+
+def test_the_config_of_every_shape_describes_it() -> None:
+    for entry in CATALOG.values():
+        assert shape_from_config(config_of(entry.shape)) == entry.shape
+    scaled = shape_from_config(LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}})
+    assert shape_from_config(config_of(scaled)) == scaled
 
 
 def test_llama_config() -> None:

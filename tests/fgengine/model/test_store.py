@@ -430,3 +430,13 @@ def test_the_environment_sets_the_cache_folder(own_cache: Path, monkeypatch: pyt
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"y" * 3_000_000)
     assert sha256_of(tmp_path / "x") == hashlib.sha256(b"y" * 3_000_000).hexdigest()
+
+
+def test_a_catalog_model_is_described_without_its_weights(own_cache: Path) -> None:
+    folder = store.dummy_folder("opt-13b")
+    assert shape_of(str(folder)) == catalog.CATALOG["opt-13b"].shape
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size() == 50272
+    assert list(folder.glob("*.safetensors")) == []
+    assert folder == store.dummy_folder("opt-13b")
+    with pytest.raises(ModelError, match="neither in the catalog"):
+        store.dummy_folder("opt-14b")
