@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -23,7 +22,6 @@ VERSION = 1
 MAX_POINTS = 10_000
 MAX_FILE_BYTES = 16 * 1024**2
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-MIN_STEP_SECONDS = 1e-6
 FIT_TOLERANCE = 0.5
 """The fitted cost model may predict down to this share of a step's floor, because the fit is only linear."""
 
@@ -167,37 +165,6 @@ class Profile:
             "points": points,
         }
         return cls(**parts)
-
-
-def fit(points: Sequence[TimedStep], copy_bytes_per_second: float) -> CostModel:
-    """Fit the cost model to the points that are not held out.
-
-    It minimizes the sum of squared relative errors, with all coefficients >= 0 (non-negative least squares).
-    """
-    import numpy as np
-    from scipy.optimize import nnls
-
-    fitted = [point for point in points if not point.held_out]
-    rows = np.array([_features(point.shape) for point in fitted]) / np.array([[p.seconds] for p in fitted])
-    scale = np.linalg.norm(rows, axis=0)
-    scale[scale == 0.0] = 1.0
-    solution, _ = nnls(rows / scale, np.ones(len(fitted)))
-    step, request, token, pair, decode, context = (solution / scale).tolist()
-    return CostModel(
-        max(step, MIN_STEP_SECONDS), request, token, pair, decode, context, copy_bytes_per_second
-    )
-
-
-def _features(shape: StepShape) -> list[float]:
-    """Return the factors of CostModel's coefficients, in their order."""
-    return [
-        1.0,
-        shape.prefill_requests,
-        shape.prefill_tokens,
-        shape.prefill_pairs,
-        shape.decode_requests,
-        shape.decode_context,
-    ]
 
 
 REMEASURE = "measure one with `fgbench profile`"

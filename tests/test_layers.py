@@ -34,7 +34,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("model.dummy_tokenizer", "model.gguf_convert"),
         ),
         ("kv", "plan"),
-        ("cost", "work", "speed", "physics", "profile", "profile_grid"),
+        ("cost", "work", "speed", "physics", "profile", "profile_fit", "profile_grid"),
         ("scheduling", "preflight"),
         ("simulation",),
         ("ops", "model", "ceilings"),

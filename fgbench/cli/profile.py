@@ -70,8 +70,7 @@ def profile(
     def report(line: str) -> None:
         say(console, line)
 
-    on_gpu = pick_device(device).type == "cuda"
-    grid = profile_grid.QUICK if quick else profile_grid.GPU if on_gpu else profile_grid.FULL
+    grid = profile_grid.grid_for(pick_device(device).type, quick=quick)
     config = EngineConfig(
         model=model,
         device=device,

@@ -125,6 +125,12 @@ def _replay(folder: Path, given_config: EngineConfig, as_json: bool, console: Co
             "slightly slower steps cause much longer waits. The next table uses the server's speed:",
         )
         console.print(fidelity_table("simulated at the speed of the run", at_speed))
+    elif not profile.cost.is_linear:
+        say(
+            console,
+            "The profile's step times contain a maximum, so the sums in run.json do not show how much "
+            "slower the server's steps were than the profile predicts.",
+        )
     if not run.complete:
         say(console, "The run is not complete: requests that had not ended are left out of both.", "yellow")
 
