@@ -75,6 +75,14 @@ class EngineConfig:
     ] = False
     profile: Annotated[Path | None, _scheduling("Cost model from 'fgbench profile'.")] = None
     """None: if the policy needs a profile of this machine, it is found or measured."""
+    device_spec: Annotated[
+        str | None,
+        _model(
+            "Serve or simulate a device that is not here, such as a100-40gb: its analytic profile decides "
+            "how long steps take."
+        ),
+    ] = None
+    """A name in ``fgengine.devices.DEVICES``, or the file of an analytic profile."""
 
     max_queue: Annotated[
         int | None,

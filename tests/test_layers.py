@@ -27,6 +27,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
                 "cache",
                 "machine_load",
                 "units",
+                "quantities",
             ),
         ),
         (
@@ -34,7 +35,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("model.dummy_tokenizer", "model.gguf_convert"),
         ),
         ("kv", "plan"),
-        ("cost", "work", "speed", "physics", "profile", "profile_fit", "profile_grid"),
+        (
+            *("cost", "work", "speed", "physics", "profile", "profile_fit", "profile_grid"),
+            *("devices", "efficiency", "analytic"),
+        ),
         ("scheduling", "preflight"),
         ("simulation",),
         ("ops", "model", "ceilings"),

@@ -96,7 +96,7 @@ def _nothing_else_given(context: typer.Context) -> None:
 
 
 def _replay(folder: Path, given_config: EngineConfig, as_json: bool, console: Console) -> None:
-    from fgbench.backends.simulated import Simulated, find_profile
+    from fgbench.backends.simulated import Simulated, find_profile, step_times_of
     from fgbench.report.fidelity import StepSpeed, fidelity, fidelity_json, fidelity_table, requests_of
     from fgbench.results.run import read_run
 
@@ -116,7 +116,7 @@ def _replay(folder: Path, given_config: EngineConfig, as_json: bool, console: Co
         print(json.dumps(fidelity_json(run, plain, speed, at_speed), indent=2, allow_nan=False))
         return
     console.print(fidelity_table(f"{run.path.name}, {len(run.records)} requests", plain))
-    say(console, f"step times of {profile.device}, {profile.dtype}")
+    say(console, step_times_of(profile))
     if speed is not None:
         say(
             console,
