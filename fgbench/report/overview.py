@@ -8,9 +8,9 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from fgbench.exit_status import client_was_the_limit
-from fgbench.metrics.accounts import MachineAccount
+from fgbench.metrics.accounts import MachineAccount, analytic_device
 from fgbench.metrics.summary import Summary
-from fgbench.report.run_tables import DISTURBED_MARK, OVERLOAD_MARK, load_in_words
+from fgbench.report.run_tables import ANALYTIC_MARK, DISTURBED_MARK, OVERLOAD_MARK, load_in_words
 from fgbench.results.run import find_runs, is_being_written, read_info, readable, stored_summary
 from fgengine.units import number, seconds
 
@@ -24,6 +24,7 @@ MARKS = {
     OVERLOAD_MARK: "overloaded",
     DISTURBED_MARK: "other programs used the machine",
     CLIENT_MARK: "the client was the limit",
+    ANALYTIC_MARK: "an analytic device: step times computed from published figures",
 }
 
 
@@ -61,6 +62,7 @@ class Overview:
             OVERLOAD_MARK: self.summary.overloaded,
             DISTURBED_MARK: machine is not None and machine.busy,
             CLIENT_MARK: client_was_the_limit(self.summary) is not None,
+            ANALYTIC_MARK: analytic_device(self.info) is not None,
         }
         return "".join(mark for mark in MARKS if known[mark])
 
@@ -85,6 +87,8 @@ class Overview:
             found.append("busy machine")
         if client_was_the_limit(self.summary):
             found.append("client was the limit")
+        if (device := analytic_device(self.info)) is not None:
+            found.append(f"analytic device {device}")
         if self.summary.failed:
             found.append(f"{self.summary.failed} failed")
         if self.summary.rejected:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from fgbench.metrics.accounts import MachineAccount, MemoryAccount
+from fgbench.metrics.accounts import MachineAccount, MemoryAccount, analytic_device
 from fgbench.metrics.metric import METRICS, metric_called
 from fgengine.units import number, percent, seconds, size
 
@@ -28,6 +28,17 @@ DISTURBED_NOTE = (
     "not reliable. Run it again when the machine is idle."
 )
 
+ANALYTIC_MARK = "ƒ"
+
+
+def analytic_note(devices: str) -> str:
+    """Return what ``ANALYTIC_MARK`` means; ``devices``: names of the devices."""
+    return (
+        f"{ANALYTIC_MARK} an analytic device ({devices}): step times were computed from published figures, "
+        "not measured. Use them to compare schedulers, not to predict what the device does."
+    )
+
+
 RATE_TOLERANCE = 0.02
 """A note is shown if the sent rate differs from the scheduled rate by a larger share."""
 COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
@@ -38,10 +49,12 @@ def summary_table(
     summary: Summary,
     memory: MemoryAccount | None = None,
     machine: MachineAccount | None = None,
+    device: str | None = None,
 ) -> Group:
     """Return the table that ``fgbench run`` prints at the end: latencies, counts, rates and notes.
 
-    ``memory`` is the server's KV memory, ``machine`` the machine's other load; None if unknown.
+    ``memory`` is the server's KV memory, ``machine`` the machine's other load; None if unknown. ``device``
+    is the name of an analytic device; None: the step times were measured.
     """
     from rich.console import Group
     from rich.table import Table
@@ -61,7 +74,8 @@ def summary_table(
     for name, value in _facts(summary, memory, machine):
         facts.add_row(Text(name, style="dim"), value)
     parts: list[Table | Text] = [table, facts]
-    parts += [Text(note, style="yellow") for note in _notes(summary, machine)]
+    notes = _notes(summary, machine) + ([analytic_note(device)] if device else [])
+    parts += [Text(note, style="yellow") for note in notes]
     return Group(*parts)
 
 
@@ -70,7 +84,9 @@ def run_table(info: dict[str, Any], summary: Summary) -> Group:
     workload = info.get("workload") or {}
     system = f"{(info.get('backend') or {}).get('name')}, {info.get('model')}"
     title = f"{system}, {workload.get('dataset')}, {load_in_words(workload)}"
-    return summary_table(title, summary, MemoryAccount.of(info), MachineAccount.of(info))
+    device = analytic_device(info)
+    title += f" {ANALYTIC_MARK}" if device else ""
+    return summary_table(title, summary, MemoryAccount.of(info), MachineAccount.of(info), device)
 
 
 def _notes(summary: Summary, machine: MachineAccount | None) -> list[str]:

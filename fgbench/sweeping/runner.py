@@ -15,7 +15,7 @@ from fgbench.backends.backend import Backend, BackendError, Display
 from fgbench.benchmark import execute_run
 from fgbench.exit_codes import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 from fgbench.exit_status import ExitStatus, exit_status_of, worst
-from fgbench.metrics.accounts import MachineAccount
+from fgbench.metrics.accounts import MachineAccount, analytic_device
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.slo import SLO, rejects_too_many
 from fgbench.metrics.summary import Summary
@@ -40,6 +40,8 @@ class Result:
     """Run folder; None if there is none."""
     disturbed: bool = False
     """Whether other programs disturbed the run."""
+    analytic_device: str | None = None
+    """Name of the device whose step times were computed from published figures; None: they were measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,8 @@ class SweepRunner:
         if (earlier := self._folder.result(point, self._max_error_rate)) is None:
             return None
         path, info, exit_status = earlier
-        return Result(point, exit_status, Summary.from_dict(info["summary"]), path, _is_disturbed(info))
+        summary = Summary.from_dict(info["summary"])
+        return Result(point, exit_status, summary, path, _is_disturbed(info), analytic_device(info))
 
     @contextmanager
     def _running(self, label: str) -> Iterator[None]:
@@ -241,7 +244,7 @@ class SweepRunner:
         disturbed = info is not None and _is_disturbed(info)
         mark = f"{DISTURBED_MARK} " if disturbed else ""
         self._display.report(f"  {mark}{_outcome(exit_status, summary)}; {clock(elapsed)}")
-        return Result(point, exit_status, summary, path, disturbed)
+        return Result(point, exit_status, summary, path, disturbed, analytic_device(info or {}))
 
 
 def mean_figures(slo: SLO, summaries: Sequence[Summary]) -> dict[str, float | None]:

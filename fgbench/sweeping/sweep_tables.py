@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fgbench.exit_codes import STATUS
-from fgbench.report.run_tables import DISTURBED_MARK, DISTURBED_NOTE, OVERLOAD_MARK, OVERLOAD_NOTE
+from fgbench.report.run_tables import (
+    ANALYTIC_MARK,
+    DISTURBED_MARK,
+    DISTURBED_NOTE,
+    OVERLOAD_MARK,
+    OVERLOAD_NOTE,
+    analytic_note,
+)
 from fgengine.units import clock, number, percent, seconds
 
 if TYPE_CHECKING:
@@ -57,9 +64,12 @@ def results_table(results: Sequence[Result]) -> Group:
             means.append(percent(figures.rejected_share))
         level = _level(point) + (f" {OVERLOAD_MARK}" if _is_overloaded(result) else "")
         level += f" {DISTURBED_MARK}" if result.disturbed else ""
+        level += f" {ANALYTIC_MARK}" if result.analytic_device else ""
         table.add_row(point.backend, level, str(point.seed), *means, STATUS[result.exit.code])
     notes = [OVERLOAD_NOTE] if any(map(_is_overloaded, results)) else []
     notes += [DISTURBED_NOTE] if any(result.disturbed for result in results) else []
+    devices = sorted({result.analytic_device for result in results if result.analytic_device})
+    notes += [analytic_note(", ".join(devices))] if devices else []
     return Group(table, *(Text(note, style="yellow") for note in notes))
 
 

@@ -13,7 +13,7 @@ from fgbench.metrics.record import STATES
 from fgbench.metrics.statistics import Estimate
 from fgbench.metrics.timeline import queue_lengths
 from fgbench.report.comparison import Cell, Comparison, ComparisonPoint
-from fgbench.report.notes import marks, title
+from fgbench.report.notes import analytic_devices, marks, title
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.pairing import CONCURRENCY
 from fgbench.report.pictures.picture import Bar, Bars, Line, Panel, Picture, is_wide, picked
@@ -33,12 +33,22 @@ def pictures_of(comparison: Comparison, objectives: Sequence[Objective]) -> list
         breakdown(comparison),
         queues(comparison),
     )
-    disturbed = _disturbed(comparison)
+    more = [note for note in (_disturbed(comparison), _analytic(comparison)) if note]
     return [
-        replace(picture, notes=[*picture.notes, disturbed]) if disturbed else picture
+        replace(picture, notes=[*picture.notes, *more]) if more else picture
         for picture in found
         if picture is not None
     ]
+
+
+def _analytic(comparison: Comparison) -> str:
+    """Return a note that names the backends on analytic devices; empty if there are none."""
+    points = [point for point in comparison.points if point.complete and point.analytic_device]
+    if not points:
+        return ""
+    labels = sorted({point.label for point in points})
+    who = "" if labels == sorted(comparison.labels) else f"{', '.join(labels)}: "
+    return f"{who}analytic device {', '.join(analytic_devices(points))}, not measured"
 
 
 def _disturbed(comparison: Comparison) -> str:
