@@ -96,6 +96,8 @@ def profile_of(config: EngineConfig) -> Profile:
         )
     shape = shape_of(config.model)
     spec, efficiency = find_spec(config.device_spec)
+    if config.step_overhead_ms is not None:
+        efficiency = efficiency.with_step_overhead(config.step_overhead_ms / 1e3)
     return analytic_profile(config.model, shape, spec, dtype_of(config.dtype, shape), efficiency)
 
 

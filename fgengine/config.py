@@ -83,6 +83,17 @@ class EngineConfig:
         ),
     ] = None
     """A name in ``fgengine.devices.DEVICES``, or the file of an analytic profile."""
+    step_overhead_ms: Annotated[
+        float | None,
+        _model(
+            "With --device-spec: fixed milliseconds of each step, besides reading and arithmetic; default: "
+            "0.3, and 0.03 for each layer.",
+            unit="milliseconds",
+            ge=0,
+            le=1000,
+        ),
+    ] = None
+    """Milliseconds in which the device waits for the host, and of small kernels. None: as ``device_spec``."""
 
     max_queue: Annotated[
         int | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,16 @@ class Efficiency:
             elif not 0.0 < value <= 1.0:
                 raise ValueError(f"efficiency: {field.name} must be above 0 and at most 1, not {value}")
 
+    def with_step_overhead(self, seconds: float) -> Efficiency:
+        """Return the same shares with another time of each step; no layer adds to it."""
+        return replace(self, step_seconds=seconds, layer_seconds=0.0)
+
+    @property
+    def has_default_overhead(self) -> bool:
+        """Whether the times of a step and of its layers are the defaults."""
+        default = Efficiency()
+        return (self.step_seconds, self.layer_seconds) == (default.step_seconds, default.layer_seconds)
+
     def reasons(self) -> Iterator[tuple[str, str]]:
         """Yield the name of each assumption with a sentence: its value and its reason."""
         values = {
@@ -44,6 +54,8 @@ class Efficiency:
             "step_seconds": f"{self.step_seconds * 1e3:g} ms for each step",
             "layer_seconds": f"{self.layer_seconds * 1e6:g} µs for each layer of a step",
         }
+        if not self.layer_seconds:
+            del values["layer_seconds"]
         default = Efficiency()
         for name, value in values.items():
             is_default = getattr(self, name) == getattr(default, name)

@@ -16,5 +16,7 @@ def check_names(config: EngineConfig) -> None:
     check_predictor(config.predictor)
     if config.device_spec is not None:
         profile_of(config)
+    elif config.step_overhead_ms is not None:
+        raise ValueError("--step-overhead-ms is for analytic devices: add --device-spec, or leave it out")
     if config.profile is not None and not config.profile.is_file():
         raise ValueError(f"--profile: there is no file {config.profile}; 'fgbench profile' writes one")

@@ -96,7 +96,13 @@ class Profile:
 
     def describe(self) -> str:
         """Return the device, the number format, and when it was measured or that it is analytic."""
-        return f"{self.device}, {self.dtype}, {'analytic' if self.analytic else self.measured}"
+        if self.analytic is None:
+            return f"{self.device}, {self.dtype}, {self.measured}"
+        efficiency = self.analytic.efficiency
+        overhead = (
+            "" if efficiency.has_default_overhead else f", {efficiency.step_seconds * 1e3:g} ms per step"
+        )
+        return f"{self.device}, {self.dtype}, analytic{overhead}"
 
     def covers(self, grid: Grid, shape: ModelShape) -> bool:
         """Whether all points of the grid that the model supports were measured.

@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("simulation",),
         ("ops", "model", "ceilings"),
         ("execution",),
-        ("profiler", "profile_cache", "quick_speed", "startup"),
+        ("profiler", "profile_cache", "quick_speed", "startup", "emulation"),
         ("engine", "text"),
         ("server", ""),
     ),

@@ -29,7 +29,8 @@ class FastGen(StartedServer):
     def __init__(self, config: EngineConfig, *, port: int | None = None) -> None:
         """Raises ValueError if no server would start with ``config``, MissingPackage without the engine."""
         super().__init__(port)
-        require_package("torch", "FastGen's engine")
+        if config.device_spec is None:
+            require_package("torch", "FastGen's engine")
         check_names(config)
         self.policy = config.policy
         self.model = config.model
@@ -47,12 +48,12 @@ class FastGen(StartedServer):
         return python_module("fgbench", "serve", *address, *as_arguments(self._config))
 
     def prepare(self, report: Report) -> None:
-        """Download the model's weights if they are missing.
+        """Download the model's weights if they are missing and needed.
 
         Uses a separate process, because the conversion of weights needs much memory.
         """
         config = self._config
-        if config.use_dummy_weights or folder_of(config.model) is not None:
+        if config.use_dummy_weights or config.device_spec or folder_of(config.model) is not None:
             return
         require_memory(config)
         report(f"downloading the weights of {config.model}")

@@ -29,6 +29,7 @@ def write_analytic(
     dtype: str,
     device_spec: str | None,
     figures: Mapping[str, str | None],
+    step_overhead_ms: float | None,
     out: Path | None,
     console: Console,
 ) -> None:
@@ -38,6 +39,7 @@ def write_analytic(
         device_spec: a name of the catalog, or the file of an analytic profile; None: ``figures`` describe the
             device.
         figures: texts of the options bandwidth, flops, link and memory.
+        step_overhead_ms: fixed milliseconds of each step; None: as assumed for the device.
         out: file to write; None: a file in the cache, in a folder of analytic profiles.
 
     Raises ValueError if the device or the model is unknown, or if a figure is missing or unreadable.
@@ -53,6 +55,8 @@ def write_analytic(
         )
     else:
         spec, efficiency = find_spec(device_spec)
+    if step_overhead_ms is not None:
+        efficiency = efficiency.with_step_overhead(step_overhead_ms / 1e3)
     profile = analytic_profile(model, shape, spec, chosen, efficiency)
     path = out or cache_folder() / "profiles" / "analytic" / file_name(model, spec.name, chosen)
     profile.save(path)

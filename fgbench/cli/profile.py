@@ -74,6 +74,17 @@ def profile(
         _device_option("Bandwidth to the host in one direction, such as 32GB/s.", "--link"),
     ] = None,
     memory: Annotated[str | None, _device_option("Size of its memory, such as 40GiB.", "--memory")] = None,
+    step_overhead_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--step-overhead-ms",
+            help="Fixed milliseconds of each step, besides reading and arithmetic; default: 0.3, and 0.03 "
+            "for each layer.",
+            min=0.0,
+            max=1000.0,
+            rich_help_panel="A device that is not here",
+        ),
+    ] = None,
 ) -> None:
     """Measure how long a model's steps take on this machine; fit a cost model.
 
@@ -111,8 +122,12 @@ def profile(
                 f"--{name.replace('_', '-')} is for measured profiles, but a device that is not here cannot "
                 "be measured: leave it out"
             )
-        write_analytic(model, dtype, device_spec, figures, out, console)
+        write_analytic(model, dtype, device_spec, figures, step_overhead_ms, out, console)
         return
+    if step_overhead_ms is not None:
+        raise ValueError(
+            "--step-overhead-ms is for a device that is not here: add --device-spec, or leave it out"
+        )
 
     from fgengine import profile_cache, profile_grid
     from fgengine.execution.device import pick_device

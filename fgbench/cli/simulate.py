@@ -102,6 +102,8 @@ def _replay(folder: Path, given_config: EngineConfig, as_json: bool, console: Co
 
     run = read_run(folder)
     config = dataclasses.replace(_config_of(run.info, folder), profile=given_config.profile)
+    if config.profile is not None:  # in place of the analytic device that the run's server may have had
+        config = dataclasses.replace(config, device_spec=None, step_overhead_ms=None)
     profile = find_profile(config)
 
     def rows(profile: Profile) -> list[Row]:

@@ -19,6 +19,7 @@ from fgengine.model.shape import ModelShape
 from fgengine.physics import floor_of
 from fgengine.preflight import check_names
 from fgengine.profile import Profile
+from fgengine.settings import described
 from fgengine.simulation.setup import make_cluster, pools_in_words, pools_of
 
 DATA = Path(__file__).parents[1] / "data"
@@ -59,6 +60,29 @@ def test_each_efficiency_changes_what_it_is_about() -> None:
     assert real.copy_bytes_per_second == pytest.approx(0.8 * 32e9)
     overhead = assumed.step_seconds + 40 * assumed.layer_seconds
     assert real.step == pytest.approx(perfect.step / 0.85 + overhead)
+
+
+def test_the_overhead_of_a_step_can_be_set_in_milliseconds(tmp_path: Path) -> None:
+    default, own = profile_of(a100()), profile_of(a100(step_overhead_ms=8.5))
+    assumed = Efficiency()
+    assert own.cost.step - default.cost.step == pytest.approx(
+        0.0085 - assumed.step_seconds - 40 * assumed.layer_seconds
+    )
+    assert replace(own.cost, step=1.0) == replace(default.cost, step=1.0)
+    assert default.describe() == "a100-40gb, float16, analytic"
+    assert own.describe() == "a100-40gb, float16, analytic, 8.5 ms per step"
+    assert own.analytic is not None
+    reasons = dict(own.analytic.efficiency.reasons())
+    assert reasons["step_seconds"] == "8.5 ms for each step: set by hand"
+    assert "layer_seconds" not in reasons
+    own.save(tmp_path / "own.json")
+    assert profile_of(EngineConfig(model="opt-13b", device_spec=str(tmp_path / "own.json"))) == own
+
+
+def test_the_default_overhead_is_the_one_that_the_help_states() -> None:
+    (setting,) = (one for one in described(EngineConfig) if one.name == "step_overhead_ms")
+    assert setting.setting.help.endswith("default: 0.3, and 0.03 for each layer.")
+    assert (Efficiency().step_seconds, Efficiency().layer_seconds) == (0.3e-3, 0.03e-3)
 
 
 def test_no_predicted_step_is_faster_than_the_published_peaks_allow() -> None:
@@ -147,6 +171,7 @@ def test_measured_profiles_of_older_versions_are_read_and_are_not_analytic(tmp_p
     [
         ({"device_spec": "tpu"}, "no device 'tpu' in the catalog"),
         ({"device_spec": "a100-40gb", "device": "cpu"}, "leave out --device cpu"),
+        ({"step_overhead_ms": 8.5}, "--step-overhead-ms is for analytic devices: add --device-spec"),
         ({"device_spec": "a100-40gb", "profile": DATA / "profile.json"}, "leave out --profile"),
     ],
 )

@@ -155,9 +155,19 @@ def test_a_device_of_ones_own_is_profiled_by_its_figures(tmp_path: Path) -> None
     assert (analytic.spec.bytes_per_second, analytic.spec.half_flops) == (2e12, 400e12)
 
 
+def test_the_overhead_of_a_step_is_written_and_shown(tmp_path: Path) -> None:
+    out = tmp_path / "slow.json"
+    result = run([*A100, "--step-overhead-ms", "8.5", "--out", str(out)])
+    assert "8.5 ms for each step: set by hand" in result.output
+    analytic = Profile.load(out).analytic
+    assert analytic is not None
+    assert (analytic.efficiency.step_seconds, analytic.efficiency.layer_seconds) == (0.0085, 0.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--step-overhead-ms", "3"], "--step-overhead-ms is for a device that is not here"),
         (["--device-spec", "a1000"], "there is no device 'a1000' in the catalog"),
         ([*A100, "--link", "64GB/s"], "leave out --link"),
         ([*A100, "--quick"], "--quick is for measured profiles"),

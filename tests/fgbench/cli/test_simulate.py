@@ -410,6 +410,18 @@ def test_the_file_of_an_analytic_profile_simulates_the_same_device(tmp_path: Pat
     assert runs[0].records == runs[1].records == runs[2].records
 
 
+def test_a_slower_step_makes_every_request_slower(tmp_path: Path) -> None:
+    argv = ["--model", "opt-13b", "--device-spec", "a100-40gb", "--num-prompts", "12", "--rate", "2"]
+    means = []
+    for name, overhead in (("default", ()), ("slow", ("--step-overhead-ms", "8.5"))):
+        done = fgbench("simulate", *argv, *overhead, "--results", str(tmp_path / name))
+        assert done.exit_code == 0, done.output
+        (run,) = map(read_run, find_runs(tmp_path / name))
+        means.append(run.info["summary"]["tpot"]["mean"])
+    assert means[1] - means[0] > 0.006
+    assert run.info["backend"]["settings"]["profile"].endswith("analytic, 8.5 ms per step")
+
+
 def test_a_measured_run_has_no_mark(tmp_path: Path) -> None:
     argv = ["--profile", PROFILE, "--num-prompts", "5", "--rate", "1.5", "--results", str(tmp_path)]
     done = fgbench("simulate", *argv)
