@@ -182,7 +182,7 @@ def compare(
         ``baseline``: the backend that the others are compared with.
         ``label, rate`` (requests per second) or ``concurrency``: the backend and the load.
         ``seeds``: number of runs averaged in the figure.
-        ``complete, overloaded, disturbed``: status of those runs.
+        ``complete, overloaded, disturbed, cached``: status of those runs.
         ``metric, statistic, value``: the figure. docs/metrics.md describes the metrics; units are seconds,
             seconds per token, requests or tokens per second, bytes, and shares of 1.
         ``low, high``: the figure's interval over seeds, if there are three seeds or more.

@@ -117,6 +117,19 @@ def server_processes(url: str) -> list[int] | None:
     return None
 
 
+def server_cores(url: str) -> tuple[int, ...] | None:
+    """Return the cores that the process that serves ``url`` may use, or None if they are not known.
+
+    It is the limit of the process. A program can bind single threads to fewer cores, which is not seen.
+    """
+    processes = server_processes(url)
+    if not processes or not hasattr(psutil.Process, "cpu_affinity"):
+        return None
+    with suppress(psutil.Error):
+        return tuple(sorted(psutil.Process(processes[0]).cpu_affinity()))
+    return None
+
+
 def _is_here(host: str) -> bool:
     """Whether the host is this machine."""
     if host == "localhost":

@@ -1,4 +1,4 @@
-"""Hooks and fixtures for all tests: Triton's interpreter, the end after a CUDA error, a tiny model."""
+"""Hooks and fixtures for all tests: Triton's interpreter, threads, CUDA errors, a tiny model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ import pytest
 # devices are checked instead of torch, because importing torch takes longer than most of these tests.
 if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# The processes of pytest-xdist share the cores, and so do the servers that tests start. If there are more
+# threads than cores, threads mostly wait for each other. OpenMP reads this variable when torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 CUDA_ERROR = pytest.StashKey[str]()
 """Key of a test's stash for the error that made CUDA unusable in this process."""
@@ -90,6 +96,16 @@ TINY_LLAMA = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+
+@pytest.fixture(autouse=True)
+def same_threads_after_the_test() -> Iterator[None]:
+    """Give the next test as many compute threads as this one had at its start."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch is not None else None
+    yield
+    if torch is not None and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

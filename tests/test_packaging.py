@@ -48,7 +48,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (clean / name).write_bytes((ROOT / name).read_bytes())
     with tarfile.open(build(clean, "sdist", folder)) as archive:
         archive.extractall(folder, filter="data")
-    (unpacked,) = folder.glob("fgbench-*/")
+    (unpacked,) = (path for path in folder.glob("fgbench-*") if path.is_dir())
     return unpacked
 
 

@@ -44,6 +44,8 @@ class ReadyServer:
     model: str
     """Name of the model in requests; empty if the server has no list of models."""
     vocab_size: int | None = None
+    owner: str = ""
+    """Owner of the model by the server's list: ``vllm``, ``sglang``, ...; empty if it names none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from fgbench.backends.backend import BackendError, ReadyServer, Report
@@ -23,7 +23,7 @@ from fgbench.metrics.accounts import ANALYTIC_DEVICE
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
 ANSWER_BYTES = 1024**2
-_SAMPLE = re.compile(r"^vllm:(?P<name>\w+)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)")
+_SAMPLE = re.compile(r"^(?P<name>[\w:]+)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)")
 _MODEL = re.compile(r'model_name="((?:[^"\\]|\\.)*)"')
 DRAIN_SECONDS = 60.0
 """Seconds to wait for requests that an interrupted or failed load left at the server."""
@@ -101,7 +101,9 @@ def ask_served(url: str, wanted: str | None = None) -> ReadyServer:
     if wanted is not None and wanted not in names:
         raise BackendError(f"the server at {url} serves {', '.join(names)}, not {wanted}")
     model = listed[names.index(wanted) if wanted else 0]
-    return ReadyServer(url, str(model["id"]), _count(model.get("vocab_size")))
+    return ReadyServer(
+        url, str(model["id"]), _count(model.get("vocab_size")), str(model.get("owned_by") or "")
+    )
 
 
 def ask_stats(url: str) -> dict[str, float | str] | None:
@@ -170,10 +172,19 @@ def ask_with(url: str, headers: Mapping[str, str]) -> None:
 
 
 def _get(url: str) -> tuple[int | None, Any]:
-    """Return the status and the JSON (or text) of the answer; None if no server answers."""
+    return ask(url)
+
+
+def ask(url: str, method: Literal["GET", "POST"] = "GET") -> tuple[int | None, Any]:
+    """Return the status and the JSON (or text) of the answer; None if no server answers.
+
+    A POST has an empty body.
+    """
     headers = next((found for start, found in _headers.items() if url.startswith(f"{start}/")), {})
     try:
-        request = urllib.request.Request(url, headers=headers)
+        request = urllib.request.Request(
+            url, headers=headers, method=method, data=None if method == "GET" else b""
+        )
         with _opener().open(request, timeout=ANSWER_SECONDS) as response:
             return response.status, _parse(response.read(ANSWER_BYTES))
     except urllib.error.HTTPError as error:
@@ -251,23 +262,31 @@ The largest share of all engines counts. The last two names are those of older v
 def from_vllm(text: str) -> dict[str, Any]:
     """Read vLLM's statistics from Prometheus' text format. Empty if the text has none."""
     found: dict[str, Any] = {}
+    for series, labels, value in metric_samples(text):
+        prefix, _, name = series.partition(":")
+        if prefix != "vllm":
+            continue
+        if (key := SUMMED.get(name)) is not None:
+            found[key] = found.get(key, 0.0) + value
+        elif (key := SHARES.get(name)) is not None:
+            found[key] = max(found.get(key, 0.0), value)
+        if model := _MODEL.search(labels):
+            found.setdefault("model", model[1])
+    return found
+
+
+def metric_samples(text: str) -> list[tuple[str, str, float]]:
+    """Read Prometheus' text format: name, labels as text, and value of each finite sample."""
+    found = []
     for line in text.splitlines():
-        sample = _SAMPLE.match(line)
-        if sample is None:
+        if (sample := _SAMPLE.match(line)) is None:
             continue
         try:
             value = float(sample["value"])
         except ValueError:
             continue
-        if not math.isfinite(value):
-            continue
-        name = sample["name"]
-        if (key := SUMMED.get(name)) is not None:
-            found[key] = found.get(key, 0.0) + value
-        elif (key := SHARES.get(name)) is not None:
-            found[key] = max(found.get(key, 0.0), value)
-        if model := _MODEL.search(sample["labels"] or ""):
-            found.setdefault("model", model[1])
+        if math.isfinite(value):
+            found.append((sample["name"], sample["labels"] or "", value))
     return found
 
 

@@ -11,11 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 from fgbench.backends.backend import BackendError, Display, Keep, Outcome, ReadyServer, Report
+from fgbench.backends.prefix_cache import Reset, cache_counters, reset_cache
 from fgbench.backends.probe import ask_stats
 from fgbench.client.endpoints import endpoint_called
 from fgbench.client.sending import Ended, Target, run_async, run_load
 from fgbench.client.state import LoadState
-from fgbench.machine import MachineWatch, busy_since, server_processes
+from fgbench.machine import MachineWatch, busy_since, server_cores, server_processes
+from fgbench.metrics.conditions import Conditions, cache_account, shared_share
 from fgbench.metrics.record import RequestRecord
 from fgbench.spec.load import Load
 from fgbench.workload.workload import RequestSpec, Workload
@@ -89,10 +91,13 @@ class Server(ABC):
             display.report(f"the machine is busy, so the figures will be marked: {busy}")
         before = ask_stats(url)
         facts: dict[str, Any] = {}
-        with _machine_watched(url, facts):
-            ended = self._send(
-                workload.requests, load, target, keep, display, None if before is None else url
-            )
+        requests = tuple(request for request in workload.requests if request.scheduled < load.duration)
+        state = LoadState.of(requests)
+        with (
+            _conditions_recorded(self._ready, requests, state, facts, has_cache=before is None),
+            _machine_watched(url, facts),
+        ):
+            ended = self._send(requests, load, target, keep, display, state, None if before is None else url)
         if before is not None and (after := ask_stats(url)) is not None:
             facts["server_stats"] = {"before": before, "after": after}
         if ended == "server died":
@@ -118,10 +123,9 @@ class Server(ABC):
         target: Target,
         keep: Keep,
         display: Display,
+        state: LoadState,
         stats_url: str | None,
     ) -> Ended:
-        requests = tuple(request for request in requests if request.scheduled < load.duration)
-        state = LoadState.of(requests)
         with display.load(self.name, state, stats_url):
             return run_async(
                 run_load(
@@ -147,3 +151,41 @@ def _machine_watched(url: str, facts: dict[str, Any]) -> Iterator[None]:
         yield
     if watch.account is not None:
         facts["machine"] = watch.account.to_json()
+
+
+@contextmanager
+def _conditions_recorded(
+    ready: ReadyServer,
+    requests: tuple[RequestSpec, ...],
+    state: LoadState,
+    facts: dict[str, Any],
+    *,
+    has_cache: bool,
+) -> Iterator[None]:
+    """Reset the server's prefix cache. After the load, add its hits and the answers' usage to ``facts``.
+
+    ``has_cache``: Whether the server may have a prefix cache; FastGen has none.
+    """
+    reset = reset_cache(ready.url, ready.owner) if has_cache else Reset(False)
+    before = cache_counters(ready.url) if has_cache else None
+    yield
+    after = None if before is None else cache_counters(ready.url)
+    usage = state.usage
+    if has_cache or usage.cached_tokens is not None:
+        account = cache_account(
+            reset=reset.done,
+            reset_answer=reset.answer,
+            prompt_tokens=usage.counted_tokens or sum(request.prompt_tokens for request in requests),
+            shared_share=shared_share([request.prompt for request in requests]),
+            cached_tokens=usage.cached_tokens,
+            counters=None if before is None or after is None else (before, after),
+        )
+        facts["prefix_cache"] = account.to_json()
+    facts["conditions"] = Conditions(
+        texts=usage.texts,
+        without_usage=usage.without_usage,
+        miscounted=usage.miscounted,
+        sent_tokens=usage.sent_tokens,
+        counted_tokens=usage.counted_tokens,
+        cores=server_cores(ready.url),
+    ).to_json()

@@ -104,6 +104,7 @@ def sweep(
         sweep_folder = SweepFolder.create(
             settings.load.results, settings.to_json(), settings.plan, prepared.plan
         )
+        sweep_folder.save(order=settings.order)
     _run(prepared, sweep_folder, fail_fast, console)
 
 
@@ -174,7 +175,8 @@ def _measure(prepared: Prepared, folder: SweepFolder, fail_fast: bool, console: 
     )
     if not sweep.find_rate:
         results = runner.grid(list(prepared.first_points()))
-        console.print(results_table(results))
+        labels = list(prepared.backends)
+        console.print(results_table(sorted(results, key=lambda result: labels.index(result.point.backend))))
         for result in results:
             if result.exit.sentence:
                 say(console, f"{result.point}: {result.exit.sentence}", "bold red")

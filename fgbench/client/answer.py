@@ -17,7 +17,10 @@ class Answer:
         self._sent = sent
         self._times: list[float] = []
         self._ended = False
-        self._prompt_tokens: int | None = None
+        self.prompt_tokens: int | None = None
+        """Prompt tokens that the server reports; None: it has not reported them."""
+        self.cached_tokens: int | None = None
+        """Prompt tokens that the server found in its prefix cache; None: not reported."""
         self._output_tokens: int | None = None
         self._server: dict[str, float] | None = None
         self._error: str | None = None
@@ -56,7 +59,7 @@ class Answer:
             index=self._spec.index,
             scheduled=self._spec.scheduled,
             sent=round(self._sent, 6),
-            prompt_tokens=self._spec.prompt_tokens if self._prompt_tokens is None else self._prompt_tokens,
+            prompt_tokens=self._spec.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens,
             asked_tokens=self._spec.output_tokens,
             output_tokens=output_tokens,
             first_token=round(self._times[0], 6) if self._times else None,
@@ -74,7 +77,9 @@ class Answer:
             self._times.append(now)
         self._ended = self._ended or piece.last
         if piece.prompt_tokens is not None:
-            self._prompt_tokens = piece.prompt_tokens
+            self.prompt_tokens = piece.prompt_tokens
+        if piece.cached_tokens is not None:
+            self.cached_tokens = piece.cached_tokens
         if piece.output_tokens is not None:
             self._output_tokens = piece.output_tokens
         if piece.server is not None:
@@ -95,4 +100,7 @@ class Answer:
                 return "protocol: the answer holds no usage, so its tokens cannot be counted"
         elif self._output_tokens != self._spec.output_tokens:
             return f"short: asked for {self._spec.output_tokens} tokens, got {self._output_tokens}"
+        sent = 0 if isinstance(self._spec.prompt, str) else len(self._spec.prompt)
+        if self.prompt_tokens is not None and self.prompt_tokens < sent:
+            return f"short prompt: sent {sent} token ids, the server counted {self.prompt_tokens}"
         return None

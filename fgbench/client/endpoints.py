@@ -23,6 +23,8 @@ class Piece:
     """Prompt tokens in the server's usage."""
     output_tokens: int | None = None
     """Output tokens in the server's usage."""
+    cached_tokens: int | None = None
+    """Prompt tokens found in the prefix cache, in the server's usage."""
     server: dict[str, float] | None = None
     """fgengine's accounting of the request."""
     error: str | None = None
@@ -43,6 +45,15 @@ class Usage(msgspec.Struct):
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    prompt_tokens_details: Any = None
+    """An object with ``cached_tokens``; vLLM sends it with --enable-prompt-tokens-details."""
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Prompt tokens found in the prefix cache; None: not reported."""
+        details = self.prompt_tokens_details
+        found = details.get("cached_tokens") if isinstance(details, dict) else None
+        return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
 class Choice(msgspec.Struct):
@@ -243,6 +254,7 @@ def _piece(data: Message, content: bool) -> Piece:
         content=content,
         prompt_tokens=usage.prompt_tokens,
         output_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
         server=_account(data.fgengine),
         error=_error(error),
     )

@@ -224,7 +224,10 @@ async def _exchange(
                 return answer.record(now(), rejected=f"{kind}: {message_text}"), min(pause, MAX_PAUSE_SECONDS)
             return answer.record(now(), f"http {response.status}: {message_text}"), 0.0
         answer.close(now())
-        return answer.record(now()), 0.0
+        record = answer.record(now())
+        if record.ok:
+            state.usage.add(spec, answer.prompt_tokens, answer.cached_tokens)
+        return record, 0.0
     except asyncio.TimeoutError:
         return answer.record(now(), f"timeout: no complete answer within {target.request_timeout:g} s"), 0.0
     except StreamError as error:

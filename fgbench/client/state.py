@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fgbench.client.usage import UsageTally
 from fgbench.metrics.metric import METRICS
 from fgbench.metrics.record import RequestRecord
 from fgbench.workload.workload import RequestSpec
@@ -94,6 +95,8 @@ class LoadState:
     tokens: int = 0
     """Output tokens so far: streamed pieces, corrected by the server's usage when a request ends."""
     last_error: str | None = None
+    usage: UsageTally = field(default_factory=UsageTally, repr=False)
+    """What the complete answers report about their tokens."""
     lag: Running = field(default_factory=Running, repr=False)
     """Lag of the client: seconds from a request's scheduled time to its sending."""
     latencies: tuple[Running, ...] = field(default_factory=lambda: tuple(Running() for _ in LIVE))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.accounts import Breakdown, MachineAccount, MemoryAccount, analytic_device
+from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.latency import slowdowns
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.record import RequestRecord
@@ -42,6 +43,8 @@ class Entry:
     """None if the server does not report its KV memory."""
     machine: MachineAccount | None
     """None if run.json does not contain the machine's other load."""
+    cache: CacheAccount | None
+    """None if the server has no prefix cache, or if that is not known."""
     slowdown: Distribution | None
     """None if no cost model of the model is available, or no request was answered."""
     fairness: float | None
@@ -73,6 +76,7 @@ class Entry:
             breakdown=Breakdown.of(summary),
             memory=MemoryAccount.of(run.info),
             machine=MachineAccount.of(run.info),
+            cache=CacheAccount.of(run.info),
             slowdown=Distribution.of(slowed),
             fairness=jain_index(slowed),
         )
@@ -116,6 +120,11 @@ class ComparisonPoint:
     def disturbed(self) -> bool:
         """Whether other programs disturbed the run of any seed."""
         return any(entry.machine is not None and entry.machine.busy for entry in self.counted)
+
+    @property
+    def cached(self) -> bool:
+        """Whether a prefix cache from an earlier load helped the run of any seed."""
+        return any(entry.cache is not None and entry.cache.helped for entry in self.counted)
 
     @property
     def analytic_device(self) -> str | None:

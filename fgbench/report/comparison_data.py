@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fgbench.metrics.crossing import Range
 from fgbench.metrics.statistics import Estimate, Interval, PairedRatio
 from fgbench.report.comparison import Comparison, ComparisonPoint, Entry
+from fgbench.report.notes import notes
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.pairing import WorkloadKey
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("model", "dataset", "num_prompts", "arrivals", "baseline", "label", "rate", "concurrency", "seeds"),
-    *("complete", "overloaded", "disturbed", "metric", "statistic", "value", "low", "high"),
+    *("complete", "overloaded", "disturbed", "cached", "metric", "statistic", "value", "low", "high"),
     *("ratio", "ratio_low", "ratio_high", "verdict"),
 )
 """Columns of the DataFrame and the CSV, which have one row per figure. Closed loops have a concurrency
@@ -32,7 +33,7 @@ _NUMBERS = ("rate", "concurrency", "value", "low", "high", "ratio", "ratio_low",
 _TYPES = {
     **dict.fromkeys(_NUMBERS, "float64"),
     **dict.fromkeys(("num_prompts", "seeds"), "Int64"),
-    **dict.fromkeys(("complete", "overloaded", "disturbed"), "boolean"),
+    **dict.fromkeys(("complete", "overloaded", "disturbed", "cached"), "boolean"),
 }
 """Types of the columns that are not text. A row for a backend at all rates has no seeds and no status."""
 
@@ -50,11 +51,13 @@ def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> 
                 "complete": point.complete,
                 "overloaded": point.overloaded,
                 "disturbed": point.disturbed,
+                "cached": point.cached,
                 "figures": _figures(comparison, point),
             }
             for level in comparison.levels
             for point in comparison.at(level)
         ],
+        "notes": [note.text for note in notes(comparison) if note.warns],
         "slos": [_objective(objective) for objective in objectives],
         "runs": [
             _run(comparison, entry)
@@ -88,6 +91,7 @@ def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> 
                 "complete": point.complete,
                 "overloaded": point.overloaded,
                 "disturbed": point.disturbed,
+                "cached": point.cached,
             }
             for cell in comparison.cells(point):
                 yield here | {
@@ -187,6 +191,7 @@ def _run(comparison: Comparison, entry: Entry) -> dict[str, Any]:
         "fairness": entry.fairness,
         "memory": None if entry.memory is None else asdict(entry.memory),
         "machine": None if entry.machine is None else entry.machine.to_json(),
+        "prefix_cache": None if entry.cache is None else entry.cache.to_json(),
         "summary": entry.summary.to_dict(),
     }
 

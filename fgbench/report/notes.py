@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from fgbench.metrics.statistics import CONFIDENCE, MIN_SEEDS
 from fgbench.report.comparison import Comparison, ComparisonPoint, not_judged
 from fgbench.report.quantities import HEADLINES
 from fgbench.report.run_tables import (
     ANALYTIC_MARK,
+    CACHED_MARK,
+    CACHED_NOTE,
     DISTURBED_MARK,
     DISTURBED_NOTE,
     OVERLOAD_MARK,
     OVERLOAD_NOTE,
     analytic_note,
 )
+from fgbench.report.unequal import Note, unequal
 
 INCOMPLETE_MARK = "◌"
 INCOMPLETE_NOTE = (
@@ -29,14 +31,6 @@ REJECTED_NOTE = (
 VERDICT_MARKS = {"better": "✔", "worse": "✘", "not distinguishable": "≈"}
 
 
-class Note(NamedTuple):
-    """A note under the tables."""
-
-    text: str
-    warns: bool
-    """Whether the note warns about a problem with the figures."""
-
-
 def title(comparison: Comparison) -> str:
     """Return the title: the workload and the seeds."""
     seeds = comparison.seeds
@@ -48,8 +42,9 @@ def marks(point: ComparisonPoint) -> str:
     """Return the marks after a point's name, such as ``" ▲"``; empty if it needs none."""
     overloaded = f" {OVERLOAD_MARK}" if point.overloaded else ""
     disturbed = f" {DISTURBED_MARK}" if point.disturbed else ""
+    cached = f" {CACHED_MARK}" if point.cached else ""
     analytic = f" {ANALYTIC_MARK}" if point.analytic_device else ""
-    return overloaded + disturbed + analytic + ("" if point.complete else f" {INCOMPLETE_MARK}")
+    return overloaded + disturbed + cached + analytic + ("" if point.complete else f" {INCOMPLETE_MARK}")
 
 
 def analytic_devices(points: Iterable[ComparisonPoint]) -> list[str]:
@@ -69,12 +64,14 @@ def is_judged(comparison: Comparison) -> bool:
 
 
 def notes(comparison: Comparison) -> list[Note]:
-    """Return what the marks mean, and which runs are left out."""
+    """Return what the marks mean, which runs are left out, and what could not be made equal."""
     found = []
     if any(point.overloaded for point in comparison.points):
         found.append(Note(OVERLOAD_NOTE, True))
     if any(point.disturbed for point in comparison.points):
         found.append(Note(DISTURBED_NOTE, True))
+    if any(point.cached for point in comparison.points):
+        found.append(Note(CACHED_NOTE, True))
     if devices := analytic_devices(comparison.points):
         found.append(Note(analytic_note(", ".join(devices)), True))
     if any(entry.summary.rejected for point in comparison.points for entry in point.counted):
@@ -84,6 +81,12 @@ def notes(comparison: Comparison) -> list[Note]:
     if dropped := sum(len(point.entries) - len(point.counted) for point in comparison.points):
         runs = "1 run that is" if dropped == 1 else f"{dropped} runs that are"
         found.append(Note(f"Left out: {runs} not complete; other seeds have complete runs.", True))
+    found += unequal(
+        {
+            label: [entry.run.info for point in comparison.of(label) for entry in point.counted]
+            for label in comparison.labels
+        }
+    )
     paired = seeds_paired(comparison)
     if is_judged(comparison):
         marks = ", ".join(f"{mark} {verdict}" for verdict, mark in VERDICT_MARKS.items())

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.exit_status import client_was_the_limit
 from fgbench.metrics.accounts import MachineAccount, analytic_device
+from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.summary import Summary
-from fgbench.report.run_tables import ANALYTIC_MARK, DISTURBED_MARK, OVERLOAD_MARK, load_in_words
+from fgbench.report.run_tables import ANALYTIC_MARK, CACHED_MARK, DISTURBED_MARK, OVERLOAD_MARK, load_in_words
 from fgbench.results.run import find_runs, is_being_written, read_info, readable, stored_summary
 from fgengine.units import number, seconds
 
@@ -23,6 +24,7 @@ CLIENT_MARK = "◷"
 MARKS = {
     OVERLOAD_MARK: "overloaded",
     DISTURBED_MARK: "other programs used the machine",
+    CACHED_MARK: "prompts were in a prefix cache",
     CLIENT_MARK: "the client was the limit",
     ANALYTIC_MARK: "an analytic device: step times computed from published figures",
 }
@@ -61,10 +63,16 @@ class Overview:
         known = {
             OVERLOAD_MARK: self.summary.overloaded,
             DISTURBED_MARK: machine is not None and machine.busy,
+            CACHED_MARK: self._cached,
             CLIENT_MARK: client_was_the_limit(self.summary) is not None,
             ANALYTIC_MARK: analytic_device(self.info) is not None,
         }
         return "".join(mark for mark in MARKS if known[mark])
+
+    @property
+    def _cached(self) -> bool:
+        account = CacheAccount.of(self.info)
+        return account is not None and account.helped
 
     @property
     def troubles(self) -> list[str]:
@@ -85,6 +93,8 @@ class Overview:
         machine = MachineAccount.of(self.info)
         if machine is not None and machine.busy:
             found.append("busy machine")
+        if self._cached:
+            found.append("prompts in a prefix cache")
         if client_was_the_limit(self.summary):
             found.append("client was the limit")
         if (device := analytic_device(self.info)) is not None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.accounts import MachineAccount, MemoryAccount, analytic_device
+from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.metric import METRICS, metric_called
+from fgbench.report.unequal import Note, unequal
 from fgengine.units import number, percent, seconds, size
 
 if TYPE_CHECKING:
@@ -26,6 +29,13 @@ DISTURBED_MARK = "◆"
 DISTURBED_NOTE = (
     f"{DISTURBED_MARK} other programs took part of the machine's CPU time during the run, so its figures are "
     "not reliable. Run it again when the machine is idle."
+)
+
+CACHED_MARK = "◐"
+CACHED_NOTE = (
+    f"{CACHED_MARK} the server found prompts of an earlier load in its prefix cache, so TTFT and JCT "
+    "are too low. Run it again with a server without this cache (vLLM: --no-enable-prefix-caching, SGLang: "
+    "--disable-radix-cache), or one whose cache can be reset (vLLM: VLLM_SERVER_DEV_MODE=1)."
 )
 
 ANALYTIC_MARK = "ƒ"
@@ -49,12 +59,20 @@ def summary_table(
     summary: Summary,
     memory: MemoryAccount | None = None,
     machine: MachineAccount | None = None,
+    cache: CacheAccount | None = None,
+    differences: Sequence[Note] = (),
     device: str | None = None,
 ) -> Group:
     """Return the table that ``fgbench run`` prints at the end: latencies, counts, rates and notes.
 
-    ``memory`` is the server's KV memory, ``machine`` the machine's other load; None if unknown. ``device``
-    is the name of an analytic device; None: the step times were measured.
+    Args:
+        title: The title.
+        summary: The figures.
+        memory: The server's KV memory; None if unknown.
+        machine: The machine's other load; None if unknown.
+        cache: The server's prefix cache; None if it has none, or if that is unknown.
+        differences: Notes on what could not be made equal to other servers.
+        device: Name of an analytic device; None: the step times were measured.
     """
     from rich.console import Group
     from rich.table import Table
@@ -71,29 +89,39 @@ def summary_table(
     table.add_row(lag.label, *_cells(summary.distributions.get(lag.key)), style="dim")
 
     facts = Table.grid(padding=(0, 2))
-    for name, value in _facts(summary, memory, machine):
+    for name, value in _facts(summary, memory, machine, cache):
         facts.add_row(Text(name, style="dim"), value)
     parts: list[Table | Text] = [table, facts]
-    notes = _notes(summary, machine) + ([analytic_note(device)] if device else [])
+    notes = _notes(summary, machine, cache) + ([analytic_note(device)] if device else [])
     parts += [Text(note, style="yellow") for note in notes]
+    parts += [Text(note.text, style="yellow" if note.warns else "dim") for note in differences]
     return Group(*parts)
 
 
 def run_table(info: dict[str, Any], summary: Summary) -> Group:
     """Return the ``summary_table`` of a run, with a title made from run.json."""
     workload = info.get("workload") or {}
-    system = f"{(info.get('backend') or {}).get('name')}, {info.get('model')}"
-    title = f"{system}, {workload.get('dataset')}, {load_in_words(workload)}"
+    name = str((info.get("backend") or {}).get("name"))
+    title = f"{name}, {info.get('model')}, {workload.get('dataset')}, {load_in_words(workload)}"
     device = analytic_device(info)
-    title += f" {ANALYTIC_MARK}" if device else ""
-    return summary_table(title, summary, MemoryAccount.of(info), MachineAccount.of(info), device)
+    return summary_table(
+        f"{title} {ANALYTIC_MARK}" if device else title,
+        summary,
+        MemoryAccount.of(info),
+        MachineAccount.of(info),
+        CacheAccount.of(info),
+        unequal({name: [info]}),
+        device,
+    )
 
 
-def _notes(summary: Summary, machine: MachineAccount | None) -> list[str]:
+def _notes(summary: Summary, machine: MachineAccount | None, cache: CacheAccount | None) -> list[str]:
     """Return warnings about the figures."""
     notes = [OVERLOAD_NOTE] if summary.overloaded else []
     if machine is not None and machine.busy:
         notes.append(DISTURBED_NOTE)
+    if cache is not None and cache.helped:
+        notes.append(CACHED_NOTE)
     sent, scheduled = summary.achieved_rate, summary.scheduled_rate
     if sent and scheduled and abs(sent / scheduled - 1.0) > RATE_TOLERANCE:
         notes.append(
@@ -133,7 +161,10 @@ def _cells(distribution: Distribution | None) -> list[str]:
 
 
 def _facts(
-    summary: Summary, memory: MemoryAccount | None, machine: MachineAccount | None
+    summary: Summary,
+    memory: MemoryAccount | None,
+    machine: MachineAccount | None,
+    cache: CacheAccount | None,
 ) -> list[tuple[str, str]]:
     rejected = f", {percent(summary.rejected_share)} rejected"
     failed = "".join(f"; failed: {count} x {kind}" for kind, count in sorted(summary.errors.items()))
@@ -166,6 +197,8 @@ def _facts(
         facts.append(("KV memory", _memory_report(memory)))
     if machine is not None and machine.busy:
         facts.append(("the machine", machine.describe()))
+    if cache is not None and cache.hit_share:
+        facts.append(("prefix cache", cache.describe()))
     return facts
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgbench.metrics.accounts import MachineAccount, MemoryAccount
+from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.metric import METRICS, OF_REQUESTS, Metric
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.statistics import Distribution
@@ -101,8 +102,8 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
             ("rate", pa.float64()),
             *((name, pa.int64()) for name in ("concurrency", "seed", "num_prompts", "users", "warmup")),
             *((name, pa.int64()) for name in COUNTS),
-            *((name, pa.float64()) for name in (*RATES, *MEMORY, *MACHINE)),
-            *((name, pa.bool_()) for name in ("overloaded", "disturbed")),
+            *((name, pa.float64()) for name in (*RATES, *MEMORY, *MACHINE, "cache_hit_share")),
+            *((name, pa.bool_()) for name in ("overloaded", "disturbed", "cached")),
             *((f"{name}_{statistic}", pa.float64()) for name in OF_REQUESTS for statistic in STATISTICS),
         ]
     )
@@ -116,13 +117,15 @@ def run_row(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
         ValueError: the run has no summary, and its requests are damaged.
     """
     summary = stored_summary(folder, info)
-    memory, machine = MemoryAccount.of(info), MachineAccount.of(info)
+    memory, machine, cache = MemoryAccount.of(info), MachineAccount.of(info), CacheAccount.of(info)
     return {
         **_description(folder, info),
         **{name: getattr(summary, name) for name in (*COUNTS, *RATES, "overloaded")},
         **{name: getattr(memory, name, None) for name in MEMORY},
         **{name: getattr(machine, name, None) for name in MACHINE},
         "disturbed": getattr(machine, "busy", None),
+        "cache_hit_share": getattr(cache, "hit_share", None),
+        "cached": getattr(cache, "helped", None),
         "errors": json.dumps(summary.errors),
         "rejections": json.dumps(summary.rejections),
         "server_totals": json.dumps(summary.server_totals),

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from fgbench.metrics.accounts import MachineAccount
+from fgbench.metrics.conditions import CacheAccount, Conditions
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import Summary, summarize
 from fgbench.metrics.trimming import Trim
@@ -138,6 +139,8 @@ def read_info(folder: Path) -> dict[str, Any]:
         msgspec.convert(info, _Info)
         trim_of(info)
         MachineAccount.of(info)
+        CacheAccount.of(info)
+        Conditions.of(info)
         if info.get("summary") is not None:
             Summary.from_dict(info["summary"])
     except ValueError as error:

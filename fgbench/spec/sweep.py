@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fgbench.spec.files import fingerprint, options_of
 from fgbench.spec.load import ClientSpec, LoadSpec
@@ -19,6 +19,8 @@ FREE = ("results", "max_error_rate")
 """Options of a load that do not affect figures; a resumed sweep may change them."""
 SECRET = tuple(one.name for one in described(ClientSpec) if one.setting.secret)
 """Options that are not saved; they must be given again when a sweep is resumed."""
+Order = Literal["interleaved", "by-backend"]
+"""Order of a sweep's points: the backends in turn at each rate and seed, or one backend after the other."""
 MAX_BACKENDS, MAX_LEVELS, MAX_SEEDS = 32, 100, 100
 
 _sweep = functools.partial(Setting, group="Sweep")
@@ -98,6 +100,15 @@ class SweepSpec:
     restart: Annotated[
         bool, _sweep("Start a new server for each point, instead of one for each backend.")
     ] = False
+    order: Annotated[
+        Order | None,
+        _sweep(
+            "interleaved: the backends take turns at each rate and seed, so a machine that changes with time "
+            "favours none. A sweep runs only one of its servers at a time, so a turn starts a server. "
+            "by-backend: all points of a backend, then the next; each server starts once. Default: "
+            "interleaved."
+        ),
+    ] = None
     find_rate: Annotated[
         bool,
         _search(
@@ -144,6 +155,13 @@ class Settings:
                 "--find-rate does not work with --concurrency, because a closed loop has no rate: leave one "
                 "out"
             )
+        if sweep.order is not None and sweep.find_rate:
+            raise ValueError(
+                "--order does not work with --find-rate, which searches for one backend after the other: "
+                "leave it out"
+            )
+        if sweep.order is not None and len(sweep.backend) == 1:
+            raise ValueError("--order is for several backends, and only one is given: leave it out")
         if not sweep.rates and not sweep.concurrency and not sweep.find_rate:
             raise ValueError(
                 "no rates are given: give --rates, such as 0.5,1,1.5,2, or --concurrency, such as 1,4,16"
@@ -157,6 +175,12 @@ class Settings:
         """The rates of the sweep, or its closed loops."""
         concurrency = self.sweep.concurrency
         return tuple(map(ClosedLoop, concurrency)) if concurrency else self.sweep.rates
+
+    @property
+    def order(self) -> Order:
+        """The order of the points."""
+        several = len(self.sweep.backend) > 1 and not self.sweep.find_rate
+        return self.sweep.order or ("interleaved" if several else "by-backend")
 
     @property
     def seed_numbers(self) -> range:

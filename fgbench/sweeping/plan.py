@@ -10,6 +10,7 @@ from typing import Any
 
 from fgbench.spec.files import fingerprint
 from fgbench.spec.load import Load
+from fgbench.spec.sweep import Order
 from fgbench.workload.arrivals import POISSON, ClosedLoop, Level
 
 MAX_POINTS = 10_000
@@ -82,20 +83,32 @@ class SweepPlan:
             return dataclasses.replace(load, arrivals=level)
         return dataclasses.replace(load, rate=level)
 
-    def grid(self, levels: Sequence[Level], seeds: Sequence[int]) -> Iterator[SweepPoint]:
+    def grid(
+        self, levels: Sequence[Level], seeds: Sequence[int], order: Order = "by-backend"
+    ) -> Iterator[SweepPoint]:
         """Yield the points of a grid.
 
-        The points of one backend come together, since they share a server. For one backend, the levels of one
-        seed come together, so that an interrupted sweep has complete curves.
+        ``interleaved``: all backends at one level and seed come together, so that what is compared is
+        measured at nearly the same time. Every second time they come in reverse order. So none is always
+        first, and the last one's server can remain for the next level.
+
+        ``by-backend``: the points of one backend come together, with the levels of one seed together.
 
         Raises:
             ValueError: there are too many points.
         """
         if (count := len(self.systems) * len(levels) * len(seeds)) > MAX_POINTS:
             raise ValueError(f"{count:,} points are too many: a sweep has at most {MAX_POINTS:,}")
-        for backend in self.systems:
-            for seed in seeds:
-                for level in levels:
+        backends = list(self.systems)
+        if order == "by-backend":
+            for backend in backends:
+                for seed in seeds:
+                    for level in levels:
+                        yield self.point(backend, level, seed)
+            return
+        for i, seed in enumerate(seeds):
+            for k, level in enumerate(levels):
+                for backend in reversed(backends) if (i + k) % 2 else backends:
                     yield self.point(backend, level, seed)
 
     def describe(self) -> dict[str, Any]:

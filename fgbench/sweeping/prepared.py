@@ -42,7 +42,8 @@ class Prepared:
     def first_points(self) -> Iterator[SweepPoint]:
         """Yield all points of a grid, or the first probes of the searches."""
         if not self.settings.sweep.find_rate:
-            yield from self.plan.grid(self.settings.levels, self.settings.seed_numbers)
+            settings = self.settings
+            yield from self.plan.grid(settings.levels, settings.seed_numbers, settings.order)
             return
         for label in self.backends:
             for seed in self.settings.seed_numbers:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,10 +15,11 @@ from fgbench.benchmark import execute_run
 from fgbench.exit_codes import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 from fgbench.exit_status import ExitStatus, exit_status_of, worst
 from fgbench.metrics.accounts import MachineAccount, analytic_device
+from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.slo import SLO, rejects_too_many
 from fgbench.metrics.summary import Summary
-from fgbench.report.run_tables import DISTURBED_MARK, OVERLOAD_MARK
+from fgbench.report.run_tables import CACHED_MARK, DISTURBED_MARK, OVERLOAD_MARK
 from fgbench.sweeping.estimate import SweepProgress
 from fgbench.sweeping.folder import SweepFolder
 from fgbench.sweeping.plan import SweepPlan, SweepPoint
@@ -40,8 +40,18 @@ class Result:
     """Run folder; None if there is none."""
     disturbed: bool = False
     """Whether other programs disturbed the run."""
-    analytic_device: str | None = None
-    """Name of the device whose step times were computed from published figures; None: they were measured."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """Content of run.json; empty if there is none."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether a prefix cache from an earlier load helped the run."""
+        return _is_cached(self.info)
+
+    @property
+    def analytic_device(self) -> str | None:
+        """Name of the device whose step times were computed from published figures, or None."""
+        return analytic_device(self.info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,7 @@ class RateSearchResult:
     bracket: Bracket
     tried: list[dict[str, Any]]
     """For each probe: ``rate``, ``figures`` (means over the seeds, by bound), ``met``, ``overloaded``,
-    ``rejected`` (share of the requests)."""
+    ``cached``, ``rejected`` (share of the requests)."""
     codes: tuple[int, ...]
     """Exit codes of the runs."""
     stopped: str = ""
@@ -99,8 +109,9 @@ class SweepRunner:
             expected_seconds: Returns the estimated seconds of a point; None if unknown.
             options: Returns the options with which ``fgbench run`` repeats a point.
             max_error_rate: Largest share of failed requests of a valid run.
-            restart: Start a new server for each point, which logs into its run's folder. Otherwise there is
-                one server for each backend, which logs to ``server_<label>.log`` in the sweep's folder.
+            restart: Start a new server for each point, which logs into its run's folder. Otherwise points of
+                one backend in a row share a server, which logs to ``server_<label>.log`` in the sweep's
+                folder.
             fail_fast: Stop after the first point that fails.
         """
         self._folder = folder
@@ -116,7 +127,9 @@ class SweepRunner:
         self._fail_fast = fail_fast
 
     def grid(self, points: Sequence[SweepPoint]) -> list[Result]:
-        """Measure all points that have no result yet, and return all results.
+        """Measure all points that have no result yet, in their order, and return all results.
+
+        Only one backend runs at a time. It is closed when a point of another one follows.
 
         With ``fail_fast``, it stops after the first point that fails.
 
@@ -127,19 +140,23 @@ class SweepRunner:
         results: list[Result] = []
         left = [point for point in points if self.known(point) is None]
         count = len(left)
-        for label, group in groupby(points, key=lambda point: point.backend):
-            with self._running(label):
-                for point in group:
-                    if (result := self.known(point)) is None:
-                        left.remove(point)
-                        after = [self._expected(other) for other in left]
-                        ended = count - len(left) - 1
-                        place = f"point {ended + 1} of {count}"
-                        self._total.begin(place, str(point), ended / count, self._expected(point), after)
-                        result = self._measure(point)
-                    results.append(result)
-                    if self._fail_fast and result.exit.code != DONE:
-                        return results
+        with ExitStack() as running:
+            label = None
+            for point in points:
+                if (result := self.known(point)) is None:
+                    if point.backend != label:
+                        running.close()
+                        label = point.backend
+                        running.enter_context(self._running(label))
+                    left.remove(point)
+                    after = [self._expected(other) for other in left]
+                    ended = count - len(left) - 1
+                    place = f"point {ended + 1} of {count}"
+                    self._total.begin(place, str(point), ended / count, self._expected(point), after)
+                    result = self._measure(point)
+                results.append(result)
+                if self._fail_fast and result.exit.code != DONE:
+                    break
         return results
 
     def find_rate(self, label: str, search: Search, slo: SLO, seeds: Sequence[int]) -> RateSearchResult:
@@ -162,7 +179,7 @@ class SweepRunner:
             while (rate := search.next_rate(probes)) is not None:
                 points = [self._plan.point(label, rate, seed) for seed in seeds]
                 self._folder.add(points, self._max_error_rate)
-                summaries = []
+                summaries, cached = [], False
                 for number, point in enumerate(points, 1):
                     if (result := self.known(point)) is None:
                         steps = search.steps_left(probes)
@@ -176,6 +193,7 @@ class SweepRunner:
                     if result.summary is None or result.exit.code == FAILED:
                         return found(f"at {rate:g}/s: {result.exit.sentence}")
                     summaries.append(result.summary)
+                    cached = cached or result.cached
                 figures = mean_figures(slo, summaries)
                 errors = TOO_MANY_ERRORS in codes[-len(seeds) :]
                 rejected = fmean(summary.rejected_share for summary in summaries)
@@ -186,7 +204,7 @@ class SweepRunner:
                 probes.append(Probe(rate, met))
                 overloaded = any(summary.overloaded for summary in summaries)
                 probe = {"rate": rate, "figures": figures, "met": met, "overloaded": overloaded}
-                tried.append(probe | {"rejected": rejected})
+                tried.append(probe | {"cached": cached, "rejected": rejected})
                 text = ", ".join(f"{bound} {seconds(value)}" for bound, value in figures.items())
                 text += f", {percent(rejected)} rejected" if rejected else ""
                 self._display.report(f"  {rate:g}/s {'meets' if met else 'misses'} the SLO: {text}")
@@ -197,12 +215,11 @@ class SweepRunner:
         if (earlier := self._folder.result(point, self._max_error_rate)) is None:
             return None
         path, info, exit_status = earlier
-        summary = Summary.from_dict(info["summary"])
-        return Result(point, exit_status, summary, path, _is_disturbed(info), analytic_device(info))
+        return Result(point, exit_status, Summary.from_dict(info["summary"]), path, _is_disturbed(info), info)
 
     @contextmanager
     def _running(self, label: str) -> Iterator[None]:
-        """Close the backend after its last point. The first point that runs starts the server."""
+        """Close the backend at the end. The first point that runs starts the server."""
         backend = self._backends[label]
         if not self._restart:
             backend.share(self._folder.path / f"server_{_file_name(label)}.log")
@@ -243,8 +260,9 @@ class SweepRunner:
         summary = Summary.from_dict(info["summary"]) if info and info.get("summary") else None
         disturbed = info is not None and _is_disturbed(info)
         mark = f"{DISTURBED_MARK} " if disturbed else ""
+        mark += f"{CACHED_MARK} " if info is not None and _is_cached(info) else ""
         self._display.report(f"  {mark}{_outcome(exit_status, summary)}; {clock(elapsed)}")
-        return Result(point, exit_status, summary, path, disturbed, analytic_device(info or {}))
+        return Result(point, exit_status, summary, path, disturbed, info or {})
 
 
 def mean_figures(slo: SLO, summaries: Sequence[Summary]) -> dict[str, float | None]:
@@ -270,6 +288,11 @@ def _file_name(label: str) -> str:
 def _is_disturbed(info: Mapping[str, Any]) -> bool:
     machine = MachineAccount.of(info)
     return machine is not None and machine.busy
+
+
+def _is_cached(info: Mapping[str, Any]) -> bool:
+    account = CacheAccount.of(info)
+    return account is not None and account.helped
 
 
 def _outcome(exit_status: ExitStatus, summary: Summary | None) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fgbench.exit_codes import STATUS
 from fgbench.report.run_tables import (
     ANALYTIC_MARK,
+    CACHED_MARK,
+    CACHED_NOTE,
     DISTURBED_MARK,
     DISTURBED_NOTE,
     OVERLOAD_MARK,
     OVERLOAD_NOTE,
     analytic_note,
 )
+from fgbench.report.unequal import unequal
 from fgengine.units import clock, number, percent, seconds
 
 if TYPE_CHECKING:
@@ -64,13 +67,22 @@ def results_table(results: Sequence[Result]) -> Group:
             means.append(percent(figures.rejected_share))
         level = _level(point) + (f" {OVERLOAD_MARK}" if _is_overloaded(result) else "")
         level += f" {DISTURBED_MARK}" if result.disturbed else ""
+        level += f" {CACHED_MARK}" if result.cached else ""
         level += f" {ANALYTIC_MARK}" if result.analytic_device else ""
         table.add_row(point.backend, level, str(point.seed), *means, STATUS[result.exit.code])
     notes = [OVERLOAD_NOTE] if any(map(_is_overloaded, results)) else []
     notes += [DISTURBED_NOTE] if any(result.disturbed for result in results) else []
+    notes += [CACHED_NOTE] if any(result.cached for result in results) else []
     devices = sorted({result.analytic_device for result in results if result.analytic_device})
     notes += [analytic_note(", ".join(devices))] if devices else []
-    return Group(table, *(Text(note, style="yellow") for note in notes))
+    infos: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        infos.setdefault(result.point.backend, []).append(result.info)
+    return Group(
+        table,
+        *(Text(note, style="yellow") for note in notes),
+        *(Text(note.text, style="yellow" if note.warns else "dim") for note in unequal(infos)),
+    )
 
 
 def _is_overloaded(result: Result) -> bool:
@@ -88,6 +100,7 @@ def search_tables(found: Mapping[str, RateSearchResult], slo: SLO, seeds: int) -
         table.title = label
         for probe in sorted(search.tried, key=lambda probe: float(probe["rate"])):
             rate = f"{number(probe['rate'], 4)}/s" + (f" {OVERLOAD_MARK}" if probe["overloaded"] else "")
+            rate += f" {CACHED_MARK}" if probe.get("cached") else ""
             figures = [seconds(value) for value in probe["figures"].values()]
             rejected = percent(probe.get("rejected", 0.0))
             table.add_row(rate, *figures, rejected, "met" if probe["met"] else "missed")
@@ -95,6 +108,8 @@ def search_tables(found: Mapping[str, RateSearchResult], slo: SLO, seeds: int) -
     basis = (
         "They use one seed; another seed may differ" if seeds == 1 else f"They are means over {seeds} seeds"
     )
+    if any(probe.get("cached") for search in found.values() for probe in search.tried):
+        parts.append(Text(CACHED_NOTE, style="yellow"))
     note = f"The answers depend on chance and, above capacity, on the number of requests. {basis}."
     return Group(*parts, Text(note, style="dim"))
 

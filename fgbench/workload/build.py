@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fgbench.workload.arrivals import POISSON, Arrivals
 from fgbench.workload.datasets import Dataset, Sample
-from fgbench.workload.workload import Prompt, RequestSpec, Workload
+from fgbench.workload.workload import Prompt, RequestSpec, Shift, Workload
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -65,10 +65,11 @@ def build_workload(
 ) -> Workload:
     """Build a workload.
 
-    The same seed gives the same prompts and lengths in the same order, at every rate, with every arrival
-    process and for every server. A smaller ``num_prompts`` gives the first requests of a larger one, except
-    with ``Ramp``. Warm-up requests use the samples after the measured ones, so the two differ if the dataset
-    is large enough.
+    The same seed gives the same lengths and texts in the same order, at every rate and with every arrival
+    process. Prompts of token ids are the same for every server, but differ between rates and arrival
+    processes, so that a prefix cache holds none of them from an earlier load. Texts do not change. A smaller
+    ``num_prompts`` gives the first requests of a larger one, except with ``Ramp``. Warm-up requests use the
+    samples after the measured ones, so the two differ if the dataset is large enough.
 
     Args:
         rate: Requests per second; ``inf``: all at once.
@@ -87,7 +88,15 @@ def build_workload(
 
     times = arrivals.times(gaps, num_prompts, rate)
     low, high = token_id_range(vocab_size)
-    prompt = _prompt if with_prompts else _no_prompt
+    shift = Shift(f"{arrivals.label}|{float(rate)}", low, high)
+
+    def prompt(sample: Sample, rng: Generator, index: int | str) -> Prompt:
+        if not with_prompts:
+            return ()
+        if sample.text is not None:
+            return sample.text
+        return shift.applied(rng.integers(low, high, sample.prompt_tokens), index)
+
     names = _user_names(senders, users, num_prompts)
     samples = list(islice(dataset.samples(choice), num_prompts + num_warmup))
     measured, warmup = samples[:num_prompts], samples[num_prompts:]
@@ -96,14 +105,14 @@ def build_workload(
         rate=rate,
         seed=seed,
         requests=tuple(
-            RequestSpec(i, at, prompt(s, ids, low, high), s.prompt_tokens, s.output_tokens, user)
+            RequestSpec(i, at, prompt(s, ids, i), s.prompt_tokens, s.output_tokens, user)
             for i, (at, s, user) in enumerate(zip(times, measured, names, strict=True))
         ),
         warmup=tuple(
             RequestSpec(
                 i,
                 0.0,
-                prompt(s, warmup_ids, low, high),
+                prompt(s, warmup_ids, f"warm-up {i}"),
                 s.prompt_tokens,
                 min(s.output_tokens, WARMUP_OUTPUT_TOKENS),
             )
@@ -111,6 +120,7 @@ def build_workload(
         ),
         arrivals=arrivals,
         users=users,
+        shift=shift,
     )
 
 
@@ -123,14 +133,3 @@ def _user_names(rng: Generator, users: int, num_prompts: int) -> list[str]:
     weights = 1.0 / np.arange(1, users + 1)
     drawn = rng.choice(users, num_prompts, p=weights / weights.sum())
     return [f"user-{rank + 1}" for rank in drawn.tolist()]
-
-
-def _prompt(sample: Sample, rng: Generator, low: int, high: int) -> Prompt:
-    if sample.text is not None:
-        return sample.text
-    ids: list[int] = rng.integers(low, high, sample.prompt_tokens).tolist()
-    return tuple(ids)
-
-
-def _no_prompt(sample: Sample, rng: Generator, low: int, high: int) -> Prompt:
-    return ()

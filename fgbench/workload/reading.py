@@ -31,6 +31,7 @@ from fgbench.workload.trace import csv_format, is_mooncake, read_trace
 
 DATASETS = {
     "sharegpt-lengths": "lengths of 15,350 ShareGPT conversations, with random tokens as prompts",
+    "sharegpt-artifact-lengths": "lengths of 15,182 ShareGPT records, paired as by FastServe's client",
     "sharegpt": "ShareGPT's own texts, first question and answer",
     "alpaca": "Stanford Alpaca: an instruction and its answer",
     "mmlu": "MMLU: multiple-choice questions; the answer is one letter, or --output-len gives its length",
@@ -40,7 +41,8 @@ DATASETS = {
     "trace": "the lengths in an Azure, BurstGPT or Mooncake trace; --trace also uses its times",
     "jsonl": "your own prompts: see 'fgbench datasets list --help'",
 }
-LENGTHS_FILE = "sharegpt-lengths.csv.gz"
+TABLES = ("sharegpt-lengths", "sharegpt-artifact-lengths")
+"""Datasets that are tables of lengths in the repository."""
 ARTIFACT_MIX = "sharegpt:0.025,mmlu:0.975"
 DEFAULT_INPUT_LEN, DEFAULT_OUTPUT_LEN = "512", "128"
 SNIFFED_RECORDS = 20
@@ -117,8 +119,8 @@ def load_dataset(
         return _mix(mix or ARTIFACT_MIX, tokenizer, output_len, report)
     if name in _TEXTS:
         return _texts(name, path, tokenizer, lengths, report)
-    if path is None and name == "sharegpt-lengths":
-        return sharegpt_lengths()
+    if path is None and name in TABLES:
+        return bundled_lengths(name)
     if path is None:
         raise ValueError(f"the dataset {name} is your own file: give it with --dataset FILE")
     if name == "trace":
@@ -172,13 +174,13 @@ def _known_formats() -> str:
     return f"a JSON list or one record per line ({records}; mooncake), or a CSV file of lengths or of a trace"
 
 
-def sharegpt_lengths() -> Lengths:
-    """Read the table in the repository's ``datasets/``; in wheels it is in ``fgbench/datasets``."""
-    package = Path(__file__).parents[1]
+def bundled_lengths(name: str) -> Lengths:
+    """Read a table of the repository's ``datasets/``; in wheels it is in ``fgbench/datasets``."""
+    package, file = Path(__file__).parents[1], f"{name}.csv.gz"
     for folder in (package / "datasets", package.parent / "datasets"):
-        if (folder / LENGTHS_FILE).is_file():
-            return read_lengths(folder / LENGTHS_FILE, "sharegpt-lengths")
-    raise ValueError(f"{LENGTHS_FILE} is missing from this installation of fgbench: install it again")
+        if (folder / file).is_file():
+            return read_lengths(folder / file, name)
+    raise ValueError(f"{file} is missing from this installation of fgbench: install it again")
 
 
 def parse_mix(text: str) -> list[tuple[str, float]]:

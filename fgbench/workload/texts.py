@@ -241,6 +241,20 @@ def first_pair(record: Any) -> list[TextPair]:
     return pairs[:1] if pairs and (first is None or first["value"] == pairs[0].prompt) else []
 
 
+def first_turns(record: Any) -> list[TextPair]:
+    """Return the first two turns of a conversation as prompt and answer, no matter who speaks.
+
+    FastServe's client does this. A third of ShareGPT's records are later parts of conversations, which begin
+    with an answer: there, the answer becomes the prompt, and the next question the answer.
+
+    Raises ValueError if the record has neither format.
+    """
+    turns = _turns(record)
+    if "conversations" not in record:
+        return text_pairs(record)
+    return [TextPair(str(record.get("id", "")), str(a["value"]), str(b["value"])) for a, b in turns[:1]]
+
+
 def text_pairs(record: Any) -> list[TextPair]:
     """Return every human turn with the gpt turn directly after it.
 

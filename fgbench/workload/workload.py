@@ -5,11 +5,48 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fgbench.workload.arrivals import POISSON, Arrivals
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 Prompt = str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """Changes the token ids of prompts from load to load, so that no server finds them in its prefix cache.
+
+    Token j of request i becomes ``low + (id - low + a + b * j) mod (high - low)``. The numbers a and b are
+    a hash of the load and of i. So lengths do not change, and every server gets the same ids.
+    """
+
+    load: str
+    """The load: its arrival process and its rate. Other loads get other ids."""
+    low: int
+    high: int
+    """Token ids are in the range [low, high)."""
+
+    def applied(self, ids: NDArray[Any], index: int | str) -> tuple[int, ...]:
+        """Return the ids that are sent for the drawn ``ids`` [T] of request ``index``."""
+        return self._moved(ids, index, 1)
+
+    def undone(self, prompt: tuple[int, ...], index: int | str) -> tuple[int, ...]:
+        """Return the drawn ids of a prompt that ``applied`` made."""
+        import numpy as np
+
+        return self._moved(np.array(prompt, dtype=np.int64), index, -1)
+
+    def _moved(self, ids: NDArray[Any], index: int | str, sign: int) -> tuple[int, ...]:
+        import numpy as np
+
+        size = self.high - self.low
+        digest = hashlib.sha256(f"{self.load}|{index}".encode()).digest()
+        a, b = (int.from_bytes(digest[i : i + 8], "little") % size for i in (0, 8))
+        moved = self.low + (ids - self.low + sign * (a + b * np.arange(len(ids)))) % size
+        return tuple(moved.tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +79,8 @@ class Workload:
     arrivals: Arrivals = POISSON
     users: int = 1
     """Number of users that send the requests; 1: requests have no user."""
+    shift: Shift | None = None
+    """How the token ids of this load differ from the drawn ones; None: they do not."""
 
     @property
     def num_prompts(self) -> int:
@@ -52,17 +91,17 @@ class Workload:
     def fingerprint(self) -> str:
         """SHA-256 over every prompt, length, user and arrival time (in microseconds).
 
-        For arrivals other than Poisson also over the process and its parameters, because a closed loop has no
-        arrival times.
+        Token ids count as they were drawn, without the shift, which follows from the load. For arrivals other
+        than Poisson also over the process and its parameters, because a closed loop has no arrival times.
         """
         process = [] if self.arrivals == POISSON else [f"arrivals {self.arrivals.label}"]
-        sent = (f"{round(r.scheduled * 1e6)}|{_request_key(r)}" for r in self.requests)
+        sent = (f"{round(r.scheduled * 1e6)}|{_request_key(r, self.shift)}" for r in self.requests)
         return _digest([*process, *sent])
 
     @property
     def prompts_fingerprint(self) -> str:
         """SHA-256 like ``fingerprint``, without the arrivals: equal at all rates of a dataset and seed."""
-        return _digest(_request_key(r) for r in self.requests)
+        return _digest(_request_key(r, self.shift) for r in self.requests)
 
     def describe(self) -> dict[str, Any]:
         """Return the ``workload`` part of run.json. An infinite rate is written as ``"inf"``."""
@@ -81,11 +120,12 @@ class Workload:
         }
 
 
-def _request_key(request: RequestSpec) -> str:
+def _request_key(request: RequestSpec, shift: Shift | None) -> str:
     prompt = request.prompt
     if isinstance(prompt, str):
         content = f"text {prompt}"
     else:
+        prompt = shift.undone(prompt, request.index) if shift and prompt else prompt
         content = "ids " + ",".join(map(str, prompt)) if prompt else f"length {request.prompt_tokens}"
     user = f"user {request.user}|" if request.user else ""
     return f"{request.output_tokens}|{user}{content}"

@@ -125,7 +125,7 @@ COST = CostModel(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def symbolic_engine() -> Callable[..., Engine]:
     def build(
         policy: str | type[Policy] = "fcfs",

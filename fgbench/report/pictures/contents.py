@@ -20,7 +20,7 @@ from fgbench.report.pictures.picture import Bar, Bars, Line, Panel, Picture, is_
 from fgbench.report.quantities import Quantity, quantity_called
 
 MAX_NAMED = 4
-"""Maximum number of disturbed points that a picture's title names."""
+"""Maximum number of points of one mark that a picture's title names."""
 
 
 def pictures_of(comparison: Comparison, objectives: Sequence[Objective]) -> list[Picture]:
@@ -33,31 +33,32 @@ def pictures_of(comparison: Comparison, objectives: Sequence[Objective]) -> list
         breakdown(comparison),
         queues(comparison),
     )
-    more = [note for note in (_disturbed(comparison), _analytic(comparison)) if note]
-    return [
-        replace(picture, notes=[*picture.notes, *more]) if more else picture
-        for picture in found
-        if picture is not None
-    ]
+    points = [point for point in comparison.points if point.complete]
+    marked = {
+        "prompts in a prefix cache": [point for point in points if point.cached],
+        "disturbed by other programs": [point for point in points if point.disturbed],
+    }
+    notes = [_marked(comparison, mark, some) for mark, some in marked.items() if some]
+    notes += _analytic(comparison)
+    return [replace(picture, notes=[*picture.notes, *notes]) for picture in found if picture is not None]
 
 
-def _analytic(comparison: Comparison) -> str:
+def _analytic(comparison: Comparison) -> list[str]:
     """Return a note that names the backends on analytic devices; empty if there are none."""
     points = [point for point in comparison.points if point.complete and point.analytic_device]
     if not points:
-        return ""
+        return []
     labels = sorted({point.label for point in points})
     who = "" if labels == sorted(comparison.labels) else f"{', '.join(labels)}: "
-    return f"{who}analytic device {', '.join(analytic_devices(points))}, not measured"
+    return [f"{who}analytic device {', '.join(analytic_devices(points))}, not measured"]
 
 
-def _disturbed(comparison: Comparison) -> str:
-    """Return a note that names the points disturbed by other programs; empty if there are none."""
-    found = [point for point in comparison.points if point.complete and point.disturbed]
+def _marked(comparison: Comparison, mark: str, found: Sequence[ComparisonPoint]) -> str:
+    """Return a note that names the marked points."""
     points = sorted(found, key=lambda point: (point.label, point.level))
     named = [f"{point.label} at {comparison.axis.describe(point.level)}" for point in points]
     more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
-    return f"disturbed by other programs: {', '.join(named[:MAX_NAMED])}{more}" if named else ""
+    return f"{mark}: {', '.join(named[:MAX_NAMED])}{more}"
 
 
 CURVES = ("normalized_latency", "ttft", "jct")

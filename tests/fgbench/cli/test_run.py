@@ -137,16 +137,19 @@ def test_requests_carry_their_user(fake_server, tmp_path):
 
 @pytest.mark.usefixtures("_client_lag_is_ignored")
 @pytest.mark.slow
-def test_the_same_seed_sends_the_same_requests(fake_server, tmp_path):
+def test_the_same_seed_sends_the_same_lengths_and_at_the_same_rate_the_same_prompts(fake_server, tmp_path):
     bodies = []
-    for rate in (100, 200):
+    for rate in (100, 100, 200):
         argv = ["--url", fake_server.url, *SYNTHETIC, "--rate", rate, "--num-prompts", 5, "--warmup", 0]
         assert fgbench(*argv, "--seed", 3, "--results", tmp_path).exit_code == 0
         bodies.append(sorted(json.dumps(b) for b in fake_server.bodies))
         fake_server.bodies.clear()
     assert bodies[0] == bodies[1]
+    again, faster = ([json.loads(body)["prompt"] for body in some] for some in bodies[1:])
+    assert sorted(map(len, again)) == sorted(map(len, faster))
+    assert not {tuple(prompt[:2]) for prompt in again} & {tuple(prompt[:2]) for prompt in faster}
     runs = [read_run(p) for p in find_runs(tmp_path)]
-    assert runs[0].fingerprint != runs[1].fingerprint
+    assert runs[0].fingerprint == runs[1].fingerprint != runs[2].fingerprint
     prompts = {r.info["workload"]["prompts_fingerprint"] for r in runs}
     assert len(prompts) == 1
 

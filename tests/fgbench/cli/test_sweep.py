@@ -182,7 +182,8 @@ def test_closed_loops_instead_of_rates(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "simulated-fcfs, 16 in flight, seed 1" in words(done.output)
     folder = only_sweep(tmp_path)
-    assert [point["concurrency"] for point in read_sweep(folder)["points"]] == [1, 4, 16] * 4
+    assert [point["concurrency"] for point in read_sweep(folder)["points"]] == [1, 1, 4, 4, 16, 16] * 2
+    assert read_sweep(folder)["order"] == "interleaved"
     shutil.rmtree(next(path for path in find_runs(folder) if "_c4_s1" in path.name))
     again = fgbench("sweep", "--resume", folder)
     assert again.exit_code == 0
@@ -194,6 +195,9 @@ def test_closed_loops_instead_of_rates(tmp_path: Path) -> None:
     other = fgbench("sweep", "--resume", folder, "--concurrency", "1,4")
     assert other.exit_code == 2
     assert "--concurrency is 1,4,16 there and 1,4 now" in other.stderr
+    other = fgbench("sweep", "--resume", folder, "--order", "by-backend")
+    assert other.exit_code == 2
+    assert "--order is None there and by-backend now" in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -201,6 +205,8 @@ def test_closed_loops_instead_of_rates(tmp_path: Path) -> None:
     [
         (["--rates", "1,2", "--concurrency", "1,4"], "--rates and --concurrency exclude each other"),
         (["--concurrency", "4", "--find-rate", "--slo", "ttft<1"], "a closed loop has no rate"),
+        (["--rates", "1", "--order", "by-backend"], "--order is for several backends"),
+        (["--find-rate", "--slo", "ttft<1", "--order", "by-backend"], "--order does not work with --find"),
         (["--concurrency", "4,x"], "'x' is not a number of requests: write numbers like 1,4,16"),
         (["--concurrency", "0"], "'0' is not a number of requests"),
         (["--concurrency", "4,04"], "04 is given twice"),
@@ -327,11 +333,16 @@ def _client_lag_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_client_lag_is_ignored")
-@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(
+    ("options", "starts"),
+    [(["--order", "by-backend"], 1), ([], 3), (["--restart"], 4)],
+    ids=["by-backend", "interleaved", "restart"],
+)
 @pytest.mark.slow
-def test_one_server_for_all_points_of_a_backend(
-    fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
+def test_points_of_a_backend_in_a_row_share_a_server(
+    fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], starts: int
 ) -> None:
+    restart = starts == 4
     made: list[Counted] = []
 
     def backend_of(spec: BackendSpec, *, alone: bool, headers: Any) -> Counted:
@@ -340,9 +351,9 @@ def test_one_server_for_all_points_of_a_backend(
 
     monkeypatch.setattr("fgbench.sweeping.prepared.backend_of", backend_of)
     argv = ["--backend", "fastgen", "--backend", "fastgen-fcfs", *TINY, "--rates", "200,400", "--seeds", 2]
-    done = fgbench("sweep", *argv, *(["--restart"] if restart else []), "--results", tmp_path)
+    done = fgbench("sweep", *argv, *options, "--results", tmp_path)
     assert done.exit_code == 0, done.output
-    assert [backend.starts for backend in made] == ([4, 4] if restart else [1, 1])
+    assert [backend.starts for backend in made] == [starts, starts]
     assert not any(backend.running for backend in made)
     folder = only_sweep(tmp_path)
     assert len(find_runs(folder)) == 8
@@ -381,15 +392,17 @@ def test_a_point_starts_when_a_running_server_is_idle(fake_server: Any, tmp_path
     """Before both points, the vLLM has requests of another client; the point waits until they end."""
     left = iter([(2, 5), (1, 0), (0, 0), (2, 0), (0, 0)])
     seen: list[tuple[int, tuple[int, int]]] = []
+    point = 4 + 4  # requests, with the warm-up
 
     def vllm() -> tuple[int, int]:
+        if len(fake_server.bodies) % point:  # after the warm-up, the counters of the prefix cache are read
+            return (0, 0)
         seen.append((len(fake_server.bodies), next(left)))
         return seen[-1][1]
 
     fake_server.vllm = vllm
     argv = ["--backend", f"vllm={fake_server.url}", *TINY, "--rates", "200,300", "--results", tmp_path]
     assert fgbench("sweep", *argv).exit_code == 0
-    point = 4 + 4  # requests, with the warm-up
     assert seen == [(0, (2, 5)), (0, (1, 0)), (0, (0, 0)), (point, (2, 0)), (point, (0, 0))]
 
 

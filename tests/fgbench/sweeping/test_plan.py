@@ -26,6 +26,14 @@ def test_points_are_grouped_by_backend_and_seed() -> None:
     assert points == [(b, s, r) for b in "ab" for s in (0, 1) for r in (1.0, 2.0)]
 
 
+def test_interleaved_points_take_turns_and_none_is_always_first() -> None:
+    points = list(PLAN.grid((1.0, 2.0), (0, 1), "interleaved"))
+    assert [(p.seed, p.rate) for p in points[::2]] == [(s, r) for s in (0, 1) for r in (1.0, 2.0)]
+    assert [(p.seed, p.rate) for p in points[::2]] == [(p.seed, p.rate) for p in points[1::2]]
+    assert "".join(p.backend for p in points) == "ab" + "ba" + "ba" + "ab"
+    assert set(points) == set(PLAN.grid((1.0, 2.0), (0, 1)))
+
+
 def test_the_fingerprint_covers_everything_that_affects_the_result() -> None:
     point = PLAN.point("a", 1.0, 0)
     assert point == PLAN.point("a", 1.0, 0)

@@ -131,6 +131,23 @@ def test_each_point_is_measured_once_and_each_backend_closed(tmp_path: Path) -> 
     assert [system.measured for system in other.systems.values()] == [[], []]
 
 
+def test_a_backend_is_closed_before_another_one_runs(tmp_path: Path) -> None:
+    log: list[str] = []
+
+    class Logging(FakeBackend):
+        def start(self, log_path: Path, report: Any) -> ReadyServer:
+            log.append(self.name)
+            return super().start(log_path, report)
+
+        def close(self) -> None:
+            log.append(self.name.upper())
+
+    sweep = Sweep(tmp_path, Logging("a"), Logging("b"))
+    sweep.points = list(sweep.plan.grid((1.0, 2.0), (0, 1), "interleaved"))
+    assert sweep.codes() == [DONE] * 8
+    assert "".join(log) == "aAbbBaAbBaaAbB"
+
+
 @pytest.mark.slow
 def test_failed_points_are_recorded_and_run_again_on_resume(tmp_path: Path) -> None:
     def fails(load: Load) -> tuple[str, float]:

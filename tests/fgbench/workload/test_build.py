@@ -5,22 +5,51 @@ from collections import Counter
 
 import pytest
 
+from fgbench.workload.arrivals import ClosedLoop, Gamma
 from fgbench.workload.build import WARMUP_OUTPUT_TOKENS, build_workload, token_id_range
-from fgbench.workload.datasets import Lengths, Synthetic
+from fgbench.workload.datasets import Lengths, Synthetic, Texts
 from fgbench.workload.lengths import Between
+from fgbench.workload.texts import TextPair
 
 TABLE = Lengths("table", tuple((i, 2 * i) for i in range(4, 104)))
 
 
 def test_the_rate_only_scales_the_gaps():
     slow, fast = (build_workload(TABLE, rate=r, num_prompts=50, seed=7) for r in (0.5, 5.0))
-    assert [r.prompt for r in slow.requests] == [r.prompt for r in fast.requests]
+    assert [r.prompt_tokens for r in slow.requests] == [r.prompt_tokens for r in fast.requests]
     assert [r.output_tokens for r in slow.requests] == [r.output_tokens for r in fast.requests]
     assert [r.scheduled / 10 for r in slow.requests] == pytest.approx(
         [r.scheduled for r in fast.requests], abs=1e-6
     )
     assert slow.prompts_fingerprint == fast.prompts_fingerprint
     assert slow.fingerprint != fast.fingerprint
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"rate": 5.0},
+        {"rate": math.inf},
+        {"arrivals": Gamma(2.0)},
+        {"rate": math.inf, "arrivals": ClosedLoop(4)},
+    ],
+)
+def test_no_load_begins_a_prompt_as_another_load_does(other):
+    """Prefix caches work in blocks of a few tokens, so a block must not occur twice."""
+    begun = {"rate": 0.5, "num_prompts": 100, "num_warmup": 10, "seed": 7}
+    one, two = (build_workload(TABLE, **begun | change) for change in ({}, other))
+    starts = [r.prompt[:4] for w in (one, two) for r in (*w.requests, *w.warmup)]
+    assert len(set(starts)) == len(starts) == 220
+    assert one.prompts_fingerprint == two.prompts_fingerprint  # so the runs are compared
+    assert build_workload(TABLE, **begun) == one
+
+
+def test_texts_are_sent_as_they_are_at_every_rate():
+    pairs = [TextPair("", f"the words of prompt {i}", "an answer") for i in range(20)]
+    texts = Texts("texts", pairs, lambda some: [len(text) for text in some], lambda n, m: True)
+    slow, fast = (build_workload(texts, rate=r, num_prompts=20, seed=7) for r in (0.5, 5.0))
+    assert [r.prompt for r in slow.requests] == [r.prompt for r in fast.requests]
+    assert {r.prompt for r in slow.requests} == {pair.prompt for pair in pairs}
 
 
 def test_fewer_prompts_give_the_first_requests_of_more():

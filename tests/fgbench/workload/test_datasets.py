@@ -24,6 +24,17 @@ def test_tables_are_read_with_and_without_compression(tmp_path):
     assert load_dataset("sharegpt-lengths", path=tmp_path / "b.csv.gz").name == "b"
 
 
+def test_the_tables_of_lengths_hold_what_their_description_says():
+    own, published = load_dataset("sharegpt-lengths"), load_dataset("sharegpt-artifact-lengths")
+    assert (len(own.pairs), len(published.pairs)) == (15_350, 15_182)
+    assert all(length_ok(*pair) for pair in published.pairs)
+    prompts, outputs = np.array(published.pairs).T
+    assert round(prompts.mean(), 1) == 226.2
+    assert round(outputs.mean(), 1) == 228.8
+    assert np.percentile(outputs, 25) == 28
+    assert np.percentile(np.array(own.pairs).T[1], 25) == 161
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fgbench.workload import records as records_module
-from fgbench.workload.texts import TextPair, length_ok, read_records
+from fgbench.workload.texts import TextPair, TextRecords, first_turns, length_ok, read_records
 
 
 def talk(name: str, *turns: tuple[str, str]) -> dict[str, Any]:
@@ -74,6 +74,25 @@ def test_records_without_an_answered_question_are_counted(tmp_path: Path) -> Non
     found = read_records(path)
     assert [pair.id for pair in found] == ["a"]
     assert (found.tally.complete, found.unpaired, found.tally.broken) == (5, 4, 0)
+
+
+def test_the_published_pairing_takes_the_first_two_turns_no_matter_who_speaks(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    talks = [
+        talk("none"),
+        talk("one", ("human", "hello?")),
+        talk("later part", ("gpt", "an answer"), ("human", "go on"), ("gpt", "more")),
+        talk("first part", ("human", "hello?"), ("gpt", "hello")),
+        {"id": "plain", "prompt": "2+2", "completion": "4"},
+    ]
+    path.write_text(json.dumps(talks))
+    found = TextRecords(path, first_turns)
+    assert list(found) == [
+        TextPair("later part", "an answer", "go on"),
+        TextPair("first part", "hello?", "hello"),
+        TextPair("plain", "2+2", "4"),
+    ]
+    assert found.unpaired == 2
 
 
 def test_a_file_cut_off_anywhere_gives_its_complete_records(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from fgengine.execution import threads
 from fgengine.execution.threads import CpuUse, Threads, demand, threads_for, usage
@@ -154,11 +153,13 @@ def test_all_threads_compute_if_the_system_reports_no_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Threads, "_set_last", (0, 0))  # as if no engine ran in this process before
+    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(threads, "core_limit", lambda: 4.0)
     missing = tmp_path / "task"
     assert usage(missing) is None
     crew = Threads(lambda: usage(missing), lambda count: pytest.fail("changed"))
     crew.adapt()
-    assert crew.max_threads == torch.get_num_threads()
+    assert crew.max_threads == 4
 
 
 def test_usage_sums_up_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
