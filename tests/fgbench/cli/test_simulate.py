@@ -13,8 +13,10 @@ from fgbench.cli.main import app
 from fgbench.cli.simulate import _config_of
 from fgbench.metrics.accounts import MemoryAccount, analytic_device
 from fgbench.report.comparison import compare
+from fgbench.report.comparison_data import comparison_json, comparison_rows
 from fgbench.report.notes import notes
 from fgbench.report.pictures.contents import pictures_of
+from fgbench.results.frames import run_row
 from fgbench.results.run import find_runs, read_run
 from fgbench.workload.build import build_workload
 from fgbench.workload.reading import load_dataset
@@ -388,6 +390,9 @@ def test_a_device_that_is_not_here_is_simulated_and_marked_everywhere(tmp_path: 
     assert "simulated ƒ" in compared.output
     comparison, *_ = compare([run])
     assert notes(comparison)[0].text.startswith("ƒ an analytic device (a100-40gb)")
+    assert {row["analytic_device"] for row in comparison_rows(comparison, [])} == {"a100-40gb"}
+    assert [point["analytic_device"] for point in comparison_json(comparison, [])["points"]] == ["a100-40gb"]
+    assert run_row(run.path, run.info)["analytic_device"] == "a100-40gb"
     pictures = pictures_of(comparison, [])
     assert pictures
     assert all("analytic device a100-40gb, not measured" in picture.notes for picture in pictures)
