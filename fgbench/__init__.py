@@ -185,6 +185,7 @@ def compare(
         ``label, rate`` (requests per second) or ``concurrency``: the backend and the load.
         ``seeds``: number of runs averaged in the figure.
         ``complete, overloaded, disturbed, cached``: status of those runs.
+        ``analytic_device``: the device whose step times were computed from published figures, if any.
         ``metric, statistic, value``: the figure. docs/metrics.md describes the metrics; units are seconds,
             seconds per token, requests or tokens per second, bytes, and shares of 1.
         ``low, high``: the figure's interval over seeds, if there are three seeds or more.

@@ -22,6 +22,23 @@ class WallClock:
         return time.monotonic()
 
 
+class SettableClock(Clock, Protocol):
+    """A clock whose time a simulated device can set."""
+
+    def advance_to(self, moment: float) -> None:
+        """Return when the clock's time is ``moment`` or later."""
+        ...
+
+
+class RealTimeClock(WallClock):
+    """The operating system's clock, for simulated devices in real time: it sleeps until a moment."""
+
+    def advance_to(self, moment: float) -> None:
+        """Sleep until ``moment``; return at once if it has passed."""
+        while (seconds := moment - self.now()) > 0.0:
+            time.sleep(seconds)
+
+
 class VirtualClock:
     """A clock whose time changes only through ``advance`` and ``advance_to``."""
 

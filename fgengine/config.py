@@ -75,6 +75,25 @@ class EngineConfig:
     ] = False
     profile: Annotated[Path | None, _scheduling("Cost model from 'fgbench profile'.")] = None
     """None: if the policy needs a profile of this machine, it is found or measured."""
+    device_spec: Annotated[
+        str | None,
+        _model(
+            "Serve or simulate a device that is not here, such as a100-40gb: its analytic profile decides "
+            "how long steps take."
+        ),
+    ] = None
+    """A name in ``fgengine.devices.DEVICES``, or the file of an analytic profile."""
+    step_overhead_ms: Annotated[
+        float | None,
+        _model(
+            "With --device-spec: fixed milliseconds of each step, besides reading and arithmetic; default: "
+            "0.3, and 0.03 for each layer.",
+            unit="milliseconds",
+            ge=0,
+            le=1000,
+        ),
+    ] = None
+    """Milliseconds in which the device waits for the host, and of small kernels. None: as ``device_spec``."""
 
     max_queue: Annotated[
         int | None,

@@ -60,6 +60,7 @@ class Engine:
         policy_name: str = "",
         vocab_size: int = 2**31,
         overlap: bool = False,
+        analytic_device: str = "",
     ) -> None:
         """Assemble an engine from its parts; ``from_config`` is the usual way.
 
@@ -71,6 +72,8 @@ class Engine:
                 last one's tokens. This needs a runner whose ``launch`` returns immediately. Policies get the
                 time of each step one step later. A request that arrives during a step also waits for the
                 step that is launched already.
+            analytic_device: reported by ``stats``: name of a device whose step times are computed from
+                published figures; empty for a real device.
         """
         self.scheduler = scheduler
         self.runner = runner
@@ -80,6 +83,7 @@ class Engine:
         self.policy_name = policy_name
         self.vocab_size = vocab_size
         self.overlap = overlap
+        self.analytic_device = analytic_device
         self.work = Work()
         self._started = clock.now()
         self._timer = StepTimer(self.work, clock)
@@ -91,12 +95,16 @@ class Engine:
     def from_config(cls, config: EngineConfig, report: Callable[[str], None] = lambda line: None) -> Engine:
         """Create an engine: load the model, size the KV pools and, if needed, find or measure a profile.
 
+        With ``device_spec``, nothing is loaded: steps take as long as that device's analytic profile says.
+
         Args:
             config: the settings.
             report: gets a message before each slow step.
 
         Raises ValueError if the model, policy or profile cannot be used.
         """
+        if config.device_spec is not None:
+            return cls._emulated(config, report)
         from fgengine.startup import load_runner, make_scheduler  # imports torch
 
         runner = load_runner(config, report)
@@ -109,6 +117,23 @@ class Engine:
             policy_name=config.policy,
             vocab_size=runner.shape.vocab_size,
             overlap=runner.device.type == "cuda",
+        )
+
+    @classmethod
+    def _emulated(cls, config: EngineConfig, report: Callable[[str], None]) -> Engine:
+        from fgengine.emulation import emulated_parts
+
+        parts = emulated_parts(config, report)
+        return cls(
+            parts.scheduler,
+            parts.runner,
+            parts.copies,
+            parts.clock,
+            model_name=config.model,
+            policy_name=config.policy,
+            vocab_size=parts.vocab_size,
+            overlap=True,  # as on a GPU
+            analytic_device=parts.device,
         )
 
     @property
@@ -247,8 +272,10 @@ class Engine:
         They hold counters and work since the start, the current state of requests and pools, the model and
         the policy. The cost does not depend on the number of requests.
         """
+        analytic = {"analytic_device": self.analytic_device} if self.analytic_device else {}
         return {
             **stats_of(self.scheduler),
+            **analytic,
             **asdict(self.work),
             "model": self.model_name,
             "policy": self.policy_name,

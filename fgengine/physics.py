@@ -58,20 +58,25 @@ def floor_of(
     tokens = sum(n for _, n in items)
     attended = sum(start + n for start, n in items)
     pairs = sum(n * start + n * (n + 1) // 2 for start, n in items)
-    weights = layer_parameters(shape) + shape.vocab_size * (shape.embed_dim or shape.hidden_size)
+    weights = layer_parameters(shape) + output_parameters(shape)
     num_bytes = weights * element_bytes + attended * shape.kv_bytes_per_token(element_bytes)
     flops = 2.0 * layer_parameters(shape) * tokens
-    flops += 2.0 * shape.vocab_size * (shape.embed_dim or shape.hidden_size) * len(items)
+    flops += 2.0 * output_parameters(shape) * len(items)
     flops += 4.0 * shape.num_layers * shape.num_heads * shape.head_dim * pairs
     return Floor(num_bytes / ceilings.bytes_per_second, flops / ceilings.flops_per_second)
 
 
 def layer_parameters(shape: ModelShape) -> int:
     """Return the parameters that every token uses: all except the embedding tables and the output layer."""
-    tables = shape.vocab_size * (shape.embed_dim or shape.hidden_size) * (1 if shape.tied_embeddings else 2)
+    tables = output_parameters(shape) * (1 if shape.tied_embeddings else 2)
     if shape.family == "opt":
         tables += (shape.max_position + 2) * shape.hidden_size
     return shape.num_parameters - tables
+
+
+def output_parameters(shape: ModelShape) -> int:
+    """Return the parameters of the output layer, which a step reads once and uses for each request."""
+    return shape.vocab_size * (shape.embed_dim or shape.hidden_size)
 
 
 def impossible(

@@ -1,4 +1,8 @@
-"""Profiles: measured step times of a model on a device, the cost model fitted to them, and their files."""
+"""Profiles: the cost model of a model on a device, and its file.
+
+A measured profile has the step times to which its cost model was fitted. An analytic profile is computed from
+the published figures of a device (``fgengine.analytic``), and it is marked wherever it is used.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -14,6 +17,8 @@ from typing import Any
 
 from fgengine.cache import write_durably
 from fgengine.cost import CostModel, StepShape
+from fgengine.devices import DeviceSpec
+from fgengine.efficiency import Efficiency
 from fgengine.machine_load import MachineLoad
 from fgengine.model.shape import ModelShape
 from fgengine.physics import Ceilings, floor_of, impossible
@@ -23,7 +28,6 @@ VERSION = 1
 MAX_POINTS = 10_000
 MAX_FILE_BYTES = 16 * 1024**2
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-MIN_STEP_SECONDS = 1e-6
 FIT_TOLERANCE = 0.5
 """The fitted cost model may predict down to this share of a step's floor, because the fit is only linear."""
 
@@ -48,8 +52,25 @@ class Conditions:
 
 
 @dataclass(frozen=True, slots=True)
+class Analytic:
+    """What an analytic profile was computed from."""
+
+    spec: DeviceSpec
+    efficiency: Efficiency
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON, with the reasons for the efficiencies."""
+        return asdict(self) | {"reasons": dict(self.efficiency.reasons())}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Analytic:
+        """Create it from the dict of ``to_dict``. Raises ValueError or TypeError for unusable values."""
+        return cls(DeviceSpec(**data["spec"]), Efficiency(**data["efficiency"]))
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
-    """The measured step times of a model on a device, and the cost model fitted to them."""
+    """The cost model of a model on a device, and the measured step times to which it was fitted."""
 
     model: str
     shape: str
@@ -59,16 +80,29 @@ class Profile:
     cost: CostModel
     ceilings: Ceilings
     points: tuple[TimedStep, ...]
+    """Measured steps; an analytic profile has none."""
     versions: dict[str, str]
     measured: str
-    """Time of the measurement, ISO 8601."""
+    """Time of the measurement, ISO 8601; empty for an analytic profile."""
     conditions: Conditions | None = None
-    """None in files of older versions, which did not store conditions."""
+    """None in files of older versions, which did not store conditions, and in analytic profiles."""
+    analytic: Analytic | None = None
+    """What an analytic profile was computed from; None: the profile was measured."""
 
     @property
     def on_cpu(self) -> bool:
         """Whether the device is a CPU. Only the name of a CPU contains its number of threads."""
-        return " threads of " in self.device
+        return self.analytic is None and " threads of " in self.device
+
+    def describe(self) -> str:
+        """Return the device, the number format, and when it was measured or that it is analytic."""
+        if self.analytic is None:
+            return f"{self.device}, {self.dtype}, {self.measured}"
+        efficiency = self.analytic.efficiency
+        overhead = (
+            "" if efficiency.has_default_overhead else f", {efficiency.step_seconds * 1e3:g} ms per step"
+        )
+        return f"{self.device}, {self.dtype}, analytic{overhead}"
 
     def covers(self, grid: Grid, shape: ModelShape) -> bool:
         """Whether all points of the grid that the model supports were measured.
@@ -129,6 +163,9 @@ class Profile:
     def to_json(self) -> bytes:
         """Return the content of the profile's file."""
         data = {"version": VERSION, **asdict(self), "median_error": self.median_error}
+        del data["analytic"]
+        if self.analytic is not None:
+            data["analytic"] = self.analytic.to_dict()
         if math.isnan(self.median_error):
             data["median_error"] = None
         return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
@@ -153,51 +190,22 @@ class Profile:
             raise ValueError(f"it is not a profile of version {VERSION}")
         if data["dtype"] not in ELEMENT_BYTES:
             raise ValueError(f"dtype {data['dtype']} is unknown")
-        if not 0 < len(data["points"]) <= MAX_POINTS:
+        analytic = data.get("analytic")
+        if not (analytic or data["points"]) or len(data["points"]) > MAX_POINTS:
             raise ValueError(f"it must hold 1 to {MAX_POINTS} points")
         points = tuple(TimedStep(**point) for point in data["points"])
         if not all(0.0 < point.seconds < math.inf for point in points):
             raise ValueError("a point's seconds must be above 0 and finite")
-        parts = {f.name: data[f.name] for f in fields(cls) if f.name != "conditions"}
+        parts = {f.name: data[f.name] for f in fields(cls) if f.name not in ("conditions", "analytic")}
         conditions = data.get("conditions")
         parts |= {
+            "analytic": None if analytic is None else Analytic.from_dict(analytic),
             "conditions": None if conditions is None else Conditions(**conditions),
             "cost": CostModel.from_dict(data["cost"]),
             "ceilings": Ceilings(**data["ceilings"]),
             "points": points,
         }
         return cls(**parts)
-
-
-def fit(points: Sequence[TimedStep], copy_bytes_per_second: float) -> CostModel:
-    """Fit the cost model to the points that are not held out.
-
-    It minimizes the sum of squared relative errors, with all coefficients >= 0 (non-negative least squares).
-    """
-    import numpy as np
-    from scipy.optimize import nnls
-
-    fitted = [point for point in points if not point.held_out]
-    rows = np.array([_features(point.shape) for point in fitted]) / np.array([[p.seconds] for p in fitted])
-    scale = np.linalg.norm(rows, axis=0)
-    scale[scale == 0.0] = 1.0
-    solution, _ = nnls(rows / scale, np.ones(len(fitted)))
-    step, request, token, pair, decode, context = (solution / scale).tolist()
-    return CostModel(
-        max(step, MIN_STEP_SECONDS), request, token, pair, decode, context, copy_bytes_per_second
-    )
-
-
-def _features(shape: StepShape) -> list[float]:
-    """Return the factors of CostModel's coefficients, in their order."""
-    return [
-        1.0,
-        shape.prefill_requests,
-        shape.prefill_tokens,
-        shape.prefill_pairs,
-        shape.decode_requests,
-        shape.decode_context,
-    ]
 
 
 REMEASURE = "measure one with `fgbench profile`"

@@ -16,7 +16,7 @@ from fgengine.cache import cache_folder, is_whole, keep, locked
 from fgengine.config import EngineConfig
 from fgengine.machine_load import MachineLoad, load_between, sample
 from fgengine.profile import Profile, file_name, profiles_in
-from fgengine.profile_grid import QUICK, Grid
+from fgengine.profile_grid import Grid, grid_for
 from fgengine.profiler import ProfiledRunner, describe_device, make_profile, measure
 
 WORTH_KEEPING = 0.25
@@ -145,7 +145,7 @@ def _cached(path: Path, runner: ProfiledRunner, report: Report) -> Profile | Non
     mismatch = mismatch_of(profile, runner)
     if mismatch is None:
         return profile
-    is_quick = len(profile.points) <= len(QUICK.points())
+    is_quick = len(profile.points) <= len(grid_for(runner.device.type, quick=True).points())
     if is_quick and not mismatch.load.is_busy:
         report(f"{mismatch.describe()}: measuring a new profile takes some seconds")
         return None
@@ -154,7 +154,8 @@ def _cached(path: Path, runner: ProfiledRunner, report: Report) -> Profile | Non
 
 
 def _measure_and_cache(model: str, path: Path, runner: ProfiledRunner, report: Report) -> Profile:
-    profile = make_profile(model, runner, QUICK)
+    grid = grid_for(runner.device.type, quick=True)
+    profile = make_profile(model, runner, grid)
     accuracy = f"median error {profile.median_error:.0%} on points held out of the fit"
     conditions = profile.conditions
     if conditions is not None and conditions.busy:
@@ -166,6 +167,6 @@ def _measure_and_cache(model: str, path: Path, runner: ProfiledRunner, report: R
         report(
             f"the profile is inaccurate ({accuracy}): this engine uses it, and the next one measures again"
         )
-    elif profile.covers(QUICK, runner.shape) and keep_profile(profile, path, report):
+    elif profile.covers(grid, runner.shape) and keep_profile(profile, path, report):
         report(f"profile cached in {path} ({accuracy}); `fgbench profile` measures a thorough one")
     return profile

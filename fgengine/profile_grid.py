@@ -94,8 +94,9 @@ FULL = Grid(
     repeats=7,
     seconds_per_point=1.0,
 )
-GPU = replace(FULL, decode=(1, 4, 16, 32, 64, 128))
-"""The grid for GPUs, whose batches are larger."""
+GPU = replace(FULL, prefill=(*FULL.prefill, 2048), decode=(1, 4, 16, 32, 64, 128))
+"""The grid for GPUs, whose batches are larger. Only long prompts show how fast the arithmetic is: short ones
+take as long as reading the weights."""
 QUICK = Grid(
     prefill=(16, 64, 256, 512),
     chunk_starts=(512,),
@@ -105,6 +106,15 @@ QUICK = Grid(
     repeats=3,
     seconds_per_point=0.3,
 )
+QUICK_GPU = replace(QUICK, prefill=(16, 64, 256, 512, 1024, 2048), decode=(1, 4, 16, 64), mixed=(512,))
+"""The quick grid for GPUs."""
+
+
+def grid_for(device_type: str, *, quick: bool) -> Grid:
+    """Return the grid for a device type of torch, such as ``cpu`` or ``cuda``."""
+    if device_type == "cpu":
+        return QUICK if quick else FULL
+    return QUICK_GPU if quick else GPU
 
 
 def _hold_out(family: Sequence[TimedStep]) -> list[TimedStep]:

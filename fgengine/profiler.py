@@ -21,7 +21,8 @@ from fgengine.machine_load import load_between, sample
 from fgengine.model.shape import ModelShape
 from fgengine.physics import Ceilings
 from fgengine.plan import PlanItem, StepPlan, StepResult
-from fgengine.profile import ELEMENT_BYTES, Conditions, Profile, fit, shape_key
+from fgengine.profile import ELEMENT_BYTES, Conditions, Profile, shape_key
+from fgengine.profile_fit import fit
 from fgengine.profile_grid import Grid, TimedStep
 from fgengine.request import Request, SamplingParams
 
@@ -213,7 +214,7 @@ def make_profile(
         shape=shape_key(runner.shape),
         device=describe_device(runner),
         dtype=runner.dtype_name,
-        cost=fit(points, measure_copies(runner)),
+        cost=fit(points, measure_copies(runner), with_maximum=runner.device.type != "cpu"),
         ceilings=best,
         points=tuple(points),
         versions={"python": platform.python_version(), "torch": torch.__version__},

@@ -13,7 +13,7 @@ from fgengine.plan import StepPlan
 class Work:
     """Sums over all steps so far: their shapes (as in ``StepShape``) and their times.
 
-    The cost model is linear, so sums are sufficient to compute its prediction. If steps overlap,
+    A linear cost model needs no more than sums to predict the seconds of all steps. If steps overlap,
     ``engine_seconds`` and ``between_seconds`` count only the time in which the device waited.
     """
 
@@ -65,8 +65,13 @@ class Work:
         """Seconds of all steps and between them: the time with work, without ``copy_wait_seconds``."""
         return self.model_seconds + self.engine_seconds + self.between_seconds
 
-    def predicted_seconds(self, cost: CostModel) -> float:
-        """Predict the seconds of the same steps with the cost model."""
+    def predicted_seconds(self, cost: CostModel) -> float | None:
+        """Predict the seconds of the same steps with the cost model.
+
+        Returns None if the cost model has a maximum: its seconds depend on each step, not only on sums.
+        """
+        if not cost.is_linear:
+            return None
         sums = StepShape(
             self.work_prefill_requests,
             self.work_prefill_tokens,

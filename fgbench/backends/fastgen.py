@@ -41,7 +41,8 @@ class FastGen(StartedServer):
         Raises ValueError if no server would start with ``config``, MissingPackage without the engine.
         """
         super().__init__(port, cores)
-        require_package("torch", "FastGen's engine")
+        if config.device_spec is None:
+            require_package("torch", "FastGen's engine")
         check_names(config)
         self.policy = config.policy
         self.model = config.model
@@ -64,9 +65,9 @@ class FastGen(StartedServer):
         return {"version": version("fgbench")} | ({"threads": int(threads[-1])} if threads else {})
 
     def prepare(self, report: Report) -> None:
-        """Download the model's weights if they are missing."""
+        """Download the model's weights if they are missing and needed."""
         config = self._config
-        if config.use_dummy_weights or folder_of(config.model) is not None:
+        if config.use_dummy_weights or config.device_spec or folder_of(config.model) is not None:
             return
         require_memory(config)
         pull_model(config.model, report)

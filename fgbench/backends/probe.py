@@ -18,6 +18,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from fgbench.backends.backend import BackendError, ReadyServer, Report
+from fgbench.metrics.accounts import ANALYTIC_DEVICE
 
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
@@ -121,8 +122,11 @@ def ask_served(url: str, wanted: str | None = None) -> ReadyServer:
     )
 
 
-def ask_stats(url: str) -> dict[str, float] | None:
-    """Return the numbers of a fastgen server's /stats; None if the server has no /stats."""
+def ask_stats(url: str) -> dict[str, float | str] | None:
+    """Return the numbers of a fastgen server's /stats, and the name of its analytic device, if it has one.
+
+    Returns None if the server has no /stats.
+    """
     try:
         body = read_stats(url)
     except StatsError:
@@ -132,7 +136,8 @@ def ask_stats(url: str) -> dict[str, float] | None:
     return {
         key: value
         for key, value in body.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if (isinstance(value, int | float) and not isinstance(value, bool))
+        or (key == ANALYTIC_DEVICE and isinstance(value, str))
     }
 
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fgbench.backends.backend import Display, Keep, Outcome, ReadyServer, Report
 from fgbench.backends.fastgen import settings_of
+from fgbench.metrics.accounts import ANALYTIC_DEVICE
 from fgbench.metrics.record import RequestRecord
 from fgbench.spec.backend import SIMULATED, backend_name
 from fgbench.workload.workload import RequestSpec, Workload
+from fgengine.analytic import profile_of
 from fgengine.config import EngineConfig
 from fgengine.model.catalog import shape_of
 from fgengine.preflight import check_names
@@ -73,8 +75,10 @@ class Simulated:
     @property
     def settings(self) -> dict[str, Any]:
         """Settings of the engine, the profile, the number of replicas and the router, as plain JSON."""
-        profile = f"{self.profile.device}, {self.profile.dtype}, {self.profile.measured}"
-        cluster = {"profile": profile, "replicas": self.replicas, "router": self.router}
+        cluster: dict[str, Any] = {"profile": self.profile.describe()}
+        cluster |= {"replicas": self.replicas, "router": self.router}
+        if self.profile.analytic is not None:
+            cluster[ANALYTIC_DEVICE] = self.profile.device
         return settings_of(self.config) | cluster
 
     def prepare(self, report: Report) -> None:
@@ -86,7 +90,7 @@ class Simulated:
     def start(self, log: Path, report: Report) -> ReadyServer:
         """Report, at the first call, the profile and the size of each replica's queue and pools."""
         if not self._described:
-            report(f"step times of {self.profile.device}, {self.profile.dtype}")
+            report(step_times_of(self.profile))
             report(self._queue.describe())
             report(pools_in_words(self.config, self.shape, self.profile))
             self._described = True
@@ -184,22 +188,34 @@ class Serving:
 
 
 def find_profile(config: EngineConfig) -> Profile:
-    """Return the profile that ``config`` names, else the model's newest profile in the cache.
+    """Return the profile of the file or of the device in ``config``, else the model's newest in the cache.
 
     Raises:
-        ValueError: there is no profile of the model.
+        ValueError: there is no profile of the model, or no such device.
     """
     from fgengine.profile_cache import newest_profile
 
+    if config.device_spec is not None:
+        return profile_of(config)
     if config.profile is not None:
         return Profile.load(config.profile)
     newest = newest_profile(config.model)
     if newest is None:
         raise ValueError(
             f"a simulation needs a profile, and the cache has none of {config.model}: measure one with "
-            "'fgbench profile', or give one with --profile"
+            "'fgbench profile', give one with --profile, or name a device with --device-spec"
         )
     return newest
+
+
+def step_times_of(profile: Profile) -> str:
+    """Return where the step times come from, as a sentence."""
+    if profile.analytic is None:
+        return f"step times of {profile.device}, {profile.dtype}"
+    return (
+        f"step times of {profile.device}, {profile.dtype}, computed from published figures "
+        f"({profile.analytic.spec.source}), not measured"
+    )
 
 
 @cache

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgbench.cli.flags import given
 from fgbench.cli.printing import say
 from fgengine.config import Device, Dtype, EngineConfig
 
@@ -24,7 +25,16 @@ POOR_FIT = 0.15
 """Median relative error on held-out points above which the fit is reported as poor."""
 
 
+MEASURED_ONLY = ("device", "block_size", "use_dummy_weights", "quick", "patience", "even_if_busy")
+"""Options that have no effect on an analytic profile."""
+
+
+def _device_option(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="A device that is not here")
+
+
 def profile(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="A catalog name, or a Hugging Face folder.")] = DEFAULTS.model,
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = DEFAULTS.device,
     dtype: Annotated[Dtype, typer.Option(help="Number format of weights and KV.")] = DEFAULTS.dtype,
@@ -44,6 +54,37 @@ def profile(
     even_if_busy: Annotated[
         bool, typer.Option("--even-if-busy", help="Then measure and write the file even on a busy machine.")
     ] = False,
+    device_spec: Annotated[
+        str | None,
+        _device_option(
+            "Compute the profile of a device that is not here from its published figures: "
+            "a100-40gb, a100-80gb, h100-sxm, h200, l40s, rtx4090 or mi300x.",
+            "--device-spec",
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        str | None, _device_option("Your own device: memory bandwidth, such as 1555GB/s.", "--bandwidth")
+    ] = None,
+    flops: Annotated[
+        str | None,
+        _device_option("Dense operations per second in the model's format, such as 312TFLOP/s.", "--flops"),
+    ] = None,
+    link: Annotated[
+        str | None,
+        _device_option("Bandwidth to the host in one direction, such as 32GB/s.", "--link"),
+    ] = None,
+    memory: Annotated[str | None, _device_option("Size of its memory, such as 40GiB.", "--memory")] = None,
+    step_overhead_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--step-overhead-ms",
+            help="Fixed milliseconds of each step, besides reading and arithmetic; default: 0.3, and 0.03 "
+            "for each layer.",
+            min=0.0,
+            max=1000.0,
+            rich_help_panel="A device that is not here",
+        ),
+    ] = None,
 ) -> None:
     """Measure how long a model's steps take on this machine; fit a cost model.
 
@@ -59,19 +100,42 @@ def profile(
 
         fgbench profile --out smollm2.json
         fgbench serve --policy sj-mlfq --profile smollm2.json
+
+    With --device-spec, or with figures of your own, nothing is measured: a
+    roofline of the published figures predicts the steps of hardware that is not
+    here. simulate and serve take the same --device-spec, or the written file.
+
+    Example: predict OPT-13B on an A100, then on a device of your own:
+
+        fgbench profile --device-spec a100-40gb --model opt-13b
+        fgbench profile --memory 64GiB --bandwidth 2TB/s --flops 400TFLOP/s --link 64GB/s --out my.json
     """
     from rich.console import Console
+
+    console = Console()
+    figures = {"bandwidth": bandwidth, "flops": flops, "link": link, "memory": memory}
+    if device_spec is not None or any(figures.values()):
+        from fgbench.cli.analytic import write_analytic
+
+        for name in sorted(given(context) & set(MEASURED_ONLY)):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for measured profiles, but a device that is not here cannot "
+                "be measured: leave it out"
+            )
+        write_analytic(model, dtype, device_spec, figures, step_overhead_ms, out, console)
+        return
+    if step_overhead_ms is not None:
+        raise ValueError(
+            "--step-overhead-ms is for a device that is not here: add --device-spec, or leave it out"
+        )
 
     from fgengine import profile_cache, profile_grid
     from fgengine.execution.device import pick_device
 
-    console = Console()
-
     def report(line: str) -> None:
         say(console, line)
 
-    on_gpu = pick_device(device).type == "cuda"
-    grid = profile_grid.QUICK if quick else profile_grid.GPU if on_gpu else profile_grid.FULL
+    grid = profile_grid.grid_for(pick_device(device).type, quick=quick)
     config = EngineConfig(
         model=model,
         device=device,

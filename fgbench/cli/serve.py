@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,12 @@ def serve(
 
         curl localhost:10000/v1/completions -d '{"prompt": "Hi", "max_tokens": 30}'
 
+    With --device-spec, it serves a device that is not here: steps take as long as
+    its analytic profile predicts, and answers are filler. Neither weights nor
+    torch are needed. Example: try a client or a router on an A100:
+
+        fgbench serve --device-spec a100-40gb --model opt-13b
+
     It ends within 5 seconds after Ctrl-C (exit code 130) or SIGTERM (exit code 0). A second signal ends it at
     once.
     """
@@ -42,11 +49,26 @@ def serve(
         print(f"fgbench serve: {sentence}", flush=True)
 
     def find_tokenizer() -> Path:
+        if server.device_spec is not None:
+            return _tokenizer_without_weights(server, report)
         if not server.use_dummy_weights and folder_of(server.model) is None:
             _require_memory(server)  # first: a model that does not fit needs no download
         return tokenizer_of(server)
 
     raise typer.Exit(run(server, find_tokenizer, host=host, port=port, report=report))
+
+
+def _tokenizer_without_weights(config: EngineConfig, report: Callable[[str], None]) -> Path:
+    """Return the chosen tokenizer, else that of the pulled model, else one token for each byte."""
+    from fgengine.model.store import folder_of, tokenizer_folder, tokenizer_of
+
+    if config.tokenizer is not None:
+        return tokenizer_of(config)
+    folder = None if config.use_dummy_weights else folder_of(config.model)
+    if folder is not None and (folder / "tokenizer.json").is_file():
+        return folder
+    report(f"no tokenizer of {config.model} is used: texts are encoded with one token for each byte")
+    return tokenizer_folder(config.model, True)
 
 
 def _require_memory(config: EngineConfig) -> None:

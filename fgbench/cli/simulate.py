@@ -96,12 +96,14 @@ def _nothing_else_given(context: typer.Context) -> None:
 
 
 def _replay(folder: Path, given_config: EngineConfig, as_json: bool, console: Console) -> None:
-    from fgbench.backends.simulated import Simulated, find_profile
+    from fgbench.backends.simulated import Simulated, find_profile, step_times_of
     from fgbench.report.fidelity import StepSpeed, fidelity, fidelity_json, fidelity_table, requests_of
     from fgbench.results.run import read_run
 
     run = read_run(folder)
     config = dataclasses.replace(_config_of(run.info, folder), profile=given_config.profile)
+    if config.profile is not None:  # in place of the analytic device that the run's server may have had
+        config = dataclasses.replace(config, device_spec=None, step_overhead_ms=None)
     profile = find_profile(config)
 
     def rows(profile: Profile) -> list[Row]:
@@ -116,7 +118,7 @@ def _replay(folder: Path, given_config: EngineConfig, as_json: bool, console: Co
         print(json.dumps(fidelity_json(run, plain, speed, at_speed), indent=2, allow_nan=False))
         return
     console.print(fidelity_table(f"{run.path.name}, {len(run.records)} requests", plain))
-    say(console, f"step times of {profile.device}, {profile.dtype}")
+    say(console, step_times_of(profile))
     if speed is not None:
         say(
             console,
@@ -125,6 +127,12 @@ def _replay(folder: Path, given_config: EngineConfig, as_json: bool, console: Co
             "slightly slower steps cause much longer waits. The next table uses the server's speed:",
         )
         console.print(fidelity_table("simulated at the speed of the run", at_speed))
+    elif not profile.cost.is_linear:
+        say(
+            console,
+            "The profile's step times contain a maximum, so the sums in run.json do not show how much "
+            "slower the server's steps were than the profile predicts.",
+        )
     if not run.complete:
         say(console, "The run is not complete: requests that had not ended are left out of both.", "yellow")
 

@@ -21,8 +21,9 @@ NOTABLE_WAIT = 0.1
 
 
 def name_of(snapshot: Snapshot) -> str:
-    """Return the server's model and policy, such as ``tiny · sj-mlfq``."""
-    parts = (clean(snapshot.model, 60), clean(snapshot.policy, 40))
+    """Return the server's model, policy and analytic device, such as ``tiny · sj-mlfq``."""
+    device = snapshot.analytic_device and f"analytic {clean(snapshot.analytic_device, 60)}"
+    parts = (clean(snapshot.model, 60), clean(snapshot.policy, 40), device)
     return " · ".join(part for part in parts if part)
 
 

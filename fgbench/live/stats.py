@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fgbench.metrics.accounts import ANALYTIC_DEVICE
+
 MAX_LEVELS = 64
 SHORTEST_SECONDS = 1e-3
 COUNTERS = (
@@ -79,6 +81,8 @@ class Snapshot:
     """Seconds on the server's clock."""
     policy: str = ""
     model: str = ""
+    analytic_device: str = ""
+    """Name of a device whose step times are computed from published figures; empty: they are real."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any], at: float) -> Snapshot:
@@ -98,6 +102,7 @@ class Snapshot:
             uptime=_number(values.get("uptime_seconds")),
             policy=_text(values.get("policy")),
             model=_text(values.get("model")),
+            analytic_device=_text(values.get(ANALYTIC_DEVICE)),
         )
 
     @property

@@ -14,6 +14,20 @@ from fgbench.metrics.summary import Summary
 WORTH_SAYING = 0.02
 """Smallest number of cores, and share of the time, that a description mentions."""
 NAMES = ("uptime_seconds", "pressure_seconds", "copy_wait_seconds")
+ANALYTIC_DEVICE = "analytic_device"
+"""Key of the device's name, in the settings of a simulation and in ``server_stats``, if the step times were
+computed from published figures and not measured."""
+
+
+def analytic_device(info: Mapping[str, Any]) -> str | None:
+    """Return the name of the device whose step times a run computed from published figures.
+
+    Returns None if the run, from whose run.json ``info`` is, measured its step times.
+    """
+    settings = (info.get("backend") or {}).get("settings") or {}
+    after = (info.get("server_stats") or {}).get("after") or {}
+    name = settings.get(ANALYTIC_DEVICE) or after.get(ANALYTIC_DEVICE) or settings.get("device_spec")
+    return str(name) if name else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgbench.metrics.accounts import Breakdown, MachineAccount, MemoryAccount
+from fgbench.metrics.accounts import Breakdown, MachineAccount, MemoryAccount, analytic_device
 from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.latency import slowdowns
 from fgbench.metrics.metric import metric_called
@@ -125,6 +125,11 @@ class ComparisonPoint:
     def cached(self) -> bool:
         """Whether a prefix cache from an earlier load helped the run of any seed."""
         return any(entry.cache is not None and entry.cache.helped for entry in self.counted)
+
+    @property
+    def analytic_device(self) -> str | None:
+        """Name of the analytic device of any seed's run; None if all step times were measured."""
+        return next((name for entry in self.counted if (name := analytic_device(entry.run.info))), None)
 
     def values(self, metric: str, statistic: str | None = None) -> dict[int, float]:
         """Return the figure of each seed that has it."""

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("model", "dataset", "num_prompts", "arrivals", "baseline", "label", "rate", "concurrency", "seeds"),
-    *("complete", "overloaded", "disturbed", "cached", "metric", "statistic", "value", "low", "high"),
+    *("complete", "overloaded", "disturbed", "cached", "analytic_device"),
+    *("metric", "statistic", "value", "low", "high"),
     *("ratio", "ratio_low", "ratio_high", "verdict"),
 )
 """Columns of the DataFrame and the CSV, which have one row per figure. Closed loops have a concurrency
@@ -52,6 +53,7 @@ def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> 
                 "overloaded": point.overloaded,
                 "disturbed": point.disturbed,
                 "cached": point.cached,
+                "analytic_device": point.analytic_device,
                 "figures": _figures(comparison, point),
             }
             for level in comparison.levels
@@ -92,6 +94,7 @@ def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> 
                 "overloaded": point.overloaded,
                 "disturbed": point.disturbed,
                 "cached": point.cached,
+                "analytic_device": point.analytic_device,
             }
             for cell in comparison.cells(point):
                 yield here | {

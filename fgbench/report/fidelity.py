@@ -52,7 +52,10 @@ class StepSpeed:
 
     @classmethod
     def of(cls, info: dict[str, Any], cost: CostModel) -> StepSpeed | None:
-        """Compute it from run.json; return None if run.json lacks the counters."""
+        """Compute it from run.json.
+
+        Returns None if run.json lacks the counters, or if the cost model is not linear.
+        """
         stats = info.get("server_stats") or {}
         before, after = stats.get("before"), stats.get("after")
         if not before or not after:
@@ -62,7 +65,7 @@ class StepSpeed:
             return None
         work = Work(**{name: after[name] - before[name] for name in names})
         predicted = work.predicted_seconds(cost)
-        if work.work_steps < 1 or predicted <= 0.0:
+        if predicted is None or work.work_steps < 1 or predicted <= 0.0:
             return None
         return cls(work.model_seconds / predicted, work.seconds / predicted)
 

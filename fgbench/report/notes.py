@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fgbench.metrics.statistics import CONFIDENCE, MIN_SEEDS
 from fgbench.report.comparison import Comparison, ComparisonPoint, not_judged
 from fgbench.report.quantities import HEADLINES
 from fgbench.report.run_tables import (
+    ANALYTIC_MARK,
     CACHED_MARK,
     CACHED_NOTE,
     DISTURBED_MARK,
     DISTURBED_NOTE,
     OVERLOAD_MARK,
     OVERLOAD_NOTE,
+    analytic_note,
 )
 from fgbench.report.unequal import Note, unequal
 
@@ -39,7 +43,13 @@ def marks(point: ComparisonPoint) -> str:
     overloaded = f" {OVERLOAD_MARK}" if point.overloaded else ""
     disturbed = f" {DISTURBED_MARK}" if point.disturbed else ""
     cached = f" {CACHED_MARK}" if point.cached else ""
-    return overloaded + disturbed + cached + ("" if point.complete else f" {INCOMPLETE_MARK}")
+    analytic = f" {ANALYTIC_MARK}" if point.analytic_device else ""
+    return overloaded + disturbed + cached + analytic + ("" if point.complete else f" {INCOMPLETE_MARK}")
+
+
+def analytic_devices(points: Iterable[ComparisonPoint]) -> list[str]:
+    """Return the names of the points' analytic devices, sorted."""
+    return sorted({point.analytic_device for point in points if point.analytic_device})
 
 
 def seeds_paired(comparison: Comparison) -> list[int]:
@@ -62,6 +72,8 @@ def notes(comparison: Comparison) -> list[Note]:
         found.append(Note(DISTURBED_NOTE, True))
     if any(point.cached for point in comparison.points):
         found.append(Note(CACHED_NOTE, True))
+    if devices := analytic_devices(comparison.points):
+        found.append(Note(analytic_note(", ".join(devices)), True))
     if any(entry.summary.rejected for point in comparison.points for entry in point.counted):
         found.append(Note(REJECTED_NOTE, True))
     if not all(point.complete for point in comparison.points):

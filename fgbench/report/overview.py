@@ -8,10 +8,10 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from fgbench.exit_status import client_was_the_limit
-from fgbench.metrics.accounts import MachineAccount
+from fgbench.metrics.accounts import MachineAccount, analytic_device
 from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.summary import Summary
-from fgbench.report.run_tables import CACHED_MARK, DISTURBED_MARK, OVERLOAD_MARK, load_in_words
+from fgbench.report.run_tables import ANALYTIC_MARK, CACHED_MARK, DISTURBED_MARK, OVERLOAD_MARK, load_in_words
 from fgbench.results.run import find_runs, is_being_written, read_info, readable, stored_summary
 from fgengine.units import number, seconds
 
@@ -26,6 +26,7 @@ MARKS = {
     DISTURBED_MARK: "other programs used the machine",
     CACHED_MARK: "prompts were in a prefix cache",
     CLIENT_MARK: "the client was the limit",
+    ANALYTIC_MARK: "an analytic device: step times computed from published figures",
 }
 
 
@@ -64,6 +65,7 @@ class Overview:
             DISTURBED_MARK: machine is not None and machine.busy,
             CACHED_MARK: self._cached,
             CLIENT_MARK: client_was_the_limit(self.summary) is not None,
+            ANALYTIC_MARK: analytic_device(self.info) is not None,
         }
         return "".join(mark for mark in MARKS if known[mark])
 
@@ -95,6 +97,8 @@ class Overview:
             found.append("prompts in a prefix cache")
         if client_was_the_limit(self.summary):
             found.append("client was the limit")
+        if (device := analytic_device(self.info)) is not None:
+            found.append(f"analytic device {device}")
         if self.summary.failed:
             found.append(f"{self.summary.failed} failed")
         if self.summary.rejected:

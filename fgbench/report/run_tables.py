@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fgbench.metrics.accounts import MachineAccount, MemoryAccount
+from fgbench.metrics.accounts import MachineAccount, MemoryAccount, analytic_device
 from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.metric import METRICS, metric_called
 from fgbench.report.unequal import Note, unequal
@@ -38,6 +38,17 @@ CACHED_NOTE = (
     "--disable-radix-cache), or one whose cache can be reset (vLLM: VLLM_SERVER_DEV_MODE=1)."
 )
 
+ANALYTIC_MARK = "ƒ"
+
+
+def analytic_note(devices: str) -> str:
+    """Return what ``ANALYTIC_MARK`` means; ``devices``: names of the devices."""
+    return (
+        f"{ANALYTIC_MARK} an analytic device ({devices}): step times were computed from published figures, "
+        "not measured. Use them to compare schedulers, not to predict what the device does."
+    )
+
+
 RATE_TOLERANCE = 0.02
 """A note is shown if the sent rate differs from the scheduled rate by a larger share."""
 COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
@@ -50,6 +61,7 @@ def summary_table(
     machine: MachineAccount | None = None,
     cache: CacheAccount | None = None,
     differences: Sequence[Note] = (),
+    device: str | None = None,
 ) -> Group:
     """Return the table that ``fgbench run`` prints at the end: latencies, counts, rates and notes.
 
@@ -60,6 +72,7 @@ def summary_table(
         machine: The machine's other load; None if unknown.
         cache: The server's prefix cache; None if it has none, or if that is unknown.
         differences: Notes on what could not be made equal to other servers.
+        device: Name of an analytic device; None: the step times were measured.
     """
     from rich.console import Group
     from rich.table import Table
@@ -79,7 +92,8 @@ def summary_table(
     for name, value in _facts(summary, memory, machine, cache):
         facts.add_row(Text(name, style="dim"), value)
     parts: list[Table | Text] = [table, facts]
-    parts += [Text(note, style="yellow") for note in _notes(summary, machine, cache)]
+    notes = _notes(summary, machine, cache) + ([analytic_note(device)] if device else [])
+    parts += [Text(note, style="yellow") for note in notes]
     parts += [Text(note.text, style="yellow" if note.warns else "dim") for note in differences]
     return Group(*parts)
 
@@ -89,13 +103,15 @@ def run_table(info: dict[str, Any], summary: Summary) -> Group:
     workload = info.get("workload") or {}
     name = str((info.get("backend") or {}).get("name"))
     title = f"{name}, {info.get('model')}, {workload.get('dataset')}, {load_in_words(workload)}"
+    device = analytic_device(info)
     return summary_table(
-        title,
+        f"{title} {ANALYTIC_MARK}" if device else title,
         summary,
         MemoryAccount.of(info),
         MachineAccount.of(info),
         CacheAccount.of(info),
         unequal({name: [info]}),
+        device,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgbench.metrics.accounts import MachineAccount, MemoryAccount
+from fgbench.metrics.accounts import ANALYTIC_DEVICE, MachineAccount, MemoryAccount, analytic_device
 from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.metric import METRICS, OF_REQUESTS, Metric
 from fgbench.metrics.record import RequestRecord
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 TEXTS = (
     *("run", "path", "status", "backend", "policy", "model", "endpoint", "url", "dataset", "arrivals"),
     *("settings", "started", "ended", "error", "fingerprint", "prompts_fingerprint"),
-    *("git_commit", "cpu", "errors", "rejections", "server_totals"),
+    *("git_commit", "cpu", "errors", "rejections", "server_totals", ANALYTIC_DEVICE),
 )
 COUNTS = ("requests", "ok", "failed", "rejected", "prompt_tokens", "output_tokens", "server_requests")
 RATES = (
@@ -155,6 +155,7 @@ def _description(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
         "concurrency": (work.get("arrival_process") or {}).get("concurrency"),
         **{name: work.get(name) for name in ("seed", "num_prompts", "users")},
         "warmup": info.get("warmup"),
+        ANALYTIC_DEVICE: analytic_device(info),
     }
 
 

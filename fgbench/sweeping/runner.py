@@ -14,7 +14,7 @@ from fgbench.backends.backend import Backend, BackendError, Display
 from fgbench.benchmark import execute_run
 from fgbench.exit_codes import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 from fgbench.exit_status import ExitStatus, exit_status_of, worst
-from fgbench.metrics.accounts import MachineAccount
+from fgbench.metrics.accounts import MachineAccount, analytic_device
 from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.slo import SLO, rejects_too_many
@@ -47,6 +47,11 @@ class Result:
     def cached(self) -> bool:
         """Whether a prefix cache from an earlier load helped the run."""
         return _is_cached(self.info)
+
+    @property
+    def analytic_device(self) -> str | None:
+        """Name of the device whose step times were computed from published figures, or None."""
+        return analytic_device(self.info)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from fgbench.exit_codes import STATUS
 from fgbench.report.run_tables import (
+    ANALYTIC_MARK,
     CACHED_MARK,
     CACHED_NOTE,
     DISTURBED_MARK,
     DISTURBED_NOTE,
     OVERLOAD_MARK,
     OVERLOAD_NOTE,
+    analytic_note,
 )
 from fgbench.report.unequal import unequal
 from fgengine.units import clock, number, percent, seconds
@@ -66,10 +68,13 @@ def results_table(results: Sequence[Result]) -> Group:
         level = _level(point) + (f" {OVERLOAD_MARK}" if _is_overloaded(result) else "")
         level += f" {DISTURBED_MARK}" if result.disturbed else ""
         level += f" {CACHED_MARK}" if result.cached else ""
+        level += f" {ANALYTIC_MARK}" if result.analytic_device else ""
         table.add_row(point.backend, level, str(point.seed), *means, STATUS[result.exit.code])
     notes = [OVERLOAD_NOTE] if any(map(_is_overloaded, results)) else []
     notes += [DISTURBED_NOTE] if any(result.disturbed for result in results) else []
     notes += [CACHED_NOTE] if any(result.cached for result in results) else []
+    devices = sorted({result.analytic_device for result in results if result.analytic_device})
+    notes += [analytic_note(", ".join(devices))] if devices else []
     infos: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         infos.setdefault(result.point.backend, []).append(result.info)

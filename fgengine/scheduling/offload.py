@@ -43,13 +43,14 @@ class ArrivalReserve:
         return min(self._sum, self._cap)
 
 
-def offload_is_faster(cost: CostModel, kv_bytes: int, num_tokens: int) -> bool:
+def offload_is_faster(cost: CostModel, kv_bytes: int, num_tokens: int, batch_size: int) -> bool:
     """Whether offload and upload take no more time than recomputing ``num_tokens`` tokens.
 
     Args:
         kv_bytes: bytes of the offload and the upload together.
+        batch_size: requests in a full batch.
 
-    The constant cost of a step is not counted: recomputation shares its step with other requests.
+    Only what recomputation adds to a step is counted, because it shares its step with the decodes of others.
     """
-    recompute = cost.iteration_seconds(0, num_tokens) - cost.step
+    recompute = cost.added_prefill_seconds(0, num_tokens, batch_size)
     return kv_bytes / cost.copy_bytes_per_second <= recompute

@@ -323,7 +323,9 @@ class KVResidency:
         offloads = self._offloads and self._kv.host.num_blocks > 0
         if self._offloading == "auto" and self._cost is not None:
             typical = 2 * self._kv.blocks_for(TYPICAL_CONTEXT) * self._block_bytes
-            offloads = offloads and offload_is_faster(self._cost, typical, TYPICAL_CONTEXT)
+            offloads = offloads and offload_is_faster(
+                self._cost, typical, TYPICAL_CONTEXT, self._max_batch_size
+            )
         return "both" if offloads else "device"
 
     def _recompute_is_faster(self, victim: Request) -> bool:
@@ -333,7 +335,7 @@ class KVResidency:
         offloaded = self._kv.unsaved_blocks(victim.id, victim.num_computed)
         uploaded = self._kv.blocks_for(victim.num_computed)
         kv_bytes = (offloaded + uploaded) * self._block_bytes
-        return not offload_is_faster(self._cost, kv_bytes, victim.num_computed)
+        return not offload_is_faster(self._cost, kv_bytes, victim.num_computed, self._max_batch_size)
 
     def _link_is_free(self, direction: Direction, blocks: int) -> bool:
         """Whether ``blocks`` more blocks may be copied now. An idle link accepts a copy of any size."""

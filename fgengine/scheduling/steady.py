@@ -19,5 +19,7 @@ def seconds_of_steps(cost: CostModel, running: Collection[Request], steps: float
         return 0.0
     attended = sum(len(request.tokens) for request in running)
     first = cost.step + cost.decode_request * len(running) + cost.decode_context * attended
+    first += cost.matmul_seconds(len(running))
     growth = cost.decode_context * len(running)  # each step attends to one more token of each request
-    return (steps - 1.0) * first + growth * (steps - 1.0) * max(0.0, steps - 2.0) / 2 + first / 2
+    growing = growth * (steps - 1.0) * max(0.0, steps - 2.0) / 2 if growth else 0.0
+    return (steps - 1.0) * first + growing + first / 2

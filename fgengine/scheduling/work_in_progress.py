@@ -46,6 +46,10 @@ class WorkInProgress:
         """Total work and number of the finished requests; at first, of the started ones with assumed
         lengths."""
         self._finished = 0
+        self._spent: dict[str, float] = {}
+        """For a cost model with a maximum: the work that each unfinished request adds to ``_open``, by id.
+
+        There the work of a prompt depends on the pieces in which it was computed, so it is added up."""
 
     def is_too_much(self, num_unfinished: int) -> bool:
         """Whether no request should start now.
@@ -63,10 +67,19 @@ class WorkInProgress:
 
     def computed(self, plan: StepPlan, steps: int) -> None:
         """Count the work of a plan executed ``steps`` times; more than once only if all items decode."""
-        if self._cost is not None:
-            work = steps * self._work_of(plan.items) + self._growth(plan, steps)
+        if self._cost is None:
+            return
+        if self._cost.is_linear:
+            work = steps * self._work_of(plan.items) + self._growth(plan.items, steps)
             self._done += work
             self._open += work
+            return
+        for item in plan.items:
+            if item.request.finish_reason is None:
+                work = steps * self._work_of([item]) + self._growth([item], steps)
+                self._done += work
+                self._open += work
+                self._spent[item.request.id] = self._spent.get(item.request.id, 0.0) + work
 
     def started(self, request: Request) -> None:
         """Record that the request holds KV now; its assumed length counts until enough have finished."""
@@ -80,7 +93,8 @@ class WorkInProgress:
         if self._cost is None or request.num_computed == 0:
             return
         work = self._cost.share_seconds(request.prompt_len, max(1, request.num_generated), self._batch)
-        self._open = max(0.0, self._open - work)
+        spent = work if self._cost.is_linear else self._spent.pop(request.id, 0.0)
+        self._open = max(0.0, self._open - spent)
         if request.finish_reason in ("length", "stop"):
             self._finished += 1
             if self._finished == self._batch:  # enough finished requests to drop the assumed lengths
@@ -91,6 +105,7 @@ class WorkInProgress:
     def idle(self) -> None:
         """Record that no unfinished request is left."""
         self._done = self._open = 0.0
+        self._spent.clear()
 
     def steps_until_too_much(self, items: Sequence[PlanItem]) -> int:
         """Return after how many executions of these decodes the work may be too much; at least 1."""
@@ -114,9 +129,13 @@ class WorkInProgress:
         assert self._cost is not None
         shape = StepShape.of((item.start, item.num_tokens) for item in items)
         idle_places = 1.0 - len(items) / self._batch
-        return self._cost.step_seconds(shape) - self._cost.step * idle_places
+        work = self._cost.step_seconds(shape) - self._cost.step * idle_places
+        if self._cost.is_linear:
+            return work
+        work -= self._cost.matmul_seconds(shape.new_tokens)
+        return work + sum(self._cost.matmul_share(item.num_tokens, self._batch) for item in items)
 
-    def _growth(self, plan: StepPlan, steps: int) -> float:
+    def _growth(self, items: Sequence[PlanItem], steps: int) -> float:
         """Return the additional seconds of ``steps`` decode steps because their contexts grow."""
         assert self._cost is not None
-        return self._cost.decode_context * len(plan.items) * steps * (steps - 1) / 2
+        return self._cost.decode_context * len(items) * steps * (steps - 1) / 2

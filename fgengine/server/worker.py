@@ -177,7 +177,8 @@ def _exit_after_grace() -> None:
 
 
 def _load_engine(config: EngineConfig, report: Callable[[str], None]) -> Steps:
-    report("importing torch")
+    if config.device_spec is None:
+        report("importing torch")
     from fgengine.engine import Engine
 
     return Engine.from_config(config, report)

@@ -1,18 +1,18 @@
-"""A simulated copy engine on a virtual clock."""
+"""A simulated copy engine, on a virtual clock or in real time."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 
-from fgengine.clock import VirtualClock
+from fgengine.clock import SettableClock
 from fgengine.kv.transfer import Transfer
 
 
 class SimulatedCopyEngine:
     """A copy engine (``CopyEngine``) that executes one copy after another at ``bytes_per_second``."""
 
-    def __init__(self, clock: VirtualClock, block_bytes: int, bytes_per_second: float) -> None:
+    def __init__(self, clock: SettableClock, block_bytes: int, bytes_per_second: float) -> None:
         self.clock = clock
         self.seconds_per_block = block_bytes / bytes_per_second
         self._queue: deque[tuple[float, Transfer]] = deque()

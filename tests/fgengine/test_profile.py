@@ -13,7 +13,8 @@ import pytest
 from fgengine.cost import CostModel
 from fgengine.model.catalog import shape_of
 from fgengine.physics import Ceilings, floor_of, impossible, layer_parameters
-from fgengine.profile import Profile, file_name, fit, shape_key
+from fgengine.profile import Profile, file_name, shape_key
+from fgengine.profile_fit import fit
 from fgengine.profile_grid import TimedStep
 
 OPT_13B = shape_of("opt-13b")

@@ -14,7 +14,7 @@ from fgengine.kv.transfer import Transfer
 from fgengine.model.catalog import shape_of
 from fgengine.physics import Ceilings
 from fgengine.plan import StepResult
-from fgengine.profile import fit
+from fgengine.profile_fit import fit
 from fgengine.profile_grid import FULL, GPU, QUICK, Grid
 
 SMALL = Grid((16, 64, 256), (64,), (1, 4, 8), (32, 128, 256), (), repeats=3, seconds_per_point=60.0)

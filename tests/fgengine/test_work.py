@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,10 @@ def test_predicted_seconds_equal_the_sum_over_the_steps(steps: list[list[tuple[i
     assert work.predicted_seconds(COST) == pytest.approx(expected)
     assert work.seconds == pytest.approx(0.75 * len(steps))
     assert work.engine_seconds == pytest.approx(0.25 * len(steps))
+
+
+def test_sums_do_not_predict_a_cost_model_with_a_maximum() -> None:
+    assert Work(work_steps=3).predicted_seconds(replace(COST, matmul_step=0.01, matmul_token=1e-4)) is None
 
 
 def test_slowed_makes_steps_slower_but_not_copies() -> None:

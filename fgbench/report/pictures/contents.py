@@ -13,7 +13,7 @@ from fgbench.metrics.record import STATES
 from fgbench.metrics.statistics import Estimate
 from fgbench.metrics.timeline import queue_lengths
 from fgbench.report.comparison import Cell, Comparison, ComparisonPoint
-from fgbench.report.notes import marks, title
+from fgbench.report.notes import analytic_devices, marks, title
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.pairing import CONCURRENCY
 from fgbench.report.pictures.picture import Bar, Bars, Line, Panel, Picture, is_wide, picked
@@ -39,7 +39,18 @@ def pictures_of(comparison: Comparison, objectives: Sequence[Objective]) -> list
         "disturbed by other programs": [point for point in points if point.disturbed],
     }
     notes = [_marked(comparison, mark, some) for mark, some in marked.items() if some]
+    notes += _analytic(comparison)
     return [replace(picture, notes=[*picture.notes, *notes]) for picture in found if picture is not None]
+
+
+def _analytic(comparison: Comparison) -> list[str]:
+    """Return a note that names the backends on analytic devices; empty if there are none."""
+    points = [point for point in comparison.points if point.complete and point.analytic_device]
+    if not points:
+        return []
+    labels = sorted({point.label for point in points})
+    who = "" if labels == sorted(comparison.labels) else f"{', '.join(labels)}: "
+    return [f"{who}analytic device {', '.join(analytic_devices(points))}, not measured"]
 
 
 def _marked(comparison: Comparison, mark: str, found: Sequence[ComparisonPoint]) -> str:

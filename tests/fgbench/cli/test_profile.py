@@ -12,6 +12,7 @@ from fgengine import machine_load, profiler
 from fgengine.cache import is_whole
 from fgengine.machine_load import MachineLoad
 from fgengine.profile import Profile
+from fgengine.profile_cache import newest_profile
 
 app = typer.Typer()
 app.command()(profile)
@@ -111,3 +112,71 @@ def test_an_unknown_model_is_named(tmp_path: Path) -> None:
     assert isinstance(result.exception, ValueError)
     assert "smollm3" in str(result.exception)
     assert not (tmp_path / "p.json").exists()
+
+
+A100 = ["--device-spec", "a100-40gb", "--model", "opt-13b"]
+
+
+def test_the_profile_of_a_device_that_is_not_here_is_computed_and_written(tmp_path: Path) -> None:
+    out = tmp_path / "a100.json"
+    result = run([*A100, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    for expected in (
+        "opt-13b on a100-40gb, float16: analytic, not measured",
+        "decode 64 x 512",
+        "reading KV",
+        "NVIDIA A100 Tensor Core GPU data sheet",
+        "85% of the memory bandwidth: ",
+    ):
+        assert expected in result.output
+    written = Profile.load(out)
+    assert written.analytic is not None
+    assert written.analytic.spec.name == "a100-40gb"
+
+
+def test_without_a_file_name_it_is_written_where_no_simulation_takes_it_for_a_measured_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path))
+    assert run(A100).exit_code == 0
+    assert (tmp_path / "profiles" / "analytic" / "opt-13b-a100-40gb-float16.json").is_file()
+    assert newest_profile("opt-13b") is None
+
+
+OWN = ["--bandwidth", "2TB/s", "--flops", "400TFLOP/s", "--link", "64GB/s", "--memory", "64GiB"]
+
+
+def test_a_device_of_ones_own_is_profiled_by_its_figures(tmp_path: Path) -> None:
+    out = tmp_path / "own.json"
+    result = run(["--model", "opt-13b", *OWN, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    analytic = Profile.load(out).analytic
+    assert analytic is not None
+    assert (analytic.spec.bytes_per_second, analytic.spec.half_flops) == (2e12, 400e12)
+
+
+def test_the_overhead_of_a_step_is_written_and_shown(tmp_path: Path) -> None:
+    out = tmp_path / "slow.json"
+    result = run([*A100, "--step-overhead-ms", "8.5", "--out", str(out)])
+    assert "8.5 ms for each step: set by hand" in result.output
+    analytic = Profile.load(out).analytic
+    assert analytic is not None
+    assert (analytic.efficiency.step_seconds, analytic.efficiency.layer_seconds) == (0.0085, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--step-overhead-ms", "3"], "--step-overhead-ms is for a device that is not here"),
+        (["--device-spec", "a1000"], "there is no device 'a1000' in the catalog"),
+        ([*A100, "--link", "64GB/s"], "leave out --link"),
+        ([*A100, "--quick"], "--quick is for measured profiles"),
+        ([*A100, "--patience", "3"], "--patience is for measured profiles"),
+        (OWN[:4], "add --link and --memory"),
+        ([*OWN, "--bandwidth", "fast"], "--bandwidth: 'fast' is not a bandwidth"),
+        ([*OWN, "--memory", "64"], "--memory: '64' is not a size"),
+    ],
+)
+def test_what_describes_no_device_is_refused(arguments: list[str], message: str) -> None:
+    result = run(arguments)
+    assert message in str(result.exception)

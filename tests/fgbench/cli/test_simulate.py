@@ -11,7 +11,12 @@ from typer.testing import CliRunner
 
 from fgbench.cli.main import app
 from fgbench.cli.simulate import _config_of
-from fgbench.metrics.accounts import MemoryAccount
+from fgbench.metrics.accounts import MemoryAccount, analytic_device
+from fgbench.report.comparison import compare
+from fgbench.report.comparison_data import comparison_json, comparison_rows
+from fgbench.report.notes import notes
+from fgbench.report.pictures.contents import pictures_of
+from fgbench.results.frames import run_row
 from fgbench.results.run import find_runs, read_run
 from fgbench.workload.build import build_workload
 from fgbench.workload.reading import load_dataset
@@ -367,3 +372,63 @@ def test_a_policy_that_breaks_its_contract_is_reported_in_one_sentence(
     assert "Traceback" not in done.output
     (folder,) = find_runs(tmp_path / "runs")
     assert read_run(folder).info["status"] == "failed"
+
+
+def test_a_device_that_is_not_here_is_simulated_and_marked_everywhere(tmp_path: Path) -> None:
+    argv = ["--num-prompts", "12", "--rate", "2", "--results", str(tmp_path)]
+    device = ["--device-spec", "a100-40gb", "--model", "opt-13b"]
+    done = fgbench("simulate", *device, *argv)
+    assert done.exit_code == 0, done.output
+    assert "computed from published figures (NVIDIA A100" in done.output
+    assert "an analytic device (a100-40gb)" in " ".join(done.output.split())
+    (run,) = map(read_run, find_runs(tmp_path))
+    assert run.info["backend"]["settings"]["analytic_device"] == "a100-40gb"
+    assert run.info["backend"]["settings"]["profile"] == "a100-40gb, float16, analytic"
+    listed = fgbench("results", "list", "--results", str(tmp_path))
+    assert "ƒ an analytic device" in listed.output
+    compared = fgbench("compare", "--results", str(tmp_path))
+    assert "simulated ƒ" in compared.output
+    comparison, *_ = compare([run])
+    assert notes(comparison)[0].text.startswith("ƒ an analytic device (a100-40gb)")
+    assert {row["analytic_device"] for row in comparison_rows(comparison, [])} == {"a100-40gb"}
+    assert [point["analytic_device"] for point in comparison_json(comparison, [])["points"]] == ["a100-40gb"]
+    assert run_row(run.path, run.info)["analytic_device"] == "a100-40gb"
+    pictures = pictures_of(comparison, [])
+    assert pictures
+    assert all("analytic device a100-40gb, not measured" in picture.notes for picture in pictures)
+
+
+def test_the_file_of_an_analytic_profile_simulates_the_same_device(tmp_path: Path) -> None:
+    profile = tmp_path / "a100.json"
+    written = fgbench("profile", "--device-spec", "a100-40gb", "--model", "opt-13b", "--out", str(profile))
+    assert written.exit_code == 0, written.output
+    argv = ["--model", "opt-13b", "--num-prompts", "12", "--rate", "2", "--results", str(tmp_path / "runs")]
+    for device in (
+        ["--device-spec", "a100-40gb"],
+        ["--profile", str(profile)],
+        ["--device-spec", str(profile)],
+    ):
+        done = fgbench("simulate", *device, *argv)
+        assert done.exit_code == 0, done.output
+    runs = list(map(read_run, find_runs(tmp_path / "runs")))
+    assert {analytic_device(run.info) for run in runs} == {"a100-40gb"}
+    assert runs[0].records == runs[1].records == runs[2].records
+
+
+def test_a_slower_step_makes_every_request_slower(tmp_path: Path) -> None:
+    argv = ["--model", "opt-13b", "--device-spec", "a100-40gb", "--num-prompts", "12", "--rate", "2"]
+    means = []
+    for name, overhead in (("default", ()), ("slow", ("--step-overhead-ms", "8.5"))):
+        done = fgbench("simulate", *argv, *overhead, "--results", str(tmp_path / name))
+        assert done.exit_code == 0, done.output
+        (run,) = map(read_run, find_runs(tmp_path / name))
+        means.append(run.info["summary"]["tpot"]["mean"])
+    assert means[1] - means[0] > 0.006
+    assert run.info["backend"]["settings"]["profile"].endswith("analytic, 8.5 ms per step")
+
+
+def test_a_measured_run_has_no_mark(tmp_path: Path) -> None:
+    argv = ["--profile", PROFILE, "--num-prompts", "5", "--rate", "1.5", "--results", str(tmp_path)]
+    done = fgbench("simulate", *argv)
+    assert "ƒ" not in done.output
+    assert "ƒ" not in fgbench("compare", "--results", str(tmp_path)).output

@@ -527,3 +527,22 @@ def test_options_of_a_server_do_not_work_with_a_running_server() -> None:
     done = fgbench("sweep", "--backend", "a=http://h:1", "--rates", "1", "--max-batch-size", "8")
     assert done.exit_code == 2
     assert "--max-batch-size is a server's option, and all of these run already" in done.stderr
+
+
+def test_a_device_that_is_not_here_is_swept_from_a_config_file_and_marked(tmp_path: Path) -> None:
+    config = tmp_path / "a100.toml"
+    config.write_text(
+        'model = "opt-13b"\ndevice-spec = "a100-40gb"\nstep-overhead-ms = 8.5\ndataset = "synthetic"\n'
+        'input-len = "100"\noutput-len = "10"\nnum-prompts = 5\nrates = [1]\n'
+        'backend = ["simulated-sj-mlfq", "simulated-fcfs --device-spec h100-sxm"]\n'
+    )
+    done = fgbench("sweep", "--config", config, "--results", tmp_path)
+    assert done.exit_code == 0, done.output
+    runs = [read_run(path) for path in find_runs(only_sweep(tmp_path))]
+    profiles = sorted(run.info["backend"]["settings"]["profile"] for run in runs)
+    assert profiles == [
+        "a100-40gb, float16, analytic, 8.5 ms per step",
+        "h100-sxm, float16, analytic, 8.5 ms per step",
+    ]
+    assert "ƒ an analytic device (a100-40gb, h100-sxm)" in words(done.output)
+    assert done.output.count("1 ƒ") == 2

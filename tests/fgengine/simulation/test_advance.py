@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import pytest
@@ -101,6 +101,11 @@ class Case:
             work=work,
         )
 
+    def on_gpu(self) -> Case:
+        """Return the same case on a machine whose cost model has a maximum, with its knee at 100 tokens."""
+        cost = replace(self.cost, matmul_step=self.cost.step, matmul_token=self.cost.step / 100)
+        return replace(self, cost=cost)
+
     def scheduler(self) -> Scheduler:
         context = PolicyContext(self.cost, self.starvation_limit, self.max_batch_size, Noisy(1.0))
         return Scheduler(
@@ -175,4 +180,12 @@ def test_advances_decide_as_single_steps_do(policy: str, offloading: Offloading)
     for seed in (*SEEDS, *FOUND.get((policy, offloading), ())):
         case = Case.drawn(policy, offloading, seed)
         found = differences(case)
+        assert not found, f"seed {seed}: {found}"
+
+
+@pytest.mark.parametrize("offloading", ["reactive", "auto"])
+@pytest.mark.parametrize("policy", policy_names())
+def test_advances_decide_as_single_steps_do_with_a_maximum(policy: str, offloading: Offloading) -> None:
+    for seed in range(4):
+        found = differences(Case.drawn(policy, offloading, seed).on_gpu())
         assert not found, f"seed {seed}: {found}"
