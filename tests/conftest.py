@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,27 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a Hugging Face folder with a config but no weights, for --use-dummy-weights."""
     folder = tmp_path_factory.mktemp("tiny-model")
     (folder / "config.json").write_text(json.dumps(TINY_LLAMA))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels() -> Path:
+    """Return the folder with the compiled CPU kernels. They are compiled once for all tests."""
+    from fgengine.cache import cache_folder
+    from fgengine.ops.cpu.build import kernels
+
+    for bfloat16 in (False, True):
+        kernels.__wrapped__(bfloat16)
+    return cache_folder() / "kernels"
+
+
+@pytest.fixture
+def new_cache(tmp_path: Path, compiled_kernels: Path) -> Path:
+    """Return a cache folder that contains only the compiled CPU kernels. Compiling them takes seconds."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    if compiled_kernels.is_dir():
+        shutil.copytree(compiled_kernels, folder / "kernels")
     return folder
 
 

@@ -58,6 +58,11 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(source, "wheel", tmp_path_factory.mktemp("wheel"))
 
 
+def without_python_path() -> dict[str, str]:
+    """Return the environment variables without PYTHONPATH, which would replace the installed packages."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the path of fgbench in a fresh environment, with the dependencies of the tests' environment."""
@@ -66,12 +71,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
     target = ["--python", str(folder / "bin" / "python"), "install", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run([sys.executable, "-m", "pip", "--quiet", *target], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "--quiet", *target], check=True, env=without_python_path())
     return folder / "bin" / "fgbench"
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
+def elsewhere(tmp_path: Path, new_cache: Path) -> Path:
     """Return a working folder with files named like modules of the standard library."""
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
@@ -80,11 +85,10 @@ def elsewhere(tmp_path: Path) -> Path:
 
 def run(program: Path, folder: Path, argv: Sequence[object]) -> str:
     """Run the installed program in ``folder``; return its output."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [str(program), *map(str, argv)],
         cwd=folder,
-        env={**environment, "FGBENCH_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
+        env={**without_python_path(), "FGBENCH_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=170,

@@ -19,13 +19,13 @@ psutil.virtual_memory = lambda: found
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment(tmp_path: Path, new_cache: Path) -> dict[str, str]:
     (tmp_path / "sitecustomize.py").write_text(SHORT_OF_MEMORY)
     search = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     return {
         **os.environ,
         "PYTHONPATH": search,
-        "FGBENCH_CACHE": str(tmp_path / "cache"),
+        "FGBENCH_CACHE": str(new_cache),
         "HF_HUB_OFFLINE": "1",
     }
 

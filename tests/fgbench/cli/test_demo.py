@@ -35,8 +35,8 @@ def test_the_number_of_prompts_fits_the_time_and_its_limits() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_ends_with_a_table_and_a_plot(tmp_path: Path, tiny_model: Path) -> None:
-    environment = {**os.environ, "FGBENCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+def test_the_demo_ends_with_a_table_and_a_plot(tmp_path: Path, new_cache: Path, tiny_model: Path) -> None:
+    environment = {**os.environ, "FGBENCH_CACHE": str(new_cache), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "fgbench", "demo", "--model", str(tiny_model), "--use-dummy-weights"]
     done = subprocess.run(
         [*command, "--minutes", "0.01", "--results", str(tmp_path / "results")],

@@ -45,8 +45,8 @@ class Served:
 
 
 @pytest.fixture
-async def served(serving: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
-    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))  # no other test uses the profile made here
+async def served(serving: Any, new_cache: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    monkeypatch.setenv("FGBENCH_CACHE", str(new_cache))  # no other test uses the profile made here
     seconds: dict[str, float] = {}
 
     @web.middleware
