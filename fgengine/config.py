@@ -12,6 +12,7 @@ from fgengine.settings import Setting, check
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Offloading = Literal["none", "reactive", "proactive", "blocking", "recompute", "auto"]
+Admission = Literal["guarded", "eager"]
 GIB = 2**30
 
 _model = partial(Setting, group="Model")
@@ -73,6 +74,14 @@ class EngineConfig:
     chunked_prefill: Annotated[
         bool, _scheduling("Cut prompts to fill what decodes leave of --max-tokens-per-batch.")
     ] = False
+    admission: Annotated[
+        Admission,
+        _scheduling(
+            "guarded: no request starts while memory is nearly full or too much work is unfinished, so long "
+            "overloads do not collapse; eager: the policy alone decides until both KV pools are full, as in "
+            "the FastServe paper."
+        ),
+    ] = "guarded"
     profile: Annotated[Path | None, _scheduling("Cost model from 'fgbench profile'.")] = None
     """None: if the policy needs a profile of this machine, it is found or measured."""
     device_spec: Annotated[

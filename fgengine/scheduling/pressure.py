@@ -8,6 +8,9 @@ finishes.
 Pressure is active in three cases: memory is nearly full, too much work was discarded recently
 (``RecomputeBudget``), or too much work is in unfinished requests (``WorkInProgress``). While it is active,
 the started requests run in order of arrival, regardless of the policy.
+
+The FastServe paper has no such state. ``--admission eager`` is like the paper: the limits of memory and of
+unfinished work do not apply, and requests start until both pools are full.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any, Literal
 
 from sortedcontainers import SortedDict
 
+from fgengine.config import Admission
 from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager
 from fgengine.plan import StepPlan
@@ -31,6 +35,8 @@ HOST_NEARLY_FULL = 0.2
 """Pressure begins if at most this share of the host pool is available and the device pool is full."""
 ENOUGH_FREE = 0.3
 """Pressure ends when at least this share of both pools together is free."""
+EAGER_ENOUGH_FREE = 0.02
+"""The same with ``--admission eager``; there pressure begins only when both pools are full."""
 GROWTH_BLOCKS = 2
 """The device pool is full if at most this many blocks are free for each request of a full batch."""
 DEVICE_NEARLY_FULL = 0.15
@@ -86,14 +92,18 @@ class Pressure:
         counters: Counters,
         watched: Watched,
         cost: CostModel | None,
+        admission: Admission = "guarded",
     ) -> None:
+        self._guarded = admission == "guarded"
+        self._nearly_full = HOST_NEARLY_FULL if self._guarded else 0.0
+        self._enough_free = ENOUGH_FREE if self._guarded else EAGER_ENOUGH_FREE
         self._policy = policy
         self._kv = kv
         self._counters = counters
         self._watched = watched
         self._batch = policy.context.max_batch_size
         self.budget = RecomputeBudget()
-        self.work = WorkInProgress(cost, self._batch)
+        self.work = WorkInProgress(cost if self._guarded else None, self._batch)
         self._full = min(GROWTH_BLOCKS * self._batch, int(DEVICE_NEARLY_FULL * kv.device.num_blocks))
         """The device pool is full if at most this many blocks are free."""
         self.active = False
@@ -205,8 +215,8 @@ class Pressure:
 
     def _host_is_short(self) -> bool:
         if self._watched != "both":
-            return self._watched == "device"
-        return self._kv.host_available <= HOST_NEARLY_FULL * self._kv.host.num_blocks
+            return self._guarded and self._watched == "device"
+        return self._kv.host_available <= self._nearly_full * self._kv.host.num_blocks
 
     def _all_could_end(self, request: Request) -> bool:
         """Whether memory holds this and all started requests until they end at their maximum lengths."""
@@ -225,7 +235,7 @@ class Pressure:
     def _is_relieved(self) -> bool:
         in_debt = self.budget.in_debt and bool(self._started)
         free = self._device_free + (self._kv.host_available if self._watched == "both" else 0)
-        return not in_debt and self.work.is_moderate and free >= ENOUGH_FREE * self._capacity
+        return not in_debt and self.work.is_moderate and free >= self._enough_free * self._capacity
 
 
 def peak_blocks(requests: Sequence[Request], block_size: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Literal
 
-from fgengine.config import Offloading
+from fgengine.config import Admission, Offloading
 from fgengine.cost import CostModel, StepShape
 from fgengine.kv.manager import KVManager
 from fgengine.kv.transfer import Direction
@@ -49,6 +49,7 @@ class KVResidency:
         block_bytes: int,
         counters: Counters,
         offloading: Offloading,
+        admission: Admission,
         cost: CostModel | None,
     ) -> None:
         """Raises ValueError if ``offloading`` is "auto" and there is no cost model."""
@@ -62,7 +63,7 @@ class KVResidency:
         self._offloading = offloading
         self._cost = cost
         self._max_in_flight = blocks_in_flight(self._max_batch_size, block_bytes, cost)
-        self.pressure = Pressure(policy, kv, counters, self._watched(), cost)
+        self.pressure = Pressure(policy, kv, counters, self._watched(), cost, admission)
         self._ranking = Ranking(self.pressure.priority)
         """The requests on the device in priority order; eviction begins at the end."""
         self._unused: set[str] = set()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from itertools import chain, islice
 
-from fgengine.config import EngineConfig, Offloading
+from fgengine.config import Admission, EngineConfig, Offloading
 from fgengine.cost import CostModel
 from fgengine.kv.manager import KVManager, Where
 from fgengine.kv.sizing import Pools
@@ -49,6 +49,7 @@ class Scheduler:
         limits: Limits,
         *,
         offloading: Offloading = "reactive",
+        admission: Admission = "guarded",
         cost: CostModel | None = None,
         queue: QueueLimit = NO_LIMIT,
     ) -> None:
@@ -61,7 +62,9 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         """All unfinished requests by id."""
         self.queue = Queue(queue, self.max_batch_size)
-        self.residency = KVResidency(policy, kv, limits.block_bytes, self.counters, offloading, cost)
+        self.residency = KVResidency(
+            policy, kv, limits.block_bytes, self.counters, offloading, admission, cost
+        )
         self.in_flight = InFlight()
         self._running: dict[str, Request] = {}
         """The requests of the last batch, by id."""
@@ -108,6 +111,7 @@ class Scheduler:
             KVManager(pools.device, pools.host, config.block_size),
             limits,
             offloading=config.offloading,
+            admission=config.admission,
             cost=cost,
             queue=QueueLimit.of(config, speed),
         )

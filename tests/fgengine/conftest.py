@@ -13,7 +13,7 @@ import torch
 
 from fgengine import profile_cache, profiler
 from fgengine.clock import VirtualClock
-from fgengine.config import Offloading
+from fgengine.config import Admission, Offloading
 from fgengine.cost import CostModel, StepShape
 from fgengine.engine import Engine
 from fgengine.kv.manager import KVManager
@@ -138,6 +138,7 @@ def symbolic_engine() -> Callable[..., Engine]:
         max_model_len: int = 256,
         eos: frozenset[int] = frozenset(),
         offloading: Offloading = "reactive",
+        admission: Admission = "guarded",
         chunked_prefill: bool = False,
         eager_copies: bool = False,
         starvation_limit: float = 30.0,
@@ -154,6 +155,7 @@ def symbolic_engine() -> Callable[..., Engine]:
             KVManager(device_blocks, host_blocks, block_size),
             Limits(max_tokens_per_batch, max_model_len, chunked_prefill, eos, block_bytes=1000),
             offloading=offloading,
+            admission=admission,
             cost=cost,
             queue=queue,
         )

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fgengine.clock import WallClock
-from fgengine.config import Offloading
+from fgengine.config import Admission, Offloading
 from fgengine.cost import CostModel
 from fgengine.engine import Engine
 from fgengine.execution.runner import TorchRunner
@@ -87,6 +87,7 @@ def build(
     max_batch_size: int = 4,
     max_tokens_per_batch: int = 256,
     offloading: Offloading = "reactive",
+    admission: Admission = "guarded",
     chunked_prefill: bool = False,
     overlap: bool = False,
     graphs: bool = False,
@@ -117,6 +118,7 @@ def build(
             block_bytes=runner.block_bytes,
         ),
         offloading=offloading,
+        admission=admission,
         cost=COST,
     )
     return Engine(scheduler, runner, runner.copies, WallClock(), vocab_size=shape.vocab_size, overlap=overlap)
@@ -156,6 +158,7 @@ def test_the_reference_outputs_differ(family: str) -> None:
         ("proactive", {"device_blocks": 16, "offloading": "proactive"}),
         ("recompute", {"device_blocks": 12, "host_blocks": 0, "offloading": "recompute"}),
         ("both", {"device_blocks": 10, "host_blocks": 9}),
+        ("eager", {"device_blocks": 10, "host_blocks": 9, "admission": "eager"}),
         ("chunks", {"device_blocks": 12, "host_blocks": 6, "max_tokens_per_batch": 10}),
     ],
 )

@@ -102,6 +102,22 @@ def test_under_pressure_no_request_starts_and_started_ones_run_by_arrival(symbol
     assert scheduler.counters.pressure_seconds == pytest.approx(spent, abs=0.02)
 
 
+def test_with_eager_admission_only_full_pools_begin_pressure(symbolic_engine: Build) -> None:
+    def overload(admission: str, host_blocks: int) -> Engine:
+        engine = symbolic_engine(
+            "mlfq", device_blocks=60, host_blocks=host_blocks, eager_copies=True, admission=admission
+        )
+        assert all(request.finished for request in serve(engine, seed=3, number=60, gap=0.01))
+        return engine
+
+    guarded, eager = overload("guarded", 600), overload("eager", 600)
+    assert guarded.scheduler.counters.pressure_seconds > 0.0
+    assert eager.scheduler.counters.recomputed_tokens == 0
+    assert eager.scheduler.counters.pressure_seconds == 0.0
+    small = overload("eager", 20)  # the host pool is too small for all of them
+    assert small.scheduler.counters.pressure_seconds > 0.0
+
+
 def test_without_short_memory_the_policys_order_is_used(symbolic_engine: Build) -> None:
     engine = symbolic_engine("sj-mlfq", device_blocks=4000, host_blocks=100)
     serve(engine, seed=5, number=100, gap=0.1)  # an arrival rate near the capacity

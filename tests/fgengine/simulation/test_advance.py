@@ -16,7 +16,7 @@ from typing import get_args
 import pytest
 
 from fgengine.clock import VirtualClock
-from fgengine.config import Offloading
+from fgengine.config import Admission, Offloading
 from fgengine.cost import CostModel
 from fgengine.engine import Engine
 from fgengine.kv.manager import KVManager
@@ -55,6 +55,7 @@ class Case:
     limits: Limits
     max_batch_size: int
     starvation_limit: float
+    admission: Admission
     work: Sequence[tuple[float, int, int, str]]
     """(arrival, prompt tokens, output tokens, user)."""
 
@@ -98,6 +99,7 @@ class Case:
             limits=limits,
             max_batch_size=batch,
             starvation_limit=source.choice([0.1, 1.0, 30.0]),
+            admission=source.choice(["guarded", "guarded", "eager"]),
             work=work,
         )
 
@@ -113,6 +115,7 @@ class Case:
             KVManager(self.device_blocks, self.host_blocks, BLOCK_SIZE),
             self.limits,
             offloading=self.offloading,
+            admission=self.admission,
             cost=self.cost,
         )
 
