@@ -1,5 +1,5 @@
 """What pyproject.toml cannot say: the top-level folder ``datasets`` is installed as ``fgbench/datasets``.
-Files that are not Python go with their package: the tables, and the source of the CPU kernels."""
+Files that are not Python go with their package: tables, the source of the CPU kernels, experiments."""
 
 from setuptools import find_packages, setup
 
@@ -10,6 +10,7 @@ setup(
         "fgbench.datasets": ["*.csv.gz", "README.md"],
         "fgengine.ops.cpu": ["*.c", "*.h"],
         "fgbench": ["py.typed"],
+        "fgbench.reproduction": ["published.json", "experiments/*/*.toml"],
         "fgengine": ["py.typed"],
     },
 )

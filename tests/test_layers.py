@@ -58,6 +58,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("live",),
         ("benchmark",),
         ("sweeping",),
+        ("reproduction",),
         ("cli",),
         ("__main__", ""),
     ),

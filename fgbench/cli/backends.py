@@ -84,7 +84,7 @@ def _simulated() -> Listed:
     summary = "FastGen's scheduler on a virtual clock; also simulated-POLICY"
     missing = None
     if not any(profiles_folder().glob("*.json")):
-        missing = "needs step times: measure them with 'fgbench profile', or give a file with --profile"
+        missing = "needs step times: use 'fgbench profile', --profile FILE or --device-spec a100-40gb"
     return Listed("simulated", summary, missing is None, version("fgbench"), how_to_get=missing)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fgbench.sweeping.folder import SweepFolder
     from fgbench.sweeping.plan import SweepPoint
     from fgbench.sweeping.prepared import Prepared
+    from fgbench.sweeping.runner import SweepRunner
 
 NOT_SAVED = {"folder", "resume", "dry_run", "fail_fast", "config"}
 """Parameters that control this call only; all others are saved with the sweep."""
@@ -84,7 +85,7 @@ def sweep(
 
     from fgbench.cli.backend_option import backend_specs
     from fgbench.live.display import display_for
-    from fgbench.sweeping.folder import SweepFolder, resumed_settings, to_resume, unfinished_sweep
+    from fgbench.sweeping.folder import resumed_settings, to_resume, unfinished_sweep
     from fgbench.sweeping.prepared import prepare
 
     console = Console()
@@ -111,10 +112,7 @@ def sweep(
                 console,
                 f"An unfinished sweep with these options is in {unfinished}: --resume would resume it.",
             )
-        sweep_folder = SweepFolder.create(
-            settings.load.results, settings.to_json(), settings.plan, prepared.plan
-        )
-        sweep_folder.save(order=settings.order)
+        sweep_folder = create_folder(prepared)
     _run(prepared, sweep_folder, fail_fast, console)
 
 
@@ -163,14 +161,48 @@ def _run(prepared: Prepared, folder: SweepFolder, fail_fast: bool, console: Cons
 def _measure(prepared: Prepared, folder: SweepFolder, fail_fast: bool, console: Console) -> int:
     """Run the remaining points, print the results, and return the worst exit code."""
     from fgbench.exit_status import worst
-    from fgbench.live.display import display_for
     from fgbench.metrics.slo import parse_slo
-    from fgbench.sweeping.estimate import SweepProgress
-    from fgbench.sweeping.runner import RateSearchResult, SweepRunner
     from fgbench.sweeping.sweep_tables import results_table, search_tables
 
-    total, sweep = SweepProgress(), prepared.settings.sweep
-    runner = SweepRunner(
+    sweep = prepared.settings.sweep
+    runner = sweep_runner(prepared, folder, console, fail_fast=fail_fast)
+    if not sweep.find_rate:
+        results = runner.grid(list(prepared.first_points()))
+        labels = list(prepared.backends)
+        console.print(results_table(sorted(results, key=lambda result: labels.index(result.point.backend))))
+        for result in results:
+            if result.exit.sentence:
+                say(console, f"{result.point}: {result.exit.sentence}", "bold red")
+        return worst([result.exit.code for result in results])
+    slo, found = parse_slo(sweep.slo or ""), {}
+    for label in prepared.backends:
+        found[label] = runner.find_rate(label, prepared.search(label), slo, prepared.settings.seed_numbers)
+        if fail_fast and found[label].code:
+            break
+    console.print(search_tables(found, slo, sweep.seeds))
+    return worst([result.code for result in found.values()])
+
+
+def create_folder(prepared: Prepared) -> SweepFolder:
+    """Create the folder of a prepared sweep, which has no points yet."""
+    from fgbench.sweeping.folder import SweepFolder
+
+    settings = prepared.settings
+    folder = SweepFolder.create(settings.load.results, settings.to_json(), settings.plan, prepared.plan)
+    folder.save(order=settings.order)
+    return folder
+
+
+def sweep_runner(
+    prepared: Prepared, folder: SweepFolder, console: Console, *, fail_fast: bool = False
+) -> SweepRunner:
+    """Return the runner of a prepared sweep, which shows its progress on ``console``."""
+    from fgbench.live.display import display_for
+    from fgbench.sweeping.estimate import SweepProgress
+    from fgbench.sweeping.runner import SweepRunner
+
+    total = SweepProgress()
+    return SweepRunner(
         folder,
         prepared.plan,
         prepared.backends,
@@ -180,24 +212,9 @@ def _measure(prepared: Prepared, folder: SweepFolder, fail_fast: bool, console: 
         expected_seconds=prepared.expected_seconds,
         options=prepared.repeating_options,
         max_error_rate=prepared.settings.load.max_error_rate,
-        restart=sweep.restart,
+        restart=prepared.settings.sweep.restart,
         fail_fast=fail_fast,
     )
-    if not sweep.find_rate:
-        results = runner.grid(list(prepared.first_points()))
-        labels = list(prepared.backends)
-        console.print(results_table(sorted(results, key=lambda result: labels.index(result.point.backend))))
-        for result in results:
-            if result.exit.sentence:
-                say(console, f"{result.point}: {result.exit.sentence}", "bold red")
-        return worst([result.exit.code for result in results])
-    slo, found = parse_slo(sweep.slo or ""), dict[str, RateSearchResult]()
-    for label in prepared.backends:
-        found[label] = runner.find_rate(label, prepared.search(label), slo, prepared.settings.seed_numbers)
-        if fail_fast and found[label].code:
-            break
-    console.print(search_tables(found, slo, sweep.seeds))
-    return worst([result.code for result in found.values()])
 
 
 def _print(console: Console, sentence: str) -> None:

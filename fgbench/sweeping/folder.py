@@ -253,11 +253,20 @@ def resumed_settings(sweep: SweepFolder, wanted: Settings, given: Collection[str
 
 def unfinished_sweep(settings: Settings) -> Path | None:
     """Return the newest sweep with the same options that is not complete, or None."""
+    sweeps = _sweeps_like(settings)
+    return next((path for path, info in sweeps if info.get("status") != "complete"), None)
+
+
+def newest_sweep(settings: Settings) -> SweepFolder | None:
+    """Return the newest sweep with the same options, complete or not; None if there is none."""
+    path = next((path for path, _ in _sweeps_like(settings)), None)
+    return None if path is None else SweepFolder.open(path)
+
+
+def _sweeps_like(settings: Settings) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the readable sweeps with the same options and their sweep.json, the newest first."""
     for path in reversed(find_sweeps(settings.load.results)):
-        try:
+        with contextlib.suppress(ValueError):
             info = read_sweep(path)
-        except ValueError:
-            continue
-        if info.get("plan") == settings.plan and info.get("status") != "complete":
-            return path
-    return None
+            if info.get("plan") == settings.plan:
+                yield path, info

@@ -126,9 +126,9 @@ def _legend(picture: Picture) -> list[Artist]:
             for name, fill in STATE_COLOURS.items()
             if name in used_states
         ]
-    used = {line.style: line for line in picture.lines}
+    used = {(line.reference, line.style): line for line in picture.lines}
     handles: list[Artist] = [
-        Line2D([], [], **_style(used[style]), label=_short(used[style].label)) for style in sorted(used)
+        Line2D([], [], **_style(used[key]), label=_short(used[key].label)) for key in sorted(used)
     ]
     if any(any(line.hollow) for line in picture.lines):
         hollow: Any = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": GREY}
@@ -141,7 +141,9 @@ def _legend(picture: Picture) -> list[Artist]:
 
 
 def _style(line: Line) -> dict[str, Any]:
-    style = {"color": colour(line.style), "linewidth": 1.6}
+    style: dict[str, Any] = {"color": colour(line.style), "linewidth": 1.6}
+    if line.reference:
+        return style | {"linestyle": "--", "linewidth": 1.2}
     if not line.marked:
         return style | {"linestyle": DASHES[line.style % len(DASHES)]}
     return style | {"marker": MARKERS[line.style % len(MARKERS)], "markersize": 6.5}
@@ -153,7 +155,7 @@ def _draw_lines(axes: Axes, panel: Panel, styles: int) -> None:
     offset = _offset(panel, styles) if any(any(line.intervals) for line in panel.lines) else 0.0
     for line in panel.lines:
         style = _style(line)
-        if not line.marked:
+        if line.reference or not line.marked:
             axes.plot(line.xs, line.ys, **style, drawstyle="steps-post" if panel.y_percent else "default")
             continue
         xs = [_shifted(panel, x, offset * (line.style - (styles - 1) / 2)) for x in line.xs]

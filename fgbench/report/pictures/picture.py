@@ -22,6 +22,8 @@ class Line:
     ys: Sequence[float]
     marked: bool = True
     """Whether every point has a marker. If not, it is a curve of many points."""
+    reference: bool = False
+    """Whether it was not measured here, such as a published curve: dashed, without markers."""
     hollow: Sequence[bool] = ()
     """For each point, whether it was measured above capacity; empty if none was."""
     intervals: Sequence[tuple[float, float] | None] = ()

@@ -81,6 +81,8 @@ def _marked(line: Line) -> range:
 
     A curve has only a few markers, at a different place for each backend. They identify it without colours.
     """
+    if line.reference:
+        return range(0)
     if line.marked:
         return range(len(line.xs))
     apart = max(1, len(line.xs) // MARKS_ON_A_CURVE)
@@ -137,9 +139,10 @@ def _legend(picture: Picture) -> Text:
         for name, fill in STATE_FILLS.items():
             legend.append(f"{fill} {name}  ", style=STATE_COLOURS[name])
         return legend
-    used = {line.style: line for line in picture.lines}
-    for style in sorted(used):
-        legend.append(f"{MARKERS[style % len(MARKERS)]} {used[style].label}  ", style=colour(style))
+    used = {(line.reference, line.style): line for line in picture.lines}
+    for (reference, style), line in sorted(used.items()):
+        sign = "-" if reference else MARKERS[style % len(MARKERS)]
+        legend.append(f"{sign} {line.label}  ", style=colour(style))
     if any(any(line.hollow) for line in picture.lines):
         legend.append("hollow: above capacity  ", style="dim")
     if any(any(line.intervals) for line in picture.lines):
