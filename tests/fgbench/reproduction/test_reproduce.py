@@ -24,6 +24,12 @@ def words(output: str) -> str:
     return " ".join(output.split())
 
 
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without downloaded datasets."""
+    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.mark.slow
 def test_a_figure_is_simulated_and_compared_with_the_published_one(tmp_path: Path) -> None:
     done = fgbench("fig18", *TENTH, "--results", tmp_path)
