@@ -14,7 +14,7 @@ Scale = Literal["simulated", "laptop", "gpu"]
 SCALES: dict[Scale, str] = {
     "simulated": "the paper's models on the analytic profile of a GPU: minutes, no GPU",
     "laptop": "SmolLM2-135M with the real engine and the real vLLM, on this machine's processor: hours",
-    "gpu": "the paper's own setting: OPT-13B and Llama-3-8B on a GPU: a day",
+    "gpu": "the paper's own setting: OPT-13B and Llama-3-8B on a GPU: days",
 }
 """Scale -> description."""
 STAND_IN = "-stand-in"
