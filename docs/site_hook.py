@@ -24,6 +24,7 @@ ADDED = (
     "results/README.md",
     "results/gpu/README.md",
     "results/reference/README.md",
+    "results/reference/paper/fig11-sharegpt.png",
     "results/reference/smollm2-cpu/latency.png",
     "results/reference/smollm2-cpu-sweep/tables.md",
 )
