@@ -33,8 +33,9 @@ endif
 demo: $(INSTALLED)
 	$(PY) -m fgbench demo
 
-# As many processes as cores. The tests of one group stay together, since they share a fixture that takes long.
-PYTEST := $(PY) -m pytest -n auto --dist loadgroup
+# One process more than there are cores, because tests often wait for a server or for the network. The tests of one
+# group stay together, since they share a fixture that takes long.
+PYTEST = $(PY) -m pytest -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --dist loadgroup
 
 test: $(INSTALLED)
 	$(PYTEST)
