@@ -153,6 +153,7 @@ SMALL = st.text("ab🦙", min_size=1, max_size=4)
 
 @settings(max_examples=300)
 @given(st.lists(SMALL, min_size=1, max_size=4), st.lists(st.text("ab🦙", max_size=5), max_size=12))
+@pytest.mark.slow
 def test_stop_strings_do_not_depend_on_the_chunks(stops: list[str], chunks: list[str]) -> None:
     text = "".join(chunks)
     assert _watch(stops, chunks) == _watch(stops, list(text)) == _naive(stops, text)

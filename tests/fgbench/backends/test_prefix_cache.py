@@ -146,6 +146,7 @@ def texts() -> Texts:
 
 
 @pytest.mark.parametrize("metrics", [True, False])
+@pytest.mark.slow
 def test_every_point_of_a_sweep_is_cold_even_without_a_reset(
     start: Callable[..., CachingServer], tmp_path: Path, metrics: bool
 ) -> None:
@@ -166,6 +167,7 @@ def test_every_point_of_a_sweep_is_cold_even_without_a_reset(
     assert expected in " ".join(done.output.split())
 
 
+@pytest.mark.slow
 def test_a_repeated_run_is_cold_because_the_cache_is_reset(
     start: Callable[..., CachingServer], tmp_path: Path
 ) -> None:
@@ -181,6 +183,7 @@ def test_a_repeated_run_is_cold_because_the_cache_is_reset(
 
 
 @pytest.mark.parametrize("options", [{"metrics": True}, {"metrics": False, "usage": True}])
+@pytest.mark.slow
 def test_a_repeated_run_that_finds_its_prompts_is_marked(
     start: Callable[..., CachingServer], tmp_path: Path, options: dict[str, bool]
 ) -> None:
@@ -195,6 +198,7 @@ def test_a_repeated_run_that_finds_its_prompts_is_marked(
     assert again.reset_answer == "POST /reset_prefix_cache: 404"
 
 
+@pytest.mark.slow
 def test_texts_are_marked_from_the_second_load_on(
     start: Callable[..., CachingServer], tmp_path: Path
 ) -> None:
@@ -207,6 +211,7 @@ def test_texts_are_marked_from_the_second_load_on(
     assert conditions.texts == 8
 
 
+@pytest.mark.slow
 def test_prompts_with_a_common_beginning_are_not_marked(
     start: Callable[..., CachingServer], tmp_path: Path
 ) -> None:
@@ -237,6 +242,7 @@ def test_a_server_of_another_kind_is_not_asked(start: Callable[..., CachingServe
     assert reset_cache("http://127.0.0.1:9", "vllm") == Reset(False, "POST /reset_prefix_cache: no answer")
 
 
+@pytest.mark.slow
 def test_prompt_tokens_that_differ_from_those_sent_are_seen(
     start: Callable[..., CachingServer], tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_server_that_ignores_signals_is_killed_with_its_children(tmp_path, mon
     wait_for(lambda: has_ended(child))
 
 
+@pytest.mark.slow
 def test_a_child_that_outlives_its_server_is_killed_too(tmp_path):
     without_waiting = STUBBORN.rsplit("time.sleep(60)", 1)[0]
     process = ServerProcess(python(without_waiting), tmp_path / "log")

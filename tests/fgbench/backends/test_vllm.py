@@ -63,6 +63,7 @@ def test_a_run_records_command_version_environment_and_cores(fake_vllm, model, t
     assert not vllm.alive()
 
 
+@pytest.mark.slow
 def test_equal_settings_have_equal_fingerprints_whatever_the_port(fake_vllm, model, tmp_path):
     python = fake_vllm()
     load = Load(rate=math.inf, num_prompts=1, num_warmup=0)
@@ -174,6 +175,7 @@ def test_the_first_exception_of_a_log_is_its_cause():
     assert first_error("No Error: here\nall is well") == ""
 
 
+@pytest.mark.slow
 def test_a_death_midway_fails_the_run_with_the_log(fake_vllm, model, tmp_path):
     vllm = backend(fake_vllm(dies_at_request=3), model)
     load = Load(rate=20.0, num_prompts=30, num_warmup=0)
@@ -182,6 +184,7 @@ def test_a_death_midway_fails_the_run_with_the_log(fake_vllm, model, tmp_path):
     assert "RuntimeError: the engine broke" in run.info["error"]
 
 
+@pytest.mark.slow
 def test_a_slow_start_shows_what_the_server_does(fake_vllm, model, tmp_path, monkeypatch):
     monkeypatch.setattr("fgbench.backends.started.FOLLOW_SECONDS", 0.05)
     reported = []

@@ -60,6 +60,7 @@ def test_a_profile_is_measured_checked_and_written_where_serve_looks(
     assert not loaded.conditions.busy
 
 
+@pytest.mark.slow
 def test_nothing_is_measured_while_another_program_is_busy(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

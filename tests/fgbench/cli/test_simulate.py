@@ -374,6 +374,7 @@ def test_a_policy_that_breaks_its_contract_is_reported_in_one_sentence(
     assert read_run(folder).info["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_here_is_simulated_and_marked_everywhere(tmp_path: Path) -> None:
     argv = ["--num-prompts", "12", "--rate", "2", "--results", str(tmp_path)]
     device = ["--device-spec", "a100-40gb", "--model", "opt-13b"]
@@ -427,6 +428,7 @@ def test_a_slower_step_makes_every_request_slower(tmp_path: Path) -> None:
     assert run.info["backend"]["settings"]["profile"].endswith("analytic, 8.5 ms per step")
 
 
+@pytest.mark.slow
 def test_a_measured_run_has_no_mark(tmp_path: Path) -> None:
     argv = ["--profile", PROFILE, "--num-prompts", "5", "--rate", "1.5", "--results", str(tmp_path)]
     done = fgbench("simulate", *argv)

@@ -165,6 +165,7 @@ arrivals = st.lists(
 
 
 @given(arrivals, st.floats(0.1, 100.0))
+@pytest.mark.slow
 def test_sjf_never_lets_a_much_later_arrival_overtake(
     given: list[tuple[float, float, bool]], limit: float
 ) -> None:

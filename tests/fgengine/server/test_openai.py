@@ -208,7 +208,11 @@ async def test_neutral_and_unknown_fields_are_accepted(served: Any) -> None:
     assert status == 200
 
 
-@pytest.mark.parametrize("raw", [b"{", b"[]", b"\xff", b"null", b'{"a":' + b"[" * 100_000])
+@pytest.mark.parametrize(
+    "raw",
+    [b"{", b"[]", b"\xff", b"null", b'{"a":' + b"[" * 100_000],
+    ids=["cut", "list", "not UTF-8", "null", "deep"],
+)
 async def test_bodies_that_are_no_json_object_answer_400(served: Any, raw: bytes) -> None:
     async with served.session.post(served.url + "/v1/completions", data=raw) as response:
         assert response.status == 400
