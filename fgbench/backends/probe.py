@@ -115,7 +115,9 @@ def ask_served(url: str, wanted: str | None = None) -> ReadyServer:
         return ReadyServer(url, wanted or "")
     names = [str(m["id"]) for m in listed]
     if wanted is not None and wanted not in names:
-        raise BackendError(f"the server at {url} serves {', '.join(names)}, not {wanted}")
+        raise BackendError(
+            f"the server at {url} serves {', '.join(names)}, not {wanted}: give another --model"
+        )
     model = listed[names.index(wanted) if wanted else 0]
     return ReadyServer(
         url, str(model["id"]), _count(model.get("vocab_size")), str(model.get("owned_by") or "")

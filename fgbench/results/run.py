@@ -190,7 +190,10 @@ def find_run(root: Path, name: str) -> Path:
     exact = [path for path in runs if path.name == name]
     matching = exact or [path for path in runs if path.name.startswith(name.rstrip("/"))]
     if not matching or not name:
-        raise ValueError(f"there is no run folder {name}, and no name in {root} begins with it")
+        raise ValueError(
+            f"there is no run folder {name}, and no name in {root} begins with it: "
+            "'fgbench results list' shows the names"
+        )
     if len(matching) > 1:
         names = ", ".join(path.name for path in matching[:3])
         raise ValueError(

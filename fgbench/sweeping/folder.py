@@ -215,7 +215,7 @@ def to_resume(folder: Path | None, wanted: Settings, given: Collection[str]) -> 
     root = wanted.load.results
     sweeps = find_sweeps(root)
     if not sweeps:
-        raise ValueError(f"{root} holds no sweep to resume")
+        raise ValueError(f"{root} holds no sweep to resume: leave out --resume, or give another --results")
     if not set(given) - set(FREE):
         return SweepFolder.open(sweeps[-1])
     plan = wanted.checked().plan

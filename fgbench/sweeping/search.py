@@ -59,7 +59,7 @@ class Search:
         if not self.lowest <= self.start <= self.highest:
             raise ValueError(
                 f"the search starts at {self.start:g}/s, outside its own limits of {self.lowest:g}/s to "
-                f"{self.highest:g}/s"
+                f"{self.highest:g}/s: give a first rate within them"
             )
 
     def next_rate(self, probes: Sequence[Probe]) -> float | None:

@@ -217,7 +217,7 @@ class Replay(RateScaled):
 
     def __post_init__(self) -> None:
         if not self.recorded:
-            raise ValueError(f"the trace {self.trace} has no requests")
+            raise ValueError(f"the trace {self.trace} has no requests: give another file")
 
     @property
     def name(self) -> str:

@@ -223,7 +223,7 @@ def _texts(
     report: Report,
 ) -> Texts:
     if tokenizer is None:
-        raise ValueError(f"the dataset {name} needs the model's tokenizer, to count tokens")
+        raise ValueError(f"the dataset {name} needs the model's tokenizer, to count tokens: give --tokenizer")
     path = path or _usual_path(name, report)
     report(f"reading {path.name}")
     text_format = _TEXTS[name]
@@ -293,7 +293,9 @@ def read_lengths(path: Path, name: str, report: Callable[[str], None] = lambda l
         if len(pairs) == MAX_ROWS:
             break
     if not pairs:
-        raise ValueError(f"{path} has no rows with integer numbers of tokens in {' and '.join(COLUMNS)}")
+        raise ValueError(
+            f"{path} has no rows with integer numbers of tokens in {' and '.join(COLUMNS)}: give another file"
+        )
     if tally.loss:
         report(tally.loss)
     return Lengths(name, tuple(pairs))
@@ -309,7 +311,7 @@ def _csv_pairs(tally: ReadReport) -> Iterator[tuple[int, int] | None]:
     rows = csv_rows(tally)
     header = [name.strip() for name in next(rows, [])]
     if not has_lengths(header):
-        raise ValueError(f"{tally.path} must have the columns {' and '.join(COLUMNS)}")
+        raise ValueError(f"{tally.path} must have the columns {' and '.join(COLUMNS)}: name them so")
     prompt, output = (header.index(name) for name in COLUMNS)
     for row in rows:
         try:

@@ -105,12 +105,12 @@ def _list_values(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[Any]:
             yield value
     if tally.damaged_at is not None:
         if not found:
-            raise ValueError(f"{tally.path} is not a text in UTF-8")
+            raise ValueError(f"{tally.path} is not a text in UTF-8: convert it")
         tally.damaged_at = passed + at
     elif buffer[at : at + 1] not in ("", "]"):
         tally.broken += 1
         if not found:
-            raise ValueError(f"{tally.path} is cut off before the end of its first record")
+            raise ValueError(f"{tally.path} is cut off before the end of its first record: get it again")
 
 
 def _text(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[str]:
@@ -136,7 +136,10 @@ def _line_values(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[Any]:
         found = True
         yield value
     if not found and tally.broken:
-        raise ValueError(f"{tally.path} is neither a list of JSON records nor has one record per line")
+        raise ValueError(
+            f"{tally.path} is neither a list of JSON records nor has one record per line: "
+            "convert it into one of these forms"
+        )
 
 
 def _lines(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[bytes]:

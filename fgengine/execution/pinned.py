@@ -43,7 +43,8 @@ def pinned_empty(sizes: tuple[int, ...], dtype: torch.dtype, cudart: Any = None)
     available = host_memory().free
     if num_bytes > available:
         raise ValueError(
-            f"{size(num_bytes)} must be pinned, but only {size(available)} of memory are available"
+            f"{size(num_bytes)} must be pinned, but only {size(available)} of memory are available: lower "
+            "--swap-space"
         )
     try:
         pages = _PinnedPages(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -74,7 +74,7 @@ class MLFQ(Policy):
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)
         if context.cost is None:
-            raise ValueError("a multi-level feedback queue needs a cost model for its quanta")
+            raise ValueError("a multi-level feedback queue needs a cost model for its quanta: give --profile")
         self.cost: CostModel = context.cost
         self.quanta = [self.cost.min_iteration_seconds * QUANTUM_RATIO**k for k in range(MAX_LEVELS)]
         self._before = [0.0, *accumulate(self.quanta)]

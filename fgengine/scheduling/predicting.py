@@ -23,7 +23,10 @@ class PredictingPolicy(SortedPolicy):
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)
         if context.cost is None or context.predictor is None:
-            raise ValueError("this policy needs a cost model and a predictor of output lengths")
+            raise ValueError(
+                "this policy needs a cost model and a predictor of output lengths: give --profile and "
+                "--predictor"
+            )
         self.cost: CostModel = context.cost
         self.predictor: Predictor = context.predictor
         self.predictions: dict[str, Prediction] = {}

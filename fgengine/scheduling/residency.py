@@ -54,7 +54,9 @@ class KVResidency:
     ) -> None:
         """Raises ValueError if ``offloading`` is "auto" and there is no cost model."""
         if offloading == "auto" and cost is None:
-            raise ValueError("offloading auto needs a profile, to predict copy and recomputation times")
+            raise ValueError(
+                "offloading auto needs a profile, to predict copy and recomputation times: give --profile"
+            )
         self._policy = policy
         self._kv = kv
         self._block_bytes = block_bytes

@@ -49,7 +49,7 @@ class SRPT(SortedPolicy):
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)
         if context.cost is None:
-            raise ValueError("srpt needs a cost model for processing times")
+            raise ValueError("srpt needs a cost model for processing times: give --profile")
         self.cost: CostModel = context.cost
         self._left: dict[str, int] = {}
         """Output tokens still to come, rounded with ``on_grid``, by request id."""

@@ -92,11 +92,14 @@ def check_profile(config: EngineConfig, shape: ModelShape, profile: Profile) -> 
     dtype = profile.dtype if config.dtype == "auto" else config.dtype
     profile.require(shape=shape, device=profile.device, dtype=dtype)
     if config.device != "auto" and (config.device == "cpu") != profile.on_cpu:
-        raise ValueError(f"the profile is of {profile.device}, which is not the device {config.device}")
+        raise ValueError(
+            f"the profile is of {profile.device}, which is not the device {config.device}: give another "
+            "--profile, or leave out --device"
+        )
     if config.max_model_len is not None and config.max_model_len > shape.max_position:
         raise ValueError(
             f"max_model_len {config.max_model_len} is more than this model's maximum of {shape.max_position} "
-            "tokens"
+            "tokens: lower --max-model-len"
         )
 
 
