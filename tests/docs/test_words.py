@@ -36,3 +36,7 @@ def test_a_plainer_word_is_used(word: str) -> None:
         if pattern.search(line)
     ]
     assert found == [], f"write instead: {INSTEAD[word]}"
+
+
+def test_the_readme_is_short_enough_to_be_read_to_its_end() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
