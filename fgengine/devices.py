@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from fgengine.config import GIB
 from fgengine.units import size
 
-GIB = 1024**3
 MAX_NAME = 100
 PCIE_4, PCIE_5 = 32e9, 64e9
 """Bytes per second of one direction with 16 lanes, as data sheets round them."""

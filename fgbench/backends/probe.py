@@ -81,9 +81,9 @@ def wait_until_ready(
     while True:
         if not alive():
             raise BackendError("the server ended before it was ready")
-        status, body = _get(f"{url}/health")
+        status, body = ask(f"{url}/health")
         if status in ABSENT:
-            status, body = _get(f"{url}/v1/models")
+            status, body = ask(f"{url}/v1/models")
         if status is not None and (status == 200 or status in ABSENT):
             return
         if status in (401, 403):  # waiting would not change the answer
@@ -108,7 +108,7 @@ def ask_served(url: str, wanted: str | None = None) -> ReadyServer:
     Raises:
         BackendError: the server has models, but not ``wanted``.
     """
-    status, body = _get(f"{url}/v1/models")
+    status, body = ask(f"{url}/v1/models")
     models = body.get("data") if status == 200 and isinstance(body, dict) else None
     listed = [m for m in models if isinstance(m, dict) and "id" in m] if isinstance(models, list) else []
     if not listed:
@@ -157,7 +157,7 @@ class NotReady(SilentServer):
 
 def read_stats(url: str) -> dict[str, Any]:
     """Return a fastgen server's /stats as plain JSON. Raises StatsError."""
-    status, body = _get(f"{url}/stats")
+    status, body = ask(f"{url}/stats")
     if status is None:
         raise SilentServer(f"no server answers at {url}")
     if status == 503:
@@ -169,7 +169,7 @@ def read_stats(url: str) -> dict[str, Any]:
 
 def read_metrics(url: str) -> dict[str, Any]:
     """Return the statistics of a vLLM server's /metrics, under the names of /stats. Raises StatsError."""
-    status, body = _get(f"{url}/metrics")
+    status, body = ask(f"{url}/metrics")
     if status is None:
         raise SilentServer(f"no server answers at {url}")
     found = from_vllm(body) if status == 200 and isinstance(body, str) else {}
@@ -187,10 +187,6 @@ _headers: dict[str, dict[str, str]] = {}
 def ask_with(url: str, headers: Mapping[str, str]) -> None:
     """Send ``headers`` with all further queries of this module to the server at ``url``."""
     _headers[url] = dict(headers)
-
-
-def _get(url: str) -> tuple[int | None, Any]:
-    return ask(url)
 
 
 def ask(url: str, method: Literal["GET", "POST"] = "GET") -> tuple[int | None, Any]:

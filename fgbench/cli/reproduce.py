@@ -87,7 +87,7 @@ def reproduce(
     from fgbench.reproduction.reproduced import reproduced
 
     console = Console()
-    names = list(FIGURES) if figures == ["all"] else list(dict.fromkeys(figures))
+    names = list(FIGURES) if "all" in figures else list(dict.fromkeys(figures))
     if unknown := [name for name in names if name not in FIGURES]:
         raise ValueError(f"there is no figure {unknown[0]}: use {', '.join(FIGURES)}, or all")
     if device_spec is not None and on != "simulated":
@@ -118,8 +118,7 @@ def reproduce(
             raise typer.Exit(INTERRUPTED) from None
         code = max(code, one_code)
     if not dry_run:
-        notes = [f"{on}; dashed: published"]
-        found = [reproduced(name, measured, notes) for name in names]
+        found = [reproduced(name, measured, on) for name in names]
         _report([one for one in found if one.labels], folder, console)
     for experiment, why in left_out.items():
         say(console, f"Left out: {experiment}: {why}", "yellow")
@@ -168,7 +167,7 @@ def _describe(experiment: str, settings: Settings, path: Path, console: Console)
 def _measured(experiment: str, settings: Settings, again: bool, console: Console) -> tuple[list[Result], int]:
     """Run the points of an experiment that have no result; return all results and the worst exit code."""
     from fgbench.cli.backend_option import backend_specs
-    from fgbench.cli.sweep import create_folder, sweep_runner
+    from fgbench.cli.sweep import create_folder, say_failures, sweep_runner
     from fgbench.exit_status import worst
     from fgbench.live.display import display_for
     from fgbench.sweeping.folder import newest_sweep
@@ -184,15 +183,14 @@ def _measured(experiment: str, settings: Settings, again: bool, console: Console
         found = sweep_runner(prepared, folder, console).grid(list(prepared.first_points()))
         code = worst([result.exit.code for result in found])
         folder.finish(code)
-    for result in found:
-        if result.exit.sentence:
-            say(console, f"{result.point}: {result.exit.sentence}", "bold red")
+    say_failures(found, console)
     return found, code
 
 
 def _report(found: Sequence[Reproduced], folder: Path, console: Console) -> None:
     """Print the deviations of figures, and save them with the pictures."""
     from fgbench.report.pictures.paper import write_pictures
+    from fgbench.report.run_tables import analytic_note
     from fgbench.reproduction.tables import attainment_table, deviation_table
     from fgbench.results.files import write_json
 
@@ -205,6 +203,8 @@ def _report(found: Sequence[Reproduced], folder: Path, console: Console) -> None
             say(console, f"{one.name}: {remark}", "yellow")
         path = folder / f"{one.name}.json"
         write_json(path, {"figure": one.name, "deviations": [each.to_json() for each in one.deviations]})
+    if devices := sorted({device for one in found for device in one.devices}):
+        say(console, analytic_note(", ".join(devices)), "yellow")
     for label in sorted({label for one in found for label in one.labels}):
         if label in STAND_INS:
             say(console, f"{label}: {STAND_INS[label]}.", "yellow")

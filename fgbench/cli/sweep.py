@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from fgbench.sweeping.folder import SweepFolder
     from fgbench.sweeping.plan import SweepPoint
     from fgbench.sweeping.prepared import Prepared
-    from fgbench.sweeping.runner import SweepRunner
+    from fgbench.sweeping.runner import Result, SweepRunner
 
 NOT_SAVED = {"folder", "resume", "dry_run", "fail_fast", "config"}
 """Parameters that control this call only; all others are saved with the sweep."""
@@ -170,9 +171,7 @@ def _measure(prepared: Prepared, folder: SweepFolder, fail_fast: bool, console: 
         results = runner.grid(list(prepared.first_points()))
         labels = list(prepared.backends)
         console.print(results_table(sorted(results, key=lambda result: labels.index(result.point.backend))))
-        for result in results:
-            if result.exit.sentence:
-                say(console, f"{result.point}: {result.exit.sentence}", "bold red")
+        say_failures(results, console)
         return worst([result.exit.code for result in results])
     slo, found = parse_slo(sweep.slo or ""), {}
     for label in prepared.backends:
@@ -181,6 +180,13 @@ def _measure(prepared: Prepared, folder: SweepFolder, fail_fast: bool, console: 
             break
     console.print(search_tables(found, slo, sweep.seeds))
     return worst([result.code for result in found.values()])
+
+
+def say_failures(results: Sequence[Result], console: Console) -> None:
+    """Print why points failed, if any did."""
+    for result in results:
+        if result.exit.sentence:
+            say(console, f"{result.point}: {result.exit.sentence}", "bold red")
 
 
 def create_folder(prepared: Prepared) -> SweepFolder:

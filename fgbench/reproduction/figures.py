@@ -21,7 +21,8 @@ STAND_IN = "-stand-in"
 """Ending of the label of a backend that stands in for another server."""
 STAND_INS: dict[str, str] = {
     "vllm-stand-in": "our engine with fcfs and recomputed KV, instead of vLLM",
-    "vllm-chunked-stand-in": "the same with chunked prefill, instead of vLLM with chunked prefill",
+    "vllm-chunked-stand-in": "our engine with --chunked-prefill, instead of vLLM with chunked prefill; it "
+    "mixes prefill and decodes without that option too, so short prompts give equal figures",
     "fastertransformer-stand-in": "our engine with static batches, instead of FasterTransformer",
 }
 """Label -> description."""
@@ -93,8 +94,8 @@ FIGURES: dict[str, Figure] = {
     "fig14": Figure(
         "Large batches, OPT-13B, ShareGPT",
         (
-            PublishedPanel("fig14-batch-64", "batches of 64", "batch-64"),
-            PublishedPanel("fig14-batch-128", "batches of 128", "batch-128"),
+            PublishedPanel("fig14-batch-64", "OPT-13B, ShareGPT, batches of 64", "batch-64"),
+            PublishedPanel("fig14-batch-128", "OPT-13B, ShareGPT, batches of 128", "batch-128"),
         ),
     ),
     "fig15": Figure(
@@ -106,13 +107,15 @@ FIGURES: dict[str, Figure] = {
     ),
     "fig17": Figure(
         "KV offloading, OPT-13B, ShareGPT",
-        (PublishedPanel("fig17", "OPT-13B, ShareGPT", "offloading"),),
+        (PublishedPanel("fig17", "offloading, OPT-13B, ShareGPT", "offloading"),),
     ),
     "fig18": Figure(
         "Chunked prefill, OPT-13B",
         (
-            PublishedPanel("fig18-sharegpt", "OPT-13B, ShareGPT", "chunked-sharegpt", limit=0.1),
-            PublishedPanel("fig18-alpaca", "OPT-13B, Alpaca", "chunked-alpaca", limit=0.1),
+            PublishedPanel(
+                "fig18-sharegpt", "chunked prefill, OPT-13B, ShareGPT", "chunked-sharegpt", limit=0.1
+            ),
+            PublishedPanel("fig18-alpaca", "chunked prefill, OPT-13B, Alpaca", "chunked-alpaca", limit=0.1),
         ),
         (
             "The paper measured this on a faster device than figure 11: 15 ms per token is less than an A100 "

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from fgbench.metrics.slo import parse_slo
 from fgbench.report.pictures.picture import Picture
+from fgbench.report.run_tables import ANALYTIC_MARK
 from fgbench.reproduction.curves import above_capacity, attainment_curves, latency_curves
 from fgbench.reproduction.deviations import Deviation, deviations
-from fgbench.reproduction.figures import FIGURES, Figure, PublishedPanel
+from fgbench.reproduction.figures import FIGURES, Figure, PublishedPanel, Scale
 from fgbench.reproduction.pictures import attainment_picture, latency_picture
 from fgbench.reproduction.published import Curve, published_curves
 from fgbench.sweeping.runner import Result
@@ -27,15 +28,17 @@ class Reproduced:
     pictures: list[Picture] = field(default_factory=list)
     labels: set[str] = field(default_factory=set)
     """Labels of the measured backends."""
+    devices: set[str] = field(default_factory=set)
+    """Devices whose step times were computed from published figures."""
 
 
-def reproduced(name: str, measured: Mapping[str, Sequence[Result]], notes: Sequence[str]) -> Reproduced:
+def reproduced(name: str, measured: Mapping[str, Sequence[Result]], scale: Scale) -> Reproduced:
     """Return a figure's report. Panels whose experiment was not measured are left out.
 
     Args:
         name: Such as ``fig11``.
         measured: Results by experiment.
-        notes: Texts after the titles of the pictures.
+        scale: The scale of the experiments, for the titles of the pictures.
     """
     found = Reproduced(name, FIGURES[name])
     for panel in found.figure.panels:
@@ -43,10 +46,17 @@ def reproduced(name: str, measured: Mapping[str, Sequence[Result]], notes: Seque
         if results is None:
             continue
         found.labels |= {result.point.backend for result in results}
+        devices = {result.analytic_device for result in results if result.analytic_device}
+        found.devices |= devices
+        notes = [scale, *(f"{ANALYTIC_MARK} {device}" for device in sorted(devices))]
         if isinstance(panel, PublishedPanel):
             ours, published = latency_curves(results, panel.statistic), published_curves()[panel.name]
             found.deviations += deviations(panel, ours, published)
-            found.pictures.append(latency_picture(panel, ours, published, above_capacity(results), notes))
+            found.pictures.append(
+                latency_picture(
+                    panel, ours, published, above_capacity(results), [*notes, "dashed: published"]
+                )
+            )
         else:
             curves = [attainment_curves(results, parse_slo(slo)) for slo in panel.slos]
             found.attained[panel.name] = dict(zip(panel.slos, curves, strict=True))

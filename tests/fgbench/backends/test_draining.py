@@ -35,7 +35,7 @@ def test_requests_at_a_server(fake_server: Any) -> None:
 
 def test_vllm_metrics_without_counts_of_requests_give_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        probe, "_get", lambda url: (200, "vllm:kv_cache_usage_perc 0.5\n") if "metrics" in url else (404, "")
+        probe, "ask", lambda url: (200, "vllm:kv_cache_usage_perc 0.5\n") if "metrics" in url else (404, "")
     )
     assert ask_requests("http://h") is None
 

@@ -265,9 +265,10 @@ def test_the_real_vllm_starts_answers_and_leaves_nothing_behind(tmp_path, monkey
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # by default it takes 92% of the memory
     passed = ["--max-model-len", "512", "--enforce-eager"]  # compiling takes minutes
     try:
-        vllm = Vllm(EngineConfig(), chunked=chunked, start=StartSpec(vllm_preset=preset), passed=passed)
+        vllm_install.find_vllm()
     except ValueError as error:
         pytest.skip(str(error))
+    vllm = Vllm(EngineConfig(), chunked=chunked, start=StartSpec(vllm_preset=preset), passed=passed)
     run = execute_run(vllm, DATASET, Load(rate=math.inf, num_prompts=3, num_warmup=1), results=tmp_path)
     assert run.complete
     assert run.info["summary"]["ok"] == 3

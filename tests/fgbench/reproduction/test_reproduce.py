@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fgbench.cli.main import app
-from fgbench.results.run import find_runs
+from fgbench.results.run import find_runs, read_info
 from fgbench.sweeping.folder import find_sweeps
 
 TENTH = ["--num-prompts", "40", "--seeds", "1"]
@@ -39,6 +39,7 @@ def test_a_figure_is_simulated_and_compared_with_the_published_one(tmp_path: Pat
     assert "fastgen / vllm-chunked" in text
     assert "vllm-stand-in: our engine with fcfs and recomputed KV, instead of vLLM." in text
     assert "Left out: chunked-alpaca" in text
+    assert "ƒ an analytic device (a100-40gb): step times were computed from published figures" in text
     folder = tmp_path / "reproduction" / "simulated"
     assert (folder / "pictures" / "fig18-sharegpt.png").is_file()
     found = json.loads((folder / "fig18.json").read_text())["deviations"]
@@ -52,6 +53,18 @@ def test_a_figure_is_simulated_and_compared_with_the_published_one(tmp_path: Pat
     assert {path: path.stat().st_mtime_ns for path in find_runs(folder)} == runs, "measured again"
     assert words(again.output).count("fastgen / vllm-chunked") == 1
     assert len(list(find_sweeps(folder))) == 1
+
+
+@pytest.mark.slow
+def test_another_device_is_simulated_and_points_are_measured_again_on_request(tmp_path: Path) -> None:
+    small = ["fig17", "--num-prompts", "4", "--seeds", "1", "--device-spec", "h200", "--results", tmp_path]
+    assert fgbench(*small).exit_code == 0
+    folder = tmp_path / "reproduction" / "simulated"
+    first = set(find_runs(folder))
+    assert {read_info(run)["backend"]["settings"]["device_spec"] for run in first} == {"h200"}
+    assert fgbench(*small, "--again").exit_code == 0
+    assert len(set(find_runs(folder)) - first) == len(first)
+    assert len(list(find_sweeps(folder))) == 2
 
 
 def test_a_dry_run_lists_the_experiments_and_measures_nothing(tmp_path: Path) -> None:
