@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 
-_RUN_MODULE = (
+RUN_MODULE = (
     "import sys; sys.path[:1] == [''] and sys.path.pop(0); import runpy; "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
+"""Code for ``python -c RUN_MODULE NAME ARGUMENTS``, which works like ``python -m NAME ARGUMENTS``."""
 
 
 def python_module(name: str, *arguments: str) -> list[str]:
@@ -20,4 +21,4 @@ def python_module(name: str, *arguments: str) -> list[str]:
     subprocess.run(python_module("fgbench", "models", "pull", "smollm2-135m"))
     """
     safe_path = ["-P"] if getattr(sys.flags, "safe_path", False) else []
-    return [sys.executable, *safe_path, "-c", _RUN_MODULE, name, *arguments]
+    return [sys.executable, *safe_path, "-c", RUN_MODULE, name, *arguments]

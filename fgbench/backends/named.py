@@ -65,3 +65,19 @@ def backend_of(
         endpoint="generate" if spec.name == FASTSERVE else "completions",
         headers=headers,
     )
+
+
+def why_missing(spec: BackendSpec) -> str | None:
+    """Return why the program of a backend cannot be started on this machine; None if it is here.
+
+    Only vLLM is asked for: without it, a comparison of several backends can go on with the others.
+    """
+    if spec.kind != "vllm":
+        return None
+    from fgbench.backends.vllm_install import find_vllm
+
+    try:
+        find_vllm(spec.start.vllm_python)
+    except ValueError as error:
+        return str(error)
+    return None

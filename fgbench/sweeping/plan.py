@@ -118,12 +118,13 @@ class SweepPlan:
     def changed_since(self, described: Mapping[str, Any]) -> str | None:
         """Return, in words, what differs from an earlier output of ``describe``; None if nothing differs.
 
-        The settings of the sweep are assumed to be the same.
+        The settings of the sweep are assumed to be the same. A backend that was not there before is no
+        change: the sweep was begun without it.
         """
         now = self.describe()
         changes = []
         for label, system in now["systems"].items():
-            before = (described.get("systems") or {}).get(label) or {}
+            before = (described.get("systems") or {}).get(label) or system
             changes += [f"{name} of {label}" for name in _differing(before, system)]
         workloads_before = described.get("workloads") or {}
         if any(workloads_before.get(seed, hashed) != hashed for seed, hashed in now["workloads"].items()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,18 +93,23 @@ class Prepared:
             raise ValueError(str(error)) from None
 
 
-def prepare(settings: Settings, specs: dict[str, BackendSpec], report: Report) -> Prepared:
+def prepare(
+    settings: Settings, specs: dict[str, BackendSpec], report: Report, *, without: Collection[str] = ()
+) -> Prepared:
     """Prepare a sweep. All wrong settings are found here, before anything starts.
 
     Args:
         settings: The sweep's settings.
         specs: The sweep's backends, by label.
         report: Called with sentences about progress.
+        without: Labels of backends that are not measured this time. The settings remain those of all
+            backends, so that the same sweep can measure them later.
 
     Raises:
         ValueError: the settings are wrong.
     """
     _check_no_useless_options(settings, specs)
+    specs = {label: spec for label, spec in specs.items() if label not in without}
     headers = settings.client.headers
     backends = {label: backend_of(spec, alone=True, headers=headers) for label, spec in specs.items()}
     load = _at_highest_level(settings).to_load(settings.client)

@@ -1,9 +1,13 @@
 """Tests of the backends ``vllm`` and ``vllm-chunked`` against a fake vLLM, and one against the real one."""
 
 import contextlib
+import json
 import math
 import os
+import subprocess
+import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -252,6 +256,53 @@ def test_the_presets_compute_on_the_same_cores(fake_vllm, model, tmp_path, monke
         vllm.stop()
     assert "its threads: VLLM_CPU_OMP_THREADS_BIND=auto; its KV cache: as vLLM decides" in reported
     assert "os.environ.get('VLLM_CPU_OMP_THREADS_BIND')='auto'" in (tmp_path / "log").read_text()
+
+
+def test_the_libraries_in_the_environment_of_vllm_are_found(tmp_path):
+    names = ("libtcmalloc_minimal.so.4", "libiomp5.so")
+    (tmp_path / "lib").mkdir()
+    for name in names:
+        (tmp_path / "lib" / name).touch()
+    code = f"import sys; sys.prefix = {str(tmp_path)!r}\n{vllm_install.ASK_VERSION}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["libraries"] == [str(tmp_path / "lib" / name) for name in names]
+
+
+def test_a_python_without_vllm_is_told_from_no_python(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without installed packages
+    python.chmod(0o755)
+    with pytest.raises(ValueError, match="has no vLLM: install vLLM"):
+        vllm_install.find_vllm(str(python))
+
+
+def test_recommended_libraries_are_preloaded_and_recorded_by_their_names(fake_vllm, model, monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    found = replace(vllm_install.find_vllm(fake_vllm()), libraries=("/env/lib/libone.so", "libtwo.so"))
+    monkeypatch.setattr("fgbench.backends.vllm.find_vllm", lambda python: found)
+    vllm = backend(found.python, model)
+    assert vllm.settings["preload"] == ["libone.so", "libtwo.so"]
+    assert vllm.environment()["LD_PRELOAD"] == "/env/lib/libone.so:libtwo.so"
+    default = backend(found.python, model, preset="default")
+    assert "preload" not in default.settings
+    assert "LD_PRELOAD" not in default.environment()
+
+
+def test_a_python_that_does_not_know_safe_paths_gets_another_start(fake_vllm, tmp_path, monkeypatch):
+    """PYTHONSAFEPATH has no effect in Python 3.10: the working folder would be searched for modules."""
+    vllm = replace(vllm_install.find_vllm(fake_vllm()), knows_safe_path=False)
+    (tmp_path / "random.py").write_text("raise SystemExit('imported from the working folder')\n")
+    monkeypatch.chdir(tmp_path)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        vllm_install.server_command(vllm, "--help=all"),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--max-num-seqs" in done.stdout
 
 
 @pytest.mark.vllm

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -183,6 +184,43 @@ def prepared(*backends, given=(), server=None, start=None):
     )
     assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
     return prepare(settings, backend_specs(settings), lambda line: None)
+
+
+def test_reproduce_leaves_out_a_missing_vllm_and_measures_it_once_it_is_there(
+    fake_vllm, tmp_path, monkeypatch
+):
+    profile = Path(__file__).parents[2] / "data" / "profile.json"
+    experiment = tmp_path / "experiment.toml"
+    experiment.write_text(
+        f'model = "smollm2-135m"\nprofile = "{profile}"\ndataset = "synthetic"\ninput-len = "4"\n'
+        'output-len = "3"\nnum-prompts = 2\nwarmup = 0\nrates = [50]\nvllm-preset = "artifact"\n'
+        'backend = ["fastgen=simulated", "vllm", "vllm-chunked"]\n'
+    )
+    monkeypatch.setattr("fgbench.cli.reproduce.experiment_file", lambda name, on: experiment)
+    argv = ["reproduce", "fig17", "--on", "laptop", "--results", tmp_path / "results"]
+
+    folder = tmp_path / "results" / "reproduction" / "laptop"
+
+    def measured():
+        return sorted(read_run(path).info["backend"]["name"] for path in find_runs(folder))
+
+    monkeypatch.setattr("fgbench.backends.vllm_install.importlib.util.find_spec", lambda name: None)
+    planned = fgbench(*argv, "--dry-run")
+    assert "offloading: 1 points of 2 requests" in " ".join(planned.output.split())
+    without = fgbench(*argv)
+    assert without.exit_code == 0, without.output
+    assert "Left out: vllm, vllm-chunked in offloading: vLLM is not installed" in " ".join(
+        without.output.split()
+    )
+    assert measured() == ["fastgen"]
+
+    monkeypatch.setenv("FGBENCH_VLLM_PYTHON", fake_vllm())
+    done = fgbench(*argv)
+    assert done.exit_code == 0, done.output
+    assert "Left out" not in done.output
+    assert measured() == ["fastgen", "vllm", "vllm-chunked"], "what was measured is not measured again"
+    (sweep,) = folder.glob("*_sweep/sweep.json")
+    assert set(json.loads(sweep.read_text())["systems"]) == {"fastgen", "vllm", "vllm-chunked"}
 
 
 def test_a_sweep_refuses_options_that_mean_nothing_for_all_of_its_backends(fake_vllm):

@@ -133,6 +133,15 @@ def test_variables_that_the_user_set_for_vllm_are_not_changed():
     assert chosen(build="CUDA", environ=user).environment == {}
 
 
+def test_the_recommended_libraries_are_preloaded_by_a_strong_baseline():
+    libraries = ("/env/lib/libtcmalloc_minimal.so.4", "libiomp5.so")
+    assert chosen(libraries=libraries).preload == libraries
+    assert chosen("artifact", libraries=libraries).preload == libraries
+    assert chosen("default", libraries=libraries).preload == ()
+    assert chosen(build="CUDA", libraries=libraries).preload == ()
+    assert chosen(libraries=libraries, environ={"LD_PRELOAD": "libmine.so"}).preload == ()
+
+
 def test_only_given_options_of_ours_are_translated():
     server = EngineConfig(
         max_batch_size=16, block_size=32, use_dummy_weights=True, dtype="bfloat16", eager=True, engine_seed=3

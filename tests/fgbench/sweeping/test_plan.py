@@ -70,6 +70,8 @@ def test_changes_are_named() -> None:
     assert dataclasses.replace(PLAN, systems=other_batch).changed_since(described) == "batch of b"
     other_file = dataclasses.replace(PLAN, workloads={0: "others", 1: "requests of seed 1"})
     assert other_file.changed_since(described) == "the requests of the dataset"
+    begun_without_b = {**described, "systems": {"a": SYSTEMS["a"]}}
+    assert PLAN.changed_since(begun_without_b) is None
 
 
 def test_too_many_points_are_refused() -> None:
