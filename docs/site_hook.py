@@ -26,6 +26,7 @@ ADDED = (
     "results/reference/README.md",
     "results/reference/paper/fig11-sharegpt.png",
     "results/reference/smollm2-cpu/latency.png",
+    "results/reference/smollm2-cpu-vllm/latency.png",
     "results/reference/smollm2-cpu-sweep/tables.md",
 )
 """Files from outside docs/ that pages link to. Files that these link to must be here too."""

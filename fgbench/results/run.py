@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +14,7 @@ from fgbench.metrics.conditions import CacheAccount, Conditions
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import Summary, summarize
 from fgbench.metrics.trimming import Trim
+from fgbench.results.files import write_json
 from fgbench.results.table import pack_table, read_table, records_of
 
 T = TypeVar("T")
@@ -82,11 +83,15 @@ def read_records(folder: Path) -> tuple[RequestRecord, ...]:
     return tuple(_records(requests))
 
 
-def pack(folder: Path) -> int:
+def pack(folder: Path, *, token_times: bool = True) -> int:
     """Make a complete run's folder small, for an archive or a repository, and return the bytes saved.
 
     requests.parquet is written again, with the same values in about a quarter of the bytes of requests.jsonl.
     Then requests.jsonl and the server's log are removed.
+
+    Args:
+        token_times: Whether the times of single tokens are kept. They are nearly all bytes of a packed run.
+            Without them, the ITL is only in the summary in run.json.
 
     Raises:
         ValueError: the run is not complete, or a file is damaged.
@@ -95,11 +100,15 @@ def pack(folder: Path) -> int:
     if info.get("status") != "complete":
         raise ValueError(f"{folder} is {status_of(info)}: only complete runs are packed")
     before, records = _size(folder), read_records(folder)
+    if not token_times:
+        records = [replace(record, token_times=()) for record in records]
     pack_table(folder / TABLE_FILE, records)
     if records_of(read_table(folder / TABLE_FILE)) != sorted(records, key=lambda record: record.index):
         raise RuntimeError(
             f"{folder / TABLE_FILE} does not give back the run's requests; nothing was removed"
         )
+    if not token_times:
+        write_json(folder / RUN_FILE, {**info, "token_times": False})
     for name in (REQUESTS_FILE, LOG_FILE):
         (folder / name).unlink(missing_ok=True)
     return before - _size(folder)

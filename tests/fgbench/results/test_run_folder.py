@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import msgspec
 import pyarrow.parquet as pq
@@ -158,6 +159,23 @@ def test_a_packed_run_reads_as_before_and_is_small(tmp_path):
         assert database.ask("SELECT max(list_max(token_times)) FROM requests").rows == [(times[-1],)]
     pack(writer.path)  # once more is no harm
     assert read_run(writer.path).records == before.records
+
+
+def test_a_run_packed_without_token_times_keeps_all_figures_but_the_itl(tmp_path):
+    times = tuple(round(0.6 + 0.0213 * n + 1e-6 * (n * n % 97), 6) for n in range(400))
+    long = record(
+        2, output_tokens=400, first_token=0.6, last_token=times[-1], token_times=times, finished=9.5
+    )
+    with RunWriter(tmp_path, INFO) as writer:
+        writer.append(long)
+        writer.finish("complete", [long], summarize([long], offered_rate=2.5).to_dict())
+    before, saved = read_run(writer.path), pack(writer.path)
+    assert pack(writer.path, token_times=False) > 100
+    after = read_run(writer.path)
+    assert after.records == (replace(long, token_times=()),)
+    assert after.info == {**before.info, "token_times": False}, "the summary keeps the ITL"
+    assert before.info["summary"]["itl"]["mean"] > 0
+    assert saved > 0
 
 
 def test_times_finer_than_microseconds_are_packed_as_they_are(tmp_path):
