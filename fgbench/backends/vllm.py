@@ -86,6 +86,7 @@ class Vllm(StartedServer):
             block_bytes=block_bytes(shape, server.block_size, 2) if shape else None,
             environ=os.environ,
             libraries=self._vllm.libraries,
+            own=own,
         )
 
     @property

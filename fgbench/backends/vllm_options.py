@@ -42,7 +42,7 @@ REMOVED = {
     "enable_log_requests": "",
     "device": "",
 }
-"""Options of a preset that some versions lack -> what that means; empty: the same as the value we give."""
+"""Options that some versions lack -> what that means; empty: the same as the value we give."""
 ARTIFACT_MAX_LEN = 2048
 ARTIFACT_SWAP_GIB = 4
 CPU_BLOCK_SIZE = 32
@@ -62,8 +62,9 @@ class Wanted:
     """Environment variables."""
     preload: tuple[str, ...] = ()
     """Libraries to preload: paths, or names for the loader."""
-    preset_only: frozenset[str] = field(default_factory=frozenset)
-    """Options that only the preset asks for; a version may lack those in ``REMOVED``."""
+    dispensable: frozenset[str] = field(default_factory=frozenset)
+    """Options of the preset, and those that the user gave for all backends; a version may lack those in
+    ``REMOVED``."""
     notes: tuple[str, ...] = ()
     """Sentences about what this build cannot do."""
 
@@ -137,6 +138,7 @@ def choose(
     block_bytes: int | None,
     environ: Mapping[str, str],
     libraries: Sequence[str] = (),
+    own: Collection[str] = (),
 ) -> Wanted:
     """Return the settings of a vLLM server.
 
@@ -152,6 +154,7 @@ def choose(
         block_bytes: Bytes of one KV block; None: not known.
         environ: The user's environment variables; those that vLLM reads are not changed.
         libraries: Libraries on this machine that a CPU build is faster with.
+        own: Those of ``given`` that are for this backend alone.
 
     Raises ValueError if ``passed`` contradicts ``chunked``.
     """
@@ -181,7 +184,8 @@ def choose(
             environment[KV_SPACE] = str(_kv_gib(server, given, block_bytes))
         environment |= {name: environ[name] for name in (BIND, KV_SPACE) if name in environ}
     preload = tuple(libraries) if build == "CPU" and preset != "default" and PRELOAD not in environ else ()
-    return Wanted(options, environment, preload, frozenset(of_preset) - frozenset(of_user), notes)
+    needed = {theirs for ours, theirs in SAME.items() if ours in own} | set(passed)
+    return Wanted(options, environment, preload, frozenset(options) - needed, notes)
 
 
 def _preset(preset: VllmPreset, server: EngineConfig, build: str, max_position: int | None) -> dict[str, Any]:
@@ -245,7 +249,7 @@ def written(wanted: Wanted, known: Mapping[str, str], version: str) -> tuple[lis
             pass  # old versions log requests unless an option forbids it
         elif name == "enable_chunked_prefill":
             notes.append(f"{version} has no option for chunked prefill: it decides itself")
-        elif name in REMOVED and name in wanted.preset_only:
+        elif name in REMOVED and name in wanted.dispensable:
             if REMOVED[name]:
                 notes.append(f"{version} has no {flag}: {REMOVED[name]}")
         else:

@@ -101,7 +101,7 @@ def pack(folder: Path, *, token_times: bool = True) -> int:
         raise ValueError(f"{folder} is {status_of(info)}: only complete runs are packed")
     before, records = _size(folder), read_records(folder)
     if not token_times:
-        records = [replace(record, token_times=()) for record in records]
+        records = tuple(replace(record, token_times=()) for record in records)
     pack_table(folder / TABLE_FILE, records)
     if records_of(read_table(folder / TABLE_FILE)) != sorted(records, key=lambda record: record.index):
         raise RuntimeError(

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fgbench.backends.named import backend_of
 from fgbench.cli.backend_option import backend_specs, parse_backend
 from fgbench.cli.main import app
+from fgbench.cli.reproduce import settings_of
+from fgbench.reproduction.figures import FIGURES, experiment_file, experiments_of
 from fgbench.results.run import find_runs, read_run
 from fgbench.spec.backend import BackendSpec, name_and_command
 from fgbench.spec.load import ClientSpec, LoadSpec
@@ -221,6 +224,20 @@ def test_reproduce_leaves_out_a_missing_vllm_and_measures_it_once_it_is_there(
     assert measured() == ["fastgen", "vllm", "vllm-chunked"], "what was measured is not measured again"
     (sweep,) = folder.glob("*_sweep/sweep.json")
     assert set(json.loads(sweep.read_text())["systems"]) == {"fastgen", "vllm", "vllm-chunked"}
+
+
+@pytest.mark.parametrize("generation", ["0.5", "0.8", "0.32"])
+def test_each_experiment_on_a_laptop_can_start_every_vllm(fake_vllm, tmp_path, monkeypatch, generation):
+    monkeypatch.setenv("FGBENCH_VLLM_PYTHON", fake_vllm(generation))
+    monkeypatch.setenv("FGBENCH_CACHE", str(tmp_path / "cache"))
+    experiments = experiments_of(list(FIGURES))
+    files = [path for name in experiments if (path := experiment_file(name, "laptop"))]
+    assert len(files) > 5
+    for path in files:
+        specs = backend_specs(settings_of(path))
+        for spec in specs.values():
+            if spec.kind == "vllm":
+                backend_of(spec).prepare(lambda line: None)
 
 
 def test_a_sweep_refuses_options_that_mean_nothing_for_all_of_its_backends(fake_vllm):

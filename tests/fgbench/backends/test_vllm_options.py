@@ -214,9 +214,20 @@ def test_wrong_passed_options_are_refused(words, message):
 def test_an_option_that_the_version_lacks_is_refused_with_a_similar_one():
     with pytest.raises(ValueError, match="vLLM X has no option --max-num-seq: did you mean --max-num-seqs"):
         arguments(chosen(passed=["--max-num-seq", "4"]), NEW)
-    given = chosen("default", EngineConfig(swap_space=4.0), given={"swap_space"})
+    given = chosen("default", EngineConfig(swap_space=4.0), given={"swap_space"}, own={"swap_space"})
     with pytest.raises(ValueError, match="has no option --swap-space"):
         arguments(given, NEW)
+    assert "--swap-space" in arguments(given, OLD)
+
+
+def test_an_option_for_all_backends_that_the_version_lacks_is_said():
+    """The experiment files of ``reproduce`` give --swap-space to FastGen and to vLLM."""
+    given = chosen("default", EngineConfig(swap_space=4.0), given={"swap_space"})
+    words, notes = written(given, NEW, "vLLM X")
+    assert "--swap-space" not in words
+    assert notes == [
+        "vLLM X has no --swap-space: it has no host memory for preempted requests, and recomputes them"
+    ]
     assert "--swap-space" in arguments(given, OLD)
 
 
