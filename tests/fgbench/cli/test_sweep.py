@@ -6,13 +6,11 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from command_line import fgbench, words
 
 from fgbench.cli.backend_option import backend_specs
-from fgbench.cli.main import app
 from fgbench.results.run import find_runs, read_run
 from fgbench.spec.load import ClientSpec, LoadSpec
 from fgbench.spec.sweep import Settings, SweepSpec
@@ -25,14 +23,6 @@ SHORT = ["--dataset", "synthetic", "--input-len", "20-200", "--output-len", "10-
 SIMULATED = ["--profile", PROFILE, "--max-batch-size", "8", *SHORT, "--backend", "simulated"]
 TWO = [*SIMULATED, "--backend", "simulated-fcfs", "--rates", "1,4"]
 TINY = ["--dataset", "synthetic", "--input-len", "4", "--output-len", "3", "--num-prompts", "4"]
-
-
-def fgbench(verb: str, *argv: object) -> Any:
-    return CliRunner().invoke(app, [verb, *map(str, argv)], terminal_width=200)
-
-
-def words(output: str) -> str:
-    return " ".join(output.split())
 
 
 def only_sweep(root: Path) -> Path:

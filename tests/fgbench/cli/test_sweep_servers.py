@@ -6,29 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from command_line import fgbench, words
 
 from fgbench.backends.backend import ReadyServer
 from fgbench.backends.started import StartedServer
-from fgbench.cli.main import app
 from fgbench.results.run import find_runs, read_run
 from fgbench.spec.backend import BackendSpec
 from fgbench.sweeping.folder import find_sweeps, read_sweep
 
 TINY = ["--dataset", "synthetic", "--input-len", "4", "--output-len", "3", "--num-prompts", "4"]
-
-
-def fgbench(verb: str, *argv: object) -> Any:
-    return CliRunner().invoke(app, [verb, *map(str, argv)], terminal_width=200)
-
-
-def words(output: str) -> str:
-    return " ".join(output.split())
-
-
-def only_sweep(root: Path) -> Path:
-    (path,) = find_sweeps(root)
-    return path
 
 
 class Counted(StartedServer):
@@ -85,7 +71,7 @@ def test_points_of_a_backend_in_a_row_share_a_server(
     assert done.exit_code == 0, done.output
     assert [backend.starts for backend in made] == [starts, starts]
     assert not any(backend.running for backend in made)
-    folder = only_sweep(tmp_path)
+    (folder,) = find_sweeps(tmp_path)
     assert len(find_runs(folder)) == 8
     assert len(fake_server.bodies) == 8 * (4 + 4)  # warmed up before each point
     logs = sorted(path.name for path in folder.glob("server_*.log"))
@@ -103,7 +89,7 @@ def test_running_servers_by_name_and_a_point_that_fails(
     monkeypatch.setattr("fgbench.backends.attached.READY_SECONDS", 0.1)
     done = fgbench("sweep", *argv, "--results", tmp_path)
     assert done.exit_code == 1
-    folder = only_sweep(tmp_path)
+    (folder,) = find_sweeps(tmp_path)
     info = read_sweep(folder)
     assert [point["status"] for point in info["points"]] == ["failed", "complete"]
     assert info["status"] == "failed"
@@ -113,7 +99,8 @@ def test_running_servers_by_name_and_a_point_that_fails(
     assert names == {"dead", "vllm"}
     fast = fgbench("sweep", *argv, "--fail-fast", "--results", tmp_path / "fast")
     assert fast.exit_code == 1
-    assert len(find_runs(only_sweep(tmp_path / "fast"))) == 1
+    (stopped,) = find_sweeps(tmp_path / "fast")
+    assert len(find_runs(stopped)) == 1
 
 
 @pytest.mark.usefixtures("_client_lag_is_ignored")
@@ -147,7 +134,7 @@ def test_points_at_a_busy_server_fail_and_a_resumed_sweep_runs_them(
     done = fgbench("sweep", *argv)
     assert done.exit_code == 1, done.output
     assert "still has 2 requests after 0.1 s, and requests of another client" in words(done.output)
-    folder = only_sweep(tmp_path)
+    (folder,) = find_sweeps(tmp_path)
     assert [point["status"] for point in read_sweep(folder)["points"]] == ["complete", "failed"]
     assert len(fake_server.bodies) == 4 + 4
     fake_server.vllm = lambda: (0, 0)
@@ -171,7 +158,7 @@ def test_too_many_errors_exit_3_after_all_points_are_run(fake_server: Any, tmp_p
     argv = ["--backend", f"a={fake_server.url}", "--dataset", table, "--num-prompts", 4, "--rates", "300,inf"]
     done = fgbench("sweep", *argv, "--results", tmp_path / "r")
     assert done.exit_code == 3
-    folder = only_sweep(tmp_path / "r")
+    (folder,) = find_sweeps(tmp_path / "r")
     assert [point["status"] for point in read_sweep(folder)["points"]] == ["too many errors"] * 2
     assert [point["rate"] for point in read_sweep(folder)["points"]] == [300.0, "inf"]
     allowed = fgbench("sweep", "--resume", folder, "--max-error-rate", 0.5)

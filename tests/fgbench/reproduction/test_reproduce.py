@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from command_line import fgbench, words
 
-from fgbench.cli.main import app
 from fgbench.results.run import find_runs, read_info
 from fgbench.sweeping.folder import find_sweeps
 
 TENTH = ["--num-prompts", "40", "--seeds", "1"]
-
-
-def fgbench(*argv: object) -> Any:
-    return CliRunner().invoke(app, ["reproduce", *map(str, argv)], terminal_width=200)
-
-
-def words(output: str) -> str:
-    return " ".join(output.split())
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +22,7 @@ def empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_a_figure_is_simulated_and_compared_with_the_published_one(tmp_path: Path) -> None:
-    done = fgbench("fig18", *TENTH, "--results", tmp_path)
+    done = fgbench("reproduce", "fig18", *TENTH, "--results", tmp_path)
     assert done.exit_code == 0, done.output
     text = words(done.output)
     assert "fastgen at 0.1 s/token" in text
@@ -48,7 +38,7 @@ def test_a_figure_is_simulated_and_compared_with_the_published_one(tmp_path: Pat
     assert {one["panel"] for one in found} == {"fig18-sharegpt"}
 
     runs = {path: path.stat().st_mtime_ns for path in find_runs(folder)}
-    again = fgbench("fig18", *TENTH, "--results", tmp_path)
+    again = fgbench("reproduce", "fig18", *TENTH, "--results", tmp_path)
     assert again.exit_code == 0, again.output
     assert {path: path.stat().st_mtime_ns for path in find_runs(folder)} == runs, "measured again"
     assert words(again.output).count("fastgen / vllm-chunked") == 1
@@ -58,17 +48,17 @@ def test_a_figure_is_simulated_and_compared_with_the_published_one(tmp_path: Pat
 @pytest.mark.slow
 def test_another_device_is_simulated_and_points_are_measured_again_on_request(tmp_path: Path) -> None:
     small = ["fig17", "--num-prompts", "4", "--seeds", "1", "--device-spec", "h200", "--results", tmp_path]
-    assert fgbench(*small).exit_code == 0
+    assert fgbench("reproduce", *small).exit_code == 0
     folder = tmp_path / "reproduction" / "simulated"
     first = set(find_runs(folder))
     assert {read_info(run)["backend"]["settings"]["device_spec"] for run in first} == {"h200"}
-    assert fgbench(*small, "--again").exit_code == 0
+    assert fgbench("reproduce", *small, "--again").exit_code == 0
     assert len(set(find_runs(folder)) - first) == len(first)
     assert len(list(find_sweeps(folder))) == 2
 
 
 def test_a_dry_run_lists_the_experiments_and_measures_nothing(tmp_path: Path) -> None:
-    done = fgbench("fig11", "fig12", "--dry-run", "--seeds", "2", "--results", tmp_path)
+    done = fgbench("reproduce", "fig11", "fig12", "--dry-run", "--seeds", "2", "--results", tmp_path)
     assert done.exit_code == 0, done.output
     assert "sharegpt: 140 points of 400 requests" in words(done.output)
     assert "simulated/sharegpt.toml" in done.output.replace("\n", "")
@@ -87,6 +77,6 @@ def test_a_dry_run_lists_the_experiments_and_measures_nothing(tmp_path: Path) ->
 def test_a_wrong_request_is_refused_with_the_reason(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    done = fgbench(*arguments, "--results", tmp_path)
+    done = fgbench("reproduce", *arguments, "--results", tmp_path)
     assert done.exit_code != 0
     assert message in words(done.output)
