@@ -10,6 +10,7 @@ setup(
         "fgbench.datasets": ["*.csv.gz", "README.md"],
         "fgengine.ops.cpu": ["*.c", "*.h"],
         "fgbench": ["py.typed"],
+        "fgbench.report.page": ["page.css", "page.html", "page.js"],
         "fgbench.reproduction": ["published.json", "experiments/*/*.toml"],
         "fgengine": ["py.typed"],
     },

@@ -31,7 +31,9 @@ __all__ = ["__version__", "compare", "load_runs", "run_benchmark", "runs", "simu
 # Each function imports what it needs when it is called, so that the command line does not wait for pandas.
 
 
-def run_benchmark(backend: str = "fastgen", *, url: str | None = None, **options: Any) -> Run:
+def run_benchmark(
+    backend: str | None = None, *, url: str | None = None, name: str | None = None, **options: Any
+) -> Run:
     """Measure a backend under a load, as ``fgbench run`` does, and return the run.
 
     Args:
@@ -39,6 +41,7 @@ def run_benchmark(backend: str = "fastgen", *, url: str | None = None, **options
             ``simulated-POLICY``, ``vllm``, ``vllm-chunked``, ``NAME=command: COMMAND`` or
             ``NAME=BACKEND``. With ``url`` it is the name that tables give the server.
         url: Of a running OpenAI-compatible server, which is measured instead of starting one.
+        name: Name in tables. None: the backend, or the host and port of ``url``.
         options: The options of ``fgbench run`` (docs/cli.md) with underscores: ``rate`` (requests per
             second), ``num_prompts``, ``seed``, ``dataset``, ``results``, ``model``, ``max_batch_size``, ...
 
@@ -67,9 +70,9 @@ def run_benchmark(backend: str = "fastgen", *, url: str | None = None, **options
     from fgengine.settings import split
 
     load, client, server, start = split(options, LoadSpec, ClientSpec, EngineConfig, StartSpec)
-    spec = spec_of(backend, url, server, start, options)
+    spec = spec_of(backend, url, name, server, start, options)
     return measure(
-        backend_of(spec, headers=client.headers),
+        backend_of(spec, access=client.access),
         load,
         client,
         spec.server,
@@ -223,7 +226,7 @@ def compare(
         if paths
         else chosen_runs.newest_runs(Path("results"), warned.append)
     )
-    cost_of = chosen_runs.cost_models(Path(profile), warned.append) if profile else lambda model: None
+    cost_of = chosen_runs.cost_models(Path(profile), chosen, warned.append) if profile else lambda model: None
     comparisons = comparison.compare(chosen, baseline, cost_of)
     _warn(warned)
     return comparison_frame((each, [Objective(one, each) for one in slos]) for each in comparisons)

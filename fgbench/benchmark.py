@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fgbench.backends.backend import Backend, Display, ReadyServer
+from fgbench.backends.backend import Backend, BackendError, Display, ReadyServer
+from fgbench.client.endpoints import endpoint_called, wishes_of
 from fgbench.live.display import Quiet
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
@@ -44,7 +45,7 @@ def measure(
         KeyboardInterrupt: interrupted before the load began.
     """
     display = display or Quiet()
-    built = load.to_load(client)
+    built = load.to_load(client, server)
     backend.prepare(display.report)
     dataset = load.to_dataset(server, display.report)
     return execute_run(backend, dataset, built, results=load.results, display=display, options=options)
@@ -75,21 +76,29 @@ def execute_run(
         KeyboardInterrupt: interrupted before the load began; the run folder records this.
     """
     display = display or Quiet()
-    build_workload(dataset, rate=math.inf, num_prompts=1)  # fail before a model is loaded
+    _check_first_request(backend, dataset, load)
     records: list[RequestRecord] = []
     with RunWriter(results, _first_info(backend, dataset, load) | {"point": point}, options) as writer:
 
         def save(record: RequestRecord) -> None:
+            try:
+                writer.append(record)
+            except OSError as error:
+                raise BackendError(
+                    f"the run's folder {writer.path} cannot be written ({error.strerror}): the run stopped "
+                    f"after {len(records)} requests, which are saved. Free some space, and run it again"
+                ) from None
             records.append(record)
-            writer.append(record)
 
         try:
             ready = backend.start(writer.log_path, display.report)
             workload = workload_of(backend, dataset, load, ready.vocab_size)
+            _check_lengths(workload, ready.max_tokens)
             writer.describe(**_full_info(backend, ready, workload, load))
             outcome = backend.serve(workload, load, save, display)
             summary = summarize(records, offered_rate=load.offered_rate, trim=load.trim)
-            writer.finish(outcome.status, records, summary.to_dict(), **outcome.facts)
+            if problem := writer.finish(outcome.status, records, summary.to_dict(), **outcome.facts):
+                display.report(problem)
         finally:
             backend.stop()
     return Run(writer.path, writer.info, tuple(records))
@@ -107,7 +116,35 @@ def workload_of(backend: Backend, dataset: Dataset, load: Load, vocab_size: int 
         with_prompts=load.num_prompts <= backend.max_prompts,
         users=load.users,
         arrivals=load.arrivals,
+        num_words=len(load.words),
+        natural_lengths=load.natural_lengths,
+        think_time=load.think_time,
     )
+
+
+def _check_first_request(backend: Backend, dataset: Dataset, load: Load) -> None:
+    """Raise ValueError if requests cannot be made, before a model is loaded."""
+    (request,) = build_workload(dataset, rate=math.inf, num_prompts=1, num_words=len(load.words)).requests
+    if backend.simulated:
+        return
+    if load.words and isinstance(request.prompt, str):
+        raise ValueError(
+            f"--send-text is for datasets of lengths, and {dataset.name} has texts, which are sent anyway: "
+            "leave it out"
+        )
+    endpoint_called(load.endpoint or backend.endpoint or "completions", wishes_of(load)).body(request, "")
+
+
+def _check_lengths(workload: Workload, max_tokens: int | None) -> None:
+    """Raise BackendError if a request has more prompt and output tokens than the server takes."""
+    if max_tokens is None:
+        return
+    longer = sum(r.prompt_tokens + r.output_tokens > max_tokens for r in workload.requests)
+    if longer:
+        raise BackendError(
+            f"{longer} of {workload.num_prompts} requests have more than the {max_tokens} tokens that the "
+            f"server takes: leave them out with --max-total-len {max_tokens}, or shorten them with --clip too"
+        )
 
 
 def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any]:
@@ -125,6 +162,7 @@ def _first_info(backend: Backend, dataset: Dataset, load: Load) -> dict[str, Any
             "fingerprint": None,
         },
         "duration_limit_s": load.duration if math.isfinite(load.duration) else None,
+        "max_concurrency": load.max_concurrency,
         "trim": None if load.trim == WHOLE else load.trim.to_json(),
         "fingerprint": None,
         "environment": environment(),
@@ -139,6 +177,7 @@ def _full_info(backend: Backend, ready: ReadyServer, workload: Workload, load: L
     if backend.simulated:
         del identity["endpoint"]
     limits = {} if math.isinf(load.duration) else {"duration": load.duration}
+    limits |= {} if load.max_concurrency is None else {"max_concurrency": load.max_concurrency}
     info = {
         "backend": _described(backend, load) | {"url": ready.url or None},
         "model": model,
@@ -160,5 +199,6 @@ def _described(backend: Backend, load: Load) -> dict[str, Any]:
         "name": backend.name,
         "policy": backend.policy,
         "endpoint": None if backend.simulated else load.endpoint or backend.endpoint,
+        **({"extra_body": dict(load.extra_body)} if load.extra_body else {}),
         "settings": backend.settings,
     }

@@ -6,6 +6,8 @@ WRONG_USAGE = 2
 TOO_MANY_ERRORS = 3
 CLIENT_LIMIT = 4
 """The client, not the server, was the limit."""
+LIMIT_BROKEN = 5
+"""A comparison broke a limit of --fail-if."""
 INTERRUPTED = 130
 STATUS = {
     DONE: "complete",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,18 +46,21 @@ def exit_status_of(info: dict[str, Any], max_error_rate: float) -> ExitStatus:
     summary = Summary.from_dict(info["summary"])
     if errors := too_many_errors(summary, max_error_rate):
         return ExitStatus(TOO_MANY_ERRORS, errors)
-    if limit := client_was_the_limit(summary):
+    if limit := client_was_the_limit(info, summary):
         return ExitStatus(CLIENT_LIMIT, limit)
     return ExitStatus(DONE)
 
 
-def client_was_the_limit(summary: Summary) -> str | None:
+def client_was_the_limit(info: Mapping[str, Any], summary: Summary) -> str | None:
     """Return a sentence if the client sent requests too late to measure the server, else None.
 
-    Too late means that the p99 lag is above 50 ms and above 5 % of the mean TTFT. Below 50 ms the operating
-    system's scheduler can be the cause. Below 5 % the lag does not change the figures.
+    With --max-concurrency the client is meant to send late, so it is not judged. Otherwise, too late means
+    that the p99 lag is above 50 ms and above 5 % of the mean TTFT. Below 50 ms the operating system's
+    scheduler can be the cause. Below 5 % the lag does not change the figures.
     """
     lag, ttft = summary.figure("lag", "p99"), summary.figure("ttft")
+    if info.get("max_concurrency") is not None:
+        return None
     if lag is None or ttft is None or lag <= LAG_SECONDS or lag <= LAG_SHARE * ttft:
         return None
     return (

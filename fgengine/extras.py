@@ -7,7 +7,7 @@ from importlib.util import find_spec
 _ENGINE = ("aiohttp", "gguf", "huggingface_hub", "jinja2", "safetensors", "scipy", "sklearn", "torch")
 EXTRA_OF = {
     **dict.fromkeys((*_ENGINE, "transformers", "triton"), "engine"),
-    "matplotlib": "plots",
+    **dict.fromkeys(("matplotlib", "plotly"), "plots"),
     "duckdb": "sql",
 }
 """Import name of the package -> name of the extra."""

@@ -56,6 +56,8 @@ class ReadyServer:
     vocab_size: int | None = None
     owner: str = ""
     """Owner of the model by the server's list: ``vllm``, ``sglang``, ...; empty if it names none."""
+    max_tokens: int | None = None
+    """Most prompt and output tokens of a request together; None: the server does not say."""
     shown_model: str = ""
     """Name of the model in run.json and tables; empty: ``model``."""
     started: Mapping[str, Any] | None = None

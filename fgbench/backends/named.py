@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from fgbench.backends.attached import Attached
 from fgbench.backends.backend import Backend
 from fgbench.backends.fastgen import FastGen
+from fgbench.spec.access import OPEN, Access
 from fgbench.spec.backend import FASTSERVE, VLLM_CHUNKED, BackendSpec
 from fgengine.settings import changed
 
@@ -18,7 +17,7 @@ def backend_of(
     alone: bool = False,
     replicas: int = 1,
     router: str = "round-robin",
-    headers: Mapping[str, str] | None = None,
+    access: Access = OPEN,
 ) -> Backend:
     """Make the backend that ``spec`` describes.
 
@@ -26,7 +25,7 @@ def backend_of(
         port: Port of a started server; None: any free one.
         alone: Start no load while a running server has other requests.
         replicas, router: Settings of a simulation.
-        headers: Sent with every request to a running server.
+        access: How a running server is reached: headers such as a key, and TLS.
 
     Raises:
         ValueError: no server would start with these settings, vLLM is not installed, or a simulation has no
@@ -63,7 +62,7 @@ def backend_of(
         model=spec.server.model if "model" in changed(spec.server) else None,
         alone=alone,
         endpoint="generate" if spec.name == FASTSERVE else "completions",
-        headers=headers,
+        access=access,
     )
 
 

@@ -10,20 +10,26 @@ import http.client
 import json
 import math
 import re
+import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from fgbench.backends.backend import BackendError, ReadyServer, Report
 from fgbench.metrics.accounts import ANALYTIC_DEVICE
+from fgbench.spec.access import OPEN, Access
 
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
 ANSWER_BYTES = 1024**2
 _SAMPLE = re.compile(r"^(?P<name>[\w:]+)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)")
+_API_PATH = re.compile(r"(/v1(/(chat/)?completions|/models)?)?/*$")
+"""An API's path at the end of a URL, such as ``/v1`` or ``/v1/chat/completions``."""
 _MODEL = re.compile(r'model_name="((?:[^"\\]|\\.)*)"')
 DRAIN_SECONDS = 60.0
 """Seconds to wait for requests that an interrupted or failed load left at the server."""
@@ -37,7 +43,7 @@ STATES = ("running", "waiting", "swapped")
 
 
 def base_url(text: str) -> str:
-    """Return ``http://host:port`` for a URL with or without the scheme, ``/v1`` or a slash at the end.
+    """Return ``http://host:port`` for a URL with or without the scheme, an API's path or a slash at the end.
 
     Raises ValueError if ``text`` is not such a URL.
     """
@@ -51,7 +57,7 @@ def base_url(text: str) -> str:
         usable = False
     if not usable or parts.query or parts.fragment or parts.username:
         raise ValueError(f"{text!r} is not a URL of a server: write it like http://127.0.0.1:10000")
-    path = parts.path.rstrip("/").removesuffix("/v1")
+    path = _API_PATH.sub("", parts.path)
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
@@ -90,6 +96,8 @@ def wait_until_ready(
             raise BackendError(
                 f"the server at {url} answers {status}: give its key with --api-key or --header"
             )
+        if status is None and (problem := tls_problem(url)) is not None:
+            raise BackendError(f"the server at {url} cannot be reached: {problem}")
         if status is not None and (activity := _activity(body)) != reported:
             reported = activity
             report(activity)
@@ -120,7 +128,11 @@ def ask_served(url: str, wanted: str | None = None) -> ReadyServer:
         )
     model = listed[names.index(wanted) if wanted else 0]
     return ReadyServer(
-        url, str(model["id"]), _count(model.get("vocab_size")), str(model.get("owned_by") or "")
+        url,
+        str(model["id"]),
+        _count(model.get("vocab_size")),
+        str(model.get("owned_by") or ""),
+        _count(model.get("max_model_len")),
     )
 
 
@@ -180,13 +192,17 @@ def read_metrics(url: str) -> dict[str, Any]:
     return found
 
 
-_headers: dict[str, dict[str, str]] = {}
-"""Beginning of a URL -> headers for all queries of this module to it."""
+_access: dict[str, Access] = {}
+"""Beginning of a URL -> what its server wants, for all queries of this module to it."""
 
 
-def ask_with(url: str, headers: Mapping[str, str]) -> None:
-    """Send ``headers`` with all further queries of this module to the server at ``url``."""
-    _headers[url] = dict(headers)
+def ask_with(url: str, access: Access) -> None:
+    """Use ``access`` for all further queries of this module to the server at ``url``."""
+    _access[url] = access
+
+
+def _access_to(url: str) -> Access:
+    return next((found for start, found in _access.items() if url.startswith(f"{start}/")), OPEN)
 
 
 def ask(url: str, method: Literal["GET", "POST"] = "GET") -> tuple[int | None, Any]:
@@ -194,12 +210,12 @@ def ask(url: str, method: Literal["GET", "POST"] = "GET") -> tuple[int | None, A
 
     A POST has an empty body.
     """
-    headers = next((found for start, found in _headers.items() if url.startswith(f"{start}/")), {})
+    access = _access_to(url)
     try:
         request = urllib.request.Request(
-            url, headers=headers, method=method, data=None if method == "GET" else b""
+            url, headers=dict(access.headers), method=method, data=None if method == "GET" else b""
         )
-        with _opener().open(request, timeout=ANSWER_SECONDS) as response:
+        with _opener(access.ca_file, access.insecure).open(request, timeout=ANSWER_SECONDS) as response:
             return response.status, _parse(response.read(ANSWER_BYTES))
     except urllib.error.HTTPError as error:
         with error:
@@ -209,10 +225,37 @@ def ask(url: str, method: Literal["GET", "POST"] = "GET") -> tuple[int | None, A
 
 
 @functools.cache
-def _opener() -> urllib.request.OpenerDirector:
+def _opener(ca_file: Path | None, insecure: bool) -> urllib.request.OpenerDirector:
     """Return the opener for all queries. Cached: since Python 3.12, making one takes about 50 ms."""
     # The empty ProxyHandler ignores proxies in environment variables.
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}), _SameHost())
+    handlers = [urllib.request.ProxyHandler({}), _SameHost()]
+    if ca_file is not None or insecure:
+        handlers.append(urllib.request.HTTPSHandler(context=Access({}, ca_file, insecure).tls()))
+    return urllib.request.build_opener(*handlers)
+
+
+def tls_problem(url: str) -> str | None:
+    """Return why TLS fails between this client and a server that listens; None if it does not fail."""
+    parts = urlsplit(url)
+    host, is_secure = parts.hostname or "", parts.scheme == "https"
+    try:
+        with socket.create_connection(
+            (host, parts.port or (443 if is_secure else 80)), ANSWER_SECONDS
+        ) as connection:
+            access = _access_to(f"{url}/") if is_secure else Access(insecure=True)
+            with access.tls().wrap_socket(connection, server_hostname=host):
+                return None if is_secure else "it speaks TLS: write https:// in its URL"
+    except ssl.SSLCertVerificationError as error:
+        return (
+            f"its certificate is not trusted ({error.verify_message}): give the file of its authority with "
+            "--ca-file, or accept any certificate with --insecure"
+        )
+    except ssl.SSLError as error:
+        if not is_secure:
+            return None
+        return f"TLS fails ({error.reason or error}): if it does not speak TLS, write http:// in its URL"
+    except OSError:
+        return None  # it does not listen
 
 
 class _SameHost(urllib.request.HTTPRedirectHandler):
@@ -260,25 +303,31 @@ SUMMED: Mapping[str, str] = {
     "generation_tokens_total": "generated_tokens",
     "num_preemptions_total": "preemptions",
     "request_success_total": "finished",
+    "num_running_reqs": "running",
+    "num_queue_reqs": "waiting",
+    "num_retracted_requests_total": "preemptions",
+    "num_requests_total": "finished",
 }
-"""Name in /metrics -> name in /stats, for counts that are summed over engines and finish reasons."""
+"""Name in /metrics of vLLM or SGLang -> name in /stats, for counts that are summed over engines and finish
+reasons."""
 SHARES: Mapping[str, str] = {
     "kv_cache_usage_perc": "device_used_share",
     "gpu_cache_usage_perc": "device_used_share",
     "cpu_cache_usage_perc": "host_used_share",
+    "token_usage": "device_used_share",
 }
 """Name in /metrics -> name here, for shares from 0 to 1 (not percent, in spite of their names).
 
-The largest share of all engines counts. The last two names are those of older vLLM versions.
+The largest share of all engines counts. Two names are those of older vLLM versions, the last is SGLang's.
 """
 
 
 def from_vllm(text: str) -> dict[str, Any]:
-    """Read vLLM's statistics from Prometheus' text format. Empty if the text has none."""
+    """Read vLLM's or SGLang's statistics from Prometheus' text format. Empty if the text has none."""
     found: dict[str, Any] = {}
     for series, labels, value in metric_samples(text):
         prefix, _, name = series.partition(":")
-        if prefix != "vllm":
+        if prefix not in ("vllm", "sglang"):
             continue
         if (key := SUMMED.get(name)) is not None:
             found[key] = found.get(key, 0.0) + value

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from fgbench.backends.backend import BackendError, Display, Keep, Outcome, ReadyServer, Report
+from fgbench.backends.gpu_energy import GpuMeter
 from fgbench.backends.prefix_cache import Reset, cache_counters, reset_cache
 from fgbench.backends.probe import ask_stats
-from fgbench.client.endpoints import endpoint_called
+from fgbench.backends.sampling import INTERVAL, ServerWatch
+from fgbench.client.endpoints import endpoint_called, wishes_of
 from fgbench.client.sending import Ended, Target, run_async, run_load
 from fgbench.client.state import LoadState
 from fgbench.machine import MachineWatch, busy_since, server_cores, server_processes
 from fgbench.metrics.conditions import Conditions, cache_account, shared_share
 from fgbench.metrics.record import RequestRecord
+from fgbench.results.server_samples import FILE
+from fgbench.spec.access import OPEN, Access
 from fgbench.spec.load import Load
+from fgbench.workload.datasets import token_counter
 from fgbench.workload.workload import RequestSpec, Workload
 from fgengine.machine_load import Sample, sample
 
@@ -37,12 +41,14 @@ class Server(ABC):
     endpoint: str | None = "completions"
     simulated = False
     max_prompts = math.inf
-    headers: Mapping[str, str] = MappingProxyType({})
-    """Sent with every request."""
+    access: Access = OPEN
+    """How the server is reached: headers such as a key, and TLS."""
 
     _ready: ReadyServer | None = None
     _started: Sample | None = None
     """State of the machine when ``start`` was called."""
+    _run_folder: Path | None = None
+    """Folder of the run."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -70,6 +76,7 @@ class Server(ABC):
     def start(self, log: Path, report: Report) -> ReadyServer:
         """Start the server, or connect to it; return when it accepts requests. Raises BackendError."""
         self._started = sample()
+        self._run_folder = log.parent
         self._ready = self._start(log, report)
         return self._ready
 
@@ -83,8 +90,14 @@ class Server(ABC):
         """Warm the server up, send the load, and collect the server's and the machine's statistics."""
         assert self._ready is not None
         url = self._ready.url
-        endpoint = endpoint_called(load.endpoint or self.endpoint or "completions")
-        target = Target(url, self._ready.model, endpoint, load.request_timeout, self.headers)
+        target = Target(
+            url,
+            self._ready.model,
+            endpoint_called(load.endpoint or self.endpoint or "completions", wishes_of(load)),
+            load.request_timeout,
+            self.access,
+            _token_counter(load.tokenizer) if load.tokenizer else None,
+        )
         if workload.warmup:
             self._warm_up(workload.warmup, target, display)
         if self._started is not None and (busy := busy_since(self._started, url)) is not None:
@@ -96,6 +109,7 @@ class Server(ABC):
         with (
             _conditions_recorded(self._ready, requests, state, facts, has_cache=before is None),
             _machine_watched(url, facts),
+            _server_watched(url, self._run_folder, facts),
         ):
             ended = self._send(requests, load, target, keep, display, state, None if before is None else url)
         if before is not None and (after := ask_stats(url)) is not None:
@@ -135,9 +149,16 @@ class Server(ABC):
                     state=state,
                     alive=self.alive,
                     concurrency=load.arrivals.concurrency,
+                    max_concurrency=load.max_concurrency,
                     duration=load.duration,
                 )
             )
+
+
+def _token_counter(folder: str) -> Callable[[str], int]:
+    """Return a function that counts the tokens of a text with the tokenizer in a folder."""
+    count = token_counter(Path(folder))
+    return lambda text: count([text])[0]
 
 
 @contextmanager
@@ -151,6 +172,25 @@ def _machine_watched(url: str, facts: dict[str, Any]) -> Iterator[None]:
         yield
     if watch.account is not None:
         facts["machine"] = watch.account.to_json()
+
+
+@contextmanager
+def _server_watched(url: str, folder: Path | None, facts: dict[str, Any]) -> Iterator[None]:
+    """Sample the server's own figures into the run's folder, if it reports any."""
+    if folder is None:
+        yield
+        return
+    gpus = GpuMeter() if server_processes(url) is not None else None  # GPUs of another machine cannot be read
+    with ServerWatch(url, folder / FILE, gpus=gpus) as watch:
+        yield
+    if watch.samples:
+        energy = {} if watch.gpu_energy is None else {"gpu_energy_j": round(watch.gpu_energy, 3)}
+        facts["server_metrics"] = {
+            "file": FILE,
+            "interval_s": INTERVAL,
+            "samples": watch.samples,
+            **energy,
+        }
 
 
 @contextmanager

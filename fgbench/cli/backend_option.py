@@ -27,7 +27,7 @@ def backend_specs(settings: Settings) -> dict[str, BackendSpec]:
     Raises ValueError if one cannot be parsed, or if tables could not show two under different names.
     """
     specs: dict[str, BackendSpec] = {}
-    for text in settings.sweep.backend:
+    for text in settings.backends:
         spec = parse_backend(text, settings.server, settings.start, given=settings.given)
         for other in specs.values():
             _check_distinct(spec, other)

@@ -44,14 +44,19 @@ def list_datasets() -> None:
     \b
       prompt, output_tokens        your prompts; no length is left out
       prompt, completion           the same; as many tokens as that text has
-      prompt                       the same; --output-len gives the length
+      prompt                       the same; --output-len gives the length.
+                                   These three also as a CSV file; a .txt
+                                   file has one prompt per line
       prompt_tokens,               lengths only; also as a CSV file
         output_tokens
-      conversations                ShareGPT
+      conversations                ShareGPT; with messages, OpenAI's form
       instruction, input, output   Alpaca
+      instruction, context,        Dolly
+        response
       question, choices, answer    MMLU
+      context, input, answers      LongBench
       timestamp, input_length,     a trace in Mooncake's format; also the CSV
-        output_length              files of Azure and BurstGPT
+        output_length              files of Azure, BurstGPT, Vidur, Splitwise
 
     Other names for output_tokens: max_tokens, output_len, output_length. For
     prompt_tokens: input_tokens, input_len, input_length. For completion:

@@ -28,6 +28,7 @@ VERBS = {
     "watch": "Show a running server live: queues, KV memory, offloads, tokens per second.",
     "simulate": "Simulate the engine and its scheduler: many replicas, no GPU, no weights.",
     "compare": "Compare runs in tables and pictures.",
+    "report": "Write a report of runs: one HTML file to send to a colleague.",
     "reproduce": "Reproduce figures of the FastServe paper, next to the published curves.",
     "results": "List, show and remove saved runs, and query them in SQL.",
     "profile": "Measure how long this machine's steps take, for policies that need it.",

@@ -210,8 +210,8 @@ def _measured(
 
 def _report(found: Sequence[Reproduced], folder: Path, console: Console) -> None:
     """Print the deviations of figures, and save them with the pictures."""
+    from fgbench.report.marks import ANALYTIC
     from fgbench.report.pictures.paper import write_pictures
-    from fgbench.report.run_tables import analytic_note
     from fgbench.reproduction.tables import attainment_table, deviation_table
     from fgbench.results.files import write_json
 
@@ -225,7 +225,7 @@ def _report(found: Sequence[Reproduced], folder: Path, console: Console) -> None
         path = folder / f"{one.name}.json"
         write_json(path, {"figure": one.name, "deviations": [each.to_json() for each in one.deviations]})
     if devices := sorted({device for one in found for device in one.devices}):
-        say(console, analytic_note(", ".join(devices)), "yellow")
+        say(console, ANALYTIC.note(devices), "yellow")
     for label in sorted({label for one in found for label in one.labels}):
         if label in STAND_INS:
             say(console, f"{label}: {STAND_INS[label]}.", "yellow")

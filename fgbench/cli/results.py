@@ -192,6 +192,31 @@ def pack_runs(
     say(console, f"Packed {len(saved)} run{'' if len(saved) == 1 else 's'}: {size(sum(saved))} less.")
 
 
+@app.command("trace")
+def write_trace(
+    run: Annotated[str, typer.Argument(help="Run folder, or the beginning of its name.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("trace.json"),
+    results: Root = Path("results"),
+) -> None:
+    """Write the requests of a run as a trace for Perfetto.
+
+    Open the file at ui.perfetto.dev or chrome://tracing. Each request is a row:
+    how long it waited for its first token, and how long it was being answered.
+
+    Example: fgbench results trace 20261123-081059 --out trace.json
+    """
+    from rich.console import Console
+
+    from fgbench.report.chrome_trace import chrome_trace
+    from fgbench.results.run import find_run, read_run
+    from fgengine.files import replacing
+
+    trace = chrome_trace(read_run(find_run(results, run)))
+    with replacing(out) as partial:
+        partial.write_text(json.dumps(trace, separators=(",", ":")), encoding="utf-8")
+    say(Console(), f"{out}: open it at ui.perfetto.dev")
+
+
 @app.command("sql")
 def ask_sql(
     query: Annotated[

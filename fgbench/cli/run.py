@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,6 +45,14 @@ def run(
     url: Annotated[
         str | None, typer.Option(help="Measure the OpenAI-compatible server that runs at this URL.")
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name in tables. Two servers measured at one URL, one after the other, need two names. "
+            "Default: the backend, or the host and port of --url.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigFile = None,
     port: Annotated[
         int | None,
@@ -70,6 +79,11 @@ def run(
         fgbench run --rate 2.5 --num-prompts 150 --cores 0-1 \\
             --backend "llama=command: llama-server -m model.gguf --port {port}"
 
+    Measure two servers that ran at one URL, one after the other:
+
+        fgbench run --rate 2.5 --url http://127.0.0.1:8000 --name vllm-0.10
+        fgbench run --rate 2.5 --url http://127.0.0.1:8000 --name vllm-0.11
+
     Requests arrive by a Poisson process. Other arrivals: --arrivals uniform, --cv 2 (gamma), --burst-size 8,
     --rate-to 5 (a ramp that starts at --rate), --trace AzureLLMInferenceTrace_conv.csv.gz --speedup 2, and
     --concurrency 16 (a closed loop).
@@ -88,15 +102,20 @@ def run(
                 "--backend fastserve needs a running server: give its place with --port or --url"
             )
         url, port = f"http://127.0.0.1:{port}", None
-    spec = spec_of(backend, url, server, start, given(context))
+    chosen = given(context)
+    spec = spec_of(backend if "backend" in chosen else None, url, name, server, start, chosen)
     if spec.url is not None and port is not None:
         raise ValueError("--port does not work with --url: write the port in the URL")
-    if spec.simulated and (url is not None or port is not None or client.endpoint is not None):
-        raise ValueError("--url, --port and --endpoint do not work with a simulation: leave them out")
-    if client.headers and spec.url is None:
-        raise ValueError("--header and --api-key need a running server: give its place with --url")
+    if spec.simulated and (url is not None or port is not None):
+        raise ValueError("--url and --port do not work with a simulation: leave them out")
+    if spec.simulated and client.of_a_server:
+        raise ValueError(f"{client.of_a_server} does not work with a simulation: leave it out")
+    if spec.simulated:
+        load.check_simulated()
+    if client.needs_url and spec.url is None:
+        raise ValueError(f"{client.needs_url} needs a running server: give its place with --url")
     measure(
-        lambda: backend_of(spec, port=port, headers=client.headers),
+        lambda: backend_of(spec, port=port, access=client.access),
         load,
         client,
         spec.server,
@@ -105,20 +124,35 @@ def run(
 
 
 def spec_of(
-    backend: str, url: str | None, server: EngineConfig, start: StartSpec, given: Collection[str]
+    backend: str | None,
+    url: str | None,
+    name: str | None,
+    server: EngineConfig,
+    start: StartSpec,
+    given: Collection[str],
 ) -> BackendSpec:
     """Return the one backend of a run.
 
     Args:
-        backend: Its name, with its own options, or its name in tables if ``url`` is given.
+        backend: Its name, with its own options, or its name in tables if ``url`` is given. None: not given.
+        url: Of a running server.
+        name: Its name in tables. None: not given.
         given: Names of the options that the user gave; those of the server are for this backend alone.
 
     Raises ValueError if options contradict each other or do not apply.
     """
     own = frozenset(one.name for one in described(EngineConfig) if one.name in given)
     if url is not None:
-        return BackendSpec(name=backend, url=url, server=server, start=start, policy_given="policy" in own)
-    return parse_backend(backend, server, start, given=own, alone=True)
+        return BackendSpec(
+            name=backend or "",
+            title=name or "",
+            url=url,
+            server=server,
+            start=start,
+            policy_given="policy" in own,
+        )
+    spec = parse_backend(backend or FASTGEN, server, start, given=own, alone=True)
+    return replace(spec, title=name, label=name) if name else spec
 
 
 def measure(

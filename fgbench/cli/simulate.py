@@ -74,6 +74,7 @@ def simulate(
         return
     if as_json:
         raise ValueError("--json needs --like: without it, read the figures in the run folder's run.json")
+    load.check_simulated()
     options = options_of(load, server) | {"replicas": replicas, "router": router}
     del options["results"]
     spec = BackendSpec(name=SIMULATED, server=server)

@@ -75,9 +75,9 @@ def sweep(
 
         fgbench sweep --backend vllm=http://127.0.0.1:8000 --concurrency 1,4,16
 
-    Search the highest rate with a mean below 0.3 s per token, to within 5 %:
+    Search the highest rate within capacity with a mean TTFT below 1 s, to within 5%:
 
-        fgbench sweep --find-rate --slo "normalized_latency<0.3" --rates 1
+        fgbench sweep --find-rate --slo "ttft<1" --rates 1 --seeds 3
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many errors, 4 the client was the limit,
     130 interrupted. If several points fail, the worst code is used.
@@ -175,7 +175,13 @@ def _measure(prepared: Prepared, folder: SweepFolder, fail_fast: bool, console: 
         return worst([result.exit.code for result in results])
     slo, found = parse_slo(sweep.slo or ""), {}
     for label in prepared.backends:
-        found[label] = runner.find_rate(label, prepared.search(label), slo, prepared.settings.seed_numbers)
+        found[label] = runner.find_rate(
+            label,
+            prepared.search(label),
+            slo,
+            prepared.settings.seed_numbers,
+            even_above_capacity=sweep.even_above_capacity,
+        )
         if fail_fast and found[label].code:
             break
     console.print(search_tables(found, slo, sweep.seeds))
@@ -220,6 +226,7 @@ def sweep_runner(
         max_error_rate=prepared.settings.load.max_error_rate,
         restart=prepared.settings.sweep.restart,
         fail_fast=fail_fast,
+        stop_when_saturated=prepared.settings.sweep.stop_when_saturated,
     )
 
 

@@ -10,7 +10,7 @@ thousands of streams, this decides which rates the client can measure (``bench/c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from fgbench.client.streams import StreamError
+from fgbench.spec.access import OPEN, Access
 
 ERROR_BODY_BYTES = 64 * 1024
 IDLE_SECONDS = 1.0
@@ -55,14 +56,15 @@ class Connections:
             response = await connections.post(connections.request(body), take, timeout=60.0)
     """
 
-    def __init__(self, url: str, path: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, url: str, path: str, access: Access = OPEN) -> None:
         """Prepare requests to ``path`` under ``url``.
 
         Args:
             url: ``http[s]://host[:port][/prefix]``.
             path: Path of the API, such as ``/v1/completions``.
-            headers: Sent in addition to the usual headers.
+            access: Further headers, and the certificates that are accepted.
         """
+        self._access = access
         parts = urlsplit(url)
         self._secure = parts.scheme == "https"
         self._host = parts.hostname or ""
@@ -75,7 +77,7 @@ class Connections:
             "User-Agent: fgbench\r\n"
             "Accept: */*\r\n"
             "Content-Type: application/json\r\n"
-            + "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+            + "".join(f"{name}: {value}\r\n" for name, value in access.headers.items())
         ).encode()
         self._tls: Any = None
         self._open: set[_Connection] = set()
@@ -107,9 +109,7 @@ class Connections:
 
     async def __aenter__(self) -> Connections:
         if self._secure:
-            import ssl
-
-            self._tls = ssl.create_default_context()
+            self._tls = self._access.tls()
         return self
 
     async def __aexit__(self, *error: object) -> None:

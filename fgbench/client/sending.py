@@ -1,7 +1,8 @@
 """The load generator.
 
 In an open loop, requests are sent at their scheduled times, even if earlier requests have not ended. In a
-closed loop, a request is sent when an earlier one has ended.
+closed loop, a request is sent when an earlier one has ended. In both, a later turn of a conversation is sent
+when the answer to the turn before it has ended.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from fgbench.client.answer import Answer
@@ -23,6 +24,7 @@ from fgbench.client.http import Connections
 from fgbench.client.state import LoadState
 from fgbench.client.streams import StreamError
 from fgbench.metrics.record import RequestRecord
+from fgbench.spec.access import OPEN, Access
 from fgbench.workload.workload import RequestSpec
 
 Ended = Literal["complete", "interrupted", "server died"]
@@ -53,8 +55,10 @@ class Target:
     endpoint: Endpoint
     request_timeout: float = 3600.0
     """Seconds after which an unfinished answer counts as an error; long, because waits are measured too."""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Sent with every request."""
+    access: Access = OPEN
+    """How the server is reached: headers such as a key, and TLS."""
+    count_tokens: Callable[[str], int] | None = None
+    """Counts the tokens of an answer that reports none; None: nothing can."""
 
 
 async def run_load(
@@ -65,6 +69,7 @@ async def run_load(
     state: LoadState | None = None,
     alive: Callable[[], bool] = lambda: True,
     concurrency: int | None = None,
+    max_concurrency: int | None = None,
     duration: float = math.inf,
 ) -> Ended:
     """Send every request at ``start + scheduled``, and call ``on_record`` when a response ends.
@@ -72,16 +77,19 @@ async def run_load(
     SIGINT or SIGTERM stops the load and drops the requests in flight, which leave no record. So does a server
     for which ``alive`` returns False. A failed request never stops the load. No request is sent twice.
 
+    Raises at once what ``on_record`` raises: without records, the rest of the load would be useless.
+
     Args:
         state: Updated during the load, for a display.
         concurrency: Number of workers of a closed loop. They send the requests in order. A worker sends its
             next request when its last one has ended; that moment is the request's scheduled time. After a
             rejection, a worker waits as long as the server asks, or ``PAUSE_SECONDS``.
+        max_concurrency: Most requests in flight in an open loop. A request that is due then waits here.
         duration: Seconds after which no request is sent. Requests that are in flight then are completed.
     """
     state = state or LoadState.of(requests)
     state.bound(concurrency, duration)
-    connections = Connections(target.url, target.endpoint.path, target.headers)
+    connections = Connections(target.url, target.endpoint.path, target.access)
     messages = [  # encoded now, so that encoding takes no time during the load
         connections.request(target.endpoint.body(spec, target.model)) for spec in requests
     ]
@@ -89,26 +97,31 @@ async def run_load(
     with _quiet_gc(), _stop_signal() as stop:
         async with connections:
             start = time.perf_counter() + LEAD_SECONDS
+            broken = asyncio.get_running_loop().create_future()
+
+            def keep(record: RequestRecord) -> None:
+                if broken.done():
+                    return
+                try:
+                    on_record(record)
+                except Exception as error:
+                    broken.set_exception(error)
 
             async def send(spec: RequestSpec, message: bytes) -> float:
                 state.leave(max(0.0, time.perf_counter() - start - spec.scheduled))
                 record, pause = await _exchange(connections, target, spec, message, start, state)
                 state.take(record)
-                on_record(record)
+                keep(record)
                 return (record.finished or 0.0) + pause
 
-            todo = zip(requests, messages, strict=True)
+            todo = _conversations(zip(requests, messages, strict=True))
             if concurrency is None:
-                sending = _dispatch(todo, send, start, duration)
+                sending = _dispatch(todo, send, start, duration, max_concurrency, state)
             else:
                 sending = _take_turns(todo, send, start, duration, concurrency, state)
             jobs = [
-                asyncio.create_task(job)
-                for job in (
-                    sending,
-                    stop.wait(),
-                    _watch(state, alive, start),
-                )
+                asyncio.ensure_future(job)
+                for job in (sending, stop.wait(), _watch(state, alive, start), broken)
             ]
             done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
             state.elapsed = time.perf_counter() - start
@@ -116,7 +129,7 @@ async def run_load(
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
     for job in done:
-        job.result()  # raises if the job failed, which would be a bug
+        job.result()  # raises if the record of a request could not be kept
     if jobs[0] in done:
         return "complete"
     return "interrupted" if jobs[1] in done else "server died"
@@ -124,43 +137,102 @@ async def run_load(
 
 Send = Callable[[RequestSpec, bytes], Coroutine[Any, Any, float]]
 """Sends a request; returns when its worker may send the next one, in seconds since the start."""
+Conversation = list[tuple[RequestSpec, bytes]]
+"""Requests of which each is sent after the answer to the one before it; usually only one request."""
+
+
+def _conversations(requests: Iterable[tuple[RequestSpec, bytes]]) -> list[Conversation]:
+    """Group requests into conversations, in the order of their first turns."""
+    found: list[Conversation] = []
+    for spec, message in requests:
+        if spec.turn and found:
+            found[-1].append((spec, message))
+        else:
+            found.append([(spec, message)])
+    return found
+
+
+async def _continue(
+    turns: Conversation, send: Send, start: float, duration: float, ended: float, state: LoadState
+) -> float:
+    """Send the later turns of a conversation, each after its think time; return when the last one ended.
+
+    ``ended``: when the answer to the first turn ended. No turn is sent after ``duration``.
+    """
+    for spec, message in turns:
+        due = ended + spec.think_time
+        if (pause := start + due - time.perf_counter()) > 0:
+            await asyncio.sleep(min(pause, max(0.0, start + duration - time.perf_counter())))
+        if due >= duration:
+            break
+        state.last_arrival = max(state.last_arrival, due)
+        ended = await send(replace(spec, scheduled=due), message)
+    return ended
 
 
 async def _dispatch(
-    requests: Iterable[tuple[RequestSpec, bytes]], send: Send, start: float, duration: float
+    conversations: Sequence[Conversation],
+    send: Send,
+    start: float,
+    duration: float,
+    max_concurrency: int | None,
+    state: LoadState,
 ) -> None:
-    """Start each request at its time, without waiting for others; return when all have ended."""
+    """Start each conversation at its time, without waiting for others; return when all have ended.
+
+    With ``max_concurrency``, a request that is due waits until fewer are in flight, in the order of arrival.
+    """
+    if max_concurrency is not None:
+        send = _at_most(max_concurrency, send)
+
+    async def converse(turns: Conversation) -> None:
+        ended = await send(*turns[0])
+        await _continue(turns[1:], send, start, duration, ended, state)
+
     async with _Tasks() as tasks:
-        for spec, message in requests:
+        for turns in conversations:
+            spec, message = turns[0]
             if spec.scheduled >= duration:
                 break
             while (wait := start + spec.scheduled - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
-            tasks.add(send(spec, message))
+            tasks.add(send(spec, message) if len(turns) == 1 else converse(turns))
         await tasks.all_done()
 
 
+def _at_most(limit: int, send: Send) -> Send:
+    """Return a function that sends like ``send``, with at most ``limit`` requests in flight."""
+    places = asyncio.Semaphore(limit)
+
+    async def send_within(spec: RequestSpec, message: bytes) -> float:
+        async with places:  # serves its waiters in order
+            return await send(spec, message)
+
+    return send_within
+
+
 async def _take_turns(
-    requests: Iterable[tuple[RequestSpec, bytes]],
+    conversations: Sequence[Conversation],
     send: Send,
     start: float,
     duration: float,
     workers: int,
     state: LoadState,
 ) -> None:
-    """Run a closed loop.
+    """Run a closed loop, in which each worker has one conversation at a time.
 
     A worker is free when the last byte of its answer arrives. The time that the client then needs to send the
     next request is lag, as in an open loop.
     """
-    waiting = iter(requests)
+    waiting = iter(conversations)
 
     async def work() -> None:
         free = 0.0
-        while free < duration and (turn := next(waiting, None)) is not None:
-            spec, message = turn
+        while free < duration and (turns := next(waiting, None)) is not None:
+            spec, message = turns[0]
             state.last_arrival = max(state.last_arrival, free)
             free = max(free, await send(replace(spec, scheduled=free), message))
+            free = max(free, await _continue(turns[1:], send, start, duration, free, state))
             if (pause := start + free - time.perf_counter()) > 0 and free < duration:
                 await asyncio.sleep(pause)
 
@@ -214,7 +286,7 @@ async def _exchange(
     def take(piece: bytes) -> None:
         state.tokens += answer.feed(piece, time.perf_counter() - start)
 
-    answer = Answer(spec, target.endpoint, now())
+    answer = Answer(spec, target.endpoint, now(), target.count_tokens)
     try:
         response = await connections.post(message, take, target.request_timeout)
         if response.status != 200:
@@ -226,7 +298,8 @@ async def _exchange(
         answer.close(now())
         record = answer.record(now())
         if record.ok:
-            state.usage.add(spec, answer.prompt_tokens, answer.cached_tokens)
+            is_text = isinstance(target.endpoint.wishes.prompt(spec), str)
+            state.usage.add(spec, answer.prompt_tokens, answer.cached_tokens, is_text=is_text)
         return record, 0.0
     except asyncio.TimeoutError:
         return answer.record(now(), f"timeout: no complete answer within {target.request_timeout:g} s"), 0.0

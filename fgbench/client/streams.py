@@ -6,36 +6,57 @@ MAX_MESSAGE_BYTES = 8 * 1024**2
 """A longer message is an error."""
 
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
 class StreamError(ValueError):
     """The bytes do not follow the protocol."""
 
 
 class ServerSentEvents:
-    """Splits server-sent events (WHATWG HTML, section 9.2), which the OpenAI API streams, into their data."""
+    """Splits server-sent events (WHATWG HTML, section 9.2), which the OpenAI API streams, into their data.
+
+    Lines end with LF, CR LF or CR. Events without data, such as heartbeats, are skipped.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
+        self._after_cr = False
+        """Whether the last chunk ended with CR. An LF at the start of the next one belongs to it."""
+        self._started = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the data of the events that ``chunk`` completes, without comments and other fields.
 
         Raises StreamError if an event is too long.
         """
-        if not self._rest and not self._data and _is_one_event(chunk):
-            return [chunk[6:-2]]
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if not self._rest and not self._data and not self._after_cr and _is_one_event(chunk):
+            self._started = True
+            return [data] if (data := chunk[6:-2]) else []
+        *lines, self._rest = (self._rest + self._with_lf(chunk)).split(b"\n")
         _check_length(self._rest)
         events: list[bytes] = []
         for line in lines:
-            line = line.removesuffix(b"\r")
             if not line:
-                if self._data:
-                    events.append(b"\n".join(self._data))
-                    self._data = []
+                if data := b"\n".join(self._data):
+                    events.append(data)
+                self._data = []
             elif line.startswith(b"data:"):
                 self._data.append(line[5:].removeprefix(b" "))
         return events
+
+    def _with_lf(self, chunk: bytes) -> bytes:
+        """Return the chunk with LF at the end of each line, without the byte order mark at the beginning."""
+        if not self._started and chunk:
+            chunk = chunk.removeprefix(BYTE_ORDER_MARK)
+            self._started = True
+        if self._after_cr:
+            chunk = chunk.removeprefix(b"\n")
+        if not chunk:
+            return chunk
+        self._after_cr = chunk.endswith(b"\r")
+        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in chunk else chunk
 
     def close(self) -> list[bytes]:
         """Return the event that the end of the stream completes, if its last empty line is missing."""

@@ -27,9 +27,13 @@ class UsageTally:
     cached_tokens: int | None = None
     """Prompt tokens that the server found in its prefix cache; None: no answer reports them."""
 
-    def add(self, spec: RequestSpec, prompt_tokens: int | None, cached_tokens: int | None) -> None:
-        """Count a complete answer, with the prompt tokens that it reports (None: it does not)."""
-        is_text = isinstance(spec.prompt, str)
+    def add(
+        self, spec: RequestSpec, prompt_tokens: int | None, cached_tokens: int | None, *, is_text: bool
+    ) -> None:
+        """Count a complete answer, with the prompt tokens that it reports (None: it does not).
+
+        ``is_text``: whether its prompt was sent as text.
+        """
         self.texts += is_text
         if cached_tokens is not None:
             self.cached_tokens = (self.cached_tokens or 0) + cached_tokens

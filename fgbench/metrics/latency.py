@@ -46,10 +46,27 @@ def normalized_latency(record: RequestRecord, since: Since = "scheduled") -> flo
 
 
 def tpot(record: RequestRecord) -> float | None:
-    """Return the time per output token after the first: (last - first) / (n - 1), for n >= 2."""
-    if record.first_token is None or record.last_token is None or record.output_tokens < 2:
+    """Return the time per output token after the first: (last - first) / (n - 1), for n >= 2.
+
+    If the tokens arrive in fewer moments than there are tokens, the first moment has more than one token.
+    Then only the tokens after it are counted, with as many tokens in each piece. Returns None if all tokens
+    arrived in one moment.
+    """
+    first, last = record.first_token, record.last_token
+    if first is None or last is None or record.output_tokens < 2 or last <= first:
         return None
-    return (record.last_token - record.first_token) / (record.output_tokens - 1)
+    pieces = len(record.token_times)
+    at_first = record.token_times.count(record.token_times[0]) if pieces else 0
+    in_first = 1.0 if pieces == 0 else max(1.0, record.output_tokens * at_first / pieces)
+    return (last - first) / (record.output_tokens - in_first)
+
+
+def moments(record: RequestRecord) -> int:
+    """Return in how many moments the tokens arrived: several pieces can arrive in one read.
+
+    Returns 0 if the times of the pieces were not stored.
+    """
+    return len(set(record.token_times))
 
 
 def itl(record: RequestRecord) -> list[float]:

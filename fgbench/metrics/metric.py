@@ -189,7 +189,8 @@ METRICS: tuple[Metric, ...] = (
         better="lower",
         section="latency",
         definition="Time per output token after the first: (last token - first token) / (output tokens - 1). "
-        "Answers of one token have none.",
+        "Answers of one token have none, and neither have answers that arrived in one moment. If several "
+        "tokens arrived with the first, only those after them count.",
         of_request=_one(latency.tpot),
         compared=COMPARED,
         live=True,
@@ -209,6 +210,16 @@ METRICS: tuple[Metric, ...] = (
         several_per_request=True,
         needs_two_tokens=True,
         aliases=("inter_token_latency",),
+    ),
+    Metric(
+        key="output_length",
+        label="output tokens",
+        unit="count",
+        better=None,
+        section="outcome",
+        definition="Output tokens of an answer. Without --natural-lengths, it is the requested number.",
+        of_request=lambda record: (float(record.output_tokens),),
+        compared=("mean",),
     ),
     Metric(
         key="lag",
@@ -257,6 +268,17 @@ METRICS: tuple[Metric, ...] = (
         definition="Requests answered in full per second, between the first scheduled request and the end of "
         "the last answer.",
         of_run=lambda run: run.summary.request_throughput,
+        compared=PLAIN,
+    ),
+    Metric(
+        key="window_throughput",
+        label="requests / s in window",
+        unit="1/s",
+        better="higher",
+        section="throughput",
+        definition="Requests answered in full per second, between the first and the last scheduled request. "
+        "The last answers, which come after it, do not count. Above capacity, this is the capacity.",
+        of_run=lambda run: run.summary.window_throughput,
         compared=PLAIN,
     ),
     Metric(

@@ -1,38 +1,51 @@
 """Decides from the request records whether the load was above capacity. Pure.
 
 Above capacity, a backlog grows as long as requests arrive. The mean latency then shows how many requests were
-sent, not how good the server is. Such runs must be marked.
+sent, not how good the server is. Such runs must be marked. There are three answers: above capacity, not above
+it, and not known.
 
-**Method.** The *shortfall* compares two numbers of output tokens at the moment of the last arrival:
+**Method.** The *shortfall* compares what the server had delivered at one moment with what was due by then.
+The moment is the last arrival. Two kinds of work are compared, and the larger shortfall counts:
 
-- delivered: the tokens that the server had delivered by then;
-- due: the tokens that it would have delivered by then if no request had waited.
+- output tokens. Each request would stream from its scheduled time, plus the shortest time to first token of
+  a request in the run whose prompt is at least as long. It would stream at the typical pace of the run: the
+  median over requests of the median gap between pieces. Preemptions cause few, long gaps, so they do not
+  change this median. Large simulations do not store the time of each token; there the pace is the 10th
+  percentile of TPOT.
+- first tokens. Each would arrive after that time.
 
-For "due", each request streams from its scheduled time, plus a typical time to first token without a queue
-(the 10th percentile of TTFT). It streams at the typical pace of the run: the median over requests of the
-median gap between pieces. Preemptions cause few, long gaps, so they do not change this median. Large
-simulations do not store the time of each token; there the pace is the 10th percentile of TPOT.
+Tokens are counted because the remaining work does not depend on the order of service: SRPT has few waiting
+requests even under heavy overload. First tokens are counted because prefills can be what a server lacks time
+for, above all if answers are short.
+
+The shortest time to first token is used because the first requests of a run find an idle server, under every
+overload. A percentile would be a queueing time if most requests wait.
 
 If a server keeps up, its shortfall is only what its bounded queue holds. As a share, that goes to zero in a
 long run. If the offered load is rho times the capacity, the shortfall is 1 - 1/rho. A shortfall above
-``THRESHOLD`` is overload. Tokens are counted, not requests, because the remaining work does not depend on the
-order of service: SRPT has few waiting requests even under heavy overload.
+``THRESHOLD`` is overload.
+
+If requests arrive much faster than the server answers, hardly anything is due when the last one arrives. Then
+the moment is one typical answer later.
 
 A server with a bounded queue rejects what it cannot serve, so its backlog remains small. Therefore the tokens
 that a rejected request asked for count as due and never as delivered. A run is also overloaded if more than
 ``THRESHOLD`` of its requests were rejected, since too few answers may remain to judge it.
 
-**Limits.** Load within about 10% of capacity cannot be distinguished from capacity. A run much shorter than
-the time to fill the batch cannot show overload and is not marked. Requests that failed, or did not finish
-because the run was interrupted, are ignored. Answers that were not streamed cannot be judged.
+**Limits.** A load within about 10% of capacity cannot be distinguished from capacity. The answer is not known
+with fewer than ``MIN_REQUESTS`` streamed answers. It is not known either if the load was shorter than a
+typical answer, because the server then never held as many requests as it would in a longer load. Requests
+that failed, or did not finish because the run was interrupted, are ignored, and so are answers that were not
+streamed. If more than ``THRESHOLD`` of the requests failed, the rest may look calm only because of that.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import fmean, median
 
 from fgbench.metrics.latency import tpot, ttft
 from fgbench.metrics.record import RequestRecord
@@ -40,39 +53,75 @@ from fgbench.metrics.record import RequestRecord
 THRESHOLD = 0.1
 """Largest shortfall, and largest share of rejected requests, of a run that is not overloaded."""
 MIN_REQUESTS = 20
-"""Streamed answers needed to compute a shortfall."""
+"""Streamed answers needed to judge a run."""
+MIN_DUE = 0.2
+"""Smallest share of all tokens that must be due at the last arrival, to judge the run at that moment."""
 
 
-def shortfall(records: Sequence[RequestRecord]) -> float | None:
-    """Return the share of the tokens due by the last arrival that were not delivered by then, 0 to 1.
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Whether a load was above capacity."""
 
-    Returns None with fewer than ``MIN_REQUESTS`` streamed answers, or if all requests were scheduled at once.
+    overloaded: bool | None
+    """None: not known."""
+    shortfall: float | None = None
+    """Share of the work due that was not delivered, 0 to 1; None if it cannot be computed."""
+    why_not: str = ""
+    """Why it is not known; empty if it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unqueued:
+    """How the requests of a run would be answered if none had to wait."""
+
+    prompts: tuple[int, ...]
+    """Prompt tokens of the answered requests, ascending."""
+    ttfts: tuple[float, ...]
+    """For each of ``prompts``, the shortest time to first token of a prompt that is at least as long."""
+    gap: float
+    """Seconds between two pieces."""
+
+    def ttft(self, record: RequestRecord) -> float:
+        """Return the seconds to the first token of a request."""
+        place = bisect_left(self.prompts, record.prompt_tokens)
+        return self.ttfts[min(place, len(self.ttfts) - 1)]
+
+    def pieces(self, record: RequestRecord, by: float) -> float:
+        """Return how many pieces of an answer would have arrived by a time."""
+        seconds, pieces = by - record.scheduled - self.ttft(record), _pieces(record)
+        if seconds < 0.0:
+            return 0.0
+        return float(pieces) if seconds >= self.gap * (pieces - 1) else 1.0 + seconds / self.gap
+
+
+def judge(records: Sequence[RequestRecord]) -> Judgement:
+    """Return whether an open loop was above capacity, from the records of all its requests.
+
+    judge(read_run("results/RUN").records).overloaded
     """
-    import numpy as np
-
-    streams = [record for record in records if record.ok and _pieces(record) > 1]
+    streams = [record for record in records if record.ok and _is_streamed(record)]
     if len(streams) < MIN_REQUESTS:
-        return None
-    first_token_time = float(np.percentile([ttft(record) or 0.0 for record in streams], 10))
-    if any(record.token_times for record in streams):
-        gap = median(_typical_gap(record.token_times) for record in streams if len(record.token_times) > 1)
-    else:
-        gap = float(np.percentile([tpot(record) or 0.0 for record in streams], 10))
-    end = max(record.scheduled for record in records)
-    rejected = (record for record in records if record.rejected is not None)
-    due = sum(_due_of_rejected(record, end - first_token_time, gap) for record in rejected)
-    delivered = 0.0
-    for record in streams:
-        pieces = _pieces(record)
-        ideal = _ideal_pieces(end - record.scheduled - first_token_time, gap, pieces)
-        due += record.output_tokens * ideal / pieces
-        delivered += record.output_tokens * _delivered(record, end) / pieces
-    return max(0.0, 1.0 - delivered / due) if due > 0.0 else None
-
-
-def is_overloaded(share: float | None) -> bool:
-    """Whether a shortfall means overload; an unknown one (None) does not."""
-    return share is not None and share > THRESHOLD
+        return Judgement(None, why_not=f"fewer than {MIN_REQUESTS} streamed answers")
+    first, last = _window(records)
+    if first == last:
+        return Judgement(None, why_not="all requests were due at the same moment")
+    unqueued = _unqueued(streams)
+    answer = fmean(unqueued.ttft(record) + unqueued.gap * (_pieces(record) - 1) for record in streams)
+    everything = [record for record in records if record.rejected is not None] + streams
+    asked = sum(_tokens(record) for record in everything)
+    moment = last
+    if _due_tokens(everything, unqueued, last) < MIN_DUE * asked:
+        moment = last + answer
+    share = max(
+        _token_shortfall(everything, unqueued, moment), _start_shortfall(everything, unqueued, moment)
+    )
+    if share > THRESHOLD:
+        return Judgement(True, share)
+    if sum(record.error is not None for record in records) > THRESHOLD * len(records):
+        return Judgement(None, share, "many requests failed")
+    if last - first < answer:
+        return Judgement(None, share, "the load was shorter than a typical answer")
+    return Judgement(False, share)
 
 
 def rejects_many(records: Sequence[RequestRecord]) -> bool:
@@ -80,24 +129,59 @@ def rejects_many(records: Sequence[RequestRecord]) -> bool:
     return sum(record.rejected is not None for record in records) > THRESHOLD * len(records)
 
 
-def _due_of_rejected(record: RequestRecord, end: float, gap: float) -> float:
-    """Return the tokens that would have been delivered by ``end`` if the request had not been rejected.
+def _unqueued(streams: Sequence[RequestRecord]) -> _Unqueued:
+    """Return how requests that do not wait are answered."""
+    import numpy as np
 
-    Assumes one token per piece.
-    """
-    return _ideal_pieces(end - record.scheduled, gap, record.asked_tokens)
+    by_prompt = sorted((record.prompt_tokens, ttft(record) or 0.0) for record in streams)
+    prompts = tuple(prompt for prompt, _ in by_prompt)
+    ttfts = tuple(np.minimum.accumulate([seconds for _, seconds in reversed(by_prompt)])[::-1].tolist())
+    gaps = [gap for record in streams if (gap := _typical_gap(record.token_times)) is not None]
+    if gaps:
+        return _Unqueued(prompts, ttfts, median(gaps))
+    paces = [pace for record in streams if (pace := tpot(record)) is not None]
+    return _Unqueued(prompts, ttfts, float(np.percentile(paces, 10)) if paces else 0.0)
 
 
-def _ideal_pieces(seconds: float, gap: float, pieces: int) -> float:
-    """Return how many of ``pieces`` have arrived ``seconds`` after the first, one every ``gap`` seconds."""
-    if seconds < 0.0:
-        return 0.0
-    return float(pieces) if seconds >= gap * (pieces - 1) else 1.0 + seconds / gap
+def _window(records: Sequence[RequestRecord]) -> tuple[float, float]:
+    """Return when the first and the last request were due."""
+    return min(record.scheduled for record in records), max(record.scheduled for record in records)
+
+
+def _token_shortfall(records: Sequence[RequestRecord], unqueued: _Unqueued, by: float) -> float:
+    """Return the share of the output tokens due by a time that were not delivered by then."""
+    due = _due_tokens(records, unqueued, by)
+    delivered = sum(
+        record.output_tokens * _delivered(record, by) / _pieces(record) for record in records if record.ok
+    )
+    return max(0.0, 1.0 - delivered / due) if due > 0.0 else 0.0
+
+
+def _due_tokens(records: Sequence[RequestRecord], unqueued: _Unqueued, by: float) -> float:
+    """Return the output tokens due by a time."""
+    return sum(_tokens(record) * unqueued.pieces(record, by) / _pieces(record) for record in records)
+
+
+def _start_shortfall(records: Sequence[RequestRecord], unqueued: _Unqueued, by: float) -> float:
+    """Return the share of the first tokens due by a time that had not arrived by then."""
+    due = sum(record.scheduled + unqueued.ttft(record) <= by for record in records)
+    arrived = sum(record.first_token is not None and record.first_token <= by for record in records)
+    return max(0.0, 1.0 - arrived / due) if due else 0.0
+
+
+def _is_streamed(record: RequestRecord) -> bool:
+    """Whether an answer came in pieces; one of a single token has only one."""
+    return record.first_token is not None and (_pieces(record) > 1 or record.output_tokens == 1)
+
+
+def _tokens(record: RequestRecord) -> int:
+    """Return the tokens of the answer; those asked for if it was rejected."""
+    return record.asked_tokens if record.rejected is not None else record.output_tokens
 
 
 def _pieces(record: RequestRecord) -> int:
-    """Return the number of streamed pieces; one per token if the times of the pieces were not stored."""
-    return len(record.token_times) or (record.output_tokens if record.first_token is not None else 0)
+    """Return the number of streamed pieces; one per token if their times were not stored, or if rejected."""
+    return len(record.token_times) or max(1, _tokens(record))
 
 
 def _delivered(record: RequestRecord, by: float) -> float:
@@ -113,5 +197,14 @@ def _delivered(record: RequestRecord, by: float) -> float:
     return float(pieces) if by >= last else 1.0 + (pieces - 1) * (by - first) / (last - first)
 
 
-def _typical_gap(times: Sequence[float]) -> float:
-    return median(later - earlier for earlier, later in pairwise(times))
+def _typical_gap(times: Sequence[float]) -> float | None:
+    """Return the typical seconds from piece to piece: about one step, with or without preemptions.
+
+    It is the median gap between the moments at which pieces arrived, divided by the pieces per moment. None
+    if all arrived in one moment, or if their times were not stored.
+    """
+    moments = sorted(set(times))
+    if len(moments) < 2:
+        return None
+    gap = median(later - earlier for earlier, later in pairwise(moments))
+    return gap * (len(moments) - 1) / (len(times) - 1)

@@ -27,7 +27,7 @@ class RequestRecord:
     """When the client sent it; ``sent - scheduled`` is the client's lag."""
     prompt_tokens: int
     asked_tokens: int
-    """Output tokens requested (max_tokens with ignore_eos)."""
+    """Output tokens requested: max_tokens. With ignore_eos every answer has as many, else at most as many."""
     output_tokens: int = 0
     first_token: float | None = None
     last_token: float | None = None

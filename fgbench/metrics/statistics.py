@@ -3,17 +3,19 @@
 The repeated unit is the run. Requests of one run share a queue, so they do not show how much another run
 would differ. Therefore there are no intervals and no verdicts with fewer than ``MIN_SEEDS`` seeds.
 
-**The interval of a figure** is a percentile bootstrap of the mean over the seeds. Its tails are widened for
-small samples as in Hesterberg, "What Teachers Should Know About the Bootstrap" (2015): the variance of
-resamples of n values is too small by a factor of (n - 1) / n, and quantiles must come from Student's t, not
-from the normal distribution. Still, the interval cannot extend beyond the smallest and the largest seed. With
-three seeds it contains the true mean in only three of four cases, with five seeds in nine of ten.
+**The interval of a figure** is Student's t on the logarithms of the seeds' figures, because latencies are
+skewed. If a figure is 0 for a seed, it is Student's t on the figures, and does not extend below 0. The
+interval is for the typical seed: the median of the distribution over seeds.
 
-**A verdict** must not be wrong in one of four cases, so it does not use this interval. With the same seed,
-two backends get the same requests at the same times. So the ratio is computed for each seed, and Student's t
-on the logarithms tests whether the geometric mean of the ratios differs from 1. This interval is valid for
-any number of seeds if the logarithms of the ratios are normally distributed. Verdicts are not corrected for
-multiple tests: of twenty verdicts on equal backends, one is expected to report a difference.
+**A verdict** is paired. With the same seed, two backends get the same requests at the same times. So the
+ratio is computed for each seed, and Student's t on the logarithms tests whether the geometric mean of the
+ratios differs from 1.
+
+Both are valid for any number of seeds if the logarithms are normally distributed, and both need seeds that
+differ: if every seed sends the same workload, they would only show how steady the machine is.
+
+**Many verdicts** are corrected by Benjamini and Hochberg's method (1995): of all differences that a table
+reports for one figure, at most one in twenty is expected to be due to chance. Intervals are not corrected.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from statistics import NormalDist
 from typing import Literal
 
 MIN_SEEDS = 3
 CONFIDENCE = 0.95
-RESAMPLES = 9999
+SAME = 1e-12
+"""Values whose relative standard error is smaller are the same, except for rounding."""
 Verdict = Literal["better", "worse", "not distinguishable"]
 
 
@@ -109,8 +111,8 @@ class Estimate:
 
     @property
     def interval(self) -> Interval | None:
-        """The interval of the mean; None with fewer than ``MIN_SEEDS`` seeds."""
-        return bootstrap_interval(self.values)
+        """The interval; None with fewer than ``MIN_SEEDS`` seeds, or if all figures are the same."""
+        return figure_interval(self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,9 @@ class PairedRatio:
     seeds: int
     """Number of seeds that both backends have."""
     interval: Interval | None
-    """None with fewer than ``MIN_SEEDS`` seeds."""
+    """None with fewer than ``MIN_SEEDS`` seeds, or if the ratio is the same for all seeds."""
+    p_value: float | None = None
+    """Probability of such a ratio or a more extreme one between equal backends; None without an interval."""
 
     @classmethod
     def of(cls, mine: Mapping[int, float], theirs: Mapping[int, float]) -> PairedRatio | None:
@@ -135,51 +139,75 @@ class PairedRatio:
             return None
         mean, around = math.fsum(logs) / len(logs), student_interval(logs)
         interval = None if around is None else Interval(math.exp(around.low), math.exp(around.high))
-        return cls(math.exp(mean), len(logs), interval)
+        return cls(math.exp(mean), len(logs), interval, _p_value(logs))
 
-    def verdict(self, *, lower_is_better: bool) -> Verdict | None:
-        """Return the verdict, or None with fewer than ``MIN_SEEDS`` seeds."""
-        if self.interval is None:
+    def verdict(self, *, lower_is_better: bool, limit: float = 1.0 - CONFIDENCE) -> Verdict | None:
+        """Return the verdict, or None without a p-value.
+
+        Args:
+            lower_is_better: Whether a smaller figure is better.
+            limit: Largest p-value of a difference: that of ``largest_p`` for many verdicts.
+        """
+        if self.p_value is None:
             return None
-        if self.interval.low <= 1.0 <= self.interval.high:
+        if self.p_value > limit:
             return "not distinguishable"
-        return "better" if (self.interval.high < 1.0) == lower_is_better else "worse"
+        return "better" if (self.value < 1.0) == lower_is_better else "worse"
 
 
-def bootstrap_interval(values: Sequence[float]) -> Interval | None:
-    """Return a bootstrap interval for the mean of the distribution that ``values`` were drawn from.
+def largest_p(p_values: Iterable[float]) -> float:
+    """Return the largest p-value that counts as a difference, among all verdicts on one figure.
 
-    Returns None with fewer than ``MIN_SEEDS`` values. Resampling is seeded, so the result is deterministic.
+    Benjamini and Hochberg's method: the largest p(i) with p(i) <= i / m * 0.05, for m sorted p-values.
+    Returns 0 if none is a difference.
     """
-    return _bootstrap(tuple(values)) if len(values) >= MIN_SEEDS else None
+    ordered = sorted(p_values)
+    passed = [p for i, p in enumerate(ordered, 1) if p <= i / len(ordered) * (1.0 - CONFIDENCE)]
+    return max(passed, default=0.0)
 
 
-@cache
-def _bootstrap(values: tuple[float, ...]) -> Interval:
-    """Compute the interval. Cached, since tables, pictures and files ask for the same figures."""
-    import numpy as np
+def figure_interval(values: Sequence[float]) -> Interval | None:
+    """Return the interval of a figure over seeds: see the module's docstring.
 
-    n = len(values)
-    widened = math.sqrt(n / (n - 1)) * _student(n)
-    tail = NormalDist().cdf(-widened)
-    drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
-    means = np.asarray(values, dtype=float)[drawn].mean(axis=-1)
-    low, high = np.quantile(means, [tail, 1.0 - tail]).tolist()
-    return Interval(low, high)
+    Returns None with fewer than ``MIN_SEEDS`` values, or if all are the same.
+    """
+    if any(value <= 0.0 for value in values):
+        plain = student_interval(values)
+        return None if plain is None else Interval(max(0.0, plain.low), plain.high)
+    logs = student_interval([math.log(value) for value in values])
+    return None if logs is None else Interval(math.exp(logs.low), math.exp(logs.high))
 
 
 def student_interval(values: Sequence[float]) -> Interval | None:
     """Return Student's interval for the mean of normally distributed values.
 
-    Returns None with fewer than ``MIN_SEEDS`` values.
+    Returns None with fewer than ``MIN_SEEDS`` values, or if all are the same.
     """
+    error = _standard_error(values)
+    if error is None:
+        return None
+    mean, half_width = math.fsum(values) / len(values), _student(len(values)) * error
+    return Interval(mean - half_width, mean + half_width)
+
+
+def _p_value(logs: Sequence[float]) -> float | None:
+    """Return the p-value of Student's test that the mean is 0; None if it cannot be tested."""
+    error = _standard_error(logs)
+    return (
+        None
+        if error is None
+        else 1.0 - student_share(abs(math.fsum(logs) / len(logs)) / error, len(logs) - 1)
+    )
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Return the standard error of the mean; None with too few values, or if all are the same."""
     n = len(values)
     if n < MIN_SEEDS:
         return None
     mean = math.fsum(values) / n
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    half_width = _student(n) * math.sqrt(variance / n)
-    return Interval(mean - half_width, mean + half_width)
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    return error if error > SAME * max(1.0, *map(abs, values)) else None
 
 
 @cache

@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from fgbench.metrics.latency import moments
 from fgbench.metrics.metric import OF_REQUESTS, distributions
-from fgbench.metrics.overload import is_overloaded, rejects_many, shortfall
+from fgbench.metrics.overload import Judgement, judge, rejects_many
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.statistics import Distribution
 from fgbench.metrics.trimming import WHOLE, Trim
@@ -44,12 +45,13 @@ class Summary:
     loop."""
     achieved_rate: float | None
     """Requests per second that the client sent, while it was sending."""
-    overloaded: bool
+    overloaded: bool | None
     """Whether the load was above capacity (see ``fgbench.metrics.overload``), or all requests were sent at
-    once. Means then depend on the number of requests, and on how many were rejected."""
+    once. Means then depend on the number of requests, and on how many were rejected. None: not known.
+    A closed loop is never above capacity."""
     shortfall: float | None
-    """Share of the tokens due by the last arrival that were not delivered by then, including tokens of
-    rejected requests. None if unknown."""
+    """Share of the work due by the last arrival that was not done by then, including rejected requests. None
+    if unknown."""
     scheduled_rate: float | None = None
     """Requests per second by the scheduled times; ``achieved_rate`` should be close to it."""
     trimmed: int = 0
@@ -61,6 +63,13 @@ class Summary:
     """Number of failed requests by error class."""
     rejected: int = 0
     """Requests that the server rejected because it had too much to do."""
+    window_throughput: float | None = None
+    """Requests answered in full per second between the first and the last scheduled request. None if all were
+    scheduled at once."""
+    tokens_per_moment: float | None = None
+    """Mean number of tokens that arrived together; None if the times of the pieces were not stored."""
+    why_unjudged: str = ""
+    """Why it is not known whether the load was above capacity; empty if it is known."""
     rejections: dict[str, int] = field(default_factory=dict)
     """Number of rejected requests by class: ``http 429``, ``queue timeout``."""
 
@@ -116,7 +125,7 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None, t
 
     Without records, or if ``trim`` leaves none, the counts are zero.
     """
-    backlog_share = shortfall(records)
+    judgement = _judgement(records, offered_rate)
     window = trim.window(records)
     everything = records
     if window is not None:
@@ -127,8 +136,6 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None, t
     prompt_tokens = sum(record.prompt_tokens for record in answered)
     output_tokens = sum(record.output_tokens for record in answered)
     per_second = 1.0 / duration if duration > 0.0 else 0.0
-    open_loop = offered_rate is not None  # a closed loop cannot be above capacity
-    all_at_once = offered_rate is not None and math.isinf(offered_rate)
     reports = [record.server for record in good if record.server]
     totals: dict[str, float] = {}
     for report in reports:
@@ -149,8 +156,11 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None, t
         scheduled_rate=_rate([record.scheduled for record in records]),
         trimmed=len(everything) - len(records),
         window=window,
-        overloaded=all_at_once or (open_loop and is_overloaded(backlog_share)) or rejects_many(everything),
-        shortfall=backlog_share,
+        overloaded=judgement.overloaded,
+        shortfall=judgement.shortfall,
+        window_throughput=_window_throughput(records, everything, window),
+        tokens_per_moment=_tokens_per_moment(good),
+        why_unjudged=judgement.why_not,
         errors=_by_class(record.error for record in records),
         rejected=sum(record.rejected is not None for record in records),
         rejections=_by_class(record.rejected for record in records),
@@ -158,6 +168,37 @@ def summarize(records: Sequence[RequestRecord], *, offered_rate: float | None, t
         server_requests=len(reports),
         server_totals=totals,
     )
+
+
+def _window_throughput(
+    counted: Sequence[RequestRecord],
+    everything: Sequence[RequestRecord],
+    window: tuple[float, float] | None,
+) -> float | None:
+    """Return the answers per second that ended between the first and the last counted arrival.
+
+    If the run is trimmed, answers to requests that were scheduled before the window count too.
+    """
+    first = min((record.scheduled for record in counted), default=0.0) if window is None else window[0]
+    last = max((record.scheduled for record in counted), default=0.0)
+    ended = sum(record.ok and _ended_within(record, (first, last)) for record in everything)
+    return ended / (last - first) if last > first else None
+
+
+def _tokens_per_moment(records: Sequence[RequestRecord]) -> float | None:
+    timed = [record for record in records if record.token_times]
+    arrived = sum(map(moments, timed))
+    return sum(record.output_tokens for record in timed) / arrived if arrived else None
+
+
+def _judgement(records: Sequence[RequestRecord], offered_rate: float | None) -> Judgement:
+    """Return whether the load was above capacity. ``offered_rate``: as for ``summarize``."""
+    judged = judge(records)
+    if rejects_many(records) or (offered_rate is not None and math.isinf(offered_rate)):
+        return Judgement(True, judged.shortfall)
+    if offered_rate is None:  # a closed loop sends only what is answered
+        return Judgement(False, judged.shortfall)
+    return judged
 
 
 def _ended_within(record: RequestRecord, window: tuple[float, float]) -> bool:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 from fgbench.metrics.statistics import CONFIDENCE
 from fgbench.report.comparison import Comparison, ComparisonPoint
 from fgbench.report.headline import headline
+from fgbench.report.marks import OVERLOADED, signs
 from fgbench.report.notes import VERDICT_MARKS, is_judged, marks, notes
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.quantities import (
     HEADLINES,
     IN_THE_SERVER,
     LATENCIES,
-    OUTCOMES,
     SLOWDOWNS,
     THROUGHPUTS,
     Quantity,
+    outcomes,
 )
 from fgengine.units import number, span, times
 
@@ -96,8 +97,8 @@ def _table(name: str, columns: Sequence[str], names: int = 1) -> Table:
 
 
 def _level_table(comparison: Comparison, level: float, points: Sequence[ComparisonPoint]) -> Table:
-    columns = [f"{point.label}{marks(point)}" for point in points]
-    table = _table(comparison.axis.describe(level), columns, names=2)
+    columns = [f"{comparison.names[point.label]}{marks(point)}" for point in points]
+    table = _table(comparison.load_in_words(level), columns, names=2)
     for quantities in (LATENCIES, THROUGHPUTS, SLOWDOWNS, IN_THE_SERVER):
         shown = [q for q in quantities if any(comparison.cell(p, q) is not None for p in points)]
         previous = ""
@@ -111,8 +112,8 @@ def _level_table(comparison: Comparison, level: float, points: Sequence[Comparis
             if any(intervals):
                 table.add_row("", INTERVAL, *intervals, style="dim")
         if quantities is THROUGHPUTS:
-            table.add_row("answered", "", *(_answered(p, comparison.workload.num_prompts) for p in points))
-            for quantity in OUTCOMES:
+            table.add_row("answered", "", *(point.answered for point in points))
+            for quantity in outcomes(natural_lengths=comparison.natural_lengths):
                 table.add_row(quantity.name, "", *(_cell(comparison, p, quantity) for p in points))
         table.add_section()
     return table
@@ -147,12 +148,6 @@ def _interval(comparison: Comparison, point: ComparisonPoint, quantity: Quantity
         return ""
     cell = comparison.cell(point, quantity)
     return span(cell.interval.low, cell.interval.high) if cell and cell.interval else ""
-
-
-def _answered(point: ComparisonPoint, num_prompts: int) -> str:
-    """Return "n of m": requests answered in full, of those that count, over all runs of the point."""
-    asked = sum(num_prompts - entry.summary.trimmed for entry in point.counted)
-    return f"{sum(entry.summary.ok for entry in point.counted)} of {asked}"
 
 
 def _verdict_table(comparison: Comparison, labels: Sequence[str]) -> Table:
@@ -195,6 +190,7 @@ def _objective_table(objective: Objective, labels: Sequence[str]) -> Table:
     for label in labels:
         reached, ratio = objective.rate(label), objective.ratio(label)
         cell = Text("-" if reached is None else reached.describe(comparison.axis.unit))
+        cell.append(signs([OVERLOADED]) if objective.is_above_capacity(label) else "")
         if ratio is not None and ratio.is_known:
             verdict = objective.verdict(label) or ""
             cell.append(f" {ratio.describe('x')}{_mark(verdict)}", style=STYLES.get(verdict, ""))

@@ -3,28 +3,43 @@ Pure."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fgbench.metrics.accounts import Breakdown, MachineAccount, MemoryAccount, analytic_device
+from fgbench.metrics.accounts import Breakdown, MachineAccount, MemoryAccount
 from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.latency import slowdowns
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.record import RequestRecord
-from fgbench.metrics.statistics import Distribution, Estimate, Interval, PairedRatio, jain_index
+from fgbench.metrics.statistics import (
+    MIN_SEEDS,
+    Distribution,
+    Estimate,
+    Interval,
+    PairedRatio,
+    jain_index,
+    largest_p,
+)
 from fgbench.metrics.summary import Summary
-from fgbench.report.pairing import Axis, WorkloadKey, group, level_of, seed_of, settings_of
+from fgbench.report.marks import Mark, marks_of, merged
+from fgbench.report.pairing import RATE, Axis, WorkloadKey, group, level_of, seed_of, settings_of
 from fgbench.report.quantities import QUANTITIES, Quantity
 from fgbench.results.run import Run, summary_of
+from fgengine.units import number
 
 if TYPE_CHECKING:
     from fgengine.cost import CostModel
 
-DEFAULT_BASELINE = "fastgen-fcfs"
+DEFAULT_BASELINES = ("fastgen-fcfs", "simulated-fcfs")
+"""The label that begins with the first of these is the baseline, if the user chooses none."""
+RATE_TOLERANCE = 0.02
+"""A scheduled rate that differs from the requested one by a larger share is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +69,14 @@ class Entry:
     def settings(self) -> dict[str, Any]:
         """Settings of the run's backend."""
         return settings_of(self.run.info)
+
+    @property
+    def planned(self) -> int:
+        """Number of requests that the load was to send; with a time limit, that it sent."""
+        work = self.run.info.get("workload") or {}
+        if self.run.info.get("duration_limit_s"):
+            return self.summary.requests + self.summary.trimmed
+        return int(work.get("num_prompts") or 0)
 
     @property
     def records(self) -> Sequence[RequestRecord]:
@@ -107,29 +130,29 @@ class ComparisonPoint:
         return self.counted[0].run.complete
 
     @property
+    def answered(self) -> str:
+        """``n of m``: requests answered in full, of those that count, over all runs of the point."""
+        asked = sum(entry.planned - entry.summary.trimmed for entry in self.counted)
+        return f"{sum(entry.summary.ok for entry in self.counted)} of {asked}"
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds that count."""
         return [entry.seed for entry in self.counted]
 
-    @property
-    def overloaded(self) -> bool:
-        """Whether the run of any seed was overloaded."""
-        return any(entry.summary.overloaded for entry in self.counted)
+    @cached_property
+    def repeats_one_workload(self) -> bool:
+        """Whether all seeds sent the same requests at the same times, as when a complete trace is replayed.
 
-    @property
-    def disturbed(self) -> bool:
-        """Whether other programs disturbed the run of any seed."""
-        return any(entry.machine is not None and entry.machine.busy for entry in self.counted)
+        Then the seeds show how steady the machine is, not how another workload would differ.
+        """
+        return len(self.counted) > 1 and len({_workload_sent(entry.run) for entry in self.counted}) == 1
 
-    @property
-    def cached(self) -> bool:
-        """Whether a prefix cache from an earlier load helped the run of any seed."""
-        return any(entry.cache is not None and entry.cache.helped for entry in self.counted)
-
-    @property
-    def analytic_device(self) -> str | None:
-        """Name of the analytic device of any seed's run; None if all step times were measured."""
-        return next((name for entry in self.counted if (name := analytic_device(entry.run.info))), None)
+    @cached_property
+    def marks(self) -> dict[Mark, str]:
+        """The marks that the run of any seed has, with their details."""
+        each = merged(marks_of(entry.run.info, entry.summary) for entry in self.counted)
+        return {mark: ", ".join(sorted(set(details))) for mark, details in each.items()}
 
     def values(self, metric: str, statistic: str | None = None) -> dict[int, float]:
         """Return the figure of each seed that has it."""
@@ -168,6 +191,7 @@ class Comparison:
     _cells: dict[tuple[str, float, Quantity], Cell | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _limits: dict[Quantity, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_at", {(point.label, point.level): point for point in self.points})
@@ -184,6 +208,19 @@ class Comparison:
         return sorted(names, key=lambda name: (name == self.baseline, name))
 
     @cached_property
+    def names(self) -> dict[str, str]:
+        """The name of each label for readers: with the policy, if the label does not tell it."""
+        found = {}
+        for label in self.labels:
+            infos = [entry.run.info for point in self.of(label) for entry in point.entries]
+            policies = {
+                str(policy) for info in infos if (policy := (info.get("backend") or {}).get("policy"))
+            }
+            is_clear = not policies or any(policy in label for policy in policies)
+            found[label] = label if is_clear else f"{label} ({', '.join(sorted(policies))})"
+        return found
+
+    @cached_property
     def seeds(self) -> list[int]:
         """All seeds, in ascending order."""
         return sorted({entry.seed for point in self.points for entry in point.entries})
@@ -194,9 +231,32 @@ class Comparison:
         return sum(len(point.entries) for point in self.points)
 
     @property
+    def natural_lengths(self) -> bool:
+        """Whether the models ended their answers, so that output lengths are results."""
+        infos = [entry.run.info for point in self.points for entry in point.entries]
+        return any((info.get("workload") or {}).get("natural_lengths") for info in infos)
+
+    @property
     def axis(self) -> Axis:
         """What levels measure: rate or concurrency."""
         return self.workload.axis
+
+    def load_in_words(self, level: float) -> str:
+        """Return a level in words, with the scheduled rate if it is not the requested one.
+
+        Older runs have Poisson arrivals that were not scaled to the rate.
+        """
+        words = self.axis.describe(level)
+        entries = [entry for point in self.at(level) if point.complete for entry in point.counted]
+        rates = [rate for entry in entries if (rate := entry.summary.scheduled_rate)]
+        if self.axis is not RATE or not rates or math.isinf(level):
+            return words
+        scheduled = fmean(rates)
+        return (
+            words
+            if abs(scheduled / level - 1.0) <= RATE_TOLERANCE
+            else f"{words} ({number(scheduled)} scheduled)"
+        )
 
     def at(self, level: float) -> list[ComparisonPoint]:
         """Return the points at one level, in the order of ``labels``."""
@@ -223,22 +283,52 @@ class Comparison:
             return None
         ratio = self._ratio(point, quantity)
         verdict = None if ratio is None else self._verdict(point, quantity, ratio)
-        return Cell(quantity, estimate.value, estimate.interval, ratio, verdict)
+        interval = None if point.repeats_one_workload else estimate.interval
+        return Cell(quantity, estimate.value, interval, ratio, verdict)
 
     def _ratio(self, point: ComparisonPoint, quantity: Quantity) -> PairedRatio | None:
         """Return the point's figure over the baseline's at the same level, paired by seed."""
         base = self._at.get((self.baseline, point.level))
         if base is None or base is point or quantity.better is None:
             return None
-        return PairedRatio.of(
+        ratio = PairedRatio.of(
             point.values(quantity.metric, quantity.statistic),
             base.values(quantity.metric, quantity.statistic),
         )
+        repeated = ratio is not None and point.repeats_one_workload
+        return replace(ratio, interval=None, p_value=None) if ratio and repeated else ratio
 
     def _verdict(self, point: ComparisonPoint, quantity: Quantity, ratio: PairedRatio) -> str:
         if not (point.complete and self._at[self.baseline, point.level].complete):
             return "incomplete: not judged"
-        return ratio.verdict(lower_is_better=quantity.lower_is_better) or not_judged(ratio.seeds)
+        if point.repeats_one_workload:
+            return "one workload repeated: not judged"
+        limit = self._largest_p(quantity)
+        return ratio.verdict(lower_is_better=quantity.lower_is_better, limit=limit) or not_judged(ratio.seeds)
+
+    def _largest_p(self, quantity: Quantity) -> float:
+        """Return the largest p-value that counts as a difference, among all ratios of one figure."""
+        if quantity not in self._limits:
+            judged = [
+                point
+                for point in self.points
+                if point.complete and getattr(self._at.get((self.baseline, point.level)), "complete", False)
+            ]
+            ratios = [self._ratio(point, quantity) for point in judged]
+            known = [ratio.p_value for ratio in ratios if ratio is not None and ratio.p_value is not None]
+            self._limits[quantity] = largest_p(known)
+        return self._limits[quantity]
+
+
+def _workload_sent(run: Run) -> int:
+    """Return a hash of what a run sent and when, without token ids; in a closed loop, without the times."""
+    is_open = run.info.get("workload", {}).get("rate") not in (None, "inf")
+    return hash(
+        tuple(
+            (record.index, record.scheduled if is_open else 0.0, record.prompt_tokens, record.asked_tokens)
+            for record in sorted(run.records, key=lambda record: record.index)
+        )
+    )
 
 
 def _counted(run: Run, summary: Summary) -> Sequence[RequestRecord]:
@@ -249,7 +339,9 @@ def _counted(run: Run, summary: Summary) -> Sequence[RequestRecord]:
 
 
 def not_judged(seeds: int) -> str:
-    """Return the text that replaces a verdict if there are too few seeds."""
+    """Return the text that replaces a verdict if there are too few seeds, or none that differ."""
+    if seeds >= MIN_SEEDS:
+        return "the same ratio for all seeds: not judged"
     return f"{'one seed' if seeds == 1 else f'{seeds} seeds'}: not judged"
 
 
@@ -304,19 +396,27 @@ def _label(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     by_name: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         by_name[entry.label].append(entry)
+    differing = {name: _differing([entry.settings for entry in some]) for name, some in by_name.items()}
     seen: dict[tuple[str, float, int], int] = defaultdict(int)
     labelled = []
     for entry in entries:
-        same_name = by_name[entry.label]
-        keys = sorted({key for other in same_name for key in other.settings})
-        differing = [key for key in keys if len({repr(other.settings.get(key)) for other in same_name}) > 1]
         label = entry.label
-        if differing:
-            label += " (" + ", ".join(f"{key} {entry.settings.get(key)}" for key in differing) + ")"
+        if keys := differing[label]:
+            label += " (" + ", ".join(f"{key} {entry.settings.get(key)}" for key in keys) + ")"
         seen[label, entry.level, entry.seed] += 1
         repeat = seen[label, entry.level, entry.seed]
         labelled.append(replace(entry, label=label if repeat == 1 else f"{label} #{repeat}"))
     return tuple(labelled)
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the settings that are not the same in all of these."""
+    values: dict[str, set[str]] = defaultdict(set)
+    for each in settings:
+        for key, value in each.items():
+            values[key].add(repr(value))
+    counted = Counter(key for each in settings for key in each)
+    return sorted(key for key, some in values.items() if len(some) > 1 or counted[key] < len(settings))
 
 
 def _find_baseline(entries: Sequence[Entry], baseline: str | None) -> str | None:
@@ -331,4 +431,8 @@ def _find_baseline(entries: Sequence[Entry], baseline: str | None) -> str | None
 
 
 def _default_baseline(entries: Sequence[Entry]) -> str:
-    return next((e.label for e in entries if e.label.startswith(DEFAULT_BASELINE)), entries[0].label)
+    for name in DEFAULT_BASELINES:
+        for entry in entries:
+            if entry.label.startswith(name):
+                return entry.label
+    return entries[0].label

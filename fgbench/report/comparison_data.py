@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fgbench.metrics.crossing import Range
 from fgbench.metrics.statistics import Estimate, Interval, PairedRatio
 from fgbench.report.comparison import Comparison, ComparisonPoint, Entry
+from fgbench.report.marks import ANALYTIC, CACHED, CLIENT, CLUMPED, DISTURBED, OVERLOADED, UNJUDGED
 from fgbench.report.notes import notes
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.pairing import WorkloadKey
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("model", "dataset", "num_prompts", "arrivals", "baseline", "label", "rate", "concurrency", "seeds"),
-    *("complete", "overloaded", "disturbed", "cached", "analytic_device"),
+    *("complete", "overloaded", "disturbed", "cached", "clumped", "client_was_the_limit"),
+    "analytic_device",
     *("metric", "statistic", "value", "low", "high"),
     *("ratio", "ratio_low", "ratio_high", "verdict"),
 )
@@ -34,7 +36,8 @@ _NUMBERS = ("rate", "concurrency", "value", "low", "high", "ratio", "ratio_low",
 _TYPES = {
     **dict.fromkeys(_NUMBERS, "float64"),
     **dict.fromkeys(("num_prompts", "seeds"), "Int64"),
-    **dict.fromkeys(("complete", "overloaded", "disturbed", "cached"), "boolean"),
+    **dict.fromkeys(("complete", "overloaded", "disturbed", "cached", "clumped"), "boolean"),
+    "client_was_the_limit": "boolean",
 }
 """Types of the columns that are not text. A row for a backend at all rates has no seeds and no status."""
 
@@ -50,10 +53,7 @@ def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> 
                 **_level(comparison, point),
                 "seeds": point.seeds,
                 "complete": point.complete,
-                "overloaded": point.overloaded,
-                "disturbed": point.disturbed,
-                "cached": point.cached,
-                "analytic_device": point.analytic_device,
+                **_status(point),
                 "figures": _figures(comparison, point),
             }
             for level in comparison.levels
@@ -67,6 +67,18 @@ def comparison_json(comparison: Comparison, objectives: Sequence[Objective]) -> 
             for point in comparison.at(level)
             for entry in point.entries
         ],
+    }
+
+
+def _status(point: ComparisonPoint) -> dict[str, Any]:
+    """Return what the marks of a point say."""
+    return {
+        "overloaded": True if OVERLOADED in point.marks else None if UNJUDGED in point.marks else False,
+        "disturbed": DISTURBED in point.marks,
+        "cached": CACHED in point.marks,
+        "clumped": CLUMPED in point.marks,
+        "client_was_the_limit": CLIENT in point.marks,
+        "analytic_device": point.marks.get(ANALYTIC),
     }
 
 
@@ -91,10 +103,7 @@ def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> 
                 comparison.axis.name: point.level,
                 "seeds": len(point.seeds),
                 "complete": point.complete,
-                "overloaded": point.overloaded,
-                "disturbed": point.disturbed,
-                "cached": point.cached,
-                "analytic_device": point.analytic_device,
+                **_status(point),
             }
             for cell in comparison.cells(point):
                 yield here | {
@@ -161,6 +170,7 @@ def _objective(objective: Objective) -> dict[str, Any]:
             {
                 "label": label,
                 comparison.axis.name: _range(objective.rate(label)),
+                "above_capacity": objective.is_above_capacity(label),
                 "ratio": _range(objective.ratio(label)),
                 "ratio_over_seeds": _ratio(objective.paired(label)),
                 "verdict": objective.verdict(label),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from fgbench.report.comparison import Comparison, ComparisonPoint
+from fgbench.report.marks import OVERLOADED, signs
 from fgbench.report.notes import VERDICT_MARKS, marks, notes, seeds_paired, title
 from fgbench.report.objectives import TARGET, Objective
-from fgbench.report.quantities import HEADLINES, IN_THE_SERVER, LATENCIES, OUTCOMES, SLOWDOWNS, Quantity
+from fgbench.report.quantities import HEADLINES, IN_THE_SERVER, LATENCIES, SLOWDOWNS, Quantity, outcomes
 from fgengine.units import number, span, times
 
 TAILS = tuple(quantity for quantity in LATENCIES if quantity.statistic == "p95")[:3]
-FIGURES = (*HEADLINES, *TAILS, *OUTCOMES)
+FIGURES = (*HEADLINES, *TAILS)
 
 
 def comparison_markdown(comparison: Comparison, objectives: Sequence[Objective]) -> str:
@@ -25,9 +26,14 @@ def comparison_markdown(comparison: Comparison, objectives: Sequence[Objective])
 
 
 def _main_table(comparison: Comparison) -> str:
-    names = [_name(quantity) for quantity in FIGURES]
+    figures = (*FIGURES, *outcomes(natural_lengths=comparison.natural_lengths))
+    names = [*map(_name, figures), "answered"]
     rows = [
-        [*_point(comparison, point), *(_cell(comparison, point, quantity) for quantity in FIGURES)]
+        [
+            *_point(comparison, point),
+            *(_cell(comparison, point, quantity) for quantity in figures),
+            point.answered,
+        ]
         for point in _points(comparison)
     ]
     introduction = (
@@ -56,16 +62,12 @@ def _objective_table(objective: Objective) -> str:
     comparison = objective.comparison
     rates = []
     for label in comparison.labels:
-        reached, ratio, attained = (
-            objective.rate(label),
-            objective.ratio(label),
-            objective.attained_up_to(label),
-        )
+        ratio, attained = objective.ratio(label), objective.attained_up_to(label)
         verdict = objective.verdict(label) or "-"
         rates.append(
             [
                 label,
-                reached.describe(comparison.axis.unit) if reached else "-",
+                _met_up_to(objective, label),
                 ratio.describe("x") if ratio else "-",
                 verdict,
                 attained.describe(comparison.axis.unit) if attained else "-",
@@ -83,6 +85,15 @@ def _objective_table(objective: Objective) -> str:
             _table([comparison.axis.name, "backend", "requests that attain it", "goodput"], shares),
         )
     )
+
+
+def _met_up_to(objective: Objective, label: str) -> str:
+    """Return the rate up to which the backend's runs meet the SLO, marked if it is above capacity."""
+    reached = objective.rate(label)
+    if reached is None:
+        return "-"
+    above = signs([OVERLOADED]) if objective.is_above_capacity(label) else ""
+    return reached.describe(objective.comparison.axis.unit) + above
 
 
 def _details_table(comparison: Comparison) -> str:
@@ -107,7 +118,7 @@ def _points(comparison: Comparison) -> Iterator[ComparisonPoint]:
 
 
 def _point(comparison: Comparison, point: ComparisonPoint) -> list[str]:
-    return [comparison.axis.describe(point.level), f"{point.label}{marks(point)}"]
+    return [comparison.load_in_words(point.level), f"{comparison.names[point.label]}{marks(point)}"]
 
 
 def _name(quantity: Quantity) -> str:

@@ -33,7 +33,7 @@ def headline(comparison: Comparison, objectives: Sequence[Objective]) -> list[st
     points.sort(key=lambda point: cell.value if (cell := comparison.cell(point, rank)) else math.inf)
     highest = f", the highest of {len(comparison.levels)} loads" if len(comparison.levels) > 1 else ""
     means = " and ".join(quantity.name for quantity in quantities)
-    lines.append(f"{comparison.axis.describe(level)}{highest}: mean {means}")
+    lines.append(f"{comparison.load_in_words(level)}{highest}: mean {means}")
     shown = points[:MAX_BACKENDS]
     names = max(len(_name(comparison, point)) for point in shown)
     cells = [[_cell(comparison, point, quantity) for quantity in quantities] for point in shown]
@@ -50,7 +50,7 @@ def headline(comparison: Comparison, objectives: Sequence[Objective]) -> list[st
 
 def _name(comparison: Comparison, point: ComparisonPoint) -> str:
     baseline = " (baseline)" if point.label == comparison.baseline and len(comparison.labels) > 1 else ""
-    return f"{point.label}{marks(point)}{baseline}"
+    return f"{comparison.names[point.label]}{marks(point)}{baseline}"
 
 
 def _cell(comparison: Comparison, point: ComparisonPoint, quantity: Quantity) -> str:

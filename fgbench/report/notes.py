@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from fgbench.metrics.statistics import CONFIDENCE, MIN_SEEDS
 from fgbench.report.comparison import Comparison, ComparisonPoint, not_judged
+from fgbench.report.marks import notes_on, signs
 from fgbench.report.quantities import HEADLINES
-from fgbench.report.run_tables import (
-    ANALYTIC_MARK,
-    CACHED_MARK,
-    CACHED_NOTE,
-    DISTURBED_MARK,
-    DISTURBED_NOTE,
-    OVERLOAD_MARK,
-    OVERLOAD_NOTE,
-    analytic_note,
-)
 from fgbench.report.unequal import Note, unequal
 
-INCOMPLETE_MARK = "◌"
-INCOMPLETE_NOTE = (
-    f"{INCOMPLETE_MARK} not a complete run: requests that had not ended are missing, mostly slow ones, so "
-    "latencies look too low. The pictures leave this run out. Run it again to compare it."
-)
 REJECTED_NOTE = (
     "Some requests were rejected because the server's queue was full. They have no latency, so do not "
     "compare latencies of backends that rejected different shares; goodput counts these requests as missed."
+)
+REPEATED_NOTE = (
+    "The seeds sent the same requests at the same times, so there are no intervals and no verdicts: they "
+    "would only show how steady the machine is. With --num-prompts below the length of a trace, each seed "
+    "replays another window of it."
+)
+FAILED_NOTE = (
+    "Some requests failed ({}). They have no latency, and those that were answered may be the easy ones, so "
+    "do not compare their latencies; goodput counts failed requests as missed."
+)
+NATURAL_NOTE = (
+    "The models ended their answers (--natural-lengths), so the output lengths are results too: a backend "
+    "with shorter answers did less work. Compare JCT / token rather than JCT."
 )
 VERDICT_MARKS = {"better": "✔", "worse": "✘", "not distinguishable": "≈"}
 
@@ -40,16 +37,7 @@ def title(comparison: Comparison) -> str:
 
 def marks(point: ComparisonPoint) -> str:
     """Return the marks after a point's name, such as ``" ▲"``; empty if it needs none."""
-    overloaded = f" {OVERLOAD_MARK}" if point.overloaded else ""
-    disturbed = f" {DISTURBED_MARK}" if point.disturbed else ""
-    cached = f" {CACHED_MARK}" if point.cached else ""
-    analytic = f" {ANALYTIC_MARK}" if point.analytic_device else ""
-    return overloaded + disturbed + cached + analytic + ("" if point.complete else f" {INCOMPLETE_MARK}")
-
-
-def analytic_devices(points: Iterable[ComparisonPoint]) -> list[str]:
-    """Return the names of the points' analytic devices, sorted."""
-    return sorted({point.analytic_device for point in points if point.analytic_device})
+    return signs(point.marks)
 
 
 def seeds_paired(comparison: Comparison) -> list[int]:
@@ -63,21 +51,27 @@ def is_judged(comparison: Comparison) -> bool:
     return max(seeds_paired(comparison), default=0) >= MIN_SEEDS
 
 
+def _failed(comparison: Comparison) -> str:
+    """Return in words how many requests of each backend failed; empty if none did."""
+    words = []
+    for label in comparison.labels:
+        summaries = [entry.summary for point in comparison.of(label) for entry in point.counted]
+        if failed := sum(summary.failed for summary in summaries):
+            words.append(f"{label}: {failed:,} of {sum(summary.requests for summary in summaries):,}")
+    return ", ".join(words)
+
+
 def notes(comparison: Comparison) -> list[Note]:
     """Return what the marks mean, which runs are left out, and what could not be made equal."""
-    found = []
-    if any(point.overloaded for point in comparison.points):
-        found.append(Note(OVERLOAD_NOTE, True))
-    if any(point.disturbed for point in comparison.points):
-        found.append(Note(DISTURBED_NOTE, True))
-    if any(point.cached for point in comparison.points):
-        found.append(Note(CACHED_NOTE, True))
-    if devices := analytic_devices(comparison.points):
-        found.append(Note(analytic_note(", ".join(devices)), True))
+    found = [Note(text, True) for text in notes_on(point.marks for point in comparison.points)]
     if any(entry.summary.rejected for point in comparison.points for entry in point.counted):
         found.append(Note(REJECTED_NOTE, True))
-    if not all(point.complete for point in comparison.points):
-        found.append(Note(INCOMPLETE_NOTE, True))
+    if failed := _failed(comparison):
+        found.append(Note(FAILED_NOTE.format(failed), True))
+    if any(point.repeats_one_workload for point in comparison.points):
+        found.append(Note(REPEATED_NOTE, True))
+    if comparison.natural_lengths:
+        found.append(Note(NATURAL_NOTE, True))
     if dropped := sum(len(point.entries) - len(point.counted) for point in comparison.points):
         runs = "1 run that is" if dropped == 1 else f"{dropped} runs that are"
         found.append(Note(f"Left out: {runs} not complete; other seeds have complete runs.", True))
@@ -92,8 +86,9 @@ def notes(comparison: Comparison) -> list[Note]:
         marks = ", ".join(f"{mark} {verdict}" for verdict, mark in VERDICT_MARKS.items())
         found.append(
             Note(
-                f"{marks}: paired Student's t test over seeds at {CONFIDENCE:.0%}, not corrected for "
-                f"multiple tests. The {CONFIDENCE:.0%} interval under a mean is a bootstrap over seeds.",
+                f"{marks}: paired Student's t test over seeds at {CONFIDENCE:.0%}, corrected for the number "
+                f"of verdicts on a figure (Benjamini and Hochberg). The {CONFIDENCE:.0%} interval under a "
+                "mean is Student's, on logarithms, over seeds.",
                 False,
             )
         )

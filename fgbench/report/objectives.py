@@ -13,8 +13,9 @@ from statistics import fmean
 
 from fgbench.metrics.crossing import Range, rate_at
 from fgbench.metrics.slo import SLO, Bound, attainment, goodput, rejects_too_many
-from fgbench.metrics.statistics import Estimate, PairedRatio
+from fgbench.metrics.statistics import Estimate, PairedRatio, largest_p
 from fgbench.report.comparison import Comparison, ComparisonPoint, Entry, not_judged
+from fgbench.report.marks import OVERLOADED
 
 TARGET = 0.95
 """Share of the requests that must attain an SLO, as in the paper's figure 13."""
@@ -34,6 +35,12 @@ class Objective:
         """
         return self._rate({point.level: point.counted for point in self._complete(label)})
 
+    def is_above_capacity(self, label: str) -> bool:
+        """Whether the rate is, or may be, one at which the backend was above capacity."""
+        rate = self.rate(label)
+        levels = [point.level for point in self._complete(label) if OVERLOADED in point.marks]
+        return rate is not None and bool(levels) and max(rate.low, 0.0) >= min(levels)
+
     def ratio(self, label: str) -> Range | None:
         """Return ``rate`` over the baseline's; None for the baseline itself, or if either has none."""
         mine, theirs = self.rate(label), self.rate(self.comparison.baseline)
@@ -42,8 +49,8 @@ class Objective:
     def paired(self, label: str) -> PairedRatio | None:
         """Return the ratio of rates, paired by seed.
 
-        Returns None if any seed has a rate that is not known exactly. Leaving out such seeds would bias the
-        result.
+        Returns None if any seed has a rate that is not known exactly, because leaving out such seeds would
+        bias the result. Also if the seeds repeat one workload.
         """
         if label == self.comparison.baseline:
             return None
@@ -52,6 +59,8 @@ class Objective:
         known = {seed: (mine[seed].exact, theirs[seed].exact) for seed in both}
         if any(None in pair for pair in known.values()):
             return None
+        if any(point.repeats_one_workload for point in self._complete(label)):
+            return None
         return PairedRatio.of(
             {seed: a for seed, (a, _) in known.items() if a}, {seed: b for seed, (_, b) in known.items() if b}
         )
@@ -59,7 +68,15 @@ class Objective:
     def verdict(self, label: str) -> str | None:
         """Return the verdict on the ratio, like ``Comparison.verdict``; None if ``paired`` is None."""
         ratio = self.paired(label)
-        return None if ratio is None else ratio.verdict(lower_is_better=False) or not_judged(ratio.seeds)
+        if ratio is None:
+            return None
+        return ratio.verdict(lower_is_better=False, limit=self._largest_p) or not_judged(ratio.seeds)
+
+    @cached_property
+    def _largest_p(self) -> float:
+        """The largest p-value that counts as a difference, among the ratios of all backends."""
+        ratios = [self.paired(label) for label in self.comparison.labels]
+        return largest_p(ratio.p_value for ratio in ratios if ratio and ratio.p_value is not None)
 
     def met_by(self, point: ComparisonPoint) -> bool | None:
         """Whether the means over seeds meet the SLO; None if a figure is missing and no other misses it.

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from fgbench.exit_status import client_was_the_limit
-from fgbench.metrics.accounts import MachineAccount, analytic_device
-from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.summary import Summary
-from fgbench.report.run_tables import ANALYTIC_MARK, CACHED_MARK, DISTURBED_MARK, OVERLOAD_MARK, load_in_words
+from fgbench.report.marks import INCOMPLETE, Mark, marks_of, merged, signs
+from fgbench.report.run_tables import load_in_words
 from fgbench.results.run import find_runs, is_being_written, read_info, readable, stored_summary
 from fgengine.units import number, seconds
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
-
-
-CLIENT_MARK = "◷"
-MARKS = {
-    OVERLOAD_MARK: "overloaded",
-    DISTURBED_MARK: "other programs used the machine",
-    CACHED_MARK: "prompts were in a prefix cache",
-    CLIENT_MARK: "the client was the limit",
-    ANALYTIC_MARK: "an analytic device: step times computed from published figures",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +46,11 @@ class Overview:
         return str((self.info.get("workload") or {}).get("dataset", "unknown"))
 
     @property
-    def signs(self) -> str:
-        """Return one character of ``MARKS`` for each thing that a reader of the figures must know."""
-        machine = MachineAccount.of(self.info)
-        known = {
-            OVERLOAD_MARK: self.summary.overloaded,
-            DISTURBED_MARK: machine is not None and machine.busy,
-            CACHED_MARK: self._cached,
-            CLIENT_MARK: client_was_the_limit(self.summary) is not None,
-            ANALYTIC_MARK: analytic_device(self.info) is not None,
-        }
-        return "".join(mark for mark in MARKS if known[mark])
-
-    @property
-    def _cached(self) -> bool:
-        account = CacheAccount.of(self.info)
-        return account is not None and account.helped
+    def marks(self) -> dict[Mark, str]:
+        """The marks of the run with their details. Whether it is complete is shown in another way."""
+        found = marks_of(self.info, self.summary)
+        found.pop(INCOMPLETE, None)
+        return found
 
     @property
     def troubles(self) -> list[str]:
@@ -85,25 +63,6 @@ class Overview:
     def planned(self) -> int:
         """Number of requests in the workload."""
         return int((self.info.get("workload") or {}).get("num_prompts") or 0)
-
-    @property
-    def marks(self) -> list[str]:
-        """Warnings about the figures, each in a few words."""
-        found = ["overloaded"] if self.summary.overloaded else []
-        machine = MachineAccount.of(self.info)
-        if machine is not None and machine.busy:
-            found.append("busy machine")
-        if self._cached:
-            found.append("prompts in a prefix cache")
-        if client_was_the_limit(self.summary):
-            found.append("client was the limit")
-        if (device := analytic_device(self.info)) is not None:
-            found.append(f"analytic device {device}")
-        if self.summary.failed:
-            found.append(f"{self.summary.failed} failed")
-        if self.summary.rejected:
-            found.append(f"{self.summary.rejected} rejected")
-        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for ``fgbench results list --json``."""
@@ -120,7 +79,7 @@ class Overview:
             "seed": work.get("seed"),
             "planned": self.planned,
             "started": self.info.get("started"),
-            "marks": self.marks,
+            "marks": [*(mark.words for mark in self.marks), *self.troubles],
             "summary": self.summary.to_dict(),
         }
 
@@ -154,8 +113,7 @@ def overview_tables(runs: Sequence[Overview], root: Path) -> Group:
     for run in sorted(runs, key=lambda run: run.path.name, reverse=True):
         tables.setdefault((run.path.parent, run.model, run.dataset), []).append(run)
     parts = [_table(*key, some, root) for key, some in tables.items()]
-    seen = [mark for mark in MARKS if any(mark in run.signs for run in runs)]
-    legend = "; ".join(f"{mark} {MARKS[mark]}" for mark in seen)
+    legend = "; ".join(f"{mark.sign} {mark.words}" for mark in merged(run.marks for run in runs))
     return Group(*parts, *([Text(legend, style="yellow")] if legend else []))
 
 
@@ -168,7 +126,7 @@ def _table(folder: Path, model: str, dataset: str, runs: Sequence[Overview], roo
     title = Text(" · ".join([*([] if name == "." else [name]), model, dataset]), style="bold")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left")
     table.add_column("run", overflow="fold", min_width=15)
-    names = [run.path.name for run in runs]
+    shortest = _shortest([run.path.name for run in runs])
     table.add_column("backend", overflow="fold", min_width=12)
     for heading in ("load", "seed", "ended", "JCT /\ntoken", "p99\nJCT", "TTFT"):
         table.add_column(heading, justify="right", overflow="fold")
@@ -176,7 +134,7 @@ def _table(folder: Path, model: str, dataset: str, runs: Sequence[Overview], roo
     for run in runs:
         work, figures = run.info.get("workload") or {}, run.summary
         table.add_row(
-            _shortest(run.path.name, names),
+            shortest[run.path.name],
             "\n".join([run.backend, *run.troubles]),
             load_in_words(work),
             str(work.get("seed", "-")),
@@ -184,18 +142,20 @@ def _table(folder: Path, model: str, dataset: str, runs: Sequence[Overview], roo
             seconds(figures.figure("normalized_latency")),
             seconds(figures.figure("jct", "p99")),
             seconds(figures.figure("ttft")),
-            run.signs,
+            signs(run.marks).replace(" ", ""),
             style="dim" if run.status not in ("complete", "running") else None,
         )
     return table
 
 
-def _shortest(name: str, names: Sequence[str]) -> str:
-    """Return the shortest unique beginning of a name, at least its time: ``20261126-003903``."""
-    length = len(name.partition("_")[0])
-    while length < len(name) and sum(other.startswith(name[:length]) for other in names) > 1:
-        length += 1
-    return name[:length]
+def _shortest(names: Sequence[str]) -> dict[str, str]:
+    """Return the shortest unique beginning of each name, at least its time: ``20261126-003903``."""
+    ordered = sorted(names)
+    found = {}
+    for before, name, after in zip(["", *ordered], ordered, [*ordered[1:], ""], strict=False):
+        shared = max(len(commonprefix([name, other])) for other in (before, after))  # noqa: RUF071 (no paths)
+        found[name] = name[: max(shared + 1, len(name.partition("_")[0]))]
+    return found
 
 
 def _of_planned(run: Overview) -> str:

@@ -83,6 +83,8 @@ class WorkloadKey:
     """Other settings of the workload in run.json, and the trimming."""
     axis: Axis = RATE
     """What levels measure."""
+    duration: float | None = None
+    """Seconds after which no more requests were sent; None: all were sent."""
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> WorkloadKey:
@@ -92,8 +94,9 @@ class WorkloadKey:
         others = {
             key: value for key, value in work.items() if key not in _PER_RUN + _NAMED and value is not None
         }
-        if info.get("trim"):
-            others["trim"] = info["trim"]
+        for limit in ("trim", "max_concurrency"):
+            if info.get(limit):
+                others[limit] = info[limit]
         return cls(
             model=PurePath(str(info.get("model", "unknown"))).name,
             dataset=str(work.get("dataset", "unknown")),
@@ -101,14 +104,14 @@ class WorkloadKey:
             arrivals="closed-loop" if axis is CONCURRENCY else str(work.get("arrivals", "unknown")),
             details=", ".join(f"{key} {json.dumps(others[key])}" for key in sorted(others)),
             axis=axis,
+            duration=info.get("duration_limit_s"),
         )
 
     def describe(self) -> str:
         """Return one line of text for titles."""
         details = f" ({self.details})" if self.details else ""
-        return (
-            f"{self.model} on {self.dataset}, {self.num_prompts} prompts, {self.arrivals} arrivals{details}"
-        )
+        amount = f"{self.num_prompts} prompts" if self.duration is None else f"{self.duration:g} s"
+        return f"{self.model} on {self.dataset}, {amount}, {self.arrivals} arrivals{details}"
 
 
 @dataclass(slots=True)
@@ -166,6 +169,7 @@ def differences(workloads: Iterable[WorkloadKey]) -> str:
         "model": "model",
         "dataset": "dataset",
         "num_prompts": "number of prompts",
+        "duration": "duration",
         "arrivals": "arrivals",
         "details": "settings",
     }
@@ -195,7 +199,7 @@ def without_repeats(runs: Sequence[Run]) -> list[Run]:
 
 
 def newest_comparable(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs that are comparable with the newest one, without repeats.
+    """Return the runs that are comparable with the newest one, perhaps with repeats.
 
     ``runs`` is ordered oldest first.
     """
@@ -204,4 +208,4 @@ def newest_comparable(runs: Sequence[Run]) -> list[Run]:
         return []
     groups = group(reversed(with_records))  # newest first, so the first group contains the newest run
     chosen = {id(run) for run in groups[0].runs}
-    return without_repeats([run for run in with_records if id(run) in chosen])
+    return [run for run in with_records if id(run) in chosen]

@@ -57,6 +57,15 @@ OUTCOMES = _compared("outcome")
 SLOWDOWNS = _compared("fairness")
 IN_THE_SERVER = _compared("server")
 QUANTITIES = (*LATENCIES, *THROUGHPUTS, *OUTCOMES, *SLOWDOWNS, *IN_THE_SERVER)
+OUTPUT_LENGTH = "output_length"
+"""The metric that is a result only if models end their answers."""
+
+
+def outcomes(*, natural_lengths: bool) -> tuple[Quantity, ...]:
+    """Return the outcomes to show. Output lengths are one only if models end their answers."""
+    return tuple(q for q in OUTCOMES if natural_lengths or q.metric != OUTPUT_LENGTH)
+
+
 HEADLINES = tuple(quantity for quantity in LATENCIES if quantity.statistic == "mean") + THROUGHPUTS
 """Quantities that get a verdict in the tables. Files contain a verdict for every quantity with ``better``."""
 

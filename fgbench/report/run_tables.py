@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fgbench.metrics.accounts import MachineAccount, MemoryAccount, analytic_device
+from fgbench.metrics.accounts import MachineAccount, MemoryAccount
 from fgbench.metrics.conditions import CacheAccount
 from fgbench.metrics.metric import METRICS, metric_called
+from fgbench.report.marks import Mark, marks_of, signs
 from fgbench.report.unequal import Note, unequal
 from fgengine.units import number, percent, seconds, size
 
@@ -18,36 +19,6 @@ if TYPE_CHECKING:
 
     from fgbench.metrics.statistics import Distribution
     from fgbench.metrics.summary import Summary
-
-OVERLOAD_MARK = "▲"
-OVERLOAD_NOTE = (
-    f"{OVERLOAD_MARK} above capacity: a backlog grew while requests arrived, so latencies depend on how many "
-    "requests were sent. Compare such runs only at the same number of prompts."
-)
-
-DISTURBED_MARK = "◆"
-DISTURBED_NOTE = (
-    f"{DISTURBED_MARK} other programs took part of the machine's CPU time during the run, so its figures are "
-    "not reliable. Run it again when the machine is idle."
-)
-
-CACHED_MARK = "◐"
-CACHED_NOTE = (
-    f"{CACHED_MARK} the server found prompts of an earlier load in its prefix cache, so TTFT and JCT "
-    "are too low. Run it again with a server without this cache (vLLM: --no-enable-prefix-caching, SGLang: "
-    "--disable-radix-cache), or one whose cache can be reset (vLLM: VLLM_SERVER_DEV_MODE=1)."
-)
-
-ANALYTIC_MARK = "ƒ"
-
-
-def analytic_note(devices: str) -> str:
-    """Return what ``ANALYTIC_MARK`` means; ``devices``: names of the devices."""
-    return (
-        f"{ANALYTIC_MARK} an analytic device ({devices}): step times were computed from published figures, "
-        "not measured. Use them to compare schedulers, not to predict what the device does."
-    )
-
 
 RATE_TOLERANCE = 0.02
 """A note is shown if the sent rate differs from the scheduled rate by a larger share."""
@@ -61,7 +32,9 @@ def summary_table(
     machine: MachineAccount | None = None,
     cache: CacheAccount | None = None,
     differences: Sequence[Note] = (),
-    device: str | None = None,
+    marks: Mapping[Mark, str] | None = None,
+    gpu_energy: float | None = None,
+    is_capped: bool = False,
 ) -> Group:
     """Return the table that ``fgbench run`` prints at the end: latencies, counts, rates and notes.
 
@@ -72,7 +45,9 @@ def summary_table(
         machine: The machine's other load; None if unknown.
         cache: The server's prefix cache; None if it has none, or if that is unknown.
         differences: Notes on what could not be made equal to other servers.
-        device: Name of an analytic device; None: the step times were measured.
+        marks: What a reader must know, with details. None: what the figures alone tell.
+        gpu_energy: Joules that the GPUs used; None if unknown.
+        is_capped: Whether the client holds requests back (--max-concurrency), so that it may send late.
     """
     from rich.console import Group
     from rich.table import Table
@@ -91,8 +66,13 @@ def summary_table(
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(summary, memory, machine, cache):
         facts.add_row(Text(name, style="dim"), value)
+    if gpu_energy is not None and summary.output_tokens:
+        per_token = number(gpu_energy / summary.output_tokens)
+        energy = f"{number(gpu_energy)} J, {per_token} J per output token"
+        facts.add_row(Text("energy of the GPUs", style="dim"), energy)
     parts: list[Table | Text] = [table, facts]
-    notes = _notes(summary, machine, cache) + ([analytic_note(device)] if device else [])
+    known = marks_of({"status": "complete"}, summary) if marks is None else marks
+    notes = [mark.note([detail]) for mark, detail in known.items()] + _notes(summary, is_capped)
     parts += [Text(note, style="yellow") for note in notes]
     parts += [Text(note.text, style="yellow" if note.warns else "dim") for note in differences]
     return Group(*parts)
@@ -103,27 +83,25 @@ def run_table(info: dict[str, Any], summary: Summary) -> Group:
     workload = info.get("workload") or {}
     name = str((info.get("backend") or {}).get("name"))
     title = f"{name}, {info.get('model')}, {workload.get('dataset')}, {load_in_words(workload)}"
-    device = analytic_device(info)
+    marks = marks_of(info, summary)
     return summary_table(
-        f"{title} {ANALYTIC_MARK}" if device else title,
+        title + signs(marks),
         summary,
         MemoryAccount.of(info),
         MachineAccount.of(info),
         CacheAccount.of(info),
         unequal({name: [info]}),
-        device,
+        marks,
+        (info.get("server_metrics") or {}).get("gpu_energy_j"),
+        info.get("max_concurrency") is not None,
     )
 
 
-def _notes(summary: Summary, machine: MachineAccount | None, cache: CacheAccount | None) -> list[str]:
-    """Return warnings about the figures."""
-    notes = [OVERLOAD_NOTE] if summary.overloaded else []
-    if machine is not None and machine.busy:
-        notes.append(DISTURBED_NOTE)
-    if cache is not None and cache.helped:
-        notes.append(CACHED_NOTE)
+def _notes(summary: Summary, is_capped: bool) -> list[str]:
+    """Return further warnings about the figures."""
+    notes = []
     sent, scheduled = summary.achieved_rate, summary.scheduled_rate
-    if sent and scheduled and abs(sent / scheduled - 1.0) > RATE_TOLERANCE:
+    if sent and scheduled and not is_capped and abs(sent / scheduled - 1.0) > RATE_TOLERANCE:
         notes.append(
             f"The client sent {number(sent)}/s instead of the scheduled {number(scheduled)}/s "
             f"({sent / scheduled - 1.0:+.1%}), so this is not the requested load. Use a faster client "

@@ -66,6 +66,11 @@ def _of_usage(infos: Sequence[Mapping[str, Any]]) -> Iterable[Note]:
         yield Note("its answers hold no usage, so their numbers of tokens could not be checked.", warns=True)
     if any(one.miscounted for one in found):
         sent, counted = (sum(getattr(one, f"{name}_tokens") for one in found) for name in ("sent", "counted"))
+        chats = all((info.get("backend") or {}).get("endpoint") == "chat" for info in infos)
+        if chats and counted >= sent:
+            added = f"{counted - sent:,} tokens to prompts of {sent:,}"
+            yield Note(f"its chat template added {added}.", warns=False)
+            return
         yield Note(
             f"it counted {counted:,} prompt tokens where {sent:,} were sent, so its prompts were not the "
             "same as sent.",

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fgbench.metrics.slo import parse_slo
+from fgbench.report.marks import ANALYTIC
 from fgbench.report.pictures.picture import Picture
-from fgbench.report.run_tables import ANALYTIC_MARK
 from fgbench.reproduction.curves import above_capacity, attainment_curves, latency_curves
 from fgbench.reproduction.deviations import Deviation, deviations
 from fgbench.reproduction.figures import FIGURES, Figure, PublishedPanel, Scale
@@ -48,7 +48,7 @@ def reproduced(name: str, measured: Mapping[str, Sequence[Result]], scale: Scale
         found.labels |= {result.point.backend for result in results}
         devices = {result.analytic_device for result in results if result.analytic_device}
         found.devices |= devices
-        notes = [scale, *(f"{ANALYTIC_MARK} {device}" for device in sorted(devices))]
+        notes = [scale, *(f"{ANALYTIC.sign} {device}" for device in sorted(devices))]
         if isinstance(panel, PublishedPanel):
             ours, published = latency_curves(results, panel.statistic), published_curves()[panel.name]
             found.deviations += deviations(panel, ours, published)

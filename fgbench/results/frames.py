@@ -46,6 +46,8 @@ RATES = (
     "output_token_throughput",
     "total_token_throughput",
     "achieved_rate",
+    "scheduled_rate",
+    "window_throughput",
     "shortfall",
     "rejected_share",
 )

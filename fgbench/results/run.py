@@ -91,7 +91,8 @@ def pack(folder: Path, *, token_times: bool = True) -> int:
 
     Args:
         token_times: Whether the times of single tokens are kept. They are nearly all bytes of a packed run.
-            Without them, the ITL is only in the summary in run.json.
+            Without them, run.json's summary holds what depends on them: the ITL, whether the load was above
+            capacity, and whether tokens arrived in clumps.
 
     Raises:
         ValueError: the run is not complete, or a file is damaged.
@@ -100,6 +101,7 @@ def pack(folder: Path, *, token_times: bool = True) -> int:
     if info.get("status") != "complete":
         raise ValueError(f"{folder} is {status_of(info)}: only complete runs are packed")
     before, records = _size(folder), read_records(folder)
+    summary = summary_of(Run(folder, info, tuple(records)))
     if not token_times:
         records = tuple(replace(record, token_times=()) for record in records)
     pack_table(folder / TABLE_FILE, records)
@@ -108,7 +110,7 @@ def pack(folder: Path, *, token_times: bool = True) -> int:
             f"{folder / TABLE_FILE} does not give back the run's requests; nothing was removed"
         )
     if not token_times:
-        write_json(folder / RUN_FILE, {**info, "token_times": False})
+        write_json(folder / RUN_FILE, {**info, "token_times": False, "summary": summary.to_dict()})
     for name in (REQUESTS_FILE, LOG_FILE):
         (folder / name).unlink(missing_ok=True)
     return before - _size(folder)
@@ -357,20 +359,35 @@ def remove(folder: Path) -> None:
     folder.rmdir()
 
 
+FROM_TOKEN_TIMES = ("overloaded", "shortfall", "why_unjudged", "tokens_per_moment")
+"""Figures of a summary that need the times of single tokens."""
+
+
 def stored_summary(folder: Path, info: dict[str, Any]) -> Summary:
-    """Return the summary in run.json, or compute it from the requests if the run was killed.
+    """Return the summary in run.json.
+
+    It is computed from the requests if the run was killed, or is older than the judgement of overload.
 
     Raises:
         ValueError: the requests are needed, and are damaged.
     """
-    if info.get("summary") is not None:
-        return Summary.from_dict(info["summary"])
+    stored = info.get("summary")
+    if stored is not None and ("why_unjudged" in stored or not has_requests(folder)):
+        return Summary.from_dict(stored)
     return summary_of(Run(folder, info, read_records(folder)))
 
 
 def summary_of(run: Run) -> Summary:
-    """Compute the summary of a run from its records, like ``fgbench run`` does."""
-    return summarize(run.records, offered_rate=offered_rate(run.info), trim=trim_of(run.info))
+    """Compute the summary of a run from its records, like ``fgbench run`` does.
+
+    If the times of single tokens were not stored, what depends on them is taken from run.json.
+    """
+    found = summarize(run.records, offered_rate=offered_rate(run.info), trim=trim_of(run.info))
+    stored = run.info.get("summary")
+    if run.info.get("token_times") is not False or not isinstance(stored, dict):
+        return found
+    kept = Summary.from_dict(stored)
+    return replace(found, **{name: getattr(kept, name) for name in FROM_TOKEN_TIMES})
 
 
 def offered_rate(info: dict[str, Any]) -> float | None:

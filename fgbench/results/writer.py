@@ -80,10 +80,15 @@ class RunWriter:
 
     def finish(
         self, status: str, records: Sequence[RequestRecord], summary: dict[str, Any] | None, **parts: Any
-    ) -> None:
-        """Write requests.parquet and the final run.json. ``status``: complete, interrupted or failed."""
+    ) -> str:
+        """Write the final run.json, then requests.parquet, which can be made again from requests.jsonl.
+
+        Args:
+            status: complete, interrupted or failed.
+
+        Returns a sentence if requests.parquet could not be written; else an empty text.
+        """
         self._requests.close()
-        write_table(self.path / TABLE_FILE, records)
         self.info |= {
             "status": status,
             "ended": now(),
@@ -93,6 +98,11 @@ class RunWriter:
         }
         self._write_info()
         self._unlock()
+        try:
+            write_table(self.path / TABLE_FILE, records)
+        except OSError as error:
+            return f"{self.path / TABLE_FILE} could not be written ({error.strerror}); all requests are saved"
+        return ""
 
     def __enter__(self) -> RunWriter:
         return self
@@ -104,7 +114,8 @@ class RunWriter:
         self._unlock()
         if self.info["status"] == "running" and error is not None:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self.describe(status=status, error=str(error) or type(error).__name__, ended=now())
+            with suppress(OSError):  # a full disk; the run is then shown as incomplete
+                self.describe(status=status, error=str(error) or type(error).__name__, ended=now())
 
     def _unlock(self) -> None:
         self._lock.release()

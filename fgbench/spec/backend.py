@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from fgbench.spec.files import options_of
 from fgbench.spec.load import ClientSpec, LoadSpec
@@ -15,8 +16,6 @@ from fgengine.config import EngineConfig
 from fgengine.settings import changed, described
 
 FASTGEN, SIMULATED, FASTSERVE = "fastgen", "simulated", "fastserve"
-UNNAMED = "openai"
-"""Name in tables of a running server that has no other."""
 VLLM, VLLM_CHUNKED = "vllm", "vllm-chunked"
 CLIENT_SIDE_OPTIONS = ("model", "tokenizer")
 """The server's options that also apply to a running server, and to one that a command starts."""
@@ -46,7 +45,7 @@ class BackendSpec:
 
     name: str = FASTGEN
     """Such as ``fastgen-fcfs`` or ``simulated``; for a server at ``url`` or by ``command``, its name in
-    tables."""
+    tables. Empty for a server at ``url`` that the user gave no name."""
     title: str = ""
     """The name in tables that the user chose for another backend; empty: the backend's own."""
     url: str | None = None
@@ -70,9 +69,14 @@ class BackendSpec:
 
     def __post_init__(self) -> None:
         if not self.label:
-            object.__setattr__(self, "label", self.title or self.name)
+            object.__setattr__(self, "label", self.title or self.name or self.table_name)
         self._check_start()
         if self.url is not None:
+            if self.table_name.partition("-")[0] in (FASTGEN, SIMULATED):
+                raise ValueError(
+                    f"{self.table_name} is a name of our own engine, and the server at {self.url} may be "
+                    "another one: give it another name, such as --name my-server or my-server=URL"
+                )
             if wrong := servers_own(self.server):
                 raise ValueError(
                     f"{wrong[0]} is for a server that is started, but with --url the server runs already: "
@@ -112,8 +116,8 @@ class BackendSpec:
     @property
     def table_name(self) -> str:
         """The name in tables."""
-        if self.kind == "url" and self.name == FASTGEN:
-            return UNNAMED
+        if self.url is not None:
+            return self.title or self.name or _place(self.url)
         if self.kind in ("fastgen", "simulated"):
             return self.title or backend_name(self.kind, self.server.policy)
         return self.title or self.name
@@ -121,7 +125,7 @@ class BackendSpec:
     @property
     def is_named(self) -> bool:
         """Whether the user chose the name in tables."""
-        return bool(self.title) or self.kind in ("url", "command")
+        return bool(self.title) or self.kind == "command" or (self.kind == "url" and bool(self.name))
 
     @property
     def simulated(self) -> bool:
@@ -135,7 +139,7 @@ class BackendSpec:
 
     def repeating_options(self, load: LoadSpec, client: ClientSpec) -> dict[str, Any]:
         """Return the options of ``fgbench run`` that repeat the run, for spec.toml."""
-        found = {"backend": self._text(), "url": self.url, **options_of(load)}
+        found = {"backend": self._text() or None, "url": self.url, **options_of(load)}
         found |= {} if self.simulated else options_of(client)
         del found["results"]
         found |= changed(self.start)
@@ -150,10 +154,17 @@ class BackendSpec:
 
     def _text(self) -> str:
         """Return the value of ``--backend`` without the options that have an option of the verb."""
+        if self.url is not None:
+            return self.title or self.name
         if self.command is not None:
-            return f"{self.name}=command: {shlex.join(self.command)}"
+            return f"{self.title or self.name}=command: {shlex.join(self.command)}"
         name = f"{self.title}={self.name}" if self.title else self.name
         return shlex.join((name, *self.arguments)) if self.title or self.arguments else name
+
+
+def _place(url: str) -> str:
+    """Return the host and port of a URL, which may lack ``http://``."""
+    return urlsplit(url if "://" in url else f"http://{url}").netloc or url
 
 
 class BackendWord(NamedTuple):
@@ -213,7 +224,7 @@ def read_word(word: str) -> BackendWord:
     Raises ValueError if a pair lacks one of the two, or if what follows the name is neither.
     """
     if word.startswith(("http://", "https://")):
-        return BackendWord("", FASTGEN, word)
+        return BackendWord("", "", word)
     name, equals, value = word.partition("=")
     if not equals:
         return BackendWord("", word, None)

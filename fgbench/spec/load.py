@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from fgbench.metrics.trimming import WHOLE, Trim
-from fgbench.workload.arrivals import POISSON, Arrivals
+from fgbench.spec.access import Access
+from fgbench.workload.arrivals import MAX_CONCURRENCY, POISSON, Arrivals, TimeUnit
 from fgbench.workload.build import check_counts
-from fgengine.settings import Setting, check
+from fgengine.settings import Setting, changed, check
 
 if TYPE_CHECKING:
     from fgbench.workload.datasets import Dataset
@@ -28,16 +30,24 @@ PROCESS_OF = {
     "cv": "gamma",
     "burst_size": "burst",
     "rate_to": "ramp",
+    "stages": "stages",
     "trace": "trace",
     "speedup": "trace",
+    "skip": "trace",
     "limit": "trace",
+    "time_unit": "trace",
+    "columns": "trace",
     "concurrency": "closed",
 }
 """Option -> the only arrival process that has it. The first option of each process is required."""
 
 
+OURS = frozenset(
+    {"prompt", "prompt_token_ids", "messages", "max_tokens", "max_completion_tokens", "n", "stream"}
+)
+"""Fields of a request that decide what is measured."""
 _HEADER = re.compile(r"(?P<name>[A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*(?P<value>[\x21-\x7e][\x20-\x7e]*)")
-Endpoint = Literal["completions", "generate"]
+Endpoint = Literal["completions", "chat", "generate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,18 @@ class Load:
     num_warmup: int = 4
     endpoint: Endpoint | None = None
     """None: the backend's default."""
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that are added to the body of each request."""
+    max_concurrency: int | None = None
+    """Most requests in flight in an open loop; None: any number."""
+    think_time: float = 0.0
+    """Mean seconds between an answer and the next turn of its conversation."""
+    natural_lengths: bool = False
+    """Whether the model ends its answers. Then the requested output tokens are only upper bounds."""
+    words: tuple[str, ...] = field(default=(), repr=False)
+    """Words of one token each, of which prompts of given lengths are made. Empty: they are token ids."""
+    tokenizer: str = ""
+    """Folder of the tokenizer that counts the tokens of answers without usage; empty: none is known."""
     request_timeout: float = 3600.0
     """Seconds after which an unfinished answer counts as an error."""
     users: int = 1
@@ -123,8 +145,8 @@ class LoadSpec:
     arrivals: Annotated[
         str | None,
         _load(
-            "Arrival process: poisson, gamma, uniform, burst, ramp, trace or closed. Default: the process of "
-            "the options below, else poisson."
+            "Arrival process: poisson, gamma, uniform, burst, ramp, stages, trace or closed. Default: that "
+            "of the options below, else poisson."
         ),
     ] = None
     cv: Annotated[
@@ -136,20 +158,48 @@ class LoadSpec:
         float | None,
         _load("ramp: final requests per second; the rate changes linearly from --rate to this."),
     ] = None
+    stages: Annotated[
+        str | None,
+        _load(
+            "stages: RATE:SECONDS of each stage, such as 1:60,4:60,1:60. With --rate, the same pattern at "
+            "another mean rate."
+        ),
+    ] = None
     trace: Annotated[
         Path | None,
         _load(
-            "trace: Azure, BurstGPT or Mooncake file with arrival times; also gives the lengths, unless "
-            "--dataset does."
+            "trace: Azure, BurstGPT, Vidur, Splitwise or Mooncake file with arrival times; also gives the "
+            "lengths, unless --dataset does. With fewer requests than it has, each seed replays another "
+            "window of it."
         ),
+    ] = None
+    time_unit: Annotated[
+        TimeUnit | None,
+        _load("trace: unit of its times. Default: the format's, or what the values show."),
+    ] = None
+    columns: Annotated[
+        str | None,
+        _load("trace: names of its columns, if it has no known format: time=at,prompt=in,output=out."),
     ] = None
     speedup: Annotated[
         float | None, _load("trace: replay it this many times as fast; or give --rate.", gt=0, le=1e9)
     ] = None
+    skip: Annotated[int | None, _load("trace: leave out this number of records at its beginning.", ge=0)] = (
+        None
+    )
     limit: Annotated[int | None, _load("trace: read only this number of requests.")] = None
     concurrency: Annotated[
         int | None,
         _load("closed: number of workers; each sends a request when its last answer has ended."),
+    ] = None
+    max_concurrency: Annotated[
+        int | None,
+        _load(
+            "Most requests in flight in an open loop. A request that is due waits in the client, and the "
+            "wait counts as latency.",
+            ge=1,
+            le=MAX_CONCURRENCY,
+        ),
     ] = None
     dataset: Annotated[
         str | None,
@@ -167,6 +217,53 @@ class LoadSpec:
         str | None,
         _load("Output tokens of synthetic, mmlu, and jsonl without lengths; written like --input-len."),
     ] = None
+    max_total_len: Annotated[
+        int | None,
+        _load("Leave out requests with more prompt and output tokens together.", unit="tokens", ge=2),
+    ] = None
+    clip: Annotated[
+        bool,
+        _load(
+            "With --max-total-len: shorten these requests instead of leaving them out. The output is "
+            "shortened first, then a prompt of token ids. A trace needs this, because its times belong to "
+            "its requests."
+        ),
+    ] = False
+    natural_lengths: Annotated[
+        bool,
+        _load(
+            "Let the model end its answers. The output lengths above are then upper bounds, and the actual "
+            "lengths are compared as results. Default: all answers have the requested length."
+        ),
+    ] = False
+    prefix_share: Annotated[
+        float | None,
+        _load(
+            "Share of each prompt (0 to 1) that comes from one common text, as a system prompt does; for "
+            "datasets of lengths.",
+            gt=0,
+            le=1,
+        ),
+    ] = None
+    multi_turn: Annotated[
+        bool,
+        _load(
+            "Send all turns of each conversation of a dataset of conversations, such as sharegpt. A turn "
+            "holds the earlier ones, and is sent when the answer before it has ended."
+        ),
+    ] = False
+    turns: Annotated[str | None, _load("Turns per conversation of synthetic; written like --input-len.")] = (
+        None
+    )
+    think_time: Annotated[
+        float,
+        _load(
+            "Mean seconds between an answer and the next turn of its conversation (exponential).",
+            unit="seconds",
+            ge=0,
+            finite=True,
+        ),
+    ] = 0.0
     mix: Annotated[str | None, _load("Parts of mix: NAME-OR-FILE:SHARE,NAME-OR-FILE:SHARE.")] = None
     seed: Annotated[
         int,
@@ -181,19 +278,33 @@ class LoadSpec:
     def __post_init__(self) -> None:
         check(self)
 
-    def to_load(self, client: ClientSpec | None = None) -> Load:
+    def to_load(self, client: ClientSpec | None = None, server: EngineConfig | None = None) -> Load:
         """Return the load that the options describe, sent by ``client``.
+
+        ``server``: Its tokenizer makes prompts as text, and counts the tokens of answers without usage.
 
         Raises ValueError if a value is out of range, or if options contradict each other.
         """
-        from fgbench.workload.arrivals import Replay
+        from fgbench.workload.arrivals import Replay, Stages
 
         self.dataset_source()
+        if self.think_time and not (self.multi_turn or self.turns):
+            raise ValueError("--think-time needs --multi-turn or --turns")
+        if self.clip and self.max_total_len is None:
+            raise ValueError("--clip needs --max-total-len")
+        if self.max_concurrency is not None and self.concurrency is not None:
+            raise ValueError(
+                "--max-concurrency is for an open loop, and --concurrency is a closed one: give one"
+            )
         client = client or ClientSpec()
         arrivals = self._arrivals()
         rate, num_prompts = DEFAULT_RATE, DEFAULT_NUM_PROMPTS
         if isinstance(arrivals, Replay):
-            rate, num_prompts = arrivals.own_rate * (self.speedup or 1.0), len(arrivals.recorded)
+            num_prompts = len(arrivals.recorded)
+            window = arrivals.part(self.num_prompts or num_prompts, self.seed)
+            rate = window.own_rate * (self.speedup or 1.0)
+        if isinstance(arrivals, Stages):
+            rate, num_prompts = arrivals.own_rate, arrivals.requests
         rate = rate if self.rate is None else self.rate
         if self.duration is not None and not isinstance(arrivals, Replay):
             num_prompts = _prompts_within(self.duration, rate, arrivals)
@@ -208,7 +319,24 @@ class LoadSpec:
             num_warmup=client.warmup,
             endpoint=client.endpoint,
             request_timeout=client.request_timeout,
+            extra_body=client.extra_fields,
+            max_concurrency=self.max_concurrency,
+            think_time=self.think_time,
+            natural_lengths=self.natural_lengths,
+            words=_words(server) if client.send_text else (),
+            tokenizer=_known_tokenizer(server) if self.natural_lengths else "",
         )
+
+    def check_simulated(self) -> None:
+        """Raise ValueError for an option that a simulation does not have."""
+        for option, is_given in (
+            ("--natural-lengths", self.natural_lengths),
+            ("--max-concurrency", self.max_concurrency is not None),
+            ("--multi-turn", self.multi_turn),
+            ("--turns", self.turns is not None),
+        ):
+            if is_given:
+                raise ValueError(f"{option} needs a real server, and this is a simulation: leave it out")
 
     def process(self) -> str:
         """Return the name of the arrival process: ``arrivals``, else the process of the given options.
@@ -260,6 +388,18 @@ class LoadSpec:
         return dataset or name, path
 
     def to_dataset(self, server: EngineConfig, report: Callable[[str], None]) -> Dataset:
+        """Return the dataset after ``--prefix-share``, ``--max-total-len`` and ``--clip``.
+
+        Its arguments and errors are those of ``_complete_dataset``.
+        """
+        from fgbench.workload.derived import Bounded, SharedPrefix
+
+        dataset = self._complete_dataset(server, report)
+        if self.prefix_share is not None:
+            dataset = SharedPrefix(dataset, self.prefix_share)
+        return dataset if self.max_total_len is None else Bounded(dataset, self.max_total_len, self.clip)
+
+    def _complete_dataset(self, server: EngineConfig, report: Callable[[str], None]) -> Dataset:
         """Return the dataset. A replayed trace is the dataset if no other is given.
 
         Args:
@@ -273,12 +413,12 @@ class LoadSpec:
         from fgengine.model.store import tokenizer_of
 
         name, path = self.dataset_source()
-        lengths = (self.input_len, self.output_len, self.mix)
+        lengths = (self.input_len, self.output_len, self.mix, self.turns)
         if self.process() == "trace":
             trace = self._trace()
             for note in trace.notes:
                 report(note)
-            if (name, path, *lengths) == (None,) * 5:
+            if (name, path, *lengths) == (None,) * 6 and not self.multi_turn:
                 return trace.dataset
         return load_dataset(
             name,
@@ -287,6 +427,8 @@ class LoadSpec:
             input_len=self.input_len,
             output_len=self.output_len,
             mix=self.mix,
+            multi_turn=self.multi_turn,
+            turns=self.turns,
             report=report,
         )
 
@@ -298,6 +440,8 @@ class LoadSpec:
             return arrivals.Gamma(self.cv)
         if name == "burst" and self.burst_size is not None:
             return arrivals.Burst(self.burst_size)
+        if name == "stages" and self.stages is not None:
+            return arrivals.Stages.parse(self.stages)
         if name == "ramp" and self.rate_to is not None:
             return arrivals.Ramp(self.rate_to)
         if name == "closed" and self.concurrency is not None:
@@ -310,7 +454,34 @@ class LoadSpec:
     def _trace(self) -> Trace:
         if self.trace is None or not self.trace.is_file():
             raise ValueError(f"--trace: there is no file {self.trace}: give the path of a trace")
-        return _read_trace(self.trace, self.limit)
+        return _read_trace(self.trace, self.skip or 0, self.limit, self.time_unit, self.columns)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _words(server: EngineConfig | None) -> tuple[str, ...]:
+    """Return the words of which prompts are made. Raises ValueError if there is no usable tokenizer."""
+    from fgbench.workload.words import single_token_words
+    from fgengine.config import EngineConfig
+    from fgengine.model.store import tokenizer_of
+
+    return single_token_words(tokenizer_of(server or EngineConfig()))
+
+
+def _known_tokenizer(server: EngineConfig | None) -> str:
+    """Return the folder of the tokenizer that --tokenizer or --model names; empty if neither is given."""
+    from fgengine.model.store import tokenizer_of
+
+    if server is None or {"model", "tokenizer"}.isdisjoint(changed(server)):
+        return ""
+    if server.tokenizer is not None:
+        return str(tokenizer_of(server))
+    try:
+        return str(tokenizer_of(server))
+    except ValueError:  # a model that is not here: its server may count the tokens
+        return ""
 
 
 def _prompts_within(duration: float, rate: float, arrivals: Arrivals) -> int:
@@ -327,11 +498,14 @@ def _prompts_within(duration: float, rate: float, arrivals: Arrivals) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _read_trace(path: Path, limit: int | None) -> Trace:
+def _read_trace(
+    path: Path, skip: int, limit: int | None, time_unit: TimeUnit | None, columns: str | None
+) -> Trace:
     """Read a trace. Cached, because both the arrival times and the lengths need it."""
-    from fgbench.workload.trace import read_trace
+    from fgbench.workload.trace import parse_columns, read_trace
 
-    return read_trace(path, limit)
+    named = None if columns is None else parse_columns(columns)
+    return read_trace(path, limit, skip=skip, time_unit=time_unit, columns=named)
 
 
 def _is_path(dataset: str) -> bool:
@@ -351,8 +525,25 @@ class ClientSpec:
 
     endpoint: Annotated[
         Endpoint | None,
-        _client("API to use: completions (OpenAI) or generate (FastServe). Default: completions."),
+        _client(
+            "API to use: completions or chat (OpenAI), or generate (FastServe). chat sends each prompt as "
+            "one message of a user, so it needs a dataset of texts. Default: completions."
+        ),
     ] = None
+    extra_body: Annotated[
+        str | None,
+        _client(
+            "JSON object whose fields are added to the body of each request, such as '{\"min_tokens\": 1}'. "
+            "They replace our fields of the same name."
+        ),
+    ] = None
+    send_text: Annotated[
+        bool,
+        _client(
+            "Send prompts of given lengths as text, for a server or an endpoint that takes no token ids. A "
+            "text is made of words that have one token each in the model's tokenizer, or in --tokenizer."
+        ),
+    ] = False
     warmup: Annotated[int, _client("Number of requests sent before the measurement.")] = 4
     request_timeout: Annotated[
         float,
@@ -363,12 +554,64 @@ class ClientSpec:
         _client("With --url: 'Name: value', sent with every request. Repeatable.", secret=True),
     ] = ()
     api_key: Annotated[
-        str | None, _client("With --url: sent as 'Authorization: Bearer KEY'.", secret=True)
+        str | None,
+        _client(
+            "With --url: sent as 'Authorization: Bearer KEY'. Default: $OPENAI_API_KEY, if it is set and "
+            "the server is on this machine or has https.",
+            secret=True,
+        ),
     ] = None
+    ca_file: Annotated[
+        Path | None, _client("With --url: file with the certificate of the authority to trust, in PEM.")
+    ] = None
+    insecure: Annotated[bool, _client("With --url: accept any certificate of the server.")] = False
 
     def __post_init__(self) -> None:
         check(self)
         _ = self.headers
+        _ = self.extra_fields
+        if self.ca_file is not None:
+            self.access.tls()
+
+    @property
+    def extra_fields(self) -> dict[str, Any]:
+        """The fields of ``extra_body``. Raises ValueError if it is no JSON object."""
+        if self.extra_body is None:
+            return {}
+        try:
+            found = json.loads(self.extra_body, parse_constant=_refuse_constant)
+        except ValueError as error:
+            raise ValueError(f"--extra-body is not JSON: {error}") from None
+        if isinstance(found, dict) and (ours := sorted(OURS & found.keys())):
+            raise ValueError(f"--extra-body must not hold {ours[0]}, which fgbench sets: leave it out")
+        if not isinstance(found, dict):
+            raise ValueError("--extra-body must be a JSON object, such as '{\"min_tokens\": 1}'")
+        return found
+
+    @property
+    def access(self) -> Access:
+        """How a running server is reached: headers such as a key, and TLS."""
+        return Access(self.headers, self.ca_file, self.insecure)
+
+    @property
+    def of_a_server(self) -> str:
+        """The first given option that a simulation does not have; empty if there is none."""
+        given = {
+            "--endpoint": self.endpoint is not None,
+            "--extra-body": self.extra_body is not None,
+            "--send-text": self.send_text,
+        }
+        return next((flag for flag, is_given in given.items() if is_given), "")
+
+    @property
+    def needs_url(self) -> str:
+        """The first given option that is only for a running server; empty if there is none."""
+        given = {
+            "--header or --api-key": bool(self.headers),
+            "--ca-file": self.ca_file is not None,
+            "--insecure": self.insecure,
+        }
+        return next((flag for flag, is_given in given.items() if is_given), "")
 
     @property
     def headers(self) -> dict[str, str]:

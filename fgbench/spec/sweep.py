@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shlex
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -84,6 +85,13 @@ class SweepSpec:
             first=True,
         ),
     ] = ("fastgen",)
+    vary: Annotated[
+        tuple[str, ...],
+        _sweep(
+            "Measure each backend with each of these values of an option: max-batch-size=16,64,256. Repeat "
+            "it for every combination with another option."
+        ),
+    ] = ()
     rates: Annotated[
         tuple[float, ...],
         _sweep("Requests per second, such as 0.5,1,1.5,2; inf: all at once.", first=True, parse=parse_rates),
@@ -100,6 +108,10 @@ class SweepSpec:
     seeds: Annotated[
         int, _sweep("Number of seeds at each rate; the first is --seed.", first=True, ge=1, le=MAX_SEEDS)
     ] = 1
+    stop_when_saturated: Annotated[
+        bool,
+        _sweep("Leave out the higher rates of a backend once a rate is above its capacity."),
+    ] = False
     restart: Annotated[
         bool, _sweep("Start a new server for each point, instead of one for each backend.")
     ] = False
@@ -123,6 +135,13 @@ class SweepSpec:
     slo: Annotated[
         str | None, _search("SLO to meet, such as 'normalized_latency<0.3' or 'p95 ttft<1' (seconds).")
     ] = None
+    even_above_capacity: Annotated[
+        bool,
+        _search(
+            "Accept rates above capacity that still meet --slo, as the FastServe paper does. There the "
+            "answer depends on the number of requests: more of them give a lower rate."
+        ),
+    ] = False
     tolerance: Annotated[float, _search("Relative error of the found rate at which to stop.")] = 0.05
     max_probes: Annotated[int, _search("Maximum number of rates to try for each backend.")] = 16
 
@@ -146,8 +165,9 @@ class Settings:
     def checked(self) -> Settings:
         """Return these settings. Raises ValueError if they contradict each other or one is missing."""
         sweep = self.sweep
-        if not 1 <= len(sweep.backend) <= MAX_BACKENDS:
-            raise ValueError(f"{len(sweep.backend)} backends are given: a sweep takes 1 to {MAX_BACKENDS}")
+        backends = len(self.backends)
+        if not 1 <= backends <= MAX_BACKENDS:
+            raise ValueError(f"{backends} backends are given: a sweep takes 1 to {MAX_BACKENDS}")
         if sweep.slo is not None and not sweep.find_rate:
             raise ValueError(
                 "--slo needs --find-rate: to check an SLO after a sweep, give it to fgbench compare"
@@ -166,7 +186,12 @@ class Settings:
                 "--order does not work with --find-rate, which searches for one backend after the other: "
                 "leave it out"
             )
-        if sweep.order is not None and len(sweep.backend) == 1:
+        if sweep.stop_when_saturated and (sweep.find_rate or sweep.concurrency):
+            raise ValueError(
+                "--stop-when-saturated is for --rates: a search ends by itself, and a closed loop is never "
+                "above capacity"
+            )
+        if sweep.order is not None and backends == 1:
             raise ValueError("--order is for several backends, and only one is given: leave it out")
         if not sweep.rates and not sweep.concurrency and not sweep.find_rate:
             raise ValueError(
@@ -177,6 +202,32 @@ class Settings:
         return self
 
     @property
+    def backends(self) -> tuple[str, ...]:
+        """The texts of all backends: those of ``--backend``, each with every combination of ``--vary``.
+
+        Raises ValueError if a ``--vary`` cannot be read, or if a backend has no options.
+        """
+        texts = list(self.sweep.backend)
+        for vary in self.sweep.vary:
+            name, equals, values = vary.partition("=")
+            flag = f"--{name.strip().removeprefix('--').replace('_', '-')}"
+            if not equals or flag == "--" or not values.strip():
+                raise ValueError(
+                    f"--vary {vary!r} cannot be read: write OPTION=VALUE,VALUE, such as max-batch-size=16,64"
+                )
+            for text in texts:
+                if "://" in text.split(" ")[0] or "=command:" in text:
+                    raise ValueError(
+                        f"--vary {vary} does not work with --backend {text}, whose options are not "
+                        "fgbench's: give one backend for each value"
+                    )
+            different = _distinct("--vary", values, str)
+            texts = [
+                f"{_titled(text, value)} {flag} {shlex.quote(value)}" for text in texts for value in different
+            ]
+        return tuple(texts)
+
+    @property
     def levels(self) -> tuple[Level, ...]:
         """The rates of the sweep, or its closed loops."""
         concurrency = self.sweep.concurrency
@@ -185,7 +236,7 @@ class Settings:
     @property
     def order(self) -> Order:
         """The order of the points."""
-        several = len(self.sweep.backend) > 1 and not self.sweep.find_rate
+        several = len(self.backends) > 1 and not self.sweep.find_rate
         return self.sweep.order or ("interleaved" if several else "by-backend")
 
     @property
@@ -255,6 +306,13 @@ class Settings:
         free = {name: getattr(given.load, name) for name in FREE if name in names}
         secret = {name: getattr(given.client, name) for name in SECRET if name in names}
         return replace(self, load=replace(self.load, **free), client=replace(self.client, **secret))
+
+
+def _titled(text: str, value: str) -> str:
+    """Return a backend's text with the value added to the name that the user chose for it, if any."""
+    word, space, rest = text.partition(" ")
+    title, equals, backend = word.partition("=")
+    return f"{title}-{value}={backend}{space}{rest}" if equals else text
 
 
 def _plain(value: Any) -> Any:

@@ -70,7 +70,12 @@ class Prepared:
             seed=point.seed,
             num_prompts=self.plan.load(point.level, point.seed).num_prompts,
         )
-        return self.specs[point.backend].repeating_options(load, self.settings.client)
+        spec, server = self.specs[point.backend], self.settings.server
+        found = spec.repeating_options(load, self.settings.client)
+        if spec.kind in ("url", "command") and not found.get("tokenizer"):
+            # A sweep counts tokens with one tokenizer for all backends.
+            found["tokenizer"] = server.tokenizer or changed(server).get("model")
+        return found
 
     def search(self, label: str) -> Search:
         """Return the search for a backend; raises ValueError if the first rate is unknown."""
@@ -110,9 +115,9 @@ def prepare(
     """
     _check_no_useless_options(settings, specs)
     specs = {label: spec for label, spec in specs.items() if label not in without}
-    headers = settings.client.headers
-    backends = {label: backend_of(spec, alone=True, headers=headers) for label, spec in specs.items()}
-    load = _at_highest_level(settings).to_load(settings.client)
+    access = settings.client.access
+    backends = {label: backend_of(spec, alone=True, access=access) for label, spec in specs.items()}
+    load = _at_highest_level(settings).to_load(settings.client, settings.server)
     if settings.load.speedup is not None:
         raise ValueError("--rates already sets how fast a trace is replayed: leave out --speedup")
     for rate in settings.sweep.rates:
@@ -150,11 +155,17 @@ def _check_no_useless_options(settings: Settings, specs: dict[str, BackendSpec])
         is_set = one.name in changed(settings.start)
         if is_set and not any(one.name in START_OPTIONS[kind] for kind in kinds):
             raise ValueError(f"{one.flag} means nothing for any of the backends: leave it out")
-    if all(spec.simulated for spec in specs.values()) and settings.client.endpoint is not None:
-        raise ValueError("--endpoint is a server's option, and all backends are simulated: leave it out")
-    if settings.client.headers and all(spec.url is None for spec in specs.values()):
+    if any(spec.simulated for spec in specs.values()):
+        settings.load.check_simulated()
+    if all(spec.simulated for spec in specs.values()) and settings.client.of_a_server:
         raise ValueError(
-            "--header and --api-key are for servers that run already, and none of these does: leave them out"
+            f"{settings.client.of_a_server} is a server's option, and all backends are simulated: leave it "
+            "out"
+        )
+    if settings.client.needs_url and all(spec.url is None for spec in specs.values()):
+        raise ValueError(
+            f"{settings.client.needs_url} is for a server that runs already, and none of these does: leave "
+            "it out"
         )
 
 
@@ -195,6 +206,9 @@ def _workload(dataset: Dataset, load: Load) -> str:
         users=load.users,
         arrivals=load.arrivals,
         with_prompts=load.num_prompts <= MAX_WITH_PROMPTS,
+        num_words=len(load.words),
+        natural_lengths=load.natural_lengths,
+        think_time=load.think_time,
     ).fingerprint
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,12 +15,11 @@ from fgbench.backends.backend import Backend, BackendError, Display
 from fgbench.benchmark import execute_run
 from fgbench.exit_codes import DONE, FAILED, INTERRUPTED, TOO_MANY_ERRORS
 from fgbench.exit_status import ExitStatus, exit_status_of, worst
-from fgbench.metrics.accounts import MachineAccount, analytic_device
-from fgbench.metrics.conditions import CacheAccount
+from fgbench.metrics.accounts import analytic_device
 from fgbench.metrics.metric import metric_called
 from fgbench.metrics.slo import SLO, rejects_too_many
 from fgbench.metrics.summary import Summary
-from fgbench.report.run_tables import CACHED_MARK, DISTURBED_MARK, OVERLOAD_MARK
+from fgbench.report.marks import CACHED, Mark, marks_of
 from fgbench.sweeping.estimate import SweepProgress
 from fgbench.sweeping.folder import SweepFolder
 from fgbench.sweeping.plan import SweepPlan, SweepPoint
@@ -38,15 +38,13 @@ class Result:
     """None if the run ended before it had one."""
     run: Path | None
     """Run folder; None if there is none."""
-    disturbed: bool = False
-    """Whether other programs disturbed the run."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """Content of run.json; empty if there is none."""
 
     @property
-    def cached(self) -> bool:
-        """Whether a prefix cache from an earlier load helped the run."""
-        return _is_cached(self.info)
+    def marks(self) -> dict[Mark, str]:
+        """The marks of the run with their details; none if it has no figures."""
+        return {} if self.summary is None else marks_of(self.info, self.summary)
 
     @property
     def analytic_device(self) -> str | None:
@@ -60,8 +58,8 @@ class RateSearchResult:
 
     bracket: Bracket
     tried: list[dict[str, Any]]
-    """For each probe: ``rate``, ``figures`` (means over the seeds, by bound), ``met``, ``overloaded``,
-    ``cached``, ``rejected`` (share of the requests)."""
+    """For each probe: ``rate``, ``figures`` (means over the seeds, by bound), ``by_seed`` (the figures of
+    each seed, by bound), ``met``, ``overloaded``, ``cached``, ``rejected`` (share of the requests)."""
     codes: tuple[int, ...]
     """Exit codes of the runs."""
     stopped: str = ""
@@ -96,6 +94,7 @@ class SweepRunner:
         max_error_rate: float,
         restart: bool = False,
         fail_fast: bool = False,
+        stop_when_saturated: bool = False,
     ) -> None:
         """Set up the runner.
 
@@ -113,6 +112,7 @@ class SweepRunner:
                 one backend in a row share a server, which logs to ``server_<label>.log`` in the sweep's
                 folder.
             fail_fast: Stop after the first point that fails.
+            stop_when_saturated: Leave out the higher rates of a backend once a rate is above its capacity.
         """
         self._folder = folder
         self._plan = plan
@@ -125,13 +125,15 @@ class SweepRunner:
         self._max_error_rate = max_error_rate
         self._restart = restart
         self._fail_fast = fail_fast
+        self._stop_when_saturated = stop_when_saturated
 
     def grid(self, points: Sequence[SweepPoint]) -> list[Result]:
         """Measure all points that have no result yet, in their order, and return all results.
 
         Only one backend runs at a time. It is closed when a point of another one follows.
 
-        With ``fail_fast``, it stops after the first point that fails.
+        With ``fail_fast``, it stops after the first point that fails. With ``stop_when_saturated``, points
+        above a backend's capacity are left out of the results, and sweep.json says so.
 
         Raises:
             KeyboardInterrupt: the user interrupted; the current point is saved as interrupted.
@@ -140,10 +142,17 @@ class SweepRunner:
         results: list[Result] = []
         left = [point for point in points if self.known(point) is None]
         count = len(left)
+        saturated: dict[str, float] = {}
         with ExitStack() as running:
             label = None
             for point in points:
-                if (result := self.known(point)) is None:
+                result = self.known(point)
+                if result is None and point.rate > saturated.get(point.backend, math.inf):
+                    left.remove(point)
+                    self._folder.mark(point, "left out", error=f"{point.backend} was above capacity before")
+                    self._display.report(f"  {point} is left out: a lower rate was above capacity")
+                    continue
+                if result is None:
                     if point.backend != label:
                         running.close()
                         label = point.backend
@@ -155,12 +164,21 @@ class SweepRunner:
                     self._total.begin(place, str(point), ended / count, self._expected(point), after)
                     result = self._measure(point)
                 results.append(result)
+                if self._stop_when_saturated and result.summary is not None and result.summary.overloaded:
+                    lowest = saturated.get(point.backend, math.inf)
+                    saturated[point.backend] = min(point.rate, lowest)
                 if self._fail_fast and result.exit.code != DONE:
                     break
         return results
 
-    def find_rate(self, label: str, search: Search, slo: SLO, seeds: Sequence[int]) -> RateSearchResult:
+    def find_rate(
+        self, label: str, search: Search, slo: SLO, seeds: Sequence[int], *, even_above_capacity: bool = False
+    ) -> RateSearchResult:
         """Search the highest rate that meets ``slo``, by means over ``seeds``.
+
+        Args:
+            even_above_capacity: Accept a rate above capacity. Otherwise it counts as missed: with more
+                requests, its latencies would be higher.
 
         Raises:
             KeyboardInterrupt: the user interrupted; the current point is saved as interrupted.
@@ -193,20 +211,23 @@ class SweepRunner:
                     if result.summary is None or result.exit.code == FAILED:
                         return found(f"at {rate:g}/s: {result.exit.sentence}")
                     summaries.append(result.summary)
-                    cached = cached or result.cached
+                    cached = cached or CACHED in result.marks
                 figures = mean_figures(slo, summaries)
                 errors = TOO_MANY_ERRORS in codes[-len(seeds) :]
                 rejected = fmean(summary.rejected_share for summary in summaries)
                 busy = rejects_too_many(rejected)
                 if None in figures.values() and not (errors or busy):
                     return found(f"at {rate:g}/s no request has the figure that the SLO bounds")
-                met = not (errors or busy) and holds(slo, figures)
-                probes.append(Probe(rate, met))
                 overloaded = any(summary.overloaded for summary in summaries)
-                probe = {"rate": rate, "figures": figures, "met": met, "overloaded": overloaded}
-                tried.append(probe | {"cached": cached, "rejected": rejected})
+                too_much = overloaded and not even_above_capacity
+                met = not (errors or busy or too_much) and holds(slo, figures)
+                probes.append(Probe(rate, met))
+                by_seed = figures_by_seed(slo, dict(zip(seeds, summaries, strict=True)))
+                probe = {"rate": rate, "figures": figures, "by_seed": by_seed, "met": met}
+                tried.append(probe | {"overloaded": overloaded, "cached": cached, "rejected": rejected})
                 text = ", ".join(f"{bound} {seconds(value)}" for bound, value in figures.items())
                 text += f", {percent(rejected)} rejected" if rejected else ""
+                text += ", above capacity" if overloaded else ""
                 self._display.report(f"  {rate:g}/s {'meets' if met else 'misses'} the SLO: {text}")
         return found()
 
@@ -215,7 +236,7 @@ class SweepRunner:
         if (earlier := self._folder.result(point, self._max_error_rate)) is None:
             return None
         path, info, exit_status = earlier
-        return Result(point, exit_status, Summary.from_dict(info["summary"]), path, _is_disturbed(info), info)
+        return Result(point, exit_status, Summary.from_dict(info["summary"]), path, info)
 
     @contextmanager
     def _running(self, label: str) -> Iterator[None]:
@@ -258,11 +279,10 @@ class SweepRunner:
             self._display.report(exit_status.sentence)
             raise KeyboardInterrupt
         summary = Summary.from_dict(info["summary"]) if info and info.get("summary") else None
-        disturbed = info is not None and _is_disturbed(info)
-        mark = f"{DISTURBED_MARK} " if disturbed else ""
-        mark += f"{CACHED_MARK} " if info is not None and _is_cached(info) else ""
-        self._display.report(f"  {mark}{_outcome(exit_status, summary)}; {clock(elapsed)}")
-        return Result(point, exit_status, summary, path, disturbed, info or {})
+        result = Result(point, exit_status, summary, path, info or {})
+        marks = "".join(f"{mark.sign} " for mark in result.marks)
+        self._display.report(f"  {marks}{_outcome(exit_status, summary)}; {clock(elapsed)}")
+        return result
 
 
 def mean_figures(slo: SLO, summaries: Sequence[Summary]) -> dict[str, float | None]:
@@ -275,6 +295,16 @@ def mean_figures(slo: SLO, summaries: Sequence[Summary]) -> dict[str, float | No
     return figures
 
 
+def figures_by_seed(slo: SLO, summaries: Mapping[int, Summary]) -> dict[str, dict[str, float | None]]:
+    """Return, for each bound, the bounded figure of each seed; seeds are texts, as in JSON."""
+    return {
+        str(bound): {
+            str(seed): summary.figure(bound.metric, bound.statistic) for seed, summary in summaries.items()
+        }
+        for bound in slo.bounds
+    }
+
+
 def holds(slo: SLO, figures: Mapping[str, float | None]) -> bool:
     """Whether the mean figures meet every bound."""
     values = [(bound, figures[str(bound)]) for bound in slo.bounds]
@@ -285,22 +315,11 @@ def _file_name(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9.+]+", "-", label).strip("-")[:100]
 
 
-def _is_disturbed(info: Mapping[str, Any]) -> bool:
-    machine = MachineAccount.of(info)
-    return machine is not None and machine.busy
-
-
-def _is_cached(info: Mapping[str, Any]) -> bool:
-    account = CacheAccount.of(info)
-    return account is not None and account.helped
-
-
 def _outcome(exit_status: ExitStatus, summary: Summary | None) -> str:
     """Return the error, or else the main figures, for the line of a finished point."""
     if exit_status.sentence:
         return exit_status.sentence.rstrip(".")
     assert summary is not None
-    mark = f"{OVERLOAD_MARK} " if summary.overloaded else ""
     figures = [
         f"mean {metric_called(metric).label} {seconds(value)}"
         for metric in ("normalized_latency", "ttft", "jct")
@@ -308,7 +327,7 @@ def _outcome(exit_status: ExitStatus, summary: Summary | None) -> str:
     ]
     if summary.rejected:
         figures.append(f"{percent(summary.rejected_share)} rejected")
-    return mark + ", ".join(figures)
+    return ", ".join(figures)
 
 
 def _search_json(found: RateSearchResult) -> dict[str, Any]:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from fgbench.exit_codes import STATUS
-from fgbench.report.run_tables import (
-    ANALYTIC_MARK,
-    CACHED_MARK,
-    CACHED_NOTE,
-    DISTURBED_MARK,
-    DISTURBED_NOTE,
-    OVERLOAD_MARK,
-    OVERLOAD_NOTE,
-    analytic_note,
-)
+from fgbench.metrics.crossing import Range, rate_at
+from fgbench.metrics.statistics import CONFIDENCE, figure_interval
+from fgbench.report.marks import CACHED, OVERLOADED, Mark, notes_on, signs
 from fgbench.report.unequal import unequal
 from fgengine.units import clock, number, percent, seconds
 
@@ -65,16 +59,9 @@ def results_table(results: Sequence[Result]) -> Group:
             means = [seconds(figures.figure(metric)) for metric in ("normalized_latency", "ttft", "jct")]
             means.append(f"{number(figures.request_throughput)}/s")
             means.append(percent(figures.rejected_share))
-        level = _level(point) + (f" {OVERLOAD_MARK}" if _is_overloaded(result) else "")
-        level += f" {DISTURBED_MARK}" if result.disturbed else ""
-        level += f" {CACHED_MARK}" if result.cached else ""
-        level += f" {ANALYTIC_MARK}" if result.analytic_device else ""
+        level = _level(point) + signs(result.marks)
         table.add_row(point.backend, level, str(point.seed), *means, STATUS[result.exit.code])
-    notes = [OVERLOAD_NOTE] if any(map(_is_overloaded, results)) else []
-    notes += [DISTURBED_NOTE] if any(result.disturbed for result in results) else []
-    notes += [CACHED_NOTE] if any(result.cached for result in results) else []
-    devices = sorted({result.analytic_device for result in results if result.analytic_device})
-    notes += [analytic_note(", ".join(devices))] if devices else []
+    notes = notes_on(result.marks for result in results)
     infos: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         infos.setdefault(result.point.backend, []).append(result.info)
@@ -83,10 +70,6 @@ def results_table(results: Sequence[Result]) -> Group:
         *(Text(note, style="yellow") for note in notes),
         *(Text(note.text, style="yellow" if note.warns else "dim") for note in unequal(infos)),
     )
-
-
-def _is_overloaded(result: Result) -> bool:
-    return result.summary is not None and result.summary.overloaded
 
 
 def search_tables(found: Mapping[str, RateSearchResult], slo: SLO, seeds: int) -> Group:
@@ -99,8 +82,7 @@ def search_tables(found: Mapping[str, RateSearchResult], slo: SLO, seeds: int) -
         table = _table("rate", *map(str, slo.bounds), "rejected", "")
         table.title = label
         for probe in sorted(search.tried, key=lambda probe: float(probe["rate"])):
-            rate = f"{number(probe['rate'], 4)}/s" + (f" {OVERLOAD_MARK}" if probe["overloaded"] else "")
-            rate += f" {CACHED_MARK}" if probe.get("cached") else ""
+            rate = f"{number(probe['rate'], 4)}/s" + signs(_marks(probe))
             figures = [seconds(value) for value in probe["figures"].values()]
             rejected = percent(probe.get("rejected", 0.0))
             table.add_row(rate, *figures, rejected, "met" if probe["met"] else "missed")
@@ -108,10 +90,47 @@ def search_tables(found: Mapping[str, RateSearchResult], slo: SLO, seeds: int) -
     basis = (
         "They use one seed; another seed may differ" if seeds == 1 else f"They are means over {seeds} seeds"
     )
-    if any(probe.get("cached") for search in found.values() for probe in search.tried):
-        parts.append(Text(CACHED_NOTE, style="yellow"))
+    probes = [probe for search in found.values() for probe in search.tried]
+    parts += [Text(note, style="yellow") for note in notes_on(map(_marks, probes))]
     note = f"The answers depend on chance and, above capacity, on the number of requests. {basis}."
     return Group(*parts, Text(note, style="dim"))
+
+
+def _over_seeds(found: RateSearchResult, slo: SLO) -> str:
+    """Return in words how much the rate depends on the seed."""
+    rates = rates_by_seed(found, slo)
+    interval = figure_interval(list(rates.values())) if rates else None
+    if interval is None:
+        return "how much it depends on the seed is not known"
+    return f"{CONFIDENCE:.0%} interval over {len(rates)} seeds: {interval.low:.4g} to {interval.high:.4g}/s"
+
+
+def rates_by_seed(found: RateSearchResult, slo: SLO) -> dict[str, float]:
+    """Return the rate at which each seed's own figures reach the SLO, by linear interpolation.
+
+    Empty if that of any seed lies outside the rates tried: leaving it out would bias the interval.
+    """
+    rates: dict[str, float] = {}
+    seeds = {seed for probe in found.tried for by in probe.get("by_seed", {}).values() for seed in by}
+    for seed in sorted(seeds):
+        crossings = []
+        for bound in slo.bounds:
+            curve = [(float(p["rate"]), p["by_seed"][str(bound)].get(seed)) for p in found.tried]
+            known = [(rate, value) for rate, value in curve if value is not None]
+            crossings.append(rate_at(known, bound.limit))
+        if any(crossing is None for crossing in crossings):
+            return {}
+        rate = reduce(Range.and_below, [one for one in crossings if one is not None]).exact
+        if rate is None:
+            return {}
+        rates[seed] = rate
+    return rates
+
+
+def _marks(probe: Mapping[str, Any]) -> dict[Mark, str]:
+    """Return the marks of a probe, from the search in sweep.json."""
+    found = {OVERLOADED: probe["overloaded"], CACHED: probe.get("cached")}
+    return {mark: "" for mark, applies in found.items() if applies}
 
 
 def answer(label: str, found: RateSearchResult, slo: SLO) -> str:
@@ -120,8 +139,9 @@ def answer(label: str, found: RateSearchResult, slo: SLO) -> str:
     if bracket.rate is not None and bracket.uncertainty is not None:
         stopped = f" The search stopped: {found.stopped}." if found.stopped else ""
         return (
-            f"{label} meets {slo} up to {bracket.rate:.4g}/s ± {bracket.uncertainty:.1%}: met at "
-            f"{bracket.met:.4g}/s, missed at {bracket.missed:.4g}/s; {probes}.{stopped}"
+            f"{label} meets {slo} up to {bracket.rate:.4g}/s: met at {bracket.met:.4g}/s, missed at "
+            f"{bracket.missed:.4g}/s (± {bracket.uncertainty:.1%}); {_over_seeds(found, slo)}; "
+            f"{probes}.{stopped}"
         )
     if found.stopped:
         return f"{label}: no answer, the search stopped {found.stopped}"

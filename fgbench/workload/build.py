@@ -5,8 +5,10 @@ Samples, arrivals, token ids and users each have a separate random stream.
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import TYPE_CHECKING
+import hashlib
+from collections.abc import Sequence
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Any
 
 from fgbench.workload.arrivals import POISSON, Arrivals
 from fgbench.workload.datasets import Dataset, Sample
@@ -14,6 +16,7 @@ from fgbench.workload.workload import Prompt, RequestSpec, Shift, Workload
 
 if TYPE_CHECKING:
     from numpy.random import Generator
+    from numpy.typing import NDArray
 
 MAX_PROMPTS = 1_000_000
 MAX_USERS = 1_000_000
@@ -62,20 +65,25 @@ def build_workload(
     with_prompts: bool = True,
     users: int = 1,
     arrivals: Arrivals = POISSON,
+    num_words: int = 0,
+    natural_lengths: bool = False,
+    think_time: float = 0.0,
 ) -> Workload:
     """Build a workload.
 
     The same seed gives the same lengths and texts in the same order, at every rate and with every arrival
     process. Prompts of token ids are the same for every server, but differ between rates and arrival
-    processes, so that a prefix cache holds none of them from an earlier load. Texts do not change. A smaller
-    ``num_prompts`` gives the first requests of a larger one, except with ``Ramp``. Warm-up requests use the
-    samples after the measured ones, so the two differ if the dataset is large enough.
+    processes, so that a prefix cache holds none of them from an earlier load. Texts do not change. Warm-up
+    requests use the samples after the measured ones, so the two differ if the dataset is large enough.
 
     Args:
         rate: Requests per second; ``inf``: all at once.
         vocab_size: Number of tokens in the vocabulary; None: not known.
         with_prompts: False: make no prompts. Lengths and arrivals are the same, but fingerprints differ.
         users: Number of users. Each measured request has a user; user k sends 1/k as many as the first.
+        num_words: Number of words of which prompts of given lengths are made, as positions; 0: token ids.
+        natural_lengths: Whether the model ends its answers. It changes the fingerprint.
+        think_time: Mean seconds between an answer and the next turn of its conversation; exponential.
 
     Raises:
         ValueError: a number is out of range, or the dataset has no usable sample.
@@ -83,11 +91,13 @@ def build_workload(
     import numpy as np
 
     check_counts(num_prompts=num_prompts, num_warmup=num_warmup, seed=seed, users=users)
-    streams = np.random.SeedSequence(seed).spawn(5)
-    gaps, choice, ids, warmup_ids, senders = (np.random.Generator(np.random.PCG64(s)) for s in streams)
+    streams = np.random.SeedSequence(seed).spawn(6)
+    gaps, choice, ids, warmup_ids, senders, thinking = (
+        np.random.Generator(np.random.PCG64(s)) for s in streams
+    )
 
-    times = arrivals.times(gaps, num_prompts, rate)
-    low, high = token_id_range(vocab_size)
+    arrivals = arrivals.part(num_prompts, seed)
+    low, high = (0, num_words) if num_words else token_id_range(vocab_size)
     shift = Shift(f"{arrivals.label}|{float(rate)}", low, high)
 
     def prompt(sample: Sample, rng: Generator, index: int | str) -> Prompt:
@@ -95,18 +105,41 @@ def build_workload(
             return ()
         if sample.text is not None:
             return sample.text
-        return shift.applied(rng.integers(low, high, sample.prompt_tokens), index)
+        begin: tuple[int, ...] = ()
+        for name, tokens in sample.shared:
+            own = f"{index} {name}" if isinstance(index, str) else name  # a warm-up request shares nothing
+            begin += shift.applied(_segment(seed, own, tokens, low, high), own)
+        return begin + shift.applied(rng.integers(low, high, sample.prompt_tokens - len(begin)), index)
 
-    names = _user_names(senders, users, num_prompts)
-    samples = list(islice(dataset.samples(choice), num_prompts + num_warmup))
-    measured, warmup = samples[:num_prompts], samples[num_prompts:]
+    users_drawn = _user_names(senders, users, num_prompts)
+    skipped = arrivals.first if getattr(dataset, "in_order", False) else 0
+    samples = islice(dataset.samples(choice), skipped, None)
+    measured = list(islice(samples, num_prompts))
+    # Later turns would begin like a measured conversation.
+    warmup = list(islice((sample for sample in samples if not sample.turn), num_warmup))
+    names = [
+        users_drawn[i - sample.turn if sample.turn <= i else 0] for i, sample in enumerate(measured)
+    ]  # one user for all turns of a conversation
+    times = _arrival_times(arrivals, gaps, measured, rate)
+    thought = [thinking.exponential(think_time) if sample.turn else 0.0 for sample in measured]
     return Workload(
         dataset=dataset.name,
         rate=rate,
         seed=seed,
         requests=tuple(
-            RequestSpec(i, at, prompt(s, ids, i), s.prompt_tokens, s.output_tokens, user)
-            for i, (at, s, user) in enumerate(zip(times, measured, names, strict=True))
+            RequestSpec(
+                index=i,
+                scheduled=at,
+                prompt=prompt(s, ids, i),
+                prompt_tokens=s.prompt_tokens,
+                output_tokens=s.output_tokens,
+                user=user,
+                shared=s.shared,
+                turn=s.turn if i else 0,
+                think_time=round(thought, 6),
+                messages=s.messages,
+            )
+            for i, (at, s, user, thought) in enumerate(zip(times, measured, names, thought, strict=True))
         ),
         warmup=tuple(
             RequestSpec(
@@ -121,7 +154,30 @@ def build_workload(
         arrivals=arrivals,
         users=users,
         shift=shift,
+        natural_lengths=natural_lengths,
     )
+
+
+def _arrival_times(
+    arrivals: Arrivals, rng: Generator, samples: Sequence[Sample], rate: float
+) -> Sequence[float]:
+    """Return the time of each sample's arrival; later turns of a conversation have that of its first.
+
+    Conversations arrive by the process, at the rate that gives ``rate`` requests per second.
+    """
+    begins = [sample.turn == 0 or i == 0 for i, sample in enumerate(samples)]
+    if all(begins):
+        return arrivals.times(rng, len(samples), rate)
+    of_conversations = arrivals.times(rng, sum(begins), rate * sum(begins) / len(samples))
+    return [of_conversations[conversation - 1] for conversation in accumulate(begins)]
+
+
+def _segment(seed: int, name: str, tokens: int, low: int, high: int) -> NDArray[Any]:
+    """Return the token ids of a segment; a longer segment of the same name begins with the same ids."""
+    import numpy as np
+
+    digest = int.from_bytes(hashlib.sha256(f"{seed}|{name}".encode()).digest()[:8], "little")
+    return np.random.Generator(np.random.PCG64(digest)).integers(low, high, tokens)
 
 
 def _user_names(rng: Generator, users: int, num_prompts: int) -> list[str]:

@@ -31,6 +31,13 @@ class Sample:
     output_tokens: int
     text: str | None = None
     """The prompt; None: only its length is known, and random token ids are used."""
+    shared: tuple[tuple[str, int], ...] = ()
+    """Segments at the beginning of a prompt of token ids: a name and a number of tokens. Segments of the same
+    name have the same tokens in every prompt."""
+    turn: int = 0
+    """Position in a conversation; the samples of a conversation follow each other. 0: the first turn."""
+    messages: tuple[str, ...] = ()
+    """The texts of a conversation up to this question, for chats; empty: only ``text``."""
 
 
 class Dataset(Protocol):
@@ -59,13 +66,15 @@ class Lengths:
     pairs: tuple[tuple[int, int], ...]
     in_order: bool = False
     """Whether samples have the order of ``pairs``, as for a trace; False: a random order."""
+    shared: tuple[tuple[tuple[str, int], ...], ...] = ()
+    """The shared segments of each prompt, as of ``Sample``; empty: prompts share nothing."""
 
     def samples(self, rng: Generator) -> Iterator[Sample]:
         """Yield samples without end."""
         while True:
             count = len(self.pairs)
             for i in range(count) if self.in_order else rng.permutation(count):
-                yield Sample(*self.pairs[i])
+                yield Sample(*self.pairs[i], shared=self.shared[i] if self.shared else ())
 
 
 @dataclass(frozen=True, slots=True)

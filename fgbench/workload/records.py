@@ -11,7 +11,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class ReadReport:
     """Number of complete records in the right format."""
     broken: int = 0
     """Number of records left out because they are damaged, cut off or have another format."""
+    example: str = ""
+    """What is wrong with the first broken record, if it is known."""
     damaged_at: int | None = None
     """Position (in characters) after which nothing could be read; None: all was read."""
     cut_off: bool = False
@@ -45,7 +47,8 @@ class ReadReport:
         parts = []
         if self.broken:
             are = "record is" if self.broken == 1 else "records are"
-            parts.append(f"{self.broken:,} {are} broken or cut off and left out")
+            example = f" ({self.example})" if self.example else ""
+            parts.append(f"{self.broken:,} {are} broken or cut off and left out{example}")
         if self.damaged_at is not None:
             parts.append(f"the part after character {self.damaged_at:,} could not be read")
         if self.cut_off:
@@ -81,6 +84,57 @@ def csv_rows(tally: ReadReport) -> Iterator[list[str]]:
             continue
         if row:
             yield row
+
+
+def text_records(tally: ReadReport, numbers: Collection[str] = ()) -> Iterator[Any]:
+    """Yield the records of a file of texts: JSON values, the rows of a CSV file by their header, or the lines
+    of a .txt file as ``{"prompt": line}``.
+
+    Raises as ``json_records``, and ValueError if a CSV file cannot be read at all.
+    """
+    if tally.path.name.removesuffix(".gz").endswith(".txt"):
+        for line in _lines(_pieces(tally), tally):
+            yield {"prompt": line.decode("utf-8", "replace").strip()}
+    elif tally.path.name.removesuffix(".gz").endswith(".csv"):
+        yield from _csv_dicts(tally, numbers)
+    else:
+        yield from json_records(tally)
+
+
+def _csv_dicts(tally: ReadReport, numbers: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a CSV file, whose fields may have line breaks, as texts without empty ones."""
+    text = (piece.removeprefix("\ufeff") for piece in _text(_pieces(tally), tally))
+    lines = (f"{line}\n" for piece in _whole_lines(text) for line in piece.removesuffix("\n").split("\n"))
+    csv.field_size_limit(MAX_RECORD_CHARS)
+    rows = csv.DictReader(lines, strict=True)
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:  # the reader goes on with the next line
+            tally.broken += 1
+            tally.example = tally.example or str(error)
+            continue
+        if row is None:
+            return
+        yield {
+            key: int(value) if key in numbers and value.isascii() and value.isdecimal() else value
+            for key, value in row.items()
+            if key is not None and value not in (None, "")
+        }
+
+
+def _whole_lines(pieces: Iterator[str]) -> Iterator[str]:
+    """Yield the text in pieces that end with a line's end."""
+    rest = ""
+    for piece in pieces:
+        whole, newline, rest_of_piece = piece.rpartition("\n")
+        if newline:
+            yield f"{rest}{whole}\n"
+            rest = rest_of_piece
+        else:
+            rest += piece
+    if rest:
+        yield rest
 
 
 def _list_values(pieces: Iterator[bytes], tally: ReadReport) -> Iterator[Any]:

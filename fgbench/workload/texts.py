@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fgbench.workload.lengths import MAX_LENGTH
-from fgbench.workload.records import ReadReport, json_records
+from fgbench.workload.records import ReadReport, text_records
 
 MAX_RECORDS = 2_000_000
 """Maximum number of records that are read from a file."""
@@ -24,8 +24,19 @@ CHOICES = "ABCDEFGHIJ"
 """Letters of the choices in MMLU's questions."""
 ANSWERS = ("completion", "output", "response", "answer")
 """Keys of a record that may hold the text of the answer."""
-OUTPUT_COUNTS = ("output_tokens", "max_tokens", "output_len", "output_length")
+OUTPUT_COUNTS = ("output_tokens", "max_tokens", "output_len", "output_length", "output_tokens_count")
 """Keys of a record that may hold the number of output tokens."""
+TURNS = ("conversations", "conversation", "messages")
+"""Keys of a record that may hold the turns of a conversation."""
+SPEAKERS = {
+    "human": "human",
+    "user": "human",
+    "gpt": "gpt",
+    "assistant": "gpt",
+    "chatgpt": "gpt",
+    "bard": "gpt",
+}
+"""Names of speakers -> the two that are paired. Other speakers, such as a system prompt, are left out."""
 PROMPT_COUNTS = ("prompt_tokens", "input_tokens", "input_len", "input_length")
 """Keys of a record that may hold the number of prompt tokens."""
 
@@ -62,10 +73,15 @@ class TextRecords:
         self._parse = parse
 
     def __iter__(self) -> Iterator[TextPair]:
+        for pairs in self.by_record():
+            yield from pairs
+
+    def by_record(self) -> Iterator[list[TextPair]]:
+        """Yield the pairs of each record, which may be none. Raises as iterating over the pairs."""
         self.tally = tally = ReadReport(self.path)
         self.unpaired = 0
         wrong: ValueError | None = None
-        for record in json_records(tally):
+        for record in text_records(tally, (*OUTPUT_COUNTS, *PROMPT_COUNTS)):
             try:
                 pairs = self._parse(record)
             except ValueError as error:
@@ -74,7 +90,7 @@ class TextRecords:
                 continue
             tally.complete += 1
             self.unpaired += not pairs
-            yield from pairs
+            yield pairs
             if tally.complete == MAX_RECORDS:
                 return
         if wrong is not None and not tally.complete:
@@ -85,6 +101,20 @@ def alpaca_pairs(record: Any) -> list[TextPair]:
     """Parse ``{"instruction", "input", "output"}``; the prompt is the instruction followed by the input."""
     instruction, context, output = _strings(record, "instruction", "input", "output", optional="input")
     return [TextPair("", f"{instruction}\n{context}" if context else instruction, output)]
+
+
+def dolly_pairs(record: Any) -> list[TextPair]:
+    """Parse Dolly's ``{"instruction", "context", "response"}``; the prompt is the first two."""
+    instruction, context, output = _strings(record, "instruction", "context", "response", optional="context")
+    return [TextPair("", f"{instruction}\n{context}" if context else instruction, output)]
+
+
+def longbench_pairs(record: Any) -> list[TextPair]:
+    """Parse LongBench's ``{"context", "input", "answers"}``; the answer is the first one."""
+    context, question = _strings(record, "context", "input", optional="input")
+    answers = record.get("answers")
+    answer = answers[0] if isinstance(answers, list) and answers and isinstance(answers[0], str) else ""
+    return [TextPair(str(record.get("_id", "")), "\n\n".join(filter(None, (context, question))), answer)]
 
 
 def mmlu_pairs(record: Any) -> list[TextPair]:
@@ -234,11 +264,12 @@ def read_records(path: str | Path, *, every_turn: bool = False) -> TextRecords:
 def first_pair(record: Any) -> list[TextPair]:
     """Return the first human turn and the gpt turn directly after it, or nothing if no gpt turn follows.
 
-    Raises ValueError if the record has neither format.
+    Raises ValueError if the record has no known format.
     """
-    turns, pairs = _turns(record), text_pairs(record)
-    first = next((turn for turn, _ in turns if turn["from"] == "human"), None)
-    return pairs[:1] if pairs and (first is None or first["value"] == pairs[0].prompt) else []
+    turns = _turns(record)
+    first = next((text for speaker, text in turns if speaker == "human"), None)
+    pairs = text_pairs(record)
+    return pairs[:1] if pairs and (first is None or first == pairs[0].prompt) else []
 
 
 def first_turns(record: Any) -> list[TextPair]:
@@ -247,49 +278,64 @@ def first_turns(record: Any) -> list[TextPair]:
     FastServe's client does this. A third of ShareGPT's records are later parts of conversations, which begin
     with an answer: there, the answer becomes the prompt, and the next question the answer.
 
-    Raises ValueError if the record has neither format.
+    Raises ValueError if the record has no known format.
     """
     turns = _turns(record)
-    if "conversations" not in record:
+    if not _turns_key(record):
         return text_pairs(record)
-    return [TextPair(str(record.get("id", "")), str(a["value"]), str(b["value"])) for a, b in turns[:1]]
+    return [TextPair(str(record.get("id", "")), a, b) for (_, a), (_, b) in [*pairwise(turns)][:1]]
 
 
 def text_pairs(record: Any) -> list[TextPair]:
     """Return every human turn with the gpt turn directly after it.
 
-    Raises ValueError if the record has neither format.
+    Raises ValueError if the record has no known format.
     """
     turns = _turns(record)
     name = str(record.get("id", ""))
-    if "conversations" not in record:
+    if not _turns_key(record):
         return [TextPair(name, str(record["prompt"]), str(record["completion"]))]
     return [
-        TextPair(name, str(turn["value"]), str(answer["value"]))
-        for turn, answer in turns
-        if turn["from"] == "human" and answer["from"] == "gpt"
+        TextPair(name, question, answer)
+        for (asker, question), (answerer, answer) in pairwise(turns)
+        if asker == "human" and answerer == "gpt"
     ]
 
 
-def _turns(record: Any) -> list[tuple[Any, Any]]:
-    """Return the pairs of consecutive turns of a conversation; nothing for a plain record.
+def _turns_key(record: Any) -> str:
+    """Return the key of a record's turns; empty if it has none."""
+    return next((key for key in TURNS if isinstance(record, dict) and key in record), "")
 
-    Raises ValueError if the record has neither format, or if a turn is malformed.
+
+def _turns(record: Any) -> list[tuple[str, str]]:
+    """Return (speaker, text) of each turn of a conversation; nothing for a plain record.
+
+    The speaker is ``human`` or ``gpt`` for all their names, else as in the file. Turns of a system prompt are
+    left out. Raises ValueError if the record has no known format, or if a turn is malformed.
     """
-    if not isinstance(record, dict) or not (
-        "conversations" in record or {"prompt", "completion"} <= set(record)
-    ):
+    key = _turns_key(record)
+    if not key:
+        if isinstance(record, dict) and {"prompt", "completion"} <= set(record):
+            return []
         raise ValueError(
-            'a record must hold "conversations" (ShareGPT) or "prompt" and "completion"; '
-            f"this one is {str(record)[:80]!r}"
+            'a record must hold "conversations" (ShareGPT), "messages" (OpenAI) or "prompt" and '
+            f'"completion"; this one is {str(record)[:80]!r}'
         )
-    if "conversations" not in record:
-        return []
     try:
-        turns = list(record["conversations"])
-        for turn in turns:
-            turn["from"], turn["value"]
+        turns = [_turn(turn) for turn in record[key]]
     except (TypeError, KeyError):
         name = str(record.get("id", ""))
-        raise ValueError(f'record {name!r}: every turn must hold "from" and "value"') from None
-    return list(pairwise(turns))
+        raise ValueError(
+            f'record {name!r}: every turn must hold "from" and "value", or "role" and "content"'
+        ) from None
+    return [turn for turn in turns if turn[0] != "system"]
+
+
+def _turn(turn: Any) -> tuple[str, str]:
+    """Return the speaker and the text of a turn. Raises TypeError or KeyError if it is malformed."""
+    speaker, text = (turn["from"], turn["value"]) if "from" in turn else (turn["role"], turn["content"])
+    if isinstance(text, list):  # OpenAI's form for texts with images
+        text = "".join(str(part["text"]) for part in text if part["type"] == "text")
+    if not isinstance(text, str):  # such as null, if the answer is a call of a tool
+        raise TypeError
+    return SPEAKERS.get(str(speaker).lower(), str(speaker).lower()), str(text)

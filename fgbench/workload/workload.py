@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ class Shift:
     """Changes the token ids of prompts from load to load, so that no server finds them in its prefix cache.
 
     Token j of request i becomes ``low + (id - low + a + b * j) mod (high - low)``. The numbers a and b are
-    a hash of the load and of i. So lengths do not change, and every server gets the same ids.
+    a hash of the load and of i; in a segment that prompts share, of the load and the segment's name. So
+    lengths do not change, and every server gets the same ids.
     """
 
     load: str
@@ -33,11 +34,21 @@ class Shift:
         """Return the ids that are sent for the drawn ``ids`` [T] of request ``index``."""
         return self._moved(ids, index, 1)
 
-    def undone(self, prompt: tuple[int, ...], index: int | str) -> tuple[int, ...]:
-        """Return the drawn ids of a prompt that ``applied`` made."""
+    def undone(
+        self, prompt: tuple[int, ...], index: int | str, shared: Sequence[tuple[str, int]] = ()
+    ) -> tuple[int, ...]:
+        """Return the drawn ids of a prompt whose segments ``applied`` made.
+
+        ``shared``: the prompt's first segments, which were changed under their own names.
+        """
         import numpy as np
 
-        return self._moved(np.array(prompt, dtype=np.int64), index, -1)
+        ids, start = np.array(prompt, dtype=np.int64), 0
+        found: tuple[int, ...] = ()
+        for name, tokens in shared:
+            found += self._moved(ids[start : start + tokens], name, -1)
+            start += tokens
+        return found + self._moved(ids[start:], index, -1)
 
     def _moved(self, ids: NDArray[Any], index: int | str, sign: int) -> tuple[int, ...]:
         import numpy as np
@@ -60,9 +71,18 @@ class RequestSpec:
     """Text or token ids; an empty tuple: not made, because a simulation needs only the length."""
     prompt_tokens: int
     output_tokens: int
-    """Requested output tokens, forced by ignore_eos, so that every server does the same work."""
+    """Requested output tokens. Unless lengths are natural, ignore_eos forces them, so that every server does
+    the same work."""
     user: str = ""
     """User of the request; empty: no user is sent."""
+    shared: tuple[tuple[str, int], ...] = ()
+    """Segments at the beginning of the token ids, as of ``Sample.shared``."""
+    turn: int = 0
+    """Position in a conversation. Above 0, the request is sent after the answer to the request before it."""
+    think_time: float = 0.0
+    """Seconds between that answer and this request."""
+    messages: tuple[str, ...] = ()
+    """The texts of a conversation up to this question, which chats send; empty: only ``prompt``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +101,8 @@ class Workload:
     """Number of users that send the requests; 1: requests have no user."""
     shift: Shift | None = None
     """How the token ids of this load differ from the drawn ones; None: they do not."""
+    natural_lengths: bool = False
+    """Whether the model ends its answers, so that requested lengths are only upper bounds."""
 
     @property
     def num_prompts(self) -> int:
@@ -95,6 +117,7 @@ class Workload:
         than Poisson also over the process and its parameters, because a closed loop has no arrival times.
         """
         process = [] if self.arrivals == POISSON else [f"arrivals {self.arrivals.label}"]
+        process += ["natural lengths"] if self.natural_lengths else []
         sent = (f"{round(r.scheduled * 1e6)}|{_request_key(r, self.shift)}" for r in self.requests)
         return _digest([*process, *sent])
 
@@ -113,6 +136,7 @@ class Workload:
             "arrivals": self.arrivals.label,
             "arrival_process": {"name": self.arrivals.name, **self.arrivals.parameters},
             "users": self.users,
+            **({"natural_lengths": True} if self.natural_lengths else {}),
             "fingerprint": self.fingerprint,
             "prompts_fingerprint": self.prompts_fingerprint,
             "prompt_tokens": sum(r.prompt_tokens for r in self.requests),
@@ -125,10 +149,11 @@ def _request_key(request: RequestSpec, shift: Shift | None) -> str:
     if isinstance(prompt, str):
         content = f"text {prompt}"
     else:
-        prompt = shift.undone(prompt, request.index) if shift and prompt else prompt
+        prompt = shift.undone(prompt, request.index, request.shared) if shift and prompt else prompt
         content = "ids " + ",".join(map(str, prompt)) if prompt else f"length {request.prompt_tokens}"
     user = f"user {request.user}|" if request.user else ""
-    return f"{request.output_tokens}|{user}{content}"
+    turn = f"turn {request.turn} after {round(request.think_time * 1e6)}|" if request.turn else ""
+    return f"{request.output_tokens}|{user}{turn}{content}"
 
 
 def _digest(parts: Iterable[str]) -> str:

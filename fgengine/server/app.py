@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import json
 import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 
 from aiohttp import web
@@ -20,6 +24,8 @@ from fgengine.server.process import WORKER, EngineProcess
 from fgengine.server.schemas import MAX_BODY_BYTES
 from fgengine.text import TextCodec
 
+DISTRIBUTION = "fgbench"
+"""The package that contains the server."""
 HANDLER_SECONDS = 1.0
 """Seconds that answers may take to end when the server stops; their requests have been aborted before."""
 LINGER_SECONDS = 1.0
@@ -35,6 +41,8 @@ def make_app(service: Service) -> web.Application:
     app[SERVICE] = service
     app.router.add_get("/health", health)
     app.router.add_get("/stats", stats)
+    app.router.add_get("/version", version)
+    app.router.add_get("/server_info", server_info)
     app.router.add_get("/v1/models", openai.models)
     app.router.add_post("/v1/completions", openai.completions)
     app.router.add_post("/v1/chat/completions", openai.chat_completions)
@@ -53,6 +61,21 @@ async def health(request: web.Request) -> web.Response:
 async def stats(request: web.Request) -> web.Response:
     """GET /stats: the engine's counters, read between two steps, and the server's counters."""
     return web.json_response(await request.app[SERVICE].stats())
+
+
+async def version(request: web.Request) -> web.Response:
+    """GET /version: the version of the package."""
+    return web.json_response({"version": metadata.version(DISTRIBUTION)})
+
+
+async def server_info(request: web.Request) -> web.Response:
+    """GET /server_info: the engine's settings by name, so that a client can record what it measured."""
+    config = request.app[SERVICE].config
+    settings = {} if config is None else asdict(config)
+    return web.json_response(
+        {"version": metadata.version(DISTRIBUTION), "settings": settings},
+        dumps=functools.partial(json.dumps, default=str),
+    )
 
 
 def run(
@@ -109,7 +132,7 @@ class _Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
-        engine, service = self._engine, Service(self._engine)
+        engine, service = self._engine, Service(self._engine, config)
         runner = web.AppRunner(
             make_app(service),
             handler_cancellation=True,

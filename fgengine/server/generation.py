@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 from fgengine.clock import WallClock
+from fgengine.config import EngineConfig
 from fgengine.request import FinishReason, SamplingParams
 from fgengine.server.client import EngineClient, EngineError, TokenStream
 from fgengine.server.messages import Account, NewToken
@@ -112,8 +113,10 @@ def _until_now(account: Account) -> dict[str, float]:
 class Service:
     """The objects that all routes share: the engine, the tokenizer and the counters."""
 
-    def __init__(self, engine: EngineClient) -> None:
+    def __init__(self, engine: EngineClient, config: EngineConfig | None = None) -> None:
         self.engine = engine
+        self.config = config
+        """The engine's settings; None: not known."""
         self.counters = ServerCounters()
         self._codec: TextCodec | None = None
         self._ids = count()

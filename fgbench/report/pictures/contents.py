@@ -8,17 +8,30 @@ from dataclasses import replace
 from functools import partial
 from statistics import fmean
 
+from fgbench.metrics.lengths import by_length
 from fgbench.metrics.metric import OF_REQUESTS, metric_called
 from fgbench.metrics.record import STATES
 from fgbench.metrics.statistics import Estimate
 from fgbench.metrics.timeline import queue_lengths
 from fgbench.report.comparison import Cell, Comparison, ComparisonPoint
-from fgbench.report.notes import analytic_devices, marks, title
+from fgbench.report.marks import ANALYTIC, CACHED, CLIENT, CLUMPED, DISTURBED, OVERLOADED, UNJUDGED, Mark
+from fgbench.report.notes import marks, title
 from fgbench.report.objectives import TARGET, Objective
 from fgbench.report.pairing import CONCURRENCY
-from fgbench.report.pictures.picture import Bar, Bars, Line, Panel, Picture, is_wide, picked
+from fgbench.report.pictures.picture import (
+    Bar,
+    Bars,
+    Line,
+    Panel,
+    Picture,
+    is_wide,
+    picked,
+)
+from fgbench.report.pictures.styles import styles_of
 from fgbench.report.quantities import Quantity, quantity_called
 
+NAMED = (UNJUDGED, DISTURBED, CACHED, CLUMPED, CLIENT, ANALYTIC)
+"""Marks that a note in the picture names. Points above capacity are hollow."""
 MAX_NAMED = 4
 """Maximum number of points of one mark that a picture's title names."""
 
@@ -28,40 +41,38 @@ def pictures_of(comparison: Comparison, objectives: Sequence[Objective]) -> list
     found = (
         latency(comparison, objectives, "mean"),
         latency(comparison, objectives, "p95"),
+        latency(comparison, objectives, "p99"),
+        bars(comparison),
+        lengths(comparison),
         attainment(comparison, objectives),
         distributions(comparison),
         breakdown(comparison),
         queues(comparison),
     )
-    points = [point for point in comparison.points if point.complete]
-    marked = {
-        "prompts in a prefix cache": [point for point in points if point.cached],
-        "disturbed by other programs": [point for point in points if point.disturbed],
-    }
-    notes = [_marked(comparison, mark, some) for mark, some in marked.items() if some]
-    notes += _analytic(comparison)
+    notes = [_marked(comparison, mark) for mark in NAMED if _points(comparison, mark)]
     return [replace(picture, notes=[*picture.notes, *notes]) for picture in found if picture is not None]
 
 
-def _analytic(comparison: Comparison) -> list[str]:
-    """Return a note that names the backends on analytic devices; empty if there are none."""
-    points = [point for point in comparison.points if point.complete and point.analytic_device]
-    if not points:
-        return []
+def _points(comparison: Comparison, mark: Mark) -> list[ComparisonPoint]:
+    """Return the points in the pictures that have a mark."""
+    return [point for point in comparison.points if point.complete and mark in point.marks]
+
+
+def _marked(comparison: Comparison, mark: Mark) -> str:
+    """Return a note that names the marked points: only the backends, if all of their points are marked."""
+    points = sorted(_points(comparison, mark), key=lambda point: (point.label, point.level))
+    details = ", ".join(sorted({detail for point in points if (detail := point.marks[mark])}))
+    words = f"{mark.words} ({details})" if details else mark.words
     labels = sorted({point.label for point in points})
-    who = "" if labels == sorted(comparison.labels) else f"{', '.join(labels)}: "
-    return [f"{who}analytic device {', '.join(analytic_devices(points))}, not measured"]
-
-
-def _marked(comparison: Comparison, mark: str, found: Sequence[ComparisonPoint]) -> str:
-    """Return a note that names the marked points."""
-    points = sorted(found, key=lambda point: (point.label, point.level))
+    if len(points) == sum(point.complete for label in labels for point in comparison.of(label)):
+        everyone = labels == sorted(comparison.labels)
+        return words if everyone else f"{words}: {', '.join(labels)}"
     named = [f"{point.label} at {comparison.axis.describe(point.level)}" for point in points]
     more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
-    return f"{mark}: {', '.join(named[:MAX_NAMED])}{more}"
+    return f"{words}: {', '.join(named[:MAX_NAMED])}{more}"
 
 
-CURVES = ("normalized_latency", "ttft", "jct")
+CURVES = ("normalized_latency", "ttft", "jct", "tpot", "itl")
 
 
 def latency(comparison: Comparison, objectives: Sequence[Objective], statistic: str) -> Picture | None:
@@ -85,11 +96,76 @@ def latency(comparison: Comparison, objectives: Sequence[Objective], statistic: 
             x_ticks=levels,
             x_log=comparison.axis is CONCURRENCY and is_wide(levels),
         )
-        if not panel.lines:
-            return None
-        panels.append(replace(panel, y_log=is_wide(panel.y_range)))
+        if panel.lines:
+            panels.append(replace(panel, y_log=is_wide(panel.y_range)))
+    if not panels or len(levels) < 2:  # of one level, ``bars`` shows the latencies
+        return None
     name = "latency" if statistic == "mean" else f"latency-{statistic}"
     return _picture(comparison, name, title(comparison), panels, "SLO")
+
+
+def bars(comparison: Comparison) -> Picture | None:
+    """Return the picture of mean latencies of a comparison with one level: a panel for each of ``CURVES``."""
+    levels = [level for level in comparison.levels if any(point.complete for point in comparison.at(level))]
+    if len(levels) != 1:
+        return None
+    points = [point for point in comparison.at(levels[0]) if point.complete]
+    panels = []
+    for metric in CURVES:
+        cells = [(point, comparison.cell(point, quantity_called(metric, "mean"))) for point in points]
+        drawn = [
+            Bar(
+                comparison.names[point.label],
+                {"": cell.value},
+                marks(point),
+                styles_of(comparison)[point.label],
+                (cell.interval.low, cell.interval.high) if cell.interval else None,
+            )
+            for point, cell in cells
+            if cell is not None
+        ]
+        if len(drawn) == len(points):
+            panels.append(Bars(f"mean {metric_called(metric).label}", metric_called(metric).unit, drawn))
+    if not panels:
+        return None
+    notes = [comparison.load_in_words(levels[0])]
+    return Picture("bars", title(comparison), panels, min(3, len(panels)), _names(comparison), notes=notes)
+
+
+def lengths(comparison: Comparison) -> Picture | None:
+    """Return the picture of latency by output length: rows for JCT per token and JCT, a column per level.
+
+    A feedback queue serves short answers first, which a mean over all requests does not show.
+    """
+    levels = [level for level in comparison.levels if any(point.complete for point in comparison.at(level))]
+    shown = picked(levels)
+    panels = []
+    for metric in ("normalized_latency", "jct"):
+        for level in shown:
+            lines = []
+            for label, style in styles_of(comparison).items():
+                for point in comparison.at(level):
+                    if point.label != label or not point.complete:
+                        continue
+                    buckets = by_length(record for entry in point.counted for record in entry.records)
+                    if len(buckets) > 1:
+                        xs = [math.sqrt(one.start * (one.end or 2 * one.start)) for one in buckets]
+                        ys = [float(getattr(one, metric)) for one in buckets]
+                        lines.append(Line(comparison.names[label], style, xs, ys))
+            if lines:
+                name, unit = metric_called(metric).label, metric_called(metric).unit.replace("/", " / ")
+                panel = Panel(
+                    f"mean {name} at {comparison.load_in_words(level)}",
+                    "output tokens",
+                    f"{name} ({unit})",
+                    lines,
+                    x_log=True,
+                )
+                panels.append(replace(panel, y_log=is_wide(panel.y_range)))
+    if not panels or len(panels) != 2 * len(shown):
+        return None
+    notes = [f"{len(shown)} of {len(levels)} loads"] if len(shown) < len(levels) else []
+    return Picture("lengths", title(comparison), panels, len(shown), _names(comparison), notes=notes)
 
 
 def attainment(comparison: Comparison, objectives: Sequence[Objective]) -> Picture | None:
@@ -117,6 +193,10 @@ def _cell(comparison: Comparison, quantity: Quantity, point: ComparisonPoint) ->
     return comparison.cell(point, quantity)
 
 
+def _names(comparison: Comparison) -> list[str]:
+    return [comparison.names[label] for label in comparison.labels]
+
+
 def _finite(comparison: Comparison) -> list[float]:
     return [level for level in comparison.levels if math.isfinite(level)]
 
@@ -127,17 +207,17 @@ def _lines(comparison: Comparison, of: Callable[[ComparisonPoint], Estimate | Ce
     The means of incomplete runs are too low, since the slow requests are missing.
     """
     lines = []
-    for style, label in enumerate(comparison.labels):
+    for label, style in styles_of(comparison).items():
         points = [point for point in comparison.of(label) if point.complete and math.isfinite(point.level)]
         known = [(point, estimate) for point in points if (estimate := of(point)) is not None]
         if known:
             lines.append(
                 Line(
-                    label,
+                    comparison.names[label],
                     style,
                     xs=[point.level for point, _ in known],
                     ys=[estimate.value for _, estimate in known],
-                    hollow=[point.overloaded for point, _ in known],
+                    hollow=[OVERLOADED in point.marks for point, _ in known],
                     intervals=[
                         (estimate.interval.low, estimate.interval.high) if estimate.interval else None
                         for _, estimate in known
@@ -148,7 +228,7 @@ def _lines(comparison: Comparison, of: Callable[[ComparisonPoint], Estimate | Ce
 
 
 def _picture(comparison: Comparison, name: str, text: str, panels: Sequence[Panel], level: str) -> Picture:
-    return Picture(name, text, panels, min(3, len(panels)), comparison.labels, level)
+    return Picture(name, text, panels, min(3, len(panels)), _names(comparison), level)
 
 
 MAX_POINTS = 500
@@ -165,17 +245,17 @@ def distributions(comparison: Comparison) -> Picture | None:
         name, of_request = metric_called(metric).label, OF_REQUESTS[metric]
         for level in shown:
             lines = []
-            for style, label in enumerate(comparison.labels):
+            for label, style in styles_of(comparison).items():
                 for point in comparison.at(level):
                     if point.label == label and point.complete:
                         records = [record for entry in point.counted for record in entry.records]
                         values = [v for record in records if record.ok for v in of_request(record)]
                         xs, ys = cumulated(values)
                         if xs:
-                            lines.append(Line(label, style, xs, ys, marked=False))
+                            lines.append(Line(comparison.names[label], style, xs, ys, marked=False))
             if lines:
                 panel = Panel(
-                    f"{name} at {comparison.axis.describe(level)}",
+                    f"{name} at {comparison.load_in_words(level)}",
                     f"{name} (s)",
                     "requests",
                     lines,
@@ -185,7 +265,7 @@ def distributions(comparison: Comparison) -> Picture | None:
     if len(panels) != len(SPREAD) * len(shown) or not panels:
         return None
     notes = [f"{len(shown)} of {len(levels)} loads"] if len(shown) < len(levels) else []
-    return Picture("cdf", title(comparison), panels, len(shown), comparison.labels, notes=notes)
+    return Picture("cdf", title(comparison), panels, len(shown), _names(comparison), notes=notes)
 
 
 def cumulated(values: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -222,10 +302,10 @@ def breakdown(comparison: Comparison) -> Picture | None:
         bars = []
         for label in labels:
             point, parts = parts_at.get((level, label), (None, {}))
-            bars.append(Bar(label, parts, marks(point) if point else ""))
-        panels.append(Bars(comparison.axis.describe(level), "mean seconds of a request", bars))
+            bars.append(Bar(comparison.names[label], parts, marks(point) if point else ""))
+        panels.append(Bars(comparison.load_in_words(level), "mean seconds of a request", bars))
     notes = [f"{len(shown)} of {len(levels)} loads"] if len(shown) < len(levels) else []
-    return Picture("breakdown", title(comparison), panels, len(panels), comparison.labels, notes=notes)
+    return Picture("breakdown", title(comparison), panels, len(panels), _names(comparison), notes=notes)
 
 
 def _parts(point: ComparisonPoint) -> dict[str, float]:
@@ -260,12 +340,16 @@ def queues(comparison: Comparison) -> Picture | None:
     shown = [column for column in columns if column[0] in chosen]
     panels = [
         Panel(
-            comparison.axis.describe(level),
+            comparison.load_in_words(level),
             "seconds into the run",
             name,
             [
                 Line(
-                    label, comparison.labels.index(label), line.times, getattr(line, attribute), marked=False
+                    comparison.names[label],
+                    styles_of(comparison)[label],
+                    line.times,
+                    getattr(line, attribute),
+                    marked=False,
                 )
                 for label, line in found
             ],
@@ -276,4 +360,4 @@ def queues(comparison: Comparison) -> Picture | None:
     notes = [f"{len(shown)} of {len(columns)} loads"] if len(shown) < len(columns) else []
     if len(comparison.seeds) > 1:
         notes.append("the first seed of each backend")
-    return Picture("queues", title(comparison), panels, len(shown), comparison.labels, notes=notes)
+    return Picture("queues", title(comparison), panels, len(shown), _names(comparison), notes=notes)

@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from fgbench.report.pictures.picture import STATE_COLOURS, Bars, Line, Panel, Picture, colour
+from fgbench.report.pictures.picture import STATE_COLOURS, Bars, Line, Panel, Picture, colour, variant
 from fgengine.units import seconds
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ STYLE: Any = {
     "pdf.fonttype": 42,  # TrueType fonts: the PDF's text can be selected and searched
     "hatch.linewidth": 0.6,
 }
+SMALL: Any = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "lines.markersize": 4}
+"""Changes to the style for a picture in a paper's column."""
+MIN_PANEL_WIDTH = 2.2
+"""Smallest width of a panel in inches, if the width of the picture is given."""
+PictureFormat = Literal["png", "pdf", "svg"]
 PANEL_WIDTH, NARROW_WIDTH, PANEL_HEIGHT, BAR_HEIGHT, LEGEND_ROW = 3.7, 3.1, 3.0, 0.42, 0.24
 """Sizes in inches. Panels are narrow if there are more than three in a row."""
 MAX_OFFSET = 0.008
@@ -48,20 +53,37 @@ LEVEL: Any = (0, (4, 3))
 """Line style of ``Panel.level``."""
 
 
-def write_pictures(pictures: Sequence[Picture], folder: Path) -> list[Path]:
-    """Write each picture as ``folder``/NAME.png and ``folder``/NAME.pdf; return the paths."""
+def write_pictures(
+    pictures: Sequence[Picture],
+    folder: Path,
+    *,
+    formats: Sequence[PictureFormat] = ("png", "pdf"),
+    width: float | None = None,
+) -> list[Path]:
+    """Write each picture as ``folder``/NAME.png, NAME.pdf, ...; return the paths.
+
+    Args:
+        formats: The kinds of files.
+        width: Width in inches, such as that of a paper's column. The text then has the size of a caption, and
+            there is no title. None: as wide as the panels need.
+
+        write_pictures(pictures_of(comparison, []), Path("figures"), formats=["pdf"], width=3.3)
+    """
     import matplotlib
 
     paths = []
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE if width is None else STYLE | SMALL):
         for picture in pictures:
-            figure = _figure(picture)
+            figure = _figure(picture, width)
             folder.mkdir(parents=True, exist_ok=True)
-            png, pdf = (folder / f"{picture.name}.{kind}" for kind in ("png", "pdf"))
-            _save_png(figure, png)
-            figure.set_layout_engine("none")  # laid out once is enough, and takes long
-            figure.savefig(pdf, dpi=DPI)
-            paths += [png, pdf]
+            for kind in formats:
+                path = folder / f"{picture.name}.{kind}"
+                if kind == "png":
+                    _save_png(figure, path)
+                else:
+                    figure.savefig(path, dpi=DPI)
+                figure.set_layout_engine("none")  # laid out once is enough, and takes long
+                paths.append(path)
     return paths
 
 
@@ -75,29 +97,36 @@ def _save_png(figure: Figure, path: Path) -> None:
         image.convert("RGB").quantize(64).save(path, optimize=True, dpi=(DPI, DPI))
 
 
-def _figure(picture: Picture) -> Figure:
+def _figure(picture: Picture, given_width: float | None = None) -> Figure:
     from matplotlib.figure import Figure
 
     handles = _legend(picture)
-    rows = math.ceil(len(picture.panels) / picture.columns)
+    columns = picture.columns
+    if given_width is not None:
+        columns = max(1, min(columns, int(given_width / MIN_PANEL_WIDTH)))
+    rows = math.ceil(len(picture.panels) / columns)
     names = [_wrapped(bar.label) for bar in picture.bars]
-    width = (PANEL_WIDTH if picture.columns < 4 else NARROW_WIDTH) * max(picture.columns, 2)
+    width = (PANEL_WIDTH if columns < 4 else NARROW_WIDTH) * max(columns, 2)
     width += max((len(line) for name in names for line in name.split("\n")), default=0) / CHARACTERS_PER_INCH
+    width = given_width or width
     legend_columns = _legend_columns(handles, width)
-    title = textwrap.fill("; ".join([picture.title, *picture.notes]), int(0.85 * width * CHARACTERS_PER_INCH))
+    texts = [*([picture.title] if given_width is None else []), *picture.notes]
+    title = textwrap.fill("; ".join(texts), int(0.85 * width * CHARACTERS_PER_INCH))
     height = rows * _panel_height(picture, names) + 0.7
     height += LEGEND_ROW * (math.ceil(len(handles) / legend_columns) + title.count("\n"))
     figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.subplots(rows, picture.columns, squeeze=False, sharey="all" if names else "none").flatten()
+    grid = figure.subplots(rows, columns, squeeze=False, sharey="all" if names else "none").flatten()
     for axes, panel in zip(grid, picture.panels, strict=False):
         if isinstance(panel, Panel):
-            _draw_lines(axes, panel, len(picture.labels))
+            _draw_lines(axes, panel, picture.labels)
         elif isinstance(panel, Bars):
             _draw_bars(axes, panel)
     for axes in grid[len(picture.panels) :]:
         axes.set_axis_off()
-    figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns)
-    figure.suptitle(title, fontsize=11)
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns)
+    if title:
+        figure.suptitle(title, fontsize=11 if given_width is None else 8)
     return figure
 
 
@@ -110,6 +139,8 @@ def _panel_height(picture: Picture, names: Sequence[str]) -> float:
 
 def _legend_columns(handles: Sequence[Artist], width: float) -> int:
     """Return the number of columns that fit, reduced so that all rows have a similar length."""
+    if not handles:
+        return 1
     longest = max(len(str(handle.get_label())) for handle in handles)
     limit = max(1, min(len(handles), int(width * CHARACTERS_PER_INCH / (longest + 6))))
     return math.ceil(len(handles) / math.ceil(len(handles) / limit))
@@ -120,7 +151,7 @@ def _legend(picture: Picture) -> list[Artist]:
     from matplotlib.patches import Patch
 
     if isinstance(picture.panels[0], Bars):
-        used_states = {name for bar in picture.bars for name in bar.parts}
+        used_states = {name for bar in picture.bars for name in bar.parts if bar.style is None}
         return [
             Patch(facecolor=fill, hatch=STATE_HATCHES[name], edgecolor="white", label=name)
             for name, fill in STATE_COLOURS.items()
@@ -145,20 +176,21 @@ def _style(line: Line) -> dict[str, Any]:
     if line.reference:
         return style | {"linestyle": "--", "linewidth": 1.2}
     if not line.marked:
-        return style | {"linestyle": DASHES[line.style % len(DASHES)]}
-    return style | {"marker": MARKERS[line.style % len(MARKERS)], "markersize": 6.5}
+        return style | {"linestyle": DASHES[variant(line.style, len(DASHES))]}
+    return style | {"marker": MARKERS[variant(line.style, len(MARKERS))], "markersize": 6.5}
 
 
-def _draw_lines(axes: Axes, panel: Panel, styles: int) -> None:
+def _draw_lines(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     if panel.level is not None:
         axes.axhline(panel.level, color=GREY, linestyle=LEVEL, linewidth=1.2, zorder=1)
-    offset = _offset(panel, styles) if any(any(line.intervals) for line in panel.lines) else 0.0
+    offset = _offset(panel, len(labels)) if any(any(line.intervals) for line in panel.lines) else 0.0
     for line in panel.lines:
         style = _style(line)
         if line.reference or not line.marked:
             axes.plot(line.xs, line.ys, **style, drawstyle="steps-post" if panel.y_percent else "default")
             continue
-        xs = [_shifted(panel, x, offset * (line.style - (styles - 1) / 2)) for x in line.xs]
+        place = labels.index(line.label) if line.label in labels else 0
+        xs = [_shifted(panel, x, offset * (place - (len(labels) - 1) / 2)) for x in line.xs]
         axes.plot(xs, line.ys, color=style["color"], linewidth=style["linewidth"], zorder=2)
         hollow = line.hollow or [False] * len(xs)
         for is_hollow, face in ((False, style["color"]), (True, "white")):
@@ -177,14 +209,14 @@ def _draw_lines(axes: Axes, panel: Panel, styles: int) -> None:
     _set_x(axes, panel)
 
 
-def _offset(panel: Panel, styles: int) -> float:
+def _offset(panel: Panel, backends: int) -> float:
     """Return the distance between the points of two backends at one level, so that intervals do not overlap.
 
     It is a distance in x, or in log(x) if the axis is logarithmic.
     """
     xs = sorted({math.log(x) if panel.x_log else x for line in panel.lines for x in line.xs})
     gaps = [later - earlier for earlier, later in pairwise(xs)]
-    return min(MAX_OFFSET * (xs[-1] - xs[0]), 0.5 * min(gaps) / styles) if gaps else 0.0
+    return min(MAX_OFFSET * (xs[-1] - xs[0]), 0.5 * min(gaps) / backends) if gaps else 0.0
 
 
 def _shifted(panel: Panel, x: float, offset: float) -> float:
@@ -245,7 +277,7 @@ def _plain_log(axis: Any, low: float, high: float) -> None:
 def _draw_bars(axes: Axes, panel: Bars) -> None:
     names = [_wrapped(bar.label) for bar in panel.bars]
     places = list(range(len(names)))[::-1]
-    longest = max(bar.total for bar in panel.bars)
+    longest = max(max(bar.total, bar.interval[1] if bar.interval else 0.0) for bar in panel.bars)
     for place, bar in zip(places, panel.bars, strict=True):
         left = 0.0
         for name, value in bar.parts.items():
@@ -254,12 +286,15 @@ def _draw_bars(axes: Axes, panel: Bars) -> None:
                 value,
                 0.62,
                 left=left,
-                color=STATE_COLOURS[name],
-                hatch=STATE_HATCHES[name],
+                color=STATE_COLOURS[name] if bar.style is None else colour(bar.style),
+                hatch=STATE_HATCHES[name] if bar.style is None else "",
                 edgecolor="white",
                 linewidth=0.4,
             )
             left += value
+        if bar.interval is not None:
+            axes.plot(bar.interval, (place, place), "|-", color=GREY, linewidth=1.2, markersize=6)
+            left = max(left, bar.interval[1])
         axes.annotate(
             f"{seconds(bar.total)}{bar.mark}" if bar.parts else "unknown",
             (left, place),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 MAX_PANELS = 5
@@ -17,7 +17,7 @@ class Line:
 
     label: str
     style: int
-    """Index of the backend in the comparison; selects the same colour and marker in every picture."""
+    """Selects the colour and the marker, which are the same in every picture."""
     xs: Sequence[float]
     ys: Sequence[float]
     marked: bool = True
@@ -63,13 +63,17 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A stacked bar of one backend."""
+    """A bar of one backend, perhaps stacked of parts."""
 
     label: str
     parts: dict[str, float]
     """Lengths by name, in stacking order; empty if unknown."""
     mark: str = ""
     """Text after the total."""
+    style: int | None = None
+    """Style of the backend, for a bar with one part; None: the parts are states with their own colours."""
+    interval: tuple[float, float] | None = None
+    """Interval of the total over seeds."""
 
     @property
     def total(self) -> float:
@@ -79,7 +83,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """A panel of stacked bars, in seconds. All panels of a picture have the same labels."""
+    """A panel of bars, in seconds. All panels of a picture have the same labels."""
 
     title: str
     x: str
@@ -97,7 +101,7 @@ class Picture:
     columns: int
     """Number of panels in a row."""
     labels: Sequence[str]
-    """All backends of the comparison; the index is the style."""
+    """All backends of the comparison, in order."""
     level: str = ""
     """Legend entry for ``Panel.level``."""
     notes: Sequence[str] = field(default=())
@@ -134,6 +138,43 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 STATE_COLOURS = {"queued": "#E69F00", "swapped": "#CC79A7", "prefill": "#56B4E9", "decode": "#0072B2"}
 
 
+FAMILIES = (
+    *("fcfs", "sj-mlfq", "vllm", "srpt", "mlfq", "vllm-chunked", "sprpt"),
+    *("sjf", "vtc", "static", "sj-mlfq-artifact"),
+)
+"""Kinds of backends with a style of their own, which they have in every picture: the index is the style."""
+
+
+MAX_STYLES = 1000
+"""Number of backends of a picture that have no style of their own."""
+
+
 def colour(style: int) -> str:
     """Return the colour of the backend with this style, such as ``#0072B2``."""
     return COLOURS[style % len(COLOURS)]
+
+
+def variant(style: int, kinds: int) -> int:
+    """Return which of several markers or dashes a style has.
+
+    Styles of the same colour have different ones: with 7 colours and 7 markers, there are 49 styles.
+    """
+    return (style + style // len(COLOURS)) % kinds
+
+
+def styles(families: Mapping[str, str | None]) -> dict[str, int]:
+    """Return the style of each label, given the kind of its backend (None: it has no style of its own).
+
+    The first backend of a kind gets the kind's style. The others get styles that no kind has, if possible of
+    a colour that no other backend of the picture has.
+    """
+    found: dict[str, int] = {}
+    for label, family in families.items():
+        if family in FAMILIES and (style := FAMILIES.index(family)) not in found.values():
+            found[label] = style
+    for label in families:
+        if label not in found:
+            free = [i for i in range(len(FAMILIES), len(FAMILIES) + MAX_STYLES) if i not in found.values()]
+            used = {colour(style) for style in found.values()}
+            found[label] = next((i for i in free if colour(i) not in used), free[0])
+    return {label: found[label] for label in families}

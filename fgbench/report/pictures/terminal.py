@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fgbench.report.pictures.picture import STATE_COLOURS, Bars, Line, Panel, Picture, colour
+from fgbench.report.pictures.picture import STATE_COLOURS, Bars, Line, Panel, Picture, colour, variant
 from fgengine.units import number, seconds
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-MARKERS = "●■▲◆▼★✚"
-HOLLOW = "○□△◇▽☆✛"
+MARKERS = "●■◆▼★✚✖"
+HOLLOW = "○□◇▽☆✛✕"
 STATE_FILLS = {"queued": "░", "swapped": "▒", "prefill": "▓", "decode": "█"}
 HEIGHT, MIN_WIDTH, MAX_WIDTH = 16, 40, 110
 MARKS_ON_A_CURVE = 6
@@ -70,7 +70,7 @@ def _lines(panel: Panel, width: int) -> Text:
             if interval := (line.intervals[i] if line.intervals else None):
                 draw([x, x], interval, "│", colour(line.style), joined=True)
             signs = HOLLOW if line.hollow and line.hollow[i] else MARKERS
-            draw([x], [y], signs[line.style % len(signs)], colour(line.style), joined=False)
+            draw([x], [y], signs[variant(line.style, len(signs))], colour(line.style), joined=False)
     _ruler(figure.ruler("y"), low, high, panel.y_log, "%" if panel.y_percent else "")
     _ruler(figure.ruler("x"), left, right, panel.x_log, "")
     return Text.from_ansi(figure.build().string())
@@ -126,7 +126,8 @@ def _bars(panel: Bars, width: int) -> Iterator[Text]:
         for name, value in bar.parts.items():
             begin, end = end, end + value
             cells = round(available * end / longest) - round(available * begin / longest)
-            line.append(STATE_FILLS[name] * cells, style=STATE_COLOURS[name])
+            fill, shade = STATE_FILLS.get(name, "█"), STATE_COLOURS.get(name, "")
+            line.append(fill * cells, style=shade if bar.style is None else colour(bar.style))
         line.append(f" {seconds(bar.total)}{bar.mark}" if bar.parts else "-")
         yield line
 
@@ -136,12 +137,13 @@ def _legend(picture: Picture) -> Text:
 
     legend = Text()
     if isinstance(picture.panels[0], Bars):
-        for name, fill in STATE_FILLS.items():
+        states = any(bar.style is None for bar in picture.bars)
+        for name, fill in STATE_FILLS.items() if states else ():
             legend.append(f"{fill} {name}  ", style=STATE_COLOURS[name])
         return legend
     used = {(line.reference, line.style): line for line in picture.lines}
     for (reference, style), line in sorted(used.items()):
-        sign = "-" if reference else MARKERS[style % len(MARKERS)]
+        sign = "-" if reference else MARKERS[variant(style, len(MARKERS))]
         legend.append(f"{sign} {line.label}  ", style=colour(style))
     if any(any(line.hollow) for line in picture.lines):
         legend.append("hollow: above capacity  ", style="dim")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -35,6 +37,7 @@ def trace(tmp_path: Path) -> Path:
         ({"arrivals": "uniform"}, "uniform"),
         ({"burst_size": 4}, "burst size=4"),
         ({"rate_to": 4.0}, "ramp rate_to=4.0"),
+        ({"stages": "1:60,4:30"}, "stages stages=1:60,4:30"),
         ({"concurrency": 16}, "closed concurrency=16"),
         ({"arrivals": "closed", "concurrency": 16}, "closed concurrency=16"),
     ],
@@ -49,6 +52,8 @@ def test_default_rates_and_numbers_of_prompts(trace: Path) -> None:
     assert LoadSpec(rate_to=4.0, rate=2.0).to_load().offered_rate == 3.0
     closed = LoadSpec(concurrency=16).to_load()
     assert (closed.rate, closed.offered_rate) == (math.inf, None)
+    staged = LoadSpec(stages="1:60,4:30").to_load()
+    assert (staged.rate, staged.num_prompts) == (2.0, 180)
     replayed = LoadSpec(trace=trace, speedup=2.0, limit=5).to_load()
     assert (replayed.rate, replayed.num_prompts) == (2.0, 5)
     assert LoadSpec(trace=trace, rate=3.0, num_prompts=4).to_load().rate == 3.0
@@ -88,3 +93,25 @@ def test_a_sweep_replays_a_trace_at_each_rate(trace: Path, tmp_path: Path) -> No
     done = CliRunner().invoke(app, ["sweep", *fixed, "--rates", "1,4", "--trace", str(trace)])
     assert done.exit_code == 0, done.output
     assert len(list(tmp_path.glob("runs/**/requests.jsonl"))) == 2
+
+
+def test_too_long_requests_are_left_out_or_clipped(trace: Path) -> None:
+    def drawn(**options: Any) -> tuple[str, list[tuple[int, int]]]:
+        dataset = LoadSpec(**options).to_dataset(EngineConfig(), lambda line: None)
+        found = islice(dataset.samples(np.random.default_rng(0)), 9)
+        return dataset.name, [(sample.prompt_tokens, sample.output_tokens) for sample in found]
+
+    name, fitting = drawn(max_total_len=300)
+    assert name == "sharegpt-lengths-max300"
+    assert max(map(sum, fitting)) <= 300
+    name, clipped = drawn(trace=trace, max_total_len=18, clip=True)
+    assert name == "mine-clip18"
+    assert clipped == [(10, 5), (11, 6), (12, 6), (13, 5), (14, 4), (15, 3), (16, 2), (17, 1), (17, 1)]
+    with pytest.raises(ValueError, match="--max-total-len needs --clip with a trace"):
+        drawn(trace=trace, max_total_len=18)
+    with pytest.raises(ValueError, match=r"none of 100,000 requests has at most 20 tokens"):
+        drawn(dataset="synthetic", input_len="30", output_len="2", max_total_len=20)
+    with pytest.raises(ValueError, match="--clip needs --max-total-len"):
+        LoadSpec(clip=True).to_load()
+    with pytest.raises(ValueError, match="--max-concurrency is for an open loop"):
+        LoadSpec(concurrency=2, max_concurrency=2).to_load()

@@ -55,7 +55,7 @@ def test_a_run_against_a_url(fake_server, tmp_path):
     assert run.complete
     assert len(run.records) == 10
     assert run.info["model"] == "fake"
-    assert run.info["backend"]["name"] == "openai"
+    assert run.info["backend"]["name"] == fake_server.url.removeprefix("http://")
     assert run.info["backend"]["url"] == fake_server.url
     assert run.info["workload"]["rate"] == 50
     assert run.info["summary"]["ok"] == 10
@@ -194,8 +194,12 @@ def test_a_server_that_refuses_every_warmup_request_is_not_measured(fake_server,
         (["--backend", "fastgen-lifo"], "there is no policy 'lifo'"),
         (["--model", "gpt-9"], 'model "gpt-9" is neither'),
         (["--starvation-limit", "inf"], "--starvation-limit must be finite"),
+        (
+            ["--url", "http://h", "--name", "fastgen"],
+            "fastgen is a name of our own engine, and the server at",
+        ),
         (["--backend", "nope"], "there is no backend 'nope'"),
-        (["--endpoint", "chat"], "'chat' is not one of"),
+        (["--endpoint", "chats"], "'chats' is not one of"),
         (["--process-name", "gamma"], "--arrivals gamma needs --cv"),
         (["--arrivals", "sometimes"], "there are no arrivals 'sometimes': --arrivals must be poisson, gamma"),
         (
@@ -213,7 +217,7 @@ def test_a_server_that_refuses_every_warmup_request_is_not_measured(fake_server,
         (["--trace", "x", "--rate", "2", "--speedup", "2"], "--rate and --speedup both set the speed"),
         (["--trace", "x", "--speedup", "0"], "--speedup must be above 0"),
         (["--dataset", "alpaca", "--input-len", "5"], "--input-len does not work with the dataset alpaca"),
-        (["--output-len", "5"], "use --dataset synthetic, mmlu or jsonl"),
+        (["--output-len", "5"], "use --dataset synthetic, mmlu, longbench or jsonl"),
         (["--dataset", "synthetic", "--input-len", "zipf:2"], "'zipf:2' is not a length: write 512 (fixed)"),
         (["--dataset", "jsonl"], "is your own file"),
         (["--mix", "sharegpt:1"], "--mix does not work with the dataset sharegpt-lengths"),
@@ -247,7 +251,8 @@ def test_wrong_usage_is_reported_before_anything_starts(tmp_path, argv, message,
 
 
 def test_names_and_urls_select_the_backend():
-    def backend(name="fastgen", url=None, **options):
+    def backend(name=None, url=None, **options):
+        name = name or ("" if url else "fastgen")
         return backend_of(BackendSpec(name=name, url=url, server=EngineConfig(**options)))
 
     assert backend().name == "fastgen"
@@ -262,7 +267,7 @@ def test_names_and_urls_select_the_backend():
     )
     attached = backend("vllm", "h:1")
     assert (attached.name, attached.model, attached.endpoint) == ("vllm", None, "completions")
-    assert backend(url="h:1").name == "openai"
+    assert backend(url="h:1").name == "h:1"
     assert backend(url="h:1", model="opt-125m").model == "opt-125m"
 
 
@@ -373,12 +378,12 @@ def late(lag, ttft, count=100):
 
 def test_a_late_client_is_reported_as_the_limit():
     def verdict(lag, ttft):
-        return client_was_the_limit(summarize(late(lag, ttft), offered_rate=1.0))
+        return client_was_the_limit({}, summarize(late(lag, ttft), offered_rate=1.0))
 
     assert "100 ms or more after their time (mean TTFT 500 ms)" in verdict(0.1, 0.5)
     assert verdict(0.04, 0.05) is None  # below 50 ms the operating system's scheduler is the cause
     assert verdict(0.1, 5.0) is None  # only 2 % of the TTFT
-    assert client_was_the_limit(summarize([], offered_rate=1.0)) is None
+    assert client_was_the_limit({}, summarize([], offered_rate=1.0)) is None
 
 
 def test_more_failed_requests_than_allowed_are_an_error():

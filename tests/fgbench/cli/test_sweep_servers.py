@@ -61,7 +61,7 @@ def test_points_of_a_backend_in_a_row_share_a_server(
     restart = starts == 4
     made: list[Counted] = []
 
-    def backend_of(spec: BackendSpec, *, alone: bool, headers: Any) -> Counted:
+    def backend_of(spec: BackendSpec, *, alone: bool, access: Any) -> Counted:
         made.append(Counted(fake_server.url, spec.name))
         return made[-1]
 

@@ -24,11 +24,13 @@ def test_backends_are_parsed() -> None:
     same = parse_backend("fastgen --max-batch-size 256", server)  # the default value, given explicitly
     assert same.server.max_batch_size == 256
     url = parse_backend("http://h:8000/v1 --model m", server)
-    assert (url.name, url.url, url.server) == ("fastgen", "http://h:8000/v1", EngineConfig(model="m"))
+    assert (url.name, url.url, url.server) == ("", "http://h:8000/v1", EngineConfig(model="m"))
     named = parse_backend("vllm=h:8000", server)
     assert (named.name, named.url) == ("vllm", "h:8000")
     assert parse_backend("simulated-fcfs", server).simulated
-    assert not parse_backend("simulated-fcfs=http://h", server).simulated
+    for ours in ("simulated-fcfs=http://h", "fastgen=http://h", "fastgen-fcfs=h:1"):
+        with pytest.raises(ValueError, match="is a name of our own engine, and the server at"):
+            parse_backend(ours, server)
     for wrong in ("=http://h", "vllm=", ""):
         with pytest.raises(ValueError, match="--backend"):
             parse_backend(wrong, server)
@@ -47,7 +49,7 @@ def test_backends_are_parsed() -> None:
         ("fastgen --policy srpt", "fastgen", "fastgen-srpt"),
         ("simulated-sj-mlfq", "simulated", "simulated"),
         ("x=command: run {port}", "command", "x"),
-        ("http://h:1", "url", "openai"),
+        ("http://h:1", "url", "h:1"),
         ("vllm=h:1", "url", "vllm"),
         ("x=fastgen:8000", "url", "x"),
         ("x=fastgen-box:8000/v1", "url", "x"),
@@ -79,7 +81,6 @@ def test_what_follows_a_name_must_be_a_backend_or_a_url() -> None:
         (("simulated", "simulated=simulated-fcfs"), "simulated"),
         (("simulated=simulated-fcfs", "simulated --max-batch-size 4"), "simulated"),
         (("vllm=http://h:1", "vllm=http://h:2"), "vllm"),
-        (("http://h:1", "http://h:2"), "openai"),
         (("vllm=http://h:1", "vllm"), "vllm"),
         (("a=command: run {port}", "a=command: run --fast {port}"), "a"),
         (("a=command: run {port}", "a=fastgen"), "a"),
@@ -127,3 +128,33 @@ def test_settings_survive_saving_and_reading() -> None:
     ):
         with pytest.raises(ValueError, match=r"seeds|not a sweep's settings"):
             Settings.from_json(damaged)
+
+
+def test_a_varied_option_gives_a_backend_for_each_value() -> None:
+    def labels(*vary: str, backend: tuple[str, ...] = ("fastgen", "v=vllm --dtype float32")) -> list[str]:
+        sweep = SweepSpec(backend=backend, vary=vary, rates=(1.0,))
+        settings = Settings(sweep=sweep, load=LoadSpec(), client=ClientSpec(), server=EngineConfig())
+        return list(backend_specs(settings.checked()))
+
+    assert labels("max-batch-size=16,64") == [
+        "fastgen --max-batch-size 16",
+        "fastgen --max-batch-size 64",
+        "v-16",
+        "v-64",
+    ]
+    both = labels("max_batch_size=16,64", "--policy=fcfs,srpt", backend=("fastgen",))
+    assert both[0] == "fastgen --max-batch-size 16 --policy fcfs"
+    assert len(both) == 4
+    for wrong, message in (
+        ("max-batch-size", "cannot be read: write OPTION=VALUE,VALUE"),
+        ("=1,2", "cannot be read"),
+        ("max-batch-size=", "cannot be read"),
+        ("max-batch-size=16,16", "16 is given twice"),
+        ("no-such-option=1,2", "no-such-option"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            labels(wrong, backend=("fastgen",))
+    with pytest.raises(ValueError, match="whose options are not fgbench's"):
+        labels("max-batch-size=16,64", backend=("vllm=http://h:1",))
+    with pytest.raises(ValueError, match="40 backends are given: a sweep takes 1 to 32"):
+        labels(f"max-batch-size={','.join(map(str, range(1, 41)))}", backend=("fastgen",))

@@ -6,7 +6,7 @@ import socket
 import msgspec
 import pytest
 
-from fgbench.client.endpoints import ENDPOINTS
+from fgbench.client.endpoints import endpoint_called
 from fgbench.client.sending import Target, run_load
 from fgbench.client.state import LoadState
 from fgbench.metrics.record import RequestRecord
@@ -16,7 +16,7 @@ IDS = (1, 2, 3)
 
 
 def target_of(server, endpoint="completions", timeout=10.0):
-    return Target(server.url, "fake", ENDPOINTS[endpoint], timeout)
+    return Target(server.url, "fake", endpoint_called(endpoint), timeout)
 
 
 def specs(*lengths, every=0.0):
@@ -93,7 +93,7 @@ async def test_no_server_is_a_connect_error():
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
         records = []
-        await run_load(specs(4), Target(url, "", ENDPOINTS["completions"]), records.append)
+        await run_load(specs(4), Target(url, "", endpoint_called("completions")), records.append)
     assert records[0].error.startswith("connect: ")
     assert records[0].output_tokens == 0
 
@@ -128,6 +128,21 @@ async def test_sigint_saves_ended_requests_and_drops_the_others(fake_server):
             break
         await asyncio.sleep(0.02)
     assert fake_server.dropped == 1
+
+
+async def test_a_record_that_cannot_be_kept_ends_the_load_at_once(fake_server):
+    """A full disk: without records, the rest of the load would be useless."""
+    kept = []
+
+    def keep(record):
+        if kept:
+            raise OSError(28, "No space left on device")
+        kept.append(record)
+
+    requests = [*specs(2, 2, 2, 2, every=0.02), RequestSpec(4, 60.0, IDS, 3, 2)]
+    with pytest.raises(OSError, match="No space left"):
+        await asyncio.wait_for(run_load(requests, target_of(fake_server), keep), 10.0)
+    assert len(kept) == 1
 
 
 @pytest.mark.slow
@@ -205,6 +220,7 @@ async def test_a_503_of_another_kind_is_an_error(fake_server):
 @pytest.mark.slow
 async def test_state_follows_the_load(fake_server):
     fake_server.misbehave = {5: "crash"}
+    fake_server.gap = 0.002  # the pieces arrive one by one
     requests = specs(4, 5, 4, every=0.05)
     state = LoadState.of(requests)
     assert state.remaining is None
@@ -360,3 +376,29 @@ async def test_the_limit_on_open_files_is_raised(monkeypatch):
     monkeypatch.setattr(resource, "setrlimit", lambda kind, both: limits.append(both))
     sending._allow_many_connections()
     assert limits == [(4096, 4096)]
+
+
+@pytest.mark.slow
+async def test_max_concurrency_bounds_the_requests_in_flight_and_the_wait_counts(fake_server):
+    """Four requests are due at once, each takes 0.1 s, and two may be in flight."""
+    fake_server.gap = 0.1
+    records = []
+    await run_load(specs(*[2] * 4), target_of(fake_server), records.append, max_concurrency=2)
+    sent = sorted(record.sent for record in records)
+    assert [record.scheduled for record in records] == [0.0] * 4
+    assert sent[1] < 0.09
+    assert sent[2] >= 0.09
+    ends = [(record.sent, 1) for record in records] + [(record.last_token, -1) for record in records]
+    in_flight = [sum(step for _, step in sorted(ends)[: i + 1]) for i in range(len(ends))]
+    assert max(in_flight) == 2
+
+
+@pytest.mark.slow
+async def test_what_was_due_before_the_duration_is_sent_even_if_it_waited(fake_server):
+    """Six requests are due within 0.1 s; one may be in flight, and each takes 0.1 s."""
+    fake_server.gap = 0.1
+    records = []
+    requests = specs(*[2] * 6, every=0.02)
+    await run_load(requests, target_of(fake_server), records.append, max_concurrency=1, duration=0.09)
+    assert sorted(record.index for record in records) == [0, 1, 2, 3, 4]
+    assert max(record.sent - record.scheduled for record in records) > 0.2

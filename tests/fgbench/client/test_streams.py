@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from fgbench.client.endpoints import ENDPOINTS, endpoint_called, error_message
+from fgbench.client.endpoints import endpoint_called, error_message
 from fgbench.client.streams import MAX_MESSAGE_BYTES, NulSeparated, ServerSentEvents, StreamError
 from fgbench.workload.workload import RequestSpec
 
@@ -38,6 +38,32 @@ def test_merged_events_and_single_bytes():
     assert [e for i in range(len(STREAM)) for e in parser.feed(STREAM[i : i + 1])] == EVENTS
 
 
+@pytest.mark.parametrize(
+    "heartbeat", [b"data:\n\n", b"data: \n\n", b"data\n\n", b"event: ping\n\n", b": ping\n\n"]
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_an_event_without_data_is_skipped(heartbeat, before):
+    stream = heartbeat + STREAM if before else STREAM + heartbeat
+    assert ServerSentEvents().feed(stream) == EVENTS
+    parser = ServerSentEvents()
+    assert [e for i in range(len(stream)) for e in parser.feed(stream[i : i + 1])] == EVENTS
+    assert ServerSentEvents().feed(b"data: \n\n") == []
+
+
+@pytest.mark.parametrize("end", [b"\r", b"\r\n", b"\n"])
+@pytest.mark.parametrize("seed", range(10))
+def test_lines_end_with_lf_cr_lf_or_cr(end, seed):
+    stream = b"\xef\xbb\xbf" + STREAM.replace(b"\r\n", b"\n").replace(b"\n", end)
+    parser = ServerSentEvents()
+    assert [e for piece in cut(stream, random.Random(seed)) for e in parser.feed(piece)] == EVENTS
+
+
+def test_with_cr_an_event_is_complete_without_waiting_for_the_next_one():
+    parser = ServerSentEvents()
+    assert parser.feed(b"data: a\r\r") == [b"a"]
+    assert parser.feed(b"\ndata: b\r\r") == [b"b"]
+
+
 def test_close_returns_an_event_without_its_last_empty_line():
     parser = ServerSentEvents()
     assert parser.feed(b"data: [DONE]") == []
@@ -62,16 +88,39 @@ def test_a_message_that_is_too_long_is_an_error(parser):
 
 def test_bodies_force_the_output_length():
     ids, text = RequestSpec(0, 0.0, (5, 6), 2, 30), RequestSpec(1, 0.0, "hello", 1, 40)
-    completions = json.loads(ENDPOINTS["completions"].body(ids, "m"))
+    completions = json.loads(endpoint_called("completions").body(ids, "m"))
     assert (completions["prompt"], completions["model"], completions["max_tokens"]) == ([5, 6], "m", 30)
     assert completions["ignore_eos"] is True
     assert completions["stream_options"] == {"include_usage": True}
-    assert json.loads(ENDPOINTS["generate"].body(ids, ""))["prompt_token_ids"] == [5, 6]
-    assert json.loads(ENDPOINTS["generate"].body(text, ""))["prompt"] == "hello"
+    assert json.loads(endpoint_called("generate").body(ids, ""))["prompt_token_ids"] == [5, 6]
+    assert json.loads(endpoint_called("generate").body(text, ""))["prompt"] == "hello"
+
+
+@pytest.mark.parametrize("text", ["\\ud83d", "a\\uDE00b", "\\ud83d\\ud83d\\ude00", "\\ud83d\\ude00"])
+def test_lone_surrogates_in_a_text_do_not_matter(text):
+    piece = endpoint_called("completions").read(b'{"choices": [{"text": "' + text.encode() + b'"}]}')
+    assert piece.content
+    assert not piece.empty
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ('{"object": "error", "message": "The prompt is too long"}', "The prompt is too long"),
+        ('{"error": {"message": "no"}}', "no"),
+        ('{"error": "no"}', "no"),
+        ('{"detail": "no"}', "no"),
+        ('{"error": "", "choices": []}', None),
+        ('{"error": false, "choices": []}', None),
+        ('{"error": {}, "choices": []}', None),
+    ],
+)
+def test_errors_in_a_stream_have_several_forms(message, error):
+    assert endpoint_called("completions").read(message.encode()).error == error
 
 
 def test_messages_are_read_as_pieces():
-    read = ENDPOINTS["completions"].read
+    read = endpoint_called("completions").read
     assert read(b'{"choices": [{"text": "", "finish_reason": null}]}').content  # an incomplete character
     assert not read(b'{"choices": []}').content
     assert read(b"[DONE]").last
@@ -93,5 +142,5 @@ def test_error_messages_of_several_servers():
 
 
 def test_an_unknown_endpoint_is_an_error():
-    with pytest.raises(ValueError, match="use completions or generate"):
-        endpoint_called("chat")
+    with pytest.raises(ValueError, match="there is no endpoint 'chats': use completions, chat, generate"):
+        endpoint_called("chats")

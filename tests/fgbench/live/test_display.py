@@ -166,4 +166,4 @@ def test_the_panel_shows_the_stats_of_fastgen_servers_only(fake_server, tmp_path
     if is_fastgen:
         assert 3 < fake_server.asked < 40  # before and after the load, and every 0.05 s of half a second
     else:
-        assert fake_server.asked == 2  # for other requests, and whether it is a fastgen server
+        assert fake_server.asked == 3  # for other requests, whether it is a fastgen server, and for samples

@@ -7,6 +7,7 @@ import pytest
 
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import Summary, summarize
+from fgbench.metrics.trimming import Trim
 
 
 def answered(index: int, scheduled: float, first: float, last: float, tokens: int = 5) -> RequestRecord:
@@ -121,3 +122,14 @@ def test_a_summary_of_an_older_version_has_no_rejections() -> None:
     del old["rejected"], old["rejections"]
     assert Summary.from_dict(old).rejected_share == 0.0
     assert summarize([], offered_rate=1.0).rejected_share == 0.0
+
+
+def test_throughput_of_a_trimmed_window_counts_what_ended_in_it() -> None:
+    """A server that answers every 2 s, and gets a request every second."""
+    records = [
+        RequestRecord(i, float(i), float(i), 8, 1, 1, 2.0 * i, 2.0 * i, (2.0 * i,), finished=2.0 * i)
+        for i in range(100)
+    ]
+    for trim in (Trim.parse(None, None), Trim.parse("20s", "0s"), Trim.parse("60s", "0s")):
+        found = summarize(records, offered_rate=1.0, trim=trim).window_throughput
+        assert found == pytest.approx(0.5, rel=0.05)

@@ -30,9 +30,11 @@ MEMORY = {
 """In 100 s, the device was idle for copies for 45 s, and memory was under pressure for 31 s."""
 
 
-def record(index: int, latency: float, server: dict[str, float] | None) -> RequestRecord:
+def record(
+    index: int, latency: float, server: dict[str, float] | None, scheduled: float | None = None
+) -> RequestRecord:
     """Return a request with two tokens: one after half of ``latency``, one at its end."""
-    scheduled = 0.5 * index
+    scheduled = 0.5 * index if scheduled is None else scheduled
     times = (scheduled + latency / 2, scheduled + latency)
     return RequestRecord(
         index, scheduled, scheduled, 8, 2, 2, times[0], times[1], times, finished=times[1], server=server
@@ -85,7 +87,10 @@ def fake_run(
     if machine is not None:
         info["machine"] = machine
     server = SERVER_REPORT if account else None
-    served = [record(i, latency, server) for i in range(records - rejected)]
+    gap = 1.0 / float(rate) if rate != "inf" else 0.0
+    # Seeds send at other times, as a Poisson process does.
+    due = [round(gap * (i + 1e-3 * seed * (i % 2)), 6) for i in range(records)]
+    served = [record(i, latency, server, due[i]) for i in range(records - rejected)]
     not_served = [rejected_record(i) for i in range(records - rejected, records)]
     return Run(Path(path), info, (*served, *not_served))
 

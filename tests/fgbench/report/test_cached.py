@@ -17,6 +17,7 @@ from fgbench.report.compare_table import comparison_tables
 from fgbench.report.comparison import Comparison, compare
 from fgbench.report.comparison_data import comparison_json, comparison_rows
 from fgbench.report.comparison_markdown import comparison_markdown
+from fgbench.report.marks import CACHED
 from fgbench.report.overview import overview
 from fgbench.report.pictures.contents import pictures_of
 from fgbench.report.run_tables import run_table
@@ -94,7 +95,7 @@ def test_every_picture_names_the_helped_points(comparison: Comparison) -> None:
     pictures = pictures_of(comparison, [])
     assert pictures
     for picture in pictures:
-        assert picture.notes[-1] == "prompts in a prefix cache: vllm at 2 requests / s"
+        assert picture.notes[-1] == "prompts were in a prefix cache: vllm at 2 requests / s"
 
 
 def test_the_list_of_runs_and_sql_have_the_mark(make_run: Callable[..., Run], tmp_path: Path) -> None:
@@ -102,8 +103,8 @@ def test_the_list_of_runs_and_sql_have_the_mark(make_run: Callable[..., Run], tm
     info = dict(run.info) | {"version": 1, "summary": summary_of(run).to_dict()}
     write_json(tmp_path / "run.json", info)
     shown = overview(tmp_path)
-    assert "prompts in a prefix cache" in shown.marks
-    assert "◐" in shown.signs
+    assert CACHED in shown.marks
+    assert "prompts were in a prefix cache" in shown.to_json()["marks"]
     row = run_row(tmp_path, info)
     assert (row["cached"], row["cache_hit_share"]) == (True, 0.9)
 
@@ -114,7 +115,7 @@ def test_the_table_of_a_sweep_marks_the_point_and_has_the_notes(make_run: Callab
         return Result(SweepPoint(name, 2.0, 0, "f"), ExitStatus(0), summary_of(run), None, info=run.info)
 
     shown = text_of(results_table([result("vllm", HELPED, (0,)), result("fastgen", None, (0, 1))]))
-    assert "2 ◐" in shown
+    assert "2 △ ◐" in shown
     assert "◐ the server found prompts" in shown
     assert "The servers may use different cores: vllm 0, fastgen 0-1." in shown
     assert "◐" not in text_of(results_table([result("vllm", COLD, (0, 1)), result("fastgen", None, (0, 1))]))
@@ -171,3 +172,16 @@ def test_a_cache_of_which_nothing_is_known_warns_only_for_texts() -> None:
         assert first.warns is warns
     off = replace(unknown, counted_by="metrics", hit_share=0.0)
     assert unequal({"vllm": [{"prefix_cache": off.to_json()}]}) == []
+
+
+@pytest.mark.parametrize(("counted", "warns"), [(12_000, False), (6_000, True)])
+def test_a_chat_template_adds_tokens_and_removes_none(
+    make_run: Callable[..., Run], counted: int, warns: bool
+) -> None:
+    run = make_run("vllm")
+    run.info["backend"]["endpoint"] = "chat"
+    run.info["conditions"] = Conditions(0, 0, 4, 10_000, counted, None).to_json()
+    note = next(
+        note for note in unequal({"vllm": [run.info]}) if f"{counted:,}" in note.text or "chat" in note.text
+    )
+    assert note.warns is warns

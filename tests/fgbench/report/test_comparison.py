@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from fgbench.report.comparison import Comparison, ComparisonPoint, compare
+from fgbench.report.marks import OVERLOADED
+from fgbench.report.notes import notes
 from fgbench.report.quantities import (
+    HEADLINES,
     IN_THE_SERVER,
     LATENCIES,
     QUANTITIES,
@@ -163,10 +166,10 @@ def test_every_quantity_works_for_a_run_of_any_server(make_run: Make, server_sta
 def test_a_point_is_overloaded_if_any_seed_is(make_run: Make) -> None:
     (comparison,) = compare([make_run("a", seed=0), make_run("a", seed=1)])
     (calm,) = comparison.of("a")
-    assert not calm.overloaded
+    assert OVERLOADED not in calm.marks
     first, second = calm.entries
     overloaded = replace(second, summary=replace(second.summary, overloaded=True))
-    assert replace(calm, entries=(first, overloaded)).overloaded
+    assert OVERLOADED in replace(calm, entries=(first, overloaded)).marks
 
 
 def test_levels_are_described_in_words(make_run: Make) -> None:
@@ -178,4 +181,28 @@ def test_levels_are_described_in_words(make_run: Make) -> None:
         "all at once",
     ]
     assert [closed.axis.describe(level) for level in closed.levels] == ["8 in flight"]
-    assert not closed.points[0].overloaded
+    assert OVERLOADED not in closed.points[0].marks
+
+
+def test_verdicts_that_are_not_given_do_not_count_as_tests(sweep: list[Run]) -> None:
+    """Benjamini and Hochberg's limit depends on the number of verdicts. Only those that are shown count."""
+    (alone,) = compare([run for run in sweep if run.info["workload"]["rate"] == 1.0])
+    incomplete = [
+        replace(run, info=run.info | {"status": "interrupted"})
+        if run.info["workload"]["rate"] == 2.0 and run.info["backend"]["name"] == "fastgen-fcfs"
+        else run
+        for run in sweep
+        if run.info["workload"]["rate"] != 0.5
+    ]
+    (with_another,) = compare(incomplete)
+    for quantity in HEADLINES:
+        if quantity.better is not None:
+            assert with_another._largest_p(quantity) == alone._largest_p(quantity)
+
+
+def test_failed_requests_are_said(make_run: Make) -> None:
+    run = make_run("new")
+    broken = [replace(record, error="http 500: no") for record in run.records[:1]]
+    (comparison,) = compare([make_run("fastgen-fcfs"), replace(run, records=(*broken, *run.records[1:]))])
+    assert any("Some requests failed (new: 1 of 4)" in note.text for note in notes(comparison) if note.warns)
+    assert comparison.of("new")[0].answered == "3 of 4"

@@ -15,6 +15,7 @@ from fgbench.report.compare_table import comparison_tables
 from fgbench.report.comparison import Comparison, compare
 from fgbench.report.comparison_data import comparison_json, comparison_rows
 from fgbench.report.comparison_markdown import comparison_markdown
+from fgbench.report.marks import DISTURBED
 from fgbench.report.overview import overview
 from fgbench.report.pictures.contents import pictures_of
 from fgbench.report.run_tables import run_table
@@ -100,10 +101,10 @@ def test_every_picture_names_the_disturbed_points(comparison: Comparison) -> Non
     pictures = pictures_of(comparison, [])
     assert pictures
     for picture in pictures:
-        assert picture.notes[-1] == "disturbed by other programs: ours at 2 requests / s"
+        assert picture.notes[-1] == "other programs used the machine: ours at 2 requests / s"
 
 
 def test_the_list_of_runs_shows_the_mark(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run("ours", machine=BUSY.to_json())
     write_json(tmp_path / "run.json", dict(run.info) | {"version": 1, "summary": summary_of(run).to_dict()})
-    assert "busy machine" in overview(tmp_path).marks
+    assert DISTURBED in overview(tmp_path).marks

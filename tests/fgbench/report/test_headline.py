@@ -29,8 +29,8 @@ def test_the_best_backend_under_the_highest_load_is_first(make_run: Make) -> Non
     assert "4 prompts" in lines[0]
     assert lines[1] == "2 requests / s, the highest of 2 loads: mean JCT / token and TTFT"
     assert [line.split()[0] for line in lines[2:5]] == ["fastgen", "fastgen-fcfs", "vllm"]
-    assert lines[2].split() == ["fastgen", "500", "ms", "(0.50x)", "500", "ms", "(0.50x)"]
-    assert lines[3].split() == ["fastgen-fcfs", "(baseline)", "1", "s", "1", "s"]
+    assert lines[2].split() == ["fastgen", "△", "500", "ms", "(0.50x)", "500", "ms", "(0.50x)"]
+    assert lines[3].split() == ["fastgen-fcfs", "△", "(baseline)", "1", "s", "1", "s"]
     assert "(2.00x)" in lines[4]
     assert lines[5] == "jct<1.5 is met up to: fastgen > 2/s, vllm 1.17/s, fastgen-fcfs 1.5/s"
 

@@ -54,7 +54,9 @@ def test_attainment_and_goodput_are_means_over_seeds(make_run: Make) -> None:
     assert good is not None
     assert share.value == pytest.approx(2 / 3)
     assert share.interval is not None
-    assert good.value == pytest.approx((4 / 2.5 + 4 / 2.5 + 0.0) / 3)  # the last of four leaves at 1.5 s
+    assert good.value == pytest.approx(
+        (4 / 2.5 + 4 / 2.5 + 0.0) / 3, rel=1e-3
+    )  # the last of four leaves at 1.5 s
     assert found.met_by(point)  # the mean over seeds is 1.67 s
     assert not objective(runs, "jct<1.5").met_by(point)
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
+
+from fgbench.report.chosen_runs import _is_of, _without_repeats
 from fgbench.report.comparison import compare
 from fgbench.report.pairing import differences, newest_comparable, without_repeats
 from fgbench.results.run import Run
@@ -64,7 +68,7 @@ def test_the_newest_workload_is_chosen_and_repeats_are_left_out(make_run: Make) 
     other_rate, other_seed = make_run("a", rate=4.0), make_run("a", seed=7)
     nothing = make_run("b", seed=9, records=0)
     chosen = newest_comparable([other, first, second, killed, other_rate, other_seed, nothing])
-    assert chosen == [second, other_rate, other_seed]
+    assert without_repeats(chosen) == [second, other_rate, other_seed]
     assert newest_comparable([killed]) == [killed]
     assert newest_comparable([nothing]) == []
 
@@ -88,5 +92,51 @@ def test_attached_servers_are_distinguished_by_their_urls(make_run: Make) -> Non
         (f"openai (url {url})" for url in urls), key=lambda name: name.endswith(f"{urls[0]})")
     )
     started = [make_run("fastgen"), make_run("fastgen")]
-    assert newest_comparable(started) == started[1:]
+    assert without_repeats(started) == started[1:]
     assert sorted(compare(started)[0].labels) == ["fastgen", "fastgen #2"]
+
+
+def test_two_servers_at_one_url_are_two_columns(make_run: Make) -> None:
+    """They are distinguished by what they report about themselves."""
+    url = {"url": "http://127.0.0.1:8000"}
+    runs = [
+        make_run("127.0.0.1:8000", settings={**url, "version": version}) for version in ("0.31.0", "0.32.0")
+    ]
+    assert without_repeats(runs) == runs
+    (comparison,) = compare(runs)
+    assert sorted(comparison.labels) == ["127.0.0.1:8000 (version 0.31.0)", "127.0.0.1:8000 (version 0.32.0)"]
+
+
+def test_repeats_that_are_left_out_are_counted(make_run: Make) -> None:
+    """Two servers at one URL that report nothing about themselves look like one, and the user must know."""
+    said: list[str] = []
+    runs = [make_run("server", settings={}) for _ in range(3)]
+    for run in runs:
+        run.info["backend"]["url"] = "http://127.0.0.1:8000"
+    assert _without_repeats(runs, said.append) == runs[2:]
+    assert _without_repeats([make_run("a", status="running"), make_run("a")], said.append)
+    (sentence,) = said  # a killed run that was measured again is no repeat
+    assert sentence.startswith("Left out: 2 older repeats of the same backend, settings and load.")
+    assert "--name" in sentence
+
+
+@pytest.mark.parametrize(
+    ("device", "info", "fits"),
+    [
+        ("AMD EPYC, 2 threads of 2", {"environment": {"cpu": "AMD EPYC"}}, True),
+        ("AMD EPYC 9654, 96 threads of 96", {"environment": {"cpu": "AMD EPYC"}}, False),
+        ("AMD EPYC, 2 threads of 2", {}, True),
+        ("NVIDIA H100", {"environment": {"cpu": "AMD EPYC"}}, True),
+        ("NVIDIA H100", {"environment": {"packages": {"torch": "2.13.0+cpu"}}}, False),
+        ("NVIDIA H100", {"backend": {"settings": {"device": "cpu"}}}, False),
+        ("AMD EPYC, 2 threads of 2", {"backend": {"settings": {"device": "cuda"}}}, False),
+        ("NVIDIA H100", {"backend": {"settings": {"profile": "AMD EPYC, 2 threads of 2, bfloat16"}}}, False),
+        (
+            "AMD EPYC, 2 threads of 2",
+            {"backend": {"settings": {"profile": "AMD EPYC, 2 threads of 2, b"}}},
+            True,
+        ),
+    ],
+)
+def test_a_profile_fits_the_machine_of_a_run(device: str, info: dict[str, Any], fits: bool) -> None:
+    assert _is_of(device, info) is fits

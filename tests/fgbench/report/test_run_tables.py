@@ -60,7 +60,8 @@ def test_the_table_of_a_run_shows_figures_and_failures() -> None:
     text = console.export_text()
     for expected in ("fastgen at 1/s", "667 ms", "1 of 2 answered", "1 x http 500", "3 preemptions", "2 KiB"):
         assert expected in text
-    assert "above capacity" not in text
+    assert "▲" not in text
+    assert "△ it is not known whether the load was above capacity (fewer than 20 streamed answers)" in text
     assert "KV memory" not in text
 
 

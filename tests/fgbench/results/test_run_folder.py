@@ -9,7 +9,7 @@ import fgbench
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
 from fgbench.results.database import Database
-from fgbench.results.run import VERSION, find_runs, pack, read_run
+from fgbench.results.run import VERSION, find_runs, pack, read_info, read_run, stored_summary, summary_of
 from fgbench.results.writer import RunWriter
 from fgbench.spec.files import fingerprint
 
@@ -194,3 +194,41 @@ def test_only_complete_runs_are_packed(tmp_path):
     with pytest.raises(ValueError, match="is interrupted: only complete runs are packed"):
         pack(writer.path)
     assert (writer.path / "requests.jsonl").exists()
+
+
+def test_a_complete_run_is_complete_even_if_its_table_cannot_be_written(tmp_path, monkeypatch):
+    """The table can be made again from requests.jsonl."""
+
+    def full(path, records):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fgbench.results.writer.write_table", full)
+    with RunWriter(tmp_path, INFO) as writer:
+        writer.append(GOOD)
+        problem = writer.finish("complete", [GOOD], summarize([GOOD], offered_rate=2.5).to_dict())
+    assert "requests.parquet could not be written (No space left on device)" in problem
+    run = read_run(writer.path)
+    assert run.complete
+    assert run.records == (GOOD,)
+    assert [file.name for file in writer.path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_a_run_packed_without_token_times_keeps_its_marks(tmp_path):
+    """Tokens that arrived four at a time, which only the times of single tokens show."""
+    times = tuple(0.2 * (i // 4 + 1) for i in range(16))
+    records = [
+        RequestRecord(
+            i, 1.0 * i, 1.0 * i, 8, 16, 16, i + 0.2, i + 0.8, tuple(i + t for t in times), finished=i + 1.0
+        )
+        for i in range(30)
+    ]
+    with RunWriter(tmp_path, INFO | {"workload": INFO["workload"] | {"rate": 1.0}}) as writer:
+        for one in records:
+            writer.append(one)
+        writer.finish("complete", records, summarize(records, offered_rate=1.0).to_dict())
+    before = summary_of(read_run(writer.path))
+    pack(writer.path, token_times=False)
+    after = summary_of(read_run(writer.path))
+    assert after.tokens_per_moment == before.tokens_per_moment == 4.0
+    assert (after.overloaded, after.shortfall) == (before.overloaded, before.shortfall) == (False, 0.0)
+    assert stored_summary(writer.path, read_info(writer.path)).overloaded is False

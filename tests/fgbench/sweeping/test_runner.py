@@ -25,12 +25,24 @@ from fgbench.sweeping.folder import SweepFolder, read_sweep
 from fgbench.sweeping.plan import SweepPlan
 from fgbench.sweeping.runner import SweepRunner
 from fgbench.sweeping.search import Search
-from fgbench.sweeping.sweep_tables import results_table, search_tables
+from fgbench.sweeping.sweep_tables import answer, rates_by_seed, results_table, search_tables
 from fgbench.workload.datasets import Synthetic
 from fgbench.workload.lengths import Between
 from fgbench.workload.workload import Workload
 
 REQUESTS = 4
+BUSY = {
+    "seconds": 10.0,
+    "other_cores": 1.0,
+    "peak_cores": 1.0,
+    "busy_share": 1.0,
+    "stolen_cores": 0.0,
+    "memory_stalled_share": 0.0,
+    "mhz": None,
+    "programs": [["other", 1.0]],
+    "busy": True,
+}
+"""The account of a machine on which another program ran."""
 DATASET = Synthetic(Between(4, 4), Between(2, 2))
 
 
@@ -286,6 +298,49 @@ def test_the_worst_exit_code_is_chosen() -> None:
     ]
 
 
+class Queueing(FakeBackend):
+    """Answers one request of two tokens after the other, each in a third of a second."""
+
+    def serve(self, workload: Workload, load: Load, keep: Keep, display: Any) -> Outcome:
+        free = 0.0
+        for i in range(60):
+            at = i / load.rate
+            free = max(free, at) + 1 / 3
+            times = (free - 1 / 6, free)
+            keep(RequestRecord(i, at, at, 4, 2, 2, times[0], times[1], times, finished=free))
+        return Outcome("complete")
+
+
+def test_a_rate_above_capacity_misses_the_slo_unless_it_is_accepted(tmp_path: Path) -> None:
+    """With few requests, even 64 times the capacity meets a loose SLO, so an answer of 60/s means nothing."""
+    slo = parse_slo("jct<1000")
+    sweep = Sweep(tmp_path / "a", Queueing("a"))
+    found = sweep.runner.find_rate("a", Search(1.0, tolerance=0.02), slo, (0,))
+    assert found.code == DONE
+    assert found.bracket.rate == pytest.approx(3.3, abs=0.2)  # 3/s, and the 10% that are not judged
+    assert {probe["rate"]: probe["overloaded"] for probe in found.tried}[4.0] is True
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(search_tables({"a": found}, slo, 1))
+    text = console.export_text()
+    assert "4/s ▲" in text
+    assert "how much it depends on the seed is not known" in text
+    papers = Sweep(tmp_path / "b", Queueing("a")).runner.find_rate(
+        "a", Search(1.0), slo, (0,), even_above_capacity=True
+    )
+    assert (papers.bracket.met, papers.bracket.missed) == (64.0, None)
+
+
+def test_seeds_give_the_found_rate_an_interval(tmp_path: Path) -> None:
+    """Seconds per token are rate / 10, / 11 and / 12: the seeds' own rates are 3.0, 3.3 and 3.6/s."""
+    backend = FakeBackend("a", lambda load: ("complete", load.rate / (10.0 + load.seed)))
+    sweep = Sweep(tmp_path, backend)
+    object.__setattr__(sweep.plan, "workloads", {0: "w0", 1: "w1", 2: "w2"})
+    slo = parse_slo("normalized_latency<0.3")
+    found = sweep.runner.find_rate("a", Search(1.0), slo, (0, 1, 2))
+    assert rates_by_seed(found, slo) == pytest.approx({"0": 3.0, "1": 3.3, "2": 3.6})
+    assert "95% interval over 3 seeds: 2.6" in answer("a", found, slo)
+
+
 class Rejecting(FakeBackend):
     """Answers fast, but rejects a quarter of the requests above 3/s."""
 
@@ -318,5 +373,38 @@ def test_a_rate_at_which_requests_are_rejected_misses_the_slo(tmp_path: Path) ->
     assert "rejected" in text
     assert "25%" in text
     assert "◆" not in text
-    console.print(results_table([replace(result, disturbed=True)]))
+    console.print(results_table([replace(result, info={**result.info, "machine": BUSY})]))
     assert "◆ other programs took part of the machine" in console.export_text()
+
+
+def test_rates_are_not_left_out_if_the_capacity_is_not_known(tmp_path: Path) -> None:
+    a, b = FakeBackend("a"), FakeBackend("b")
+    sweep = Sweep(tmp_path, a, b, stop_when_saturated=True)
+    sweep.points = list(sweep.plan.grid((1.0, 2.0), (0, 1)))
+    assert sweep.codes() == [DONE] * 8  # four requests are too few to know
+    entries = read_sweep(sweep.folder.path)["points"]
+    assert {entry["status"] for entry in entries} == {"complete"}
+
+
+def test_the_rates_above_the_capacity_are_left_out_for_that_backend_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = FakeBackend("a"), FakeBackend("b")
+    sweep = Sweep(tmp_path, a, b, stop_when_saturated=True)
+    sweep.points = list(sweep.plan.grid((1.0, 2.0, 3.0), (0, 1)))
+    real = SweepRunner._measure
+
+    def measure(runner: SweepRunner, point: Any) -> Any:
+        result = real(runner, point)
+        above = point.backend == "a" and point.rate >= 2.0
+        assert result.summary is not None
+        return replace(result, summary=replace(result.summary, overloaded=above))
+
+    monkeypatch.setattr(SweepRunner, "_measure", measure)
+    # Backend a is above capacity at 2/s with seed 0. So 3/s is left out, for seed 1 too; 1/s and 2/s are not.
+    assert sweep.codes() == [DONE] * (4 + 6)
+    assert a.measured == [(1.0, 0), (2.0, 0), (1.0, 1), (2.0, 1)]
+    assert len(b.measured) == 6
+    left_out = [entry for entry in read_sweep(sweep.folder.path)["points"] if entry["status"] == "left out"]
+    assert all(entry["backend"] == "a" and entry["rate"] == 3.0 for entry in left_out)
+    assert left_out

@@ -15,6 +15,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fgbench.cli.datasets import histogram, look
+from fgbench.workload import records
 from fgbench.workload.datasets import Dataset, Lengths, Mix, Sample, Texts
 from fgbench.workload.pulled import keep, saved_path
 from fgbench.workload.reading import kind_of, load_dataset, parse_mix
@@ -25,6 +26,18 @@ SHAREGPT = {
     "conversations": [{"from": "human", "value": "w " * 9}, {"from": "gpt", "value": "w " * 7}],
 }
 ALPACA = {"instruction": "w w w w", "input": "", "output": "w w w w w"}
+OPENAI = {
+    "messages": [
+        {"role": "system", "content": "w w w"},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "w " * 9}, {"type": "image_url", "image_url": {}}],
+        },
+        {"role": "assistant", "content": "w " * 7},
+    ]
+}
+DOLLY = {"instruction": "w w", "context": "w w", "response": "w w w w w", "category": "closed_qa"}
+LONGBENCH = {"input": "w w", "context": "w w w", "answers": ["w w", "w"], "length": 5}
 MMLU = {"subject": "s", "question": "which one is it", "choices": ["p", "q"], "answer": "B"}
 MINE = {"prompt": "w w", "output_tokens": 12}
 COUNTS = {"input_length": 8, "output_length": 3}
@@ -64,6 +77,9 @@ def first(dataset: Dataset, count: int = 1) -> list[Sample]:
         (MMLU, "mmlu", Sample(9, 1, MMLU_PROMPT)),
         (MINE, "jsonl", Sample(2, 12, "w w")),
         ({"prompt": "w w", "completion": "w"}, "jsonl", Sample(2, 1, "w w")),
+        (OPENAI, "sharegpt", Sample(9, 7, "w " * 9)),
+        (DOLLY, "dolly", Sample(4, 5, "w w\nw w")),
+        (LONGBENCH, "longbench", Sample(5, 2, "w w w\n\nw w")),
         ({"prompt": "w w", "max_tokens": 3, "completion": "w"}, "jsonl", Sample(2, 3, "w w")),
         (COUNTS, "lengths", Sample(8, 3)),
         ({"prompt_tokens": 8, "output_tokens": 3}, "lengths", Sample(8, 3)),
@@ -290,3 +306,65 @@ def test_figures_count_used_and_left_out_records(folder: Path) -> None:
 def test_each_bin_of_the_histogram_is_twice_as_wide() -> None:
     assert histogram([1, 2, 3, 4, 7, 8, 1000]) == [1, 2, 2, 1, 0, 0, 0, 0, 0, 1]
     assert histogram([]) == []
+
+
+def test_prompts_in_a_table_or_a_text_file(folder: Path) -> None:
+    table = folder / "mine.csv"
+    table.write_text('id,prompt,output_tokens_count\n1,"w w,\nw",7\n2,w,3\n')
+    assert kind_of(table) == "jsonl"
+    found = {sample.output_tokens: sample for sample in first(load(folder, None, table), 2)}
+    assert found == {7: Sample(3, 7, "w w,\nw"), 3: Sample(1, 3, "w")}
+    text = folder / "mine.txt"
+    text.write_text("w w w\n\nw w w\n")
+    assert first(load(folder, None, text, output_len="5")) == [Sample(3, 5, "w w w")]
+    with pytest.raises(ValueError, match="records without the length of the answer"):
+        load(folder, None, text)
+
+
+@pytest.mark.parametrize("piece", [1, 5, 1024])
+def test_a_table_of_prompts_that_is_cut_off_keeps_its_complete_rows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(records, "_PIECE_BYTES", piece)
+    table = folder / "mine.csv"
+    table.write_text('prompt,output_tokens\n"w w",7\n"w\nw",3\n"cut')
+    lines: list[str] = []
+    dataset = load(folder, None, table, report=lines.append)
+    assert {sample.output_tokens for sample in first(dataset, 2)} == {7, 3}
+    assert any("1 record is broken or cut off and left out" in line for line in lines)
+
+
+def test_one_malformed_conversation_costs_only_itself(folder: Path) -> None:
+    lines_of: list[str] = []
+    path = lines(folder / "mine.jsonl", [OPENAI, {"messages": [{"role": "user"}]}, {"messages": 3}, OPENAI])
+    dataset = load(folder, None, path, report=lines_of.append)
+    assert first(dataset) == [Sample(9, 7, "w " * 9)]
+    assert any("2 records are broken" in line for line in lines_of)
+
+
+def test_a_damaged_row_of_a_table_costs_only_itself(folder: Path) -> None:
+    table, said = folder / "mine.csv", []
+    rows = "".join(f'"w w",{i + 2}\n' for i in range(100))
+    table.write_text(f'prompt,output_tokens\n"He said "hi" to me",5\n{rows}')
+    dataset = load(folder, None, table, report=said.append)
+    assert {sample.output_tokens for sample in first(dataset, 100)} == set(range(2, 102))
+    assert any("1 record is broken" in line for line in said)
+
+
+def test_only_line_feeds_end_a_row(folder: Path) -> None:
+    table = folder / "mine.csv"
+    table.write_text("prompt,output_tokens\nw\u2028w\x0cw,5\n", encoding="utf-8")
+    assert first(load(folder, None, table)) == [Sample(3, 5, "w\u2028w\x0cw")]
+
+
+def test_numbers_in_a_table_may_be_texts(folder: Path) -> None:
+    table = folder / "mine.csv"
+    table.write_text("prompt,answer\n123,42 43\n")
+    assert first(load(folder, None, table)) == [Sample(1, 2, "123")]
+
+
+@pytest.mark.parametrize("content", [None, ["hi"], [{"text": "hi"}], 3])
+def test_messages_without_a_text_are_no_answer(folder: Path, content: Any) -> None:
+    messages = [{"role": "user", "content": "w"}, {"role": "assistant", "content": content}]
+    path = lines(folder / "mine.jsonl", [{"messages": messages}, OPENAI])
+    assert first(load(folder, None, path), 2) == [Sample(9, 7, "w " * 9)] * 2

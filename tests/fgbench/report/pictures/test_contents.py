@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from fgbench.metrics.slo import parse_slo
+from fgbench.metrics.statistics import figure_interval
 from fgbench.report.comparison import Comparison, compare
 from fgbench.report.objectives import Objective
 from fgbench.report.pictures.contents import MAX_POINTS, cumulated, pictures_of
@@ -34,7 +36,15 @@ def panel(picture: Picture, at: int = 0) -> Panel:
 
 def test_a_sweep_gives_all_six_pictures(sweep: list[Run]) -> None:
     pictures = drawn(sweep, "jct<0.8", "ttft<1,tpot<0.3")
-    assert list(pictures) == ["latency", "latency-p95", "attainment", "cdf", "breakdown", "queues"]
+    assert list(pictures) == [
+        "latency",
+        "latency-p95",
+        "latency-p99",
+        "attainment",
+        "cdf",
+        "breakdown",
+        "queues",
+    ]
     latency = panel(pictures["latency"], 2)
     assert latency.title == "mean JCT (s)"
     assert latency.level == 0.8
@@ -42,7 +52,9 @@ def test_a_sweep_gives_all_six_pictures(sweep: list[Run]) -> None:
     assert (ours.label, theirs.label) == ("ours", "fastgen-fcfs")
     assert list(ours.xs) == [0.5, 1.0, 2.0]
     assert ours.ys[1] == pytest.approx((0.51 + 0.539 + 0.612) / 3)
-    assert ours.intervals[1] == (pytest.approx(0.51), pytest.approx(0.612))
+    interval = figure_interval((0.51, 0.539, 0.612))
+    assert interval is not None
+    assert ours.intervals[1] == (pytest.approx(interval.low), pytest.approx(interval.high))
     assert panel(pictures["latency-p95"], 2).level is None  # the bounds are on means
     assert [panel(pictures["attainment"], i).title for i in range(2)] == ["jct<0.8", "ttft<1, tpot<0.3"]
     assert len(pictures["cdf"].panels) == len(pictures["queues"].panels) == 6
@@ -55,14 +67,15 @@ def test_a_sweep_gives_all_six_pictures(sweep: list[Run]) -> None:
 
 def test_incomplete_runs_are_in_no_picture(make_run: Make) -> None:
     assert drawn([make_run("a", status="running"), make_run("b", status="failed")], "jct<1") == {}
-    pictures = drawn([make_run("a"), make_run("b", status="interrupted")], "jct<1")
+    runs = [make_run("a", 1.0), make_run("a"), make_run("b", 1.0), make_run("b", status="interrupted")]
+    pictures = drawn(runs[:2] + runs[3:], "jct<1")
     for name in ("latency", "attainment", "cdf", "queues"):
         assert {line.label for line in pictures[name].lines} == {"a"}, name
 
 
 def test_all_at_once_is_not_on_the_axis_of_rates(make_run: Make) -> None:
     pictures = drawn([make_run("a", "inf"), make_run("b", "inf")], "jct<1")
-    assert list(pictures) == ["cdf", "queues"]
+    assert list(pictures) == ["bars", "cdf", "queues"]
     assert panel(pictures["cdf"]).title == "JCT at all at once"
 
 
@@ -94,7 +107,7 @@ def test_some_of_many_rates_are_picked_with_a_note(make_run: Make) -> None:
     assert picked([float(n) for n in range(9)]) == [0.0, 2.0, 4.0, 6.0, 8.0]
     pictures = drawn([make_run("a", float(rate)) for rate in range(1, 10)])
     assert len(pictures["cdf"].panels) == 10
-    assert list(pictures["cdf"].notes) == ["5 of 9 loads"]
+    assert pictures["cdf"].notes[0] == "5 of 9 loads"
     assert len(panel(pictures["latency"]).lines[0].xs) == 9
 
 
@@ -116,3 +129,34 @@ def test_closed_loops_are_drawn_against_concurrency(closed_loops: list[Run]) -> 
     assert latency.x_log
     assert panel(pictures["queues"]).title == "1 in flight"
     assert panel(pictures["cdf"]).title == "JCT at 1 in flight"
+
+
+def test_one_level_is_drawn_as_bars(make_run: Make) -> None:
+    """A line needs two points."""
+    runs = [
+        make_run(name, 2.0, latency, seed=seed)
+        for name, latency in (("a", 1.0), ("b", 2.0))
+        for seed in range(3)
+    ]
+    pictures = drawn(runs)
+    assert "latency" not in pictures
+    panels = pictures["bars"].panels
+    assert [panel.title for panel in panels][:3] == ["mean JCT / token", "mean TTFT", "mean JCT"]
+    first = panels[2]
+    assert isinstance(first, Bars)
+    assert {bar.label: bar.total for bar in first.bars} == {"a": pytest.approx(1.0), "b": pytest.approx(2.0)}
+    assert len({bar.style for bar in first.bars}) == 2
+    assert "bars" not in drawn([make_run("a", 1.0), make_run("a", 2.0)])
+
+
+def test_latency_by_output_length_has_a_point_for_each_bucket(make_run: Make) -> None:
+    def with_lengths(name: str) -> Run:
+        run = make_run(name, records=40, num_prompts=40)
+        records = tuple(replace(one, output_tokens=8 if i % 2 else 200) for i, one in enumerate(run.records))
+        return Run(run.path, run.info, records)
+
+    picture = drawn([with_lengths("a"), with_lengths("b")])["lengths"]
+    assert [panel.title.split(" at ")[0] for panel in picture.panels] == ["mean JCT / token", "mean JCT"]
+    for line in picture.lines:
+        assert len(line.xs) == len(line.ys) == 2
+        assert line.xs[0] < 16 < 128 < line.xs[1] < 256

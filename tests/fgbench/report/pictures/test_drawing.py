@@ -14,8 +14,9 @@ from fgbench.report.comparison import compare
 from fgbench.report.objectives import Objective
 from fgbench.report.pictures.contents import pictures_of
 from fgbench.report.pictures.paper import write_pictures
-from fgbench.report.pictures.picture import Picture
-from fgbench.report.pictures.terminal import drawn
+from fgbench.report.pictures.picture import Picture, variant
+from fgbench.report.pictures.styles import styles_of
+from fgbench.report.pictures.terminal import HOLLOW, MARKERS, drawn
 from fgbench.results.run import Run
 
 Make = Callable[..., Run]
@@ -89,16 +90,17 @@ def test_points_above_capacity_are_hollow_in_text_too(make_run: Make) -> None:
     (comparison,) = compare([make_run("a", 1.0), make_run("a", 2.0, 1.5), make_run("a", 3.0, 1.7)])
     object.__setattr__(comparison.of("a")[2].entries[0].summary, "overloaded", True)
     text = "\n".join(part.plain for part in drawn(pictures_of(comparison, [])[0], 100))
-    assert text.count("●") == 2 * 3 + 1  # plus one in the legend
-    assert text.count("○") == 3
+    place = variant(styles_of(comparison)["a"], len(MARKERS))
+    full, hollow = MARKERS[place], HOLLOW[place]
+    assert text.count(full) == 2 * 5 + 1  # in five panels, plus one in the legend
+    assert text.count(hollow) == 5
     assert "hollow: above capacity" in text
 
 
 def test_curves_can_be_distinguished_without_colours(sweep: list[Run]) -> None:
     cdf = next(picture for picture in pictures(sweep) if picture.name == "cdf")
     first = list(drawn(cdf, 100))[1].plain
-    assert "●" in first
-    assert "■" in first
+    assert len({sign for sign in MARKERS if sign in first}) == 2
 
 
 @pytest.mark.parametrize("latency", [0.0, 1e-6, 1e6])
