@@ -144,23 +144,26 @@ Conversation = list[tuple[RequestSpec, bytes]]
 def _conversations(requests: Iterable[tuple[RequestSpec, bytes]]) -> list[Conversation]:
     """Group requests into conversations, in the order of their first turns."""
     found: list[Conversation] = []
+    current: dict[str, Conversation] = {}
     for spec, message in requests:
-        if spec.turn and found:
-            found[-1].append((spec, message))
-        else:
-            found.append([(spec, message)])
+        if not spec.turn or spec.conversation not in current:
+            current[spec.conversation] = []
+            found.append(current[spec.conversation])
+        current[spec.conversation].append((spec, message))
     return found
 
 
 async def _continue(
     turns: Conversation, send: Send, start: float, duration: float, ended: float, state: LoadState
 ) -> float:
-    """Send the later turns of a conversation, each after its think time; return when the last one ended.
+    """Send the later turns of a conversation; return when the last one ended.
+
+    Each is sent after the answer before it and its think time, and not before its scheduled time.
 
     ``ended``: when the answer to the first turn ended. No turn is sent after ``duration``.
     """
     for spec, message in turns:
-        due = ended + spec.think_time
+        due = max(ended + spec.think_time, spec.scheduled)
         if (pause := start + due - time.perf_counter()) > 0:
             await asyncio.sleep(min(pause, max(0.0, start + duration - time.perf_counter())))
         if due >= duration:

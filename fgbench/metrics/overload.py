@@ -33,10 +33,11 @@ that a rejected request asked for count as due and never as delivered. A run is 
 ``THRESHOLD`` of its requests were rejected, since too few answers may remain to judge it.
 
 **Limits.** A load within about 10% of capacity cannot be distinguished from capacity. The answer is not known
-with fewer than ``MIN_REQUESTS`` streamed answers. It is not known either if the load was shorter than a
-typical answer, because the server then never held as many requests as it would in a longer load. Requests
-that failed, or did not finish because the run was interrupted, are ignored, and so are answers that were not
-streamed. If more than ``THRESHOLD`` of the requests failed, the rest may look calm only because of that.
+with fewer than ``MIN_REQUESTS`` streamed answers. It is not known either if the load was shorter than
+``MIN_ANSWERS`` typical answers: the server then hardly held as many requests as it would in a longer load,
+and a backlog had no time to grow. Requests that failed, or did not finish because the run was interrupted,
+are ignored, and so are answers that were not streamed. If more than ``THRESHOLD`` of the requests failed, the
+rest may look calm only because of that, so the answer is not known.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ MIN_REQUESTS = 20
 """Streamed answers needed to judge a run."""
 MIN_DUE = 0.2
 """Smallest share of all tokens that must be due at the last arrival, to judge the run at that moment."""
+
+MIN_ANSWERS = 3.0
+"""Shortest load, in typical answers, that can be judged to be within capacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +123,8 @@ def judge(records: Sequence[RequestRecord]) -> Judgement:
         return Judgement(True, share)
     if sum(record.error is not None for record in records) > THRESHOLD * len(records):
         return Judgement(None, share, "many requests failed")
-    if last - first < answer:
-        return Judgement(None, share, "the load was shorter than a typical answer")
+    if last - first < MIN_ANSWERS * answer:
+        return Judgement(None, share, f"the load was shorter than {MIN_ANSWERS:g} typical answers")
     return Judgement(False, share)
 
 

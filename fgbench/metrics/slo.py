@@ -93,6 +93,18 @@ def goodput(records: Iterable[RequestRecord], slo: SLO, duration: float) -> floa
     return _attained(records, slo) / duration if duration > 0.0 else 0.0
 
 
+def window_goodput(records: Sequence[RequestRecord], slo: SLO) -> float | None:
+    """Return the requests per second that attain ``slo`` and ended while requests still arrived.
+
+    The last answers, which come after the last arrival, do not count, and neither does their time. None if
+    all requests were scheduled at once.
+    """
+    first = min((record.scheduled for record in records), default=0.0)
+    last = max((record.scheduled for record in records), default=0.0)
+    ended = [record for record in records if record.finished is not None and record.finished <= last]
+    return _attained(ended, slo) / (last - first) if last > first else None
+
+
 def parse_slo(text: str) -> SLO:
     """Parse an SLO such as ``"ttft<1.55,p95 jct<20s"``.
 

@@ -116,7 +116,7 @@ def comparison_rows(comparison: Comparison, objectives: Sequence[Objective]) -> 
                     "verdict": cell.verdict,
                 }
             for objective in objectives:
-                for metric in ("attainment", "goodput"):
+                for metric in ("attainment", "goodput", "window_goodput"):
                     if (estimate := getattr(objective, metric)(point)) is not None:
                         figure = {"metric": metric, "statistic": str(objective.slo), "value": estimate.value}
                         yield here | figure | _ends(estimate.interval)
@@ -185,6 +185,7 @@ def _objective(objective: Objective) -> dict[str, Any]:
                 "met": objective.met_by(point),
                 "attainment": _estimate(objective.attainment(point)),
                 "goodput": _estimate(objective.goodput(point)),
+                "window_goodput": _estimate(objective.window_goodput(point)),
             }
             for level in comparison.levels
             for point in comparison.at(level)

@@ -12,7 +12,7 @@ from functools import cached_property, reduce
 from statistics import fmean
 
 from fgbench.metrics.crossing import Range, rate_at
-from fgbench.metrics.slo import SLO, Bound, attainment, goodput, rejects_too_many
+from fgbench.metrics.slo import SLO, Bound, attainment, goodput, rejects_too_many, window_goodput
 from fgbench.metrics.statistics import Estimate, PairedRatio, largest_p
 from fgbench.report.comparison import Comparison, ComparisonPoint, Entry, not_judged
 from fgbench.report.marks import OVERLOADED
@@ -105,13 +105,19 @@ class Objective:
         """Return the requests per second that attain the SLO, as a mean over seeds."""
         return Estimate.of([self._attained[id(entry)][1] for entry in point.counted])
 
+    def window_goodput(self, point: ComparisonPoint) -> Estimate | None:
+        """Return the goodput while requests arrived, as a mean over seeds."""
+        rates = [self._attained[id(entry)][2] for entry in point.counted]
+        return Estimate.of([rate for rate in rates if rate is not None])
+
     @cached_property
-    def _attained(self) -> dict[int, tuple[float | None, float]]:
-        """Share and goodput of each entry, by the entry's ``id()``."""
+    def _attained(self) -> dict[int, tuple[float | None, float, float | None]]:
+        """Share, goodput, and goodput while requests arrived, of each entry, by the entry's ``id()``."""
         return {
             id(entry): (
                 attainment(entry.records, self.slo),
                 goodput(entry.records, self.slo, entry.summary.duration_s),
+                window_goodput(entry.records, self.slo),
             )
             for point in self.comparison.points
             for entry in point.entries

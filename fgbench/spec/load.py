@@ -248,7 +248,8 @@ class LoadSpec:
     multi_turn: Annotated[
         bool,
         _load(
-            "Send all turns of each conversation of a dataset of conversations, such as sharegpt. A turn "
+            "Send all turns of each conversation of a dataset of conversations, such as sharegpt, or of a "
+            "trace with chat ids. A turn "
             "holds the earlier ones, and is sent when the answer before it has ended."
         ),
     ] = False
@@ -418,8 +419,8 @@ class LoadSpec:
             trace = self._trace()
             for note in trace.notes:
                 report(note)
-            if (name, path, *lengths) == (None,) * 6 and not self.multi_turn:
-                return trace.dataset
+            if (name, path, *lengths) == (None,) * 6:
+                return trace.conversations if self.multi_turn else trace.dataset
         return load_dataset(
             name,
             path=path,

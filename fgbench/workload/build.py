@@ -112,15 +112,14 @@ def build_workload(
         return begin + shift.applied(rng.integers(low, high, sample.prompt_tokens - len(begin)), index)
 
     users_drawn = _user_names(senders, users, num_prompts)
-    skipped = arrivals.first if getattr(dataset, "in_order", False) else 0
+    in_order = bool(getattr(dataset, "in_order", False))
+    skipped = arrivals.first if in_order else 0
     samples = islice(dataset.samples(choice), skipped, None)
     measured = list(islice(samples, num_prompts))
     # Later turns would begin like a measured conversation.
     warmup = list(islice((sample for sample in samples if not sample.turn), num_warmup))
-    names = [
-        users_drawn[i - sample.turn if sample.turn <= i else 0] for i, sample in enumerate(measured)
-    ]  # one user for all turns of a conversation
-    times = _arrival_times(arrivals, gaps, measured, rate)
+    names = _users_of_conversations(measured, users_drawn)
+    times = _arrival_times(arrivals, gaps, measured, rate, in_order)
     thought = [thinking.exponential(think_time) if sample.turn else 0.0 for sample in measured]
     return Workload(
         dataset=dataset.name,
@@ -136,6 +135,7 @@ def build_workload(
                 user=user,
                 shared=s.shared,
                 turn=s.turn if i else 0,
+                conversation=s.conversation,
                 think_time=round(thought, 6),
                 messages=s.messages,
             )
@@ -158,15 +158,27 @@ def build_workload(
     )
 
 
+def _users_of_conversations(samples: Sequence[Sample], drawn: Sequence[str]) -> list[str]:
+    """Return each request's user: the drawn one, or that of the conversation's first turn."""
+    found: list[str] = []
+    user_of: dict[str, str] = {}
+    for sample, user in zip(samples, drawn, strict=True):
+        if not sample.turn:
+            user_of[sample.conversation] = user
+        found.append(user_of.setdefault(sample.conversation, user) if sample.turn else user)
+    return found
+
+
 def _arrival_times(
-    arrivals: Arrivals, rng: Generator, samples: Sequence[Sample], rate: float
+    arrivals: Arrivals, rng: Generator, samples: Sequence[Sample], rate: float, in_order: bool
 ) -> Sequence[float]:
     """Return the time of each sample's arrival; later turns of a conversation have that of its first.
 
-    Conversations arrive by the process, at the rate that gives ``rate`` requests per second.
+    Conversations arrive by the process, at the rate that gives ``rate`` requests per second. If the samples
+    are ``in_order``, as those of a trace, each request has a time of its own.
     """
     begins = [sample.turn == 0 or i == 0 for i, sample in enumerate(samples)]
-    if all(begins):
+    if in_order or all(begins):
         return arrivals.times(rng, len(samples), rate)
     of_conversations = arrivals.times(rng, sum(begins), rate * sum(begins) / len(samples))
     return [of_conversations[conversation - 1] for conversation in accumulate(begins)]

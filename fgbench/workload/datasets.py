@@ -36,6 +36,9 @@ class Sample:
     name have the same tokens in every prompt."""
     turn: int = 0
     """Position in a conversation; the samples of a conversation follow each other. 0: the first turn."""
+    conversation: str = ""
+    """Name of the conversation, if others come between its turns, as in a trace. Empty: its turns follow each
+    other."""
     messages: tuple[str, ...] = ()
     """The texts of a conversation up to this question, for chats; empty: only ``text``."""
 
@@ -68,13 +71,17 @@ class Lengths:
     """Whether samples have the order of ``pairs``, as for a trace; False: a random order."""
     shared: tuple[tuple[tuple[str, int], ...], ...] = ()
     """The shared segments of each prompt, as of ``Sample``; empty: prompts share nothing."""
+    turns: tuple[tuple[str, int], ...] = ()
+    """Conversation and turn of each sample, as of ``Sample``; empty: there are no conversations."""
 
     def samples(self, rng: Generator) -> Iterator[Sample]:
         """Yield samples without end."""
         while True:
             count = len(self.pairs)
             for i in range(count) if self.in_order else rng.permutation(count):
-                yield Sample(*self.pairs[i], shared=self.shared[i] if self.shared else ())
+                shared = self.shared[i] if self.shared else ()
+                conversation, turn = self.turns[i] if self.turns else ("", 0)
+                yield Sample(*self.pairs[i], shared=shared, turn=turn, conversation=conversation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache
 from itertools import islice
@@ -42,6 +42,10 @@ MAX_PLAUSIBLE = 200.0
 """Requests per second above which whole numbers without other evidence are not taken for milliseconds."""
 IN_SECONDS = ("chat_id", "parent_chat_id", "turn")
 """Keys of Alibaba's traces, whose times are seconds."""
+SESSIONS = ("session_id", "conversation_id")
+"""Keys of a record that name its conversation."""
+CHAT_KEYS = (*SESSIONS, "chat_id", "parent_chat_id")
+"""Keys of a record that show to which conversation it belongs."""
 BLOCK_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 """Tokens of a prompt for which a trace has one of ``hash_ids``."""
 UNUSED = {
@@ -100,6 +104,8 @@ class Trace:
     """Keys of the records that say something about the load and are not replayed."""
     shared: tuple[tuple[tuple[str, int], ...], ...] = field(default=(), repr=False)
     """The blocks of each prompt that ``hash_ids`` name, as of ``Sample.shared``; empty: there are none."""
+    turns: tuple[tuple[str, int], ...] = field(default=(), repr=False)
+    """Conversation and turn of each request, as of ``Sample``; empty: the trace has no conversations."""
     tokenless: int = 0
     """Number of requests left out because they have no prompt or output tokens: they failed."""
 
@@ -107,6 +113,16 @@ class Trace:
     def dataset(self) -> Lengths:
         """The lengths of the requests, in order."""
         return Lengths(self.name, self.pairs, in_order=True, shared=self.shared)
+
+    @property
+    def conversations(self) -> Lengths:
+        """The lengths of the requests, in order, with their conversations. ValueError if there are none."""
+        if not self.turns:
+            raise ValueError(
+                f"--multi-turn needs a trace with {' or '.join(SESSIONS)}, or with chat_id and "
+                f"parent_chat_id, and {self.tally.path} has none of them: leave it out"
+            )
+        return replace(self.dataset, turns=self.turns)
 
     @property
     def notes(self) -> list[str]:
@@ -117,9 +133,12 @@ class Trace:
                 f"{self.tally.path.name}: its times are read as {UNIT_NAMES[self.unit]}; --time-unit gives "
                 "another unit"
             )
-        if self.unused:
-            what = ", ".join(dict.fromkeys(UNUSED[key] for key in self.unused))
-            sentences.append(f"{self.tally.path.name}: {what} ({', '.join(self.unused)}) are not replayed")
+        unused = [key for key in self.unused if not (self.turns and key in CHAT_KEYS)]
+        if unused:
+            what = ", ".join(dict.fromkeys(UNUSED[key] for key in unused))
+            sentences.append(f"{self.tally.path.name}: {what} ({', '.join(unused)}) are not replayed")
+        if self.turns:
+            sentences.append(f"{self.tally.path.name}: --multi-turn replays its conversations")
         if self.tokenless:
             sentences.append(
                 f"{self.tally.path.name}: {self.tokenless:,} requests without prompt or output tokens "
@@ -159,6 +178,7 @@ def read_trace(
     trace_format, rows = _open(path, tally, columns, keys)
     entries: list[Entry] = []
     blocks: list[tuple[int, ...]] = []
+    chats: list[Mapping[str, Any]] = []
     tokenless = 0
     for number, row in enumerate(islice(rows, skip, None), skip + 1):
         try:
@@ -175,6 +195,8 @@ def read_trace(
             raise ValueError(f"{path}: its times are dates, which have no unit: leave out --time-unit")
         entries.append(entry)
         blocks.append(_hash_ids(row))
+        record = row[-1] if isinstance(row[-1], Mapping) else {}
+        chats.append({key: record[key] for key in CHAT_KEYS if key in record})
         if len(entries) == (limit or MAX_REQUESTS):
             break
     if not entries:
@@ -200,6 +222,7 @@ def read_trace(
         unit_is_sure=time_unit is not None or trace_format.unit is not None,
         unused=tuple(key for key in UNUSED if key in keys and not (key == "hash_ids" and shared)),
         shared=shared,
+        turns=_turns([chats[i] for i in order]),
         tokenless=tokenless,
     )
 
@@ -316,7 +339,7 @@ def _json_entries(records: Iterator[Any], names: Sequence[str], keys: set[str]) 
             keys.update(record)
         is_whole = isinstance(record, dict) and record.keys() >= set(names)
         ids = record.get("hash_ids", ()) if isinstance(record, dict) else ()
-        yield [*(record[name] for name in names), ids] if is_whole else ()
+        yield [*(record[name] for name in names), ids, record] if is_whole else ()
 
 
 def _entry(row: Sequence[Any], trace_format: Format) -> Entry:
@@ -335,6 +358,29 @@ def _hash_ids(row: Sequence[Any]) -> tuple[int, ...]:
     ids = row[len(ROLES)] if len(row) > len(ROLES) else ()
     whole = isinstance(ids, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in ids)
     return tuple(ids) if whole else ()
+
+
+def _turns(records: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, int], ...]:
+    """Return conversation and turn of each record, in order of time; empty if there are no conversations.
+
+    A record names its session, or its own chat and the one that it continues.
+    """
+    found: list[tuple[str, int]] = []
+    of_chat: dict[str, tuple[str, int]] = {}
+    sent: dict[str, int] = {}
+    for i, record in enumerate(records):
+        session = next((record[key] for key in SESSIONS if record.get(key) not in (None, "")), None)
+        if session is not None:
+            name = str(session)
+            turn = sent.get(name, 0)
+            sent[name] = turn + 1
+        else:
+            name, turn = of_chat.get(str(record.get("parent_chat_id")), (f"request {i}", -1))
+            turn += 1
+            if "chat_id" in record:
+                of_chat[str(record["chat_id"])] = name, turn
+        found.append((name, turn))
+    return tuple(found) if any(turn for _, turn in found) else ()
 
 
 def _shared_blocks(

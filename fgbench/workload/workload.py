@@ -79,6 +79,8 @@ class RequestSpec:
     """Segments at the beginning of the token ids, as of ``Sample.shared``."""
     turn: int = 0
     """Position in a conversation. Above 0, the request is sent after the answer to the request before it."""
+    conversation: str = ""
+    """Name of the conversation, as of ``Sample.conversation``."""
     think_time: float = 0.0
     """Seconds between that answer and this request."""
     messages: tuple[str, ...] = ()

@@ -195,7 +195,7 @@ def test_answers_that_were_not_streamed_cannot_be_judged() -> None:
     assert summarize(records, offered_rate=5.0).why_unjudged == "fewer than 20 streamed answers"
 
 
-def test_a_load_that_is_shorter_than_an_answer_cannot_be_judged() -> None:
+def test_a_load_that_is_shorter_than_three_answers_cannot_be_judged() -> None:
     """Thirty requests within a second, each answered in 20 s at its own pace: the batch was never full."""
     records = []
     for index in range(30):
@@ -205,7 +205,7 @@ def test_a_load_that_is_shorter_than_an_answer_cannot_be_judged() -> None:
             RequestRecord(index, at, at, 5, 200, 200, times[0], times[-1], times, finished=times[-1])
         )
     judged = judge(records)
-    assert (judged.overloaded, judged.why_not) == (None, "the load was shorter than a typical answer")
+    assert (judged.overloaded, judged.why_not) == (None, "the load was shorter than 3 typical answers")
 
 
 def streamed(index: int, at: float, ttft: float, *, prompt: int = 8, clump: int = 1) -> RequestRecord:

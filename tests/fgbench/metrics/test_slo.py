@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fgbench.metrics.record import RequestRecord
@@ -14,6 +16,7 @@ from fgbench.metrics.slo import (
     goodput,
     parse_slo,
     rejects_too_many,
+    window_goodput,
 )
 from fgbench.metrics.summary import summarize
 
@@ -128,6 +131,12 @@ def test_failed_requests_miss_the_slo() -> None:
     assert goodput(records, slo, 4.0) == pytest.approx(1 / 4)
     assert attainment([], slo) is None
     assert goodput([], slo, 0.0) == 0.0
+
+
+def test_goodput_while_requests_arrive_leaves_out_the_last_answers() -> None:
+    records = [replace(answered(1.0, 2.0), scheduled=float(i), finished=i + 2.0) for i in range(10)]
+    assert window_goodput(records, parse_slo("jct<9")) == pytest.approx(8 / 9)  # two end after 9 s
+    assert window_goodput(records[:1], parse_slo("jct<9")) is None
 
 
 def rejected() -> RequestRecord:

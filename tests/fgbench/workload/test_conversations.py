@@ -16,14 +16,14 @@ from fgbench.client.endpoints import endpoint_called
 from fgbench.client.sending import Target, run_load
 from fgbench.metrics.record import RequestRecord
 from fgbench.spec.load import LoadSpec
-from fgbench.workload.arrivals import ClosedLoop, Uniform
+from fgbench.workload.arrivals import ClosedLoop, Replay, Uniform
 from fgbench.workload.build import build_workload
 from fgbench.workload.conversations import SyntheticConversations
 from fgbench.workload.datasets import Lengths, Synthetic
 from fgbench.workload.derived import Bounded, SharedPrefix
 from fgbench.workload.lengths import Between
 from fgbench.workload.reading import load_dataset
-from fgbench.workload.trace import read_trace
+from fgbench.workload.trace import Trace, read_trace
 from fgbench.workload.workload import Prompt, Workload
 from fgengine.config import EngineConfig
 
@@ -225,3 +225,61 @@ def test_all_turns_of_a_conversation_have_one_user() -> None:
     for before, request in itertools.pairwise(workload.requests):
         assert not request.turn or request.user == before.user
     assert len({request.user for request in workload.requests}) > 2
+
+
+CHATS = [
+    {"chat_id": 1, "parent_chat_id": -1},
+    {"chat_id": 2, "parent_chat_id": -1},
+    {"chat_id": 3, "parent_chat_id": 1},
+    {"chat_id": 4, "parent_chat_id": 3},
+    {"chat_id": 5, "parent_chat_id": 2},
+    {"chat_id": 6, "parent_chat_id": 99},  # what it continues is not in the trace
+]
+SESSIONS = [{"session_id": name} for name in ("a", "b", "a", "a", "b", "c")]
+
+
+def trace_of(path: Path, rows: list[dict[str, Any]]) -> Trace:
+    lengths = {"input_length": 8, "output_length": 2}
+    path.write_text(
+        "".join(json.dumps({"timestamp": i, **lengths, **row}) + "\n" for i, row in enumerate(rows))
+    )
+    return read_trace(path, time_unit="s")
+
+
+@pytest.mark.parametrize("rows", [CHATS, SESSIONS])
+def test_a_trace_has_conversations(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    trace = trace_of(tmp_path / "t.jsonl", rows)
+    assert [turn for _, turn in trace.turns] == [0, 0, 1, 2, 1, 0]
+    names = [name for name, _ in trace.turns]
+    assert names[0] == names[2] == names[3]
+    assert names[1] == names[4]
+    assert len(set(names)) == 3
+    assert any("--multi-turn replays its conversations" in note for note in trace.notes)
+    assert all(
+        request.turn == 0 for request in build_workload(trace.dataset, rate=1.0, num_prompts=6).requests
+    )
+
+
+def test_a_trace_without_conversations_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--multi-turn needs a trace with session_id or conversation_id"):
+        _ = trace_of(tmp_path / "t.jsonl", [{}, {}]).conversations
+
+
+@pytest.mark.slow
+async def test_a_recorded_turn_is_sent_at_its_time_but_after_the_answer_before_it(
+    fake_server: Any, tmp_path: Path
+) -> None:
+    """Each answer takes 0.2 s; the requests are recorded 0.05 s apart."""
+    fake_server.gap = 0.2
+    trace = trace_of(tmp_path / "t.jsonl", CHATS)
+    replay = Replay("t", trace.times)
+    workload = build_workload(trace.conversations, rate=20.0, num_prompts=6, arrivals=replay, users=4)
+    records: list[RequestRecord] = []
+    target = Target(fake_server.url, "fake", endpoint_called("completions"), 10.0)
+    await run_load(workload.requests, target, records.append)
+    one = {record.index: record for record in records}
+    assert [one[i].scheduled for i in (0, 1, 5)] == [0.0, 0.05, 0.25]
+    assert one[2].scheduled == pytest.approx(one[0].finished, abs=1e-5)
+    assert one[3].scheduled == pytest.approx(one[2].finished, abs=1e-5)
+    assert one[4].scheduled == pytest.approx(one[1].finished, abs=1e-5)
+    assert one[0].user == one[2].user == one[3].user

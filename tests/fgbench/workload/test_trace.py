@@ -181,7 +181,7 @@ def test_what_is_not_replayed_is_reported(tmp_path: Path) -> None:
     notes = read_trace(write(tmp_path, MOONCAKE, "t.jsonl")).notes
     assert any("shared prefixes (hash_ids) are not replayed" in note for note in notes)
     notes = read_trace(write(tmp_path, BAILIAN, "t.jsonl")).notes
-    assert any("conversations (chat_id, parent_chat_id) are not replayed" in note for note in notes)
+    assert any("--multi-turn replays its conversations" in note for note in notes)
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
