@@ -535,7 +535,8 @@ class ClientSpec:
         str | None,
         _client(
             "JSON object whose fields are added to the body of each request, such as '{\"min_tokens\": 1}'. "
-            "They replace our fields of the same name."
+            "They replace our fields of the same name. Those that decide what is measured, such as "
+            "max_tokens, are refused."
         ),
     ] = None
     send_text: Annotated[
