@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -118,25 +119,62 @@ def test_more_requests_than_there_is_room_for_are_left_out(make_run: Make) -> No
     assert [len(run["scheduled"]) for run in made.sections[0]["runs"]] == [6000]
 
 
+FRAME = """<!doctype html><iframe id="frame" width="WIDTH" height="900" srcdoc="PAGE"></iframe><script>
+const frame = document.getElementById("frame");
+const timer = setInterval(() => {
+  const page = frame.contentDocument;
+  if (page.documentElement.dataset.ready !== "yes") return;
+  clearInterval(timer);
+  const drawn = [...page.querySelectorAll(".main-svg")].map((one) => one.getBoundingClientRect().right);
+  const found = {
+    title: page.title,
+    page: page.documentElement.scrollWidth,
+    drawn: Math.max(...drawn),
+    pictures: drawn.length,
+    cells: page.querySelectorAll("td").length,
+    text: getComputedStyle(page.body).color,
+    wide: [...page.querySelectorAll("body *")]
+      .filter((one) => one.getBoundingClientRect().right > WIDTH && !one.closest(".scroll, pre, .picture"))
+      .map((one) => `${one.tagName}.${one.className}`).slice(0, 5),
+    pictureText: page.querySelector(".xtick text").style.fill,
+  };
+  document.body.append(`FOUND${JSON.stringify(found)}DNUOF`);
+}, 100);
+</script>"""
+"""A page with a frame of a given width, since no window of Chromium is as narrow as a phone. It writes what
+the frame shows into its own document."""
+
+
 @pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
-@pytest.mark.parametrize("size", ["390,844", "1280,900"])
-def test_a_browser_draws_the_page(sweep: list[Run], make_run: Make, tmp_path: Path, size: str) -> None:
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("scheme", "colour"), [("0", "rgb(232, 232, 230)"), ("1", "rgb(27, 27, 27)")])
+def test_a_browser_draws_the_page(
+    sweep: list[Run], make_run: Make, tmp_path: Path, width: int, scheme: str, colour: str
+) -> None:
+    """At a phone's and a desktop's width, in dark (0) and light colours."""
     evil = make_run(EVIL, settings={"a": EVIL})
-    write_page(page([*sweep, evil], "jct<0.8"), "made", tmp_path / "page.html")
+    made = page_html(page([*sweep, evil], "jct<0.8"), "made")
+    outer = FRAME.replace("WIDTH", str(width)).replace("PAGE", escape(made))
+    (tmp_path / "frame.html").write_text(outer, encoding="utf-8")
     done = subprocess.run(
         [
             str(BROWSER),
-            *("--headless", "--no-sandbox", "--disable-gpu", f"--window-size={size}"),
+            *("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000"),
             *("--virtual-time-budget=20000", "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}"),
-            (tmp_path / "page.html").as_uri(),
+            f"--blink-settings=preferredColorScheme={scheme}",
+            (tmp_path / "frame.html").as_uri(),
         ],
         capture_output=True,
         text=True,
         timeout=100,
     )
-    assert 'data-ready="yes"' in done.stdout, done.stderr[-2000:]
-    assert "<title>A page</title>" in done.stdout  # no text of a run was executed
-    assert done.stdout.count('class="main-svg"') >= 4
-    assert "<td>" in done.stdout
+    (text,) = re.findall(r"FOUND(\{[^<]*\})DNUOF", done.stdout) or [done.stderr[-2000:]]
+    found = json.loads(unescape(text))
+    assert found["title"] == "A page"  # no text of a run was run
+    assert found["page"] <= width, found["wide"]
+    assert width * 0.5 < found["drawn"] <= width
+    assert found["pictures"] >= 4
+    assert found["cells"] > 50
+    assert found["text"] == found["pictureText"] == colour
