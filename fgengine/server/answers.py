@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import PurePath
 
 import msgspec
 from aiohttp import web
@@ -97,14 +98,23 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return busy_response(error)
     except (BadRequestError, TextError, RequestRefused) as error:
         return error_response(400, str(error), "invalid_request_error", getattr(error, "field", None))
+    except UnknownModelError as error:
+        body = error_body(str(error), "invalid_request_error", "model", "model_not_found")
+        return web.Response(status=404, body=body, content_type="application/json")
     except EngineError as error:
         return error_response(503, str(error), "service_unavailable")
     except web.HTTPRequestEntityTooLarge:
         message = f"the body is larger than {MAX_BODY_BYTES} bytes: send a shorter prompt"
         return error_response(413, message, "invalid_request_error")
+    except web.RequestPayloadError as error:
+        message = f"the body cannot be read: {error}; its Content-Encoding may be wrong"
+        return error_response(400, message, "invalid_request_error")
     except web.HTTPException as error:
-        message = f"{request.method} {request.path}: {error.reason}"
-        return error_response(error.status, message, "invalid_request_error")
+        message = f"{request.method} {request.path[:200]}: {error.reason}"
+        response = error_response(error.status, message, "invalid_request_error")
+        if "Allow" in error.headers:  # of a 405
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
     except ConnectionError:
         raise  # the client has disconnected; aiohttp handles this
     except Exception:
@@ -116,7 +126,32 @@ async def read_posted(request: web.Request, kind: type[Body]) -> tuple[Body, flo
     """Return the checked body, and the time when it was read (engine's clock). Raises BadRequestError."""
     raw = await request.read()
     arrival = WallClock().now()
-    return read_body(raw, kind), arrival
+    return read_body(raw, kind, _log_once), arrival
+
+
+def check_model(asked: str | None, served: str) -> None:
+    """Raise UnknownModelError if a request wants another model than the server has.
+
+    The last part of the model's path is a name of it too.
+    """
+    if asked and asked not in (served, PurePath(served).name):
+        raise UnknownModelError(f"the model {asked[:100]!r} does not exist: this server has {served}")
+
+
+class UnknownModelError(ValueError):
+    """A request wants a model that the server does not have."""
+
+
+_ignored: set[str] = set()
+"""Fields that the log has named."""
+MAX_IGNORED = 100
+"""Number of names after which no more are logged, because a client can send any number."""
+
+
+def _log_once(name: str) -> None:
+    if name not in _ignored and len(_ignored) < MAX_IGNORED:
+        _ignored.add(name)
+        log.warning("requests have the field %r, which this server does not know and ignores", name[:64])
 
 
 async def prompt_ids(prompt: str | list[int], codec: TextCodec) -> list[int]:

@@ -44,6 +44,7 @@ def make_app(service: Service) -> web.Application:
     app.router.add_get("/version", version)
     app.router.add_get("/server_info", server_info)
     app.router.add_get("/v1/models", openai.models)
+    app.router.add_get("/v1/models/{name:.+}", openai.model)  # a name may be a path
     app.router.add_post("/v1/completions", openai.completions)
     app.router.add_post("/v1/chat/completions", openai.chat_completions)
     app.router.add_post("/generate", legacy.generate)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
+from uuid import uuid4
 
 from fgengine.clock import WallClock
 from fgengine.config import EngineConfig
@@ -118,6 +120,10 @@ class Service:
         self.config = config
         """The engine's settings; None: not known."""
         self.counters = ServerCounters()
+        self.created = int(time.time())
+        """When the server started, in seconds since 1970."""
+        self.instance = uuid4().hex[:8]
+        """Part of the ids of answers, so that they differ from those before a restart."""
         self._codec: TextCodec | None = None
         self._ids = count()
 

@@ -1,7 +1,7 @@
 """The OpenAI-compatible routes: completions, chat completions, models.
 
-The server has one model, so it ignores a request's ``model``. In addition to OpenAI's fields, an answer (the
-last message of a stream) has ``fgengine``: how the request's time was spent.
+The server has one model, and a request for another one is a 404. In addition to OpenAI's fields, an answer
+(the last message of a stream) has ``fgengine``: how the request's time was spent.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
-from fgengine.server.answers import SERVICE, Stream, prompt_ids, read_posted, usage
+from fgengine.server.answers import SERVICE, Stream, check_model, prompt_ids, read_posted, usage
 from fgengine.server.client import EngineError
-from fgengine.server.generation import Generation, Piece
+from fgengine.server.generation import Generation, Piece, Service
 from fgengine.server.schemas import ChatBody, CompletionBody, SamplingBody
 from fgengine.text import TextCodec
 
@@ -25,6 +25,7 @@ class Form(Protocol):
 
     object: str
     chunk_object: str
+    id_prefix: str
     default_max_tokens: int | None
     """None: as many tokens as fit."""
 
@@ -41,6 +42,7 @@ class CompletionForm:
     """The format of completions; see ``Form``."""
 
     object = chunk_object = "text_completion"
+    id_prefix = "cmpl"
     default_max_tokens: int | None = 16
 
     def complete_choice(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
@@ -62,6 +64,7 @@ class ChatForm:
 
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    id_prefix = "chatcmpl"
     default_max_tokens: int | None = None
 
     def complete_choice(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
@@ -87,6 +90,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     service.engine.check_accepting()
     body, arrival = await read_posted(request, CompletionBody)
+    _check_model(service, body)
     logprobs = body.wants_logprobs()
     prompt = await prompt_ids(body.one_prompt(), service.codec)
     return await _answer(request, CompletionForm(), body, prompt, logprobs, arrival)
@@ -97,26 +101,43 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     service.engine.check_accepting()
     body, arrival = await read_posted(request, ChatBody)
-    if body.max_completion_tokens is not None:
-        body.max_tokens = body.max_completion_tokens
+    _check_model(service, body)
     prompt = service.codec.encode_chat(body.plain_messages())
     return await _answer(request, ChatForm(), body, prompt, bool(body.logprobs), arrival)
 
 
+def _check_model(service: Service, body: SamplingBody) -> None:
+    assert service.engine.model is not None
+    check_model(body.model, service.engine.model.model_name)
+
+
 async def models(request: web.Request) -> web.Response:
     """GET /v1/models: the model, with the sizes that a client needs to make prompts that fit."""
-    engine = request.app[SERVICE].engine
-    engine.check_ready()
-    assert engine.model is not None
-    model = {
-        "id": engine.model.model_name,
+    return web.json_response({"object": "list", "data": [_model(request.app[SERVICE])]})
+
+
+async def model(request: web.Request) -> web.Response:
+    """GET /v1/models/NAME: the model. 404 if it has another name."""
+    found = _model(request.app[SERVICE])
+    check_model(request.match_info["name"], found["id"])
+    return web.json_response(found)
+
+
+def _model(service: Service) -> dict[str, Any]:
+    service.engine.check_ready()
+    assert service.engine.model is not None
+    name = service.engine.model.model_name
+    return {
+        "id": name,
         "object": "model",
-        "created": 0,
+        "created": service.created,
         "owned_by": "fgengine",
-        "max_model_len": engine.model.max_model_len,
-        "vocab_size": engine.model.vocab_size,
+        "root": name,
+        "parent": None,
+        "permission": [],
+        "max_model_len": service.engine.model.max_model_len,
+        "vocab_size": service.engine.model.vocab_size,
     }
-    return web.json_response({"object": "list", "data": [model]})
 
 
 async def _answer(
@@ -134,7 +155,8 @@ async def _answer(
         async with service.generate(
             prompt, params, stops, arrival=arrival, user=body.user or ""
         ) as generation:
-            head["id"] = generation.id
+            number = generation.id.rpartition("-")[2]
+            head["id"] = f"{form.id_prefix}-{service.instance}-{number}"
             if not body.stream:
                 return await _answer_complete(form, head, prompt, generation, codec)
             if not service.engine.drops_waiting:  # otherwise the status is known only when the request starts
@@ -184,7 +206,9 @@ async def _answer_streamed(
             part = form.streamed_choice(piece, first, codec)
             chunk = {**head, "choices": [{"index": 0, **part, "finish_reason": piece.finish_reason}]}
             first = False
-            if piece.finish_reason is not None and not asks_usage:
+            if asks_usage:
+                chunk["usage"] = None  # the last message has it
+            elif piece.finish_reason is not None:
                 chunk["fgengine"] = generation.accounting
             bodies.append(encode(chunk))
         if generation.finish_reason is not None and asks_usage:

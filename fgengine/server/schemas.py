@@ -1,16 +1,17 @@
 """The bodies that clients may post, their checks, and the conversion to SamplingParams.
 
-Unknown fields are ignored, because clients send many of them. A known but unsupported field is refused,
-unless its value has no effect: to ignore it silently would give wrong answers.
+Fields that a route does not have are in ``fields``: none that would change the answer is ignored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from fgengine.request import SamplingParams
+from fgengine.server.fields import UnsupportedField, check_fields
 
 MAX_BODY_BYTES = 8 * 1024**2
 MAX_STOPS = 16
@@ -18,23 +19,6 @@ MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKENS = 256
 MAX_MESSAGES = 4096
 MAX_USER_CHARACTERS = 256
-
-NEUTRAL_VALUES: dict[str, Any] = {
-    "n": 1,
-    "best_of": 1,
-    "use_beam_search": False,
-    "echo": False,
-    "suffix": "",
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "repetition_penalty": 1,
-    "min_p": 0,
-    "min_tokens": 0,
-    "logit_bias": {},
-    "tools": [],
-    "top_logprobs": 0,
-}
-"""The known but unsupported fields, with the value that has no effect."""
 
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -60,6 +44,8 @@ class SamplingBody(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     max_tokens: Int | None = None
+    max_completion_tokens: Int | None = None
+    """OpenAI's newer name for max_tokens, which takes precedence."""
     temperature: float | None = None
     top_p: float | None = None
     top_k: Int | None = None
@@ -96,7 +82,11 @@ class SamplingBody(msgspec.Struct, kw_only=True):
             "seed": self.seed,
             "stop_token_ids": tuple(self.stop_token_ids or ()),
             "ignore_eos": self.ignore_eos,
-            "max_tokens": max_tokens if self.max_tokens is None else self.max_tokens,
+            "max_tokens": next(
+                asked
+                for asked in (self.max_completion_tokens, self.max_tokens, max_tokens)
+                if asked is not None
+            ),
         }
         if (count := len(self.stop_token_ids or ())) > MAX_STOP_TOKENS:
             raise BadRequestError(
@@ -162,8 +152,6 @@ class ChatBody(SamplingBody, kw_only=True):
     """The body of POST /v1/chat/completions."""
 
     messages: list[Message]
-    max_completion_tokens: Int | None = None
-    """OpenAI's newer name for max_tokens."""
     logprobs: bool | None = None
 
     def plain_messages(self) -> list[dict[str, str]]:
@@ -191,11 +179,17 @@ class GenerateBody(SamplingBody, kw_only=True):
         return prompt
 
 
+ALL_FIELDS = frozenset(
+    name for body in (CompletionBody, ChatBody, GenerateBody) for name in body.__struct_fields__
+)
+"""Names of the fields that any route has."""
 Body = TypeVar("Body", bound=SamplingBody)
 
 
-def read_body(raw: bytes, kind: type[Body]) -> Body:
+def read_body(raw: bytes, kind: type[Body], report: Callable[[str], None] = lambda name: None) -> Body:
     """Parse and check a request's JSON body.
+
+    ``report``: called with the name of each field that is ignored and might mean something.
 
     Raises:
         BadRequestError: the body is not a JSON object, or a field has the wrong type or is not supported.
@@ -208,13 +202,10 @@ def read_body(raw: bytes, kind: type[Body]) -> Body:
         raise BadRequestError("the body is nested too deeply: send a JSON object with less nesting") from None
     if not isinstance(fields, dict):
         raise BadRequestError("the body is not a JSON object: send an object with the request's fields")
-    for name, neutral in NEUTRAL_VALUES.items():
-        asked = fields.get(name)
-        if asked is not None and asked != neutral:
-            raise BadRequestError(
-                f"{name} is not supported: leave it out or set it to {msgspec.json.encode(neutral).decode()}",
-                name,
-            )
+    try:
+        check_fields(fields, kind.__struct_fields__, ALL_FIELDS, report)
+    except UnsupportedField as error:
+        raise BadRequestError(str(error), error.field) from None
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:

@@ -87,6 +87,10 @@ class Served:
     """The fake engine; another thread runs its steps."""
     service: Service
 
+    async def get(self, path: str) -> tuple[int, Any]:
+        async with self.session.get(self.url + path) as response:
+            return response.status, await response.json()
+
     async def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         async with self.session.post(self.url + path, json=body) as response:
             return response.status, await response.json()

@@ -35,6 +35,7 @@ class Served:
         mark = f"{path} {number} {stream}"
         body = {"prompt": [5 + number] * 1000, "max_tokens": output, "ignore_eos": True, "stream": stream}
         if "chat" in path:
+            del body["prompt"]
             body["messages"] = [{"role": "user", "content": "x" * 900}]
         async with self.session.post(self.url + path, json=body, headers={"X-Mark": mark}) as response:
             raw = await response.read()

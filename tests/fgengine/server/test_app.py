@@ -219,3 +219,20 @@ def test_an_unknown_host_is_reported() -> None:
     lines: list[str] = []
     assert run(EngineConfig(), Path, host="300.1.1.1", port=0, report=lines.append) == 1
     assert lines == ["cannot listen on 300.1.1.1:0: Name or service not known; give another --host or --port"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
+async def test_a_body_with_a_wrong_encoding_is_the_clients_mistake(served: Any, encoding: str) -> None:
+    headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+    async with served.session.post(
+        f"{served.url}/v1/completions", data=b'{"prompt": "a"}', headers=headers
+    ) as answer:
+        assert answer.status == 400, await answer.text()
+        if encoding in ("gzip", "deflate"):  # the HTTP layer itself refuses what it does not know
+            assert (await answer.json())["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_wrong_method_names_the_right_ones(served: Any) -> None:
+    async with served.session.get(f"{served.url}/v1/completions") as answer:
+        assert answer.status == 405
+        assert answer.headers["Allow"] == "POST"

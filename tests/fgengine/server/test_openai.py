@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -196,7 +197,7 @@ async def test_invalid_requests_get_the_reason(
 async def test_the_user_reaches_the_engine(served: Any) -> None:
     body = {"max_tokens": 1, "prompt": "a"}
     await served.post("/v1/completions", {**body, "user": "ann"})
-    await served.post("/v1/chat/completions", {**body, "messages": CHAT, "user": "ben"})
+    await served.post("/v1/chat/completions", {"max_tokens": 1, "messages": CHAT, "user": "ben"})
     await served.post("/generate", {**body, "user": "eve"})
     await served.post("/v1/completions", {**body, "user": None})
     assert served.engine.users == ["ann", "ben", "eve", ""]
@@ -229,3 +230,31 @@ async def test_an_unknown_route_answers_404(served: Any) -> None:
     status, answer = await served.post("/v1/embeddings", {})
     assert status == 404
     assert "/v1/embeddings" in answer["error"]["message"]
+
+
+async def test_the_model_is_an_object_that_clients_expect(served: Any) -> None:
+    _, listed = await served.get("/v1/models")
+    (model,) = listed["data"]
+    assert (model["id"], model["root"], model["parent"]) == ("fake", "fake", None)
+    assert abs(model["created"] - time.time()) < 600
+    assert await served.get("/v1/models/fake") == (200, model)
+    status, answer = await served.get("/v1/models/gpt-4")
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_ids_say_the_kind_of_answer_and_are_not_used_again(served: Any) -> None:
+    chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    answers = [(await served.post("/v1/completions", {"prompt": "a", "max_tokens": 1}))[1] for _ in range(2)]
+    answers.append((await served.post("/v1/chat/completions", chat))[1])
+    ids = [answer["id"] for answer in answers]
+    assert len(set(ids)) == 3
+    assert [id.partition("-")[0] for id in ids] == ["cmpl", "cmpl", "chatcmpl"]
+    assert len(ids[0].split("-")[1]) == 8  # differs after a restart
+
+
+async def test_earlier_messages_of_a_stream_have_no_usage_yet(served: Any) -> None:
+    body = {"prompt": "abc", "max_tokens": 2, "stream_options": {"include_usage": True}}
+    chunks = _chunks(await served.stream("/v1/completions", body, SSE))
+    assert [chunk["usage"] is None for chunk in chunks] == [True, True, False]
+    plain = _chunks(await served.stream("/v1/completions", {"prompt": "abc", "max_tokens": 2}, SSE))
+    assert not any("usage" in chunk for chunk in plain)

@@ -1,0 +1,134 @@
+"""Fields of requests that this server does not have. None that would change the answer is ignored.
+
+A field that is known from OpenAI or vLLM and not supported is refused, unless its value has no effect. A
+field that looks like a misspelt one is refused too, and so is one of another route. Fields that cannot change
+the answer are ignored. Any other one is ignored and reported, so that the server's log can name it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+NO_EFFECT: dict[str, tuple[Any, ...]] = {
+    # several answers, or other ways of choosing tokens
+    "n": (1,),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "early_stopping": (False,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "logit_bias": ({},),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "logits_processors": ([],),
+    # forms of the answer
+    "echo": (False,),
+    "suffix": ("",),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": ({},),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "reasoning_effort": ("none",),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (0,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "detokenize": (True,),
+    # forms of the prompt
+    "add_special_tokens": (),
+    "truncate_prompt_tokens": (),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "prompt_embeds": (),
+    "mm_processor_kwargs": ({},),
+    "web_search_options": (),
+    "prediction": (),
+    # the order of service
+    "priority": (0,),
+}
+"""Fields that are not supported, each with the values that have no effect; null never has one."""
+HARMLESS = frozenset(
+    {
+        *(
+            "metadata",
+            "store",
+            "service_tier",
+            "safety_identifier",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+        ),
+        *("parallel_tool_calls", "verbosity", "request_id", "cache_salt"),
+    }
+)
+"""Fields that cannot change the answer."""
+ALIKE = 0.75
+"""Likeness of two names (0 to 1) from which one is taken for a misspelling of the other."""
+
+
+class UnsupportedField(ValueError):
+    """A field would change the answer, and this server cannot do what it asks."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def check_fields(
+    fields: Mapping[str, Any],
+    supported: Collection[str],
+    elsewhere: Collection[str] = (),
+    report: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Refuse fields that would change the answer.
+
+    Args:
+        fields: The fields of a request, by name.
+        supported: Names of the fields that the route has.
+        elsewhere: Names of the fields that other routes have.
+        report: Called with the name of each field that is ignored and might mean something.
+
+    Raises:
+        UnsupportedField: a field is not supported or misspelt. The message names it and says what to do.
+    """
+    for name, value in fields.items():
+        if name in supported or value is None or name in HARMLESS:
+            continue
+        if name in NO_EFFECT:
+            _check_value(name, value)
+        elif name in elsewhere:
+            raise UnsupportedField(f"{name} is a field of another route: leave it out", name)
+        elif alike := get_close_matches(name, [*supported, *NO_EFFECT], 1, ALIKE):
+            raise UnsupportedField(f"there is no field {name[:64]!r}: did you mean {alike[0]}?", name[:64])
+        else:
+            report(name)
+
+
+def _check_value(name: str, value: Any) -> None:
+    neutral = NO_EFFECT[name]
+    if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
+        return
+    import msgspec
+
+    values = " or ".join(msgspec.json.encode(one).decode() for one in neutral)
+    remedy = f"leave it out or set it to {values}" if values else "leave it out"
+    raise UnsupportedField(f"{name} is not supported: {remedy}", name)
