@@ -64,7 +64,8 @@ def run_benchmark(
     from fgbench.backends.named import backend_of
     from fgbench.benchmark import measure
     from fgbench.cli.run import spec_of
-    from fgbench.spec.load import ClientSpec, LoadSpec
+    from fgbench.spec.client import ClientSpec
+    from fgbench.spec.load import LoadSpec
     from fgbench.spec.start import StartSpec
     from fgengine.config import EngineConfig
     from fgengine.settings import split
@@ -102,8 +103,9 @@ def simulate(*, replicas: int = 1, router: str = "round-robin", **options: Any) 
     from fgbench.backends.named import backend_of
     from fgbench.benchmark import measure
     from fgbench.spec.backend import SIMULATED, BackendSpec
+    from fgbench.spec.client import ClientSpec
     from fgbench.spec.files import options_of
-    from fgbench.spec.load import ClientSpec, LoadSpec
+    from fgbench.spec.load import LoadSpec
     from fgengine.config import EngineConfig
     from fgengine.settings import split
 

@@ -16,8 +16,9 @@ from fgbench.metrics.trimming import WHOLE
 from fgbench.results.environment import environment
 from fgbench.results.run import Run
 from fgbench.results.writer import RunWriter
+from fgbench.spec.client import ClientSpec
 from fgbench.spec.files import fingerprint
-from fgbench.spec.load import ClientSpec, Load, LoadSpec
+from fgbench.spec.load import Load, LoadSpec
 from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Dataset
 from fgbench.workload.workload import Workload
@@ -92,7 +93,13 @@ def execute_run(
 
         try:
             ready = backend.start(writer.log_path, display.report)
-            workload = workload_of(backend, dataset, load, ready.vocab_size)
+            workload = workload_of(
+                dataset,
+                load,
+                num_warmup=0 if backend.simulated else load.num_warmup,
+                vocab_size=ready.vocab_size,
+                max_prompts=backend.max_prompts,
+            )
             _check_lengths(workload, ready.max_tokens)
             writer.describe(**_full_info(backend, ready, workload, load))
             outcome = backend.serve(workload, load, save, display)
@@ -104,16 +111,24 @@ def execute_run(
     return Run(writer.path, writer.info, tuple(records))
 
 
-def workload_of(backend: Backend, dataset: Dataset, load: Load, vocab_size: int | None = None) -> Workload:
-    """Return the workload for ``backend``. Raises ValueError if it cannot be made."""
+def workload_of(
+    dataset: Dataset, load: Load, *, num_warmup: int, vocab_size: int | None, max_prompts: float
+) -> Workload:
+    """Return the workload of a load. Raises ValueError if it cannot be made.
+
+    Args:
+        num_warmup: Number of warm-up requests.
+        vocab_size: Number of tokens in the vocabulary; None: not known.
+        max_prompts: Number of requests above which no prompts are made.
+    """
     return build_workload(
         dataset,
         rate=load.rate,
         num_prompts=load.num_prompts,
         seed=load.seed,
-        num_warmup=0 if backend.simulated else load.num_warmup,
+        num_warmup=num_warmup,
         vocab_size=vocab_size,
-        with_prompts=load.num_prompts <= backend.max_prompts,
+        with_prompts=load.num_prompts <= max_prompts,
         users=load.users,
         arrivals=load.arrivals,
         num_words=len(load.words),

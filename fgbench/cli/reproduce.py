@@ -18,7 +18,8 @@ from fgbench.reproduction.figures import (
     experiment_file,
     experiments_of,
 )
-from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.client import ClientSpec
+from fgbench.spec.load import LoadSpec
 from fgbench.spec.start import StartSpec
 from fgbench.spec.sweep import Settings, SweepSpec
 from fgengine.config import EngineConfig

@@ -11,7 +11,8 @@ from fgbench.cli.backend_option import parse_backend
 from fgbench.cli.flags import ConfigFile, given, takes_options
 from fgbench.cli.printing import say
 from fgbench.spec.backend import FASTGEN, FASTSERVE, BackendSpec
-from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.client import ClientSpec
+from fgbench.spec.load import LoadSpec
 from fgbench.spec.start import StartSpec
 from fgengine.config import EngineConfig
 from fgengine.settings import described

@@ -13,8 +13,9 @@ from fgbench.cli.flags import ConfigFile, given, takes_options
 from fgbench.cli.printing import say
 from fgbench.cli.run import measure
 from fgbench.spec.backend import SIMULATED, BackendSpec
+from fgbench.spec.client import ClientSpec
 from fgbench.spec.files import options_of
-from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.load import LoadSpec
 from fgengine.config import EngineConfig
 from fgengine.kv.sizing import GIB
 from fgengine.settings import described

@@ -11,7 +11,8 @@ import typer
 
 from fgbench.cli.flags import ConfigFile, given, takes_options
 from fgbench.cli.printing import say
-from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.client import ClientSpec
+from fgbench.spec.load import LoadSpec
 from fgbench.spec.start import StartSpec
 from fgbench.spec.sweep import Settings, SweepSpec
 from fgengine.config import EngineConfig

@@ -144,6 +144,10 @@ class Wishes:
             return "".join(map(self.words.__getitem__, spec.prompt))
         return spec.prompt
 
+    def is_text(self, spec: RequestSpec) -> bool:
+        """Whether the prompt is sent as text. It makes no prompt, unlike ``prompt``."""
+        return bool(self.words) or isinstance(spec.prompt, str)
+
     def length(self, spec: RequestSpec) -> dict[str, Any]:
         """Return the fields that ask for a length. Not every server knows ``ignore_eos``."""
         forced = {} if self.natural_lengths else {"ignore_eos": True}

@@ -301,7 +301,7 @@ async def _exchange(
         answer.close(now())
         record = answer.record(now())
         if record.ok:
-            is_text = isinstance(target.endpoint.wishes.prompt(spec), str)
+            is_text = target.endpoint.wishes.is_text(spec)
             state.usage.add(spec, answer.prompt_tokens, answer.cached_tokens, is_text=is_text)
         return record, 0.0
     except asyncio.TimeoutError:

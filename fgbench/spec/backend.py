@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from fgbench.spec.client import ClientSpec
 from fgbench.spec.files import options_of
-from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.load import LoadSpec
 from fgbench.spec.start import StartSpec
 from fgengine.config import EngineConfig
 from fgengine.settings import changed, described

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from fgbench.spec.client import ClientSpec
 from fgbench.spec.files import fingerprint, options_of
-from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.load import LoadSpec
 from fgbench.spec.start import StartSpec
 from fgbench.workload.arrivals import ClosedLoop, Level
 from fgengine.config import EngineConfig

@@ -11,6 +11,7 @@ from fgbench.backends.backend import Backend, BackendError, Report, identity_of
 from fgbench.backends.named import backend_of
 from fgbench.backends.simulated import MAX_WITH_PROMPTS, find_profile
 from fgbench.backends.vllm_options import TRANSLATED
+from fgbench.benchmark import workload_of
 from fgbench.metrics.slo import parse_slo
 from fgbench.spec.backend import CLIENT_SIDE_OPTIONS, START_OPTIONS, BackendSpec, servers_own
 from fgbench.spec.load import Load, LoadSpec
@@ -19,7 +20,6 @@ from fgbench.spec.sweep import Settings
 from fgbench.sweeping.estimate import Capacity, load_seconds, sampled_lengths
 from fgbench.sweeping.plan import SweepPlan, SweepPoint
 from fgbench.sweeping.search import Search
-from fgbench.workload.build import build_workload
 from fgbench.workload.datasets import Dataset
 from fgengine.config import EngineConfig
 from fgengine.settings import changed, described
@@ -198,18 +198,7 @@ def _identities(backends: dict[str, Backend]) -> dict[str, dict[str, object]]:
 
 def _workload(dataset: Dataset, load: Load) -> str:
     """Return the fingerprint of the requests, built before a server reports the size of its vocabulary."""
-    return build_workload(
-        dataset,
-        rate=load.rate,
-        num_prompts=load.num_prompts,
-        seed=load.seed,
-        users=load.users,
-        arrivals=load.arrivals,
-        with_prompts=load.num_prompts <= MAX_WITH_PROMPTS,
-        num_words=len(load.words),
-        natural_lengths=load.natural_lengths,
-        think_time=load.think_time,
-    ).fingerprint
+    return workload_of(dataset, load, num_warmup=0, vocab_size=None, max_prompts=MAX_WITH_PROMPTS).fingerprint
 
 
 def _capacity(spec: BackendSpec, lengths: list[tuple[int, int]]) -> Capacity | None:

@@ -19,7 +19,7 @@ from fgbench.backends.backend import BackendError
 from fgbench.client.endpoints import Wishes, endpoint_called
 from fgbench.client.sending import Target, run_async, run_load
 from fgbench.spec.access import Access
-from fgbench.spec.load import ClientSpec
+from fgbench.spec.client import ClientSpec
 from fgbench.workload.workload import RequestSpec
 
 

@@ -16,7 +16,8 @@ from fgbench.cli.reproduce import settings_of
 from fgbench.reproduction.figures import FIGURES, experiment_file, experiments_of
 from fgbench.results.run import find_runs, read_run
 from fgbench.spec.backend import BackendSpec, name_and_command
-from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.client import ClientSpec
+from fgbench.spec.load import LoadSpec
 from fgbench.spec.start import StartSpec
 from fgbench.spec.sweep import Settings, SweepSpec
 from fgbench.sweeping.prepared import prepare

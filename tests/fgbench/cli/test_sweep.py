@@ -12,7 +12,8 @@ from command_line import fgbench, words
 
 from fgbench.cli.backend_option import backend_specs
 from fgbench.results.run import find_runs, read_run
-from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.client import ClientSpec
+from fgbench.spec.load import LoadSpec
 from fgbench.spec.sweep import Settings, SweepSpec
 from fgbench.sweeping.folder import find_sweeps, read_sweep
 from fgbench.sweeping.prepared import prepare

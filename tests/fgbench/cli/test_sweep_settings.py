@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from fgbench.cli.backend_option import backend_specs, parse_backend
-from fgbench.spec.load import ClientSpec, LoadSpec
+from fgbench.spec.client import ClientSpec
+from fgbench.spec.load import LoadSpec
 from fgbench.spec.sweep import Settings, SweepSpec, parse_rates
+from fgbench.sweeping.prepared import prepare
 from fgengine.config import EngineConfig
 
 
@@ -158,3 +160,17 @@ def test_a_varied_option_gives_a_backend_for_each_value() -> None:
         labels("max-batch-size=16,64", backend=("vllm=http://h:1",))
     with pytest.raises(ValueError, match="40 backends are given: a sweep takes 1 to 32"):
         labels(f"max-batch-size={','.join(map(str, range(1, 41)))}", backend=("fastgen",))
+
+
+def test_a_point_of_a_running_server_is_repeated_with_the_sweeps_tokenizer(tmp_path: Path) -> None:
+    load = LoadSpec(dataset="synthetic", num_prompts=2)
+
+    def repeated(**server: str) -> object:
+        sweep = SweepSpec(backend=("s=http://127.0.0.1:1",), rates=(1.0,))
+        settings = Settings(sweep=sweep, load=load, client=ClientSpec(), server=EngineConfig(**server))
+        prepared = prepare(settings, backend_specs(settings), lambda line: None)
+        return prepared.repeating_options(next(prepared.first_points()))["tokenizer"]
+
+    assert repeated(tokenizer=str(tmp_path)) == str(tmp_path)
+    assert repeated(model="opt-125m") == "opt-125m"
+    assert repeated() is None

@@ -16,7 +16,8 @@ from fgbench.client.answer import Answer
 from fgbench.client.endpoints import NO_WISHES, Wishes, endpoint_called
 from fgbench.metrics.record import RequestRecord
 from fgbench.metrics.summary import summarize
-from fgbench.spec.load import ClientSpec, Load, LoadSpec
+from fgbench.spec.client import ClientSpec
+from fgbench.spec.load import Load, LoadSpec
 from fgbench.workload.build import build_workload
 from fgbench.workload.conversations import Conversations
 from fgbench.workload.datasets import Synthetic
@@ -263,3 +264,9 @@ def test_texts_are_not_made_of_words(tmp_path: Path) -> None:
     talks = Conversations("talks", [[TextPair("", "hi", "yes")]], lambda texts: [1] * len(texts))
     with pytest.raises(ValueError, match="--send-text is for datasets of lengths, and talks has texts"):
         execute_run(Attached("http://127.0.0.1:1"), talks, Load(words=WORDS), results=tmp_path)
+
+
+def test_words_are_text() -> None:
+    ids, text = RequestSpec(0, 0.0, (1, 0), 2, 3), RequestSpec(0, 0.0, "hi", 1, 3)
+    assert [NO_WISHES.is_text(ids), NO_WISHES.is_text(text)] == [False, True]
+    assert Wishes(words=WORDS).is_text(ids)

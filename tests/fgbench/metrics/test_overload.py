@@ -238,3 +238,27 @@ def test_many_failures_leave_it_open() -> None:
     assert (found.overloaded, found.why_not) == (None, "many requests failed")
     few = [replace(r, error="timeout: 20 s") if r.index == 0 else r for r in calm]
     assert judge(few).overloaded is False
+
+
+@pytest.mark.parametrize("clump", [1, 2, 4])
+def test_long_answers_in_clumps_are_no_overload(clump: int) -> None:
+    """Answers of 20 s from a server without a queue: a third of the tokens is not due at the last arrival."""
+    records = []
+    for i in range(60):
+        times = tuple(i + 0.1 + 0.05 * clump * (token // clump) for token in range(400))
+        records.append(
+            RequestRecord(i, float(i), float(i), 8, 400, 400, times[0], times[-1], times, finished=times[-1])
+        )
+    assert judge(records).overloaded is not True
+
+
+def test_a_load_of_one_or_two_answers_is_not_called_calm() -> None:
+    """Thirty requests within 30 s, each answered in 20 s at its own pace."""
+    records = []
+    for i in range(30):
+        times = tuple(i + 0.1 + 0.1 * token for token in range(200))
+        records.append(
+            RequestRecord(i, float(i), float(i), 8, 200, 200, times[0], times[-1], times, finished=times[-1])
+        )
+    found = judge(records)
+    assert (found.overloaded, found.why_not) == (None, "the load was shorter than 3 typical answers")

@@ -206,3 +206,24 @@ def test_failed_requests_are_said(make_run: Make) -> None:
     (comparison,) = compare([make_run("fastgen-fcfs"), replace(run, records=(*broken, *run.records[1:]))])
     assert any("Some requests failed (new: 1 of 4)" in note.text for note in notes(comparison) if note.warns)
     assert comparison.of("new")[0].answered == "3 of 4"
+
+
+def test_a_level_without_verdicts_takes_none_from_another(make_run: Make) -> None:
+    """Alone, a difference has p = 0.04. With a second verdict, which is chance, it would have to be 0.025."""
+
+    def runs(rate: float, logs: tuple[float, ...], status: str) -> list[Run]:
+        return [
+            run
+            for seed, log in enumerate(logs)
+            for run in (
+                make_run("fastgen-fcfs", rate, 1.0, seed=seed, status=status),
+                make_run("new", rate, math.exp(log), seed=seed),
+            )
+        ]
+
+    for status, verdict in (("interrupted", "worse"), ("complete", "not distinguishable")):
+        certain = runs(1.0, (0.065, 0.1, 0.135), "complete")
+        (found,) = compare([*certain, *runs(2.0, (-0.1, 0.0, 0.1), status)])
+        cell = found.cell(point(found, "new", 1.0), MEAN_JCT)
+        assert cell is not None
+        assert cell.verdict == verdict
