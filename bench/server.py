@@ -32,8 +32,9 @@ SERVE = """
 import sys
 from pathlib import Path
 from fgengine.config import EngineConfig
-from fgengine.server.app import run
-run(EngineConfig(), lambda: Path(sys.argv[1]), host="127.0.0.1", port=0,
+from fgengine.server.options import ServerOptions
+from fgengine.server.serving import run
+run(EngineConfig(), ServerOptions(port=0), lambda: Path(sys.argv[1]),
     report=lambda text: print(text, flush=True), worker=[sys.executable, sys.argv[2], "--worker"])
 """
 

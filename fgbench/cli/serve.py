@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from fgbench.cli.flags import ConfigFile, takes_options
 from fgengine.config import EngineConfig
+from fgengine.server.options import ServerOptions
 
 
 @takes_options
 def serve(
     server: EngineConfig,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all, unprotected.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 10000,
+    options: ServerOptions,
     config: ConfigFile = None,
 ) -> None:
     """Serve a model over HTTP with a scheduling policy that you choose.
@@ -41,7 +40,7 @@ def serve(
     """
     from fgengine.model.store import folder_of, tokenizer_of
     from fgengine.preflight import check_names
-    from fgengine.server.app import run
+    from fgengine.server.serving import run
 
     check_names(server)
 
@@ -55,7 +54,7 @@ def serve(
             _require_memory(server)  # first: a model that does not fit needs no download
         return tokenizer_of(server)
 
-    raise typer.Exit(run(server, find_tokenizer, host=host, port=port, report=report))
+    raise typer.Exit(run(server, options, find_tokenizer, report=report))
 
 
 def _tokenizer_without_weights(config: EngineConfig, report: Callable[[str], None]) -> Path:

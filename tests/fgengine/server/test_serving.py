@@ -20,18 +20,20 @@ import pytest
 from tokenizers import Tokenizer
 
 from fgengine.config import EngineConfig
-from fgengine.server.app import run
+from fgengine.server.options import ServerOptions
 from fgengine.server.process import EngineProcess, describe_exit
+from fgengine.server.serving import run
 
 SERVE = """
 import sys
 from pathlib import Path
 from fgengine.config import EngineConfig
-from fgengine.server.app import run
+from fgengine.server.options import ServerOptions
+from fgengine.server.serving import run
 folder, port, fake, model, slow = sys.argv[1:]
 config = EngineConfig(model=model, starvation_limit=float(slow))
 def report(text): print(text, flush=True)
-sys.exit(run(config, lambda: Path(folder), host="127.0.0.1", port=int(port), report=report,
+sys.exit(run(config, ServerOptions(port=int(port)), lambda: Path(folder), report=report,
              worker=[sys.executable, fake]))
 """
 
@@ -217,7 +219,7 @@ def test_a_port_in_use_is_reported_in_one_line(folder: Path, fake_engine_file: P
 
 def test_an_unknown_host_is_reported() -> None:
     lines: list[str] = []
-    assert run(EngineConfig(), Path, host="300.1.1.1", port=0, report=lines.append) == 1
+    assert run(EngineConfig(), ServerOptions("300.1.1.1", 0), Path, report=lines.append) == 1
     assert lines == ["cannot listen on 300.1.1.1:0: Name or service not known; give another --host or --port"]
 
 
