@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import DecodeStream
 
 CONTEXT_TOKENS = 8
@@ -47,6 +47,9 @@ class TextCodec:
         self._chat_template = chat_template
         self.chat_problem = chat_problem
         self._token_bytes = token_bytes(tokenizer)
+        vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        self.longest_token = max(map(len, vocab), default=0)
+        """Characters of the longest token. So a text has at least its length divided by this many tokens."""
 
     @classmethod
     def load(cls, folder: Path) -> TextCodec:
@@ -65,8 +68,20 @@ class TextCodec:
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text, by default with the model's beginning-of-sequence token."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special_tokens).ids
+        ids: list[int] = self.encoding(text, special_tokens=special_tokens).ids
         return ids
+
+    def encoding(self, text: str, *, special_tokens: bool = True) -> Encoding:
+        """Return a text's tokens without making a list of them; ``len`` is their number.
+
+        Raises TextError if the tokenizer fails at this text.
+        """
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=special_tokens)
+        except BaseException as error:  # the library's panics are no Exception
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise TextError(f"the model's tokenizer fails at this text: {error}") from None
+            raise
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the token ids of a chat in the model's format, up to the start of the assistant's answer.
@@ -74,10 +89,18 @@ class TextCodec:
         Raises:
             TextError: the model has no usable chat template, or the template refuses these messages.
         """
+        return self.encode(self.render_chat(messages), special_tokens=False)
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Return the text of a chat in the model's format. The template is untrusted code: it may never end.
+
+        Raises:
+            TextError: as for ``encode_chat``.
+        """
         if self._chat_template is None:
             reason = self.chat_problem or "this model has no chat template"
             raise TextError(f"{reason}; use /v1/completions")
-        return self.encode(self._chat_template.render(messages), special_tokens=False)
+        return self._chat_template.render(messages)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of all tokens, without special tokens."""

@@ -13,13 +13,14 @@ from aiohttp import web
 from fgengine.clock import WallClock
 from fgengine.scheduling.refusal import Busy, QueueFull, RequestRefused
 from fgengine.server.client import EngineError
+from fgengine.server.encoding import EncodingError
 from fgengine.server.generation import Generation, Service
-from fgengine.server.schemas import MAX_BODY_BYTES, BadRequestError, Body, read_body
-from fgengine.text import TextCodec, TextError
+from fgengine.server.schemas import BadRequestError, Body, read_body
+from fgengine.text import TextError
 
 SERVICE = web.AppKey("service", Service)
-LONG_TEXT = 20_000
-"""A prompt with at least this number of characters is tokenized in a thread, to not delay other streams."""
+LARGE_BODY = 64 * 1024
+"""Bytes from which bodies are parsed one at a time, with a pause for other requests in between."""
 
 log = logging.getLogger("fgengine.server")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -103,9 +104,10 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return web.Response(status=404, body=body, content_type="application/json")
     except EngineError as error:
         return error_response(503, str(error), "service_unavailable")
-    except web.HTTPRequestEntityTooLarge:
-        message = f"the body is larger than {MAX_BODY_BYTES} bytes: send a shorter prompt"
-        return error_response(413, message, "invalid_request_error")
+    except BodyTooLarge as error:
+        return error_response(413, str(error), "invalid_request_error")
+    except EncodingError as error:
+        return error_response(500, str(error), "internal_error")
     except web.RequestPayloadError as error:
         message = f"the body cannot be read: {error}; its Content-Encoding may be wrong"
         return error_response(400, message, "invalid_request_error")
@@ -124,9 +126,31 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 async def read_posted(request: web.Request, kind: type[Body]) -> tuple[Body, float]:
     """Return the checked body, and the time when it was read (engine's clock). Raises BadRequestError."""
-    raw = await request.read()
+    service = request.app[SERVICE]
+    raw = await _read(request, service.encoder.max_body_bytes)
     arrival = WallClock().now()
-    return read_body(raw, kind, _log_once), arrival
+    if len(raw) < LARGE_BODY:
+        return read_body(raw, kind, _log_once), arrival
+    async with service.parsing:
+        await asyncio.sleep(0)
+        return read_body(raw, kind, _log_once), arrival
+
+
+async def _read(request: web.Request, limit: int) -> bytes:
+    """Return the body. Raises BodyTooLarge; before anything is read if its length is known."""
+    body = bytearray()
+    if (request.content_length or 0) <= limit:
+        async for piece in request.content.iter_any():
+            body += piece
+            if len(body) > limit:
+                break
+        else:
+            return bytes(body)
+    raise BodyTooLarge(f"the body is larger than {limit} bytes, more than this model's prompts need")
+
+
+class BodyTooLarge(ValueError):
+    """A body is larger than any prompt for the model."""
 
 
 def check_model(asked: str | None, served: str) -> None:
@@ -152,15 +176,6 @@ def _log_once(name: str) -> None:
     if name not in _ignored and len(_ignored) < MAX_IGNORED:
         _ignored.add(name)
         log.warning("requests have the field %r, which this server does not know and ignores", name[:64])
-
-
-async def prompt_ids(prompt: str | list[int], codec: TextCodec) -> list[int]:
-    """Return the token ids of a prompt, which may be text or token ids."""
-    if not isinstance(prompt, str):
-        return prompt
-    if len(prompt) < LONG_TEXT:
-        return codec.encode(prompt)
-    return await asyncio.to_thread(codec.encode, prompt)
 
 
 def usage(prompt_tokens: int, generation: Generation) -> dict[str, int]:

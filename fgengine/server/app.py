@@ -13,7 +13,6 @@ from fgengine.server import legacy, openai
 from fgengine.server.answers import SERVICE, answer_errors, count_requests
 from fgengine.server.generation import Service
 from fgengine.server.options import ServerOptions
-from fgengine.server.schemas import MAX_BODY_BYTES
 
 DISTRIBUTION = "fgbench"
 """The package that contains the server."""
@@ -25,7 +24,7 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
 
     Run it with ``handler_cancellation=True``. Otherwise, requests of disconnected clients are not aborted.
     """
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[count_requests, answer_errors])
+    app = web.Application(middlewares=[count_requests, answer_errors])
     app[SERVICE] = service
     app.router.add_get("/health", health)
     app.router.add_get("/stats", stats)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from fgengine.config import EngineConfig
@@ -22,17 +23,18 @@ class EngineError(RuntimeError):
 
 
 class TokenStream:
-    """The tokens of one request, as they arrive from the engine."""
+    """The tokens of one request, as they arrive from the engine.
+
+    It stores how to make an error, not the error: an error's traceback would refer to the handler, and so
+    keep the prompt until the garbage collector runs.
+    """
 
     def __init__(self, id: str) -> None:
         self.id = id
-        self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tokens: list[NewToken] = []
-        self._ended: asyncio.Future[Account] = asyncio.get_running_loop().create_future()
-        self._news = asyncio.Event()
-        # Mark each exception as retrieved. Otherwise, asyncio logs a warning if no handler awaits the future.
-        for future in (self._accepted, self._ended):
-            future.add_done_callback(lambda f: f.cancelled() or f.exception())
+        self._account: Account | None = None
+        self._make_error: Callable[[], Exception] | None = None
+        self._accepted, self._news, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def next(self) -> list[NewToken]:
         """Wait for tokens and return all since the last call: at least one, unless the request has ended.
@@ -43,24 +45,27 @@ class TokenStream:
         """
         await self._news.wait()
         if not self._tokens:
-            self._ended.result()
+            self._check()
         tokens, self._tokens = self._tokens, []
-        if not self._ended.done():
+        if not self._ended.is_set():
             self._news.clear()
         return tokens
 
     async def account(self) -> Account:
         """Wait for the end of the request; return its accounting. Raises EngineError or QueueTimeout."""
-        return await asyncio.shield(self._ended)
+        await self._ended.wait()
+        self._check()
+        assert self._account is not None
+        return self._account
 
     async def accepted(self) -> None:
         """Wait until the engine has accepted the request. Raises RequestRefused or EngineError."""
-        await asyncio.shield(self._accepted)
+        await self._accepted.wait()
+        self._check()
 
     def accept(self) -> None:
         """Record that the engine has accepted the request."""
-        if not self._accepted.done():
-            self._accepted.set_result(None)
+        self._accepted.set()
 
     def put(self, token: NewToken) -> None:
         """Add a token from the engine."""
@@ -71,16 +76,21 @@ class TokenStream:
 
     def end(self, account: Account) -> None:
         """Record that the request has ended."""
-        if not self._ended.done():
-            self._ended.set_result(account)
+        if not self._ended.is_set():
+            self._account = account
+            self._ended.set()
         self._news.set()
 
-    def fail(self, error: Exception) -> None:
-        """Make all current and later waits raise the error."""
-        for future in (self._accepted, self._ended):
-            if not future.done():
-                future.set_exception(error)
-        self._news.set()
+    def fail(self, make_error: Callable[[], Exception]) -> None:
+        """Make all current and later waits raise an error."""
+        if not self._ended.is_set():
+            self._make_error = make_error
+        for event in (self._accepted, self._ended, self._news):
+            event.set()
+
+    def _check(self) -> None:
+        if self._make_error is not None:
+            raise self._make_error()
 
 
 class EngineClient:
@@ -208,13 +218,13 @@ class EngineClient:
                 self._streams[event.id].accept()
         elif isinstance(event, messages.Refused):
             self._streams.pop(event.id).fail(
-                RequestRefused(event.reason)
+                partial(RequestRefused, event.reason)
                 if event.retry_after is None
-                else QueueFull(event.reason, event.retry_after)
+                else partial(QueueFull, event.reason, event.retry_after)
             )
         elif isinstance(event, messages.Expired):
             self._full_for = None  # the queue has room now, and perhaps no more step will report this
-            self._streams.pop(event.id).fail(QueueTimeout(event.reason, event.retry_after))
+            self._streams.pop(event.id).fail(partial(QueueTimeout, event.reason, event.retry_after))
         elif isinstance(event, messages.Aborted):
             self._full_for = None
             self._streams.pop(event.id).end(event.account)
@@ -238,12 +248,12 @@ class EngineClient:
         self.broken.set()
 
     def _fail_all(self) -> None:
-        error = EngineError(f"the engine is {self.state}: {self.message}")
+        make_error = partial(EngineError, f"the engine is {self.state}: {self.message}")
         for stream in self._streams.values():
-            stream.fail(error)
+            stream.fail(make_error)
         for answer in self._stats:
             if not answer.done():
-                answer.set_exception(error)
+                answer.set_exception(make_error())
         self._streams.clear()
         self._stats.clear()
         self.settled.set()

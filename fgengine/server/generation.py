@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from fgengine.clock import WallClock
 from fgengine.config import EngineConfig
 from fgengine.request import FinishReason, SamplingParams
 from fgengine.server.client import EngineClient, EngineError, TokenStream
+from fgengine.server.encoding import Encoder
 from fgengine.server.messages import Account, NewToken
 from fgengine.text import StopStrings, TextCodec
 
@@ -124,19 +126,26 @@ class Service:
         """When the server started, in seconds since 1970."""
         self.instance = uuid4().hex[:8]
         """Part of the ids of answers, so that they differ from those before a restart."""
-        self._codec: TextCodec | None = None
+        self._encoder: Encoder | None = None
+        self.parsing = asyncio.Lock()
+        """Held while a large body is parsed."""
         self._ids = count()
+
+    @property
+    def encoder(self) -> Encoder:
+        """Encodes prompts. Raises EngineError while the tokenizer is being loaded."""
+        if self._encoder is None:
+            raise EngineError("the server is starting: loading the tokenizer")
+        return self._encoder
+
+    @encoder.setter
+    def encoder(self, encoder: Encoder) -> None:
+        self._encoder = encoder
 
     @property
     def codec(self) -> TextCodec:
         """The tokenizer. Raises EngineError while it is being loaded."""
-        if self._codec is None:
-            raise EngineError("the server is starting: loading the tokenizer")
-        return self._codec
-
-    @codec.setter
-    def codec(self, codec: TextCodec) -> None:
-        self._codec = codec
+        return self.encoder.codec
 
     @asynccontextmanager
     async def generate(

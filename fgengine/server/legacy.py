@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from fgengine.server.answers import SERVICE, Stream, prompt_ids, read_posted, usage
+from fgengine.server.answers import SERVICE, Stream, read_posted, usage
 from fgengine.server.client import EngineError
 from fgengine.server.generation import Generation
 from fgengine.server.schemas import GenerateBody
@@ -26,7 +26,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     service.engine.check_accepting()
     body, arrival = await read_posted(request, GenerateBody)
     posted = body.one_prompt()
-    prompt = await prompt_ids(posted, service.codec)
+    prompt = await service.encoder.prompt(posted)
     text = posted if isinstance(posted, str) else service.codec.decode(posted)
     stream = Stream(request, "application/json", lambda json: json + b"\0")
     try:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
-from fgengine.server.answers import SERVICE, Stream, check_model, prompt_ids, read_posted, usage
+from fgengine.server.answers import SERVICE, Stream, check_model, read_posted, usage
 from fgengine.server.client import EngineError
 from fgengine.server.generation import Generation, Piece, Service
 from fgengine.server.schemas import ChatBody, CompletionBody, SamplingBody
@@ -92,7 +92,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     body, arrival = await read_posted(request, CompletionBody)
     _check_model(service, body)
     logprobs = body.wants_logprobs()
-    prompt = await prompt_ids(body.one_prompt(), service.codec)
+    prompt = await service.encoder.prompt(body.one_prompt())
     return await _answer(request, CompletionForm(), body, prompt, logprobs, arrival)
 
 
@@ -102,7 +102,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     service.engine.check_accepting()
     body, arrival = await read_posted(request, ChatBody)
     _check_model(service, body)
-    prompt = service.codec.encode_chat(body.plain_messages())
+    prompt = await service.encoder.chat(body.plain_messages())
     return await _answer(request, ChatForm(), body, prompt, bool(body.logprobs), arrival)
 
 

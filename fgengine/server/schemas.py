@@ -13,7 +13,6 @@ import msgspec
 from fgengine.request import SamplingParams
 from fgengine.server.fields import UnsupportedField, check_fields
 
-MAX_BODY_BYTES = 8 * 1024**2
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKENS = 256

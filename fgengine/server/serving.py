@@ -14,10 +14,10 @@ from aiohttp import web
 
 from fgengine.config import EngineConfig
 from fgengine.server.app import make_app
+from fgengine.server.encoding import Encoder
 from fgengine.server.generation import Service
 from fgengine.server.options import ServerOptions
 from fgengine.server.process import WORKER, EngineProcess
-from fgengine.text import TextCodec
 
 HANDLER_SECONDS = 1.0
 """Seconds that answers may take to end when the server stops; their requests have been aborted before."""
@@ -70,6 +70,7 @@ class _Server:
         self._engine = engine
         self._options = options
         self._report = report
+        self._encoder: Encoder | None = None
         self._signals: list[signal.Signals] = []
         self._ending = asyncio.Event()
 
@@ -102,6 +103,8 @@ class _Server:
             await engine.close()  # fails open requests, so that their handlers end
             await runner.cleanup()
             await engine.stop()
+            if self._encoder is not None:
+                self._encoder.close()
         if not self._signals:
             return 1
         return 130 if self._signals[0] == signal.SIGINT else 0
@@ -116,15 +119,16 @@ class _Server:
         """Start the engine and serve until it breaks; return the reason as a sentence."""
         try:
             folder = await asyncio.to_thread(find_tokenizer)
-            service.codec = await asyncio.to_thread(TextCodec.load, folder)
+            encoder = self._encoder = service.encoder = await Encoder.load(folder)
         except (ValueError, OSError) as error:
             return str(error)
-        if service.codec.chat_problem:
-            self._report(f"no chat completions: {service.codec.chat_problem}")
+        if encoder.chat_problem:
+            self._report(f"no chat completions: {encoder.chat_problem}")
         await self._engine.start(config)
         await self._engine.settled.wait()
         if self._engine.model is None:
             return f"the engine could not start: {self._engine.message}"
+        encoder.max_tokens = self._engine.model.max_model_len
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         self._report(f"ready: http://{host}:{port} serves {self._engine.model.model_name}")

@@ -7,7 +7,7 @@ import importlib.util
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,14 @@ from fgengine.config import EngineConfig
 from fgengine.server import worker
 from fgengine.server.app import make_app
 from fgengine.server.client import EngineClient
+from fgengine.server.encoding import Encoder
 from fgengine.server.generation import Service
 from fgengine.server.process import EngineProcess
-from fgengine.text import ChatTemplate, TextCodec
+from fgengine.text import TextCodec
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
+MAX_MODEL_LEN = 4096
+"""As in the fake engine."""
 
 
 @pytest.fixture(scope="session")
@@ -66,15 +69,18 @@ def _byte_of(char: str) -> int:
     return others[code - 0x100]
 
 
-@pytest.fixture
-def codec(byte_tokenizer: Tokenizer, tmp_path: Path) -> TextCodec:
+@pytest.fixture(scope="session")
+def encoder(byte_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoder]:
+    """One for all tests, because its process takes a second to start. It starts at the first chat."""
+    folder = tmp_path_factory.mktemp("model")
     source = "{% for m in messages %}{% if m.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
     source += "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-    (tmp_path / "chat_template.jinja").write_text(source)
-    byte_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    template = ChatTemplate.load(tmp_path)
-    assert template is not None
-    return TextCodec.load(tmp_path)
+    (folder / "chat_template.jinja").write_text(source)
+    byte_tokenizer.save(str(folder / "tokenizer.json"))
+    encoder = Encoder(TextCodec(byte_tokenizer), folder)
+    encoder.max_tokens = MAX_MODEL_LEN
+    yield encoder
+    encoder.close()
 
 
 @dataclass
@@ -110,7 +116,7 @@ class Served:
 
 
 @pytest.fixture
-async def served(fake: ModuleType, codec: TextCodec) -> AsyncIterator[Served]:
+async def served(fake: ModuleType, encoder: Encoder) -> AsyncIterator[Served]:
     made: list[Any] = []
 
     def make(config: EngineConfig, report: Any) -> Any:
@@ -125,7 +131,7 @@ async def served(fake: ModuleType, codec: TextCodec) -> AsyncIterator[Served]:
     await client.connect(ours, EngineConfig())
     await client.settled.wait()
     service = Service(client)
-    service.codec = codec
+    service.encoder = encoder
     runner = web.AppRunner(make_app(service), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -144,7 +150,7 @@ Serving = Callable[..., AbstractAsyncContextManager[tuple[str, aiohttp.ClientSes
 
 
 @pytest.fixture
-def serving(tiny_model: Path, codec: TextCodec) -> Serving:
+def serving(tiny_model: Path, encoder: Encoder) -> Serving:
     """Start servers of the tiny model with the engine in its own process, as `fgbench serve` does."""
 
     @asynccontextmanager
@@ -163,7 +169,7 @@ def serving(tiny_model: Path, codec: TextCodec) -> Serving:
         await engine.settled.wait()
         assert engine.state == "ready", engine.message
         service = Service(engine)
-        service.codec = codec
+        service.encoder = encoder
         app = make_app(service)
         app.middlewares.extend(middlewares)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)

@@ -52,7 +52,7 @@ async def served(serving: Any, new_cache: Path, monkeypatch: pytest.MonkeyPatch)
 
     @web.middleware
     async def timed(request: web.Request, handler: Handler) -> web.StreamResponse:
-        await request.read()
+        await request.content.wait_eof()
         begun = time.monotonic()
         try:
             return await handler(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -221,9 +222,21 @@ async def test_bodies_that_are_no_json_object_answer_400(served: Any, raw: bytes
 
 
 async def test_a_body_that_is_too_large_answers_413(served: Any) -> None:
-    async with served.session.post(served.url + "/v1/completions", data=b" " * (8 * 2**20 + 1)) as response:
+    limit = served.service.encoder.max_body_bytes
+    async with served.session.post(served.url + "/v1/completions", data=b" " * (limit + 1)) as response:
         assert response.status == 413
-        assert "8388608" in (await response.json())["error"]["message"]
+        assert str(limit) in (await response.json())["error"]["message"]
+
+
+async def test_a_body_of_unknown_length_is_read_up_to_the_limit(served: Any) -> None:
+    limit = served.service.encoder.max_body_bytes
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(limit // 1000 + 2):
+            yield b" " * 1000
+
+    async with served.session.post(served.url + "/v1/completions", data=pieces()) as response:
+        assert response.status == 413
 
 
 async def test_an_unknown_route_answers_404(served: Any) -> None:

@@ -1,0 +1,178 @@
+"""The process that encodes chats and long prompts, apart from the server's process.
+
+A chat template comes with the weights and is untrusted code: it may loop without end, or take all memory. A
+long prompt takes seconds to encode, and holds Python's lock for that time. Here, neither stops the server. A
+job that takes too much processor time ends this process, and only that job fails.
+
+``fgengine.server.encoding`` starts it as ``python -m fgengine.server.text_worker FD FOLDER``. FD is the file
+descriptor of its end of the channel. Jobs are answered one after the other.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from fgengine.server.messages import LENGTH_BYTES
+from fgengine.text import TextCodec, TextError
+
+MEMORY_BYTES = 1 << 30
+"""Bytes of memory that the process may take beyond what it has when its modules are imported."""
+LOAD_SECONDS = 30.0
+"""Processor time for loading the tokenizer and the template."""
+
+
+class EncodeText(msgspec.Struct, tag=True, frozen=True):
+    """Asks for the token ids of a text."""
+
+    text: str
+    max_tokens: int
+    """A longer prompt is not sent back."""
+    cpu_seconds: float
+    """Processor time after which the process ends."""
+    special_tokens: bool = True
+
+
+class EncodeChat(msgspec.Struct, tag=True, frozen=True):
+    """Asks for the token ids of a chat."""
+
+    messages: list[dict[str, str]]
+    max_tokens: int
+    max_characters: int
+    """Limit of the text that the template makes."""
+    cpu_seconds: float
+
+
+class Loaded(msgspec.Struct, tag=True, frozen=True):
+    """The first answer: the process is ready."""
+
+    chat_problem: str
+    """The reason why the model's chat template cannot be used, if it cannot."""
+
+
+class Encoded(msgspec.Struct, tag=True, frozen=True):
+    """The token ids of a prompt."""
+
+    ids: list[int]
+
+
+class TooLong(msgspec.Struct, tag=True, frozen=True):
+    """The prompt has more tokens, or more characters, than allowed."""
+
+    count: int
+    unit: str
+
+
+class Refused(msgspec.Struct, tag=True, frozen=True):
+    """The tokenizer or the template refuses the prompt."""
+
+    reason: str
+
+
+Job = EncodeText | EncodeChat
+Answer = Loaded | Encoded | TooLong | Refused
+_jobs = msgspec.msgpack.Decoder(Job)
+_answers = msgspec.msgpack.Decoder(Answer)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def send(channel: socket.socket, message: Job | Answer) -> None:
+    """Send a message, with its length in front. Raises OSError."""
+    body = _encode(message)
+    channel.sendall(len(body).to_bytes(LENGTH_BYTES, "big") + body)
+
+
+def receive_answer(channel: socket.socket) -> Answer:
+    """Return the next answer. Raises EOFError if the process has ended, TimeoutError after the timeout."""
+    answer: Answer = _answers.decode(_receive(channel))
+    return answer
+
+
+def _receive(channel: socket.socket) -> bytes:
+    length = int.from_bytes(_exactly(channel, LENGTH_BYTES), "big")
+    return _exactly(channel, length)
+
+
+def _exactly(channel: socket.socket, size: int) -> bytes:
+    body = bytearray()
+    while len(body) < size:
+        piece = channel.recv(min(size - len(body), 1 << 20))
+        if not piece:
+            raise EOFError
+        body += piece
+    return bytes(body)
+
+
+def answer(job: Job, codec: TextCodec) -> Answer:
+    """Encode a prompt; return its token ids, or why there are none."""
+    try:
+        if isinstance(job, EncodeText):
+            text, special_tokens = job.text, job.special_tokens
+        else:
+            text, special_tokens = codec.render_chat(job.messages), False
+            if len(text) > job.max_characters:
+                return TooLong(len(text), "characters")
+        encoding = codec.encoding(text, special_tokens=special_tokens)
+        if len(encoding) > job.max_tokens:
+            return TooLong(len(encoding), "tokens")
+        return Encoded(encoding.ids)
+    except TextError as error:
+        return Refused(str(error))
+    except MemoryError:
+        return Refused("this prompt takes more memory than a prompt may")
+
+
+@contextmanager
+def limited(cpu_seconds: float) -> Iterator[None]:
+    """End the process with SIGPROF if the block takes more processor time. Compiled code ends too."""
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+
+
+def limit_memory(more: int) -> None:
+    """Let the process take at most ``more`` bytes of address space beyond what it has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def run(channel: socket.socket, load: Callable[[], TextCodec]) -> None:
+    """Answer the jobs that arrive on a channel until it is closed."""
+    with limited(LOAD_SECONDS):
+        codec = load()
+    send(channel, Loaded(codec.chat_problem))
+    while True:
+        try:
+            job: Job = _jobs.decode(_receive(channel))
+        except (EOFError, ConnectionError):
+            return
+        with limited(job.cpu_seconds):
+            reply = answer(job, codec)
+        send(channel, reply)
+
+
+def main() -> None:
+    """Run the process; the arguments are the file descriptor of the channel and the model's folder."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; only the server reacts
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    channel, folder = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
+    from transformers.utils import chat_template_utils  # noqa: F401  (before the limit: it is no untrusted code)
+
+    if sys.platform == "linux":
+        limit_memory(MEMORY_BYTES)
+    run(channel, lambda: TextCodec.load(folder))
+
+
+if __name__ == "__main__":
+    main()
