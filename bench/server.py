@@ -42,7 +42,7 @@ run(EngineConfig(), ServerOptions(port=0), lambda: Path(sys.argv[1]),
 class NullEngine:
     """An engine that produces one token for every request in every step, without computing."""
 
-    model_name, vocab_size, max_model_len = "null", 256, 1 << 20
+    model_name, vocab_size, max_model_len, longest_step = "null", 256, 1 << 20, 0.0
     retry_after = None
 
     def __init__(self) -> None:

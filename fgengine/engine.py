@@ -15,6 +15,7 @@ from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.scheduling.scheduler import Scheduler
 from fgengine.scheduling.stats import stats_of
+from fgengine.speed import TYPICAL_PROMPT
 from fgengine.work import StepTimer, Work
 
 __all__ = ["Engine", "QueueFull", "QueueTimeout", "RequestRefused", "Runner", "TokenEvent"]
@@ -135,6 +136,15 @@ class Engine:
             overlap=True,  # as on a GPU
             analytic_device=parts.device,
         )
+
+    @property
+    def longest_step(self) -> float:
+        """Seconds that a step may take: those of a full batch of prompt tokens; 0: not known.
+
+        The estimate is careful, because it counts each token with its share of a typical request's decodes.
+        """
+        seconds = self.scheduler.queue.limit.seconds_per_request or 0.0
+        return seconds / TYPICAL_PROMPT * self.scheduler.limits.max_tokens_per_batch
 
     @property
     def max_model_len(self) -> int:

@@ -35,8 +35,8 @@ def serve(
 
         fgbench serve --device-spec a100-40gb --model opt-13b
 
-    It ends within 5 seconds after Ctrl-C (exit code 130) or SIGTERM (exit code 0). A second signal ends it at
-    once.
+    It ends within 5 seconds after Ctrl-C (exit code 130). After SIGTERM or SIGHUP it first finishes the open
+    requests, for up to --drain-timeout seconds (exit code 0). A second signal ends it at once.
     """
     from fgengine.model.store import folder_of, tokenizer_of
     from fgengine.preflight import check_names

@@ -27,6 +27,8 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
     app = web.Application(middlewares=[count_requests, answer_errors])
     app[SERVICE] = service
     app.router.add_get("/health", health)
+    app.router.add_get("/health/ready", health)
+    app.router.add_get("/health/live", live)
     app.router.add_get("/stats", stats)
     app.router.add_get("/version", version)
     app.router.add_get("/server_info", server_info)
@@ -39,11 +41,16 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
 
 
 async def health(request: web.Request) -> web.Response:
-    """GET /health: 200 if requests are served, else 503. ``message`` is the progress or the reason."""
+    """GET /health and /health/ready: 200 if requests are served, else 503. ``message`` says why."""
     engine = request.app[SERVICE].engine
     return web.json_response(
         {"status": engine.state, "message": engine.message}, status=200 if engine.state == "ready" else 503
     )
+
+
+async def live(request: web.Request) -> web.Response:
+    """GET /health/live: 200 as long as the server's process answers, whatever its engine does."""
+    return web.json_response({"status": "live"})
 
 
 async def stats(request: web.Request) -> web.Response:

@@ -15,11 +15,17 @@ from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.server import messages
 from fgengine.server.messages import Account, NewToken
 
-State = Literal["starting", "ready", "broken", "stopping"]
+State = Literal["starting", "ready", "draining", "hung", "broken", "stopping"]
+"""draining: only open requests are finished. hung: the engine has not answered for too long."""
+
+
+STARTING = "starting the engine's process"
+RUNNING: tuple[State, ...] = ("ready", "draining", "hung")
+"""States in which the engine has open requests."""
 
 
 class EngineError(RuntimeError):
-    """The engine is starting, broken or stopping; the message says which and why."""
+    """The engine serves no requests now; the message says why."""
 
 
 class TokenStream:
@@ -98,12 +104,14 @@ class EngineClient:
 
     def __init__(self, report: Callable[[str], None] = lambda text: None) -> None:
         self.state: State = "starting"
-        self.message = "starting the engine's process"
+        self.message = STARTING
         """The progress while the engine starts; the reason when it is broken."""
         self.model: messages.EngineReady | None = None
         self.settled = asyncio.Event()
         """Set when the engine is ready, broken or stopping."""
         self.broken = asyncio.Event()
+        self.hung = asyncio.Event()
+        """Set while the engine does not answer."""
         self.drops_waiting = False
         """Whether the engine may drop an accepted request before its first token."""
         self._full_for: float | None = None
@@ -118,6 +126,10 @@ class EngineClient:
         """Start the exchange of messages. The engine is ready only when ``state`` is "ready"."""
         reader, self._writer = await asyncio.open_connection(sock=channel)
         self.drops_waiting = config.queue_timeout is not None
+        self.state, self.message = "starting", STARTING
+        for event in (self.settled, self.broken, self.hung):
+            event.clear()
+        self._full_for = None
         self._send(messages.Start(config))
         self._reading = asyncio.create_task(self._read(reader))
 
@@ -155,12 +167,13 @@ class EngineClient:
 
     def abort(self, id: str) -> None:
         """Ask the engine to abort a request that still runs. Its stream then ends with its accounting."""
-        if id in self._streams and self.state == "ready":
+        if id in self._streams and self.state in RUNNING:
             self._send(messages.Abort(id))
 
     async def stats(self) -> dict[str, Any]:
         """Return the engine's counters, read between two steps. Raises EngineError."""
-        self.check_ready()
+        if self.state not in RUNNING:
+            self.check_ready()
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._stats.append(answer)
         self._send(messages.AskStats())
@@ -170,6 +183,30 @@ class EngineClient:
         """Raise EngineError unless requests can be served."""
         if self.state != "ready":
             raise EngineError(f"the engine is {self.state}: {self.message}")
+
+    def drain(self) -> None:
+        """Accept no more requests; open ones continue."""
+        if self.state in RUNNING:
+            self.state, self.message = "draining", "the server finishes its open requests and then ends"
+
+    async def answers(self, within: float) -> None:
+        """Wait until the engine answers. While it has not answered for ``within`` seconds, its state is hung.
+
+        Raises EngineError if it breaks.
+        """
+        asking = asyncio.ensure_future(self.stats())
+        try:
+            await asyncio.wait([asking], timeout=within)
+            if not asking.done() and self.state == "ready":
+                self.state = "hung"
+                self.message = f"it has not answered for {within:.0f} s"
+                self.hung.set()
+            await asking
+        finally:
+            asking.cancel()
+        if self.state == "hung":
+            self.state, self.message = "ready", "ready"
+            self.hung.clear()
 
     def check_accepting(self) -> None:
         """Raise an error if the engine would refuse a request; called before the request is read.

@@ -19,6 +19,9 @@ from fgengine.server.encoding import Encoder
 from fgengine.server.messages import Account, NewToken
 from fgengine.text import StopStrings, TextCodec
 
+STATS_SECONDS = 10.0
+"""Seconds within which the engine must have sent its counters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -181,5 +184,16 @@ class Service:
                 self.engine.abort(generation.id)
 
     async def stats(self) -> dict[str, Any]:
-        """Return the engine's counters and the server's. Raises EngineError."""
-        return {**await self.engine.stats(), **asdict(self.counters)}
+        """Return the engine's counters and the server's.
+
+        Raises EngineError, also if the engine does not answer in time.
+        """
+        if self.engine.state == "hung":
+            self.engine.check_ready()
+        try:
+            counters = await asyncio.wait_for(self.engine.stats(), STATS_SECONDS)
+        except asyncio.TimeoutError:
+            raise EngineError(
+                f"the engine has not answered for {STATS_SECONDS:g} s: its step takes long, or it is stopped"
+            ) from None
+        return {**counters, **asdict(self.counters)}

@@ -60,6 +60,8 @@ class EngineReady(msgspec.Struct, tag=True, frozen=True):
     max_model_len: int
     """Maximum tokens of a request."""
     vocab_size: int
+    longest_step: float = 0.0
+    """Seconds that a step may take, by a careful estimate; 0: not known."""
 
 
 class Accepted(msgspec.Struct, tag=True, frozen=True):

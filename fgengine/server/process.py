@@ -65,6 +65,15 @@ class EngineProcess(EngineClient):
             self.kill()
             await asyncio.to_thread(self._process.wait)
 
+    async def replace(self) -> None:
+        """End the process at once; open requests fail. Then ``start`` can start another one."""
+        if self.state != "broken":
+            self._break(self.message)
+        self.kill()
+        await self.close()
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait)
+
     def kill(self) -> None:
         """End the process at once."""
         if self._process is not None:

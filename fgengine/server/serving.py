@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from aiohttp import web
 
 from fgengine.config import EngineConfig
 from fgengine.server.app import make_app
+from fgengine.server.client import EngineError
 from fgengine.server.encoding import Encoder
 from fgengine.server.generation import Service
 from fgengine.server.options import ServerOptions
@@ -21,6 +23,12 @@ from fgengine.server.process import WORKER, EngineProcess
 
 HANDLER_SECONDS = 1.0
 """Seconds that answers may take to end when the server stops; their requests have been aborted before."""
+POLL_SECONDS = 0.02
+"""How often a server that drains checks whether requests are open."""
+WATCH_SECONDS = 1.0
+"""Pause between two questions to the engine whether it still answers."""
+LONGEST_STEPS = 4.0
+"""An engine is not hung before it has not answered for this many of its longest steps."""
 LINGER_SECONDS = 1.0
 """Seconds for which the server of a broken engine still answers, so that GET /health reports the reason."""
 
@@ -35,8 +43,9 @@ def run(
 ) -> int:
     """Serve until a signal arrives or the engine breaks; return the exit status of the process.
 
-    The exit status is 0 after SIGTERM, 130 after SIGINT, and 1 if the engine could not start or broke, or if
-    the server could not listen on the address. A second signal ends the process at once.
+    The exit status is 0 after SIGTERM and SIGHUP, 130 after SIGINT, and 1 if the engine could not start or
+    broke, or if the server could not listen on the address. After SIGTERM and SIGHUP, open requests are
+    finished first. A second signal ends the process at once.
 
     Args:
         find_tokenizer: returns the folder with ``tokenizer.json``. It may take long.
@@ -78,8 +87,9 @@ class _Server:
         self, config: EngineConfig, find_tokenizer: Callable[[], Path], listener: socket.socket
     ) -> int:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal, number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored after nohup
+                loop.add_signal_handler(number, self._on_signal, number)
         engine, service = self._engine, Service(self._engine, config)
         runner = web.AppRunner(
             make_app(service, self._options),
@@ -96,6 +106,8 @@ class _Server:
             if not ending.done():
                 self._report(life.result())
                 await self._linger()
+            elif self._signals[0] != signal.SIGINT:
+                await self._drain(service)
         finally:
             life.cancel()
             ending.cancel()
@@ -124,16 +136,55 @@ class _Server:
             return str(error)
         if encoder.chat_problem:
             self._report(f"no chat completions: {encoder.chat_problem}")
-        await self._engine.start(config)
-        await self._engine.settled.wait()
-        if self._engine.model is None:
-            return f"the engine could not start: {self._engine.message}"
-        encoder.max_tokens = self._engine.model.max_model_len
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
-        self._report(f"ready: http://{host}:{port} serves {self._engine.model.model_name}")
-        await self._engine.broken.wait()
-        return f"the engine is broken: {self._engine.message}"
+        for restarts in reversed(range(self._options.restart_engine + 1)):
+            await self._engine.start(config)
+            await self._engine.settled.wait()
+            if self._engine.state == "broken":
+                return f"the engine could not start: {self._engine.message}"
+            assert self._engine.model is not None
+            encoder.max_tokens = self._engine.model.max_model_len
+            self._report(f"ready: http://{host}:{port} serves {self._engine.model.model_name}")
+            reason = await self._until_broken(self._engine.model.longest_step, replace_hung=restarts > 0)
+            if restarts:
+                self._report(f"{reason}; starting another one, {restarts - 1} more after that")
+                await self._engine.replace()
+        return reason
+
+    async def _until_broken(self, longest_step: float, *, replace_hung: bool) -> str:
+        """Watch the engine until it breaks, or hangs if a hung one is replaced; return the reason."""
+        limit = max(self._options.hang_timeout, LONGEST_STEPS * longest_step)
+        ends = [self._engine.broken.wait()] + ([self._engine.hung.wait()] if replace_hung else [])
+        tasks = [asyncio.create_task(self._watch(limit)), *map(asyncio.create_task, ends)]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return f"the engine is {self._engine.state}: {self._engine.message}"
+
+    async def _watch(self, limit: float) -> None:
+        """Ask the engine again and again whether it answers within ``limit`` seconds."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            state = self._engine.state
+            with contextlib.suppress(EngineError):  # it is broken: others see that too
+                await self._engine.answers(limit)
+            if state == "hung" and self._engine.state == "ready":
+                self._report("the engine answers again")
+
+    async def _drain(self, service: Service) -> None:
+        """Wait until all open requests have ended, or for the drain timeout."""
+        self._engine.drain()
+        deadline = time.monotonic() + self._options.drain_timeout
+        if service.counters.requests_in_flight and self._options.drain_timeout:
+            self._report(
+                f"{service.counters.requests_in_flight} open requests have "
+                f"{self._options.drain_timeout:g} s to finish; another signal ends them"
+            )
+        while service.counters.requests_in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _linger(self) -> None:
         """Keep answering for a while, so that clients can read the reason; end early after a signal."""

@@ -40,6 +40,8 @@ class Steps(Protocol):
     @property
     def max_model_len(self) -> int: ...
     @property
+    def longest_step(self) -> float: ...
+    @property
     def has_work(self) -> bool: ...
     @property
     def retry_after(self) -> float | None: ...
@@ -76,7 +78,11 @@ def run(channel: socket.socket, make_engine: MakeEngine, on_close: Callable[[], 
     engine: Steps | None = None
     try:
         engine = make_engine(start.config, lambda text: send(messages.StartProgress(text)))
-        send(messages.EngineReady(engine.model_name, engine.max_model_len, engine.vocab_size))
+        send(
+            messages.EngineReady(
+                engine.model_name, engine.max_model_len, engine.vocab_size, engine.longest_step
+            )
+        )
         _Loop(engine, inbox, send).run()
     except (BrokenPipeError, ConnectionResetError):
         pass  # the server has ended

@@ -25,29 +25,33 @@ from fgengine.server.process import EngineProcess, describe_exit
 from fgengine.server.serving import run
 
 SERVE = """
-import sys
+import json, sys
 from pathlib import Path
 from fgengine.config import EngineConfig
 from fgengine.server.options import ServerOptions
 from fgengine.server.serving import run
-folder, port, fake, model, slow = sys.argv[1:]
+folder, port, fake, model, slow, options = sys.argv[1:]
 config = EngineConfig(model=model, starvation_limit=float(slow))
 def report(text): print(text, flush=True)
-sys.exit(run(config, ServerOptions(port=int(port)), lambda: Path(folder), report=report,
-             worker=[sys.executable, fake]))
+options = ServerOptions(port=int(port), **json.loads(options))
+sys.exit(run(config, options, lambda: Path(folder), report=report, worker=[sys.executable, fake]))
 """
 
 
 class Server:
     """A server's process with a fake engine's process."""
 
-    def __init__(self, folder: Path, fake: Path, *, model: str = "fake", slow: float = 10.0) -> None:
+    def __init__(
+        self, folder: Path, fake: Path, *, model: str = "fake", slow: float = 10.0, **options: Any
+    ) -> None:
+        """``options``: settings of the server."""
+        words = [model, str(slow), json.dumps(options)]
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.log = folder / "server.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, str(folder), str(self.port), str(fake), model, str(slow)],
+                [sys.executable, "-c", SERVE, str(folder), str(self.port), str(fake), *words],
                 stdout=log,
                 stderr=log,
             )
@@ -70,6 +74,25 @@ class Server:
         self.children = psutil.Process(self.process.pid).children(recursive=True)
         assert self.children
         return self
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The engine's process."""
+        (found,) = (
+            child
+            for child in psutil.Process(self.process.pid).children()
+            if "fake_engine.py" in " ".join(child.cmdline())
+        )
+        return found
+
+    def wait_for_log(self, text: str) -> None:
+        while text not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+
+    def wait_for_health(self, state: str) -> None:
+        while self.ask("GET", "/health")[1]["status"] != state:
+            time.sleep(0.02)
 
     def exit_code(self, within: float = 5.0) -> int:
         return self.process.wait(timeout=within)
@@ -101,9 +124,12 @@ def _stream(server: Server, body: dict[str, Any]) -> http.client.HTTPResponse:
     return response
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
 @pytest.mark.slow
-def test_a_signal_ends_open_streams_and_both_processes(server: Server, number: int, code: int) -> None:
+def test_a_signal_ends_open_streams_and_all_processes(
+    folder: Path, fake_engine_file: Path, number: int, code: int
+) -> None:
+    server = Server(folder, fake_engine_file, drain_timeout=0.3).ready()
     response = _stream(server, {"prompt": [97, 259], "max_tokens": 4000})
     assert response.readline().startswith(b"data: ")
     server.process.send_signal(number)
@@ -111,6 +137,69 @@ def test_a_signal_ends_open_streams_and_both_processes(server: Server, number: i
     assert server.exit_code() == code
     assert server.no_orphans()
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.slow
+def test_open_requests_are_finished_before_the_server_ends(
+    folder: Path, fake_engine_file: Path, number: int
+) -> None:
+    server = Server(folder, fake_engine_file, slow=100.0).ready()  # 10 ms a token
+    response = _stream(server, {"prompt": [97], "max_tokens": 200})
+    server.process.send_signal(number)
+    server.wait_for_log("have 30 s to finish")
+    status, answer = server.ask("POST", "/v1/completions", {"prompt": [97]})
+    assert (status, answer["error"]["message"]) == (
+        503,
+        "the engine is draining: the server finishes its open requests and then ends",
+    )
+    assert [server.ask("GET", path)[0] for path in ("/health", "/health/ready", "/health/live")] == [
+        503,
+        503,
+        200,
+    ]
+    lines = response.read().splitlines()
+    assert sum(b'"choices"' in line for line in lines) == 200
+    assert lines[-2] == b"data: [DONE]"
+    assert server.exit_code() == 0
+    assert server.no_orphans()
+
+
+@pytest.mark.slow
+def test_a_stopped_engine_is_noticed_and_continues(folder: Path, fake_engine_file: Path) -> None:
+    server = Server(folder, fake_engine_file, hang_timeout=0.3).ready()
+    response = _stream(server, {"prompt": [97], "max_tokens": 3000})
+    response.readline()
+    server.engine.suspend()
+    server.wait_for_health("hung")
+    for method, path, body in (("POST", "/v1/completions", {"prompt": [97]}), ("GET", "/stats", None)):
+        status, answer = server.ask(method, path, body)
+        assert (status, "it has not answered for" in answer["error"]["message"]) == (503, True)
+    assert server.ask("GET", "/health/live")[0] == 200
+    server.engine.resume()
+    server.wait_for_health("ready")
+    assert b"[DONE]" in response.read()
+    server.process.terminate()
+    assert server.exit_code() == 0
+
+
+@pytest.mark.parametrize("end", ["kill", "suspend"])
+@pytest.mark.slow
+def test_an_engine_that_ends_or_hangs_is_replaced(folder: Path, fake_engine_file: Path, end: str) -> None:
+    server = Server(folder, fake_engine_file, hang_timeout=0.3, restart_engine=1).ready()
+    response = _stream(server, {"prompt": [97], "max_tokens": 3000})
+    response.readline()
+    first = server.engine
+    getattr(first, end)()
+    assert b'"type":"service_unavailable"' in response.read()
+    server.wait_for_health("ready")
+    assert server.engine.pid != first.pid
+    assert server.ask("POST", "/v1/completions", {"prompt": [97], "max_tokens": 3})[0] == 200
+    assert server.ask("GET", "/stats")[1]["requests_failed"] == 1
+    server.engine.kill()
+    assert server.exit_code() == 1
+    assert "the engine is broken: its process was killed" in server.log.read_text()
+    assert server.no_orphans()
 
 
 @pytest.mark.slow
@@ -206,7 +295,7 @@ def test_a_missing_tokenizer_ends_the_server(tmp_path: Path, fake_engine_file: P
 @pytest.mark.slow
 def test_a_port_in_use_is_reported_in_one_line(folder: Path, fake_engine_file: Path, server: Server) -> None:
     second = subprocess.run(
-        [sys.executable, "-c", SERVE, folder, str(server.port), fake_engine_file, "fake", "1"],
+        [sys.executable, "-c", SERVE, folder, str(server.port), fake_engine_file, "fake", "1", "{}"],
         capture_output=True,
         text=True,
         check=False,
