@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def serve(
     check_names(server)
 
     def report(sentence: str) -> None:
-        print(f"fgbench serve: {sentence}", flush=True)
+        with contextlib.suppress(OSError):  # a full disk or a closed pipe must not end the server
+            print(f"fgbench serve: {sentence}", flush=True)
 
     def find_tokenizer() -> Path:
         if server.device_spec is not None:

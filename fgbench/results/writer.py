@@ -25,6 +25,7 @@ from fgbench.results.run import (
 )
 from fgbench.results.table import write_table
 from fgbench.spec.files import write_options
+from fgengine.files import named_errors
 
 
 class RunWriter:
@@ -75,8 +76,9 @@ class RunWriter:
     def append(self, record: RequestRecord) -> None:
         """Write a record without buffering, so that it survives a crash of this process."""
         line = msgspec.json.encode(record) + b"\n"
-        while line:  # a disk that is nearly full may write only a part
-            line = line[self._requests.write(line) :]
+        with named_errors(self.path / REQUESTS_FILE):
+            while line:  # a disk that is nearly full may write only a part
+                line = line[self._requests.write(line) :]
 
     def finish(
         self, status: str, records: Sequence[RequestRecord], summary: dict[str, Any] | None, **parts: Any

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from fgbench.results.database import Database
 from fgbench.results.run import VERSION, find_runs, pack, read_info, read_run, stored_summary, summary_of
 from fgbench.results.writer import RunWriter
 from fgbench.spec.files import fingerprint
+from fgengine.files import named_errors
 
 INFO = {
     "backend": {"name": "fastgen-my.module:Policy", "policy": "x", "url": None, "settings": {}},
@@ -232,3 +234,13 @@ def test_a_run_packed_without_token_times_keeps_its_marks(tmp_path):
     assert after.tokens_per_moment == before.tokens_per_moment == 4.0
     assert (after.overloaded, after.shortfall) == (before.overloaded, before.shortfall) == (False, 0.0)
     assert stored_summary(writer.path, read_info(writer.path)).overloaded is False
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """A failed write has no file name, so a user would not know which disk is full."""
+    full = tmp_path / "run.json"
+    with pytest.raises(OSError, match="No space left") as caught, named_errors(full):
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+    assert caught.value.filename == str(full)
