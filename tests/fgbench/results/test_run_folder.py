@@ -240,7 +240,10 @@ def test_a_run_packed_without_token_times_keeps_its_marks(tmp_path):
 def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
     """A failed write has no file name, so a user would not know which disk is full."""
     full = tmp_path / "run.json"
-    with pytest.raises(OSError, match="No space left") as caught, named_errors(full):
-        with open("/dev/full", "wb", buffering=0) as file:
-            file.write(b"x")
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        named_errors(full),
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
+        file.write(b"x")
     assert caught.value.filename == str(full)
