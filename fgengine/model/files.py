@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 _SHOWN_CHARACTERS = 60
 """Characters of a wrong value that a message quotes at most."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _UNKNOWN = object()
 _KINDS = {
     "int": "a whole number",
@@ -27,7 +28,11 @@ _KINDS = {
 
 
 class ModelError(ValueError):
-    """A model cannot be used, or there is none of that name. The message is one sentence."""
+    """A model cannot be used, or there is none of that name. The message is one sentence, on one line."""
+
+    def __init__(self, message: str) -> None:
+        # A name in a file can contain line breaks, and control characters of terminals.
+        super().__init__(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], message))
 
 
 def read_file(path: Path, max_bytes: int) -> bytes | None:

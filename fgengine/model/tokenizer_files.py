@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ from fgengine.model.hf_config import MAX_VOCAB_SIZE
 MAX_TOKENIZER_BYTES = 128 * 1024**2
 MAX_SETTINGS_BYTES = 16 * 1024**2
 MAX_TEMPLATE_BYTES = 1024**2
+MAX_GROWTH = 2**24
+"""Upper bound of what the steps of a normalizer or decoder may do to the length of a text, if each of them
+does the most. Those of real models replace one character by another."""
 _TRIAL = "A text, 1 of 2."
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=MAX_VOCAB_SIZE)]
@@ -38,15 +42,37 @@ class _Model(msgspec.Struct):
     """Ids by token; for Unigram, pairs of token and score in the order of their ids."""
 
 
-class _Normalizer(msgspec.Struct):
+class _Pattern(msgspec.Struct):
+    text: str | None = msgspec.field(default=None, name="String")
+    """The text to be replaced; None: a regular expression."""
+
+
+class _Step(msgspec.Struct):
+    """A step that changes texts, or a list of them: of a normalizer, before encoding, or of a decoder."""
+
+    pattern: _Pattern | None = None
+    content: str | None = None
+    """What replaces the pattern."""
+    prepend: str | None = None
     precompiled_charsmap: str | None = None
-    normalizers: list[_Normalizer] = []
+    normalizers: list[_Step] = []
+    decoders: list[_Step] = []
+
+    @property
+    def growth(self) -> float:
+        """How much longer the step can make each character of a text."""
+        if self.pattern is None or self.content is None:
+            return 1.0 + len(self.prepend or "")
+        if self.pattern.text:
+            return max(1.0, len(self.content) / len(self.pattern.text))
+        return 1.0 + len(self.content)  # an empty pattern matches between any two characters
 
 
 class _TokenizerJson(msgspec.Struct):
     model: _Model
     added_tokens: list[_AddedToken] | None = None
-    normalizer: _Normalizer | None = None
+    normalizer: _Step | None = None
+    decoder: _Step | None = None
 
 
 class _SpecialToken(msgspec.Struct):
@@ -105,6 +131,8 @@ def tokenizer_problems(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except ModelError:
+        raise
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ModelError(f"{path} cannot be used: {one_line(error)}") from None
@@ -148,12 +176,18 @@ def _check(found: _TokenizerJson, path: Path) -> None:
                 raise wrong(path, f"model.vocab.{token:.60}", id, f"be from 0 to {MAX_VOCAB_SIZE - 1}")
     elif len(vocab) > MAX_VOCAB_SIZE:
         raise ModelError(f"{path}: model.vocab has {len(vocab)} tokens, more than {MAX_VOCAB_SIZE}")
-    waiting = [found.normalizer] if found.normalizer else []
-    while waiting:
-        one = waiting.pop()
-        waiting += one.normalizers
-        if one.precompiled_charsmap is not None and not _is_charsmap(one.precompiled_charsmap):
-            raise ModelError(f"{path}: normalizer.precompiled_charsmap is damaged: download the file again")
+    for name, whole in (("normalizer", found.normalizer), ("decoder", found.decoder)):
+        steps = list(_steps(whole)) if whole else []
+        if any(step.precompiled_charsmap and not _is_charsmap(step.precompiled_charsmap) for step in steps):
+            raise ModelError(f"{path}: {name}.precompiled_charsmap is damaged: download the file again")
+        if math.prod(step.growth for step in steps) > MAX_GROWTH:
+            raise ModelError(f"{path}: {name} makes texts more than {MAX_GROWTH} times as long")
+
+
+def _steps(step: _Step) -> Iterator[_Step]:
+    yield step
+    for one in (*step.normalizers, *step.decoders):
+        yield from _steps(one)
 
 
 def _is_charsmap(text: str) -> bool:

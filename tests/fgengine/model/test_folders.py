@@ -324,6 +324,12 @@ def added(id: int, **more: Any) -> Callable[[Any], Any]:
     return change
 
 
+def growing(kind: str) -> dict[str, Any]:
+    """Return a normalizer or decoder that makes a text of one character one of 10**12."""
+    step = {"type": "Replace", "pattern": {"String": ""}, "content": "x" * 10**4}
+    return {"type": "Sequence", f"{kind}s": [step] * 3}
+
+
 def in_model(**fields: Any) -> Callable[[Any], Any]:
     return lambda found: found | {"model": found["model"] | fields}
 
@@ -364,6 +370,8 @@ def always(id: int) -> dict[str, Any]:
         ({"post_processor": always(4_000_000_000)}, "adds the token id 4000000000 to every prompt"),
         ({"post_processor": always(0) | {"special_tokens": {}}}, "cannot be used"),
         ({"decoder": {"type": "Strip", "content": "a", "start": 9, "stop": 9}}, "cannot be used"),
+        ({"normalizer": growing("normalizer")}, "normalizer makes texts more than"),
+        ({"decoder": growing("decoder")}, "decoder makes texts more than"),
         (
             {"decoder": {"type": "Replace", "pattern": {"String": ""}, "content": "x" * 2**20}},
             "the texts of its tokens have more than",
@@ -560,6 +568,8 @@ def test_missing_duplicate_and_unknown_tensors_are_refused(folder: Path) -> None
     assert refusal(folder) == f"{second}: {name} is in {SHARDS[0]} too: remove one of them"
     save_file({one: value for one, value in others.items() if one != other}, second)
     assert refusal(folder) == f"{folder}: 1 tensors are missing: {other}"
+    save_file(others | {"a\nb\x1b[31m": torch.zeros(1)}, second)
+    assert refusal(folder) == f"{folder}: 1 tensors are not this model's: a\\nb\\x1b[31m"
     save_file(others | {"model.layers.2.extra": torch.zeros(1)}, second)
     assert refusal(folder) == f"{folder}: 1 tensors are not this model's: model.layers.2.extra"
 
