@@ -159,7 +159,7 @@ def encoder_of(folder: Path) -> Encoder:
 
     Raises ValueError if the folder has no tokenizer.json.
     """
-    from fgengine.text import open_tokenizer
+    from fgengine.model.tokenizer_files import open_tokenizer
 
     tokenizer = open_tokenizer(folder)
 

@@ -6,6 +6,7 @@ It loads no model and does not import torch, so that the server's process remain
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,17 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from fgengine.model.files import ModelError
+from fgengine.model.tokenizer_files import open_tokenizer, read_chat_template, tokenizer_problems
+
+MAX_TOKEN_TEXTS_BYTES = 256 * 1024**2
+"""Limit for the texts of all tokens: a decoder can make a long text of a short token."""
 CONTEXT_TOKENS = 8
 """Tokens of the prompt that a detokenizer starts with, so that it continues the text correctly."""
 
 
 class TextError(ValueError):
-    """A tokenizer cannot be used, or a chat template refuses a chat. The message is one sentence."""
-
-
-def open_tokenizer(folder: Path) -> Tokenizer:
-    """Open the ``tokenizer.json`` in a model's folder. Raises TextError if it is missing or unreadable."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise TextError(f"there is no tokenizer.json in {folder}")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise TextError(f"{path} cannot be read: {error}") from error
+    """A model has no usable chat template, or its template refuses a chat. The message is one sentence."""
 
 
 class TextCodec:
@@ -52,19 +47,30 @@ class TextCodec:
         """Characters of the longest token. So a text has at least its length divided by this many tokens."""
 
     @classmethod
-    def load(cls, folder: Path) -> TextCodec:
+    def load(cls, folder: Path, model: str | None = None) -> TextCodec:
         """Load ``tokenizer.json`` and, for chats, ``tokenizer_config.json`` and ``chat_template.jinja``.
 
         If the chat template is unusable, only chats fail: ``chat_problem`` has the reason.
 
+        Args:
+            model: the model that will get the token ids, as a name of the catalog or a path; None: any.
+
         Raises:
-            TextError: there is no ``tokenizer.json``, or it cannot be read.
+            ModelError: there is no ``tokenizer.json``, it is damaged, or it is that of another model.
         """
-        tokenizer = open_tokenizer(folder)
+        codec = cls.without_chats(folder, model)
         try:
-            return cls(tokenizer, ChatTemplate.load(folder))
-        except TextError as error:
-            return cls(tokenizer, chat_problem=str(error))
+            codec._chat_template = ChatTemplate.load(folder)
+        except (ModelError, TextError) as error:
+            codec.chat_problem = f"the chat template cannot be read: {error}"
+        return codec
+
+    @classmethod
+    def without_chats(cls, folder: Path, model: str | None = None) -> TextCodec:
+        """Load only ``tokenizer.json``: chats are refused. Arguments and errors as for ``load``."""
+        tokenizer = open_tokenizer(folder, model)
+        with tokenizer_problems(folder / "tokenizer.json"):
+            return cls(tokenizer)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text, by default with the model's beginning-of-sequence token."""
@@ -204,19 +210,9 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate | None:
-        """Load the template of a folder; None if there is none. Raises TextError if it is unreadable."""
-        path = folder / "tokenizer_config.json"
-        try:
-            config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-            file = folder / "chat_template.jinja"
-            source = file.read_text("utf-8") if file.is_file() else config.get("chat_template")
-            if isinstance(source, list):  # an older format with several named templates
-                source = next((t["template"] for t in source if t.get("name") == "default"), None)
-            names = ("bos_token", "eos_token", "unk_token", "pad_token")
-            tokens = {name: _content(config[name]) for name in names if config.get(name)}
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise TextError(f"the chat template in {folder} cannot be read: {error}") from error
-        return cls(source, tokens) if source else None
+        """Load the template of a folder; None if there is none. Raises ModelError if a file is damaged."""
+        source, special_tokens = read_chat_template(folder)
+        return cls(source, special_tokens) if source else None
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Return the text of a chat. Raises TextError if the template is invalid or refuses the messages."""
@@ -237,16 +233,12 @@ class ChatTemplate:
         return str(rendered[0])
 
 
-def _content(token: str | Mapping[str, str]) -> str:
-    return token if isinstance(token, str) else token["content"]
-
-
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     """Return the bytes of each token id; empty for special tokens and for ids without a token.
 
     Supports the two decoders of our model families: GPT-2's byte alphabet (OPT, Llama 3, Qwen, SmolLM2), and
     SentencePiece's word marks with byte fallback (Llama 2, TinyLlama). For any other decoder, the bytes are
-    those of the token decoded alone.
+    those of the token decoded alone. Raises ValueError if they are too many to be texts of tokens.
     """
     spec = json.loads(tokenizer.to_str())
     decoder = spec.get("decoder") or {}
@@ -258,10 +250,13 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
         to_bytes = _sentencepiece
     special: set[int] = {token["id"] for token in spec.get("added_tokens", []) if token["special"]}
     vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-    table = [b""] * (max(vocab.values(), default=-1) + 1)
+    table, left = [b""] * (max(vocab.values(), default=-1) + 1), MAX_TOKEN_TEXTS_BYTES
     for text, token in vocab.items():
         if token not in special:
             table[token] = to_bytes(text) if to_bytes else tokenizer.decode([token]).encode()
+            left -= len(table[token])
+            if left < 0:
+                raise ValueError(f"the texts of its tokens have more than {MAX_TOKEN_TEXTS_BYTES} bytes")
     return table
 
 
@@ -273,6 +268,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_level(text: str) -> bytes:
@@ -283,6 +279,6 @@ def _byte_level(text: str) -> bytes:
 
 
 def _sentencepiece(text: str) -> bytes:
-    if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-        return bytes([int(text[3:5], 16)])
+    if byte := _BYTE_TOKEN.fullmatch(text):
+        return bytes.fromhex(byte[1])
     return text.replace("\u2581", " ").encode()

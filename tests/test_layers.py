@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
         (
             *("model.shape", "model.hf_config", "model.catalog", "model.fetch", "model.store"),
-            *("model.dummy_tokenizer", "model.gguf_convert"),
+            *("model.dummy_tokenizer", "model.gguf_convert", "model.files", "model.tokenizer_files"),
         ),
         ("kv", "plan"),
         (

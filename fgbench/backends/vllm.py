@@ -27,7 +27,8 @@ from fgbench.spec.cores import cores_text
 from fgbench.spec.start import StartSpec
 from fgengine.config import EngineConfig
 from fgengine.kv.sizing import block_bytes
-from fgengine.model.catalog import ModelError, shape_of
+from fgengine.model.catalog import shape_of
+from fgengine.model.files import ModelError
 from fgengine.model.shape import ModelShape
 from fgengine.model.store import dummy_folder, folder_of
 

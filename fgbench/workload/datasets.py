@@ -183,7 +183,7 @@ class Mix:
 
 def token_counter(folder: Path) -> TokenCounter:
     """Return a counter that uses the tokenizer.json in a model's folder; it counts no special tokens."""
-    from fgengine.text import open_tokenizer
+    from fgengine.model.tokenizer_files import open_tokenizer
 
     tokenizer = open_tokenizer(folder)
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fgengine.text import open_tokenizer
+from fgengine.model.tokenizer_files import open_tokenizer
 
 WORDS = 4_000
 """Number of words that are used at most."""

@@ -103,18 +103,22 @@ def need_of(model: Candidate, config: EngineConfig, machine: Machine) -> Need:
     pool_name = CONFIGURED_BLOCKS if config.num_device_blocks else f"KV of a request of {longest} tokens"
     pool = {pool_name: (blocks + DUMMY_BLOCKS) * per_block}
     swap_space = config.swap_space_bytes or 0
+    rope = {"rotary embedding": shape.rope_bytes} if shape.rope_bytes else {}
     if machine.gpu is not None:
-        return Need({"weights": shape.num_parameters * element_bytes} | pool, pinned=swap_space)
+        return Need({"weights": shape.num_parameters * element_bytes} | rope | pool, pinned=swap_space)
     weights = cpu_weight_bytes(shape, element_bytes)
     parts = {
         "weights": weights,
+        **rope,
         "a step": step_bytes(config, shape, element_bytes) + CPU_OVERHEAD_BYTES,
         **pool,
         **({CONFIGURED_SWAP: swap_space} if swap_space else {}),
     }
-    # While a layer's weight is reordered, memory holds it twice.
+    # While a layer's weight is reordered, memory holds it twice. While the table of rotary embeddings is
+    # computed, memory holds half of it twice.
     reordering = _largest_linear(shape) * element_bytes + CPU_OVERHEAD_BYTES
-    return Need(parts, loading={"weights": weights, "reordering the largest of them": reordering})
+    rope = {name: part + part // 2 for name, part in rope.items()}
+    return Need(parts, loading={"weights": weights, **rope, "reordering the largest of them": reordering})
 
 
 def cpu_weight_bytes(shape: ModelShape, element_bytes: int) -> int:

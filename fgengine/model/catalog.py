@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from fgengine.model.fetch import WheelFile
+from fgengine.model.files import ModelError, read_json
 from fgengine.model.hf_config import SUPPORTED_FAMILIES, shape_from_config
 from fgengine.model.shape import ModelShape
 
 MAX_CONFIG_BYTES = 1024**2
-
-
-class ModelError(ValueError):
-    """The requested model is not available. The message is one sentence that names the alternatives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +205,15 @@ def entry_of(name: str) -> CatalogEntry:
 
 def is_folder(model: str) -> bool:
     """Whether ``model`` is a folder on disk. A catalog name is never a folder, even if one has that name."""
-    return model.lower() not in CATALOG and Path(model).expanduser().is_dir()
+    return model.lower() not in CATALOG and path_of(model).is_dir()
+
+
+def path_of(model: str) -> Path:
+    """Return the path that a user gave for a model; a ``~`` stands for a home folder, if there is one."""
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(model)
 
 
 def shape_of(model: str) -> ModelShape:
@@ -221,25 +225,17 @@ def shape_of(model: str) -> ModelShape:
     """
     if not is_folder(model):
         return entry_of(model).shape
-    folder = Path(model).expanduser()
-    config = _read_json(folder / "config.json")
+    folder = path_of(model)
+    config = read_json(folder / "config.json", dict[str, Any], MAX_CONFIG_BYTES)
     if config is None:
         raise ModelError(f"{folder} holds no config.json: it is not a Hugging Face model folder")
-    try:
-        return shape_from_config(config, _read_json(folder / "generation_config.json"))
-    except ValueError as error:
-        raise ModelError(f"{folder}: {error}") from None
+    generation = read_json(folder / "generation_config.json", dict[str, Any], MAX_CONFIG_BYTES)
+    return shape_from_config(config, generation, folder)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ModelError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes, so it is no model configuration")
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} must hold a JSON object")
-    return found
+def vocabulary_of(model: str) -> tuple[int, str]:
+    """Return the number of token ids of a model, and words for where that number comes from."""
+    size = shape_of(model).vocab_size
+    if is_folder(model):
+        return size, f"vocab_size in {path_of(model) / 'config.json'}"
+    return size, f"the vocabulary of {entry_of(model).name}"

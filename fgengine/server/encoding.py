@@ -31,7 +31,7 @@ from fgengine.server.text_worker import (
     receive_answer,
     send,
 )
-from fgengine.text import TextCodec, TextError, open_tokenizer
+from fgengine.text import TextCodec, TextError
 
 WORKER = python_module("fgengine.server.text_worker")
 SHORT_TEXT = 4000
@@ -130,9 +130,12 @@ class Encoder:
         self._waiting = 0
 
     @classmethod
-    async def load(cls, folder: Path) -> Encoder:
-        """Load the tokenizer of a folder and start a process. Raises TextError if it cannot be read."""
-        encoder = await asyncio.to_thread(lambda: cls(TextCodec(open_tokenizer(folder)), folder))
+    async def load(cls, folder: Path, model: str | None = None) -> Encoder:
+        """Load the tokenizer of a folder and start a process.
+
+        Raises ModelError if it cannot be used, or not with this model (a name or a path; None: any).
+        """
+        encoder = cls(await asyncio.to_thread(TextCodec.without_chats, folder, model), folder)
         await encoder._start()
         return encoder
 

@@ -131,7 +131,7 @@ class _Server:
         """Start the engine and serve until it breaks; return the reason as a sentence."""
         try:
             folder = await asyncio.to_thread(find_tokenizer)
-            encoder = self._encoder = service.encoder = await Encoder.load(folder)
+            encoder = self._encoder = service.encoder = await Encoder.load(folder, config.model)
         except (ValueError, OSError) as error:
             return str(error)
         if encoder.chat_problem:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE, WordPiece
 
+from fgengine.model.files import ModelError
 from fgengine.text import ChatTemplate, StopStrings, TextCodec, TextError, token_bytes
 
 CORPUS = [
@@ -252,10 +253,10 @@ def test_features_that_templates_on_the_hub_use_are_supported(tmp_path: Path, so
 
 def test_an_unreadable_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(TextError, match="cannot be read"):
+    with pytest.raises(ModelError, match="not valid JSON"):
         TextCodec.load(tmp_path)
 
 
 def test_a_missing_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TextError, match=r"no tokenizer\.json"):
+    with pytest.raises(ModelError, match=r"no tokenizer\.json"):
         TextCodec.load(tmp_path)
