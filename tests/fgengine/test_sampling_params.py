@@ -110,7 +110,7 @@ def test_a_bias_of_a_token_outside_the_vocabulary_is_refused(symbolic_engine: Bu
 
 def test_min_tokens_that_forbid_every_token_are_refused(symbolic_engine: Build) -> None:
     engine = symbolic_engine(eos=frozenset({0}))
-    engine.add("good", [1], SamplingParams(min_tokens=1, stop_token_ids=tuple(range(2, 3000)) + (-1,)))
+    engine.add("good", [1], SamplingParams(min_tokens=1, stop_token_ids=(-1, *range(2, 3000))))
     with pytest.raises(RequestRefused, match=r"^min_tokens cannot be met"):
         engine.add("bad", [1], SamplingParams(min_tokens=1, stop_token_ids=tuple(range(1, 2000))))
 
