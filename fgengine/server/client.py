@@ -9,11 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import msgspec
+
 from fgengine.config import EngineConfig
 from fgengine.request import SamplingParams
 from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.server import messages
-from fgengine.server.messages import Account, NewToken
+from fgengine.server.messages import Account, NewToken, PromptToken
 
 State = Literal["starting", "ready", "draining", "hung", "broken", "stopping"]
 """draining: only open requests are finished. hung: the engine has not answered for too long."""
@@ -38,6 +40,8 @@ class TokenStream:
     def __init__(self, id: str) -> None:
         self.id = id
         self._tokens: list[NewToken] = []
+        self._prompt: list[PromptToken] = []
+        """The prompt's log probabilities, until the first token."""
         self._account: Account | None = None
         self._make_error: Callable[[], Exception] | None = None
         self._accepted, self._news, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -75,10 +79,16 @@ class TokenStream:
 
     def put(self, token: NewToken) -> None:
         """Add a token from the engine."""
+        if self._prompt:
+            token, self._prompt = msgspec.structs.replace(token, prompt=self._prompt), []
         self._tokens.append(token)
         if token.account is not None:
             self.end(token.account)
         self._news.set()
+
+    def put_prompt(self, tokens: list[PromptToken]) -> None:
+        """Add the log probabilities of some prompt tokens; the first token will carry all of them."""
+        self._prompt += tokens
 
     def end(self, account: Account) -> None:
         """Record that the request has ended."""
@@ -235,7 +245,10 @@ class EngineClient:
             while self.state != "broken":
                 header = await reader.readexactly(messages.LENGTH_BYTES)
                 body = await reader.readexactly(int.from_bytes(header, "big"))
-                self._handle(messages.read_event(body))
+                event = messages.read_event(body)
+                self._handle(event)
+                if isinstance(event, messages.PromptPart):
+                    await asyncio.sleep(0)  # others get their turn before the next part is read
         except (asyncio.IncompleteReadError, ConnectionError):
             self._break(await self._ending())
         except Exception as error:  # after any error, no request may wait for an answer that cannot come
@@ -250,6 +263,9 @@ class EngineClient:
                     stream.put(token)
                     if token.finish_reason is not None:
                         del self._streams[token.id]
+        elif isinstance(event, messages.PromptPart):
+            if event.id in self._streams:
+                self._streams[event.id].put_prompt(event.tokens)
         elif isinstance(event, messages.Accepted):
             if event.id in self._streams:
                 self._streams[event.id].accept()

@@ -63,6 +63,19 @@ BATCH_SIZE = 8
 """In a smaller batch, the short prompts would fit the pool, and nothing would be preempted."""
 COST = CostModel(step=0.001, prefill_token=1e-5, decode_request=1e-4)
 
+GREEDY = SamplingParams(max_tokens=OUTPUT_TOKENS, temperature=0.0, ignore_eos=True)
+FEATURES = replace(
+    GREEDY,
+    repetition_penalty=0.8,
+    frequency_penalty=0.7,
+    logit_bias=((3, 0.5),),
+    min_tokens=5,
+    logprobs=True,
+    top_logprobs=3,
+    prompt_logprobs=4,
+)
+"""The penalties make answers repeat tokens, and then stop it; so each token depends on the ones before it."""
+
 LOGITS_TOLERANCE = {torch.float32: 5e-3, torch.float16: 0.08, torch.bfloat16: 0.6}
 """Maximum difference from the logits that plain torch computes on the CPU in float32, relative to their root
 mean square. On a CPU, the maximum error of our kernels was 0.0012 in float32. That of plain torch was 0.029
@@ -160,6 +173,29 @@ def test_tokens_under_preemption_equal_those_of_each_request_alone(shape: ModelS
     assert preempted > 0, "there were enough blocks, so nothing was preempted"
     differing = [pair for pair in zip(together, alone, strict=True) if pair[0] != pair[1]]
     assert all(differ_at_a_tie(shape, *pair) for pair in differing)
+
+
+@pytest.mark.parametrize("mode", [MODES[1], MODES[-1]], ids=str)
+@pytest.mark.slow
+def test_penalties_and_log_probabilities_do_not_depend_on_preemption(mode: Mode) -> None:
+    """Rounding may decide between two nearly equal logits in one request of all; then the rest differs."""
+    prompts = prompts_of(LENGTHS)
+    alone, _ = requests_of(OPT, ALONE, prompts, FEATURES, together=False)
+    together, stats = requests_of(OPT, mode, prompts, FEATURES, together=True)
+    assert stats["recomputed_tokens" if mode.offloading == "recompute" else "offloaded_blocks"] > 0
+    assert [list(request.tokens) for request in alone] != tokens_alone(OPT, LENGTHS)
+    pairs = list(zip(together, alone, strict=True))
+    assert sum(ours.tokens != theirs.tokens for ours, theirs in pairs) <= 1
+    for ours, theirs in pairs:
+        assert ours.prompt_logprobs is not None
+        assert theirs.prompt_logprobs is not None
+        entries = list(ours.prompt_logprobs.entries()), list(theirs.prompt_logprobs.entries())
+        assert len(entries[0]) == len(entries[1]) == ours.prompt_len - 1
+        for (ours_here, top), (theirs_here, other_top) in zip(*entries, strict=True):
+            assert ours_here == pytest.approx(theirs_here, abs=1e-3)
+            assert [value for _, value in top] == pytest.approx([value for _, value in other_top], abs=1e-3)
+        if ours.tokens == theirs.tokens:
+            assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -262,7 +298,15 @@ def differ_at_a_tie(shape: ModelShape, ours: list[int], theirs: list[int], tie: 
 def serve(
     shape: ModelShape, mode: Mode, prompts: list[list[int]], *, together: bool
 ) -> tuple[list[list[int]], dict[str, Any]]:
-    """Return the tokens of every prompt and the engine's stats.
+    """Return the tokens of every prompt, greedily chosen, and the engine's stats; see ``requests_of``."""
+    requests, stats = requests_of(shape, mode, prompts, GREEDY, together=together)
+    return [list(request.tokens) for request in requests], stats
+
+
+def requests_of(
+    shape: ModelShape, mode: Mode, prompts: list[list[int]], params: SamplingParams, *, together: bool
+) -> tuple[list[Request], dict[str, Any]]:
+    """Return the finished request of every prompt and the engine's stats.
 
     Args:
         together: serve all prompts at once, with too few blocks for all; else one after the other.
@@ -284,11 +328,10 @@ def serve(
     engine = Engine(
         scheduler, runner, runner.copies, WallClock(), vocab_size=vocab_size, overlap=mode.overlap
     )
-    params = SamplingParams(max_tokens=OUTPUT_TOKENS, temperature=0.0, ignore_eos=True)
     groups = [prompts] if together else [[prompt] for prompt in prompts]
-    tokens = [list(request.tokens) for group in groups for request in engine.generate(group, params)]
+    requests = [request for group in groups for request in engine.generate(group, params)]
     engine.close()
-    return tokens, engine.stats()
+    return requests, engine.stats()
 
 
 def prompts_of(lengths: Lengths) -> list[list[int]]:
