@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import PurePath
 
 import msgspec
 from aiohttp import web
@@ -13,11 +12,13 @@ from aiohttp import web
 from fgengine.clock import WallClock
 from fgengine.scheduling.refusal import Busy, QueueFull, RequestRefused
 from fgengine.server.client import EngineError
-from fgengine.server.generation import Generation, Service
+from fgengine.server.generation import Service
+from fgengine.server.options import ServerOptions
 from fgengine.server.schemas import MAX_BODY_BYTES, BadRequestError, Body, read_body
 from fgengine.text import TextCodec, TextError
 
 SERVICE = web.AppKey("service", Service)
+OPTIONS = web.AppKey("options", ServerOptions)
 LONG_TEXT = 20_000
 """A prompt with at least this number of characters is tokenized in a thread, to not delay other streams."""
 
@@ -34,12 +35,13 @@ def error_body(message: str, kind: str, field: str | None = None, code: str | No
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": field, "code": code}})
 
 
-def error_response(status: int, message: str, kind: str, field: str | None = None) -> web.Response:
+def error_response(
+    status: int, message: str, kind: str, field: str | None = None, code: str | None = None
+) -> web.Response:
     """Return an error answer. A 503 has a Retry-After header."""
     headers = {"Retry-After": "1"} if status == 503 else None
-    return web.Response(
-        status=status, body=error_body(message, kind, field), content_type="application/json", headers=headers
-    )
+    body = error_body(message, kind, field, code)
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
 
 
 def busy_response(error: Busy) -> web.Response:
@@ -96,8 +98,10 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return await handler(request)
     except Busy as error:
         return busy_response(error)
-    except (BadRequestError, TextError, RequestRefused) as error:
-        return error_response(400, str(error), "invalid_request_error", getattr(error, "field", None))
+    except BadRequestError as error:
+        return error_response(400, str(error), "invalid_request_error", error.field, error.code)
+    except (TextError, RequestRefused) as error:
+        return error_response(400, str(error), "invalid_request_error")
     except UnknownModelError as error:
         body = error_body(str(error), "invalid_request_error", "model", "model_not_found")
         return web.Response(status=404, body=body, content_type="application/json")
@@ -129,15 +133,6 @@ async def read_posted(request: web.Request, kind: type[Body]) -> tuple[Body, flo
     return read_body(raw, kind, _log_once), arrival
 
 
-def check_model(asked: str | None, served: str) -> None:
-    """Raise UnknownModelError if a request wants another model than the server has.
-
-    The last part of the model's path is a name of it too.
-    """
-    if asked and asked not in (served, PurePath(served).name):
-        raise UnknownModelError(f"the model {asked[:100]!r} does not exist: this server has {served}")
-
-
 class UnknownModelError(ValueError):
     """A request wants a model that the server does not have."""
 
@@ -154,22 +149,27 @@ def _log_once(name: str) -> None:
         log.warning("requests have the field %r, which this server does not know and ignores", name[:64])
 
 
-async def prompt_ids(prompt: str | list[int], codec: TextCodec) -> list[int]:
-    """Return the token ids of a prompt, which may be text or token ids."""
+async def prompt_ids(
+    prompt: str | list[int], codec: TextCodec, *, special_tokens: bool | None = None
+) -> list[int]:
+    """Return the token ids of a prompt, which may be text or token ids.
+
+    ``special_tokens``: whether a text gets the model's beginning-of-sequence token; None: it does.
+    """
     if not isinstance(prompt, str):
         return prompt
+    special = special_tokens is not False
     if len(prompt) < LONG_TEXT:
-        return codec.encode(prompt)
-    return await asyncio.to_thread(codec.encode, prompt)
+        return codec.encode(prompt, special_tokens=special)
+    return await asyncio.to_thread(codec.encode, prompt, special_tokens=special)
 
 
-def usage(prompt_tokens: int, generation: Generation) -> dict[str, int]:
+def usage(prompt_tokens: int, output_tokens: int) -> dict[str, int]:
     """Return the numbers of tokens, in OpenAI's format."""
-    output = generation.output_tokens
     return {
         "prompt_tokens": prompt_tokens,
-        "completion_tokens": output,
-        "total_tokens": prompt_tokens + output,
+        "completion_tokens": output_tokens,
+        "total_tokens": prompt_tokens + output_tokens,
     }
 
 
@@ -206,7 +206,7 @@ class Stream:
         await self._response.write_eof(last)
         return self._response
 
-    async def fail(self, error: EngineError) -> web.StreamResponse:
+    async def fail(self, error: EngineError | Busy) -> web.StreamResponse:
         """End the stream with the error. Raises it if no headers were sent, so that it sets the status."""
         if not self._response.prepared:
             raise error

@@ -25,6 +25,7 @@ from fgengine.server import worker
 from fgengine.server.app import make_app
 from fgengine.server.client import EngineClient
 from fgengine.server.generation import Service
+from fgengine.server.options import ServerOptions
 from fgengine.server.process import EngineProcess
 from fgengine.text import ChatTemplate, TextCodec
 
@@ -68,7 +69,7 @@ def _byte_of(char: str) -> int:
 
 @pytest.fixture
 def codec(byte_tokenizer: Tokenizer, tmp_path: Path) -> TextCodec:
-    source = "{% for m in messages %}{% if m.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
+    source = "{% for m in messages %}{% if m.role in ('robot', 'function') %}{{ raise_exception('no robots') }}{% endif %}"
     source += "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     (tmp_path / "chat_template.jinja").write_text(source)
     byte_tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -110,7 +111,13 @@ class Served:
 
 
 @pytest.fixture
-async def served(fake: ModuleType, codec: TextCodec) -> AsyncIterator[Served]:
+def server_options() -> ServerOptions:
+    """The settings of ``served``; a test may parametrize them."""
+    return ServerOptions()
+
+
+@pytest.fixture
+async def served(fake: ModuleType, codec: TextCodec, server_options: ServerOptions) -> AsyncIterator[Served]:
     made: list[Any] = []
 
     def make(config: EngineConfig, report: Any) -> Any:
@@ -126,7 +133,7 @@ async def served(fake: ModuleType, codec: TextCodec) -> AsyncIterator[Served]:
     await client.settled.wait()
     service = Service(client)
     service.codec = codec
-    runner = web.AppRunner(make_app(service), handler_cancellation=True, shutdown_timeout=0.1)
+    runner = web.AppRunner(make_app(service, server_options), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from array import array
 from collections.abc import Callable
 from typing import Any
 
 from fgengine.config import EngineConfig
 from fgengine.plan import TokenEvent
+from fgengine.prompt_logprobs import PromptLogprobs
 from fgengine.request import Request, SamplingParams
 
 VOCAB_SIZE = 261
@@ -32,6 +34,8 @@ class FakeEngine:
         self.requests: dict[str, Request] = {}
         self.users: list[str] = []
         """The user of every request, in order of arrival."""
+        self.params: list[SamplingParams] = []
+        """The sampling parameters of every request, in order of arrival."""
         self.aborted: list[str] = []
         self.closed = False
         self.refuse: Exception | None = None
@@ -54,6 +58,7 @@ class FakeEngine:
             raise ValueError(f"prompt + max_tokens is {request.max_len}, more than {self.max_model_len}")
         self.requests[id] = request
         self.users.append(user)
+        self.params.append(params)
         return request
 
     def abort(self, id: str) -> bool:
@@ -91,7 +96,11 @@ class FakeEngine:
                 request.finish("stop", time.monotonic())
             if request.finished:
                 del self.requests[request.id]
-            events.append(TokenEvent(request, token, -0.5 if request.params.logprobs else None))
+            params = request.params
+            top = _top(token, params.top_logprobs) if params.top_logprobs else None
+            first = request.num_generated == 1 and params.prompt_logprobs is not None
+            scored = _scored(prompt, params.prompt_logprobs or 0) if first else None
+            events.append(TokenEvent(request, token, -0.5 if params.logprobs else None, top, scored))
         return events
 
     def stats(self) -> dict[str, Any]:
@@ -104,6 +113,23 @@ class FakeEngine:
 
     def close(self) -> None:
         self.closed = True
+
+
+def _top(token: int, count: int) -> list[tuple[int, float]]:
+    """Return the token and those after it; each is less probable than the one before."""
+    return [((token + i) % 256, -0.5 - i) for i in range(count)]
+
+
+def _scored(prompt: list[int], count: int) -> PromptLogprobs:
+    """Return the prompt's tokens, each as probable as if it had been generated."""
+    top = [one for token in prompt[1:] for one in _top(token, count)]
+    return PromptLogprobs(
+        0,
+        count,
+        array("f", [-0.5] * (len(prompt) - 1)),
+        array("i", [token for token, _ in top]),
+        array("f", [logprob for _, logprob in top]),
+    )
 
 
 def make_fake(config: EngineConfig, report: Callable[[str], None]) -> FakeEngine:
