@@ -12,7 +12,13 @@ from fgengine.config import EngineConfig
 from fgengine.kv.transfer import CopyEngine
 from fgengine.plan import StepPlan, StepResult, TokenEvent
 from fgengine.request import Request, SamplingParams
-from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
+from fgengine.scheduling.refusal import (
+    QueueFull,
+    QueueTimeout,
+    RequestRefused,
+    check_leaves_a_token,
+    check_needs_no_logits,
+)
 from fgengine.scheduling.scheduler import Scheduler
 from fgengine.scheduling.stats import stats_of
 from fgengine.work import StepTimer, Work
@@ -173,10 +179,19 @@ class Engine:
             RequestRefused: the request can never run; the message has the reason.
             QueueFull: too many requests wait.
         """
+        if self.analytic_device:
+            check_needs_no_logits(params)
         if not prompt:
             raise RequestRefused("the prompt is empty; it needs at least one token")
         if min(prompt) < 0 or max(prompt) >= self.vocab_size:
             raise RequestRefused(f"the prompt has token ids outside 0 .. {self.vocab_size - 1}")
+        for token, _ in params.logit_bias:
+            if not 0 <= token < self.vocab_size:
+                raise RequestRefused(
+                    f"logit_bias has the token {token}: the model's tokens are 0 .. {self.vocab_size - 1}"
+                )
+        if params.min_tokens:
+            check_leaves_a_token(params, self.scheduler.limits.eos_token_ids, self.vocab_size)
         now = self.clock.now()
         request = Request.new(id, prompt, params, now if arrival is None else min(arrival, now), user)
         self.scheduler.add(request, now)

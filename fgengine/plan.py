@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fgengine.kv.transfer import Transfer
+from fgengine.prompt_logprobs import PromptLogprobs, TopTokens
 from fgengine.request import Request
 
 
@@ -54,6 +55,11 @@ class StepResult:
     """The new token of each request that yields one, by request id."""
     logprobs: dict[str, float] = field(default_factory=dict)
     """Log probabilities of these tokens, by request id; only for requests with ``params.logprobs``."""
+    top_logprobs: dict[str, TopTokens] = field(default_factory=dict)
+    """The most probable tokens in their places, by request id; only for requests with
+    ``params.top_logprobs``."""
+    prompt_logprobs: dict[str, PromptLogprobs] = field(default_factory=dict)
+    """A piece for each prompt that asks for it and of which the step computed a part, by request id."""
 
 
 class TokenEvent(NamedTuple):
@@ -63,3 +69,7 @@ class TokenEvent(NamedTuple):
     token: int
     logprob: float | None
     """Natural logarithm of the token's probability; None unless requested."""
+    top: TopTokens | None = None
+    """The most probable tokens in its place; None unless requested."""
+    prompt: PromptLogprobs | None = None
+    """With the first token: the log probabilities of the prompt; None unless requested."""

@@ -6,6 +6,17 @@ from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fgengine.adjustment import Adjustment
+from fgengine.prompt_logprobs import PromptLogprobs, TopTokens
+
+MAX_TOP = 20
+"""Maximum number of most probable tokens that are reported at a position."""
+MAX_PENALTY = 2.0
+MAX_REPETITION_PENALTY = 10.0
+MAX_BIAS = 100.0
+MAX_BIASES = 1024
+"""Maximum number of tokens with a bias."""
+
 FinishReason = Literal["length", "stop", "abort", "error", "timeout"]
 """Why a request ended.
 
@@ -41,15 +52,37 @@ class SamplingParams:
     """Nucleus sampling: the most probable tokens with this total probability are kept; above 0, at most 1."""
     top_k: int = 0
     """The number of most probable tokens that are kept; 0 keeps the complete vocabulary."""
+    min_p: float = 0.0
+    """Tokens with less than this share of the most probable token's probability are left out, 0 to 1. It
+    applies after the temperature, and before top_k and top_p, as in vLLM."""
+    min_tokens: int = 0
+    """EOS and ``stop_token_ids`` cannot be chosen before this number of output tokens; at most
+    ``max_tokens``."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that were generated, -2 to 2."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit each time it was generated, -2 to 2."""
+    repetition_penalty: float = 1.0
+    """Positive logits of the prompt's and generated tokens are divided by it, negative ones multiplied; above
+    0, at most 10. It applies before the other penalties."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, each with a number from -100 to 100 that is added to its logit before the penalties."""
     seed: int | None = None
-    """Random seed, 0 to 2^63 - 1. The same seed, prompt and parameters give the same tokens, independent of
-    other requests. None: the seed depends on the request's id."""
+    """Random seed, -2^63 to 2^63 - 1. The same seed, prompt and parameters give the same tokens, independent
+    of other requests. None: the seed depends on the request's id."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the request, in addition to EOS."""
     ignore_eos: bool = False
     """Whether EOS does not end the request."""
     logprobs: bool = False
-    """Whether to report each chosen token's log probability (natural, before temperature, as OpenAI does)."""
+    """Whether to report each chosen token's log probability: natural, of the model's own logits, before
+    temperature, penalties and biases, as vLLM does."""
+    top_logprobs: int = 0
+    """The number of most probable tokens to report at each output position, with their log probabilities, 0
+    to 20. Needs ``logprobs``."""
+    prompt_logprobs: int | None = None
+    """None: off. 0 to 20: report the log probability of each prompt token given those before it, and this
+    number of most probable tokens at its position."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -60,13 +93,67 @@ class SamplingParams:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be between 0 and 2^63 - 1, not {self.seed}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p must be between 0 and 1, not {self.min_p}")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ValueError(
+                f"min_tokens must be between 0 and max_tokens {self.max_tokens}, not {self.min_tokens}"
+            )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -MAX_PENALTY <= getattr(self, name) <= MAX_PENALTY:
+                raise ValueError(f"{name} must be between -2 and 2, not {getattr(self, name)}")
+        if not 0.0 < self.repetition_penalty <= MAX_REPETITION_PENALTY:
+            raise ValueError(
+                f"repetition_penalty must be above 0 and at most 10, not {self.repetition_penalty}"
+            )
+        self._check_biases()
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must be between -2^63 and 2^63 - 1, not {self.seed}")
+        if not 0 <= self.top_logprobs <= MAX_TOP:
+            raise ValueError(f"top_logprobs must be between 0 and {MAX_TOP}, not {self.top_logprobs}")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: set logprobs to True")
+        if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_TOP:
+            raise ValueError(f"prompt_logprobs must be between 0 and {MAX_TOP}, not {self.prompt_logprobs}")
+
+    def _check_biases(self) -> None:
+        if not self.logit_bias:
+            return
+        if len(self.logit_bias) > MAX_BIASES:
+            raise ValueError(f"logit_bias has {len(self.logit_bias)} tokens: give at most {MAX_BIASES}")
+        for token, bias in self.logit_bias:
+            if not -MAX_BIAS <= bias <= MAX_BIAS:
+                raise ValueError(f"logit_bias must be between -100 and 100, not {bias} (of token {token})")
+        if len({token for token, _ in self.logit_bias}) < len(self.logit_bias):
+            raise ValueError("logit_bias has a token twice: give each token one bias")
 
     @property
     def greedy(self) -> bool:
         """Whether the most probable token is always chosen."""
         return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the tokens so far change the logits."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+    @property
+    def changes_every_token(self) -> bool:
+        """Whether logits change before each token is sampled. ``min_tokens`` changes those of the first."""
+        return self.min_p > 0.0 or self.has_penalties or bool(self.logit_bias)
+
+    @property
+    def needs_logits(self) -> str | None:
+        """A field whose effect depends on the model's logits, so that no filler could show it; or None."""
+        wanted = {
+            "logit_bias": self.logit_bias,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty != 1.0,
+            "top_logprobs": self.top_logprobs,
+            "prompt_logprobs": self.prompt_logprobs is not None,
+        }
+        return next((name for name, value in wanted.items() if value), None)
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +179,12 @@ class Request:
     """Leading tokens whose KV exists (on the device, on the host or in transfer)."""
     logprobs: list[float] = field(default_factory=list)
     """Log probability of each generated token, if requested."""
+    top_logprobs: list[TopTokens] = field(default_factory=list)
+    """The most probable tokens at each output position, if requested."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """Log probabilities of the prompt's tokens as far as they are computed; None: not requested."""
+    adjustment: Adjustment | None = None
+    """How the logits change before sampling; None: not at all."""
     finish_reason: FinishReason | None = None
     """Why the request ended; None while it is unfinished."""
     first_token_at: float | None = None
@@ -110,6 +203,13 @@ class Request:
     )
     """Seconds spent in each phase, without the current one. Once finished, their sum is the JCT on the
     engine's clock."""
+
+    def __post_init__(self) -> None:
+        params = self.params
+        if params.changes_every_token or params.min_tokens:
+            self.adjustment = Adjustment(params, self.prompt_len)
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = PromptLogprobs()
 
     @classmethod
     def new(

@@ -20,6 +20,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
                 "settings",
                 "config",
                 "request",
+                "adjustment",
+                "prompt_logprobs",
                 "clock",
                 "files",
                 "child",

@@ -10,16 +10,32 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from fgengine.config import EngineConfig
+from fgengine.execution.prompt_passes import POSITIONS
 from fgengine.kv.sizing import GpuMemory, listed
 from fgengine.plan import PlanItem, StepPlan
-from fgengine.request import Request, SamplingParams
+from fgengine.request import MAX_TOP, Request, SamplingParams
 from fgengine.units import size
 
 if TYPE_CHECKING:
     from fgengine.execution.runner import TorchRunner
 
-DEAREST = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, seed=0, ignore_eos=True, logprobs=True)
+DEAREST = SamplingParams(
+    temperature=1.0,
+    top_k=50,
+    top_p=0.9,
+    min_p=0.01,
+    min_tokens=1,
+    presence_penalty=0.1,
+    repetition_penalty=1.1,
+    logit_bias=((0, 1.0),),
+    seed=0,
+    ignore_eos=True,
+    logprobs=True,
+    top_logprobs=MAX_TOP,
+)
 """Uses every sampling feature, so that sampling takes the maximum memory."""
+SCORED = SamplingParams(ignore_eos=True, prompt_logprobs=MAX_TOP)
+"""Asks for the log probabilities of the prompt, which is then computed in parts."""
 
 
 class MemoryProbe(Protocol):
@@ -91,10 +107,11 @@ def measure(trial: TorchRunner, config: EngineConfig, probe: MemoryProbe, *, gra
     """
     trial.pool.zero_()
     with _shortage_explained(trial, config, probe):
-        full, decode = _full_step(trial, config), _decode_step(trial, config)
-        for plan in (full, decode, _step(trial, [1])):  # a single decode uses other kernels (split context)
+        full, decode, scored = (kind(trial, config) for kind in (_full_step, _decode_step, _scored_step))
+        single = _step(trial, [1])  # uses other kernels (split context)
+        for plan in (full, decode, scored, single):
             trial.execute(plan)  # compiles kernels and fills workspaces; their memory is not part of a step
-        step_peaks = [_peak_of(partial(trial.execute, plan), probe) for plan in (full, decode)]
+        step_peaks = [_peak_of(partial(trial.execute, plan), probe) for plan in (full, decode, scored)]
         graph_peak = _peak_of(partial(trial.logits, decode), probe)
     probe.settle()
     reserved = probe.reserved()
@@ -126,11 +143,15 @@ def _decode_step(trial: TorchRunner, config: EngineConfig) -> StepPlan:
     return _step(trial, [1] * min(config.max_batch_size, config.max_tokens_per_batch))
 
 
-def _step(trial: TorchRunner, lengths: list[int]) -> StepPlan:
+def _scored_step(trial: TorchRunner, config: EngineConfig) -> StepPlan:
+    return _step(trial, [min(POSITIONS + 1, config.max_tokens_per_batch, trial.max_model_len)], SCORED)
+
+
+def _step(trial: TorchRunner, lengths: list[int], params: SamplingParams = DEAREST) -> StepPlan:
     end = trial.max_model_len
     tokens = [0] * end
     blocks = [0] * -(-end // trial.block_size)
-    requests = [Request(f"trial-{n}", end, DEAREST, 0.0, tokens) for n in range(len(lengths))]
+    requests = [Request(f"trial-{n}", end, params, 0.0, tokens) for n in range(len(lengths))]
     items = [PlanItem(r, end - n, n, blocks, True) for r, n in zip(requests, lengths, strict=True)]
     return StepPlan(0, items)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fgengine.execution.copying import copy_engine
@@ -17,7 +18,9 @@ from fgengine.execution.device_tokens import DeviceTokens, fill_in, sources
 from fgengine.execution.graphs import Capture, DecodeGraphs, Track, cuda_capture
 from fgengine.execution.host_memory import host_memory
 from fgengine.execution.pinned import pinned_empty
-from fgengine.execution.sampler import logprobs_of, sample
+from fgengine.execution.prompt_passes import Pass, divide, pieces_of, scores_of
+from fgengine.execution.sampler import sample
+from fgengine.execution.scoring import Scores, score
 from fgengine.execution.threads import Threads
 from fgengine.execution.timing import timer_on, to_host
 from fgengine.kv import sizing
@@ -127,27 +130,41 @@ class TorchRunner:
         if self._threads is not None:
             self._threads.adapt()
         timer = timer_on(self.device)
-        items = sorted(plan.items, key=lambda item: item.num_tokens > 1)  # decodes first: see RaggedBatch
+        passes: Sequence[Pass] = ()
+        rest = plan.items
+        if any(item.request.prompt_logprobs is not None for item in rest):
+            passes, rest = divide(rest)
+        scored = [(one, self._score(one)) for one in passes]
+        items = sorted(rest, key=lambda item: item.num_tokens > 1)  # decodes first: see RaggedBatch
         ending = [item for item in items if item.yields_token]
         asked = [row for row, item in enumerate(ending) if item.request.params.logprobs]
-        tokens = logprobs = torch.empty(0)
-        if not items:
-            logits = torch.empty(0)
-        elif self.graphs is not None and self.graphs.fits(items, self.pool):
-            logits = self.graphs.logits(items, self._device_tokens)
-        else:
-            logits = self._logits(items, everywhere=False)
-        self._device_tokens = None
+        tokens = logits = torch.empty(0)
+        scores: Scores | None = None
+        if items:
+            if self.graphs is not None and self.graphs.fits(items, self.pool):
+                logits = self.graphs.logits(items, self._device_tokens)
+            else:
+                logits = self._logits(items, _last_rows(items))
+        unread, self._device_tokens = self._device_tokens, None
         if ending:
             positions = [item.start + item.num_tokens - item.request.prompt_len for item in ending]
             yielding = [item.request for item in ending]
-            chosen = sample(self.model.ops, logits, yielding, positions, self.seed)
+            chosen = sample(
+                self.model.ops,
+                logits,
+                yielding,
+                positions,
+                self.seed,
+                eos_token_ids=self.shape.eos_token_ids,
+                unread=unread,
+            )
             places = {item.request: (row, item.start + item.num_tokens) for row, item in enumerate(ending)}
             self._device_tokens = DeviceTokens(chosen, places)
             tokens = to_host(chosen)
             if asked:
                 rows = place(np.array(asked), self.device)
-                logprobs = to_host(logprobs_of(logits[rows], chosen[rows]))
+                num_top = max(yielding[row].params.top_logprobs for row in asked)
+                scores = score(logits[rows], chosen[rows], num_top).to_host()
         timer.stop()
         device_tokens = self._device_tokens
 
@@ -156,14 +173,25 @@ class TorchRunner:
             if self._device_tokens is device_tokens:
                 self._device_tokens = None  # from now on, the requests hold these tokens
             ids = [item.request.id for item in ending]
-            return StepResult(
+            found = StepResult(
                 plan.step,
                 seconds,
                 dict(zip(ids, tokens.tolist(), strict=True)),
-                dict(zip([ids[row] for row in asked], logprobs.tolist(), strict=True)),
+                prompt_logprobs=pieces_of(scored),
             )
+            if scores is not None:
+                found.logprobs.update(zip([ids[row] for row in asked], scores.logprobs.tolist(), strict=True))
+                for at, row in enumerate(asked):
+                    if num_top := ending[row].request.params.top_logprobs:
+                        found.top_logprobs[ids[row]] = scores.top(at, num_top)
+            return found
 
         return collect
+
+    def _score(self, one: Pass) -> Scores:
+        """Compute a pass of prompts; return the scores of their tokens, being copied to the host."""
+        logits = self._logits(one.items, np.array(one.rows))
+        return scores_of(logits, place(np.array(one.targets), self.device), one.num_top).to_host()
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan, everywhere: bool = False) -> Tensor:
@@ -171,9 +199,10 @@ class TorchRunner:
 
         There is one row for each item that yields a token, or for each input token if ``everywhere``.
         """
-        return self._logits(plan.items, everywhere)
+        return self._logits(plan.items, None if everywhere else _last_rows(plan.items))
 
-    def _logits(self, items: Sequence[PlanItem], everywhere: bool) -> Tensor:
+    def _logits(self, items: Sequence[PlanItem], wanted: NDArray[np.int64] | None) -> Tensor:
+        """Return the logits of the ``wanted`` input tokens [R]; None: of all."""
         batch = RaggedBatch.build(
             [(item.start, item.num_tokens, item.blocks) for item in items], self.block_size, self.device
         )
@@ -185,11 +214,7 @@ class TorchRunner:
             source = sources(items, self._device_tokens)
             if source.max() >= 0:
                 tokens = fill_in(tokens, place(source, self.device), self._device_tokens.tokens)
-        rows: Tensor | None = None
-        if not everywhere:
-            ends = itertools.accumulate(item.num_tokens for item in items)
-            last = [end - 1 for end, item in zip(ends, items, strict=True) if item.yields_token]
-            rows = place(np.array(last, np.int64), self.device)
+        rows = None if wanted is None else place(wanted, self.device)
         if self.program is not None and rows is not None:
             return self.program.logits(tokens, batch, self.pool, rows)
         logits: Tensor = self.model(tokens, batch, self.pool, rows)
@@ -237,6 +262,12 @@ class TorchRunner:
     def close(self) -> None:
         """Wait for the copies in flight and end the copy engine."""
         self.copies.close()
+
+
+def _last_rows(items: Sequence[PlanItem]) -> NDArray[np.int64]:
+    """Return the input tokens that are the last ones of items that yield a token."""
+    ends = itertools.accumulate(item.num_tokens for item in items)
+    return np.array([end - 1 for end, item in zip(ends, items, strict=True) if item.yields_token], np.int64)
 
 
 def _pool(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, remedy: str) -> Tensor:

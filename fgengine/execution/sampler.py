@@ -1,18 +1,22 @@
 """Samples tokens from logits. A draw depends only on the request's seed, output position and logits.
 
-So a request gets the same tokens alone, in any batch, and after it was evicted and recomputed.
+So a request gets the same tokens alone, in any batch, and after it was evicted and recomputed. The same holds
+for requests that change their logits (``adjusting``): only their rows are copied and changed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from fgengine.execution.adjusting import adjust
+from fgengine.execution.device_tokens import DeviceTokens
 from fgengine.ops.batch import place
 from fgengine.ops.reference import TorchOps
 from fgengine.request import Request
@@ -25,7 +29,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def seed_of(request: Request, engine_seed: int) -> int:
     """Return the request's own seed, or one derived from its id and the engine's seed; below 2^64."""
     seed = request.params.seed
-    return _seed_of_id(request.id, engine_seed) if seed is None else seed
+    return _seed_of_id(request.id, engine_seed) if seed is None else seed % 2**64
 
 
 @lru_cache(maxsize=4096)
@@ -59,16 +63,45 @@ def sample(
     requests: Sequence[Request],
     positions: Sequence[int],
     engine_seed: int = 0,
+    *,
+    eos_token_ids: Collection[int] = (),
+    unread: DeviceTokens | None = None,
 ) -> Tensor:
     """Sample the next token of each request. Never waits for the GPU.
 
     Args:
-        logits: [R, vocab_size]; row r belongs to ``requests[r]``.
+        logits: [R, vocab_size], not changed; row r belongs to ``requests[r]``.
         positions: the index of the output token of each request, from 0.
+        eos_token_ids: tokens that a request with ``min_tokens`` must not choose at first.
+        unread: the tokens of the last step, if the host has not read them yet.
 
     Returns:
         [R] int64, on the logits' device.
     """
+    changed = [
+        row
+        for row, request in enumerate(requests)
+        if request.adjustment is not None and positions[row] < request.adjustment.until
+    ]
+    if not changed:
+        return _draw(ops, logits, requests, positions, engine_seed)
+    tokens = torch.empty(len(requests), dtype=torch.int64, device=logits.device)
+    plain = sorted({*range(len(requests))}.difference(changed))
+    for rows in (plain, changed):
+        if not rows:
+            continue
+        at = place(np.array(rows), logits.device)
+        part, theirs, here = logits[at], [requests[row] for row in rows], [positions[row] for row in rows]
+        if rows is changed:
+            part = part.float()
+            adjust(part, theirs, here, eos_token_ids, unread)
+        tokens[at] = _draw(ops, part, theirs, here, engine_seed)
+    return tokens
+
+
+def _draw(
+    ops: TorchOps, logits: Tensor, requests: Sequence[Request], positions: Sequence[int], engine_seed: int
+) -> Tensor:
     params = [request.params for request in requests]
     if all(one.greedy for one in params):
         return logits.max(-1).indices  # same as argmax, but four times as fast on a CPU in bfloat16
@@ -76,11 +109,3 @@ def sample(
     rows[:, :3] = [(one.temperature, one.top_k, one.top_p) for one in params]
     rows[:, 3] = uniforms([seed_of(request, engine_seed) for request in requests], positions)
     return ops.sample(logits, place(rows, logits.device))
-
-
-def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return [R] float32: the natural logarithm of each token's probability, before temperature.
-
-    logits: [R, vocab_size]; tokens: [R] int64.
-    """
-    return logits.float().log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+
+from fgengine.request import SamplingParams
 
 
 class RequestRefused(ValueError):
@@ -33,3 +36,21 @@ class QueueFull(Busy):
 
 class QueueTimeout(Busy):
     """The request was accepted, but waited for its start longer than the timeout and was dropped."""
+
+
+def check_needs_no_logits(params: SamplingParams) -> None:
+    """Raise RequestRefused if the parameters have a field that only a real model can satisfy.
+
+    For engines that compute no logits. Their tokens are filler, so a penalty would have no effect, and log
+    probabilities would be made up.
+    """
+    if (name := params.needs_logits) is not None:
+        raise RequestRefused(
+            f"{name} needs the model's logits, and this engine only computes times: leave {name} out"
+        )
+
+
+def check_leaves_a_token(params: SamplingParams, eos: Collection[int], vocab_size: int) -> None:
+    """Raise RequestRefused if ``min_tokens`` forbids every token, because all of them end the request."""
+    if len({*eos, *params.stop_token_ids}.intersection(range(vocab_size))) == vocab_size:
+        raise RequestRefused("min_tokens cannot be met: every token is EOS or in stop_token_ids")

@@ -315,17 +315,30 @@ class Scheduler:
         events: list[TokenEvent] = []
         stopped: set[Request] = set()
         eos, logprob = self.limits.eos_token_ids, None
+        if result.prompt_logprobs:
+            self._take_prompts(plan, result)
         for request, start, num_tokens, _, yields_token in plan.items:
             if not yields_token or request.finish_reason is not None:
                 continue
             token = request.tokens[start + num_tokens] = result.tokens[request.id]
+            top = None
             if result.logprobs and (logprob := result.logprobs.get(request.id)) is not None:
                 request.logprobs.append(logprob)
+                if (top := result.top_logprobs.get(request.id)) is not None:
+                    request.top_logprobs.append(top)
             params = request.params
             if token in params.stop_token_ids or (token in eos and not params.ignore_eos):
                 stopped.add(request)
-            events.append(TokenEvent(request, token, logprob))
+            prompt = request.prompt_logprobs if start + num_tokens == request.prompt_len else None
+            events.append(TokenEvent(request, token, logprob, top, prompt))
         return events, stopped
+
+    def _take_prompts(self, plan: StepPlan, result: StepResult) -> None:
+        """Give each request the piece of its prompt's log probabilities that the plan computed."""
+        for item in plan.items:
+            piece, collected = result.prompt_logprobs.get(item.request.id), item.request.prompt_logprobs
+            if piece is not None and collected is not None:
+                collected.extend(piece)
 
     def _end_step(
         self,

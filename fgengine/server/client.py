@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
+import msgspec
+
 from fgengine.config import EngineConfig
 from fgengine.request import SamplingParams
 from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.server import messages
-from fgengine.server.messages import Account, NewToken
+from fgengine.server.messages import Account, NewToken, PromptToken
 
 State = Literal["starting", "ready", "broken", "stopping"]
 
@@ -28,6 +30,8 @@ class TokenStream:
         self.id = id
         self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tokens: list[NewToken] = []
+        self._prompt: list[PromptToken] = []
+        """The prompt's log probabilities, until the first token."""
         self._ended: asyncio.Future[Account] = asyncio.get_running_loop().create_future()
         self._news = asyncio.Event()
         # Mark each exception as retrieved. Otherwise, asyncio logs a warning if no handler awaits the future.
@@ -64,10 +68,16 @@ class TokenStream:
 
     def put(self, token: NewToken) -> None:
         """Add a token from the engine."""
+        if self._prompt:
+            token, self._prompt = msgspec.structs.replace(token, prompt=self._prompt), []
         self._tokens.append(token)
         if token.account is not None:
             self.end(token.account)
         self._news.set()
+
+    def put_prompt(self, tokens: list[PromptToken]) -> None:
+        """Add the log probabilities of some prompt tokens; the first token will carry all of them."""
+        self._prompt += tokens
 
     def end(self, account: Account) -> None:
         """Record that the request has ended."""
@@ -188,7 +198,10 @@ class EngineClient:
             while self.state != "broken":
                 header = await reader.readexactly(messages.LENGTH_BYTES)
                 body = await reader.readexactly(int.from_bytes(header, "big"))
-                self._handle(messages.read_event(body))
+                event = messages.read_event(body)
+                self._handle(event)
+                if isinstance(event, messages.PromptPart):
+                    await asyncio.sleep(0)  # others get their turn before the next part is read
         except (asyncio.IncompleteReadError, ConnectionError):
             self._break(await self._ending())
         except Exception as error:  # after any error, no request may wait for an answer that cannot come
@@ -203,6 +216,9 @@ class EngineClient:
                     stream.put(token)
                     if token.finish_reason is not None:
                         del self._streams[token.id]
+        elif isinstance(event, messages.PromptPart):
+            if event.id in self._streams:
+                self._streams[event.id].put_prompt(event.tokens)
         elif isinstance(event, messages.Accepted):
             if event.id in self._streams:
                 self._streams[event.id].accept()

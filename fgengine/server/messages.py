@@ -14,6 +14,8 @@ from fgengine.config import EngineConfig
 from fgengine.request import FinishReason, SamplingParams
 
 LENGTH_BYTES = 4
+PROMPT_PART_TOKENS = 512
+"""Maximum number of tokens in a PromptPart: with 20 alternatives for each, it takes about 150 KB."""
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):
@@ -26,7 +28,7 @@ class Add(msgspec.Struct, tag=True, frozen=True):
     """Adds a request.
 
     Answered by Accepted or Refused. After Accepted come tokens in Stepped until one has a finish reason, or
-    Expired before the first token.
+    Expired before the first token. If asked for, PromptParts come before the first token.
     """
 
     id: str
@@ -95,6 +97,26 @@ class Account(msgspec.Struct, frozen=True, array_like=True):
     """The result of ``Request.accounting``."""
 
 
+class PromptToken(msgspec.Struct, frozen=True, array_like=True):
+    """The log probabilities at a prompt token, given the tokens before it."""
+
+    logprob: float | None
+    """Natural; None for the prompt's first token."""
+    top: list[tuple[int, float]]
+    """The most probable tokens in its place with their log probabilities, the most probable first."""
+
+
+class PromptPart(msgspec.Struct, tag=True, frozen=True):
+    """Some tokens of a prompt whose log probabilities were asked for.
+
+    All parts of a prompt are sent in order, before the request's first token. One message for a long prompt
+    would take megabytes, and other answers would wait while it is read.
+    """
+
+    id: str
+    tokens: list[PromptToken]
+
+
 class NewToken(msgspec.Struct, frozen=True, array_like=True):
     """One generated token. The last one of a request has the finish reason and the accounting."""
 
@@ -103,6 +125,12 @@ class NewToken(msgspec.Struct, frozen=True, array_like=True):
     logprob: float | None = None
     finish_reason: FinishReason | None = None
     account: Account | None = None
+    top: list[tuple[int, float]] | None = None
+    """The most probable tokens in its place with their log probabilities, the most probable first; None
+    unless requested."""
+    prompt: list[PromptToken] | None = None
+    """With the first token: every token of the prompt; None unless requested. It is not sent: the receiver of
+    the ``PromptPart`` messages sets it."""
 
 
 class Stepped(msgspec.Struct, tag=True, frozen=True):
@@ -134,7 +162,18 @@ class Broken(msgspec.Struct, tag=True, frozen=True):
 
 
 Command = Start | Add | Abort | AskStats
-Event = StartProgress | EngineReady | Accepted | Refused | Expired | Stepped | Aborted | Stats | Broken
+Event = (
+    StartProgress
+    | EngineReady
+    | Accepted
+    | Refused
+    | Expired
+    | PromptPart
+    | Stepped
+    | Aborted
+    | Stats
+    | Broken
+)
 
 
 def _encode_path(value: Any) -> str:

@@ -18,10 +18,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, Protocol
 
 from fgengine.config import EngineConfig
 from fgengine.plan import TokenEvent
+from fgengine.prompt_logprobs import PromptLogprobs
 from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.policy import PolicyError
 from fgengine.scheduling.refusal import QueueFull, QueueTimeout
@@ -116,6 +118,9 @@ class _Loop:
                 del self._open[request.id]
                 self._send(messages.Expired(request.id, str(timeout), timeout.retry_after))
             if self._engine.has_work and (events := self._engine.step()):
+                for event in events:
+                    if event.prompt is not None:
+                        self._send_prompt(event.request.id, event.prompt)
                 tokens = [self._new_token(event) for event in events]
                 self._send(messages.Stepped(tokens, self._engine.retry_after))
 
@@ -141,11 +146,18 @@ class _Loop:
     def _new_token(self, event: TokenEvent) -> messages.NewToken:
         request = event.request
         if request.finish_reason is None:
-            return messages.NewToken(request.id, event.token, event.logprob)
+            return messages.NewToken(request.id, event.token, event.logprob, top=event.top)
         self._open.pop(request.id, None)
         return messages.NewToken(
-            request.id, event.token, event.logprob, request.finish_reason, _account(request)
+            request.id, event.token, event.logprob, request.finish_reason, _account(request), event.top
         )
+
+    def _send_prompt(self, id: str, prompt: PromptLogprobs) -> None:
+        """Send the log probabilities of a prompt, in parts."""
+        scored = (messages.PromptToken(logprob, top) for logprob, top in prompt.entries())
+        tokens = chain([messages.PromptToken(None, [])], scored)
+        while part := list(islice(tokens, messages.PROMPT_PART_TOKENS)):
+            self._send(messages.PromptPart(id, part))
 
 
 def _account(request: Request) -> messages.Account:

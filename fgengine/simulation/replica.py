@@ -18,7 +18,7 @@ from fgengine.clock import VirtualClock
 from fgengine.cost import CostModel, StepShape
 from fgengine.plan import PlanItem, StepPlan
 from fgengine.request import Request
-from fgengine.scheduling.refusal import RequestRefused
+from fgengine.scheduling.refusal import RequestRefused, check_needs_no_logits
 from fgengine.scheduling.scheduler import Scheduler
 from fgengine.simulation.copying import SimulatedCopyEngine
 
@@ -105,6 +105,7 @@ class Replica:
     def _add(self, request: Request, now: float) -> Completion | None:
         """Add a request to the scheduler. Returns its completion if it is refused, else None."""
         try:
+            check_needs_no_logits(request.params)
             self.scheduler.add(request, now)
         except RequestRefused as refusal:
             request.finish("error", now)

@@ -112,13 +112,18 @@ def test_the_largest_step_and_a_full_decode_run_to_the_longest_context(
 ) -> None:
     measure(trial, config(tokens, requests), gpu, graphs=True)
     kinds = [[item.num_tokens for item in plan.items] for plan in gpu.plans]
-    largest = [lengths, [1] * len(lengths)]
+    largest = [lengths, [1] * len(lengths), [min(65, tokens)]]
     assert kinds == [*largest, [1], *largest]
-    for item in (item for plan in gpu.plans for item in plan.items):
-        assert item.yields_token
-        assert item.start + item.num_tokens == 100
-        assert set(item.blocks) == {0}
-        assert item.request.params.logprobs
+    scored = [gpu.plans[2], gpu.plans[6]]
+    for plan in gpu.plans:
+        for item in plan.items:
+            assert item.yields_token
+            assert item.start + item.num_tokens == 100
+            assert set(item.blocks) == {0}
+            assert (item.request.params.prompt_logprobs == 20) == (plan in scored)
+    for item in (item for plan in gpu.plans if plan not in scored for item in plan.items):
+        assert item.request.params.top_logprobs == 20
+        assert item.request.params.has_penalties
         assert not item.request.params.greedy
         assert item.request.params.top_p < 1.0
 
@@ -165,4 +170,4 @@ def test_memory_of_the_warm_up_is_not_counted_as_a_steps(trial: TorchRunner, gpu
     measure(trial, config(64, 4), gpu, graphs=True)
     one = ["settle", "reset_peak", "execute"]
     of_graphs = ["settle", "reset_peak", "logits"]
-    assert order == ["execute", "execute", "execute", *one, *one, *of_graphs, "settle"]
+    assert order == ["execute"] * 4 + [*one, *one, *one, *of_graphs, "settle"]

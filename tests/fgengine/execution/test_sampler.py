@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from fgengine.execution.sampler import _mixed, logprobs_of, sample, seed_of, uniforms
+from fgengine.execution.sampler import _mixed, sample, seed_of, uniforms
 from fgengine.ops.reference import TorchOps
 from fgengine.request import Request, SamplingParams
 
@@ -129,9 +129,3 @@ def test_equal_logits_rank_by_their_place() -> None:
 def test_the_coldest_temperature_is_greedy() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0]])
     assert draws(logits, SamplingParams(temperature=5e-324), 20) == [1] * 20
-
-
-def test_logprob_of_the_chosen_token() -> None:
-    logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
-    got = logprobs_of(logits, torch.tensor([2, 1]))
-    torch.testing.assert_close(got, torch.tensor([-0.40760596, -1.0986123]))
