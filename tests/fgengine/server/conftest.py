@@ -69,7 +69,8 @@ def _byte_of(char: str) -> int:
 
 @pytest.fixture
 def codec(byte_tokenizer: Tokenizer, tmp_path: Path) -> TextCodec:
-    source = "{% for m in messages %}{% if m.role in ('robot', 'function') %}{{ raise_exception('no robots') }}{% endif %}"
+    source = "{% for m in messages %}{% if m.role in ('robot', 'function') %}"
+    source += "{{ raise_exception('no robots') }}{% endif %}"
     source += "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     (tmp_path / "chat_template.jinja").write_text(source)
     byte_tokenizer.save(str(tmp_path / "tokenizer.json"))
