@@ -52,5 +52,6 @@ def check_needs_no_logits(params: SamplingParams) -> None:
 
 def check_leaves_a_token(params: SamplingParams, eos: Collection[int], vocab_size: int) -> None:
     """Raise RequestRefused if ``min_tokens`` forbids every token, because all of them end the request."""
-    if len({*eos, *params.stop_token_ids}.intersection(range(vocab_size))) == vocab_size:
+    ends = {token for token in (*eos, *params.stop_token_ids) if 0 <= token < vocab_size}
+    if len(ends) == vocab_size:
         raise RequestRefused("min_tokens cannot be met: every token is EOS or in stop_token_ids")

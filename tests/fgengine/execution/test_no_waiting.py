@@ -31,6 +31,18 @@ SHAPES = {
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0)
 SAMPLED = SamplingParams(max_tokens=8, top_k=5, top_p=0.9)
 ASKING = SamplingParams(max_tokens=8, temperature=0.0, logprobs=True)
+FEATURES = SamplingParams(
+    max_tokens=8,
+    min_p=0.1,
+    min_tokens=8,
+    presence_penalty=0.5,
+    repetition_penalty=1.1,
+    logit_bias=((3, 1.0),),
+    logprobs=True,
+    top_logprobs=5,
+    prompt_logprobs=3,
+)
+PENALIZED = SamplingParams(max_tokens=8, temperature=0.0, frequency_penalty=0.5)
 
 
 class Kernel:
@@ -87,31 +99,37 @@ def items(*parts: tuple[int, int, int, SamplingParams]) -> list[PlanItem]:
 
 
 MIXED = [(20, 0, 20, GREEDY), (33, 32, 1, SAMPLED), (60, 16, 30, GREEDY), (17, 16, 1, ASKING)]
+WITH_FEATURES = [(90, 0, 90, FEATURES), (33, 32, 1, SAMPLED), (60, 16, 30, FEATURES), (17, 16, 1, PENALIZED)]
 DECODES = [(20, 19, 1, GREEDY), (33, 32, 1, ASKING), (128, 127, 1, SAMPLED)]
 
 
 @pytest.mark.parametrize(
-    "parts", [MIXED, DECODES, [(40, 0, 10, GREEDY)]], ids=["mixed", "decodes", "a piece"]
+    "parts",
+    [MIXED, DECODES, WITH_FEATURES, [(40, 0, 10, GREEDY)], [(40, 0, 10, FEATURES)]],
+    ids=["mixed", "decodes", "features", "a piece", "a piece with features"],
 )
 def test_a_launch_does_not_wait_for_the_device(
     runner: TorchRunner, launches: list[str], parts: list[tuple[int, int, int, SamplingParams]]
 ) -> None:
     runner.launch(StepPlan(0, items(*parts)))
-    assert launches.count("_rope_kv") == 2  # one a layer
+    prompts = sum(part[2] for part in parts if part[3] is FEATURES)
+    assert launches.count("_rope_kv") == (2 * (1 + -(-prompts // 64)) if len(parts) > 1 else 2)  # one a layer
     assert ("_prefill" in launches) == any(part[2] > 1 for part in parts)
     assert ("_decode" in launches) == any(part[2] == 1 for part in parts)
-    assert ("_sample" in launches) == any(part[3] is SAMPLED for part in parts)
+    draws = [known == start + n and params in (SAMPLED, FEATURES) for known, start, n, params in parts]
+    assert ("_sample" in launches) == any(draws)
 
 
+@pytest.mark.parametrize("kind", [SAMPLED, FEATURES, PENALIZED])
 def test_a_launch_after_an_unread_step_does_not_wait_for_the_device(
-    runner: TorchRunner, launches: list[str]
+    runner: TorchRunner, launches: list[str], kind: SamplingParams
 ) -> None:
-    first = items(*DECODES)
+    first = items(*DECODES, (100, 99, 1, kind))
     runner.launch(StepPlan(0, first))
     for item in first:
         item.request.tokens.append(0)
     runner.launch(StepPlan(1, [PlanItem(i.request, i.start + 1, 1, [*i.blocks, 9], True) for i in first]))
-    assert launches.count("_sample") == 2
+    assert launches.count("_sample") == (4 if kind is FEATURES else 2)  # one for each kind of rows
 
 
 def test_a_replayed_graph_does_not_wait_for_the_device(runner: TorchRunner, launches: list[str]) -> None:

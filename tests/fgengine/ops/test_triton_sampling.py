@@ -60,6 +60,22 @@ def test_tokens_equal_the_torch_samplers(vocab: int, count: int, dtype: torch.dt
     assert_alike(logits, random_rows(count, vocab))
 
 
+@pytest.mark.parametrize("remaining", [1, 3, 60])
+@pytest.mark.slow
+def test_forbidden_tokens_are_never_chosen(remaining: int) -> None:
+    """Logits of -inf, as min_p and min_tokens set them; also if top-k would keep more than remain."""
+    torch.manual_seed(remaining)
+    logits = torch.full((30, 700), -torch.inf)
+    for row in range(30):
+        allowed = torch.randperm(700)[:remaining]
+        logits[row, allowed] = torch.randn(remaining) * 4
+    logits = logits.to(DEVICE)
+    rows = random_rows(30, 700)
+    assert_alike(logits, rows)
+    tokens = TritonOps().sample(logits, rows)
+    assert logits.gather(1, tokens.unsqueeze(1)).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("vocab", "dtype"), [(50272, torch.float16), (49152, torch.float32), (128256, torch.bfloat16)]
 )

@@ -262,3 +262,13 @@ def test_a_refused_worker_of_a_closed_loop_pauses_before_its_next_request() -> N
         again = ending.request.phase_since + ending.refusal.whole_seconds
         assert again in starts or again > max(starts)
     assert sum(ending.request.num_generated == 100 for ending in endings) == 60 - len(refused)
+
+
+def test_a_request_that_needs_logits_is_refused() -> None:
+    replica = Replica(scheduler("fcfs"), COST)
+    params = SamplingParams(max_tokens=3, presence_penalty=0.5)
+    replica.receive(Request.new("a", [1, 2], params, 0.0))
+    (refused,) = replica.advance()
+    assert str(refused.refusal).startswith("presence_penalty needs the model's logits")
+    assert refused.request.finish_reason == "error"
+    assert replica.num_unfinished == 0
