@@ -113,9 +113,18 @@ class TextCodec:
         text = self.detokenizer()
         return "".join([*(text.add(token) for token in ids), text.finish()])
 
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """Return the text of all tokens, with special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one token, for lists of log probabilities; of a special token, its name."""
+        known = self._token_bytes[token] if token < len(self._token_bytes) else b""
+        return known or (self._tokenizer.id_to_token(token) or "").encode()
+
     def token_text(self, token: int) -> str:
-        """Return the text of one token, for lists of log probabilities. Incomplete characters are U+FFFD."""
-        return self._token_bytes[token].decode(errors="replace") if token < len(self._token_bytes) else ""
+        """Return the text of one token, as ``token_bytes`` does. Incomplete characters are U+FFFD."""
+        return self.token_bytes(token).decode(errors="replace")
 
     def detokenizer(self, prompt: Sequence[int] = ()) -> IncrementalDetokenizer:
         """Return a detokenizer for the tokens that follow ``prompt``."""
@@ -165,10 +174,12 @@ class StopStrings:
         stops.add("D two")   # "", and stops.stopped is True
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, keep: bool = False) -> None:
+        """``keep``: whether the stop string that ends the text is shown."""
         if not all(stops):
             raise ValueError("a stop string must not be empty")
         self._stops = tuple(stops)
+        self._keep = keep
         self._held = ""
         self.stopped = False
 
@@ -178,7 +189,8 @@ class StopStrings:
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
+            end, start = min(found)
+            return text[: end if self._keep else start]
         overlap = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - overlap :]
         return text[: len(text) - overlap]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import PurePath
 
 import msgspec
 from aiohttp import web
@@ -14,11 +13,13 @@ from fgengine.clock import WallClock
 from fgengine.scheduling.refusal import Busy, QueueFull, RequestRefused
 from fgengine.server.client import EngineError
 from fgengine.server.encoding import EncodingError
-from fgengine.server.generation import Generation, Service
+from fgengine.server.generation import Service
+from fgengine.server.options import ServerOptions
 from fgengine.server.schemas import BadRequestError, Body, read_body
 from fgengine.text import TextError
 
 SERVICE = web.AppKey("service", Service)
+OPTIONS = web.AppKey("options", ServerOptions)
 LARGE_BODY = 64 * 1024
 """Bytes from which bodies are parsed one at a time, with a pause for other requests in between."""
 
@@ -35,12 +36,13 @@ def error_body(message: str, kind: str, field: str | None = None, code: str | No
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": field, "code": code}})
 
 
-def error_response(status: int, message: str, kind: str, field: str | None = None) -> web.Response:
+def error_response(
+    status: int, message: str, kind: str, field: str | None = None, code: str | None = None
+) -> web.Response:
     """Return an error answer. A 503 has a Retry-After header."""
     headers = {"Retry-After": "1"} if status == 503 else None
-    return web.Response(
-        status=status, body=error_body(message, kind, field), content_type="application/json", headers=headers
-    )
+    body = error_body(message, kind, field, code)
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
 
 
 def busy_response(error: Busy) -> web.Response:
@@ -97,8 +99,10 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return await handler(request)
     except Busy as error:
         return busy_response(error)
-    except (BadRequestError, TextError, RequestRefused) as error:
-        return error_response(400, str(error), "invalid_request_error", getattr(error, "field", None))
+    except BadRequestError as error:
+        return error_response(400, str(error), "invalid_request_error", error.field, error.code)
+    except (TextError, RequestRefused) as error:
+        return error_response(400, str(error), "invalid_request_error")
     except UnknownModelError as error:
         body = error_body(str(error), "invalid_request_error", "model", "model_not_found")
         return web.Response(status=404, body=body, content_type="application/json")
@@ -153,15 +157,6 @@ class BodyTooLarge(ValueError):
     """A body is larger than any prompt for the model."""
 
 
-def check_model(asked: str | None, served: str) -> None:
-    """Raise UnknownModelError if a request wants another model than the server has.
-
-    The last part of the model's path is a name of it too.
-    """
-    if asked and asked not in (served, PurePath(served).name):
-        raise UnknownModelError(f"the model {asked[:100]!r} does not exist: this server has {served}")
-
-
 class UnknownModelError(ValueError):
     """A request wants a model that the server does not have."""
 
@@ -178,13 +173,12 @@ def _log_once(name: str) -> None:
         log.warning("requests have the field %r, which this server does not know and ignores", name[:64])
 
 
-def usage(prompt_tokens: int, generation: Generation) -> dict[str, int]:
+def usage(prompt_tokens: int, output_tokens: int) -> dict[str, int]:
     """Return the numbers of tokens, in OpenAI's format."""
-    output = generation.output_tokens
     return {
         "prompt_tokens": prompt_tokens,
-        "completion_tokens": output,
-        "total_tokens": prompt_tokens + output,
+        "completion_tokens": output_tokens,
+        "total_tokens": prompt_tokens + output_tokens,
     }
 
 
@@ -221,7 +215,7 @@ class Stream:
         await self._response.write_eof(last)
         return self._response
 
-    async def fail(self, error: EngineError) -> web.StreamResponse:
+    async def fail(self, error: EngineError | Busy) -> web.StreamResponse:
         """End the stream with the error. Raises it if no headers were sent, so that it sets the status."""
         if not self._response.prepared:
             raise error

@@ -9,8 +9,8 @@ from importlib import metadata
 
 from aiohttp import web
 
-from fgengine.server import legacy, openai
-from fgengine.server.answers import SERVICE, answer_errors, count_requests
+from fgengine.server import legacy, models, openai, tokenizing
+from fgengine.server.answers import OPTIONS, SERVICE, answer_errors, count_requests
 from fgengine.server.generation import Service
 from fgengine.server.options import ServerOptions
 
@@ -26,16 +26,19 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
     """
     app = web.Application(middlewares=[count_requests, answer_errors])
     app[SERVICE] = service
+    app[OPTIONS] = options
     app.router.add_get("/health", health)
     app.router.add_get("/health/ready", health)
     app.router.add_get("/health/live", live)
     app.router.add_get("/stats", stats)
     app.router.add_get("/version", version)
     app.router.add_get("/server_info", server_info)
-    app.router.add_get("/v1/models", openai.models)
-    app.router.add_get("/v1/models/{name:.+}", openai.model)  # a name may be a path
+    app.router.add_get("/v1/models", models.models)
+    app.router.add_get("/v1/models/{name:.+}", models.model)  # a name may be a path
     app.router.add_post("/v1/completions", openai.completions)
     app.router.add_post("/v1/chat/completions", openai.chat_completions)
+    app.router.add_post("/tokenize", tokenizing.tokenize)
+    app.router.add_post("/detokenize", tokenizing.detokenize)
     app.router.add_post("/generate", legacy.generate)
     return app
 

@@ -149,19 +149,19 @@ class Encoder:
         """Bytes that the body of a request may have."""
         return BODY_BASE + BODY_BYTES_PER_CHARACTER * self.max_characters
 
-    async def prompt(self, prompt: str | list[int]) -> list[int]:
+    async def prompt(self, prompt: str | list[int], *, special_tokens: bool = True) -> list[int]:
         """Return the token ids of a prompt, which may be text or token ids."""
         if isinstance(prompt, str):
-            return await self.text(prompt)
+            return await self.text(prompt, special_tokens=special_tokens)
         if len(prompt) > self.max_tokens:
-            raise self._too_long(TooLong(len(prompt), "tokens"))
+            raise self._too_long(TooLong(len(prompt), "tokens"), "prompt")
         return prompt
 
     async def text(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text, by default with the model's beginning-of-sequence token."""
         if len(text) <= SHORT_TEXT:
             return self.codec.encode(text, special_tokens=special_tokens)
-        self._check(len(text))
+        self._check(len(text), "prompt")
         return await self._ask(
             EncodeText(text, self.max_tokens, _cpu_seconds(len(text)), special_tokens), len(text)
         )
@@ -171,7 +171,7 @@ class Encoder:
         if self.chat_problem:
             raise TextError(f"{self.chat_problem}; use /v1/completions")
         count = sum(len(text) for message in messages for text in message.values())
-        self._check(count)
+        self._check(count, "messages")
         return await self._ask(
             EncodeChat(
                 [dict(message) for message in messages],
@@ -197,18 +197,18 @@ class Encoder:
             self.chat_problem = process.chat_problem
             self._idle.put(process)
 
-    def _check(self, characters: int) -> None:
+    def _check(self, characters: int, field: str) -> None:
         if characters > self.max_characters:
-            raise self._too_long(TooLong(characters, "characters"))
+            raise self._too_long(TooLong(characters, "characters"), field)
         if self._waiting and self._waiting + characters > MAX_WAITING:
             raise QueueFull("too many long prompts wait to be encoded", 1.0)
 
-    def _too_long(self, found: TooLong) -> BadRequestError:
+    def _too_long(self, found: TooLong, field: str) -> BadRequestError:
         limit = f"{self.max_tokens} tokens"
         if found.unit == "characters":
             limit += f", which have at most {self.max_characters} characters"
         message = f"the prompt has {found.count} {found.unit}: the model takes {limit}"
-        return BadRequestError(message, "prompt")
+        return BadRequestError(message, field, "context_length_exceeded")
 
     async def _ask(self, job: Job, characters: int) -> list[int]:
         self._waiting += characters
@@ -219,7 +219,7 @@ class Encoder:
         if isinstance(answer, Encoded):
             return answer.ids
         if isinstance(answer, TooLong):
-            raise self._too_long(answer)
+            raise self._too_long(answer, "messages" if isinstance(job, EncodeChat) else "prompt")
         assert isinstance(answer, Refused)
         raise TextError(answer.reason)
 

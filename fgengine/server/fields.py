@@ -13,17 +13,10 @@ from typing import Any
 
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
     # several answers, or other ways of choosing tokens
-    "n": (1,),
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1,),
     "early_stopping": (False,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "logit_bias": ({},),
     "bad_words": ([],),
     "allowed_token_ids": ([],),
     "logits_processors": ([],),
@@ -49,7 +42,6 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "include_stop_str_in_output": (False,),
     "detokenize": (True,),
     # forms of the prompt
     "add_special_tokens": (),
@@ -88,9 +80,11 @@ ALIKE = 0.75
 class UnsupportedField(ValueError):
     """A field would change the answer, and this server cannot do what it asks."""
 
-    def __init__(self, message: str, field: str) -> None:
+    def __init__(self, message: str, field: str, code: str = "unknown_parameter") -> None:
+        """``code``: OpenAI's name for the kind of mistake."""
         super().__init__(message)
         self.field = field
+        self.code = code
 
 
 def check_fields(
@@ -131,4 +125,5 @@ def _check_value(name: str, value: Any) -> None:
 
     values = " or ".join(msgspec.json.encode(one).decode() for one in neutral)
     remedy = f"leave it out or set it to {values}" if values else "leave it out"
-    raise UnsupportedField(f"{name} is not supported: {remedy}", name)
+    code = "unsupported_value" if values else "unsupported_parameter"
+    raise UnsupportedField(f"{name} is not supported: {remedy}", name, code)

@@ -1,4 +1,4 @@
-"""Generates text for one request: converts tokens to text, applies stop strings, counts and aborts."""
+"""Generates the texts of a request: converts tokens to text, applies stop strings, counts and aborts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from fgengine.clock import WallClock
@@ -23,17 +23,28 @@ STATS_SECONDS = 10.0
 """Seconds within which the engine must have sent its counters."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """The text that one token adds.
 
     The text is empty while a character, or a possible stop string, is incomplete.
     """
 
     text: str
-    token: int
-    logprob: float | None = None
-    finish_reason: FinishReason | None = None
+    new: NewToken
+    """The token, with its log probabilities if they were asked for."""
+    finish_reason: FinishReason | None
+    start: int
+    """Characters of the output before this token. The tokens of one character all start where it starts."""
+
+
+class Ask(NamedTuple):
+    """What one request of the engine is to generate."""
+
+    prompt: list[int]
+    params: SamplingParams
+    stops: Sequence[str] = ()
+    shows_stop: bool = False
+    """Whether the text keeps the stop string or stop token that ended it."""
 
 
 @dataclass(slots=True)
@@ -58,19 +69,16 @@ class ServerCounters:
 class Generation:
     """A request that the engine has accepted."""
 
-    def __init__(
-        self,
-        stream: TokenStream,
-        engine: EngineClient,
-        codec: TextCodec,
-        stops: Sequence[str],
-        prompt: Sequence[int],
-    ) -> None:
+    def __init__(self, stream: TokenStream, engine: EngineClient, codec: TextCodec, ask: Ask) -> None:
         self._stream = stream
         self._engine = engine
-        self._text = codec.detokenizer(prompt)
-        self._stops = StopStrings(stops) if stops else None
+        self._text = codec.detokenizer(ask.prompt)
+        self._stops = StopStrings(ask.stops, keep=ask.shows_stop) if ask.stops else None
+        self._shows_stop = ask.shows_stop
+        self._min_tokens = ask.params.min_tokens
+        self._characters = 0
         self.id = stream.id
+        self.prompt = ask.prompt
         self.output_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.accounting: dict[str, float] = {}
@@ -78,7 +86,10 @@ class Generation:
         preemptions, bytes moved."""
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
-        """Yield lists of pieces, one piece for each token; a list holds the tokens that arrived together.
+        """Yield lists of pieces, one piece for each token.
+
+        A list holds the tokens that arrived since the list before was taken. So a slow reader gets fewer and
+        longer lists.
 
         Raises:
             EngineError: the engine is broken or stopping.
@@ -95,11 +106,14 @@ class Generation:
 
     def _piece(self, token: NewToken) -> Piece:
         self.output_tokens += 1
+        start = self._characters
         reason = token.finish_reason
-        text = "" if reason == "stop" else self._text.add(token.token)  # a stop token is not part of the text
+        hidden = reason == "stop" and not self._shows_stop  # a stop token is not part of the text
+        text = "" if hidden else self._text.add(token.token)
         if reason is not None:
             text += self._text.finish()
-        if self._stops is not None:
+        self._characters += len(text)
+        if self._stops is not None and self.output_tokens > self._min_tokens:
             text = self._stops.add(text)
             if self._stops.stopped:
                 if reason is None:
@@ -108,7 +122,7 @@ class Generation:
             elif reason is not None:
                 text += self._stops.finish()
         self.finish_reason = reason
-        return Piece(text, token.token, token.logprob, reason)
+        return Piece(text, token, reason, start)
 
 
 def _until_now(account: Account) -> dict[str, float]:
@@ -152,17 +166,11 @@ class Service:
 
     @asynccontextmanager
     async def generate(
-        self,
-        prompt: list[int],
-        params: SamplingParams,
-        stops: Sequence[str],
-        *,
-        arrival: float,
-        user: str = "",
-    ) -> AsyncIterator[Generation]:
-        """Run a request on the engine. Leaving the block before its end aborts the request.
+        self, asks: Sequence[Ask], *, arrival: float, user: str = ""
+    ) -> AsyncIterator[list[Generation]]:
+        """Run requests on the engine, together. Leaving the block aborts those that have not ended.
 
-            async with service.generate(prompt, params, stops, arrival=arrival) as generation:
+            async with service.generate([Ask(prompt, params)], arrival=arrival) as [generation]:
                 async for batch in generation.pieces():
                     ...
 
@@ -170,18 +178,22 @@ class Service:
         includes the wait for the engine's current step.
 
         Raises:
-            RequestRefused: the request can never run; or, as its subclass QueueFull, it cannot run now. The
+            RequestRefused: one of them can never run; or, as its subclass QueueFull, it cannot run now. The
                 message says why.
             EngineError: the engine is starting, broken or stopping.
         """
-        id = f"cmpl-{next(self._ids)}"
-        stream = await self.engine.add(id, prompt, params, arrival=arrival, user=user)
-        generation = Generation(stream, self.engine, self.codec, stops, prompt)
+        ids = [f"cmpl-{next(self._ids)}" for _ in asks]
+        adding = [
+            self.engine.add(id, ask.prompt, ask.params, arrival=arrival, user=user)
+            for id, ask in zip(ids, asks, strict=True)
+        ]
         try:
-            yield generation
+            streams = await asyncio.gather(*adding) if len(adding) > 1 else [await adding[0]]
+            pairs = zip(streams, asks, strict=True)
+            yield [Generation(stream, self.engine, self.codec, ask) for stream, ask in pairs]
         finally:
-            if generation.finish_reason is None:
-                self.engine.abort(generation.id)
+            for id in ids:
+                self.engine.abort(id)  # does nothing for a request that has ended
 
     async def stats(self) -> dict[str, Any]:
         """Return the engine's counters and the server's.

@@ -1,57 +1,83 @@
-"""POST /generate, in the format of FastServe and vLLM's old api_server.
+"""POST /generate, in FastServe's form or in that of vLLM's old api_server.
 
-Each message of a stream contains the complete text so far.
+Both stream messages that end with a NUL byte, each with the complete text so far. The bodies of their clients
+do not differ, so an option of the server chooses the form.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from fgengine.server.answers import SERVICE, Stream, read_posted, usage
+from fgengine.scheduling.refusal import Busy, RequestRefused
+from fgengine.server.answers import OPTIONS, SERVICE, Stream, read_posted, usage
+from fgengine.server.choices import arriving, asks
 from fgengine.server.client import EngineError
-from fgengine.server.generation import Generation
-from fgengine.server.schemas import GenerateBody
+from fgengine.server.models import check_model
+from fgengine.server.schemas import BadRequestError, GenerateBody
+
+Form = Callable[[str, Sequence[str], bool], Any]
+"""Makes ``text`` of the prompt, the outputs so far, and whether they are streamed."""
+
+
+def _fastserve(prompt: str, outputs: Sequence[str], streamed: bool) -> str:
+    return outputs[0] if streamed else prompt + outputs[0]
+
+
+def _vllm(prompt: str, outputs: Sequence[str], streamed: bool) -> list[str]:
+    return [prompt + output for output in outputs]
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
-    """POST /generate: answers ``{"text": [prompt + output]}``.
+    """POST /generate: answers ``{"text": ...}``, or streams such objects.
 
-    A stream has one such object for each token, each followed by a NUL byte. The last object also has
-    ``usage`` and ``fgengine``, which old clients ignore.
+    A stream has one for the tokens that have arrived since the one before was sent. So for a client that
+    reads late only the newest text is kept. The last object also has ``usage`` and, for one answer,
+    ``fgengine``, which old clients ignore.
     """
     service = request.app[SERVICE]
     service.engine.check_accepting()
     body, arrival = await read_posted(request, GenerateBody)
+    check_model(request, body.model)
+    form: Form = _vllm if request.app[OPTIONS].generate_form == "vllm" else _fastserve
+    wish = body.wish()
+    if form is _fastserve and wish.n > 1:
+        raise BadRequestError(
+            "n must be 1, because an answer in FastServe's form has one text: leave it out, or start the "
+            "server with --generate-form vllm",
+            "n",
+            "unsupported_value",
+        )
     posted = body.one_prompt()
     prompt = await service.encoder.prompt(posted)
-    text = posted if isinstance(posted, str) else service.codec.decode(posted)
+    requests = asks([prompt], body.params(wish, max_tokens=16), wish, body.stops(), body.shows_stop)
+    begins = posted if isinstance(posted, str) else service.codec.decode(posted)
+    streamed = bool(body.stream)
     stream = Stream(request, "application/json", lambda json: json + b"\0")
     try:
-        async with service.generate(
-            prompt, body.params(max_tokens=16), body.stops(), arrival=arrival, user=body.user or ""
-        ) as generation:
-            if body.stream and not service.engine.drops_waiting:
+        async with service.generate(requests, arrival=arrival, user=body.user or "") as generations:
+            if streamed and not service.engine.drops_waiting:
                 await stream.open()
-            async for batch in generation.pieces():
-                bodies: list[bytes] = []
-                for piece in batch:
-                    text += piece.text
-                    if body.stream and piece.finish_reason is None:
-                        bodies.append(msgspec.json.encode({"text": [text]}))
-                if body.stream and bodies:
-                    await stream.write(bodies)
-            last = msgspec.json.encode(_last(text, len(prompt), generation))
-            if body.stream:
-                await stream.write([last])
-        if body.stream:
-            return await stream.close()
-        return web.Response(body=last, content_type="application/json")
-    except EngineError as error:
+            outputs = [""] * len(generations)
+            async for arrived in arriving(generations):
+                for number, batch in arrived:
+                    outputs[number] += "".join([piece.text for piece in batch])
+                if streamed and any(generation.finish_reason is None for generation in generations):
+                    await stream.write([msgspec.json.encode({"text": form(begins, outputs, streamed)})])
+            last: dict[str, Any] = {
+                "text": form(begins, outputs, streamed),
+                "usage": usage(len(prompt), sum(generation.output_tokens for generation in generations)),
+            }
+            if len(generations) == 1:
+                last["fgengine"] = generations[0].accounting
+            if streamed:
+                await stream.write([msgspec.json.encode(last)])
+                return await stream.close()
+        return web.Response(body=msgspec.json.encode(last), content_type="application/json")
+    except (EngineError, Busy) as error:
         return await stream.fail(error)
-
-
-def _last(text: str, prompt_tokens: int, generation: Generation) -> dict[str, Any]:
-    return {"text": [text], "usage": usage(prompt_tokens, generation), "fgengine": generation.accounting}
+    except RequestRefused as error:
+        raise BadRequestError(str(error), "prompt") from None

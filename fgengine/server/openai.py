@@ -1,88 +1,28 @@
-"""The OpenAI-compatible routes: completions, chat completions, models.
+"""The OpenAI-compatible routes: completions and chat completions.
 
-The server has one model, and a request for another one is a 404. In addition to OpenAI's fields, an answer
-(the last message of a stream) has ``fgengine``: how the request's time was spent.
+In addition to OpenAI's fields, an answer (the last message of a stream) has ``fgengine``: how the request's
+time was spent. If there are several choices, each of them has it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from fgengine.server.answers import SERVICE, Stream, check_model, read_posted, usage
+from fgengine.scheduling.refusal import Busy, RequestRefused
+from fgengine.server.answers import SERVICE, Stream, read_posted, usage
+from fgengine.server.choices import Choice, arriving, asks, best
 from fgengine.server.client import EngineError
-from fgengine.server.generation import Generation, Piece, Service
-from fgengine.server.schemas import ChatBody, CompletionBody, SamplingBody
+from fgengine.server.forms import ChatForm, CompletionForm, Form
+from fgengine.server.models import check_model, served_names
+from fgengine.server.schemas import BadRequestError, ChatBody, CompletionBody, SamplingBody, Wish
 from fgengine.text import TextCodec
 
-
-class Form(Protocol):
-    """The parts of an answer whose format differs between completions and chat completions."""
-
-    object: str
-    chunk_object: str
-    id_prefix: str
-    default_max_tokens: int | None
-    """None: as many tokens as fit."""
-
-    def complete_choice(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
-        """Return the fields of a complete answer's choice; with log probabilities if there is a codec."""
-        ...
-
-    def streamed_choice(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]:
-        """Return the fields of one streamed choice; with log probabilities if there is a codec."""
-        ...
-
-
-class CompletionForm:
-    """The format of completions; see ``Form``."""
-
-    object = chunk_object = "text_completion"
-    id_prefix = "cmpl"
-    default_max_tokens: int | None = 16
-
-    def complete_choice(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
-        return {"text": text, "logprobs": codec and self._logprobs(pieces, codec)}
-
-    def streamed_choice(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]:
-        return {"text": piece.text, "logprobs": codec and self._logprobs([piece], codec)}
-
-    @staticmethod
-    def _logprobs(pieces: Sequence[Piece], codec: TextCodec) -> dict[str, Any]:
-        tokens = [codec.token_text(piece.token) for piece in pieces]
-        values = [piece.logprob for piece in pieces]
-        top = [{token: value} for token, value in zip(tokens, values, strict=True)]
-        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": top}
-
-
-class ChatForm:
-    """The format of chat completions; see ``Form``."""
-
-    object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-    id_prefix = "chatcmpl"
-    default_max_tokens: int | None = None
-
-    def complete_choice(self, text: str, pieces: Sequence[Piece], codec: TextCodec | None) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text}
-        return {"message": message, "logprobs": codec and self._logprobs(pieces, codec)}
-
-    def streamed_choice(self, piece: Piece, first: bool, codec: TextCodec | None) -> dict[str, Any]:
-        delta = {"role": "assistant", "content": piece.text} if first else {"content": piece.text}
-        return {"delta": delta, "logprobs": codec and self._logprobs([piece], codec)}
-
-    @staticmethod
-    def _logprobs(pieces: Sequence[Piece], codec: TextCodec) -> dict[str, Any]:
-        return {
-            "content": [
-                {"token": codec.token_text(piece.token), "logprob": piece.logprob, "top_logprobs": []}
-                for piece in pieces
-            ]
-        }
+COMPLETION, CHAT = CompletionForm(), ChatForm()
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -90,10 +30,14 @@ async def completions(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     service.engine.check_accepting()
     body, arrival = await read_posted(request, CompletionBody)
-    _check_model(service, body)
-    logprobs = body.wants_logprobs()
-    prompt = await service.encoder.prompt(body.one_prompt())
-    return await _answer(request, CompletionForm(), body, prompt, logprobs, arrival)
+    check_model(request, body.model)
+    wish, posted = body.wish(), body.prompts()
+    special = body.add_special_tokens is not False
+    prompts = [await service.encoder.prompt(one, special_tokens=special) for one in posted]
+    texts: list[str] = []
+    if wish.echo:
+        texts = [one if isinstance(one, str) else service.codec.decode(one) for one in posted]
+    return await _answer(request, COMPLETION, body, wish, prompts, arrival, texts)
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -101,117 +45,143 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     service.engine.check_accepting()
     body, arrival = await read_posted(request, ChatBody)
-    _check_model(service, body)
+    check_model(request, body.model)
+    wish = body.wish()
     prompt = await service.encoder.chat(body.plain_messages())
-    return await _answer(request, ChatForm(), body, prompt, bool(body.logprobs), arrival)
-
-
-def _check_model(service: Service, body: SamplingBody) -> None:
-    assert service.engine.model is not None
-    check_model(body.model, service.engine.model.model_name)
-
-
-async def models(request: web.Request) -> web.Response:
-    """GET /v1/models: the model, with the sizes that a client needs to make prompts that fit."""
-    return web.json_response({"object": "list", "data": [_model(request.app[SERVICE])]})
-
-
-async def model(request: web.Request) -> web.Response:
-    """GET /v1/models/NAME: the model. 404 if it has another name."""
-    found = _model(request.app[SERVICE])
-    check_model(request.match_info["name"], found["id"])
-    return web.json_response(found)
-
-
-def _model(service: Service) -> dict[str, Any]:
-    service.engine.check_ready()
-    assert service.engine.model is not None
-    name = service.engine.model.model_name
-    return {
-        "id": name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "fgengine",
-        "root": name,
-        "parent": None,
-        "permission": [],
-        "max_model_len": service.engine.model.max_model_len,
-        "vocab_size": service.engine.model.vocab_size,
-    }
+    return await _answer(request, CHAT, body, wish, [prompt], arrival)
 
 
 async def _answer(
-    request: web.Request, form: Form, body: SamplingBody, prompt: list[int], logprobs: bool, arrival: float
+    request: web.Request,
+    form: Form,
+    body: SamplingBody,
+    wish: Wish,
+    prompts: Sequence[list[int]],
+    arrival: float,
+    texts: Sequence[str] = (),
 ) -> web.StreamResponse:
+    """Generate and send the answer. ``texts``: those of the prompts, if they are echoed."""
     service = request.app[SERVICE]
     assert service.engine.model is not None
-    tokens_left = max(1, service.engine.model.max_model_len - len(prompt))
-    params = body.params(max_tokens=form.default_max_tokens or tokens_left, logprobs=logprobs)
-    stops = body.stops()
-    codec = service.codec if logprobs else None
-    head = {"created": int(time.time()), "model": service.engine.model.model_name}
+    longest, most = max(map(len, prompts)), service.engine.model.max_model_len
+    params = body.params(wish, max_tokens=form.default_max_tokens or max(1, most - longest))
+    if longest + params.max_tokens > most:
+        raise BadRequestError(
+            f"prompt + max_tokens is {longest + params.max_tokens} ({longest} + {params.max_tokens}), more "
+            f"than {most}, which is the model's context length: shorten one of them",
+            form.prompt_field,
+            "context_length_exceeded",
+        )
+    requests = asks(prompts, params, wish, body.stops(), body.shows_stop)
+    head = {"created": int(time.time()), "model": served_names(request)[0]}
     stream = Stream(request, "text/event-stream", lambda json: b"data: " + json + b"\n\n")
     try:
-        async with service.generate(
-            prompt, params, stops, arrival=arrival, user=body.user or ""
-        ) as generation:
-            number = generation.id.rpartition("-")[2]
+        async with service.generate(requests, arrival=arrival, user=body.user or "") as generations:
+            number = generations[0].id.rpartition("-")[2]
             head["id"] = f"{form.id_prefix}-{service.instance}-{number}"
+            choices = [
+                Choice(generation, wish, service.codec, texts[at // wish.best_of] if texts else "")
+                for at, generation in enumerate(generations)
+            ]
+            answer = _Answer(form, head, choices, wish, service.codec)
             if not body.stream:
-                return await _answer_complete(form, head, prompt, generation, codec)
+                return await answer.complete()
             if not service.engine.drops_waiting:  # otherwise the status is known only when the request starts
                 await stream.open()
             asks_usage = body.stream_options is not None and body.stream_options.include_usage
-            await _answer_streamed(stream, form, head, prompt, generation, codec, asks_usage)
+            await answer.stream(stream, asks_usage)
         return await stream.close(b"data: [DONE]\n\n")
-    except EngineError as error:
+    except (EngineError, Busy) as error:
         return await stream.fail(error)
+    except RequestRefused as error:
+        raise BadRequestError(str(error), form.prompt_field) from None
 
 
-async def _answer_complete(
-    form: Form, head: dict[str, Any], prompt: list[int], generation: Generation, codec: TextCodec | None
-) -> web.Response:
-    pieces = [piece async for batch in generation.pieces() for piece in batch]
-    text = "".join(piece.text for piece in pieces)
-    choice = {
-        "index": 0,
-        **form.complete_choice(text, pieces, codec),
-        "finish_reason": generation.finish_reason,
-    }
-    answer = {
-        **head,
-        "object": form.object,
-        "choices": [choice],
-        "usage": usage(len(prompt), generation),
-        "fgengine": generation.accounting,
-    }
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+class _Answer:
+    """The answer to a request whose choices the engine generates."""
 
+    def __init__(
+        self, form: Form, head: dict[str, Any], choices: Sequence[Choice], wish: Wish, codec: TextCodec
+    ) -> None:
+        self._form = form
+        self._head = head
+        self._choices = choices
+        self._generations = [choice.generation for choice in choices]
+        self._wish = wish
+        self._codec = codec
 
-async def _answer_streamed(
-    stream: Stream,
-    form: Form,
-    head: dict[str, Any],
-    prompt: list[int],
-    generation: Generation,
-    codec: TextCodec | None,
-    asks_usage: bool,
-) -> None:
-    encode = msgspec.json.Encoder().encode
-    head = {**head, "object": form.chunk_object}
-    first = True
-    async for batch in generation.pieces():
-        bodies: list[bytes] = []
-        for piece in batch:
-            part = form.streamed_choice(piece, first, codec)
-            chunk = {**head, "choices": [{"index": 0, **part, "finish_reason": piece.finish_reason}]}
-            first = False
-            if asks_usage:
-                chunk["usage"] = None  # the last message has it
-            elif piece.finish_reason is not None:
-                chunk["fgengine"] = generation.accounting
-            bodies.append(encode(chunk))
-        if generation.finish_reason is not None and asks_usage:
-            counts = usage(len(prompt), generation)
-            bodies.append(encode({**head, "choices": [], "usage": counts, "fgengine": generation.accounting}))
-        await stream.write(bodies)
+    async def complete(self) -> web.Response:
+        """Return the answer when all choices are complete."""
+        choices = self._choices
+        texts: list[list[str]] = [[] for _ in choices]
+        async for arrived in arriving(self._generations):
+            for number, batch in arrived:
+                texts[number] += [choices[number].add(piece) for piece in batch]
+        alone = len(choices) == 1
+        given = [
+            {
+                "index": index,
+                **self._form.complete("".join(texts[number])),
+                "logprobs": self._logprobs(choices[number]),
+                "finish_reason": choices[number].generation.finish_reason,
+                **({} if alone else {"fgengine": choices[number].generation.accounting}),
+            }
+            for index, number in enumerate(best(choices, self._wish))
+        ]
+        answer = {
+            **self._head,
+            "object": self._form.object,
+            "choices": given,
+            "usage": self._usage(),
+            **({"fgengine": choices[0].generation.accounting} if alone else {}),
+        }
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+    async def stream(self, stream: Stream, asks_usage: bool) -> None:
+        """Send a message for each token. The messages of tokens that arrived together are one write."""
+        encode = msgspec.json.Encoder().encode
+        head = {**self._head, "object": self._form.chunk_object}
+        form, choices, plain = self._form, self._choices, self._wish.plain
+        alone, open_choices = len(choices) == 1, len(choices)
+        begun = [False] * len(choices)
+        async for arrived in arriving(self._generations):
+            bodies: list[bytes] = []
+            for number, batch in arrived:
+                for piece in batch:
+                    text = piece.text if plain else choices[number].add(piece)
+                    part = form.chunk(text, not begun[number])
+                    begun[number] = True
+                    choice = {"index": number, **part, "logprobs": None, "finish_reason": piece.finish_reason}
+                    if not plain and choices[number].listed:
+                        choice["logprobs"] = self._logprobs(choices[number])
+                    chunk = {**head, "choices": [choice]}
+                    if asks_usage:
+                        chunk["usage"] = None  # the last message has it
+                    if piece.finish_reason is not None:
+                        open_choices -= 1
+                        if not alone:
+                            choice["fgengine"] = self._generations[number].accounting
+                        elif not asks_usage:
+                            chunk["fgengine"] = self._generations[number].accounting
+                    bodies.append(encode(chunk))
+            if asks_usage and not open_choices:
+                last = {**head, "choices": [], "usage": self._usage()}
+                if alone:
+                    last["fgengine"] = self._generations[0].accounting
+                bodies.append(encode(last))
+            await stream.write(bodies)
+
+    def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
+        """Return the list of the tokens since the last call; None if the request asks for no list."""
+        if self._wish.logprobs is None:
+            return None
+        listed, choice.listed = choice.listed, []
+        return self._form.logprobs(listed, self._wish, self._codec)
+
+    def _usage(self) -> dict[str, int]:
+        """Return the numbers of tokens. A prompt counts once, and every generated answer counts."""
+        prompts = self._generations[:: self._wish.best_of]
+        return usage(
+            sum(len(generation.prompt) for generation in prompts),
+            sum(choice.output_tokens for choice in self._choices),
+        )

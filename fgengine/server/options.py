@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fgengine.settings import Setting, check
 
@@ -50,6 +50,29 @@ class ServerOptions:
             ge=0,
         ),
     ] = 0
+    served_model_name: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Name of the model in answers and requests, in place of --model. Several are separated by "
+            "commas, or the option is repeated; answers carry the first.",
+            "API",
+        ),
+    ] = ()
+    generate_form: Annotated[
+        Literal["fastserve", "vllm"],
+        Setting(
+            "Form of the answers of /generate. fastserve: a text; a stream has the output alone, as "
+            "FastServe sends it. vllm: a list of texts that begin with the prompt, as vLLM's old api_server "
+            "sends them.",
+            "API",
+        ),
+    ] = "fastserve"
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names in ``served_model_name``."""
+        parts = [part.strip() for text in self.served_model_name for part in text.split(",")]
+        return tuple(filter(None, parts))

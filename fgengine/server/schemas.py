@@ -5,8 +5,10 @@ Fields that a route does not have are in ``fields``: none that would change the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -18,6 +20,7 @@ MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKENS = 256
 MAX_MESSAGES = 4096
 MAX_USER_CHARACTERS = 256
+MAX_LOGPROBS = 20
 
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -25,11 +28,41 @@ Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class BadRequestError(ValueError):
-    """A request is invalid. The message is a sentence; ``field`` is the invalid field, if there is one."""
+    """A request is invalid. The message is a sentence; ``field`` is the invalid field, if there is one.
 
-    def __init__(self, message: str, field: str | None = None) -> None:
+    ``code`` is OpenAI's name for the kind of mistake. invalid_type, invalid_value: a field has a type or a
+    value that it cannot have. missing_required_parameter, unknown_parameter, unsupported_parameter,
+    unsupported_value: a field is missing, unknown, or known and not supported. context_length_exceeded:
+    prompt and answer are longer than the model's context.
+    """
+
+    def __init__(self, message: str, field: str | None = None, code: str | None = "invalid_value") -> None:
         super().__init__(message)
         self.field = field
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request wants of its answers, besides the sampling."""
+
+    n: int = 1
+    """Answers to each prompt."""
+    best_of: int = 1
+    """Answers that are generated for each prompt; the n most probable ones are given."""
+    logprobs: int | None = None
+    """How many alternatives are listed for each token; None: no list."""
+    echo: bool = False
+    """Whether the text begins with the prompt's."""
+    no_output: bool = False
+    """Whether only the prompt is of interest. The engine generates a token, which is dropped."""
+    names_as_ids: bool = False
+    """Whether lists name tokens by id."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the text of the tokens is all that is asked for."""
+        return self.logprobs is None and self.best_of == self.n and not self.echo
 
 
 class StreamOptions(msgspec.Struct):
@@ -52,11 +85,27 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     seed: Int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[Int] | None = None
+    include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
+    min_tokens: Int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    """Token ids as strings, each with the number that is added to its logit."""
+    n: Int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, msgspec.Meta(max_length=MAX_USER_CHARACTERS)] | None = None
     """OpenAI's field: the user of the request. Fair policies share the machine among users."""
+
+    def wish(self) -> Wish:
+        """Return what the answers are to contain. Raises BadRequestError for values out of range."""
+        n = 1 if self.n is None else self.n
+        if n < 1:
+            raise BadRequestError(f"n must be at least 1, not {n}", "n")
+        return Wish(n, n)
 
     def stops(self) -> list[str]:
         """Return the stop strings. Raises BadRequestError for too many, too long or empty ones."""
@@ -69,63 +118,111 @@ class SamplingBody(msgspec.Struct, kw_only=True):
             )
         return stops
 
-    def params(self, *, max_tokens: int, logprobs: bool = False) -> SamplingParams:
+    @property
+    def shows_stop(self) -> bool:
+        """Whether the text keeps the stop string or stop token that ended it."""
+        return bool(self.include_stop_str_in_output)
+
+    def params(self, wish: Wish, *, max_tokens: int) -> SamplingParams:
         """Return the sampling parameters. Raises BadRequestError for values out of range.
 
         ``max_tokens`` applies to bodies without their own limit.
         """
-        fields: dict[str, Any] = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": 0 if self.top_k == -1 else self.top_k,
-            "seed": self.seed,
-            "stop_token_ids": tuple(self.stop_token_ids or ()),
-            "ignore_eos": self.ignore_eos,
-            "max_tokens": next(
-                asked
-                for asked in (self.max_completion_tokens, self.max_tokens, max_tokens)
-                if asked is not None
-            ),
-        }
         if (count := len(self.stop_token_ids or ())) > MAX_STOP_TOKENS:
             raise BadRequestError(
                 f"stop_token_ids has {count} ids: give at most {MAX_STOP_TOKENS}", "stop_token_ids"
             )
+        fields: dict[str, Any] = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": 0 if self.top_k == -1 else self.top_k,
+            "min_p": self.min_p,
+            "seed": self.seed,
+            "stop_token_ids": tuple(self.stop_token_ids or ()),
+            "ignore_eos": self.ignore_eos,
+            "min_tokens": self.min_tokens,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "logit_bias": _biases(self.logit_bias or {}),
+            "max_tokens": 1 if wish.no_output else self.asked_tokens(max_tokens),
+            "logprobs": wish.logprobs is not None or wish.best_of > wish.n,
+            "top_logprobs": wish.logprobs,
+            "prompt_logprobs": wish.logprobs if wish.echo else None,
+        }
         try:
-            return SamplingParams(
-                logprobs=logprobs, **{name: value for name, value in fields.items() if value is not None}
-            )
+            return SamplingParams(**{name: value for name, value in fields.items() if value is not None})
         except ValueError as error:
             raise BadRequestError(str(error), str(error).partition(" ")[0]) from error
+
+    def asked_tokens(self, default: int) -> int:
+        """Return the maximum number of output tokens."""
+        asked = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return default if asked is None else asked
+
+
+def _biases(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    """Return the biases by token id. Raises BadRequestError for a key that is no id."""
+    for key in biases:
+        if not re.fullmatch("[0-9]{1,10}", key, re.ASCII):
+            raise BadRequestError(f"logit_bias has the key {key[:64]!r}: give token ids", "logit_bias")
+    return tuple((int(key), bias) for key, bias in biases.items())
 
 
 class CompletionBody(SamplingBody, kw_only=True):
     """The body of POST /v1/completions."""
 
     prompt: str | list[Int | str | list[Int]]
+    add_special_tokens: bool | None = None
+    """Whether a text gets the model's beginning-of-sequence token; by default it does."""
     logprobs: Int | None = None
+    """How many of the most probable tokens are listed at each place, 0 to 20."""
+    echo: bool | None = None
+    best_of: Int | None = None
+    return_tokens_as_token_ids: bool | None = None
 
-    def one_prompt(self) -> str | list[int]:
-        """Return the prompt, as text or token ids. Raises BadRequestError if there are several."""
-        prompt = self.prompt
-        if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
-            return prompt[0]
+    def prompts(self) -> list[str | list[int]]:
+        """Return the prompts, each as text or token ids. Raises BadRequestError if they are mixed."""
+        prompt: Any = self.prompt
         if isinstance(prompt, str):
-            return prompt
-        ids = [token for token in prompt if isinstance(token, int)]
-        if len(ids) != len(prompt):
+            return [prompt]
+        kinds = set(map(type, prompt))
+        if not kinds:
+            raise BadRequestError("prompt is empty: it needs at least one token", "prompt", "empty_array")
+        if kinds == {int}:
+            return [prompt]
+        if len(kinds) > 1:
             raise BadRequestError(
-                "prompt must be a string or a list of token ids: send one prompt per request", "prompt"
+                "prompt mixes texts and token ids: give a string, a list of strings, a list of token ids or "
+                "a list of such lists",
+                "prompt",
+                "invalid_type",
             )
-        return ids
+        return list(prompt)
 
-    def wants_logprobs(self) -> bool:
-        """Whether to return log probabilities. Raises BadRequestError for those of other tokens."""
-        if self.logprobs not in (None, 0, 1):
+    def wish(self) -> Wish:
+        n = SamplingBody.wish(self).n
+        best_of = n if self.best_of is None else self.best_of
+        if best_of < n:
+            raise BadRequestError(f"best_of must be at least n, which is {n}, not {best_of}", "best_of")
+        if best_of > n and self.stream:
             raise BadRequestError(
-                "only the chosen token's log probability is supported: set logprobs to 0 or 1", "logprobs"
+                "best_of cannot be streamed, because the best answers are known at the end: leave out "
+                f"stream, or set best_of to {n}",
+                "best_of",
             )
-        return self.logprobs is not None
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise BadRequestError(
+                f"logprobs must be between 0 and {MAX_LOGPROBS}, not {self.logprobs}", "logprobs"
+            )
+        return Wish(
+            n,
+            best_of,
+            self.logprobs,
+            echo=bool(self.echo),
+            no_output=bool(self.echo) and self.asked_tokens(16) == 0,
+            names_as_ids=bool(self.return_tokens_as_token_ids),
+        )
 
 
 class TextPart(msgspec.Struct, tag_field="type", tag="text"):
@@ -137,8 +234,11 @@ class TextPart(msgspec.Struct, tag_field="type", tag="text"):
 class Message(msgspec.Struct):
     """A chat message."""
 
-    role: str
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[TextPart]
+    tool_calls: list[Any] | None = None
+    function_call: Any = None
+    audio: Any = None
 
     def plain(self) -> dict[str, str]:
         """Return the message with its text parts joined."""
@@ -152,14 +252,48 @@ class ChatBody(SamplingBody, kw_only=True):
 
     messages: list[Message]
     logprobs: bool | None = None
+    top_logprobs: Int | None = None
+    """How many of the most probable tokens are listed at each place, 0 to 20."""
+    return_tokens_as_token_ids: bool | None = None
+
+    def wish(self) -> Wish:
+        n, top = SamplingBody.wish(self).n, self.top_logprobs or 0
+        if top and not self.logprobs:
+            raise BadRequestError("top_logprobs needs logprobs: set logprobs to true", "top_logprobs")
+        if not 0 <= top <= MAX_LOGPROBS:
+            raise BadRequestError(
+                f"top_logprobs must be between 0 and {MAX_LOGPROBS}, not {top}", "top_logprobs"
+            )
+        return Wish(
+            n,
+            n,
+            top if self.logprobs else None,
+            names_as_ids=bool(self.return_tokens_as_token_ids),
+        )
 
     def plain_messages(self) -> list[dict[str, str]]:
         """Return the messages as plain text. Raises BadRequestError if there are none or too many."""
-        if not 0 < len(self.messages) <= MAX_MESSAGES:
-            raise BadRequestError(
-                f"the chat has {len(self.messages)} messages: send 1 to {MAX_MESSAGES}", "messages"
-            )
-        return [message.plain() for message in self.messages]
+        return plain(self.messages)
+
+
+def plain(messages: list[Message]) -> list[dict[str, str]]:
+    """Return messages as plain text. Raises BadRequestError if there are none or too many, or for what is
+    no text.
+    """
+    if not 0 < len(messages) <= MAX_MESSAGES:
+        raise BadRequestError(
+            f"the chat has {len(messages)} messages: send 1 to {MAX_MESSAGES}",
+            "messages",
+            "array_above_max_length" if messages else "empty_array",
+        )
+    for number, message in enumerate(messages):
+        for name in ("tool_calls", "function_call", "audio"):
+            if getattr(message, name):
+                field = f"messages[{number}].{name}"
+                raise BadRequestError(
+                    f"{field} is not supported: leave it out", field, "unsupported_parameter"
+                )
+    return [message.plain() for message in messages]
 
 
 class GenerateBody(SamplingBody, kw_only=True):
@@ -178,11 +312,27 @@ class GenerateBody(SamplingBody, kw_only=True):
         return prompt
 
 
-ALL_FIELDS = frozenset(
-    name for body in (CompletionBody, ChatBody, GenerateBody) for name in body.__struct_fields__
-)
+class TokenizeBody(msgspec.Struct, kw_only=True):
+    """The body of POST /tokenize: a prompt or the messages of a chat."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(msgspec.Struct, kw_only=True):
+    """The body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[Int]
+
+
+BODIES = (CompletionBody, ChatBody, GenerateBody, TokenizeBody, DetokenizeBody)
+ALL_FIELDS = frozenset(name for body in BODIES for name in body.__struct_fields__)
 """Names of the fields that any route has."""
-Body = TypeVar("Body", bound=SamplingBody)
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 def read_body(raw: bytes, kind: type[Body], report: Callable[[str], None] = lambda name: None) -> Body:
@@ -196,18 +346,33 @@ def read_body(raw: bytes, kind: type[Body], report: Callable[[str], None] = lamb
     try:
         fields = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequestError(f"the body is not valid JSON ({error}): send a JSON object") from error
+        raise BadRequestError(
+            f"the body is not valid JSON ({error}): send a JSON object", None, None
+        ) from error
     except RecursionError:
-        raise BadRequestError("the body is nested too deeply: send a JSON object with less nesting") from None
+        message = "the body is nested too deeply: send a JSON object with less nesting"
+        raise BadRequestError(message, None, None) from None
     if not isinstance(fields, dict):
-        raise BadRequestError("the body is not a JSON object: send an object with the request's fields")
+        message = "the body is not a JSON object: send an object with the request's fields"
+        raise BadRequestError(message, None, None)
     try:
         check_fields(fields, kind.__struct_fields__, ALL_FIELDS, report)
     except UnsupportedField as error:
-        raise BadRequestError(str(error), error.field) from None
+        raise BadRequestError(str(error), error.field, error.code) from None
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at `$.")
-        field = path.rstrip("`") or None
-        raise BadRequestError(f"{field}: {reason}" if field else reason, field) from error
+        raise _wrong_type(str(error)) from error
+
+
+def _wrong_type(message: str) -> BadRequestError:
+    """Return the error for a body that msgspec does not accept, with the field and OpenAI's code."""
+    reason, _, path = message.partition(" - at `$.")
+    field = path.rstrip("`") or None
+    if missing := re.search("missing required field `(.*?)`", reason):
+        inside = f"{field}." if field else ""
+        return BadRequestError(message, inside + missing[1], "missing_required_parameter")
+    type_is_wrong = ", got `" in reason
+    return BadRequestError(
+        f"{field}: {reason}" if field else reason, field, "invalid_type" if type_is_wrong else "invalid_value"
+    )

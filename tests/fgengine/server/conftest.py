@@ -26,6 +26,7 @@ from fgengine.server.app import make_app
 from fgengine.server.client import EngineClient
 from fgengine.server.encoding import Encoder
 from fgengine.server.generation import Service
+from fgengine.server.options import ServerOptions
 from fgengine.server.process import EngineProcess
 from fgengine.text import TextCodec
 
@@ -73,7 +74,8 @@ def _byte_of(char: str) -> int:
 def encoder(byte_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoder]:
     """One for all tests, because its process takes a second to start. It starts at the first chat."""
     folder = tmp_path_factory.mktemp("model")
-    source = "{% for m in messages %}{% if m.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
+    source = "{% for m in messages %}{% if m.role in ('robot', 'function') %}"
+    source += "{{ raise_exception('no robots') }}{% endif %}"
     source += "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     (folder / "chat_template.jinja").write_text(source)
     byte_tokenizer.save(str(folder / "tokenizer.json"))
@@ -116,7 +118,13 @@ class Served:
 
 
 @pytest.fixture
-async def served(fake: ModuleType, encoder: Encoder) -> AsyncIterator[Served]:
+def server_options() -> ServerOptions:
+    """The settings of ``served``; a test may parametrize them."""
+    return ServerOptions()
+
+
+@pytest.fixture
+async def served(fake: ModuleType, encoder: Encoder, server_options: ServerOptions) -> AsyncIterator[Served]:
     made: list[Any] = []
 
     def make(config: EngineConfig, report: Any) -> Any:
@@ -132,7 +140,7 @@ async def served(fake: ModuleType, encoder: Encoder) -> AsyncIterator[Served]:
     await client.settled.wait()
     service = Service(client)
     service.encoder = encoder
-    runner = web.AppRunner(make_app(service), handler_cancellation=True, shutdown_timeout=0.1)
+    runner = web.AppRunner(make_app(service, server_options), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

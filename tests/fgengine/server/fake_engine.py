@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
+from array import array
 from collections.abc import Callable
 from typing import Any
 
 from fgengine.config import EngineConfig
 from fgengine.plan import TokenEvent
+from fgengine.prompt_logprobs import PromptLogprobs
 from fgengine.request import Request, SamplingParams
 
 VOCAB_SIZE = 261
+REFUSED_MODEL = "opt-350m"
+"""A model of the catalog whose engine cannot start."""
 MAX_MODEL_LEN = 4096
 BREAK, CRASH, EOS, WAIT, KILL = 256, 257, 258, 259, 260
 """Special prompt tokens. BREAK raises an error in the request's first step. CRASH exits the process. EOS ends
@@ -33,6 +37,8 @@ class FakeEngine:
         self.requests: dict[str, Request] = {}
         self.users: list[str] = []
         """The user of every request, in order of arrival."""
+        self.params: list[SamplingParams] = []
+        """The sampling parameters of every request, in order of arrival."""
         self.aborted: list[str] = []
         self.closed = False
         self.refuse: Exception | None = None
@@ -55,6 +61,7 @@ class FakeEngine:
             raise ValueError(f"prompt + max_tokens is {request.max_len}, more than {self.max_model_len}")
         self.requests[id] = request
         self.users.append(user)
+        self.params.append(params)
         return request
 
     def abort(self, id: str) -> bool:
@@ -92,7 +99,11 @@ class FakeEngine:
                 request.finish("stop", time.monotonic())
             if request.finished:
                 del self.requests[request.id]
-            events.append(TokenEvent(request, token, -0.5 if request.params.logprobs else None))
+            params = request.params
+            top = _top(token, params.top_logprobs) if params.top_logprobs else None
+            first = request.num_generated == 1 and params.prompt_logprobs is not None
+            scored = _scored(prompt, params.prompt_logprobs or 0) if first else None
+            events.append(TokenEvent(request, token, -0.5 if params.logprobs else None, top, scored))
         return events
 
     def stats(self) -> dict[str, Any]:
@@ -107,9 +118,26 @@ class FakeEngine:
         self.closed = True
 
 
+def _top(token: int, count: int) -> list[tuple[int, float]]:
+    """Return the token and those after it; each is less probable than the one before."""
+    return [((token + i) % 256, -0.5 - i) for i in range(count)]
+
+
+def _scored(prompt: list[int], count: int) -> PromptLogprobs:
+    """Return the prompt's tokens, each as probable as if it had been generated."""
+    top = [one for token in prompt[1:] for one in _top(token, count)]
+    return PromptLogprobs(
+        0,
+        count,
+        array("f", [-0.5] * (len(prompt) - 1)),
+        array("i", [token for token, _ in top]),
+        array("f", [logprob for _, logprob in top]),
+    )
+
+
 def make_fake(config: EngineConfig, report: Callable[[str], None]) -> FakeEngine:
     report("pretending to load")
-    if config.model == "refused":
+    if config.model == REFUSED_MODEL:
         raise ValueError("there is no such model")
     return FakeEngine(step_seconds=config.starvation_limit / 1e4)
 

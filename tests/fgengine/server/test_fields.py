@@ -32,12 +32,11 @@ def read(**fields: Any) -> list[str]:
         ("bad_words", ["a"]),
         ("allowed_token_ids", [1]),
         ("skip_special_tokens", False),
-        ("include_stop_str_in_output", True),
         ("priority", 3),
         ("reasoning_effort", "high"),
-        ("n", 2),
-        ("n", True),
-        ("echo", 0),
+        ("use_beam_search", True),
+        ("use_beam_search", 0),
+        ("top_logprobs", 2),
     ],
 )
 def test_a_field_that_would_change_the_answer_is_refused(name: str, value: Any) -> None:
@@ -78,7 +77,7 @@ def test_a_field_of_another_route_is_refused() -> None:
 def test_the_newer_name_for_max_tokens_takes_precedence() -> None:
     def length(**fields: Any) -> int:
         body = read_body(json.dumps({"prompt": "hi", **fields}).encode(), CompletionBody)
-        return body.params(max_tokens=16).max_tokens
+        return body.params(body.wish(), max_tokens=16).max_tokens
 
     assert length() == 16
     assert length(max_tokens=3) == 3

@@ -83,7 +83,7 @@ async def test_a_client_that_disconnects_does_not_disturb_others(served: Any) ->
 
 async def test_requests_are_counted_by_outcome(served: Any) -> None:
     await asyncio.gather(*(served.post("/v1/completions", {"prompt": "a"}) for _ in range(3)))
-    await served.post("/v1/completions", {"prompt": "a", "n": 5})
+    await served.post("/v1/completions", {"prompt": "a", "n": 0})
     stats = await _stats(served)
     assert {key: value for key, value in stats.items() if key.startswith("requests_")} == {
         "requests_received": 4,

@@ -109,6 +109,7 @@ async def test_logprobs_of_the_chosen_tokens(served: Any) -> None:
         "tokens": ["a", "b"],
         "token_logprobs": [-0.5, -0.5],
         "top_logprobs": [{"a": -0.5}, {"b": -0.5}],
+        "text_offset": [0, 1],
     }
 
 
@@ -117,7 +118,12 @@ async def test_a_chat_completion(served: Any) -> None:
     _, answer = await served.post("/v1/chat/completions", body)
     choice = answer["choices"][0]
     assert choice["message"] == {"role": "assistant", "content": "<user>hi<assistant>"}
-    assert choice["logprobs"]["content"][0] == {"token": "<", "logprob": -0.5, "top_logprobs": []}
+    assert choice["logprobs"]["content"][0] == {
+        "token": "<",
+        "logprob": -0.5,
+        "bytes": [60],
+        "top_logprobs": [],
+    }
     assert answer["object"] == "chat.completion"
 
 
@@ -148,12 +154,25 @@ CHAT = [{"role": "user", "content": "hi"}]
 @pytest.mark.parametrize(
     ("path", "body", "field", "message"),
     [
-        ("completions", {}, None, "prompt"),
-        ("completions", {"prompt": ["a", "b"]}, "prompt", "one prompt"),
-        ("completions", {"prompt": "a", "n": 2}, "n", "not supported"),
-        ("completions", {"prompt": "a", "best_of": 3}, "best_of", "not supported"),
-        ("completions", {"prompt": "a", "echo": True}, "echo", "not supported"),
-        ("completions", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "not supported"),
+        ("completions", {}, "prompt", "missing required field"),
+        ("completions", {"prompt": ["a", [1]]}, "prompt", "mixes"),
+        ("completions", {"prompt": ["a", 1]}, "prompt", "mixes"),
+        ("completions", {"prompt": []}, "prompt", "is empty"),
+        ("completions", {"prompt": ["a", ""]}, "prompt", "at least one token"),
+        ("completions", {"prompt": ["a"] * 129}, "prompt", "at most 128"),
+        ("completions", {"prompt": ["a", "b"], "n": 65}, "n", "at most 128"),
+        ("completions", {"prompt": "a", "n": 0}, "n", "at least 1"),
+        ("completions", {"prompt": "a", "n": True}, "n", "`int"),
+        ("completions", {"prompt": "a", "n": 3, "best_of": 2}, "best_of", "at least n"),
+        ("completions", {"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
+        ("completions", {"prompt": "a", "presence_penalty": 2.5}, "presence_penalty", "between -2 and 2"),
+        ("completions", {"prompt": "a", "frequency_penalty": -3}, "frequency_penalty", "between -2 and 2"),
+        ("completions", {"prompt": "a", "repetition_penalty": 0}, "repetition_penalty", "above 0"),
+        ("completions", {"prompt": "a", "min_p": 1.5}, "min_p", "between 0 and 1"),
+        ("completions", {"prompt": "a", "min_tokens": 17}, "min_tokens", "max_tokens"),
+        ("completions", {"prompt": "a", "logit_bias": {"a": 1}}, "logit_bias", "give token ids"),
+        ("completions", {"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias", "between -100 and 100"),
+        ("completions", {"prompt": "a", "seed": 2**63}, "seed", "<="),
         ("completions", {"prompt": "a", "max_tokens": "5"}, "max_tokens", "`int"),
         ("completions", {"prompt": "a", "user": "x" * 257}, "user", "<= 256"),
         ("completions", {"prompt": "a", "user": 7}, "user", "`str | null`"),
@@ -165,14 +184,34 @@ CHAT = [{"role": "user", "content": "hi"}]
         ("completions", {"prompt": "a", "stop": ""}, "stop", "1 to 256"),
         ("completions", {"prompt": "a", "stop": "x" * 257}, "stop", "1 to 256"),
         ("completions", {"prompt": "a", "stop_token_ids": [1] * 257}, "stop_token_ids", "at most"),
-        ("completions", {"prompt": "a", "logprobs": 5}, "logprobs", "0 or 1"),
-        ("completions", {"prompt": "", "max_tokens": 5}, None, "at least one token"),
-        ("completions", {"prompt": "a", "max_tokens": 5000}, None, "more than 4096"),
+        ("completions", {"prompt": "a", "logprobs": 21}, "logprobs", "between 0 and 20"),
+        ("completions", {"prompt": "", "max_tokens": 5}, "prompt", "at least one token"),
+        ("completions", {"prompt": "a", "max_tokens": 5000}, "prompt", "more than 4096"),
+        ("chat/completions", {"messages": CHAT, "max_tokens": 5000}, "messages", "more than 4096"),
         ("completions", {"prompt": "a", "max_tokens": 10**30}, "max_tokens", "<="),
         ("completions", {"prompt": [1, 10**30]}, "prompt[1]", "<="),
         ("completions", {"prompt": "a", "stop_token_ids": [-(10**30)]}, "stop_token_ids[0]", ">="),
         ("chat/completions", {"messages": []}, "messages", "1 to"),
-        ("chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, None, "no robots"),
+        ("chat/completions", {"messages": [{"role": "function", "content": "x"}]}, None, "no robots"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "martian", "content": "x"}]},
+            "messages[0].role",
+            "'martian'",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
+            "messages[0].tool_calls",
+            "not supported",
+        ),
+        ("chat/completions", {"messages": CHAT, "top_logprobs": 2}, "top_logprobs", "set logprobs"),
+        (
+            "chat/completions",
+            {"messages": CHAT, "logprobs": True, "top_logprobs": 21},
+            "top_logprobs",
+            "between 0 and 20",
+        ),
         ("chat/completions", {"messages": CHAT, "tools": [{}]}, "tools", "not supported"),
         (
             "chat/completions",

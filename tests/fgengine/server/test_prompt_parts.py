@@ -44,7 +44,8 @@ def prompt_of(prompt_len: int) -> list[messages.PromptToken]:
 class Scoring:
     """An engine that gives each request two tokens, with all log probabilities that it asks for."""
 
-    model_name, vocab_size, max_model_len, retry_after = "scoring", 200_000, LONGEST + 10, None
+    model_name, vocab_size, max_model_len = "scoring", 200_000, LONGEST + 10
+    longest_step, retry_after = 0.0, None
 
     def __init__(self) -> None:
         self.requests: list[Request] = []

@@ -42,7 +42,7 @@ class Server:
     """A server's process with a fake engine's process."""
 
     def __init__(
-        self, folder: Path, fake: Path, *, model: str = "fake", slow: float = 10.0, **options: Any
+        self, folder: Path, fake: Path, *, model: str = "smollm2-135m", slow: float = 10.0, **options: Any
     ) -> None:
         """``options``: settings of the server."""
         words = [model, str(slow), json.dumps(options)]
@@ -279,7 +279,7 @@ async def test_the_message_about_a_dead_process_quotes_its_last_output() -> None
 
 @pytest.mark.slow
 def test_an_engine_that_cannot_start_ends_the_server(folder: Path, fake_engine_file: Path) -> None:
-    server = Server(folder, fake_engine_file, model="refused")
+    server = Server(folder, fake_engine_file, model="opt-350m")
     assert server.exit_code(20.0) == 1
     assert "the engine could not start: there is no such model" in server.log.read_text()
     assert "Traceback" not in server.log.read_text()
@@ -295,7 +295,7 @@ def test_a_missing_tokenizer_ends_the_server(tmp_path: Path, fake_engine_file: P
 @pytest.mark.slow
 def test_a_port_in_use_is_reported_in_one_line(folder: Path, fake_engine_file: Path, server: Server) -> None:
     second = subprocess.run(
-        [sys.executable, "-c", SERVE, folder, str(server.port), fake_engine_file, "fake", "1", "{}"],
+        [sys.executable, "-c", SERVE, folder, str(server.port), fake_engine_file, "smollm2-135m", "1", "{}"],
         capture_output=True,
         text=True,
         check=False,

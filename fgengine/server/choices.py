@@ -1,0 +1,141 @@
+"""The choices of an answer: which requests of the engine make them, and how their tokens come together.
+
+A request may have several prompts and ask for several answers to each. Each of them is one request of the
+engine, so each has a place of its own in the scheduler's order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+from fgengine.request import SamplingParams
+from fgengine.server.generation import Ask, Generation, Piece
+from fgengine.server.logprobs import Listed, ShownTokens, listed_prompt
+from fgengine.server.schemas import BadRequestError, Wish
+from fgengine.text import TextCodec
+
+MAX_ANSWERS = 128
+"""Answers that one request may ask for: prompts x best_of."""
+
+
+def asks(
+    prompts: Sequence[list[int]], params: SamplingParams, wish: Wish, stops: Sequence[str], shows_stop: bool
+) -> list[Ask]:
+    """Return the engine's requests, the answers to the first prompt first.
+
+    The answers to one prompt have the seeds ``seed``, ``seed + 1`` and so on. So they differ, and a prompt
+    gets the same answers whichever others it is sent with.
+
+    Raises BadRequestError if there are more than ``MAX_ANSWERS``.
+    """
+    count = len(prompts) * wish.best_of
+    if count > MAX_ANSWERS:
+        number = f"{len(prompts)} prompts x {wish.best_of}"
+        raise BadRequestError(
+            f"this request asks for {count} answers ({number}): ask for at most {MAX_ANSWERS}",
+            "prompt" if len(prompts) > MAX_ANSWERS else "n",
+        )
+    return [
+        Ask(prompt, _with_seed(params, number), stops, shows_stop)
+        for prompt in prompts
+        for number in range(wish.best_of)
+    ]
+
+
+def _with_seed(params: SamplingParams, number: int) -> SamplingParams:
+    if params.seed is None or number == 0:
+        return params
+    wrapped = (params.seed + number + 2**63) % 2**64 - 2**63
+    return replace(params, seed=wrapped)
+
+
+async def arriving(generations: Sequence[Generation]) -> AsyncIterator[list[tuple[int, list[Piece]]]]:
+    """Yield the pieces that arrived together, each list with the number of its generation, in their order.
+
+    Raises:
+        EngineError: the engine is broken or stopping.
+        QueueTimeout: the engine dropped one of the requests before it started.
+    """
+    if len(generations) == 1:
+        async for batch in generations[0].pieces():
+            yield [(0, batch)]
+        return
+    streams = [generation.pieces() for generation in generations]
+    waiting = {asyncio.ensure_future(_next(stream)): number for number, stream in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            arrived = sorted((waiting.pop(task), task.result()) for task in done)
+            for number, _ in arrived:
+                if generations[number].finish_reason is None:
+                    waiting[asyncio.ensure_future(_next(streams[number]))] = number
+            yield arrived
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _next(stream: AsyncIterator[list[Piece]]) -> list[Piece]:
+    return await anext(stream)
+
+
+class Choice:
+    """One answer, as its pieces arrive."""
+
+    def __init__(self, generation: Generation, wish: Wish, codec: TextCodec, prompt_text: str = "") -> None:
+        """``prompt_text``: comes before the output, if the prompt is echoed."""
+        self.generation = generation
+        self.listed: list[Listed] = []
+        """The tokens for the list of log probabilities."""
+        self.logprob = 0.0
+        """The sum of the log probabilities of the output."""
+        self._wish = wish
+        self._codec = codec
+        self._prompt_text = prompt_text
+        self._begun = False
+        self._shown = ShownTokens()
+
+    def add(self, piece: Piece) -> str:
+        """Add a piece; return the text that it adds to the answer."""
+        wish, new = self._wish, piece.new
+        text = "" if wish.no_output else piece.text
+        if not self._begun:
+            self._begun = True
+            text = self._prompt_text + text
+            if wish.logprobs is not None and wish.echo:
+                self.listed += listed_prompt(self.generation.prompt, new.prompt or (), self._codec)
+        if wish.no_output:
+            return text
+        if wish.logprobs is not None:
+            offset = len(self._prompt_text)
+            self.listed += [one._replace(start=offset + one.start) for one in self._shown.add(piece)]
+        self.logprob += new.logprob or 0.0
+        return text
+
+    @property
+    def output_tokens(self) -> int:
+        """Number of tokens in the output."""
+        return 0 if self._wish.no_output else self.generation.output_tokens
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log probability of the output's tokens."""
+        return self.logprob / max(1, self.generation.output_tokens)
+
+
+def best(choices: Sequence[Choice], wish: Wish) -> list[int]:
+    """Return the numbers of the choices that are given: of each prompt the n with the highest log probability
+    per token, the best one first.
+    """
+    numbers = range(len(choices))
+    if wish.best_of == wish.n:
+        return list(numbers)
+    groups = (numbers[at : at + wish.best_of] for at in numbers[:: wish.best_of])
+    return [
+        number
+        for group in groups
+        for number in sorted(group, key=lambda one: choices[one].mean_logprob, reverse=True)[: wish.n]
+    ]
