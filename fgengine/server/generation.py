@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,8 +14,10 @@ from uuid import uuid4
 from fgengine.clock import WallClock
 from fgengine.config import EngineConfig
 from fgengine.request import FinishReason, SamplingParams
+from fgengine.scheduling.refusal import QueueTimeout
 from fgengine.server.client import EngineClient, EngineError, TokenStream
 from fgengine.server.messages import Account, NewToken
+from fgengine.server.timings import RequestTiming, RequestTimings
 from fgengine.text import StopStrings, TextCodec
 
 
@@ -60,8 +63,10 @@ class Generation:
         codec: TextCodec,
         stops: Sequence[str],
         prompt: Sequence[int],
+        timing: RequestTiming,
     ) -> None:
         self._stream = stream
+        self._timing = timing
         self._engine = engine
         self._text = codec.detokenizer(prompt)
         self._stops = StopStrings(stops) if stops else None
@@ -81,10 +86,13 @@ class Generation:
         """
         while self.finish_reason is None:
             batch: list[Piece] = []
-            for token in await self._stream.next():
+            tokens = await self._stream.next()
+            self._timing.received(len(tokens))
+            for token in tokens:
                 batch.append(self._piece(token))
                 if self.finish_reason is not None:
                     self.accounting = _until_now(await self._stream.account())
+                    self._timing.finished(self.finish_reason, self.accounting)
                     break
             yield batch
 
@@ -120,6 +128,7 @@ class Service:
         self.config = config
         """The engine's settings; None: not known."""
         self.counters = ServerCounters()
+        self.timings = RequestTimings()
         self.created = int(time.time())
         """When the server started, in seconds since 1970."""
         self.instance = uuid4().hex[:8]
@@ -164,9 +173,15 @@ class Service:
         """
         id = f"cmpl-{next(self._ids)}"
         stream = await self.engine.add(id, prompt, params, arrival=arrival, user=user)
-        generation = Generation(stream, self.engine, self.codec, stops, prompt)
+        timing = self.timings.request(len(prompt), params.max_tokens, arrival)
+        generation = Generation(stream, self.engine, self.codec, stops, prompt, timing)
         try:
             yield generation
+        except BaseException as error:
+            if generation.finish_reason is None and not isinstance(error, QueueTimeout):
+                left = isinstance(error, asyncio.CancelledError | ConnectionError)
+                timing.broke_off("abort" if left else "error")
+            raise
         finally:
             if generation.finish_reason is None:
                 self.engine.abort(generation.id)
