@@ -9,7 +9,7 @@ from importlib import metadata
 
 from aiohttp import web
 
-from fgengine.server import legacy, openai
+from fgengine.server import legacy, openai, openapi
 from fgengine.server.answers import SERVICE, answer_errors, count_requests
 from fgengine.server.generation import Service
 from fgengine.server.metrics import monitor
@@ -29,6 +29,7 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[count_requests, answer_errors])
     app[SERVICE] = service
     monitor(app, service)
+    app.router.add_get("/openapi.json", openapi.serve)
     app.router.add_get("/health", health)
     app.router.add_get("/stats", stats)
     app.router.add_get("/version", version)

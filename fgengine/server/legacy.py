@@ -15,6 +15,9 @@ from fgengine.server.client import EngineError
 from fgengine.server.generation import Generation
 from fgengine.server.schemas import GenerateBody
 
+STREAM_TYPE = "application/octet-stream"
+"""Content-Type of a stream, which is no JSON text because of the NUL bytes."""
+
 
 async def generate(request: web.Request) -> web.StreamResponse:
     """POST /generate: answers ``{"text": [prompt + output]}``.
@@ -28,7 +31,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     posted = body.one_prompt()
     prompt = await prompt_ids(posted, service.codec)
     text = posted if isinstance(posted, str) else service.codec.decode(posted)
-    stream = Stream(request, "application/json", lambda json: json + b"\0")
+    stream = Stream(request, STREAM_TYPE, lambda json: json + b"\0")
     try:
         async with service.generate(
             prompt, body.params(max_tokens=16), body.stops(), arrival=arrival, user=body.user or ""

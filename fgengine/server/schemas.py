@@ -6,7 +6,7 @@ Fields that a route does not have are in ``fields``: none that would change the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -129,9 +129,10 @@ class CompletionBody(SamplingBody, kw_only=True):
         return self.logprobs is not None
 
 
-class TextPart(msgspec.Struct, tag_field="type", tag="text"):
+class TextPart(msgspec.Struct):
     """A text part of a chat message."""
 
+    type: Literal["text"]
     text: str
 
 

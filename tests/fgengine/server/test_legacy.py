@@ -62,3 +62,11 @@ async def test_unsupported_and_invalid_bodies_answer_400(
     status, answer = await served.post("/generate", {**ARTIFACT_BODY, **change, "stream": True})
     assert status == 400
     assert message in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("ids", [[-1], [2**32], [2**63 - 1], [-(2**63), 5]])
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+async def test_token_ids_that_no_model_has_are_refused(served: Any, path: str, ids: list[int]) -> None:
+    status, answer = await served.post(path, {"prompt": ids})
+    assert status == 400
+    assert "token ids" in answer["error"]["message"]
