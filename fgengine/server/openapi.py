@@ -201,7 +201,7 @@ def _operation(path: str, operation: Operation) -> dict[str, Any]:
 
 def _content(content: Content) -> dict[str, Any]:
     """Return the schemas of a content; of a stream of events, that of each event."""
-    found = {}
+    found: Content = {}
     for media_type, kind in content.items():
         schema = _reference(kind) if isinstance(kind, type) else kind
         if media_type == EVENTS:
