@@ -35,6 +35,9 @@ PLAIN_TEXT_ERRORS = frozenset({400, 417})
 """Statuses that may be text instead of OpenAI's form: what the HTTP library answers before our code runs.
 Delete this when those are in OpenAI's form too."""
 
+RIGHT_5XX = frozenset({503, 505})
+"""Statuses without a failure of the server: it is busy or starting; it has not this version of HTTP."""
+
 ROUTES = sorted((method, path.replace("{name}", "fake")) for method, path in OPERATIONS)
 BODIES = {
     path: list(operation.examples.values()) for (_, path), operation in OPERATIONS.items() if operation.body
@@ -537,7 +540,7 @@ def judge(case: Case, answers: Sequence[Answer]) -> str | None:
 
 def _judge(answer: Answer, case: Case) -> str | None:
     kind = answer.headers.get("content-type", "").partition(";")[0]
-    if answer.status >= 500 and answer.status != 503:
+    if answer.status >= 500 and answer.status not in RIGHT_5XX:
         return "the server has failed"
     if case.complete and not answer.whole:
         return "the answer is cut off"

@@ -75,7 +75,7 @@ async def test_the_server_survives_what_no_client_should_send(
     await served.until(lambda: not served.engine.requests)
     await served.until(lambda: served.service.counters.requests_in_flight == 0)
     assert served.service.engine.state == "ready"
-    assert served.service.counters.requests_failed == 0
+    assert served.service.counters.requests_failed <= statuses["505"]
     assert (await served.post("/v1/completions", AFTER))[1]["choices"][0]["finish_reason"] == "length"
     status, stats = await served.get("/stats")
     assert status == 200
@@ -102,7 +102,7 @@ async def test_a_real_engine_survives_it_and_keeps_no_memory(
             if stats["requests_in_flight"] == stats["running"] + stats["waiting"] + stats["swapped"] == 0:
                 break
             await asyncio.sleep(0.01)
-        assert stats["requests_failed"] == 0
+        assert stats["requests_failed"] <= statuses["505"]
         for pool in ("device", "host"):
             assert stats[f"free_{pool}_blocks"] == stats[f"num_{pool}_blocks"]
 
@@ -120,6 +120,7 @@ JSON = {"content-type": "application/json"}
 @pytest.mark.parametrize(
     ("answers", "problem"),
     [
+        ([Answer(505, JSON, GOOD, True)], None),
         ([Answer(404, JSON, GOOD, True)], None),
         ([Answer(503, JSON, GOOD, True)], None),
         ([Answer(404, JSON, GOOD, True)] * 2, "2 answers"),
