@@ -19,7 +19,7 @@ import re
 import socket
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -414,6 +414,20 @@ def _odd_target(rng: random.Random, *, last: bool) -> Made:
             )
         )
     return made, False
+
+
+def each_field_with_each_value() -> Iterator[tuple[str, str, bytes]]:
+    """Yield (path, field, body) for every field that a route has and every odd value."""
+    for path, operation in ((path, one) for (_, path), one in OPERATIONS.items() if one.body):
+        assert operation.body is not None
+        valid = {**BODIES[path][0], "max_tokens": 2}
+        for name in operation.body.__struct_fields__:
+            others = [
+                f"{json.dumps(other)}: {json.dumps(it)}" for other, it in valid.items() if other != name
+            ]
+            for value in VALUES:
+                text = ", ".join([*others, f"{json.dumps(name)}: {value}"])
+                yield path, name, f"{{{text}}}".encode(errors="surrogatepass")
 
 
 async def send(host: str, port: int, case: Case) -> list[Answer]:

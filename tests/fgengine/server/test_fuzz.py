@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from http_fuzz import Answer, Case, NotHttp, judge, make_case, parse, send
+from http_fuzz import Answer, Case, NotHttp, each_field_with_each_value, judge, make_case, parse, send
 
 NIGHTLY = os.environ.get("FGBENCH_NIGHTLY") == "1"
 ONLY = os.environ.get("FGBENCH_FUZZ_SEED")
@@ -25,6 +25,10 @@ SHOWN = 8
 """Number of wrong cases after which no more are sent."""
 AFTER = {"prompt": [5, 6], "max_tokens": 3, "ignore_eos": True}
 """A request that must be answered after all others."""
+
+GOOD = b'{"error":{"message":"a b c","type":"t","param":null,"code":null}}'
+CASE = Case(0, (b"GET / HTTP/1.1\r\n\r\n",), "wait", requests=1, complete=True)
+JSON = {"content-type": "application/json"}
 
 
 async def fuzz(url: str, seeds: Iterable[int]) -> Counter[str]:
@@ -107,14 +111,34 @@ async def test_a_real_engine_survives_it_and_keeps_no_memory(
             assert stats[f"free_{pool}_blocks"] == stats[f"num_{pool}_blocks"]
 
 
+@pytest.mark.slow
+async def test_no_value_of_any_field_makes_the_server_fail(served: Any) -> None:
+    served.engine.step_seconds = 0.0
+    served.limit_length(96)
+    waiting = each_field_with_each_value()
+    statuses: Counter[int] = Counter()
+    headers = {"Content-Type": "application/json"}
+
+    async def work() -> None:
+        for path, field, body in waiting:
+            async with served.session.post(served.url + path, data=body, headers=headers) as response:
+                answer = Answer(
+                    response.status, {"content-type": response.content_type}, await response.read(), True
+                )
+            if (problem := judge(CASE, [answer])) is not None:
+                pytest.fail(f"{path}, {field}: {problem}\n{body!r}")
+            statuses[answer.status] += 1
+
+    await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+    print("answers by status:", dict(sorted(statuses.items())))
+    assert set(statuses) == {200, 400, 404}
+    assert served.service.engine.state == "ready"
+    assert not served.engine.requests
+
+
 def test_a_case_is_made_from_its_seed_alone() -> None:
     assert [make_case(seed) for seed in range(200)] == [make_case(seed) for seed in range(200)]
     assert len({make_case(seed).raw for seed in range(200)}) > 150
-
-
-GOOD = b'{"error":{"message":"a b c","type":"t","param":null,"code":null}}'
-CASE = Case(0, (b"GET / HTTP/1.1\r\n\r\n",), "wait", requests=1, complete=True)
-JSON = {"content-type": "application/json"}
 
 
 @pytest.mark.parametrize(
