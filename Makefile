@@ -1,7 +1,7 @@
 # make demo     set up .venv, pull the model, measure two policies, print the table and write the plot
 # make test     set up .venv if needed, and run all tests
 # make test-fast  run the tests that take less than a minute together, and need no model
-# make nightly  run the long tests: the engine's state machine, and sweeps that are killed many times
+# make nightly  run the long tests: the engine's state machine, 10,000 odd requests, sweeps that are killed many times
 # make lint     check formatting, lint and types
 # make docs     write docs/cli.md and docs/metrics.md from the code, and build the site into site/
 # make clean    remove .venv and files that tools created
@@ -44,7 +44,8 @@ test-fast: $(INSTALLED)
 	$(PYTEST) -m "not e2e and not slow"
 
 nightly: $(INSTALLED)
-	FGBENCH_NIGHTLY=1 $(PY) -m pytest -rP tests/fgengine/test_state_machine.py tests/fgbench/sweeping/test_killed.py
+	FGBENCH_NIGHTLY=1 $(PY) -m pytest -rP tests/fgengine/test_state_machine.py \
+		tests/fgengine/server/test_fuzz.py tests/fgbench/sweeping/test_killed.py
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-_ENGINE = ("aiohttp", "gguf", "huggingface_hub", "jinja2", "safetensors", "scipy", "sklearn", "torch")
+_ENGINE = (
+    *("aiohttp", "gguf", "huggingface_hub", "jinja2", "prometheus_client", "safetensors", "scipy"),
+    *("sklearn", "torch"),
+)
 EXTRA_OF = {
     **dict.fromkeys((*_ENGINE, "transformers", "triton"), "engine"),
     **dict.fromkeys(("matplotlib", "plotly"), "plots"),

@@ -21,6 +21,8 @@ MAX_TOKEN_TEXTS_BYTES = 256 * 1024**2
 """Limit for the texts of all tokens: a decoder can make a long text of a short token."""
 CONTEXT_TOKENS = 8
 """Tokens of the prompt that a detokenizer starts with, so that it continues the text correctly."""
+TOKEN_IDS = range(2**32)
+"""The ids that the library takes. A client may send any; the engine refuses those that the model has not."""
 
 
 class TextError(ValueError):
@@ -140,12 +142,15 @@ class IncrementalDetokenizer:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(list(prompt[-CONTEXT_TOKENS:]), skip_special_tokens=True)
+        context = [token for token in prompt[-CONTEXT_TOKENS:] if token in TOKEN_IDS]
+        self._stream = DecodeStream(context, skip_special_tokens=True)
         self._pending: list[int] = []
         """Tokens whose text has not been returned yet."""
 
     def add(self, token: int) -> str:
         """Return the text that this token completes, often none. Unknown ids (padding) have no text."""
+        if token not in TOKEN_IDS:
+            return ""
         try:
             text = self._stream.step(self._tokenizer, token)
         except Exception:  # the library fails at some invalid bytes; continue with a new stream

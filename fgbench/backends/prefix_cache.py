@@ -8,6 +8,8 @@ from fgbench.backends.probe import ask, metric_samples
 
 ROUTES = {"vllm": "/reset_prefix_cache", "sglang": "/flush_cache"}
 """Name of a server -> route that resets its cache. vLLM has it only with VLLM_SERVER_DEV_MODE=1."""
+OURS = "fgengine_"
+"""Beginning of the names that only our server has in /metrics."""
 COUNTERS: dict[str, tuple[str, ...]] = {
     "hits": (
         *("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
@@ -72,5 +74,8 @@ def _name_in_metrics(url: str) -> str | None:
     status, body = ask(f"{url}/metrics")
     if status != 200 or not isinstance(body, str):
         return None
-    prefixes = {name.partition(":")[0] for name, _, _ in metric_samples(body)}
+    names = {name for name, _, _ in metric_samples(body)}
+    if any(name.startswith(OURS) for name in names):  # it has vLLM's names too, but no such cache
+        return None
+    prefixes = {name.partition(":")[0] for name in names}
     return next((name for name in ROUTES if name in prefixes), None)

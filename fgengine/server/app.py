@@ -9,9 +9,10 @@ from importlib import metadata
 
 from aiohttp import web
 
-from fgengine.server import legacy, models, openai, tokenizing
+from fgengine.server import legacy, models, openai, openapi, tokenizing
 from fgengine.server.answers import OPTIONS, SERVICE, answer_errors, count_requests
 from fgengine.server.generation import Service
+from fgengine.server.metrics import monitor
 from fgengine.server.options import ServerOptions
 
 DISTRIBUTION = "fgbench"
@@ -27,6 +28,8 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
     app = web.Application(middlewares=[count_requests, answer_errors])
     app[SERVICE] = service
     app[OPTIONS] = options
+    monitor(app, service)
+    app.router.add_get("/openapi.json", openapi.serve)
     app.router.add_get("/health", health)
     app.router.add_get("/health/ready", health)
     app.router.add_get("/health/live", live)

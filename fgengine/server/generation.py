@@ -14,9 +14,11 @@ from uuid import uuid4
 from fgengine.clock import WallClock
 from fgengine.config import EngineConfig
 from fgengine.request import FinishReason, SamplingParams
+from fgengine.scheduling.refusal import QueueTimeout
 from fgengine.server.client import EngineClient, EngineError, TokenStream
 from fgengine.server.encoding import Encoder
 from fgengine.server.messages import Account, NewToken
+from fgengine.server.timings import RequestTiming, RequestTimings
 from fgengine.text import StopStrings, TextCodec
 
 STATS_SECONDS = 10.0
@@ -69,8 +71,16 @@ class ServerCounters:
 class Generation:
     """A request that the engine has accepted."""
 
-    def __init__(self, stream: TokenStream, engine: EngineClient, codec: TextCodec, ask: Ask) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        engine: EngineClient,
+        codec: TextCodec,
+        ask: Ask,
+        timing: RequestTiming,
+    ) -> None:
         self._stream = stream
+        self._timing = timing
         self._engine = engine
         self._text = codec.detokenizer(ask.prompt)
         self._stops = StopStrings(ask.stops, keep=ask.shows_stop) if ask.stops else None
@@ -97,12 +107,20 @@ class Generation:
         """
         while self.finish_reason is None:
             batch: list[Piece] = []
-            for token in await self._stream.next():
+            tokens = await self._stream.next()
+            self._timing.received(len(tokens))
+            for token in tokens:
                 batch.append(self._piece(token))
                 if self.finish_reason is not None:
                     self.accounting = _until_now(await self._stream.account())
+                    self._timing.finished(self.finish_reason, self.accounting)
                     break
             yield batch
+
+    def broke_off(self, reason: str) -> None:
+        """Record that the answer will not be complete, unless it is; ``reason``: "abort" or "error"."""
+        if self.finish_reason is None:
+            self._timing.broke_off(reason)
 
     def _piece(self, token: NewToken) -> Piece:
         self.output_tokens += 1
@@ -139,6 +157,7 @@ class Service:
         self.config = config
         """The engine's settings; None: not known."""
         self.counters = ServerCounters()
+        self.timings = RequestTimings()
         self.created = int(time.time())
         """When the server started, in seconds since 1970."""
         self.instance = uuid4().hex[:8]
@@ -187,10 +206,19 @@ class Service:
             self.engine.add(id, ask.prompt, ask.params, arrival=arrival, user=user)
             for id, ask in zip(ids, asks, strict=True)
         ]
+        generations: list[Generation] = []
         try:
             streams = await asyncio.gather(*adding) if len(adding) > 1 else [await adding[0]]
-            pairs = zip(streams, asks, strict=True)
-            yield [Generation(stream, self.engine, self.codec, ask) for stream, ask in pairs]
+            for stream, ask in zip(streams, asks, strict=True):
+                timing = self.timings.request(len(ask.prompt), ask.params.max_tokens, arrival)
+                generations.append(Generation(stream, self.engine, self.codec, ask, timing))
+            yield generations
+        except BaseException as error:
+            if not isinstance(error, QueueTimeout):
+                left = isinstance(error, asyncio.CancelledError | ConnectionError)
+                for generation in generations:
+                    generation.broke_off("abort" if left else "error")
+            raise
         finally:
             for id in ids:
                 self.engine.abort(id)  # does nothing for a request that has ended

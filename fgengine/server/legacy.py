@@ -31,6 +31,10 @@ def _vllm(prompt: str, outputs: Sequence[str], streamed: bool) -> list[str]:
     return [prompt + output for output in outputs]
 
 
+STREAM_TYPE = "application/octet-stream"
+"""Content-Type of a stream, which is no JSON text because of the NUL bytes."""
+
+
 async def generate(request: web.Request) -> web.StreamResponse:
     """POST /generate: answers ``{"text": ...}``, or streams such objects.
 
@@ -56,7 +60,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     requests = asks([prompt], body.params(wish, max_tokens=16), wish, body.stops(), body.shows_stop)
     begins = posted if isinstance(posted, str) else service.codec.decode(posted)
     streamed = bool(body.stream)
-    stream = Stream(request, "application/json", lambda json: json + b"\0")
+    stream = Stream(request, STREAM_TYPE, lambda json: json + b"\0")
     try:
         async with service.generate(requests, arrival=arrival, user=body.user or "") as generations:
             if streamed and not service.engine.drops_waiting:

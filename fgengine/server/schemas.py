@@ -225,9 +225,10 @@ class CompletionBody(SamplingBody, kw_only=True):
         )
 
 
-class TextPart(msgspec.Struct, tag_field="type", tag="text"):
+class TextPart(msgspec.Struct):
     """A text part of a chat message."""
 
+    type: Literal["text"]
     text: str
 
 

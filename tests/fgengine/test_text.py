@@ -260,3 +260,10 @@ def test_an_unreadable_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_a_missing_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer\.json"):
         TextCodec.load(tmp_path)
+
+
+def test_ids_that_no_tokenizer_can_have_have_no_text() -> None:
+    """A client can send any 64-bit number, and the text is made before the engine refuses them."""
+    ids = [*CODEC.encode("ab"), -1, 2**32, 2**63 - 1]
+    assert CODEC.decode(ids) == "ab"
+    assert CODEC.detokenizer(prompt=[-(2**63), 2**40]).add(ids[0]) == CODEC.decode(ids[:1])

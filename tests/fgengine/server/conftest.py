@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -110,6 +111,12 @@ class Served:
             raw = await response.read()
         assert raw.endswith(end)
         return raw.split(end)[:-1]
+
+    def limit_length(self, tokens: int) -> None:
+        """Give the model another maximum length."""
+        assert self.service.engine.model is not None
+        self.engine.max_model_len = tokens
+        self.service.engine.model = msgspec.structs.replace(self.service.engine.model, max_model_len=tokens)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds. The test's timeout ends the wait if it never does."""

@@ -56,6 +56,8 @@ class FakeEngine:
     ) -> Request:
         if self.refuse is not None:
             raise self.refuse
+        if not all(0 <= token < VOCAB_SIZE for token in prompt):
+            raise ValueError(f"the prompt has token ids outside 0 .. {VOCAB_SIZE - 1}")
         request = Request.new(id, prompt, params, arrival, user)
         if request.max_len > self.max_model_len:
             raise ValueError(f"prompt + max_tokens is {request.max_len}, more than {self.max_model_len}")

@@ -141,3 +141,11 @@ async def test_for_a_late_reader_only_the_newest_text_is_kept(
     text = json.loads(last)["text"]
     length = tokens * len(LongWords.TEXT)
     assert text in (["ab" + "x" * length], "x" * length)
+
+
+@pytest.mark.parametrize("ids", [[-1], [2**32], [2**63 - 1], [-(2**63), 5]])
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+async def test_token_ids_that_no_model_has_are_refused(served: Any, path: str, ids: list[int]) -> None:
+    status, answer = await served.post(path, {"prompt": ids})
+    assert status == 400
+    assert "token ids" in answer["error"]["message"]

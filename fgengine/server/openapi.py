@@ -1,0 +1,261 @@
+"""GET /openapi.json: what the server can be asked, and what it answers, as an OpenAPI document.
+
+Bodies are described by the structs that check them (``schemas``), by the fields that are refused
+(``fields``) and by ``RULES``: limits that a struct's types do not express. ``OPERATIONS`` describes the
+routes. A new route needs an entry there; a new field of a body appears by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from fgengine.server import answer_types as types
+from fgengine.server.fields import NO_EFFECT
+from fgengine.server.legacy import STREAM_TYPE
+from fgengine.server.schemas import (
+    ALL_FIELDS,
+    MAX_MESSAGES,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_TOKENS,
+    MAX_STOPS,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    GenerateBody,
+    TokenizeBody,
+)
+
+DISTRIBUTION = "fgbench"
+JSON, EVENTS, TEXT, OPENMETRICS = (
+    "application/json",
+    "text/event-stream",
+    "text/plain",
+    "application/openmetrics-text",
+)
+Content = dict[str, Any]
+"""Media type -> a struct, or a JSON schema."""
+
+ERRORS = {
+    400: "The request is invalid: its form, a field's type or value, or a field that is not supported.",
+    401: "The server wants an API key, and the request has none or a wrong one.",
+    404: "There is no such model.",
+    413: "The body is too large.",
+    415: "The body is not JSON by its Content-Type.",
+    429: "The queue is full. Retry-After says when to try again.",
+    500: "The server has failed.",
+    503: "The engine is starting, broken or stopping, or the request waited for too long.",
+}
+ALWAYS = (400, 401, 500)
+"""Errors that every route can answer."""
+GENERATING = (*ALWAYS, 404, 413, 415, 429, 503)
+"""Errors of the routes that generate."""
+
+RULES: dict[str, dict[str, dict[str, Any]]] = {
+    "max_tokens": {"integer": {"minimum": 1}},
+    "max_completion_tokens": {"integer": {"minimum": 1}},
+    "temperature": {"number": {"minimum": 0, "maximum": 10}},
+    "top_p": {"number": {"exclusiveMinimum": 0, "maximum": 1}},
+    "top_k": {"integer": {"minimum": -1}},
+    "seed": {"integer": {"minimum": 0}},
+    "stop": {
+        "string": {"minLength": 1, "maxLength": MAX_STOP_CHARACTERS},
+        "array": {
+            "maxItems": MAX_STOPS,
+            "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS},
+        },
+    },
+    "stop_token_ids": {"array": {"maxItems": MAX_STOP_TOKENS}},
+    "messages": {"array": {"minItems": 1, "maxItems": MAX_MESSAGES}},
+}
+"""Field -> JSON type -> limits, for limits that are checked in code. A test tries each of them."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What one method of one route does."""
+
+    summary: str
+    answers: Content
+    """The content of status 200."""
+    errors: tuple[int, ...] = ALWAYS
+    body: type[msgspec.Struct] | None = None
+    examples: dict[str, Any] = field(default_factory=dict)
+    """Name -> a body that is answered with status 200."""
+    others: dict[int, Content] = field(default_factory=dict)
+    """Further statuses whose content is not an error in OpenAI's form."""
+
+
+OPERATIONS: dict[tuple[str, str], Operation] = {
+    ("POST", "/v1/completions"): Operation(
+        "Continue a text.",
+        {JSON: types.Completion, EVENTS: types.CompletionChunk},
+        GENERATING,
+        CompletionBody,
+        {
+            "text": {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
+            "tokens": {"prompt": [5, 6, 7], "max_tokens": 8, "stream": True},
+        },
+    ),
+    ("POST", "/v1/chat/completions"): Operation(
+        "Answer a chat.",
+        {JSON: types.ChatCompletion, EVENTS: types.ChatCompletionChunk},
+        GENERATING,
+        ChatBody,
+        {"chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}},
+    ),
+    ("POST", "/generate"): Operation(
+        "Continue a text, as FastServe and vLLM's old server do. A stream is JSON objects, each with all the "
+        "text so far and followed by a NUL byte.",
+        {JSON: types.Generated, STREAM_TYPE: {"type": "string", "format": "binary"}},
+        GENERATING,
+        GenerateBody,
+        {"text": {"prompt": "Once upon a time", "max_tokens": 8}},
+    ),
+    ("GET", "/v1/models"): Operation("List the model.", {JSON: types.ModelList}, (*ALWAYS, 503)),
+    ("GET", "/v1/models/{name}"): Operation("Describe the model.", {JSON: types.Model}, (*ALWAYS, 404, 503)),
+    ("GET", "/health"): Operation(
+        "Tell whether requests are served.", {JSON: types.Health}, others={503: {JSON: types.Health}}
+    ),
+    ("GET", "/health/ready"): Operation(
+        "Tell whether requests are served.", {JSON: types.Health}, others={503: {JSON: types.Health}}
+    ),
+    ("GET", "/health/live"): Operation(
+        "Tell that the server's process answers, whatever its engine does.", {JSON: types.Live}
+    ),
+    ("POST", "/tokenize"): Operation(
+        "Give the token ids of a text or a chat.",
+        {JSON: types.Tokenized},
+        (*ALWAYS, 404, 413, 415, 429, 503),
+        TokenizeBody,
+        {"text": {"prompt": "Hello"}},
+    ),
+    ("POST", "/detokenize"): Operation(
+        "Give the text of token ids.",
+        {JSON: types.Detokenized},
+        (*ALWAYS, 404, 413, 415, 429, 503),
+        DetokenizeBody,
+        {"tokens": {"tokens": [5, 6, 7]}},
+    ),
+    ("GET", "/stats"): Operation(
+        "Give the counters and the state of engine and server.", {JSON: {"type": "object"}}, (*ALWAYS, 503)
+    ),
+    ("GET", "/metrics"): Operation(
+        "Give the figures for Prometheus.", {TEXT: {"type": "string"}, OPENMETRICS: {"type": "string"}}
+    ),
+    ("GET", "/version"): Operation("Give the version.", {JSON: types.Version}),
+    ("GET", "/server_info"): Operation("Give the engine's settings.", {JSON: types.ServerInfo}),
+    ("GET", "/openapi.json"): Operation("Give this document.", {JSON: {"type": "object"}}),
+}
+"""The routes, as the application names them."""
+
+
+async def serve(request: web.Request) -> web.Response:
+    """GET /openapi.json."""
+    return web.Response(body=encoded(), content_type=JSON)
+
+
+@functools.cache
+def encoded() -> bytes:
+    """Return the document as JSON."""
+    return msgspec.json.encode(document())
+
+
+def document() -> dict[str, Any]:
+    """Return the document, as plain JSON data."""
+    kinds = [*_structs(), types.Error]
+    _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    for body in {operation.body for operation in OPERATIONS.values()} - {None}:
+        assert body is not None
+        schemas[body.__name__] = _body_schema(schemas[body.__name__], body)
+    paths: dict[str, dict[str, Any]] = {}
+    for (method, path), operation in OPERATIONS.items():
+        paths.setdefault(path, {})[method.lower()] = _operation(path, operation)
+    return {
+        "openapi": "3.2.0",
+        "info": {
+            "title": "FastGen",
+            "version": metadata.version(DISTRIBUTION),
+            "description": "An engine for language models that preempts at every iteration. A path answers "
+            "methods other than those listed with 405 and the header Allow.",
+        },
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }
+
+
+def _structs() -> Iterator[type[msgspec.Struct]]:
+    for operation in OPERATIONS.values():
+        if operation.body is not None:
+            yield operation.body
+        for content in (operation.answers, *operation.others.values()):
+            yield from (kind for kind in content.values() if isinstance(kind, type))
+
+
+def _operation(path: str, operation: Operation) -> dict[str, Any]:
+    answers = {200: {"description": "The answer.", "content": _content(operation.answers)}}
+    for status, content in operation.others.items():
+        answers[status] = {"description": ERRORS[status], "content": _content(content)}
+    for status in operation.errors:
+        answers[status] = {"description": ERRORS[status], "content": _content({JSON: types.Error})}
+        if status == 429:
+            answers[status]["headers"] = {
+                "Retry-After": {"required": True, "schema": {"type": "string", "pattern": "^[0-9]+$"}}
+            }
+    found: dict[str, Any] = {
+        "summary": operation.summary,
+        "responses": {str(status): answers[status] for status in sorted(answers)},
+    }
+    if "{name}" in path:
+        found["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+    if operation.body is not None:
+        examples = {name: {"value": value} for name, value in operation.examples.items()}
+        content = {"schema": _reference(operation.body), "examples": examples}
+        found["requestBody"] = {"required": True, "content": {JSON: content}}
+    return found
+
+
+def _content(content: Content) -> dict[str, Any]:
+    """Return the schemas of a content; of a stream of events, that of each event."""
+    found: Content = {}
+    for media_type, kind in content.items():
+        schema = _reference(kind) if isinstance(kind, type) else kind
+        if media_type == EVENTS:
+            body = {"anyOf": [schema, _reference(types.Error)]}
+            data = {"type": "string", "contentMediaType": JSON, "contentSchema": body}
+            last = {"const": "[DONE]"}
+            event = {"type": "object", "properties": {"data": {"anyOf": [data, last]}}, "required": ["data"]}
+            found[media_type] = {"itemSchema": event}
+        else:
+            found[media_type] = {"schema": schema}
+    return found
+
+
+def _reference(kind: type[msgspec.Struct]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+def _body_schema(schema: dict[str, Any], body: type[msgspec.Struct]) -> dict[str, Any]:
+    """Add to the schema of a body what its struct does not express: limits, and fields that are refused."""
+    fields: dict[str, Any] = {}
+    for name, one in schema["properties"].items():
+        fields[name] = _limited(one, RULES.get(name, {}))
+    for name in sorted(ALL_FIELDS - set(fields)):
+        fields[name] = {"type": "null", "description": "A field of another route."}
+    for name, neutral in NO_EFFECT.items():
+        if name not in fields:
+            fields[name] = {"enum": [*neutral, None], "description": "Not supported: no other value."}
+    return {**schema, "properties": fields}
+
+
+def _limited(schema: Mapping[str, Any], limits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Add limits to the schema, or to those of its alternatives that have the types."""
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [_limited(one, limits) for one in schema["anyOf"]]}
+    return {**schema, **limits.get(schema.get("type", ""), {})}
