@@ -108,7 +108,7 @@ class FakeEngine:
 
 def make_fake(config: EngineConfig, report: Callable[[str], None]) -> FakeEngine:
     report("pretending to load")
-    if config.model == "refused":
+    if config.model == "opt-66b":
         raise ValueError("there is no such model")
     return FakeEngine(step_seconds=config.starvation_limit / 1e4)
 

@@ -41,7 +41,7 @@ sys.exit(run(config, ServerOptions(port=int(port)), lambda: Path(folder), report
 class Server:
     """A server's process with a fake engine's process."""
 
-    def __init__(self, folder: Path, fake: Path, *, model: str = "fake", slow: float = 10.0) -> None:
+    def __init__(self, folder: Path, fake: Path, *, model: str = "smollm2-135m", slow: float = 10.0) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.log = folder / "server.log"
@@ -190,7 +190,7 @@ async def test_the_message_about_a_dead_process_quotes_its_last_output() -> None
 
 @pytest.mark.slow
 def test_an_engine_that_cannot_start_ends_the_server(folder: Path, fake_engine_file: Path) -> None:
-    server = Server(folder, fake_engine_file, model="refused")
+    server = Server(folder, fake_engine_file, model="opt-66b")
     assert server.exit_code(20.0) == 1
     assert "the engine could not start: there is no such model" in server.log.read_text()
     assert "Traceback" not in server.log.read_text()
