@@ -153,7 +153,7 @@ def _sentence(problem: str, value: Any, path: Path) -> str:
     must = re.sub(r"`([^`]*)`", _in_words, expected[1])
     found = _value_at(value, field)
     if not field:
-        return f"{path} must hold {must}, not {quoted(found)}"
+        return f"{path} must hold {must}" + ("" if found is _UNKNOWN else f", not {quoted(found)}")
     if found is _UNKNOWN:
         return f"{path}: {field} must be {must}"
     return f"{path}: {field} is {quoted(found)}, but it must be {must}"

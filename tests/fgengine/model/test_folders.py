@@ -104,6 +104,7 @@ def refusal(folder: Path) -> str:
         open_all(folder)
     sentence = str(caught.value)
     assert "\n" not in sentence
+    assert "<object" not in sentence
     assert len(sentence) < 200 + 4 * len(str(folder))
     return sentence
 
@@ -278,7 +279,7 @@ def test_what_is_no_file_is_refused(
         (b"\xff\xfe{}", "is not valid JSON"),
         (b"\x80\x04\x95", "is not valid JSON"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is not valid JSON"),
-        (DEEP, ""),
+        (DEEP, "must hold a JSON object"),
         (b'{"x": ' * 100_000, ""),
         (b"[]", "must hold a JSON object, not a list"),
         (b"null", "must hold a JSON object, not null"),
