@@ -21,8 +21,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP with a scheduling policy that you choose.
 
-    It has OpenAI's /v1/completions, /v1/chat/completions and /v1/models, the /generate of FastServe and of
-    vLLM's old api_server, /health (503 until ready) and /stats.
+    It has OpenAI's /v1/completions, /v1/chat/completions and /v1/models, vLLM's /tokenize and /detokenize,
+    the /generate of FastServe and of vLLM's old api_server, /health (503 until ready) and /stats.
 
     Example, in two terminals:
 

@@ -36,7 +36,8 @@ class Piece(NamedTuple):
     """The token, with its log probabilities if they were asked for."""
     finish_reason: FinishReason | None
     start: int
-    """Characters of the output before this token. The tokens of one character all start where it starts."""
+    """Characters of the output before this token. Tokens whose text appears together, as those of one
+    character, start at the same place."""
 
 
 class Ask(NamedTuple):

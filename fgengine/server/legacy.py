@@ -17,7 +17,7 @@ from fgengine.server.answers import OPTIONS, SERVICE, Stream, read_posted, usage
 from fgengine.server.choices import arriving, asks
 from fgengine.server.client import EngineError
 from fgengine.server.models import check_model
-from fgengine.server.schemas import BadRequestError, GenerateBody
+from fgengine.server.schemas import BadRequestError, GenerateBody, refused_by_engine
 
 Form = Callable[[str, Sequence[str], bool], Any]
 """Makes ``text`` of the prompt, the outputs so far, and whether they are streamed."""
@@ -84,4 +84,4 @@ async def generate(request: web.Request) -> web.StreamResponse:
     except (EngineError, Busy) as error:
         return await stream.fail(error)
     except RequestRefused as error:
-        raise BadRequestError(str(error), "prompt") from None
+        raise refused_by_engine(error, body, "prompt") from None

@@ -19,7 +19,14 @@ from fgengine.server.choices import Choice, arriving, asks, best
 from fgengine.server.client import EngineError
 from fgengine.server.forms import ChatForm, CompletionForm, Form
 from fgengine.server.models import check_model, served_names
-from fgengine.server.schemas import BadRequestError, ChatBody, CompletionBody, SamplingBody, Wish
+from fgengine.server.schemas import (
+    BadRequestError,
+    ChatBody,
+    CompletionBody,
+    SamplingBody,
+    Wish,
+    refused_by_engine,
+)
 from fgengine.text import TextCodec
 
 COMPLETION, CHAT = CompletionForm(), ChatForm()
@@ -94,7 +101,7 @@ async def _answer(
     except (EngineError, Busy) as error:
         return await stream.fail(error)
     except RequestRefused as error:
-        raise BadRequestError(str(error), form.prompt_field) from None
+        raise refused_by_engine(error, body, form.prompt_field) from None
 
 
 class _Answer:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from fgengine.request import SamplingParams
+from fgengine.scheduling.refusal import RequestRefused
 from fgengine.server.fields import UnsupportedField, check_fields
 
 MAX_STOPS = 16
@@ -334,6 +335,15 @@ BODIES = (CompletionBody, ChatBody, GenerateBody, TokenizeBody, DetokenizeBody)
 ALL_FIELDS = frozenset(name for body in BODIES for name in body.__struct_fields__)
 """Names of the fields that any route has."""
 Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+def refused_by_engine(reason: RequestRefused, body: SamplingBody, prompt_field: str) -> BadRequestError:
+    """Return the error for a request that the engine has refused.
+
+    It names the field that the reason begins with, else the prompt.
+    """
+    first = str(reason).partition(" ")[0]
+    return BadRequestError(str(reason), first if first in body.__struct_fields__ else prompt_field)
 
 
 def read_body(raw: bytes, kind: type[Body], report: Callable[[str], None] = lambda name: None) -> Body:

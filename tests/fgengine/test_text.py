@@ -98,6 +98,15 @@ def test_at_most_one_incomplete_character_is_held_back(text: str) -> None:
 def test_special_tokens_are_left_out_and_added_tokens_are_shown() -> None:
     ids = CODEC.encode(f"a{EOS}b{PLAIN}c")
     assert CODEC.decode(ids) == f"ab{PLAIN}c"
+    assert CODEC.decode_all(ids) == f"a{EOS}b{PLAIN}c"
+
+
+def test_a_list_of_tokens_names_special_ones() -> None:
+    assert CODEC.token_bytes(CODEC.encode(EOS)[-1]) == EOS.encode()
+    assert [CODEC.token_bytes(token) for token in CODEC.encode("é", special_tokens=False)] in (
+        ["é".encode()],
+        ["é".encode()[:1], "é".encode()[1:]],
+    )
 
 
 def test_ids_beyond_the_tokenizer_have_no_text() -> None:
@@ -172,6 +181,17 @@ def test_an_empty_stop_string_is_refused() -> None:
 
 
 # files
+
+
+@pytest.mark.parametrize("pieces", [["one END two"], ["one E", "ND two"], [*"one END two"]])
+def test_the_stop_string_may_be_shown(pieces: list[str]) -> None:
+    watcher = StopStrings(["END", "two"], keep=True)
+    shown = ""
+    for piece in pieces:
+        shown += watcher.add(piece)
+        if watcher.stopped:
+            break
+    assert shown == "one END"
 
 
 def test_a_codec_is_loaded_with_its_chat_template(tmp_path: Path) -> None:

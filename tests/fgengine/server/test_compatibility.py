@@ -266,10 +266,11 @@ async def add_special_tokens(served: Any) -> None:
         asked.append(special_tokens)
         return encode(text, special_tokens=special_tokens)
 
-    codec.encode = encoded
-    for value in (None, True, False):
-        await completion(served, add_special_tokens=value)
-        await served.post("/tokenize", {"prompt": "a", "add_special_tokens": value})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "encode", encoded)
+        for value in (None, True, False):
+            await completion(served, add_special_tokens=value)
+            await served.post("/tokenize", {"prompt": "a", "add_special_tokens": value})
     assert asked == [True, True, True, True, False, False]
     await refused(served, CHATS, "add_special_tokens", add_special_tokens=True)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from fgengine.scheduling.refusal import RequestRefused
+
 SSE = b"\n\n"
 
 
@@ -310,3 +312,18 @@ async def test_earlier_messages_of_a_stream_have_no_usage_yet(served: Any) -> No
     assert [chunk["usage"] is None for chunk in chunks] == [True, True, False]
     plain = _chunks(await served.stream("/v1/completions", {"prompt": "abc", "max_tokens": 2}, SSE))
     assert not any("usage" in chunk for chunk in plain)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason", "field"),
+    [
+        ("completions", "logit_bias has the token 900: the model's tokens are 0 .. 511", "logit_bias"),
+        ("completions", "the prompt has token ids outside 0 .. 511", "prompt"),
+        ("chat/completions", "the prompt has token ids outside 0 .. 511", "messages"),
+    ],
+)
+async def test_what_the_engine_refuses_is_named(served: Any, path: str, reason: str, field: str) -> None:
+    served.engine.refuse = RequestRefused(reason)
+    body = {"prompt": "a"} if path == "completions" else {"messages": CHAT}
+    status, answer = await served.post(f"/v1/{path}", {**body, "max_tokens": 1})
+    assert (status, answer["error"]["param"], answer["error"]["message"]) == (400, field, reason)
