@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,13 +28,17 @@ def serve(
 
         fgbench serve --policy sj-mlfq --max-batch-size 16
 
-        curl localhost:10000/v1/completions -d '{"prompt": "Hi", "max_tokens": 30}'
+        curl localhost:10000/v1/completions -H 'Content-Type: application/json' \\
+            -d '{"prompt": "Hi", "max_tokens": 30}'
 
     With --device-spec, it serves a device that is not here: steps take as long as
     its analytic profile predicts, and answers are filler. Neither weights nor
     torch are needed. Example: try a client or a router on an A100:
 
         fgbench serve --device-spec a100-40gb --model opt-13b
+
+    Only this machine can reach it, unless --host says otherwise; then set
+    $FGBENCH_API_KEY. The log on stderr has one line for each request.
 
     It ends within 5 seconds after Ctrl-C (exit code 130) or SIGTERM (exit code 0). A second signal ends it at
     once.
@@ -43,6 +48,7 @@ def serve(
     from fgengine.server.serving import run
 
     check_names(server)
+    options = options.with_key_of(os.environ)
 
     def report(sentence: str) -> None:
         print(f"fgbench serve: {sentence}", flush=True)

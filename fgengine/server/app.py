@@ -10,8 +10,10 @@ from importlib import metadata
 from aiohttp import web
 
 from fgengine.server import legacy, openai
-from fgengine.server.answers import SERVICE, answer_errors, count_requests
+from fgengine.server.answers import SERVICE
+from fgengine.server.gate import Gate, limit_clients, watch_requests
 from fgengine.server.generation import Service
+from fgengine.server.logs import RequestLog
 from fgengine.server.options import ServerOptions
 from fgengine.server.schemas import MAX_BODY_BYTES
 
@@ -25,8 +27,13 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
 
     Run it with ``handler_cancellation=True``. Otherwise, requests of disconnected clients are not aborted.
     """
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[count_requests, answer_errors])
+    gate, log = Gate(options), RequestLog(service.instance)
+    middlewares = [watch_requests(service, gate, log)]
+    if options.max_requests_per_client is not None:
+        middlewares.append(limit_clients(options.max_requests_per_client, gate.rules))
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
     app[SERVICE] = service
+    app.cleanup_ctx.append(log.lifetime)
     app.router.add_get("/health", health)
     app.router.add_get("/stats", stats)
     app.router.add_get("/version", version)

@@ -14,6 +14,7 @@ from fgengine.clock import WallClock
 from fgengine.config import EngineConfig
 from fgengine.request import FinishReason, SamplingParams
 from fgengine.server.client import EngineClient, EngineError, TokenStream
+from fgengine.server.logs import current_entry
 from fgengine.server.messages import Account, NewToken
 from fgengine.text import StopStrings, TextCodec
 
@@ -67,6 +68,8 @@ class Generation:
         self._stops = StopStrings(stops) if stops else None
         self.id = stream.id
         self.output_tokens = 0
+        self.first_at: float | None = None
+        """When its first token arrived (``time.monotonic``)."""
         self.finish_reason: FinishReason | None = None
         self.accounting: dict[str, float] = {}
         """The engine's accounting of the request, set with the last piece: seconds of each phase,
@@ -81,7 +84,10 @@ class Generation:
         """
         while self.finish_reason is None:
             batch: list[Piece] = []
-            for token in await self._stream.next():
+            tokens = await self._stream.next()
+            if self.first_at is None:
+                self.first_at = time.monotonic()
+            for token in tokens:
                 batch.append(self._piece(token))
                 if self.finish_reason is not None:
                     self.accounting = _until_now(await self._stream.account())
@@ -163,8 +169,13 @@ class Service:
             EngineError: the engine is starting, broken or stopping.
         """
         id = f"cmpl-{next(self._ids)}"
+        entry = current_entry()
+        if entry is not None:
+            entry.prompt_tokens += len(prompt)
         stream = await self.engine.add(id, prompt, params, arrival=arrival, user=user)
         generation = Generation(stream, self.engine, self.codec, stops, prompt)
+        if entry is not None:
+            entry.generations.append(generation)
         try:
             yield generation
         finally:

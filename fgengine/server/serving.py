@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aiohttp import web
 
 from fgengine.config import EngineConfig
+from fgengine.server.access import exposure
 from fgengine.server.app import make_app
 from fgengine.server.generation import Service
+from fgengine.server.logs import logging_to
 from fgengine.server.options import ServerOptions
 from fgengine.server.process import WORKER, EngineProcess
 from fgengine.text import TextCodec
 
+log = logging.getLogger("fgengine.server")
 HANDLER_SECONDS = 1.0
 """Seconds that answers may take to end when the server stops; their requests have been aborted before."""
 LINGER_SECONDS = 1.0
@@ -52,11 +58,14 @@ def run(
     engine = EngineProcess(report, command=worker)
     server = _Server(engine, options, report)
     main = server.serve(config, find_tokenizer, listener)
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    return int(uvloop.run(main))
+    with logging_to(sys.stderr, options.log_level, options.log_format):
+        if (warning := exposure(listener.getsockname()[0], bool(options.keys))) is not None:
+            log.warning(warning)
+        try:
+            import uvloop
+        except ImportError:
+            return asyncio.run(main)
+        return int(uvloop.run(main))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -125,6 +134,8 @@ class _Server:
         await self._engine.settled.wait()
         if self._engine.model is None:
             return f"the engine could not start: {self._engine.message}"
+        gc.collect()
+        gc.freeze()  # what was loaded stays, so that collections of requests' objects need not scan it
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         self._report(f"ready: http://{host}:{port} serves {self._engine.model.model_name}")
@@ -139,6 +150,7 @@ class _Server:
     def _on_signal(self, number: signal.Signals) -> None:
         if self._signals:
             self._engine.kill()
+            logging.shutdown()  # writes what waits
             os._exit(128 + number)
         self._signals.append(number)
         self._report("stopping")

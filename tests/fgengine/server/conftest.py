@@ -25,6 +25,7 @@ from fgengine.server import worker
 from fgengine.server.app import make_app
 from fgengine.server.client import EngineClient
 from fgengine.server.generation import Service
+from fgengine.server.options import ServerOptions
 from fgengine.server.process import EngineProcess
 from fgengine.text import ChatTemplate, TextCodec
 
@@ -109,8 +110,23 @@ class Served:
             await asyncio.sleep(0.005)
 
 
+ServedWith = Callable[[ServerOptions], AbstractAsyncContextManager[Served]]
+"""A function that starts a server with the fake engine and these options."""
+
+
 @pytest.fixture
-async def served(fake: ModuleType, codec: TextCodec) -> AsyncIterator[Served]:
+async def served(served_with: ServedWith) -> AsyncIterator[Served]:
+    async with served_with(ServerOptions()) as server:
+        yield server
+
+
+@pytest.fixture
+def served_with(fake: ModuleType, codec: TextCodec) -> ServedWith:
+    return lambda options: _served(fake, codec, options)
+
+
+@asynccontextmanager
+async def _served(fake: ModuleType, codec: TextCodec, options: ServerOptions) -> AsyncIterator[Served]:
     made: list[Any] = []
 
     def make(config: EngineConfig, report: Any) -> Any:
@@ -126,7 +142,7 @@ async def served(fake: ModuleType, codec: TextCodec) -> AsyncIterator[Served]:
     await client.settled.wait()
     service = Service(client)
     service.codec = codec
-    runner = web.AppRunner(make_app(service), handler_cancellation=True, shutdown_timeout=0.1)
+    runner = web.AppRunner(make_app(service, options), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
