@@ -56,8 +56,9 @@ class FastGen(StartedServer):
 
     def command(self, port: int) -> Sequence[str]:
         """Return the command that starts the server on this port of 127.0.0.1."""
-        address = ("--host", "127.0.0.1", "--port", str(port))
-        return python_module("fgbench", "serve", *address, *as_arguments(self._config))
+        # Without a line for each request: the log's last lines then say what happened to the server.
+        options = ("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning")
+        return python_module("fgbench", "serve", *options, *as_arguments(self._config))
 
     def facts(self, log: str) -> dict[str, Any]:
         """Return the version, and the number of its threads on a CPU."""
