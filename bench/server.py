@@ -1,9 +1,11 @@
 """Measures how many tokens per second the server process can stream, with an engine that takes no time.
 
-    python bench/server.py [--requests 64] [--tokens 500] [--endpoint completions|generate]
+    python bench/server.py [--requests 64] [--tokens 500] [--endpoint completions|generate] [--concurrency 64]
+    python bench/server.py --requests 10000 --tokens 1  # the cost of a request instead of a token
 
 The engine's process steps as fast as it can, and the client only counts bytes. Prints JSON: tokens per second
-of wall time, and per second of the server process's CPU time. The latter is its limit on a dedicated core.
+of wall time, and tokens and requests per second of the server process's CPU time. The latter are its limits
+on a dedicated core.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -94,7 +96,9 @@ def work() -> None:
     worker.main()
 
 
-async def measure(url: str, pid: int, requests: int, tokens: int, endpoint: str) -> dict[str, float]:
+async def measure(
+    url: str, pid: int, requests: int, tokens: int, endpoint: str, concurrency: int
+) -> dict[str, float]:
     body = {"prompt": [97], "max_tokens": tokens, "stream": True, "ignore_eos": True}
     path, end = ("/generate", b"\0") if endpoint == "generate" else ("/v1/completions", b"\n\n")
     server = psutil.Process(pid)
@@ -103,12 +107,17 @@ async def measure(url: str, pid: int, requests: int, tokens: int, endpoint: str)
         async with session.post(url + path, json=body) as response:
             return sum([chunk.count(end) async for chunk in response.content.iter_any()])
 
+    async def ask_in_turn(session: aiohttp.ClientSession, left: Iterator[int]) -> list[int]:
+        return [await ask(session) for _ in left]
+
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         await ask(session)
         start, cpu = time.perf_counter(), sum(server.cpu_times()[:2])
-        pieces = await asyncio.gather(*(ask(session) for _ in range(requests)))
+        left = iter(range(requests))
+        streams = await asyncio.gather(*(ask_in_turn(session, left) for _ in range(concurrency)))
         seconds, cpu = time.perf_counter() - start, sum(server.cpu_times()[:2]) - cpu
     marker = 0 if endpoint == "generate" else 1
+    pieces = [count for stream in streams for count in stream]
     if any(count != tokens + marker for count in pieces):
         raise SystemExit(f"each stream should have {tokens} pieces, but some have {sorted(set(pieces))}")
     total = requests * tokens
@@ -117,6 +126,7 @@ async def measure(url: str, pid: int, requests: int, tokens: int, endpoint: str)
         "tokens_per_second": round(total / seconds),
         "tokens_per_server_cpu_second": round(total / cpu),
         "server_cpu_us_per_token": round(cpu / total * 1e6, 1),
+        "requests_per_server_cpu_second": round(requests / cpu),
     }
 
 
@@ -124,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=500)
+    parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--endpoint", choices=["completions", "generate"], default="completions")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +149,14 @@ def main() -> None:
             assert server.stdout is not None
             ready = next(line for line in server.stdout if line.startswith("ready: "))
             figures = asyncio.run(
-                measure(ready.split()[1], server.pid, args.requests, args.tokens, args.endpoint)
+                measure(
+                    ready.split()[1],
+                    server.pid,
+                    args.requests,
+                    args.tokens,
+                    args.endpoint,
+                    args.concurrency,
+                )
             )
             print(json.dumps(figures, indent=2))
         finally:

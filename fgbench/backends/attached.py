@@ -19,7 +19,7 @@ from fgbench.backends.probe import (
     wait_until_ready,
 )
 from fgbench.backends.server import Server
-from fgbench.spec.access import KEY_VARIABLE, OPEN, Access
+from fgbench.spec.access import OPEN, Access, key_variable
 
 READY_SECONDS = 30.0
 
@@ -67,7 +67,7 @@ class Attached(Server):
     def _start(self, log: Path, report: Report) -> ReadyServer:
         report(f"connecting to {self._url}")
         if self._uses_key_of_environment:
-            report(f"the key in ${KEY_VARIABLE} is sent to it")
+            report(f"the key in ${key_variable()} is sent to it")
         wait_until_ready(self._url, timeout=READY_SECONDS, report=report)
         ready = ask_served(self._url, self.model)
         self._identity = ask_identity(self._url)

@@ -56,9 +56,12 @@ class FastGen(StartedServer):
 
     def command(self, port: int) -> Sequence[str]:
         """Return the command that starts the server on this port of 127.0.0.1."""
-        address = ("--host", "127.0.0.1", "--port", str(port))
-        at_once = ("--drain-timeout", "0")  # its requests are those of a load that has ended
-        return python_module("fgbench", "serve", *address, *at_once, *as_arguments(self._config))
+        options = [
+            *("--host", "127.0.0.1", "--port", str(port)),
+            *("--drain-timeout", "0"),  # its requests are those of a load that has ended
+            *("--log-level", "warning"),  # so the log's last lines say what happened to the server
+        ]
+        return python_module("fgbench", "serve", *options, *as_arguments(self._config))
 
     def facts(self, log: str) -> dict[str, Any]:
         """Return the version, and the number of its threads on a CPU."""

@@ -39,6 +39,9 @@ SAY_SECONDS = 10.0
 """Seconds between two reports of a wait."""
 ABSENT = (404, 405)
 """Statuses of a path that the server does not have."""
+DENIED = (401, 403)
+"""Statuses of a server that refuses access."""
+SAID_CHARACTERS = 500
 STATES = ("running", "waiting", "swapped")
 
 
@@ -92,10 +95,8 @@ def wait_until_ready(
             status, body = ask(f"{url}/v1/models")
         if status is not None and (status == 200 or status in ABSENT):
             return
-        if status in (401, 403):  # waiting would not change the answer
-            raise BackendError(
-                f"the server at {url} answers {status}: give its key with --api-key or --header"
-            )
+        if status in DENIED:  # waiting would not change the answer
+            raise BackendError(_denial(url, status, body))
         if status is None and (problem := tls_problem(url)) is not None:
             raise BackendError(f"the server at {url} cannot be reached: {problem}")
         if status is not None and (activity := _activity(body)) != reported:
@@ -114,9 +115,11 @@ def ask_served(url: str, wanted: str | None = None) -> ReadyServer:
     A server without /v1/models (the old /generate servers) has a model without a name.
 
     Raises:
-        BackendError: the server has models, but not ``wanted``.
+        BackendError: the server has models, but not ``wanted``; or it refuses access.
     """
     status, body = ask(f"{url}/v1/models")
+    if status in DENIED:
+        raise BackendError(_denial(url, status, body))
     models = body.get("data") if status == 200 and isinstance(body, dict) else None
     listed = [m for m in models if isinstance(m, dict) and "id" in m] if isinstance(models, list) else []
     if not listed:
@@ -163,6 +166,10 @@ class SilentServer(StatsError):
     """The server does not answer; a later attempt may succeed."""
 
 
+class AccessDenied(StatsError):
+    """The server wants a key, or does not answer this client."""
+
+
 class NotReady(SilentServer):
     """The server answers, but does not accept requests yet, or no longer."""
 
@@ -174,6 +181,8 @@ def read_stats(url: str) -> dict[str, Any]:
         raise SilentServer(f"no server answers at {url}")
     if status == 503:
         raise NotReady(f"the server at {url} is not ready: {_activity(body)}")
+    if status in DENIED:
+        raise AccessDenied(_denial(url, status, body))
     if status != 200 or not isinstance(body, dict) or "num_device_blocks" not in body:
         raise StatsError(f"the server at {url} is not a fastgen server: it has no /stats")
     return body
@@ -184,6 +193,8 @@ def read_metrics(url: str) -> dict[str, Any]:
     status, body = ask(f"{url}/metrics")
     if status is None:
         raise SilentServer(f"no server answers at {url}")
+    if status in DENIED:
+        raise AccessDenied(_denial(url, status, body))
     found = from_vllm(body) if status == 200 and isinstance(body, str) else {}
     if not found:
         raise StatsError(
@@ -277,6 +288,15 @@ def _parse(body: bytes) -> Any:
 def _finite(text: str) -> float | None:
     number = float(text)
     return number if math.isfinite(number) else None
+
+
+def _denial(url: str, status: int | None, body: Any) -> str:
+    """Return the sentence about a server that refuses access."""
+    its_words = _activity(body)[:SAID_CHARACTERS]
+    hint = "give its key with --api-key or --header, or in $FGBENCH_API_KEY"
+    if status == 401 or not its_words:
+        return f"the server at {url} answers {status}: {hint}"
+    return f"the server at {url} answers {status}: {its_words}"
 
 
 def _activity(body: Any) -> str:

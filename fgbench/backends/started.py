@@ -15,9 +15,10 @@ from typing import Any
 
 from fgbench.backends.affinity import check_cores, own_cores
 from fgbench.backends.backend import BackendError, Passing, ReadyServer, Report
-from fgbench.backends.probe import DRAIN_SECONDS, ask_served, wait_until_idle, wait_until_ready
+from fgbench.backends.probe import DRAIN_SECONDS, ask_served, ask_with, wait_until_idle, wait_until_ready
 from fgbench.backends.process import ServerProcess
 from fgbench.backends.server import Server
+from fgbench.spec.access import OPEN
 from fgbench.spec.cores import cores_text
 
 READY_SECONDS = 1800.0
@@ -140,6 +141,8 @@ class StartedServer(Server):
         begin = log.stat().st_size if log.exists() else 0
         self._process = process = ServerProcess(command, log, cores=self._pinned, environment=environment)
         url = f"http://127.0.0.1:{port}"
+        self.access = OPEN.with_own_key()
+        ask_with(url, self.access)
         try:
             with _followed(process, report) as follow:
                 wait_until_ready(url, timeout=READY_SECONDS, report=report, alive=self.alive, waiting=follow)

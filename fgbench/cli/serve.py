@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,13 +29,17 @@ def serve(
 
         fgbench serve --policy sj-mlfq --max-batch-size 16
 
-        curl localhost:10000/v1/completions -d '{"prompt": "Hi", "max_tokens": 30}'
+        curl localhost:10000/v1/completions -H 'Content-Type: application/json' \\
+            -d '{"prompt": "Hi", "max_tokens": 30}'
 
     With --device-spec, it serves a device that is not here: steps take as long as
     its analytic profile predicts, and answers are filler. Neither weights nor
     torch are needed. Example: try a client or a router on an A100:
 
         fgbench serve --device-spec a100-40gb --model opt-13b
+
+    Only this machine can reach it, unless --host says otherwise; then set
+    $FGBENCH_API_KEY. The log on stderr has one line for each request.
 
     It ends within 5 seconds after Ctrl-C (exit code 130). After SIGTERM or SIGHUP it first finishes the open
     requests, for up to --drain-timeout seconds (exit code 0). A second signal ends it at once.
@@ -44,6 +49,7 @@ def serve(
     from fgengine.server.serving import run
 
     check_names(server)
+    options = options.with_key_of(os.environ)
 
     def report(sentence: str) -> None:
         with contextlib.suppress(OSError):  # a full disk or a closed pipe must not end the server

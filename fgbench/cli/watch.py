@@ -26,6 +26,13 @@ def watch(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per line: /stats, and rates per second.")
     ] = False,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Key of the server. Default: $FGBENCH_API_KEY, else $OPENAI_API_KEY, if the server is on "
+            "this machine or has https."
+        ),
+    ] = None,
 ) -> None:
     """Show a running server live: queues, KV memory, offloads, tokens per second.
 
@@ -48,10 +55,12 @@ def watch(
     """
     from rich.console import Console
 
-    from fgbench.backends.probe import StatsError, base_url
+    from fgbench.backends.probe import StatsError, ask_with, base_url
     from fgbench.live.watching import Watch, reader
+    from fgbench.spec.client import ClientSpec
 
     address = base_url(url)
+    ask_with(address, ClientSpec(api_key=api_key).access.with_key_for(address))
     console = Console()
     watched = Watch(address, reader(address), interval)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from fgbench.backends.probe import NotReady, SilentServer, StatsError, read_metrics, read_stats
+from fgbench.backends.probe import AccessDenied, NotReady, SilentServer, StatsError, read_metrics, read_stats
 from fgbench.live.layout import Lines, clean, rule
 from fgbench.live.meter import Meter
 from fgbench.live.server_panel import counts, gauges, level_lines, name_of, pressure_line, trends
@@ -34,7 +34,7 @@ def reader(url: str) -> Ask:
         try:
             values = read_stats(url)
             chosen.append(lambda: read_stats(url))
-        except SilentServer:
+        except (SilentServer, AccessDenied):
             raise
         except StatsError:
             values = read_metrics(url)

@@ -9,7 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-KEY_VARIABLE = "OPENAI_API_KEY"
+from fgengine.server.options import KEY_VARIABLE
+
+KEY_VARIABLES = (KEY_VARIABLE, "OPENAI_API_KEY")
+"""Variables with the key of a server: FastGen's, which sets the server's keys too; other servers'. The first
+that is set counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +32,19 @@ class Access:
 
         The key is sent only to this machine or over https, never in the clear to another machine.
         """
-        key, parts = environ.get(KEY_VARIABLE), urlsplit(url)
+        parts, variable = urlsplit(url), key_variable(environ)
         is_here = parts.hostname in ("localhost", "127.0.0.1", "::1")
         has_own = any(name.lower() == "authorization" for name in self.headers)
-        if not key or has_own or not (is_here or parts.scheme == "https"):
+        if variable is None or has_own or not (is_here or parts.scheme == "https"):
             return self
+        return self._with_key(environ[variable])
+
+    def with_own_key(self, environ: Mapping[str, str] = os.environ) -> Access:
+        """Return the access to a server that this process starts, and which has the same environment."""
+        return self._with_key(environ[KEY_VARIABLE]) if environ.get(KEY_VARIABLE) else self
+
+    def _with_key(self, keys: str) -> Access:
+        key = keys.partition(",")[0].strip()  # any one of them is enough
         return replace(self, headers={**self.headers, "Authorization": f"Bearer {key}"})
 
     def tls(self) -> ssl.SSLContext:
@@ -45,6 +57,11 @@ class Access:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
+
+
+def key_variable(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the name of the variable whose key is sent; None: there is no key in the environment."""
+    return next((name for name in KEY_VARIABLES if environ.get(name)), None)
 
 
 OPEN = Access()

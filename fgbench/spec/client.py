@@ -59,8 +59,8 @@ class ClientSpec:
     api_key: Annotated[
         str | None,
         _client(
-            "With --url: sent as 'Authorization: Bearer KEY'. Default: $OPENAI_API_KEY, if it is set and "
-            "the server is on this machine or has https.",
+            "With --url: sent as 'Authorization: Bearer KEY'. Default: $FGBENCH_API_KEY, else "
+            "$OPENAI_API_KEY, if the server is on this machine or has https.",
             secret=True,
         ),
     ] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 from aiohttp import web
@@ -14,6 +14,7 @@ from fgengine.scheduling.refusal import Busy, QueueFull, RequestRefused
 from fgengine.server.client import EngineError
 from fgengine.server.encoding import EncodingError
 from fgengine.server.generation import Service
+from fgengine.server.logs import current_entry
 from fgengine.server.options import ServerOptions
 from fgengine.server.schemas import BadRequestError, Body, read_body
 from fgengine.text import TextError
@@ -36,96 +37,76 @@ def error_body(message: str, kind: str, field: str | None = None, code: str | No
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": field, "code": code}})
 
 
+class ErrorResponse(web.Response):
+    """An error answer in OpenAI's format."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str,
+        field: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        body = error_body(message, kind, field, code)
+        super().__init__(status=status, body=body, content_type="application/json", headers=headers)
+        self.message = message
+        """Why the request was refused or failed."""
+
+
 def error_response(
     status: int, message: str, kind: str, field: str | None = None, code: str | None = None
 ) -> web.Response:
     """Return an error answer. A 503 has a Retry-After header."""
-    headers = {"Retry-After": "1"} if status == 503 else None
-    body = error_body(message, kind, field, code)
-    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+    return ErrorResponse(status, message, kind, field, code, {"Retry-After": "1"} if status == 503 else None)
 
 
 def busy_response(error: Busy) -> web.Response:
     """Return 429 if the queue was full, or 503 if the request waited in it for too long, with Retry-After."""
     message = f"{error}; try again in {error.whole_seconds} s"
-    if isinstance(error, QueueFull):
-        status, body = 429, error_body(message, "rate_limit_error", code=QUEUE_FULL)
-    else:
-        status, body = 503, error_body(message, "service_unavailable", code=QUEUE_TIMEOUT)
     headers = {"Retry-After": str(error.whole_seconds)}
-    return BusyResponse(status=status, body=body, content_type="application/json", headers=headers)
+    if isinstance(error, QueueFull):
+        return BusyResponse(429, message, "rate_limit_error", code=QUEUE_FULL, headers=headers)
+    return BusyResponse(503, message, "service_unavailable", code=QUEUE_TIMEOUT, headers=headers)
 
 
-class BusyResponse(web.Response):
+class BusyResponse(ErrorResponse):
     """An answer of a busy server: neither the server nor the request has failed."""
 
 
-@web.middleware
-async def count_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Count POST requests by their outcome. It must be the outermost middleware, to see every outcome."""
-    if request.method != "POST":
-        return await handler(request)
-    counters = request.app[SERVICE].counters
-    counters.requests_received += 1
-    counters.requests_in_flight += 1
-    try:
-        response = await handler(request)
-    except BaseException:  # the client has disconnected: the handler was cancelled, or a write failed
-        counters.requests_aborted += 1
-        raise
-    finally:
-        counters.requests_in_flight -= 1
-    if isinstance(response, BusyResponse):
-        if response.status == 429:
-            counters.requests_rejected += 1
-        else:
-            counters.requests_timed_out += 1
-    elif response.status >= 500 or (isinstance(response, StreamedResponse) and response.failed):
-        counters.requests_failed += 1
-    elif response.status >= 400:
-        counters.requests_refused += 1
-    else:
-        counters.requests_finished += 1
-    return response
-
-
-@web.middleware
-async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error with a JSON body in OpenAI's format and the matching status.
+def answer_to(error: Exception, request: web.BaseRequest) -> web.Response:
+    """Return the answer to a request whose handler raised ``error``, in OpenAI's format.
 
     This is for errors before a stream has started. ``Stream`` reports later ones.
     """
-    try:
-        return await handler(request)
-    except Busy as error:
+    if isinstance(error, Busy):
         return busy_response(error)
-    except BadRequestError as error:
+    if isinstance(error, BadRequestError):
         return error_response(400, str(error), "invalid_request_error", error.field, error.code)
-    except (TextError, RequestRefused) as error:
+    if isinstance(error, TextError | RequestRefused):
         return error_response(400, str(error), "invalid_request_error")
-    except UnknownModelError as error:
-        body = error_body(str(error), "invalid_request_error", "model", "model_not_found")
-        return web.Response(status=404, body=body, content_type="application/json")
-    except EngineError as error:
+    if isinstance(error, UnknownModelError):
+        return error_response(404, str(error), "invalid_request_error", "model", "model_not_found")
+    if isinstance(error, EngineError):
         return error_response(503, str(error), "service_unavailable")
-    except BodyTooLarge as error:
+    if isinstance(error, BodyTooLarge):
         return error_response(413, str(error), "invalid_request_error")
-    except EncodingError as error:
+    if isinstance(error, EncodingError):
         return error_response(500, str(error), "internal_error")
-    except web.RequestPayloadError as error:
+    if isinstance(error, web.RequestPayloadError):
         message = f"the body cannot be read: {error}; its Content-Encoding may be wrong"
         return error_response(400, message, "invalid_request_error")
-    except web.HTTPException as error:
+    if isinstance(error, web.HTTPException):
         message = f"{request.method} {request.path[:200]}: {error.reason}"
         response = error_response(error.status, message, "invalid_request_error")
         if "Allow" in error.headers:  # of a 405
             response.headers["Allow"] = error.headers["Allow"]
         return response
-    except ConnectionError:
-        raise  # the client has disconnected; aiohttp handles this
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
-        return error_response(500, "the server has failed: see the server's log", "internal_error")
+    entry = current_entry()
+    id = "" if entry is None else f" for request {entry.id}"
+    log.error("%s %s failed%s", request.method, request.path[:200], id, exc_info=error)
+    return error_response(500, f"the server has failed: see the server's log{id}", "internal_error")
 
 
 async def read_posted(request: web.Request, kind: type[Body]) -> tuple[Body, float]:
@@ -185,8 +166,8 @@ def usage(prompt_tokens: int, output_tokens: int) -> dict[str, int]:
 class StreamedResponse(web.StreamResponse):
     """A streamed answer that remembers whether it failed."""
 
-    failed = False
-    """Whether it ended with an error after its status had been sent."""
+    failure: str | None = None
+    """The error with which it ended after its status had been sent."""
 
 
 class Stream:
@@ -196,9 +177,10 @@ class Stream:
         """``message`` turns one JSON body into one message of the stream."""
         self._request = request
         self._wrap = message
-        self._response = StreamedResponse(
-            headers={"Content-Type": content_type, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        )
+        headers = {"Content-Type": content_type, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        if (entry := current_entry()) is not None:
+            headers["X-Request-Id"] = entry.id
+        self._response = StreamedResponse(headers=headers)
 
     async def open(self) -> None:
         """Send the headers now. Otherwise they are sent with the first message."""
@@ -219,6 +201,6 @@ class Stream:
         """End the stream with the error. Raises it if no headers were sent, so that it sets the status."""
         if not self._response.prepared:
             raise error
-        self._response.failed = True
+        self._response.failure = str(error)
         await self.write([error_body(str(error), "service_unavailable")])
         return await self.close()

@@ -10,8 +10,10 @@ from importlib import metadata
 from aiohttp import web
 
 from fgengine.server import legacy, models, openai, openapi, tokenizing
-from fgengine.server.answers import OPTIONS, SERVICE, answer_errors, count_requests
+from fgengine.server.answers import OPTIONS, SERVICE
+from fgengine.server.gate import Gate, limit_clients, watch_requests
 from fgengine.server.generation import Service
+from fgengine.server.logs import RequestLog
 from fgengine.server.metrics import monitor
 from fgengine.server.options import ServerOptions
 
@@ -25,9 +27,14 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
 
     Run it with ``handler_cancellation=True``. Otherwise, requests of disconnected clients are not aborted.
     """
-    app = web.Application(middlewares=[count_requests, answer_errors])
+    gate, log = Gate(options), RequestLog(service.instance)
+    middlewares = [watch_requests(service, gate, log)]
+    if options.max_requests_per_client is not None:
+        middlewares.append(limit_clients(options.max_requests_per_client, gate.rules))
+    app = web.Application(middlewares=middlewares)
     app[SERVICE] = service
     app[OPTIONS] = options
+    app.cleanup_ctx.append(log.lifetime)
     monitor(app, service)
     app.router.add_get("/openapi.json", openapi.serve)
     app.router.add_get("/health", health)

@@ -17,6 +17,7 @@ from fgengine.request import FinishReason, SamplingParams
 from fgengine.scheduling.refusal import QueueTimeout
 from fgengine.server.client import EngineClient, EngineError, TokenStream
 from fgengine.server.encoding import Encoder
+from fgengine.server.logs import current_entry
 from fgengine.server.messages import Account, NewToken
 from fgengine.server.timings import RequestTiming, RequestTimings
 from fgengine.text import StopStrings, TextCodec
@@ -91,6 +92,8 @@ class Generation:
         self.id = stream.id
         self.prompt = ask.prompt
         self.output_tokens = 0
+        self.first_at: float | None = None
+        """When its first token arrived (``time.monotonic``)."""
         self.finish_reason: FinishReason | None = None
         self.accounting: dict[str, float] = {}
         """The engine's accounting of the request, set with the last piece: seconds of each phase,
@@ -110,6 +113,8 @@ class Generation:
             batch: list[Piece] = []
             tokens = await self._stream.next()
             self._timing.received(len(tokens))
+            if self.first_at is None:
+                self.first_at = time.monotonic()
             for token in tokens:
                 batch.append(self._piece(token))
                 if self.finish_reason is not None:
@@ -203,6 +208,9 @@ class Service:
             EngineError: the engine is starting, broken or stopping.
         """
         ids = [f"cmpl-{next(self._ids)}" for _ in asks]
+        entry = current_entry()
+        if entry is not None:
+            entry.prompt_tokens += sum(len(ask.prompt) for ask in asks)
         adding = [
             self.engine.add(id, ask.prompt, ask.params, arrival=arrival, user=user)
             for id, ask in zip(ids, asks, strict=True)
@@ -213,6 +221,8 @@ class Service:
             for stream, ask in zip(streams, asks, strict=True):
                 timing = self.timings.request(len(ask.prompt), ask.params.max_tokens, arrival)
                 generations.append(Generation(stream, self.engine, self.codec, ask, timing))
+            if entry is not None:
+                entry.generations += generations
             yield generations
         except BaseException as error:
             if not isinstance(error, QueueTimeout):

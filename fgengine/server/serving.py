@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,13 +17,16 @@ from pathlib import Path
 from aiohttp import web
 
 from fgengine.config import EngineConfig
+from fgengine.server.access import exposure
 from fgengine.server.app import make_app
 from fgengine.server.client import EngineError
 from fgengine.server.encoding import Encoder
 from fgengine.server.generation import Service
+from fgengine.server.logs import logging_to
 from fgengine.server.options import ServerOptions
 from fgengine.server.process import WORKER, EngineProcess
 
+log = logging.getLogger("fgengine.server")
 HANDLER_SECONDS = 1.0
 """Seconds that answers may take to end when the server stops; their requests have been aborted before."""
 POLL_SECONDS = 0.02
@@ -61,11 +67,14 @@ def run(
     engine = EngineProcess(report, command=worker)
     server = _Server(engine, options, report)
     main = server.serve(config, find_tokenizer, listener)
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    return int(uvloop.run(main))
+    with logging_to(sys.stderr, options.log_level, options.log_format):
+        if (warning := exposure(listener.getsockname()[0], bool(options.keys))) is not None:
+            log.warning(warning)
+        try:
+            import uvloop
+        except ImportError:
+            return asyncio.run(main)
+        return int(uvloop.run(main))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -145,6 +154,8 @@ class _Server:
                 return f"the engine could not start: {self._engine.message}"
             assert self._engine.model is not None
             encoder.max_tokens = self._engine.model.max_model_len
+            gc.collect()
+            gc.freeze()  # what was loaded stays, so that collections of requests' objects need not scan it
             self._report(f"ready: http://{host}:{port} serves {self._engine.model.model_name}")
             reason = await self._until_broken(self._engine.model.longest_step, replace_hung=restarts > 0)
             if restarts:
@@ -194,6 +205,7 @@ class _Server:
     def _on_signal(self, number: signal.Signals) -> None:
         if self._signals:
             self._engine.kill()
+            logging.shutdown()  # writes what waits
             os._exit(128 + number)
         self._signals.append(number)
         self._report("stopping")

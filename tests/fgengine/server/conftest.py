@@ -124,6 +124,16 @@ class Served:
             await asyncio.sleep(0.005)
 
 
+ServedWith = Callable[[ServerOptions], AbstractAsyncContextManager[Served]]
+"""A function that starts a server with the fake engine and these options."""
+
+
+@pytest.fixture
+async def served(served_with: ServedWith, server_options: ServerOptions) -> AsyncIterator[Served]:
+    async with served_with(server_options) as server:
+        yield server
+
+
 @pytest.fixture
 def server_options() -> ServerOptions:
     """The settings of ``served``; a test may parametrize them."""
@@ -131,7 +141,12 @@ def server_options() -> ServerOptions:
 
 
 @pytest.fixture
-async def served(fake: ModuleType, encoder: Encoder, server_options: ServerOptions) -> AsyncIterator[Served]:
+def served_with(fake: ModuleType, encoder: Encoder) -> ServedWith:
+    return lambda options: _served(fake, encoder, options)
+
+
+@asynccontextmanager
+async def _served(fake: ModuleType, encoder: Encoder, options: ServerOptions) -> AsyncIterator[Served]:
     made: list[Any] = []
 
     def make(config: EngineConfig, report: Any) -> Any:
@@ -147,7 +162,7 @@ async def served(fake: ModuleType, encoder: Encoder, server_options: ServerOptio
     await client.settled.wait()
     service = Service(client)
     service.encoder = encoder
-    runner = web.AppRunner(make_app(service, server_options), handler_cancellation=True, shutdown_timeout=0.1)
+    runner = web.AppRunner(make_app(service, options), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
