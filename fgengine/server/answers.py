@@ -13,6 +13,7 @@ from aiohttp import web
 from fgengine.clock import WallClock
 from fgengine.scheduling.refusal import Busy, QueueFull, RequestRefused
 from fgengine.server.client import EngineError
+from fgengine.server.connections import Refusal
 from fgengine.server.generation import Generation, Service
 from fgengine.server.schemas import MAX_BODY_BYTES, BadRequestError, Body, read_body
 from fgengine.text import TextCodec, TextError
@@ -31,6 +32,7 @@ QUEUE_FULL, QUEUE_TIMEOUT = "queue_full", "queue_timeout"
 
 def error_body(message: str, kind: str, field: str | None = None, code: str | None = None) -> bytes:
     """Return the JSON body of an error, in OpenAI's format."""
+    message = message.encode("utf-8", "backslashreplace").decode()  # it may quote bytes that are not UTF-8
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": field, "code": code}})
 
 
@@ -103,6 +105,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return web.Response(status=404, body=body, content_type="application/json")
     except EngineError as error:
         return error_response(503, str(error), "service_unavailable")
+    except Refusal as error:
+        kind = "service_unavailable" if error.status == 503 else "invalid_request_error"
+        return error_response(error.status, str(error), kind)
     except web.HTTPRequestEntityTooLarge:
         message = f"the body is larger than {MAX_BODY_BYTES} bytes: send a shorter prompt"
         return error_response(413, message, "invalid_request_error")

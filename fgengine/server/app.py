@@ -12,6 +12,8 @@ from aiohttp import web
 from fgengine.server import legacy, openai
 from fgengine.server.answers import SERVICE, answer_errors, count_requests
 from fgengine.server.generation import Service
+from fgengine.server.http_connection import note_answer, refuse_extra
+from fgengine.server.http_errors import refuse_forms
 from fgengine.server.options import ServerOptions
 from fgengine.server.schemas import MAX_BODY_BYTES
 
@@ -25,7 +27,9 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
 
     Run it with ``handler_cancellation=True``. Otherwise, requests of disconnected clients are not aborted.
     """
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[count_requests, answer_errors])
+    middlewares = [count_requests, answer_errors, refuse_extra, refuse_forms]
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
+    app.on_response_prepare.append(note_answer)
     app[SERVICE] = service
     app.router.add_get("/health", health)
     app.router.add_get("/stats", stats)

@@ -14,6 +14,7 @@ from fgengine.clock import WallClock
 from fgengine.config import EngineConfig
 from fgengine.request import FinishReason, SamplingParams
 from fgengine.server.client import EngineClient, EngineError, TokenStream
+from fgengine.server.connections import ConnectionCounters
 from fgengine.server.messages import Account, NewToken
 from fgengine.text import StopStrings, TextCodec
 
@@ -120,6 +121,7 @@ class Service:
         self.config = config
         """The engine's settings; None: not known."""
         self.counters = ServerCounters()
+        self.connections = ConnectionCounters()
         self.created = int(time.time())
         """When the server started, in seconds since 1970."""
         self.instance = uuid4().hex[:8]
@@ -173,4 +175,4 @@ class Service:
 
     async def stats(self) -> dict[str, Any]:
         """Return the engine's counters and the server's. Raises EngineError."""
-        return {**await self.engine.stats(), **asdict(self.counters)}
+        return {**await self.engine.stats(), **asdict(self.counters), **asdict(self.connections)}

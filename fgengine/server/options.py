@@ -21,6 +21,33 @@ class ServerOptions:
     port: Annotated[
         int, Setting("Port to listen on; 0: any free one.", "Network", first=True, ge=0, le=65535)
     ] = 10000
+    max_connections: Annotated[
+        int | None,
+        Setting(
+            "Open connections; more get 503. Default: as many as open files allow, at most 16,384.",
+            "Network",
+            ge=1,
+            le=2**20,
+        ),
+    ] = None
+    keep_alive_timeout: Annotated[
+        float,
+        Setting(
+            "Time after which an idle connection is closed; longer than a proxy's in front.",
+            "Network",
+            unit="s",
+            gt=0,
+            finite=True,
+        ),
+    ] = 75.0
+    ssl_certfile: Annotated[
+        str | None, Setting("Certificate (PEM, with the chain); serves https.", "Network")
+    ] = None
+    ssl_keyfile: Annotated[
+        str | None, Setting("Its private key (PEM); default: in the certificate's file.", "Network")
+    ] = None
 
     def __post_init__(self) -> None:
         check(self)
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile (--ssl-certfile): the key's certificate")

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,9 +15,13 @@ from aiohttp import web
 
 from fgengine.config import EngineConfig
 from fgengine.server.app import make_app
+from fgengine.server.connections import Connections, Timeouts
+from fgengine.server.file_limit import connection_limit, raise_file_limit
 from fgengine.server.generation import Service
+from fgengine.server.listener import Listener
 from fgengine.server.options import ServerOptions
 from fgengine.server.process import WORKER, EngineProcess
+from fgengine.server.tls import server_context
 from fgengine.text import TextCodec
 
 HANDLER_SECONDS = 1.0
@@ -44,13 +49,22 @@ def run(
         worker: the command of the engine's process.
     """
     try:
+        tls = None
+        if options.ssl_certfile is not None:
+            tls = server_context(options.ssl_certfile, options.ssl_keyfile)
+        limit = connection_limit(options.max_connections, raise_file_limit())
+    except ValueError as error:
+        report(str(error))
+        return 1
+    connections = Connections(limit, Timeouts(idle=options.keep_alive_timeout))
+    try:
         listener = _listen(options.host, options.port)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]  # the rest only repeats the address
         report(f"cannot listen on {options.host}:{options.port}: {reason}; give another --host or --port")
         return 1
     engine = EngineProcess(report, command=worker)
-    server = _Server(engine, options, report)
+    server = _Server(engine, options, report, connections, tls)
     main = server.serve(config, find_tokenizer, listener)
     try:
         import uvloop
@@ -66,10 +80,19 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server:
-    def __init__(self, engine: EngineProcess, options: ServerOptions, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        engine: EngineProcess,
+        options: ServerOptions,
+        report: Callable[[str], None],
+        connections: Connections,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         self._engine = engine
         self._options = options
         self._report = report
+        self._connections = connections
+        self._tls = tls
         self._signals: list[signal.Signals] = []
         self._ending = asyncio.Event()
 
@@ -87,7 +110,8 @@ class _Server:
             shutdown_timeout=HANDLER_SECONDS,
         )
         await runner.setup()
-        await web.SockSite(runner, listener).start()
+        service.connections = self._connections.counters
+        accepting = Listener(listener, runner, self._connections, self._tls)
         life = asyncio.create_task(self._live(config, find_tokenizer, service, listener))
         ending = asyncio.create_task(self._ending.wait())
         try:
@@ -98,7 +122,7 @@ class _Server:
         finally:
             life.cancel()
             ending.cancel()
-            listener.close()
+            accepting.close()
             await engine.close()  # fails open requests, so that their handlers end
             await runner.cleanup()
             await engine.stop()
@@ -127,7 +151,8 @@ class _Server:
             return f"the engine could not start: {self._engine.message}"
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
-        self._report(f"ready: http://{host}:{port} serves {self._engine.model.model_name}")
+        scheme = "http" if self._tls is None else "https"
+        self._report(f"ready: {scheme}://{host}:{port} serves {self._engine.model.model_name}")
         await self._engine.broken.wait()
         return f"the engine is broken: {self._engine.message}"
 
