@@ -79,6 +79,7 @@ class HttpConnection(web.RequestHandler):
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_FIELD_BYTES,
             lingering_time=connections.timeouts.leaving,
+            keepalive_timeout=connections.timeouts.idle + 3600,  # Connections is earlier
         )
         self._connections = connections
         self._accepted = accepted
@@ -121,9 +122,7 @@ class HttpConnection(web.RequestHandler):
         if self._request_count > count:
             if body is not None and in_body and _unfinished(body):  # the new message is an error in that body
                 body.set_exception(web.RequestPayloadError("it is not framed as its headers say"))
-            message, self._body = self._messages[-1]
-            self._version, self._method = getattr(message, "version", None), getattr(message, "method", "")
-            self._piece = PIECE_BYTES
+            self._note_request()
         elif between and data.strip(b"\r\n"):
             if self._connections.phase(self) in (Phase.IDLE, Phase.ANSWER):
                 self._connections.enter(self, Phase.HEAD)
@@ -157,7 +156,10 @@ class HttpConnection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPException):
             resp = answer_outside(resp)
+        count = self._request_count
         result = await super().finish_response(request, resp, start_time)
+        if self._request_count > count and self._messages:  # it was behind a request for another protocol
+            self._note_request()
         self._answered += 1
         self._answer = None
         if self._wire is None:
@@ -180,7 +182,7 @@ class HttpConnection(web.RequestHandler):
         """Return the answer to a request that is not HTTP, or whose handler has failed."""
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun: no other one can be sent")
-        # A UnicodeError is raised by aiohttp when it quotes a header that is not text. Ours are caught before.
+        # aiohttp raises UnicodeError when it quotes a header that is not text. Ours are caught before this.
         if status >= 500 and not isinstance(exc, UnicodeError):
             super().log_exception("Error handling request", exc_info=exc)
             response = error_response(500, "the server has failed: see the server's log", "internal_error")
@@ -252,6 +254,11 @@ class HttpConnection(web.RequestHandler):
         self._connections.counters.connections_refused += 1
 
     # Our own
+
+    def _note_request(self) -> None:
+        message, self._body = self._messages[-1]
+        self._version, self._method = getattr(message, "version", None), getattr(message, "method", "")
+        self._piece = PIECE_BYTES
 
     def _settle(self) -> None:
         """Tell the connections in which phase this one is."""

@@ -115,6 +115,15 @@ async def test_a_body_of_a_few_bytes_a_second_is_late(served: Any, connect: Conn
     dripping.cancel()
 
 
+async def test_a_body_behind_a_refused_upgrade_has_a_timeout_too(served: Any, connect: Connect) -> None:
+    """aiohttp parses what follows such a request in another place than all else."""
+    served.connections.timeouts = Timeouts(body=0.3)
+    upgrade = HEALTH.replace(b"Host", b"Upgrade: websocket\r\nConnection: Upgrade\r\nHost")
+    raw = await connect(upgrade + half_body())
+    assert (await raw.answer())[0] == 200
+    assert (await raw.answer())[0] == 408
+
+
 async def test_an_idle_connection_is_closed_without_a_word(served: Any, connect: Connect) -> None:
     served.connections.timeouts = Timeouts(idle=0.3)
     raw = await connect(HEALTH)
@@ -197,6 +206,20 @@ async def test_half_sent_heads_above_the_limit_do_not_keep_health_away(
         await connect(HALF_HEAD)
     assert (await (await connect(HEALTH)).answer())[0] == 200
     assert served.connections.counters.connections_open <= 2 * EXTRA_CONNECTIONS
+
+
+async def test_connections_wait_when_no_socket_may_be_opened_and_are_served_later(
+    served: Any, connect: Connect, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fgengine.server.connections.CLOSING_CONNECTIONS", 2)
+    served.connections.timeouts = Timeouts(extra=0.5)
+    served.connections.limit = 1
+    await connect(post("/v1/completions", {"prompt": [97, fake.WAIT], "max_tokens": 9}))
+    silent = [await connect() for _ in range(2)]
+    waiting = await connect(HEALTH)
+    assert served.connections.counters.connections_open == 3
+    assert (await silent[0].answer())[0] == 408
+    assert (await waiting.answer())[0] == 200
 
 
 async def test_a_large_refused_request_reads_its_answer(served: Any, connect: Connect, fake: Any) -> None:
