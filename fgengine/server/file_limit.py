@@ -10,7 +10,7 @@ from fgengine.server.connections import CLOSING_CONNECTIONS
 OTHER_FILES = 96
 """Open files that are no connections: the engine's channel, the model's files, libraries, the log."""
 DEFAULT_CONNECTIONS = 16_384
-"""The default if the limit of open files allows it. Each idle connection takes about 20 KB of memory."""
+"""The default if the limit of open files allows it. Each idle connection takes about 10 KB of memory."""
 
 
 def raise_file_limit() -> int:
