@@ -165,7 +165,7 @@ class HttpConnection(web.RequestHandler):
         if self._wire is None:
             return result
         spoilt = self._body is not None and self._body.exception() is not None
-        if self._refused or spoilt or (self.extra and _unfinished(self._body)):
+        if self._refused or spoilt:
             await self._let_leave()
         if self._ended and not self._messages:
             self.close()

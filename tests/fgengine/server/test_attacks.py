@@ -121,7 +121,7 @@ async def test_unfinished_large_bodies_do_not_fill_the_memory(start: Start) -> N
         with contextlib.suppress(ConnectionError):
             await raw.writer.drain()
         held.append(raw)
-    assert (await health_seconds(url, 20))[-1] < 2.0
+    assert (await health_seconds(url, 20))[-1] < 10.0
     assert psutil.Process(process.pid).memory_info().rss - before < 4 * BODY_BUDGET
     for raw in held:
         raw.leave()
