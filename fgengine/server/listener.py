@@ -15,8 +15,8 @@ from aiohttp import web
 from fgengine.server.connections import Connections
 from fgengine.server.http_connection import HttpConnection
 
-BATCH = 32
-"""Connections accepted in a row; then the event loop does other work."""
+BATCH, CROWDED_BATCH = 32, 8
+"""Connections accepted in a row; then the event loop reads from those before, which may make room."""
 PAUSE_SECONDS = 0.1
 """Pause after the system had no resources for one more connection."""
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
@@ -80,7 +80,7 @@ class Listener:
             self._loop.remove_reader(self._socket.fileno())
 
     def _accept(self) -> None:
-        for _ in range(BATCH):
+        for _ in range(CROWDED_BATCH if self._connections.crowded else BATCH):
             if self._connections.full:
                 return self._stop_reading()  # the others wait in the kernel's queue
             try:
@@ -96,8 +96,6 @@ class Listener:
             task = self._loop.create_task(self._open(accepted, connection))
             self._opening[task] = connection
             task.add_done_callback(self._opening.pop)
-            if self._connections.crowded:  # first read what has come, before it seems to be half a request
-                return None
         return None
 
     async def _open(self, accepted: socket.socket, connection: HttpConnection) -> None:
