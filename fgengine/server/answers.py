@@ -12,6 +12,7 @@ from aiohttp import web
 from fgengine.clock import WallClock
 from fgengine.scheduling.refusal import Busy, QueueFull, RequestRefused
 from fgengine.server.client import EngineError
+from fgengine.server.connections import Refusal
 from fgengine.server.encoding import EncodingError
 from fgengine.server.generation import Service
 from fgengine.server.logs import current_entry
@@ -34,6 +35,7 @@ QUEUE_FULL, QUEUE_TIMEOUT = "queue_full", "queue_timeout"
 
 def error_body(message: str, kind: str, field: str | None = None, code: str | None = None) -> bytes:
     """Return the JSON body of an error, in OpenAI's format."""
+    message = message.encode("utf-8", "backslashreplace").decode()  # it may quote bytes that are not UTF-8
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": field, "code": code}})
 
 
@@ -90,6 +92,9 @@ def answer_to(error: Exception, request: web.BaseRequest) -> web.Response:
         return error_response(404, str(error), "invalid_request_error", "model", "model_not_found")
     if isinstance(error, EngineError):
         return error_response(503, str(error), "service_unavailable")
+    if isinstance(error, Refusal):
+        kind = "service_unavailable" if error.status == 503 else "invalid_request_error"
+        return error_response(error.status, str(error), kind)
     if isinstance(error, BodyTooLarge):
         return error_response(413, str(error), "invalid_request_error")
     if isinstance(error, EncodingError):

@@ -13,6 +13,8 @@ from fgengine.server import legacy, models, openai, openapi, tokenizing
 from fgengine.server.answers import OPTIONS, SERVICE
 from fgengine.server.gate import Gate, limit_clients, watch_requests
 from fgengine.server.generation import Service
+from fgengine.server.http_connection import note_answer, refuse_extra
+from fgengine.server.http_errors import refuse_forms
 from fgengine.server.logs import RequestLog
 from fgengine.server.metrics import monitor
 from fgengine.server.options import ServerOptions
@@ -28,10 +30,11 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
     Run it with ``handler_cancellation=True``. Otherwise, requests of disconnected clients are not aborted.
     """
     gate, log = Gate(options), RequestLog(service.instance)
-    middlewares = [watch_requests(service, gate, log)]
+    middlewares = [watch_requests(service, gate, log), refuse_extra, refuse_forms]
     if options.max_requests_per_client is not None:
         middlewares.append(limit_clients(options.max_requests_per_client, gate.rules))
     app = web.Application(middlewares=middlewares)
+    app.on_response_prepare.append(note_answer)
     app[SERVICE] = service
     app[OPTIONS] = options
     app.cleanup_ctx.append(log.lifetime)

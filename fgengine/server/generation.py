@@ -16,6 +16,7 @@ from fgengine.config import EngineConfig
 from fgengine.request import FinishReason, SamplingParams
 from fgengine.scheduling.refusal import QueueTimeout
 from fgengine.server.client import EngineClient, EngineError, TokenStream
+from fgengine.server.connections import ConnectionCounters
 from fgengine.server.encoding import Encoder
 from fgengine.server.logs import current_entry
 from fgengine.server.messages import Account, NewToken
@@ -164,6 +165,7 @@ class Service:
         """The engine's settings; None: not known."""
         self.counters = ServerCounters()
         self.timings = RequestTimings()
+        self.connections = ConnectionCounters()
         self.created = int(time.time())
         """When the server started, in seconds since 1970."""
         self.instance = uuid4().hex[:8]
@@ -247,4 +249,4 @@ class Service:
             raise EngineError(
                 f"the engine has not answered for {STATS_SECONDS:g} s: its step takes long, or it is stopped"
             ) from None
-        return {**counters, **asdict(self.counters)}
+        return {**counters, **asdict(self.counters), **asdict(self.connections)}

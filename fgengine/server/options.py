@@ -119,6 +119,32 @@ class ServerOptions:
         ),
     ] = "fastserve"
 
+    max_connections: Annotated[
+        int | None,
+        Setting(
+            "Open connections; more get 503. Default: as many as open files allow, at most 16,384.",
+            "Network",
+            ge=1,
+            le=2**20,
+        ),
+    ] = None
+    keep_alive_timeout: Annotated[
+        float,
+        Setting(
+            "Time after which an idle connection is closed; longer than a proxy's in front.",
+            "Network",
+            unit="s",
+            gt=0,
+            finite=True,
+        ),
+    ] = 75.0
+    ssl_certfile: Annotated[
+        str | None, Setting("Certificate (PEM, with the chain); serves https.", "Network")
+    ] = None
+    ssl_keyfile: Annotated[
+        str | None, Setting("Its private key (PEM); default: in the certificate's file.", "Network")
+    ] = None
+
     def __post_init__(self) -> None:
         check(self)
         if not self.host.strip():
@@ -135,6 +161,9 @@ class ServerOptions:
             _ = self.allowed_names
         except ValueError as error:
             raise self._problem("allowed_hosts", str(error)) from None
+
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise self._problem("ssl_keyfile", "needs ssl_certfile (--ssl-certfile): the key's certificate")
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +21,15 @@ from fgengine.config import EngineConfig
 from fgengine.server.access import exposure
 from fgengine.server.app import make_app
 from fgengine.server.client import EngineError
+from fgengine.server.connections import Connections, Timeouts
 from fgengine.server.encoding import Encoder
+from fgengine.server.file_limit import connection_limit, raise_file_limit
 from fgengine.server.generation import Service
+from fgengine.server.listener import Listener
 from fgengine.server.logs import logging_to
 from fgengine.server.options import ServerOptions
 from fgengine.server.process import WORKER, EngineProcess
+from fgengine.server.tls import server_context
 
 log = logging.getLogger("fgengine.server")
 HANDLER_SECONDS = 1.0
@@ -59,13 +64,22 @@ def run(
         worker: the command of the engine's process.
     """
     try:
+        tls = None
+        if options.ssl_certfile is not None:
+            tls = server_context(options.ssl_certfile, options.ssl_keyfile)
+        limit = connection_limit(options.max_connections, raise_file_limit())
+    except ValueError as error:
+        report(str(error))
+        return 1
+    connections = Connections(limit, Timeouts(idle=options.keep_alive_timeout))
+    try:
         listener = _listen(options.host, options.port)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]  # the rest only repeats the address
         report(f"cannot listen on {options.host}:{options.port}: {reason}; give another --host or --port")
         return 1
     engine = EngineProcess(report, command=worker)
-    server = _Server(engine, options, report)
+    server = _Server(engine, options, report, connections, tls)
     main = server.serve(config, find_tokenizer, listener)
     with logging_to(sys.stderr, options.log_level, options.log_format):
         if (warning := exposure(listener.getsockname()[0], bool(options.keys))) is not None:
@@ -84,11 +98,20 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server:
-    def __init__(self, engine: EngineProcess, options: ServerOptions, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        engine: EngineProcess,
+        options: ServerOptions,
+        report: Callable[[str], None],
+        connections: Connections,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         self._engine = engine
         self._options = options
         self._report = report
         self._encoder: Encoder | None = None
+        self._connections = connections
+        self._tls = tls
         self._signals: list[signal.Signals] = []
         self._ending = asyncio.Event()
 
@@ -107,7 +130,8 @@ class _Server:
             shutdown_timeout=HANDLER_SECONDS,
         )
         await runner.setup()
-        await web.SockSite(runner, listener).start()
+        service.connections = self._connections.counters
+        accepting = Listener(listener, runner, self._connections, self._tls)
         life = asyncio.create_task(self._live(config, find_tokenizer, service, listener))
         ending = asyncio.create_task(self._ending.wait())
         try:
@@ -120,7 +144,7 @@ class _Server:
         finally:
             life.cancel()
             ending.cancel()
-            listener.close()
+            accepting.close()
             await engine.close()  # fails open requests, so that their handlers end
             await runner.cleanup()
             await engine.stop()
@@ -147,6 +171,7 @@ class _Server:
             self._report(f"no chat completions: {encoder.chat_problem}")
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
+        scheme = "http" if self._tls is None else "https"
         for restarts in reversed(range(self._options.restart_engine + 1)):
             await self._engine.start(config)
             await self._engine.settled.wait()
@@ -156,7 +181,7 @@ class _Server:
             encoder.max_tokens = self._engine.model.max_model_len
             gc.collect()
             gc.freeze()  # what was loaded stays, so that collections of requests' objects need not scan it
-            self._report(f"ready: http://{host}:{port} serves {self._engine.model.model_name}")
+            self._report(f"ready: {scheme}://{host}:{port} serves {self._engine.model.model_name}")
             reason = await self._until_broken(self._engine.model.longest_step, replace_hung=restarts > 0)
             if restarts:
                 self._report(f"{reason}; starting another one, {restarts - 1} more after that")

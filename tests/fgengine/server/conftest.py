@@ -25,8 +25,10 @@ from fgengine.config import EngineConfig
 from fgengine.server import worker
 from fgengine.server.app import make_app
 from fgengine.server.client import EngineClient
+from fgengine.server.connections import Connections
 from fgengine.server.encoding import Encoder
 from fgengine.server.generation import Service
+from fgengine.server.listener import Listener
 from fgengine.server.options import ServerOptions
 from fgengine.server.process import EngineProcess
 from fgengine.text import TextCodec
@@ -95,6 +97,8 @@ class Served:
     engine: Any
     """The fake engine; another thread runs its steps."""
     service: Service
+    connections: Connections
+    runner: web.AppRunner
 
     async def get(self, path: str) -> tuple[int, Any]:
         async with self.session.get(self.url + path) as response:
@@ -164,11 +168,14 @@ async def _served(fake: ModuleType, encoder: Encoder, options: ServerOptions) ->
     service.encoder = encoder
     runner = web.AppRunner(make_app(service, options), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    connections = Connections(1000)
+    service.connections = connections.counters
+    listener = Listener(listening, runner, connections)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with aiohttp.ClientSession() as session:
-        yield Served(url, session, made[0], service)
+        yield Served(url, session, made[0], service, connections, runner)
+    listener.close()
     await client.close()
     await runner.cleanup()
     await asyncio.to_thread(thread.join, 5)

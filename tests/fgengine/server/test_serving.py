@@ -318,9 +318,9 @@ async def test_a_body_with_a_wrong_encoding_is_the_clients_mistake(served: Any, 
     async with served.session.post(
         f"{served.url}/v1/completions", data=b'{"prompt": "a"}', headers=headers
     ) as answer:
-        assert answer.status == 400, await answer.text()
-        if encoding in ("gzip", "deflate"):  # the HTTP layer itself refuses what it does not know
-            assert (await answer.json())["error"]["type"] == "invalid_request_error"
+        known = (400,) if encoding in ("gzip", "deflate") else (400, 415)  # the others need more packages
+        assert answer.status in known, await answer.text()
+        assert (await answer.json())["error"]["type"] == "invalid_request_error"
 
 
 async def test_a_wrong_method_names_the_right_ones(served: Any) -> None:
