@@ -17,10 +17,12 @@ import msgspec
 from aiohttp import web
 
 from fgengine.server import answer_types as types
+from fgengine.server.choices import MAX_ANSWERS
 from fgengine.server.fields import NO_EFFECT
 from fgengine.server.legacy import STREAM_TYPE
 from fgengine.server.schemas import (
     ALL_FIELDS,
+    MAX_LOGPROBS,
     MAX_MESSAGES,
     MAX_STOP_CHARACTERS,
     MAX_STOP_TOKENS,
@@ -63,7 +65,13 @@ RULES: dict[str, dict[str, dict[str, Any]]] = {
     "temperature": {"number": {"minimum": 0, "maximum": 10}},
     "top_p": {"number": {"exclusiveMinimum": 0, "maximum": 1}},
     "top_k": {"integer": {"minimum": -1}},
-    "seed": {"integer": {"minimum": 0}},
+    "min_p": {"number": {"minimum": 0, "maximum": 1}},
+    "presence_penalty": {"number": {"minimum": -2, "maximum": 2}},
+    "frequency_penalty": {"number": {"minimum": -2, "maximum": 2}},
+    "repetition_penalty": {"number": {"exclusiveMinimum": 0, "maximum": 10}},
+    "n": {"integer": {"minimum": 1, "maximum": MAX_ANSWERS}},
+    "best_of": {"integer": {"minimum": 1, "maximum": MAX_ANSWERS}},
+    "logprobs": {"integer": {"minimum": 0, "maximum": MAX_LOGPROBS}},
     "stop": {
         "string": {"minLength": 1, "maxLength": MAX_STOP_CHARACTERS},
         "array": {
@@ -246,7 +254,7 @@ def _body_schema(schema: dict[str, Any], body: type[msgspec.Struct]) -> dict[str
     fields: dict[str, Any] = {}
     for name, one in schema["properties"].items():
         fields[name] = _limited(one, RULES.get(name, {}))
-    for name in sorted(ALL_FIELDS - set(fields)):
+    for name in sorted(ALL_FIELDS - set(fields) - set(NO_EFFECT)):
         fields[name] = {"type": "null", "description": "A field of another route."}
     for name, neutral in NO_EFFECT.items():
         if name not in fields:

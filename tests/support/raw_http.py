@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 def post(path: str, body: dict[str, Any], padding: int = 0) -> bytes:
     """Return the bytes of a POST request; ``padding``: number of spaces to add to its body."""
     raw = json.dumps(body).encode() + b" " * padding
-    head = f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw
 
 
 def half_body(size: int = 1000, *, sent: bytes = b"{") -> bytes:
     """Return the bytes of a POST request whose body ends early."""
-    head = "POST /v1/completions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {size}\r\n\r\n".encode() + sent
 
 

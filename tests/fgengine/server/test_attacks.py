@@ -24,7 +24,7 @@ from raw_http import Raw, half_body, post
 
 from fgengine.server.connections import BODY_BUDGET
 
-HALF_HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
+HALF_HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
 FLOOD = 1500
 Start = Callable[..., tuple[str, subprocess.Popen[bytes]]]
 
@@ -181,7 +181,10 @@ def mutations(seed: int) -> Iterator[bytes]:
     methods = ["POST", "POST", "POST", "GET", "PUT", "HEAD", "OPTIONS", "BREW", "CONNECT"]
     while True:
         body = choose.choice(bodies)
-        headers = [("Host", "a"), ("Content-Type", choose.choice(["application/json", "text/plain", "\xff"]))]
+        headers = [
+            ("Host", "localhost"),
+            ("Content-Type", choose.choice(["application/json", "text/plain", "\xff"])),
+        ]
         if choose.random() < 0.5:
             encoding = choose.choice(encodings)
             headers.append(("Content-Encoding", encoding))

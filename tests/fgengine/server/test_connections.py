@@ -21,8 +21,8 @@ from fgengine.server.connections import (
 from fgengine.server.file_limit import DEFAULT_CONNECTIONS, connection_limit, raise_file_limit
 from fgengine.server.options import ServerOptions
 
-HALF_HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
-HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+HALF_HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 SHORT = Timeouts(head=0.3, body=0.3, idle=0.3, write=0.3, extra=0.3, leaving=0.3)
 
 Connect = Callable[..., Awaitable[Raw]]
@@ -233,8 +233,8 @@ async def test_a_large_refused_request_reads_its_answer(served: Any, connect: Co
 
 
 async def test_unfinished_bodies_share_a_budget(served: Any, connect: Connect) -> None:
-    served.connections.body_budget = 3_000_000
-    size = 1_000_000
+    served.connections.body_budget = 600_000
+    size = 200_000
     bodies = [await connect(half_body(2 * size, sent=b"x" * size)) for _ in range(5)]
     await served.until(lambda: served.connections.counters.connections_refused >= 2)
     statuses = [(await raw.answer())[0] for raw in bodies[3:]]
@@ -257,10 +257,10 @@ async def test_a_stalled_large_body_makes_room_for_another(
     served: Any, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fgengine.server.connections.STALLED_SECONDS", 0.0)
-    served.connections.body_budget = 1_500_000
-    stalled = await connect(half_body(2_000_000, sent=b"x" * 1_000_000))
+    served.connections.body_budget = 300_000
+    stalled = await connect(half_body(400_000, sent=b"x" * 200_000))
     await asyncio.sleep(0.1)
-    large = await connect(post("/v1/completions", {"prompt": "abc"}, padding=1_000_000))
+    large = await connect(post("/v1/completions", {"prompt": "abc"}, padding=200_000))
     assert (await large.answer())[0] == 200
     assert (await stalled.answer())[0] == 503
 

@@ -127,7 +127,7 @@ async def test_for_a_late_reader_only_the_newest_text_is_kept(
     client = socket.socket()
     client.connect((address.hostname, address.port))
     client.sendall(
-        b"POST /generate HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+        b"POST /generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
     )
     client.setblocking(False)
