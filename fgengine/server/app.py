@@ -38,7 +38,7 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
     app[SERVICE] = service
     app[OPTIONS] = options
     app.cleanup_ctx.append(log.lifetime)
-    monitor(app, service)
+    monitor(app, service, next(iter(options.model_names), None))
     app.router.add_get("/openapi.json", openapi.serve)
     app.router.add_get("/health", health)
     app.router.add_get("/health/ready", health)

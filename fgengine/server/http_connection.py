@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
 from fgengine.server.answers import Handler, error_response
@@ -189,6 +190,8 @@ class HttpConnection(web.RequestHandler):
         else:
             self._connections.counters.malformed_requests += 1
             self._refused = True
+            reported = exc if isinstance(exc, HttpProcessingError) else HttpProcessingError(message=str(exc))
+            self.logger.debug("malformed HTTP", exc_info=reported)  # ``logs`` counts these
             response = error_response(*explain(exc), "invalid_request_error")
         response.force_close()
         return response

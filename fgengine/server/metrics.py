@@ -105,9 +105,12 @@ OUTCOMES = ("finished", "aborted", "refused", "rejected", "timed_out", "failed")
 """The counters of ``ServerCounters`` that say how a POST request ended."""
 
 
-def monitor(app: web.Application, service: Service) -> None:
-    """Make an application count its answers and serve GET /metrics."""
-    metrics = Metrics(service)
+def monitor(app: web.Application, service: Service, model_name: str | None = None) -> None:
+    """Make an application count its answers and serve GET /metrics.
+
+    ``model_name``: the name in the figures; None: the engine's own.
+    """
+    metrics = Metrics(service, model_name)
     app.middlewares.insert(0, metrics.count_answers)
     app.cleanup_ctx.append(metrics.watch_event_loop)
     app.router.add_get("/metrics", metrics.serve)
@@ -116,8 +119,9 @@ def monitor(app: web.Application, service: Service) -> None:
 class Metrics:
     """The figures of one application."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, model_name: str | None = None) -> None:
         self._service = service
+        self._model_name = model_name
         self._answers: Counter[tuple[str, str, str]] = Counter()
         """Number of answers by route, method and class of status."""
         self._lag = Histogram(LAG_BUCKETS)
@@ -128,11 +132,12 @@ class Metrics:
 
     async def serve(self, request: web.Request) -> web.Response:
         """GET /metrics: the figures, in the version of the text format that the client asks for."""
+        labels = self._labels()
         found = [
             *answer_figures(self._answers),
             *server_figures(self._service, self._lag),
-            *request_figures(self._service),
-            *engine_figures(await self._engine_stats(), _labels(self._service)),
+            *request_figures(self._service, labels),
+            *engine_figures(await self._engine_stats(), labels),
         ]
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collected([*found, *self._process.collect()]))
@@ -163,6 +168,12 @@ class Metrics:
             await asyncio.sleep(LAG_SECONDS)
             self._lag.observe(max(0.0, time.monotonic() - due))
 
+    def _labels(self) -> Labels:
+        """Return the labels of vLLM's figures."""
+        model = self._service.engine.model
+        name = self._model_name or ("" if model is None else model.model_name)
+        return {"model_name": name, "engine": "0"}
+
     async def _engine_stats(self) -> dict[str, Any] | None:
         """Return the engine's statistics; None if it does not answer in time, or not at all."""
         if self._asked is None or self._asked.done():
@@ -185,12 +196,6 @@ class _Collected:
 
 
 Labels = Mapping[str, str]
-
-
-def _labels(service: Service) -> Labels:
-    """Return the labels of vLLM's figures."""
-    model = service.engine.model
-    return {"model_name": "" if model is None else model.model_name, "engine": "0"}
 
 
 def _gauge(name: str, help: str, value: float, labels: Labels) -> GaugeMetricFamily:
@@ -251,9 +256,9 @@ def server_figures(service: Service, lag: Histogram) -> Iterator[Metric]:
     yield _histogram("fgengine_event_loop_lag_seconds", "How late the server's event loop runs.", lag, {})
 
 
-def request_figures(service: Service) -> Iterator[Metric]:
+def request_figures(service: Service, labels: Labels) -> Iterator[Metric]:
     """Yield latencies, lengths and ends of the requests, under vLLM's names."""
-    timings, labels = service.timings, _labels(service)
+    timings = service.timings
     yield _counter("vllm:prompt_tokens", "Prompt tokens of started requests.", timings.prompt_tokens, labels)
     yield _counter("vllm:generation_tokens", "Generated tokens.", timings.generated_tokens, labels)
     ended = CounterMetricFamily(

@@ -31,10 +31,6 @@ ANSWER_SECONDS = 20.0
 QUIET_SECONDS = 0.3
 """A client that has sent something incomplete waits so long before it closes its side."""
 
-PLAIN_TEXT_ERRORS = frozenset({400, 417})
-"""Statuses that may be text instead of OpenAI's form: what the HTTP library answers before our code runs.
-Delete this when those are in OpenAI's form too."""
-
 RIGHT_5XX = frozenset({503, 505})
 """Statuses without a failure of the server: it is busy or starting; it has not this version of HTTP."""
 
@@ -561,8 +557,6 @@ def _judge(answer: Answer, case: Case) -> str | None:
     if not answer.body or not answer.whole:
         return None if case.head or not answer.whole else "the answer has no body"
     if answer.status >= 400:
-        if kind == "text/plain" and answer.status in PLAIN_TEXT_ERRORS:
-            return None
         return _judge_error(kind, answer.body)
     if kind == "application/json":
         try:

@@ -211,9 +211,11 @@ def serving(tiny_model: Path, encoder: Encoder) -> Serving:
         app.middlewares.extend(middlewares)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        listener = Listener(listening, runner, Connections(1000))
         async with aiohttp.ClientSession() as session:
-            yield f"http://127.0.0.1:{runner.addresses[0][1]}", session
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}", session
+        listener.close()
         await engine.close()
         await runner.cleanup()
         await engine.stop()

@@ -98,7 +98,7 @@ async def test_the_outcome_of_every_end_is_logged(served: Any, json_log: Log, fa
     from fgengine.scheduling.refusal import QueueFull
 
     await served.post("/v1/completions", {"prompt": [97, fake.EOS], "max_tokens": 9})
-    await served.post("/v1/completions", {**BODY, "n": 3})
+    await served.post("/v1/completions", {**BODY, "n": 0})
     await served.get("/nothing")
     served.engine.refuse = QueueFull("the queue is full", 3.0)
     await served.post("/v1/completions", BODY)

@@ -18,6 +18,7 @@ from fgbench.backends.sampling import ServerWatch
 from fgbench.results.server_samples import FILE, read_samples
 from fgengine.server import metrics
 from fgengine.server.client import EngineError
+from fgengine.server.options import ServerOptions
 from fgengine.server.timings import Histogram, RequestTimings
 
 VLLM = {
@@ -284,3 +285,11 @@ def test_the_names_are_valid_and_different() -> None:
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"(vllm:|fgengine_)[a-z0-9_]+", name) for name in names)
     assert not [name for name in names if name.endswith("_total")]
+
+
+@pytest.mark.parametrize("server_options", [ServerOptions(served_model_name=("mine", "other"))])
+async def test_the_figures_have_the_first_served_name(served: Any) -> None:
+    async with served.session.get(served.url + "/metrics") as response:
+        text = await response.text()
+    assert re.search('vllm:num_requests_waiting{[^}]*model_name="mine"', text)
+    assert '"fake"' not in text
