@@ -291,5 +291,5 @@ def test_the_names_are_valid_and_different() -> None:
 async def test_the_figures_have_the_first_served_name(served: Any) -> None:
     async with served.session.get(served.url + "/metrics") as response:
         text = await response.text()
-    assert re.search('vllm:num_requests_waiting{[^}]*model_name="mine"', text)
+    assert re.search('vllm:generation_tokens_total{[^}]*model_name="mine"', text)
     assert '"fake"' not in text
