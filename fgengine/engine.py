@@ -144,6 +144,12 @@ class Engine:
         )
 
     @property
+    def room(self) -> int | None:
+        """Number of requests that it takes at once while it has none; None: any number."""
+        waiting = self.scheduler.queue.limit.requests
+        return None if waiting is None else self.scheduler.max_batch_size + waiting
+
+    @property
     def longest_step(self) -> float:
         """Seconds that a step may take: those of a full batch of prompt tokens; 0: not known.
 
@@ -199,6 +205,11 @@ class Engine:
             if not 0 <= token < self.vocab_size:
                 raise RequestRefused(
                     f"logit_bias has the token {token}: the model's tokens are 0 .. {self.vocab_size - 1}"
+                )
+        for token in params.stop_token_ids:
+            if not 0 <= token < self.vocab_size:
+                raise RequestRefused(
+                    f"stop_token_ids has the token {token}: the model's tokens are 0 .. {self.vocab_size - 1}"
                 )
         if params.min_tokens:
             check_leaves_a_token(params, self.scheduler.limits.eos_token_ids, self.vocab_size)

@@ -24,6 +24,10 @@ CONTEXT_TOKENS = 8
 TOKEN_IDS = range(2**32)
 """The ids that the library takes. A client may send any; the engine refuses those that the model has not."""
 
+MAX_PENDING = 32
+"""Tokens without text after which a detokenizer starts anew. A character has at most 4 bytes, so these are
+special tokens, or bytes that are no character."""
+
 
 class TextError(ValueError):
     """A model has no usable chat template, or its template refuses a chat. The message is one sentence."""
@@ -112,8 +116,8 @@ class TextCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of all tokens, without special tokens."""
-        text = self.detokenizer()
-        return "".join([*(text.add(token) for token in ids), text.finish()])
+        known = [token for token in ids if 0 <= token < len(self._token_bytes)]
+        return str(self._tokenizer.decode(known, skip_special_tokens=True))
 
     def decode_all(self, ids: Sequence[int]) -> str:
         """Return the text of all tokens, with special tokens."""
@@ -158,7 +162,12 @@ class IncrementalDetokenizer:
             text = self._stream.step(self._tokenizer, token)
         if text is None:
             self._pending.append(token)
-            return ""
+            if len(self._pending) < MAX_PENDING:
+                return ""
+            # The library decodes all of them again at each step, so very many would take very long.
+            text = self.finish()
+            self._stream = DecodeStream(skip_special_tokens=True)
+            return text
         self._pending.clear()
         return str(text)
 
@@ -246,7 +255,8 @@ class ChatTemplate:
             reason = f"the model's chat template cannot be read: {error}"
             raise TextError(f"{reason}; use /v1/completions") from error
         except Exception as error:  # a template can raise any exception
-            raise TextError(f"the model's chat template refuses these messages: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise TextError(f"the model's chat template refuses these messages: {reason}") from error
         return str(rendered[0])
 
 

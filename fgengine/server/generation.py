@@ -15,7 +15,7 @@ from fgengine.clock import WallClock
 from fgengine.config import EngineConfig
 from fgengine.request import FinishReason, SamplingParams
 from fgengine.scheduling.refusal import QueueTimeout
-from fgengine.server.client import EngineClient, EngineError, TokenStream
+from fgengine.server.client import Draining, EngineClient, EngineError, TokenStream
 from fgengine.server.connections import ConnectionCounters
 from fgengine.server.encoding import Encoder
 from fgengine.server.logs import current_entry
@@ -164,6 +164,8 @@ class Service:
         self.config = config
         """The engine's settings; None: not known."""
         self.counters = ServerCounters()
+        self.draining = False
+        """Whether only open requests are finished."""
         self.timings = RequestTimings()
         self.connections = ConnectionCounters()
         self.created = int(time.time())
@@ -190,6 +192,18 @@ class Service:
     def codec(self) -> TextCodec:
         """The tokenizer. Raises EngineError while it is being loaded."""
         return self.encoder.codec
+
+    def check_accepting(self) -> None:
+        """Raise an error if a new request would be refused; called before it is read.
+
+        Raises:
+            QueueFull: the queue is full.
+            EngineError: the engine is starting, broken or stopping; or, as its subclass Draining, the server
+                takes no new requests.
+        """
+        if self.draining:
+            raise Draining("the server is shutting down: it only finishes the requests that it has")
+        self.engine.check_accepting()
 
     @asynccontextmanager
     async def generate(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from fgengine.request import SamplingParams
+from fgengine.request import MAX_BIASES, SamplingParams
 from fgengine.scheduling.refusal import RequestRefused
 from fgengine.server.fields import UnsupportedField, check_fields
 
@@ -163,7 +163,9 @@ class SamplingBody(msgspec.Struct, kw_only=True):
 
 
 def _biases(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
-    """Return the biases by token id. Raises BadRequestError for a key that is no id."""
+    """Return the biases by token id. Raises BadRequestError for too many, or a key that is no id."""
+    if len(biases) > MAX_BIASES:
+        raise BadRequestError(f"logit_bias has {len(biases)} tokens: give at most {MAX_BIASES}", "logit_bias")
     for key in biases:
         if not re.fullmatch("[0-9]{1,10}", key, re.ASCII):
             raise BadRequestError(f"logit_bias has the key {key[:64]!r}: give token ids", "logit_bias")

@@ -11,6 +11,7 @@ other.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -29,6 +30,8 @@ MEMORY_BYTES = 1 << 30
 """Bytes of memory that the process may take beyond what it has when its modules are imported."""
 HEAD_CHARACTERS_PER_TOKEN = 16
 """Only this number of characters for each allowed token is encoded first. Few texts have so long tokens."""
+MAX_REASON = 500
+"""Characters of a template's own error that are sent back."""
 LOAD_SECONDS = 30.0
 """Processor time for loading the tokenizer and the template."""
 
@@ -137,7 +140,7 @@ def answer(job: Job, codec: TextCodec) -> Answer:
             return TooLong(len(encoding), "tokens")
         return Encoded(encoding.ids)
     except TextError as error:
-        return Refused(str(error))
+        return Refused(str(error)[:MAX_REASON])
     except MemoryError:
         return Refused("this prompt takes more memory than a prompt may")
 
@@ -163,7 +166,8 @@ def run(channel: socket.socket, load: Callable[[], TextCodec]) -> None:
     """Answer the jobs that arrive on a channel until it is closed."""
     with limited(LOAD_SECONDS):
         codec = load()
-    send(channel, Loaded(codec.chat_problem))
+    with contextlib.suppress(BrokenPipeError):
+        send(channel, Loaded(codec.chat_problem))
     while True:
         try:
             job: Job = _jobs.decode(_receive(channel))
@@ -171,7 +175,8 @@ def run(channel: socket.socket, load: Callable[[], TextCodec]) -> None:
             return
         with limited(job.cpu_seconds):
             reply = answer(job, codec)
-        send(channel, reply)
+        with contextlib.suppress(BrokenPipeError):  # the server has ended: so does the next receive
+            send(channel, reply)
 
 
 def main() -> None:

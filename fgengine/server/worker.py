@@ -44,6 +44,8 @@ class Steps(Protocol):
     @property
     def longest_step(self) -> float: ...
     @property
+    def room(self) -> int | None: ...
+    @property
     def has_work(self) -> bool: ...
     @property
     def retry_after(self) -> float | None: ...
@@ -82,7 +84,7 @@ def run(channel: socket.socket, make_engine: MakeEngine, on_close: Callable[[], 
         engine = make_engine(start.config, lambda text: send(messages.StartProgress(text)))
         send(
             messages.EngineReady(
-                engine.model_name, engine.max_model_len, engine.vocab_size, engine.longest_step
+                engine.model_name, engine.max_model_len, engine.vocab_size, engine.longest_step, engine.room
             )
         )
         _Loop(engine, inbox, send).run()

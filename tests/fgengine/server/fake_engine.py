@@ -31,6 +31,7 @@ class FakeEngine:
     vocab_size = VOCAB_SIZE
     max_model_len = MAX_MODEL_LEN
     longest_step = 0.0
+    room: int | None = None
 
     def __init__(self, step_seconds: float = 0.001) -> None:
         self.step_seconds = step_seconds
