@@ -1,8 +1,8 @@
-"""Changes logits before sampling: biases, penalties, forbidden tokens, and min_p.
+"""Changes logits before sampling: biases, penalties, forbidden tokens, grammars, and min_p.
 
-The order is vLLM's: biases, the repetition penalty, the other penalties, min_tokens; then, after the
-temperature, min_p. Only the requests' tokens decide, so the result does not depend on the batch. Nothing here
-waits for the GPU.
+The order is vLLM's: biases, the repetition penalty, the other penalties, min_tokens, grammars;
+then, after the temperature, min_p. Only the requests' tokens decide, so the result does not depend on the
+batch. Nothing here waits for the GPU.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def adjust(
     if any(one.counts is not None for one in adjustments):
         _penalize(logits, requests, positions, unread)
     _forbid_the_end(logits, adjustments, positions, eos_token_ids)
+    if any(one.matcher is not None for one in adjustments):
+        _follow_grammars(logits, requests, positions)
     _leave_out_improbable(logits, adjustments)
 
 
@@ -125,6 +127,24 @@ def _forbid_the_end(
     ]
     if forbidden:
         logits[tuple(place(np.array(forbidden).T.copy(), logits.device))] = -math.inf
+
+
+def _follow_grammars(logits: Tensor, requests: Sequence[Request], positions: Sequence[int]) -> None:
+    """Forbid what the grammars of some rows do not allow, in place. The host must know all their tokens."""
+    rows, masks = [], []
+    for row, (request, position) in enumerate(zip(requests, positions, strict=True)):
+        if request.adjustment is not None and (matcher := request.adjustment.matcher) is not None:
+            rows.append(row)
+            masks.append(matcher.allowed(request.tokens, request.prompt_len + position))
+    packed = np.frombuffer(bytearray().join(masks), np.uint8).reshape(len(rows), -1)
+    bits = torch.arange(8, dtype=torch.uint8, device=logits.device)
+    allowed = place(packed, logits.device).unsqueeze(-1) >> bits & 1
+    forbidden = allowed.flatten(1)[:, : logits.shape[1]] == 0
+    if len(rows) == len(requests):
+        logits.masked_fill_(forbidden, -math.inf)
+    else:
+        at = place(np.array(rows), logits.device)
+        logits[at] = logits[at].masked_fill(forbidden, -math.inf)
 
 
 def _leave_out_improbable(logits: Tensor, adjustments: Sequence[Adjustment]) -> None:
