@@ -1,7 +1,8 @@
 """Turns prompts into token ids without stopping the server, and refuses what is too long before it costs.
 
 Short texts are encoded at once. Chats and long texts go to ``fgengine.server.text_worker``, a process of
-their own, because a chat template may loop without end and a long text takes seconds.
+their own, because a chat template may loop without end and a long text takes seconds. Grammars are checked
+there, because compiling a hostile one takes minutes.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import contextlib
 import queue
 import socket
 import subprocess
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fgengine.child import python_module
+from fgengine.grammar import Grammar
 from fgengine.scheduling.refusal import QueueFull
 from fgengine.server.process import describe_exit
 from fgengine.server.schemas import BadRequestError
 from fgengine.server.text_worker import (
     Answer,
+    CheckGrammar,
     EncodeChat,
     Encoded,
     EncodeText,
@@ -28,6 +32,7 @@ from fgengine.server.text_worker import (
     Loaded,
     Refused,
     TooLong,
+    Usable,
     receive_answer,
     send,
 )
@@ -44,6 +49,12 @@ PROCESSES = 2
 """Processes that encode. A chat that takes long holds up only one of them."""
 CPU_SECONDS, CPU_SECONDS_PER_CHARACTER = 2.0, 20e-6
 """Processor time that one prompt may take: 20 times of what 1,000,000 characters of English take."""
+GRAMMAR_SECONDS = 1.0
+"""Processor time that the check of a grammar may take. Usual ones take milliseconds."""
+MAX_WAITING_GRAMMARS = 32
+"""Number of grammars that may wait to be checked."""
+CHECKED = 256
+"""Number of checked grammars that are remembered."""
 PATIENCE = 20.0
 """A process that has not answered after this many times its processor time is ended: it may be stopped."""
 START_SECONDS = 120.0
@@ -128,6 +139,11 @@ class Encoder:
         self._idle: queue.SimpleQueue[TextProcess] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(PROCESSES, "encode")
         self._waiting = 0
+        self._checked: OrderedDict[Grammar, str] = OrderedDict()
+        """Why a grammar cannot be used; empty: it can be."""
+        self._waiting_grammars = 0
+        self._checking = asyncio.Lock()
+        """Held while a grammar is checked: hostile ones must not take both processes from chats."""
 
     @classmethod
     async def load(cls, folder: Path, model: str | None = None) -> Encoder:
@@ -182,6 +198,33 @@ class Encoder:
             count,
         )
 
+    async def check(self, grammar: Grammar | None) -> None:
+        """Check that a grammar can be used. Raises BadRequestError, QueueFull and EncodingError."""
+        if grammar is None or self._checked.get(grammar) == "":
+            return
+        if grammar not in self._checked:
+            if self._waiting_grammars >= MAX_WAITING_GRAMMARS:
+                raise QueueFull("too many grammars wait to be checked", 1.0)
+            self._waiting_grammars += 1
+            try:
+                async with self._checking:
+                    if grammar not in self._checked:
+                        self._checked[grammar] = await self._reason_against(grammar)
+            finally:
+                self._waiting_grammars -= 1
+            while len(self._checked) > CHECKED:
+                self._checked.popitem(last=False)
+        if reason := self._checked[grammar]:
+            raise BadRequestError(reason, grammar.field)
+
+    async def _reason_against(self, grammar: Grammar) -> str:
+        job = CheckGrammar(grammar, GRAMMAR_SECONDS)
+        answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, job)
+        if isinstance(answer, Usable):
+            return ""
+        assert isinstance(answer, Refused)
+        return answer.reason
+
     def close(self) -> None:
         """End the processes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -235,6 +278,10 @@ class Encoder:
         try:
             answer = process.ask(job)
         except EncodingError as error:
+            if isinstance(job, CheckGrammar):
+                return Refused(
+                    f"{job.grammar.field} is too complex: its check took too much time or memory; simplify it"
+                )
             what = "the model's chat template" if isinstance(job, EncodeChat) else "the model's tokenizer"
             raise EncodingError(f"{what} took too much time or memory for this prompt: {error}") from None
         self._idle.put(process)

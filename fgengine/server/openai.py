@@ -79,6 +79,7 @@ async def _answer(
             form.prompt_field,
             "context_length_exceeded",
         )
+    await service.encoder.check(params.grammar)
     requests = asks(prompts, params, wish, body.stops(), body.shows_stop)
     head = {"created": int(time.time()), "model": served_names(request)[0]}
     stream = Stream(request, "text/event-stream", lambda json: b"data: " + json + b"\n\n")
