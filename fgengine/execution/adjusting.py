@@ -20,6 +20,11 @@ from fgengine.execution.device_tokens import DeviceTokens
 from fgengine.ops.batch import place
 from fgengine.request import Request
 
+OF_BITS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0.0, -np.inf
+).astype(np.float32)
+"""[256, 8]: for each byte of a grammar's mask, what is added to the logits of its eight tokens."""
+
 
 def adjust(
     logits: Tensor,
@@ -136,15 +141,13 @@ def _follow_grammars(logits: Tensor, requests: Sequence[Request], positions: Seq
         if request.adjustment is not None and (matcher := request.adjustment.matcher) is not None:
             rows.append(row)
             masks.append(matcher.allowed(request.tokens, request.prompt_len + position))
-    packed = np.frombuffer(bytearray().join(masks), np.uint8).reshape(len(rows), -1)
-    bits = torch.arange(8, dtype=torch.uint8, device=logits.device)
-    allowed = place(packed, logits.device).unsqueeze(-1) >> bits & 1
-    forbidden = allowed.flatten(1)[:, : logits.shape[1]] == 0
+    packed = place(np.frombuffer(bytearray().join(masks), np.uint8), logits.device)
+    added = place(OF_BITS, logits.device).index_select(0, packed.int()).view(len(rows), -1)
+    added = added[:, : logits.shape[1]]
     if len(rows) == len(requests):
-        logits.masked_fill_(forbidden, -math.inf)
+        logits.add_(added)  # a tenth of the time of masked_fill_ on a CPU
     else:
-        at = place(np.array(rows), logits.device)
-        logits[at] = logits[at].masked_fill(forbidden, -math.inf)
+        logits.index_add_(0, place(np.array(rows), logits.device), added)
 
 
 def _leave_out_improbable(logits: Tensor, adjustments: Sequence[Adjustment]) -> None:
