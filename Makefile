@@ -45,7 +45,7 @@ test-fast: $(INSTALLED)
 
 nightly: $(INSTALLED)
 	FGBENCH_NIGHTLY=1 $(PY) -m pytest -rP tests/fgengine/test_state_machine.py \
-		tests/fgengine/server/test_fuzz.py tests/fgbench/sweeping/test_killed.py
+		tests/fgengine/server/test_fuzz.py tests/fgengine/server/test_leaving.py tests/fgbench/sweeping/test_killed.py
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check

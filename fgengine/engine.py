@@ -293,7 +293,7 @@ class Engine:
     def _needs_its_tokens(self, running: StepPlan) -> bool:
         """Whether the next step cannot be launched before the host has the tokens of the running one.
 
-        A grammar must be told a request's newest token before it says which may be next.
+        A grammar needs a request's newest token to say which may be next.
         """
         if not self._with_grammar:
             return False

@@ -46,7 +46,9 @@ BODY_BASE = 512 * 1024
 BODY_BYTES_PER_CHARACTER = 2
 """Bytes of JSON for a character of the longest tokens. Those are spaces, line breaks (``\\n``) and ASCII."""
 PROCESSES = 2
-"""Processes that encode. A chat that takes long holds up only one of them."""
+"""Processes for short chats, and for long prompts. One that takes long holds up only one of them."""
+LONG_NICE = 10
+"""Niceness of the processes for long prompts, so that they do not slow the engine's steps down."""
 CPU_SECONDS, CPU_SECONDS_PER_CHARACTER = 2.0, 20e-6
 """Processor time that one prompt may take: 20 times of what 1,000,000 characters of English take."""
 GRAMMAR_SECONDS = 1.0
@@ -70,12 +72,12 @@ class EncodingError(RuntimeError):
 class TextProcess:
     """One process that encodes. Its methods block, so call them in a thread."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, nice: int = 0) -> None:
         """Start the process. Raises EncodingError if it cannot load the tokenizer."""
         self._channel, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [*WORKER, str(theirs.fileno()), str(folder)],
+                [*WORKER, str(theirs.fileno()), str(folder), str(nice)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
@@ -116,6 +118,51 @@ class TextProcess:
             raise EncodingError(describe_exit(status)) from None
 
 
+class Pool:
+    """Processes that encode. Each job has one of them for itself; if all are busy, it waits."""
+
+    def __init__(self, folder: Path, size: int, nice: int = 0) -> None:
+        self._folder, self._nice = folder, nice
+        self._idle: queue.SimpleQueue[TextProcess] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(size, "encode")
+
+    async def start(self) -> str:
+        """Start a process; return why chats cannot be encoded, or an empty text. Raises EncodingError."""
+        process = await asyncio.to_thread(TextProcess, self._folder, self._nice)
+        self._idle.put(process)
+        return process.chat_problem
+
+    async def ask(self, job: Job) -> Answer:
+        """Return the answer to a job. Raises EncodingError if it took too much time or memory."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, job)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        while not self._idle.empty():
+            self._idle.get().close()
+
+    def _ask(self, job: Job) -> Answer:
+        try:
+            process = self._idle.get_nowait()
+        except queue.Empty:
+            process = TextProcess(self._folder, self._nice)
+        if not process.alive:
+            process.close()
+            process = TextProcess(self._folder, self._nice)
+        try:
+            answer = process.ask(job)
+        except EncodingError as error:
+            if isinstance(job, CheckGrammar):
+                return Refused(
+                    f"{job.grammar.field} is too complex: its check took too much time or memory; simplify it"
+                )
+            what = "the model's chat template" if isinstance(job, EncodeChat) else "the model's tokenizer"
+            raise EncodingError(f"{what} took too much time or memory for this prompt: {error}") from None
+        self._idle.put(process)
+        return answer
+
+
 class Encoder:
     """Encodes prompts for one model.
 
@@ -135,15 +182,14 @@ class Encoder:
         """Tokens that a prompt may have, set when the engine is ready."""
         self.chat_problem = ""
         """The reason why chats cannot be encoded, if the model's template is unusable."""
-        self._folder = folder
-        self._idle: queue.SimpleQueue[TextProcess] = queue.SimpleQueue()
-        self._threads = ThreadPoolExecutor(PROCESSES, "encode")
+        self._short, self._long = Pool(folder, PROCESSES), Pool(folder, PROCESSES, LONG_NICE)
+        self._grammars = Pool(folder, 1, LONG_NICE)
         self._waiting = 0
         self._checked: OrderedDict[Grammar, str] = OrderedDict()
         """Why a grammar cannot be used; empty: it can be."""
         self._waiting_grammars = 0
         self._checking = asyncio.Lock()
-        """Held while a grammar is checked: hostile ones must not take both processes from chats."""
+        """Held while a grammar is checked, so that each is checked once."""
 
     @classmethod
     async def load(cls, folder: Path, model: str | None = None) -> Encoder:
@@ -152,7 +198,10 @@ class Encoder:
         Raises ModelError if it cannot be used, or not with this model (a name or a path; None: any).
         """
         encoder = cls(await asyncio.to_thread(TextCodec.without_chats, folder, model), folder)
-        await encoder._start()
+        try:
+            encoder.chat_problem = await encoder._short.start()
+        except EncodingError as error:
+            encoder.chat_problem = f"the model's chat template cannot be loaded: {error}"
         return encoder
 
     @property
@@ -219,7 +268,7 @@ class Encoder:
 
     async def _reason_against(self, grammar: Grammar) -> str:
         job = CheckGrammar(grammar, GRAMMAR_SECONDS)
-        answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, job)
+        answer = await self._grammars.ask(job)
         if isinstance(answer, Usable):
             return ""
         assert isinstance(answer, Refused)
@@ -227,18 +276,9 @@ class Encoder:
 
     def close(self) -> None:
         """End the processes."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        while not self._idle.empty():
-            self._idle.get().close()
-
-    async def _start(self) -> None:
-        try:
-            process = await asyncio.to_thread(TextProcess, self._folder)
-        except EncodingError as error:
-            self.chat_problem = f"the model's chat template cannot be loaded: {error}"
-        else:
-            self.chat_problem = process.chat_problem
-            self._idle.put(process)
+        self._short.close()
+        self._long.close()
+        self._grammars.close()
 
     def _check(self, characters: int, field: str) -> None:
         if characters > self.max_characters:
@@ -250,13 +290,14 @@ class Encoder:
         limit = f"{self.max_tokens} tokens"
         if found.unit == "characters":
             limit += f", which have at most {self.max_characters} characters"
-        message = f"the prompt has {found.count} {found.unit}: the model takes {limit}"
+        count = f"{found.count}" if found.exact else f"more than {found.count}"
+        message = f"the prompt has {count} {found.unit}: the model takes {limit}"
         return BadRequestError(message, field, "context_length_exceeded")
 
     async def _ask(self, job: Job, characters: int) -> list[int]:
         self._waiting += characters
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, job)
+            answer = await (self._short if characters <= SHORT_TEXT else self._long).ask(job)
         finally:
             self._waiting -= characters
         if isinstance(answer, Encoded):
@@ -265,27 +306,6 @@ class Encoder:
             raise self._too_long(answer, "messages" if isinstance(job, EncodeChat) else "prompt")
         assert isinstance(answer, Refused)
         raise TextError(answer.reason)
-
-    def _answer(self, job: Job) -> Answer:
-        """Have a process do a job; start one if none is idle. Runs in a thread."""
-        try:
-            process = self._idle.get_nowait()
-        except queue.Empty:
-            process = TextProcess(self._folder)
-        if not process.alive:
-            process.close()
-            process = TextProcess(self._folder)
-        try:
-            answer = process.ask(job)
-        except EncodingError as error:
-            if isinstance(job, CheckGrammar):
-                return Refused(
-                    f"{job.grammar.field} is too complex: its check took too much time or memory; simplify it"
-                )
-            what = "the model's chat template" if isinstance(job, EncodeChat) else "the model's tokenizer"
-            raise EncodingError(f"{what} took too much time or memory for this prompt: {error}") from None
-        self._idle.put(process)
-        return answer
 
 
 def _cpu_seconds(characters: int) -> float:

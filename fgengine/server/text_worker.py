@@ -5,12 +5,14 @@ long prompt takes seconds to encode, and holds Python's lock for that time. A gr
 compiling a hostile one may take minutes. Here, none of them stops the server. A job that takes too much
 processor time ends this process, and only that job fails.
 
-``fgengine.server.encoding`` starts it as ``python -m fgengine.server.text_worker FD FOLDER``. FD is the file
-descriptor of its end of the channel. Jobs are answered one after the other.
+``fgengine.server.encoding`` starts it as ``python -m fgengine.server.text_worker FD FOLDER NICE``. FD is the
+file descriptor of its end of the channel. NICE is added to its niceness. Jobs are answered one after the
+other.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import socket
@@ -30,6 +32,8 @@ from fgengine.text import TextCodec, TextError
 
 MEMORY_BYTES = 1 << 30
 """Bytes of memory that the process may take beyond what it has when its modules are imported."""
+HEAD_CHARACTERS_PER_TOKEN = 16
+"""Only this number of characters for each allowed token is encoded first. Few texts have so long tokens."""
 LOAD_SECONDS = 30.0
 """Processor time for loading the tokenizer and the template."""
 
@@ -87,6 +91,8 @@ class TooLong(msgspec.Struct, tag=True, frozen=True):
 
     count: int
     unit: str
+    exact: bool = True
+    """False: it has more than ``count``."""
 
 
 class Refused(msgspec.Struct, tag=True, frozen=True):
@@ -172,6 +178,13 @@ def _encoded(job: EncodeText | EncodeChat, codec: TextCodec) -> Answer:
         text, special_tokens = codec.render_chat(job.messages), False
         if len(text) > job.max_characters:
             return TooLong(len(text), "characters")
+    head = text[: HEAD_CHARACTERS_PER_TOKEN * job.max_tokens]
+    if len(head) < len(text):
+        # The text's beginning alone tells that most texts are too long. Twice as long, because where it is
+        # cut, it may have other tokens than in the text.
+        count = len(codec.encoding(head, special_tokens=special_tokens))
+        if count > 2 * job.max_tokens:
+            return TooLong(count, "tokens", exact=False)
     encoding = codec.encoding(text, special_tokens=special_tokens)
     if len(encoding) > job.max_tokens:
         return TooLong(len(encoding), "tokens")
@@ -214,11 +227,12 @@ def run(channel: socket.socket, load: Callable[[], TextCodec]) -> None:
 
 
 def main() -> None:
-    """Run the process; the arguments are the file descriptor of the channel and the model's folder."""
+    """Run the process; the arguments are those of the module."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; only the server reacts
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     channel, folder = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
+    os.nice(int(sys.argv[3]))
     from transformers.utils import chat_template_utils  # noqa: F401  (before the limit: it is no untrusted code)
 
     if sys.platform == "linux":

@@ -146,15 +146,23 @@ def server_options() -> ServerOptions:
 
 @pytest.fixture
 def served_with(fake: ModuleType, encoder: Encoder) -> ServedWith:
-    return lambda options: _served(fake, encoder, options)
+    return lambda options: _served(fake.make_fake, encoder, options)
+
+
+@pytest.fixture
+def serving_engine(encoder: Encoder) -> Callable[[Any], AbstractAsyncContextManager[Served]]:
+    """A function that starts a server with the given engine in a thread."""
+    return lambda engine: _served(lambda config, report: engine, encoder, ServerOptions())
 
 
 @asynccontextmanager
-async def _served(fake: ModuleType, encoder: Encoder, options: ServerOptions) -> AsyncIterator[Served]:
+async def _served(
+    make_engine: Callable[[EngineConfig, Any], Any], encoder: Encoder, options: ServerOptions
+) -> AsyncIterator[Served]:
     made: list[Any] = []
 
     def make(config: EngineConfig, report: Any) -> Any:
-        made.append(fake.make_fake(config, report))
+        made.append(make_engine(config, report))
         return made[0]
 
     ours, theirs = socket.socketpair()

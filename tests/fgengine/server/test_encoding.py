@@ -126,6 +126,31 @@ async def test_a_text_that_is_too_long_is_refused_before_it_is_encoded(
             await refused
 
 
+async def test_the_beginning_of_a_long_text_tells_that_it_has_too_many_tokens(
+    hostile: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hostile, "max_tokens", 2000)
+    monkeypatch.setattr(type(hostile), "max_characters", 1_000_000)
+    with pytest.raises(BadRequestError, match="the prompt has more than 32000 tokens"):
+        await hostile.text("x" * 900_000)
+
+
+@pytest.mark.slow
+async def test_long_prompts_do_not_delay_short_chats(
+    hostile: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hostile.chat(chat("hello"))
+    await hostile.text("x" * (SHORT_TEXT + 1))
+    monkeypatch.setattr(encoding, "CPU_SECONDS", 1.0)
+    long = [*chat("loop"), *chat("x" * SHORT_TEXT)]
+    looping = [asyncio.create_task(hostile.chat(long)) for _ in range(encoding.PROCESSES + 1)]
+    await asyncio.sleep(0.2)
+    await hostile.chat(chat("hello"))
+    assert not any(task.done() for task in looping)
+    results = await asyncio.gather(*looping, return_exceptions=True)
+    assert {type(result) for result in results} == {EncodingError}
+
+
 async def test_a_text_with_too_many_tokens_is_refused(
     hostile: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +176,7 @@ async def test_a_process_that_ended_or_stopped_is_replaced(
     workers = [
         child
         for child in psutil.Process().children()
-        if "fgengine.server.text_worker" in child.cmdline() and str(hostile._folder) in child.cmdline()
+        if "fgengine.server.text_worker" in child.cmdline() and str(hostile._short._folder) in child.cmdline()
     ]
     for worker in workers:
         getattr(worker, end)()
