@@ -44,7 +44,7 @@ class TextCodec:
         self, tokenizer: Tokenizer, chat_template: ChatTemplate | None = None, chat_problem: str = ""
     ) -> None:
         """``chat_problem``: the reason why chats cannot be encoded, if the model's template is unusable."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._chat_template = chat_template
         self.chat_problem = chat_problem
         self._token_bytes = token_bytes(tokenizer)
@@ -89,7 +89,7 @@ class TextCodec:
         Raises TextError if the tokenizer fails at this text.
         """
         try:
-            return self._tokenizer.encode(text, add_special_tokens=special_tokens)
+            return self.tokenizer.encode(text, add_special_tokens=special_tokens)
         except BaseException as error:  # the library's panics are no Exception
             if isinstance(error, Exception) or type(error).__name__ == "PanicException":
                 raise TextError(f"the model's tokenizer fails at this text: {error}") from None
@@ -117,16 +117,16 @@ class TextCodec:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of all tokens, without special tokens."""
         known = [token for token in ids if 0 <= token < len(self._token_bytes)]
-        return str(self._tokenizer.decode(known, skip_special_tokens=True))
+        return str(self.tokenizer.decode(known, skip_special_tokens=True))
 
     def decode_all(self, ids: Sequence[int]) -> str:
         """Return the text of all tokens, with special tokens."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes of one token, for lists of log probabilities; of a special token, its name."""
         known = self._token_bytes[token] if token < len(self._token_bytes) else b""
-        return known or (self._tokenizer.id_to_token(token) or "").encode()
+        return known or (self.tokenizer.id_to_token(token) or "").encode()
 
     def token_text(self, token: int) -> str:
         """Return the text of one token, as ``token_bytes`` does. Incomplete characters are U+FFFD."""
@@ -134,7 +134,7 @@ class TextCodec:
 
     def detokenizer(self, prompt: Sequence[int] = ()) -> IncrementalDetokenizer:
         """Return a detokenizer for the tokens that follow ``prompt``."""
-        return IncrementalDetokenizer(self._tokenizer, prompt)
+        return IncrementalDetokenizer(self.tokenizer, prompt)
 
 
 class IncrementalDetokenizer:

@@ -1,7 +1,8 @@
 """Turns prompts into token ids without stopping the server, and refuses what is too long before it costs.
 
 Short texts are encoded at once. Chats and long texts go to ``fgengine.server.text_worker``, a process of
-their own, because a chat template may loop without end and a long text takes seconds.
+their own, because a chat template may loop without end and a long text takes seconds. Grammars are checked
+there, because compiling a hostile one takes minutes.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import queue
 import socket
 import subprocess
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fgengine.cache import cache_folder
 from fgengine.child import python_module
+from fgengine.grammar import Grammar
 from fgengine.scheduling.refusal import QueueFull
 from fgengine.server.process import describe_exit
 from fgengine.server.schemas import BadRequestError
 from fgengine.server.text_worker import (
     Answer,
+    CheckGrammar,
     EncodeChat,
     Encoded,
     EncodeText,
@@ -30,6 +34,7 @@ from fgengine.server.text_worker import (
     Loaded,
     Refused,
     TooLong,
+    Usable,
     receive_answer,
     send,
 )
@@ -48,6 +53,12 @@ LONG_NICE = 10
 """Niceness of the processes for long prompts, so that they do not slow the engine's steps down."""
 CPU_SECONDS, CPU_SECONDS_PER_CHARACTER = 2.0, 20e-6
 """Processor time that one prompt may take: 20 times of what 1,000,000 characters of English take."""
+GRAMMAR_SECONDS = 1.0
+"""Processor time that the check of a grammar may take. Usual ones take milliseconds."""
+MAX_WAITING_GRAMMARS = 32
+"""Number of grammars that may wait to be checked."""
+CHECKED = 256
+"""Number of checked grammars that are remembered."""
 PATIENCE = 20.0
 """A process that has not answered after this many times its processor time is ended: it may be stopped."""
 START_SECONDS = 120.0
@@ -176,6 +187,10 @@ class Pool:
             answer = process.ask(job)
         except EncodingError as error:
             self._forget(process)
+            if isinstance(job, CheckGrammar):
+                return Refused(
+                    f"{job.grammar.field} is too complex: its check took too much time or memory; simplify it"
+                )
             what = "the model's chat template" if isinstance(job, EncodeChat) else "the model's tokenizer"
             raise EncodingError(f"{what} took too much time or memory for this prompt: {error}") from None
         self._idle.put(process)
@@ -217,8 +232,14 @@ class Encoder:
         self.chat_problem = ""
         """The reason why chats cannot be encoded, if the model's template is unusable."""
         self._short, self._long = Pool(folder, PROCESSES), Pool(folder, PROCESSES, LONG_NICE)
+        self._grammars = Pool(folder, 1, LONG_NICE)
         self._inline = SHORT_TEXT if trusted else 0
         self._waiting, self._jobs = 0, 0
+        self._checked: OrderedDict[Grammar, str] = OrderedDict()
+        """Why a grammar cannot be used; empty: it can be."""
+        self._waiting_grammars = 0
+        self._checking = asyncio.Lock()
+        """Held while a grammar is checked, so that each is checked once."""
 
     @classmethod
     async def load(cls, folder: Path, model: str | None = None) -> Encoder:
@@ -292,10 +313,38 @@ class Encoder:
             count,
         )
 
+    async def check(self, grammar: Grammar | None) -> None:
+        """Check that a grammar can be used. Raises BadRequestError, QueueFull and EncodingError."""
+        if grammar is None or self._checked.get(grammar) == "":
+            return
+        if grammar not in self._checked:
+            if self._waiting_grammars >= MAX_WAITING_GRAMMARS:
+                raise QueueFull("too many grammars wait to be checked", 1.0)
+            self._waiting_grammars += 1
+            try:
+                async with self._checking:
+                    if grammar not in self._checked:
+                        self._checked[grammar] = await self._reason_against(grammar)
+            finally:
+                self._waiting_grammars -= 1
+            while len(self._checked) > CHECKED:
+                self._checked.popitem(last=False)
+        if reason := self._checked[grammar]:
+            raise BadRequestError(reason, grammar.field)
+
+    async def _reason_against(self, grammar: Grammar) -> str:
+        job = CheckGrammar(grammar, GRAMMAR_SECONDS)
+        answer = await self._grammars.ask(job)
+        if isinstance(answer, Usable):
+            return ""
+        assert isinstance(answer, Refused)
+        return answer.reason
+
     def close(self) -> None:
         """End the processes."""
         self._short.close()
         self._long.close()
+        self._grammars.close()
 
     def _check(self, characters: int, field: str) -> None:
         if characters > self.max_characters:

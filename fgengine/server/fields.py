@@ -35,12 +35,6 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     # forms of the answer
     "echo": (False,),
     "suffix": ("",),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": ({},),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),

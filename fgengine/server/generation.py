@@ -23,6 +23,8 @@ from fgengine.server.messages import Account, NewToken
 from fgengine.server.timings import RequestTiming, RequestTimings
 from fgengine.text import StopStrings, TextCodec
 
+ENDED_BY_TOKEN = ("stop", "error")
+"""Finish reasons with which the last token ends the text, and is no part of it."""
 STATS_SECONDS = 10.0
 """Seconds within which the engine must have sent its counters."""
 
@@ -133,7 +135,7 @@ class Generation:
         self.output_tokens += 1
         start = self._characters
         reason = token.finish_reason
-        hidden = reason == "stop" and not self._shows_stop  # a stop token is not part of the text
+        hidden = reason in ENDED_BY_TOKEN and not self._shows_stop  # a stop token is not part of the text
         text = "" if hidden else self._text.add(token.token)
         if reason is not None:
             text += self._text.finish()

@@ -60,6 +60,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     assert service.engine.model is not None
     params = body.params(wish, max_tokens=16)
     check_length(len(prompt), params.max_tokens, service.engine.model.max_model_len, "prompt")
+    await service.encoder.check(params.grammar)
     requests = asks([prompt], params, wish, body.stops(), body.shows_stop)
     begins = posted if isinstance(posted, str) else service.codec.decode(posted)
     streamed = bool(body.stream)

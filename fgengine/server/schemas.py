@@ -15,6 +15,7 @@ import msgspec
 from fgengine.request import MAX_BIASES, SamplingParams
 from fgengine.scheduling.refusal import RequestRefused
 from fgengine.server.fields import UnsupportedField, check_fields
+from fgengine.server.structured import StructuredBody
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
@@ -72,7 +73,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
-class SamplingBody(msgspec.Struct, kw_only=True):
+class SamplingBody(StructuredBody, kw_only=True):
     """The fields that all routes share. None means the default of ``SamplingParams``."""
 
     model: str | None = None
@@ -152,6 +153,7 @@ class SamplingBody(msgspec.Struct, kw_only=True):
             "prompt_logprobs": wish.logprobs if wish.echo else None,
         }
         try:
+            fields["grammar"] = self.grammar()
             return SamplingParams(**{name: value for name, value in fields.items() if value is not None})
         except ValueError as error:
             raise BadRequestError(str(error), str(error).partition(" ")[0]) from error

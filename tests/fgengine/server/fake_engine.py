@@ -67,6 +67,9 @@ class FakeEngine:
         self.params.append(params)
         return request
 
+    def prepare(self, params: SamplingParams) -> None:
+        return None
+
     def abort(self, id: str) -> bool:
         request = self.requests.pop(id, None)
         if request is None:

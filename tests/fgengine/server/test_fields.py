@@ -22,11 +22,8 @@ def read(**fields: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("response_format", {"type": "json_object"}),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
-        ("guided_json", {}),
-        ("structured_outputs", {"regex": "a"}),
         ("prompt_logprobs", 1),
         ("truncate_prompt_tokens", 5),
         ("bad_words", ["a"]),
