@@ -166,6 +166,34 @@ def test_open_requests_are_finished_before_the_server_ends(
 
 
 @pytest.mark.slow
+def test_an_unfinished_request_does_not_delay_the_end(folder: Path, fake_engine_file: Path) -> None:
+    server = Server(folder, fake_engine_file).ready()
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
+        connection.sendall(head + b'{"prompt"')
+        time.sleep(0.2)
+        server.process.terminate()
+        connection.settimeout(10)
+        assert b"503" in connection.recv(1000).partition(b"\r\n")[0]
+    assert server.exit_code(10.0) == 0
+
+
+@pytest.mark.slow
+def test_an_engine_that_ends_while_the_server_drains_is_not_replaced(
+    folder: Path, fake_engine_file: Path
+) -> None:
+    server = Server(folder, fake_engine_file, restart_engine=2).ready()
+    response = _stream(server, {"prompt": [97, 259], "max_tokens": 4000})
+    response.readline()
+    server.process.terminate()
+    server.wait_for_log("they have 30 s to finish")
+    server.engine.kill()
+    assert b'"type":"service_unavailable"' in response.read()
+    assert server.exit_code(10.0) == 0
+    assert server.log.read_text().count("ready: ") == 1
+
+
+@pytest.mark.slow
 def test_a_stopped_engine_is_noticed_and_continues(folder: Path, fake_engine_file: Path) -> None:
     server = Server(folder, fake_engine_file, hang_timeout=0.3).ready()
     response = _stream(server, {"prompt": [97], "max_tokens": 3000})
