@@ -61,13 +61,14 @@ class ServerCounters:
     requests_aborted: int = 0
     """Requests whose client disconnected before the end."""
     requests_refused: int = 0
-    """Invalid requests, answered with a 4xx status other than 429."""
+    """Invalid requests, answered with a 4xx status other than 429, or with 505."""
     requests_rejected: int = 0
-    """Requests that arrived while the queue was full, answered with 429."""
+    """Requests that arrived while the queue was full or their client had too many open (429), at the limit of
+    connections or of unfinished bodies, or while the server was ending (503)."""
     requests_timed_out: int = 0
     """Requests dropped after the queue's timeout before they started, answered with 503."""
     requests_failed: int = 0
-    """Requests that failed because the engine was starting, broke or stopped, or the server had an error."""
+    """Requests that failed because the engine was starting or broke, or the server had an error."""
     requests_in_flight: int = 0
 
 
@@ -93,6 +94,7 @@ class Generation:
         self.id = stream.id
         self.prompt = ask.prompt
         self.output_tokens = 0
+        self._dropped = False
         self.first_at: float | None = None
         """When its first token arrived (``time.monotonic``)."""
         self.finish_reason: FinishReason | None = None
@@ -112,7 +114,11 @@ class Generation:
         """
         while self.finish_reason is None:
             batch: list[Piece] = []
-            tokens = await self._stream.next()
+            try:
+                tokens = await self._stream.next()
+            except QueueTimeout:
+                self._dropped = True
+                raise
             self._timing.received(len(tokens))
             if self.first_at is None:
                 self.first_at = time.monotonic()
@@ -125,8 +131,10 @@ class Generation:
             yield batch
 
     def broke_off(self, reason: str) -> None:
-        """Record that the answer will not be complete, unless it is; ``reason``: "abort" or "error"."""
-        if self.finish_reason is None:
+        """Record that the answer will not be complete, unless it is, or the engine has dropped it before it
+        started; ``reason``: "abort" or "error".
+        """
+        if self.finish_reason is None and not self._dropped:
             self._timing.broke_off(reason)
 
     def _piece(self, token: NewToken) -> Piece:
@@ -212,7 +220,8 @@ class Service:
         ids = [f"cmpl-{next(self._ids)}" for _ in asks]
         entry = current_entry()
         if entry is not None:
-            entry.prompt_tokens += sum(len(ask.prompt) for ask in asks)
+            # the answers to one prompt share its list, and a prompt counts once, as in ``usage``
+            entry.prompt_tokens += sum(map(len, {id(ask.prompt): ask.prompt for ask in asks}.values()))
         adding = [
             self.engine.add(id, ask.prompt, ask.params, arrival=arrival, user=user)
             for id, ask in zip(ids, asks, strict=True)
@@ -227,10 +236,9 @@ class Service:
                 entry.generations += generations
             yield generations
         except BaseException as error:
-            if not isinstance(error, QueueTimeout):
-                left = isinstance(error, asyncio.CancelledError | ConnectionError)
-                for generation in generations:
-                    generation.broke_off("abort" if left else "error")
+            aborted = isinstance(error, asyncio.CancelledError | ConnectionError | QueueTimeout)
+            for generation in generations:
+                generation.broke_off("abort" if aborted else "error")
             raise
         finally:
             for id in ids:
