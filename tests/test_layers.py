@@ -21,6 +21,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
                 "config",
                 "request",
                 "adjustment",
+                "grammar",
+                "matching",
                 "prompt_logprobs",
                 "clock",
                 "files",

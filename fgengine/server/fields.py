@@ -20,15 +20,21 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "bad_words": ([],),
     "allowed_token_ids": ([],),
     "logits_processors": ([],),
+    # the same, under the names of other servers
+    **dict.fromkeys(
+        (
+            *("stop_sequences", "stop_regex", "do_sample", "num_beams", "typical_p", "top_a", "mirostat"),
+            *("min_length", "max_length", "min_new_tokens", "max_new_tokens", "n_predict"),
+            *("no_repeat_ngram_size", "repetition_detection", "dry_multiplier", "xtc_probability"),
+            *("grammar", "json_schema", "regex", "ebnf", "guided_decoding_backend"),
+            *("thinking", "thinking_token_budget", "reasoning", "enable_thinking", "lora", "vllm_xargs"),
+            "kv_transfer_params",
+        ),
+        (),
+    ),
     # forms of the answer
     "echo": (False,),
     "suffix": ("",),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": ({},),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -73,6 +79,8 @@ HARMLESS = frozenset(
     }
 )
 """Fields that cannot change the answer."""
+MAX_UNKNOWN, MAX_NAME = 16, 64
+"""Limits of what is compared with the known names: the number of unknown ones, and their characters."""
 ALIKE = 0.75
 """Likeness of two names (0 to 1) from which one is taken for a misspelling of the other."""
 
@@ -104,14 +112,22 @@ def check_fields(
     Raises:
         UnsupportedField: a field is not supported or misspelt. The message names it and says what to do.
     """
-    for name, value in fields.items():
-        if name in supported or value is None or name in HARMLESS:
+    unknown = [name for name in fields if name not in supported and name not in HARMLESS]
+    if len(unknown) > MAX_UNKNOWN + len(NO_EFFECT):
+        raise UnsupportedField(
+            f"the body has {len(unknown)} fields that this server does not have, such as "
+            f"{unknown[0][:64]!r}: leave them out",
+            unknown[0][:64],
+        )
+    for name in unknown:
+        value = fields[name]
+        if value is None:
             continue
         if name in NO_EFFECT:
             _check_value(name, value)
         elif name in elsewhere:
             raise UnsupportedField(f"{name} is a field of another route: leave it out", name)
-        elif alike := get_close_matches(name, [*supported, *NO_EFFECT], 1, ALIKE):
+        elif alike := get_close_matches(name[:MAX_NAME].lower(), [*supported, *NO_EFFECT], 1, ALIKE):
             raise UnsupportedField(f"there is no field {name[:64]!r}: did you mean {alike[0]}?", name[:64])
         else:
             report(name)

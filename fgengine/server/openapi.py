@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from fgengine.grammar import MAX_GRAMMAR_BYTES
 from fgengine.server import answer_types as types
 from fgengine.server.choices import MAX_ANSWERS
 from fgengine.server.fields import NO_EFFECT
@@ -34,6 +35,7 @@ from fgengine.server.schemas import (
     GenerateBody,
     TokenizeBody,
 )
+from fgengine.server.structured import MAX_CHOICES
 
 DISTRIBUTION = "fgbench"
 JSON, EVENTS, TEXT, OPENMETRICS = (
@@ -81,6 +83,9 @@ RULES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "stop_token_ids": {"array": {"maxItems": MAX_STOP_TOKENS}},
+    "guided_regex": {"string": {"maxLength": MAX_GRAMMAR_BYTES}},
+    "guided_grammar": {"string": {"maxLength": MAX_GRAMMAR_BYTES}},
+    "guided_choice": {"array": {"minItems": 1, "maxItems": MAX_CHOICES}},
     "messages": {"array": {"minItems": 1, "maxItems": MAX_MESSAGES}},
 }
 """Field -> JSON type -> limits, for limits that are checked in code. A test tries each of them."""

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from fgengine.request import SamplingParams
+from fgengine.request import MAX_BIASES, SamplingParams
 from fgengine.scheduling.refusal import RequestRefused
 from fgengine.server.fields import UnsupportedField, check_fields
+from fgengine.server.structured import StructuredBody
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
@@ -72,7 +73,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
-class SamplingBody(msgspec.Struct, kw_only=True):
+class SamplingBody(StructuredBody, kw_only=True):
     """The fields that all routes share. None means the default of ``SamplingParams``."""
 
     model: str | None = None
@@ -152,6 +153,7 @@ class SamplingBody(msgspec.Struct, kw_only=True):
             "prompt_logprobs": wish.logprobs if wish.echo else None,
         }
         try:
+            fields["grammar"] = self.grammar()
             return SamplingParams(**{name: value for name, value in fields.items() if value is not None})
         except ValueError as error:
             raise BadRequestError(str(error), str(error).partition(" ")[0]) from error
@@ -163,7 +165,9 @@ class SamplingBody(msgspec.Struct, kw_only=True):
 
 
 def _biases(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
-    """Return the biases by token id. Raises BadRequestError for a key that is no id."""
+    """Return the biases by token id. Raises BadRequestError for too many, or a key that is no id."""
+    if len(biases) > MAX_BIASES:
+        raise BadRequestError(f"logit_bias has {len(biases)} tokens: give at most {MAX_BIASES}", "logit_bias")
     for key in biases:
         if not re.fullmatch("[0-9]{1,10}", key, re.ASCII):
             raise BadRequestError(f"logit_bias has the key {key[:64]!r}: give token ids", "logit_bias")

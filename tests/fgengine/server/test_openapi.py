@@ -62,7 +62,7 @@ def _component(kind: Any) -> dict[str, Any]:
     return dict(openapi.document()["components"]["schemas"][kind.__name__])
 
 
-ITEMS = {"stop": "a", "stop_token_ids": 1, "messages": {"role": "user", "content": "a"}}
+ITEMS = {"stop": "a", "stop_token_ids": 1, "guided_choice": "a", "messages": {"role": "user", "content": "a"}}
 """A valid item of each field that may be a list."""
 
 
