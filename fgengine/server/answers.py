@@ -11,7 +11,7 @@ from aiohttp import web
 
 from fgengine.clock import WallClock
 from fgengine.scheduling.refusal import Busy, QueueFull, RequestRefused
-from fgengine.server.client import EngineError
+from fgengine.server.client import Draining, EngineError
 from fgengine.server.connections import HttpRefusal
 from fgengine.server.encoding import EncodingError
 from fgengine.server.generation import Service
@@ -95,6 +95,8 @@ def answer_to(error: Exception, request: web.BaseRequest) -> web.Response:
         return error_response(400, str(error), "invalid_request_error")
     if isinstance(error, UnknownModelError):
         return error_response(404, str(error), "invalid_request_error", "model", "model_not_found")
+    if isinstance(error, Draining):
+        return error_response(503, str(error), "service_unavailable", outcome="rejected")
     if isinstance(error, EngineError):
         return error_response(503, str(error), "service_unavailable")
     if isinstance(error, HttpRefusal):

@@ -216,7 +216,7 @@ class Connections:
     def refuse_bodies(self, message: str) -> None:
         """Refuse all requests whose bodies are not complete."""
         for connection in list(self._queues[Phase.BODY]):
-            self._refuse_body(connection, Refusal(503, message))
+            self._refuse_body(connection, HttpRefusal(503, message))
 
     def watch_writing(self, connection: Connection) -> None:
         """Close the connection if its client takes nothing of what is sent for too long."""

@@ -160,6 +160,13 @@ class Generation:
         return Piece(text, token, reason, start)
 
 
+def _prompt_tokens(asks: Sequence[Ask]) -> int:
+    """Return the number of tokens of the prompts. One that has several answers, which share its list, counts
+    once, as in ``usage``.
+    """
+    return sum(map(len, {id(ask.prompt): ask.prompt for ask in asks}.values()))
+
+
 def _until_now(account: Account) -> dict[str, float]:
     """Add the time from the engine's last token until now to "decode", so that the phases cover all time."""
     late = WallClock().now() - account.closed
@@ -236,8 +243,7 @@ class Service:
         ids = [f"cmpl-{next(self._ids)}" for _ in asks]
         entry = current_entry()
         if entry is not None:
-            # the answers to one prompt share its list, and a prompt counts once, as in ``usage``
-            entry.prompt_tokens += sum(map(len, {id(ask.prompt): ask.prompt for ask in asks}.values()))
+            entry.prompt_tokens += _prompt_tokens(asks)
         adding = [
             self.engine.add(id, ask.prompt, ask.params, arrival=arrival, user=user)
             for id, ask in zip(ids, asks, strict=True)
