@@ -167,6 +167,8 @@ class HttpConnection(web.RequestHandler):
         spoilt = self._body is not None and self._body.exception() is not None
         if self._refused or spoilt:
             await self._let_leave()
+        if self._left is not None:  # our side is closed: what came behind the refused request gets no answer
+            return result[0], True
         if self._ended and not self._messages:
             self.close()
         self._settle()
