@@ -20,8 +20,6 @@ from urllib.parse import urlsplit
 
 ANY = "*"
 """In the list of allowed hosts: any name."""
-OPEN_PATH = "/health"
-"""This path, and those below it, need no key and answer under any name, because load balancers ask them."""
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+(?:%[\w.-]+)?\]|[^\[\]:/@?#\s,]+)(?::\d*)?", re.IGNORECASE)
 _KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]+")
 """Printable characters other than the comma, which separates keys."""
@@ -30,8 +28,8 @@ SENT_BY_PAGES = ("text/plain", "application/x-www-form-urlencoded", "multipart/f
 UTF_8 = ("utf-8", "utf8", "us-ascii")
 
 
-class Refusal(NamedTuple):
-    """Why a request is refused."""
+class Denial(NamedTuple):
+    """Why a request has no access."""
 
     status: int
     code: str
@@ -63,7 +61,7 @@ class Rules:
         own = {plain_name(host), plain_name(socket.gethostname()), "localhost"} - {""}
         return cls(tuple(map(_digest, keys)), listed | own, listed, ANY in allowed_hosts)
 
-    def host_refusal(self, header: str | None) -> Refusal | None:
+    def host_refusal(self, header: str | None) -> Denial | None:
         """Refuse a name that is not this server's. An address is no name, so it is always allowed.
 
         ``header``: the request's ``Host``. None: the request has none, so no browser has sent it.
@@ -73,7 +71,7 @@ class Rules:
         name = name_of(header)
         if name is not None and (self.any_name or name in self.names or _address(name) is not None):
             return None
-        return Refusal(
+        return Denial(
             403,
             "host_not_allowed",
             f"this server does not answer under the name {header[:200]!r}, because a web page may have made "
@@ -83,7 +81,7 @@ class Rules:
 
     def page_refusal(
         self, method: str, host: str | None, origin: str | None, site: str | None, mode: str | None
-    ) -> Refusal | None:
+    ) -> Denial | None:
         """Refuse a request that a web page of another origin has sent.
 
         Args:
@@ -98,7 +96,7 @@ class Rules:
         elif self._is_own(origin, host):
             return None
         shown = "another site" if origin is None else repr(origin[:200])
-        return Refusal(
+        return Denial(
             403,
             "origin_not_allowed",
             f"this server takes no requests from web pages of {shown}: send them from a program, or start "
@@ -115,15 +113,15 @@ class Rules:
         served_as = name_of(host or "") or ""
         return name in self.listed or name == served_as or (_is_loopback(name) and _is_loopback(served_as))
 
-    def key_refusal(self, header: str | None) -> Refusal | None:
+    def key_refusal(self, header: str | None) -> Denial | None:
         """Refuse a request without one of the keys. ``header``: its ``Authorization``."""
         if not self.digests or self.key_number(header) is not None:
             return None
         if header is None:
             message = "this server wants a key: send it as 'Authorization: Bearer KEY'"
         else:
-            message = "the key is wrong: this server has another one"
-        return Refusal(401, "invalid_api_key", message)
+            message = "the key is not one of this server's keys"
+        return Denial(401, "invalid_api_key", message)
 
     def key_number(self, header: str | None) -> int | None:
         """Return which key the request has; None: none of them. The time does not depend on the key."""
@@ -135,7 +133,7 @@ class Rules:
         return found if scheme.lower() == "bearer" else None
 
 
-def type_refusal(content_type: str | None) -> Refusal | None:
+def type_refusal(content_type: str | None) -> Denial | None:
     """Refuse a body by its ``Content-Type``: the types that a page can send, and other characters than UTF-8.
 
     Any other body is read as JSON, also one without a type. A page can send that as well, but a browser adds
@@ -152,7 +150,7 @@ def type_refusal(content_type: str | None) -> Refusal | None:
     else:
         return None
     message = f"{problem}, but JSON in UTF-8 is wanted: send the header 'Content-Type: application/json'"
-    return Refusal(415, "unsupported_media_type", message)
+    return Denial(415, "unsupported_media_type", message)
 
 
 def name_of(authority: str) -> str | None:

@@ -11,11 +11,11 @@ from aiohttp import web
 
 from fgengine.clock import WallClock
 from fgengine.scheduling.refusal import Busy, QueueFull, RequestRefused
-from fgengine.server.client import EngineError
-from fgengine.server.connections import Refusal
+from fgengine.server.client import Draining, EngineError
+from fgengine.server.connections import HttpRefusal
 from fgengine.server.encoding import EncodingError
 from fgengine.server.generation import Service
-from fgengine.server.logs import current_entry
+from fgengine.server.logs import Outcome, current_entry
 from fgengine.server.options import ServerOptions
 from fgengine.server.schemas import BadRequestError, Body, read_body
 from fgengine.text import TextError
@@ -50,18 +50,27 @@ class ErrorResponse(web.Response):
         field: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        outcome: Outcome | None = None,
     ) -> None:
+        """``outcome``: as what the request counts; None: failed if the status is 5xx, else refused."""
         body = error_body(message, kind, field, code)
         super().__init__(status=status, body=body, content_type="application/json", headers=headers)
         self.message = message
         """Why the request was refused or failed."""
+        self.outcome: Outcome = outcome or ("failed" if status >= 500 else "refused")
 
 
 def error_response(
-    status: int, message: str, kind: str, field: str | None = None, code: str | None = None
+    status: int,
+    message: str,
+    kind: str,
+    field: str | None = None,
+    code: str | None = None,
+    outcome: Outcome | None = None,
 ) -> web.Response:
     """Return an error answer. A 503 has a Retry-After header."""
-    return ErrorResponse(status, message, kind, field, code, {"Retry-After": "1"} if status == 503 else None)
+    headers = {"Retry-After": "1"} if status == 503 else None
+    return ErrorResponse(status, message, kind, field, code, headers, outcome)
 
 
 def busy_response(error: Busy) -> web.Response:
@@ -69,12 +78,8 @@ def busy_response(error: Busy) -> web.Response:
     message = f"{error}; try again in {error.whole_seconds} s"
     headers = {"Retry-After": str(error.whole_seconds)}
     if isinstance(error, QueueFull):
-        return BusyResponse(429, message, "rate_limit_error", code=QUEUE_FULL, headers=headers)
-    return BusyResponse(503, message, "service_unavailable", code=QUEUE_TIMEOUT, headers=headers)
-
-
-class BusyResponse(ErrorResponse):
-    """An answer of a busy server: neither the server nor the request has failed."""
+        return ErrorResponse(429, message, "rate_limit_error", None, QUEUE_FULL, headers, "rejected")
+    return ErrorResponse(503, message, "service_unavailable", None, QUEUE_TIMEOUT, headers, "timed_out")
 
 
 def answer_to(error: Exception, request: web.BaseRequest) -> web.Response:
@@ -90,11 +95,14 @@ def answer_to(error: Exception, request: web.BaseRequest) -> web.Response:
         return error_response(400, str(error), "invalid_request_error")
     if isinstance(error, UnknownModelError):
         return error_response(404, str(error), "invalid_request_error", "model", "model_not_found")
+    if isinstance(error, Draining):
+        return error_response(503, str(error), "service_unavailable", outcome="rejected")
     if isinstance(error, EngineError):
         return error_response(503, str(error), "service_unavailable")
-    if isinstance(error, Refusal):
-        kind = "service_unavailable" if error.status == 503 else "invalid_request_error"
-        return error_response(error.status, str(error), kind)
+    if isinstance(error, HttpRefusal):
+        if error.status == 503:
+            return error_response(503, str(error), "service_unavailable", outcome="rejected")
+        return error_response(error.status, str(error), "invalid_request_error", outcome="refused")
     if isinstance(error, BodyTooLarge):
         return error_response(413, str(error), "invalid_request_error")
     if isinstance(error, EncodingError):

@@ -16,8 +16,9 @@ from fgengine.server.generation import Service
 from fgengine.server.http_connection import note_answer, refuse_extra
 from fgengine.server.http_errors import refuse_forms
 from fgengine.server.logs import RequestLog
-from fgengine.server.metrics import monitor
+from fgengine.server.metrics import Metrics
 from fgengine.server.options import ServerOptions
+from fgengine.server.routes import LIVE, METRICS, READY, STATS
 
 DISTRIBUTION = "fgbench"
 """The package that contains the server."""
@@ -30,20 +31,21 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
     Run it with ``handler_cancellation=True``. Otherwise, requests of disconnected clients are not aborted.
     """
     gate, log = Gate(options), RequestLog(service.instance)
-    middlewares = [watch_requests(service, gate, log), refuse_extra, refuse_forms]
+    metrics = Metrics(service, next(iter(options.model_names), None))
+    middlewares = [watch_requests(service, gate, log, metrics), refuse_extra, refuse_forms]
     if options.max_requests_per_client is not None:
         middlewares.append(limit_clients(options.max_requests_per_client, gate.rules))
     app = web.Application(middlewares=middlewares)
     app.on_response_prepare.append(note_answer)
     app[SERVICE] = service
     app[OPTIONS] = options
-    app.cleanup_ctx.append(log.lifetime)
-    monitor(app, service, next(iter(options.model_names), None))
+    app.cleanup_ctx.extend([log.lifetime, metrics.watch_event_loop])
     app.router.add_get("/openapi.json", openapi.serve)
-    app.router.add_get("/health", health)
-    app.router.add_get("/health/ready", health)
-    app.router.add_get("/health/live", live)
-    app.router.add_get("/stats", stats)
+    for path in READY:
+        app.router.add_get(path, health)
+    app.router.add_get(LIVE, live)
+    app.router.add_get(STATS, stats)
+    app.router.add_get(METRICS, metrics.serve)
     app.router.add_get("/version", version)
     app.router.add_get("/server_info", server_info)
     app.router.add_get("/v1/models", models.models)

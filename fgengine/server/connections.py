@@ -63,7 +63,7 @@ BODY_BUDGET = 128 * 2**20
 SMALL_BODY = 64 * 2**10
 """A body up to this size (bytes) is read even if the budget is spent. So large bodies do not delay it."""
 EXTRA_CONNECTIONS = 32
-"""Connections above the limit. On them, /health is answered and all else is refused with 503."""
+"""Connections above the limit. On them, ``routes.HEALTH`` are answered and all else is refused with 503."""
 CLOSING_CONNECTIONS = 96
 """Sockets above the limit: extra ones, those of refused clients, and those that are being closed."""
 CANDIDATES = 16
@@ -74,7 +74,7 @@ FULL = "the server has too many open connections: try again in 1 s"
 """The message of a 503."""
 
 
-class Refusal(Exception):
+class HttpRefusal(Exception):
     """A request is refused because of its connection or its form as HTTP. The message is for the client."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -85,10 +85,10 @@ class Refusal(Exception):
 class Connection(Protocol):
     """What this module needs of a connection."""
 
-    def refuse_head(self, refusal: Refusal) -> None:
+    def refuse_head(self, refusal: HttpRefusal) -> None:
         """Answer the unfinished head with an error and close the connection."""
 
-    def refuse_body(self, refusal: Refusal) -> None:
+    def refuse_body(self, refusal: HttpRefusal) -> None:
         """Make the handler that reads the unfinished body raise the refusal."""
 
     def drop(self) -> None:
@@ -175,7 +175,7 @@ class Connections:
         phase = Phase.EXTRA if self.crowded else Phase.HEAD
         extra = len(self._queues[Phase.EXTRA])
         if extra >= EXTRA_CONNECTIONS and (oldest := self._half_head(Phase.EXTRA)) is not None:
-            self._refuse_head(oldest, Refusal(503, FULL))
+            self._refuse_head(oldest, HttpRefusal(503, FULL))
         if len(self._queues[Phase.LEAVING]) >= EXTRA_CONNECTIONS:
             self._drop(next(iter(self._queues[Phase.LEAVING])))
         self._places[connection] = _Place(phase, time.monotonic())
@@ -211,12 +211,12 @@ class Connections:
             victim = self._stalled_body(above=SMALL_BODY) or connection
             message = "the server holds too many large unfinished requests: try again in 1 s"
             self.counters.connections_refused += 1
-            self._refuse_body(victim, Refusal(503, message))
+            self._refuse_body(victim, HttpRefusal(503, message))
 
     def refuse_bodies(self, message: str) -> None:
         """Refuse all requests whose bodies are not complete."""
         for connection in list(self._queues[Phase.BODY]):
-            self._refuse_body(connection, Refusal(503, message))
+            self._refuse_body(connection, HttpRefusal(503, message))
 
     def watch_writing(self, connection: Connection) -> None:
         """Close the connection if its client takes nothing of what is sent for too long."""
@@ -250,9 +250,9 @@ class Connections:
         if self._queues[Phase.IDLE]:
             self._drop(next(iter(self._queues[Phase.IDLE])))
         elif (half := self._half_head(Phase.HEAD)) is not None:
-            self._refuse_head(half, Refusal(503, FULL))
+            self._refuse_head(half, HttpRefusal(503, FULL))
         elif (stalled := self._stalled_body()) is not None:
-            self._refuse_body(stalled, Refusal(503, FULL))
+            self._refuse_body(stalled, HttpRefusal(503, FULL))
         else:
             return
         self.counters.connections_refused += 1
@@ -279,11 +279,11 @@ class Connections:
         self.enter(connection, Phase.CLOSING)
         connection.drop()
 
-    def _refuse_head(self, connection: Connection, refusal: Refusal) -> None:
+    def _refuse_head(self, connection: Connection, refusal: HttpRefusal) -> None:
         self.enter(connection, Phase.CLOSING)
         connection.refuse_head(refusal)
 
-    def _refuse_body(self, connection: Connection, refusal: Refusal) -> None:
+    def _refuse_body(self, connection: Connection, refusal: HttpRefusal) -> None:
         self.enter(connection, Phase.LEAVING)
         connection.refuse_body(refusal)
 
@@ -293,11 +293,11 @@ class Connections:
             for connection in self._late(phase, seconds):
                 counters.connections_timed_out += 1
                 message = f"the head of the request was not complete after {seconds:g} s"
-                self._refuse_head(connection, Refusal(408, message))
+                self._refuse_head(connection, HttpRefusal(408, message))
         for connection in self._late(Phase.BODY, times.body):
             counters.connections_timed_out += 1
             message = f"less than {PIECE_BYTES} bytes of the body arrived in {times.body:g} s"
-            self._refuse_body(connection, Refusal(408, message))
+            self._refuse_body(connection, HttpRefusal(408, message))
         for phase, seconds in ((Phase.IDLE, times.idle), (Phase.LEAVING, times.leaving)):
             for connection in self._late(phase, seconds):
                 self._drop(connection)

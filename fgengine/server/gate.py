@@ -8,11 +8,13 @@ from typing import Any, get_args
 
 from aiohttp import hdrs, web
 
-from fgengine.server.access import OPEN_PATH, Rules, type_refusal
-from fgengine.server.answers import BusyResponse, ErrorResponse, Handler, StreamedResponse, answer_to
+from fgengine.server.access import Rules, type_refusal
+from fgengine.server.answers import ErrorResponse, Handler, StreamedResponse, answer_to
 from fgengine.server.generation import Service
 from fgengine.server.logs import Outcome, RequestLog
+from fgengine.server.metrics import Metrics
 from fgengine.server.options import ServerOptions
+from fgengine.server.routes import HEALTH
 
 REQUEST_ID = "X-Request-Id"
 SITE, MODE = "Sec-Fetch-Site", "Sec-Fetch-Mode"
@@ -45,7 +47,7 @@ class Gate:
             found = rules.key_refusal(headers.get(hdrs.AUTHORIZATION))
         if found is None and request.method == hdrs.METH_POST:
             found = type_refusal(headers.get(hdrs.CONTENT_TYPE))
-        if found is None or request.path == OPEN_PATH or request.path.startswith(f"{OPEN_PATH}/"):
+        if found is None or request.path in HEALTH:
             return None
         answer = ErrorResponse(found.status, found.message, "invalid_request_error", code=found.code)
         if found.status == 401:
@@ -53,7 +55,7 @@ class Gate:
         return answer
 
 
-def watch_requests(service: Service, gate: Gate, log: RequestLog) -> Any:
+def watch_requests(service: Service, gate: Gate, log: RequestLog, metrics: Metrics) -> Any:
     """Return the middleware. It must be the outermost one, to see every outcome."""
     counters = service.counters
 
@@ -69,6 +71,7 @@ def watch_requests(service: Service, gate: Gate, log: RequestLog) -> Any:
         except (asyncio.CancelledError, ConnectionError):  # the client has left
             if posted:
                 counters.requests_aborted += 1
+            metrics.count(request, None)
             log.end(entry, request, None, "aborted")
             raise
         except Exception as error:
@@ -82,6 +85,7 @@ def watch_requests(service: Service, gate: Gate, log: RequestLog) -> Any:
             setattr(counters, name, getattr(counters, name) + 1)
         if not response.prepared:  # a stream has it already
             response.headers[REQUEST_ID] = entry.id
+        metrics.count(request, response.status)
         log.end(entry, request, response.status, outcome, reason)
         return response
 
@@ -90,13 +94,10 @@ def watch_requests(service: Service, gate: Gate, log: RequestLog) -> Any:
 
 def outcome_of(response: web.StreamResponse) -> tuple[Outcome, str]:
     """Return the outcome of an answered request, and why it did not finish (empty: not known)."""
-    reason = response.message if isinstance(response, ErrorResponse) else ""
-    if isinstance(response, BusyResponse):
-        return "rejected" if response.status == 429 else "timed_out", reason
+    if isinstance(response, ErrorResponse):
+        return response.outcome, response.message
     if response.status >= 500:
-        return "failed", reason
-    if response.status >= 400:
-        return "refused", reason
+        return "failed", ""
     if isinstance(response, StreamedResponse) and response.failure is not None:
         return "failed", response.failure
     return "finished", ""
@@ -119,9 +120,8 @@ def limit_clients(most: int, rules: Rules) -> Any:
             message = (
                 f"this client has {most} open requests, as many as it may: wait until one of them has ended"
             )
-            return BusyResponse(
-                429, message, "rate_limit_error", code=CLIENT_LIMIT, headers={"Retry-After": "1"}
-            )
+            wait = {"Retry-After": "1"}
+            return ErrorResponse(429, message, "rate_limit_error", None, CLIENT_LIMIT, wait, "rejected")
         requests_of[client] += 1
         try:
             return await handler(request)

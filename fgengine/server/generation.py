@@ -63,13 +63,14 @@ class ServerCounters:
     requests_aborted: int = 0
     """Requests whose client disconnected before the end."""
     requests_refused: int = 0
-    """Invalid requests, answered with a 4xx status other than 429."""
+    """Invalid requests, answered with a 4xx status other than 429, or with 505."""
     requests_rejected: int = 0
-    """Requests that arrived while the queue was full, answered with 429."""
+    """Requests that arrived while the queue was full or their client had too many open (429), at the limit of
+    connections or of unfinished bodies, or while the server was ending (503)."""
     requests_timed_out: int = 0
     """Requests dropped after the queue's timeout before they started, answered with 503."""
     requests_failed: int = 0
-    """Requests that failed because the engine was starting, broke or stopped, or the server had an error."""
+    """Requests that failed because the engine was starting or broke, or the server had an error."""
     requests_in_flight: int = 0
 
 
@@ -95,6 +96,7 @@ class Generation:
         self.id = stream.id
         self.prompt = ask.prompt
         self.output_tokens = 0
+        self._dropped = False
         self.first_at: float | None = None
         """When its first token arrived (``time.monotonic``)."""
         self.finish_reason: FinishReason | None = None
@@ -114,7 +116,11 @@ class Generation:
         """
         while self.finish_reason is None:
             batch: list[Piece] = []
-            tokens = await self._stream.next()
+            try:
+                tokens = await self._stream.next()
+            except QueueTimeout:
+                self._dropped = True
+                raise
             self._timing.received(len(tokens))
             if self.first_at is None:
                 self.first_at = time.monotonic()
@@ -127,8 +133,10 @@ class Generation:
             yield batch
 
     def broke_off(self, reason: str) -> None:
-        """Record that the answer will not be complete, unless it is; ``reason``: "abort" or "error"."""
-        if self.finish_reason is None:
+        """Record that the answer will not be complete, unless it is, or the engine has dropped it before it
+        started; ``reason``: "abort" or "error".
+        """
+        if self.finish_reason is None and not self._dropped:
             self._timing.broke_off(reason)
 
     def _piece(self, token: NewToken) -> Piece:
@@ -150,6 +158,13 @@ class Generation:
                 text += self._stops.finish()
         self.finish_reason = reason
         return Piece(text, token, reason, start)
+
+
+def _prompt_tokens(asks: Sequence[Ask]) -> int:
+    """Return the number of tokens of the prompts. One that has several answers, which share its list, counts
+    once, as in ``usage``.
+    """
+    return sum(map(len, {id(ask.prompt): ask.prompt for ask in asks}.values()))
 
 
 def _until_now(account: Account) -> dict[str, float]:
@@ -228,7 +243,7 @@ class Service:
         ids = [f"cmpl-{next(self._ids)}" for _ in asks]
         entry = current_entry()
         if entry is not None:
-            entry.prompt_tokens += sum(len(ask.prompt) for ask in asks)
+            entry.prompt_tokens += _prompt_tokens(asks)
         adding = [
             self.engine.add(id, ask.prompt, ask.params, arrival=arrival, user=user)
             for id, ask in zip(ids, asks, strict=True)
@@ -243,10 +258,9 @@ class Service:
                 entry.generations += generations
             yield generations
         except BaseException as error:
-            if not isinstance(error, QueueTimeout):
-                left = isinstance(error, asyncio.CancelledError | ConnectionError)
-                for generation in generations:
-                    generation.broke_off("abort" if left else "error")
+            aborted = isinstance(error, asyncio.CancelledError | ConnectionError | QueueTimeout)
+            for generation in generations:
+                generation.broke_off("abort" if aborted else "error")
             raise
         finally:
             for id in ids:

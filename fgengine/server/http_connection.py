@@ -25,7 +25,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
 from fgengine.server.answers import Handler, error_response
-from fgengine.server.connections import FULL, PIECE_BYTES, Connections, Phase, Refusal
+from fgengine.server.connections import FULL, PIECE_BYTES, Connections, HttpRefusal, Phase
 from fgengine.server.http_errors import (
     MAX_FIELD_BYTES,
     MAX_LINE_BYTES,
@@ -33,6 +33,7 @@ from fgengine.server.http_errors import (
     explain,
     raw_answer,
 )
+from fgengine.server.routes import HEALTH
 
 FIRST_PROBE_SECONDS = 0.05
 """Time from a FIN to the first probe: quick answers are sent before it."""
@@ -40,8 +41,6 @@ RESET_SECONDS = (0.02, 0.3)
 """Times after a probe at which the server looks for the reset of a client that has left, near or far."""
 PROBE_SECONDS = 5.0
 """Time between two probes."""
-ALWAYS_ANSWERED = frozenset({"/health"})
-"""Paths that are answered on connections above the limit."""
 
 
 class HttpConnection(web.RequestHandler):
@@ -168,6 +167,8 @@ class HttpConnection(web.RequestHandler):
         spoilt = self._body is not None and self._body.exception() is not None
         if self._refused or spoilt:
             await self._let_leave()
+        if self._left is not None:  # our side is closed: what came behind the refused request gets no answer
+            return result[0], True
         if self._ended and not self._messages:
             self.close()
         self._settle()
@@ -198,7 +199,7 @@ class HttpConnection(web.RequestHandler):
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Log an error of the server. A body that could not be read is the client's."""
-        if not isinstance(kw.get("exc_info"), (Refusal, web.RequestPayloadError)):
+        if not isinstance(kw.get("exc_info"), (HttpRefusal, web.RequestPayloadError)):
             super().log_exception(*args, **kw)
 
     def close(self) -> None:
@@ -208,13 +209,13 @@ class HttpConnection(web.RequestHandler):
 
     # What ``Connections`` calls
 
-    def refuse_head(self, refusal: Refusal) -> None:
+    def refuse_head(self, refusal: HttpRefusal) -> None:
         self._refused = True
         if self._wire is not None and not self._wire.is_closing():
             self._wire.write(raw_answer(refusal))
         self.drop()
 
-    def refuse_body(self, refusal: Refusal) -> None:
+    def refuse_body(self, refusal: HttpRefusal) -> None:
         self._refused = True
         assert self._body is not None
         self._body.set_exception(refusal)
@@ -332,9 +333,9 @@ class HttpConnection(web.RequestHandler):
 async def refuse_extra(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse what came on a connection above the limit, except requests for the server's health."""
     protocol = request.protocol
-    if isinstance(protocol, HttpConnection) and protocol.extra and request.path not in ALWAYS_ANSWERED:
+    if isinstance(protocol, HttpConnection) and protocol.extra and request.path not in HEALTH:
         protocol.count_refusal()
-        raise Refusal(503, FULL)
+        raise HttpRefusal(503, FULL)
     return await handler(request)
 
 

@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, ContentEncodingError, HttpProcessingError, LineTooLong
 
 from fgengine.server.answers import Handler, error_body, error_response
-from fgengine.server.connections import Refusal
+from fgengine.server.connections import HttpRefusal
 
 MAX_LINE_BYTES = 8190
 """Longest request line that is accepted."""
@@ -26,10 +26,10 @@ async def refuse_forms(request: web.Request, handler: Handler) -> web.StreamResp
     """Refuse versions of HTTP and encodings of the body that the server does not understand."""
     if request.version[0] != 1:
         version = f"HTTP/{request.version[0]}.{request.version[1]}"
-        raise Refusal(505, f"{version} is not supported: use HTTP/1.1")
+        raise HttpRefusal(505, f"{version} is not supported: use HTTP/1.1")
     encoding = request.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ENCODINGS:
-        raise Refusal(415, f"Content-Encoding {encoding[:50]!r} is not supported: use gzip or none")
+        raise HttpRefusal(415, f"Content-Encoding {encoding[:50]!r} is not supported: use gzip or none")
     return await handler(request)
 
 
@@ -62,7 +62,7 @@ def answer_outside(error: web.HTTPException) -> web.Response:
     return error_response(error.status, error.text or error.reason, "invalid_request_error")
 
 
-def raw_answer(refusal: Refusal) -> bytes:
+def raw_answer(refusal: HttpRefusal) -> bytes:
     """Return the bytes of an error answer that ends the connection."""
     kind = "service_unavailable" if refusal.status == 503 else "invalid_request_error"
     body = error_body(str(refusal), kind)

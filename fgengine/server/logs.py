@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from fgengine.server.routes import PROBES
+
 if TYPE_CHECKING:
     from fgengine.server.options import LogFormat, LogLevel
 
@@ -212,9 +214,17 @@ class RequestLog:
         output.put(entry.ended(level, request, status, outcome, reason))
 
     def client_error(self, error: BaseException) -> None:
-        """Count an error of a client below the level of requests, such as one that sent no HTTP."""
-        kind = "client left" if isinstance(error, ConnectionError) else "malformed HTTP"
-        if self._has_room(kind):
+        """Report an error of a client below the level of requests, such as one that sent no HTTP.
+
+        At debug it has a line. Otherwise it is counted, unless the client has left: the line of its request
+        says so.
+        """
+        left = isinstance(error, ConnectionError)
+        kind = "client left" if left else "malformed HTTP"
+        if not log.isEnabledFor(logging.DEBUG):
+            if not left:
+                self._count(kind)
+        elif self._has_room(kind):
             log.debug("%s: %s", kind, str(error)[:MAX_REASON])
 
     def _has_room(self, kind: str) -> bool:
@@ -225,10 +235,14 @@ class RequestLog:
         self._lines += 1
         if self._lines <= MAX_LINES_PER_SECOND:
             return True
+        self._count(kind)
+        return False
+
+    def _count(self, kind: str) -> None:
+        """Count what has no line, for the next summary."""
         self._only_counted[kind] += 1
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SUMMARY_SECONDS, self.summarize)
-        return False
 
     async def lifetime(self, app: web.Application) -> AsyncIterator[None]:
         """Count clients' errors that aiohttp reports while the app runs; at its end, report what was counted.
@@ -253,12 +267,8 @@ class RequestLog:
             self._timer = None
         if self._only_counted:
             kinds = ", ".join(f"{number:,} x {kind}" for kind, number in sorted(self._only_counted.items()))
-            log.info("without a line of their own: %s", kinds)
+            log.info("not logged one by one: %s", kinds)
             self._only_counted.clear()
-
-
-PROBES = frozenset({"/health", "/health/live", "/health/ready", "/stats", "/metrics"})
-"""Paths that are asked so often that their requests are logged only at debug."""
 
 
 class TextFormat(logging.Formatter):

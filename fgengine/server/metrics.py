@@ -22,9 +22,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.utils import floatToGoString
 
-from fgengine.server.answers import Handler
 from fgengine.server.client import EngineError, State
+from fgengine.server.connections import ConnectionCounters
 from fgengine.server.generation import Service
+from fgengine.server.routes import PROBES
 from fgengine.server.timings import LAG_BUCKETS, Histogram
 
 DISTRIBUTION = "fgbench"
@@ -33,8 +34,8 @@ STATS_SECONDS = 3.0
 LAG_SECONDS = 0.25
 """Seconds between two measurements of the event loop's lag."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-NOT_COUNTED = frozenset({"/metrics", "/health", "/version", "/server_info"})
-"""Routes that are asked by machines, and at fixed intervals. vLLM does not count them either."""
+NOT_COUNTED = PROBES | {"/version", "/server_info"}
+"""Routes that are asked by machines. vLLM does not count its own ones either."""
 
 ENGINE_GAUGES: dict[str, tuple[str, str]] = {
     "running": ("vllm:num_requests_running", "Requests in the batch."),
@@ -44,7 +45,10 @@ ENGINE_GAUGES: dict[str, tuple[str, str]] = {
         "fgengine_requests_beyond_batch",
         "Unfinished requests beyond a full batch; fgengine_requests_beyond_batch_limit is their limit.",
     ),
-    "max_queue": ("fgengine_requests_beyond_batch_limit", "Such requests at which others get 429."),
+    "max_queue": (
+        "fgengine_requests_beyond_batch_limit",
+        "Limit of unfinished requests beyond a full batch; at it, new ones get 429.",
+    ),
     "unstarted_requests": ("fgengine_requests_unstarted", "Requests that have not started."),
     "unstarted_prompt_tokens": (
         "fgengine_prompt_tokens_unstarted",
@@ -52,7 +56,7 @@ ENGINE_GAUGES: dict[str, tuple[str, str]] = {
     ),
     "max_queue_tokens": (
         "fgengine_prompt_tokens_unstarted_limit",
-        "Such prompt tokens at which further requests get 429.",
+        "Limit of prompt tokens that have not started; at it, new requests get 429.",
     ),
     "max_batch_size": ("fgengine_batch_size_limit", "Requests in a full batch."),
     "transfers_in_flight": ("fgengine_kv_transfers_in_flight", "Copies of KV that are not done yet."),
@@ -94,36 +98,32 @@ REQUEST_HISTOGRAMS = (
         "swapped",
         "Wait for the request's KV, after its turn had come.",
     ),
-    ("vllm:request_prompt_tokens", "prompt_lengths", "Prompt tokens of a request."),
+    (
+        "vllm:request_prompt_tokens",
+        "prompt_lengths",
+        "Prompt tokens of a request. With n > 1, each answer counts as one.",
+    ),
     ("vllm:request_generation_tokens", "output_lengths", "Generated tokens of a request."),
     ("vllm:request_max_num_generation_tokens", "output_lengths", "Generated tokens of the longest answer."),
     ("vllm:request_params_max_tokens", "asked_lengths", "Limit of the request's generated tokens."),
     ("vllm:request_num_preemptions", "preemptions", "Preemptions of a request."),
 )
 """Name, attribute of ``RequestTimings``, and meaning."""
+ABORTED = "aborted"
+"""Instead of a class of status: the client left before the end of its answer."""
 OUTCOMES = ("finished", "aborted", "refused", "rejected", "timed_out", "failed")
 """The counters of ``ServerCounters`` that say how a POST request ended."""
-
-
-def monitor(app: web.Application, service: Service, model_name: str | None = None) -> None:
-    """Make an application count its answers and serve GET /metrics.
-
-    ``model_name``: the name in the figures; None: the engine's own.
-    """
-    metrics = Metrics(service, model_name)
-    app.middlewares.insert(0, metrics.count_answers)
-    app.cleanup_ctx.append(metrics.watch_event_loop)
-    app.router.add_get("/metrics", metrics.serve)
 
 
 class Metrics:
     """The figures of one application."""
 
     def __init__(self, service: Service, model_name: str | None = None) -> None:
+        """``model_name``: the name in the figures; None: the engine's own."""
         self._service = service
         self._model_name = model_name
         self._answers: Counter[tuple[str, str, str]] = Counter()
-        """Number of answers by route, method and class of status."""
+        """Number of requests by route, method and class of status."""
         self._lag = Histogram(LAG_BUCKETS)
         self._process = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._process)
@@ -144,16 +144,13 @@ class Metrics:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
-    @web.middleware
-    async def count_answers(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Count answers by route, method and class of status."""
-        response = await handler(request)
+    def count(self, request: web.Request, status: int | None) -> None:
+        """Count a request that has ended; ``status``: of its answer; None: the client left before its end."""
         resource = request.match_info.route.resource
         route = "none" if resource is None else resource.canonical
         if route not in NOT_COUNTED:
             method = request.method if request.method in METHODS else "other"  # clients invent names
-            self._answers[route, method, f"{response.status // 100}xx"] += 1
-        return response
+            self._answers[route, method, ABORTED if status is None else f"{status // 100}xx"] += 1
 
     async def watch_event_loop(self, app: web.Application) -> AsyncIterator[None]:
         """Measure how late the event loop runs, while the application runs."""
@@ -219,10 +216,10 @@ def _histogram(name: str, help: str, histogram: Histogram, labels: Labels) -> Hi
 
 
 def answer_figures(answers: Mapping[tuple[str, str, str], int]) -> Iterator[Metric]:
-    """Yield the number of HTTP answers, under the names that vLLM's dashboards use."""
+    """Yield the number of HTTP requests, under the names that vLLM's dashboards use."""
     family = CounterMetricFamily(
         "http_requests",
-        "HTTP answers by route, method and class of status.",
+        f"HTTP requests by route, method and class of status; {ABORTED}: the client left before the end.",
         labels=["handler", "method", "status"],
     )
     for labels, number in sorted(answers.items()):
@@ -242,8 +239,9 @@ def server_figures(service: Service, lag: Histogram) -> Iterator[Metric]:
     yield states
     outcomes = CounterMetricFamily(
         "fgengine_requests",
-        "POST requests by outcome: refused, the request was invalid; rejected, the queue was full; "
-        "timed_out, it waited too long; failed, the engine or server failed; aborted, the client left.",
+        "POST requests by outcome: refused, the request was invalid; rejected, the queue or the server was "
+        "full, or the server was ending; timed_out, it waited too long; failed, the engine or server failed; "
+        "aborted, the client left.",
         labels=["outcome"],
     )
     for outcome in OUTCOMES:
@@ -253,17 +251,47 @@ def server_figures(service: Service, lag: Histogram) -> Iterator[Metric]:
     yield _gauge(
         "fgengine_requests_in_flight", "POST requests without an outcome.", counters.requests_in_flight, {}
     )
+    yield from connection_figures(service.connections)
     yield _histogram("fgengine_event_loop_lag_seconds", "How late the server's event loop runs.", lag, {})
+
+
+def connection_figures(counters: ConnectionCounters) -> Iterator[Metric]:
+    """Yield the counters of connections."""
+    yield _gauge("fgengine_connections_open", "Open connections.", counters.connections_open, {})
+    for name, help, value in (
+        (
+            "fgengine_connections_refused",
+            "Connections answered with 503, or closed while idle, because there were too many or their "
+            "unfinished bodies were too large.",
+            counters.connections_refused,
+        ),
+        (
+            "fgengine_connections_timed_out",
+            "Clients that took too long to send a request or to read an answer.",
+            counters.connections_timed_out,
+        ),
+        (
+            "fgengine_connections_malformed",
+            "Requests that are not HTTP. They have no outcome.",
+            counters.malformed_requests,
+        ),
+    ):
+        yield _counter(name, help, value, {})
 
 
 def request_figures(service: Service, labels: Labels) -> Iterator[Metric]:
     """Yield latencies, lengths and ends of the requests, under vLLM's names."""
     timings = service.timings
-    yield _counter("vllm:prompt_tokens", "Prompt tokens of started requests.", timings.prompt_tokens, labels)
+    yield _counter(
+        "vllm:prompt_tokens",
+        "Prompt tokens of started requests; with n > 1, each answer's.",
+        timings.prompt_tokens,
+        labels,
+    )
     yield _counter("vllm:generation_tokens", "Generated tokens.", timings.generated_tokens, labels)
     ended = CounterMetricFamily(
         "vllm:request_success",
-        "Requests that ended after the engine had accepted them, by reason.",
+        "Requests that ended after the engine had accepted them, by reason; with n > 1, each answer is one.",
         labels=[*labels, "finished_reason"],
     )
     for reason, number in timings.ended.items():

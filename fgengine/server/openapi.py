@@ -21,6 +21,7 @@ from fgengine.server import answer_types as types
 from fgengine.server.choices import MAX_ANSWERS
 from fgengine.server.fields import NO_EFFECT
 from fgengine.server.legacy import STREAM_TYPE
+from fgengine.server.routes import LIVE, METRICS, READY, STATS
 from fgengine.server.schemas import (
     ALL_FIELDS,
     MAX_LOGPROBS,
@@ -133,13 +134,13 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("GET", "/v1/models"): Operation("List the model.", {JSON: types.ModelList}, (*ALWAYS, 503)),
     ("GET", "/v1/models/{name}"): Operation("Describe the model.", {JSON: types.Model}, (*ALWAYS, 404, 503)),
-    ("GET", "/health"): Operation(
-        "Tell whether requests are served.", {JSON: types.Health}, others={503: {JSON: types.Health}}
+    **dict.fromkeys(
+        [("GET", path) for path in READY],
+        Operation(
+            "Tell whether requests are served.", {JSON: types.Health}, others={503: {JSON: types.Health}}
+        ),
     ),
-    ("GET", "/health/ready"): Operation(
-        "Tell whether requests are served.", {JSON: types.Health}, others={503: {JSON: types.Health}}
-    ),
-    ("GET", "/health/live"): Operation(
+    ("GET", LIVE): Operation(
         "Tell that the server's process answers, whatever its engine does.", {JSON: types.Live}
     ),
     ("POST", "/tokenize"): Operation(
@@ -156,10 +157,10 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         DetokenizeBody,
         {"tokens": {"tokens": [5, 6, 7]}},
     ),
-    ("GET", "/stats"): Operation(
+    ("GET", STATS): Operation(
         "Give the counters and the state of engine and server.", {JSON: {"type": "object"}}, (*ALWAYS, 503)
     ),
-    ("GET", "/metrics"): Operation(
+    ("GET", METRICS): Operation(
         "Give the figures for Prometheus.", {TEXT: {"type": "string"}, OPENMETRICS: {"type": "string"}}
     ),
     ("GET", "/version"): Operation("Give the version.", {JSON: types.Version}),

@@ -31,8 +31,9 @@ PREEMPTION_BUCKETS = (1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 FINISH_REASONS = ("stop", "length", "abort", "error")
-"""How a request that the engine had accepted can end, in vLLM's words: ``abort``, its client left; ``error``,
-the engine broke or stopped."""
+"""How a request that the engine had accepted can end, in vLLM's words: ``abort``, its client left, or another
+answer of it waited too long; ``error``, the engine broke or stopped. One that waited too long itself is not
+counted here. Each answer of a request with n > 1 is a request of the engine."""
 
 _now = WallClock().now
 

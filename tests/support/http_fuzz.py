@@ -117,6 +117,11 @@ ODD_HEADERS = (
         "Content-Type: text/plain",
         "Content-Type: application/json; charset=utf-16",
         "Content-Type:",
+        "Content-Type: \udcff",
+        "Connection: 100-continue",
+        "Upgrade: 100-continue",
+        "TE: 100-continue",
+        "X" * 400 + ": a",
         "Accept: x/y",
     ),
     *(
@@ -138,7 +143,20 @@ ODD_HEADERS = (
         "X-Request-Id: \u00fc\t",
     ),
 )
-ENCODINGS = ("gzip", "deflate", "br", "zstd", "identity", "compress", "gzip, gzip", "GZIP", "", "x", "\u00fc")
+ENCODINGS = (
+    "gzip",
+    "deflate",
+    "br",
+    "zstd",
+    "identity",
+    "compress",
+    "gzip, gzip",
+    "GZIP",
+    "",
+    "x" * 300,
+    "\u00fc",
+    "\udc80",
+)
 PATHS = (
     *(
         "/",
@@ -182,6 +200,11 @@ PATHS = (
         "/\x7f",
     ),
 )
+WHOLE_BODIES = (
+    *(b"", b"null", b"[]", b"\xff\xfe{}", b"[" * 5000, b'"abc"', b"1e999"),
+    *(b'{"prompt": [1, 2, 99999999999999999999], "max_tokens": 2}', b'{"prompt": "a"}' * 2),
+)
+"""Bodies that take the place of a valid one."""
 ENDINGS = ("wait", "wait", "wait", "wait", "wait", "half-close", "reset", "leave")
 Ending = Literal["wait", "half-close", "reset", "leave"]
 
@@ -321,7 +344,7 @@ def _damaged(rng: random.Random, data: bytes) -> bytes:
 
 def _damaged_body(rng: random.Random, *, last: bool) -> Made:
     path, body = _posted(rng)
-    body = _damaged(rng, body)
+    body = _damaged(rng, body) if rng.random() < 0.8 else rng.choice(WHOLE_BODIES)
     if rng.random() < 0.1:
         body = body.decode(errors="replace").encode(rng.choice(("utf-16", "utf-32", "utf-8-sig")))
     return _request("POST", path, body=body, last=last), True
@@ -335,12 +358,17 @@ def _damaged_request(rng: random.Random, *, last: bool) -> Made:
 _gzip = functools.partial(gzip.compress, mtime=0)  # otherwise it writes the time
 
 
+def _not_gzip(data: bytes) -> bytes:
+    """Return what begins as gzip does and goes on as something else."""
+    return b"\x1f\x8b" + zlib.compress(data)
+
+
 def _encoded(rng: random.Random, *, last: bool) -> Made:
     """A body with a Content-Encoding, which may be wrong, cut off or damaged, or may grow large."""
     path, body = _posted(rng)
     if rng.random() < 0.2:
         body = body[:-1] + b" " * rng.choice((10**5, 10**7)) + body[-1:]
-    pack: Callable[[bytes], bytes] = rng.choice((_gzip, zlib.compress, bytes))
+    pack: Callable[[bytes], bytes] = rng.choice((_gzip, zlib.compress, _not_gzip, bytes))
     packed = pack(body) if pack is not bytes or len(body) < 10**5 else body[:5000]
     if rng.random() < 0.2:
         packed = packed[: rng.randrange(len(packed) + 1)]
@@ -367,6 +395,8 @@ def _framed(rng: random.Random, *, last: bool) -> Made:
                 framed[: rng.randrange(len(framed))],
                 framed.replace(b"\r\n", b"\n"),
                 b"ffffffffffffffff\r\n" + framed,
+                b"%x\r\n%b\r\n0\r\n\r\n" % (rng.randrange(99), body),
+                framed[:-5] + b"z\r\n",
                 b"-1\r\n" + framed,
                 framed[:-2] + b"X-Trailer: a\r\n\r\n",
                 b"5;" + b"a" * 500 + b"\r\n" + framed,

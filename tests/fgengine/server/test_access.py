@@ -11,6 +11,7 @@ import pytest
 from fgengine.server import access
 from fgengine.server.access import Rules, exposure, keys_in, name_of, names_in, type_refusal
 from fgengine.server.options import ServerOptions
+from fgengine.server.routes import HEALTH
 
 BODY = {"prompt": "abc", "max_tokens": 2}
 
@@ -229,7 +230,8 @@ async def test_every_route_but_health_wants_the_key(served_with: Any) -> None:
                 assert answer["error"]["code"] == "invalid_api_key"
                 assert answer["error"]["type"] == "invalid_request_error"
                 assert "Authorization: Bearer" in answer["error"]["message"]
-        assert (await served.get("/health"))[0] == 200
+        for path in HEALTH:
+            assert (await served.get(path))[0] == 200
         assert served.engine.users == []
         assert served.service.counters.requests_refused == 3
         for key in ("k1", "k2"):

@@ -20,6 +20,7 @@ from fgengine.server.connections import (
 )
 from fgengine.server.file_limit import DEFAULT_CONNECTIONS, connection_limit, raise_file_limit
 from fgengine.server.options import ServerOptions
+from fgengine.server.routes import HEALTH as HEALTH_PATHS
 
 HALF_HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -188,13 +189,16 @@ async def test_complete_requests_are_never_dropped_and_health_is_still_answered(
         status, headers, body = await refused.answer()
         assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
         assert body["error"]["type"] == "service_unavailable"
-        health = await connect(HEALTH)
-        status, headers, _ = await health.answer()
-        assert (status, headers["connection"]) == (200, "close")
-        assert await health.closed()
+        for path in HEALTH_PATHS:
+            health = await connect(HEALTH.replace(b"/health", path.encode()))
+            status, headers, _ = await health.answer()
+            assert (path, status, headers["connection"]) == (path, 200, "close")
+            assert await health.closed()
     assert not any(raw.reader.at_eof() for raw in waiting)
     assert len(served.engine.requests) == 2
     assert served.connections.counters.connections_refused == 3
+    assert served.service.counters.requests_rejected == 3
+    assert served.service.counters.requests_failed == 0
 
 
 async def test_half_sent_heads_above_the_limit_do_not_keep_health_away(
@@ -239,6 +243,8 @@ async def test_unfinished_bodies_share_a_budget(served: Any, connect: Connect) -
     await served.until(lambda: served.connections.counters.connections_refused >= 2)
     statuses = [(await raw.answer())[0] for raw in bodies[3:]]
     assert statuses == [503, 503]
+    assert served.service.counters.requests_rejected == 2
+    assert served.service.counters.requests_failed == 0
     small = await connect(post("/v1/completions", {"prompt": "abc"}, padding=SMALL_BODY - 1000))
     assert (await small.answer())[0] == 200
     bodies[0].leave()

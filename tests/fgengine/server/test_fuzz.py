@@ -69,9 +69,9 @@ def seeds(number: int) -> Iterable[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800 if NIGHTLY else 240)
 async def test_the_server_survives_what_no_client_should_send(
-    served: Any, caplog: pytest.LogCaptureFixture
+    served: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level(logging.CRITICAL)  # thousands of lines about malformed requests
+    caplog.set_level(logging.ERROR)  # below that, there are lines about fields that the server ignores
     served.engine.step_seconds = 0.0
     served.limit_length(96)
     statuses = await fuzz(served.url, seeds(CASES))
@@ -79,7 +79,9 @@ async def test_the_server_survives_what_no_client_should_send(
     await served.until(lambda: not served.engine.requests)
     await served.until(lambda: served.service.counters.requests_in_flight == 0)
     assert served.service.engine.state == "ready"
-    assert served.service.counters.requests_failed <= statuses["505"]
+    assert served.service.counters.requests_failed == 0
+    assert caplog.records == []
+    assert "Traceback" not in capfd.readouterr().err
     assert (await served.post("/v1/completions", AFTER))[1]["choices"][0]["finish_reason"] == "length"
     status, stats = await served.get("/stats")
     assert status == 200
@@ -94,7 +96,7 @@ async def test_the_server_survives_what_no_client_should_send(
 async def test_a_real_engine_survives_it_and_keeps_no_memory(
     serving: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.CRITICAL)
+    caplog.set_level(logging.ERROR)
     async with serving(policy="sj-mlfq", max_model_len=96) as (url, session):
         statuses = await fuzz(url, seeds(CASES_OF_A_REAL_ENGINE))
         print("answers by status:", dict(sorted(statuses.items())))
@@ -106,7 +108,8 @@ async def test_a_real_engine_survives_it_and_keeps_no_memory(
             if stats["requests_in_flight"] == stats["running"] + stats["waiting"] + stats["swapped"] == 0:
                 break
             await asyncio.sleep(0.01)
-        assert stats["requests_failed"] <= statuses["505"]
+        assert stats["requests_failed"] == 0
+        assert caplog.records == []
         for pool in ("device", "host"):
             assert stats[f"free_{pool}_blocks"] == stats[f"num_{pool}_blocks"]
 

@@ -155,3 +155,11 @@ async def _text(served: Any, body: dict[str, Any]) -> tuple[int, str]:
 
 async def test_health_of_a_ready_server(served: Any) -> None:
     assert await _health(served) == (200, {"status": "ready", "message": "ready"})
+
+
+async def test_a_request_that_a_draining_server_turns_away_is_not_a_failure(served: Any) -> None:
+    served.service.draining = True
+    async with served.session.post(served.url + "/v1/completions", json=LONG) as response:
+        assert (response.status, response.headers["Retry-After"]) == (503, "1")
+    counters = served.service.counters
+    assert (counters.requests_rejected, counters.requests_failed) == (1, 0)

@@ -11,10 +11,12 @@ import socket
 import struct
 import threading
 import time
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from raw_http import Raw, post
 
 from fgengine.server import logs
 from fgengine.server.logs import MAX_LINES_PER_SECOND, Output, logging_to, quoted, utc
@@ -197,6 +199,21 @@ async def test_refused_access_has_an_id_and_a_line(served: Any, json_log: Log) -
     assert (entry["status"], entry["outcome"]) == (415, "refused")
 
 
+@pytest.fixture
+def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the clock of the log, so that all lines belong to the same second."""
+    clock = types.SimpleNamespace(monotonic=lambda: 5.0, time=time.time, strftime=time.strftime)
+    clock.gmtime = time.gmtime
+    monkeypatch.setattr(logs, "time", clock)
+
+
+def counted(lines: list[str], kind: str) -> int:
+    """Return the sum of the numbers that the log gives for a kind of lines."""
+    numbers = [n for line in lines for n in re.findall(rf"([\d,]+) x {kind}", line)]
+    return sum(int(number.replace(",", "")) for number in numbers)
+
+
+@pytest.mark.usefixtures("one_second")
 async def test_a_flood_of_refused_requests_is_counted(served: Any, log: Log) -> None:
     served.service.counters.requests_refused = 0
     await asyncio.gather(*(served.post("/v1/completions", {"n": 3}) for _ in range(400)))
@@ -204,13 +221,9 @@ async def test_a_flood_of_refused_requests_is_counted(served: Any, log: Log) -> 
     await asyncio.sleep(logs.SUMMARY_SECONDS + 0.1)
     lines = log.lines()
     own = [line for line in lines if " refused " in line and "reason=" in line]
-    counted = {
-        kind: sum(int(n.replace(",", "")) for line in lines for n in re.findall(rf"([\d,]+) x {kind}", line))
-        for kind in ("400 refused", "404 refused")
-    }
-    assert sum(counted.values()) + len(own) == 500
-    assert counted["400 refused"] > 300
-    assert len(lines) < 100  # at most 20 in each second, and a summary
+    assert len(own) == MAX_LINES_PER_SECOND
+    assert counted(lines, "400 refused") == 400 - MAX_LINES_PER_SECOND
+    assert counted(lines, "404 refused") == 100
     assert served.service.counters.requests_refused == 400
 
 
@@ -239,9 +252,46 @@ async def test_a_flood_that_is_not_http_is_counted_without_tracebacks(served: An
     await asyncio.sleep(logs.SUMMARY_SECONDS + 0.1)
     text = "\n".join(log.lines())
     assert "Traceback" not in text
-    assert re.search(r"INFO without a line of their own: [\d,]+ x malformed HTTP", text)
-    assert len(text) < 1000
+    assert re.search(r"INFO not logged one by one: [\d,]+ x malformed HTTP", text)
+    assert counted(log.lines(), "malformed HTTP") == 60
+    assert all(" x malformed HTTP" in line for line in log.lines())
     assert (await served.get("/health"))[0] == 200
+
+
+async def test_one_request_that_is_not_http_is_counted_too(served: Any, log: Log) -> None:
+    raw = await Raw.to(served.url)
+    raw.send(b"nonsense\r\n\r\n")
+    assert (await raw.answer())[0] == 400
+    raw.leave()
+    await served.until(lambda: counted(log.lines(), "malformed HTTP") == 1)
+
+
+async def test_an_unsupported_version_is_the_clients_mistake(served: Any, json_log: Log) -> None:
+    raw = await Raw.to(served.url)
+    raw.send(post("/v1/completions", BODY).replace(b"HTTP/1.1", b"HTTP/2.0"))
+    status, _, _ = await raw.answer()
+    assert status == 505
+    raw.leave()
+    (entry,) = json_log.requests()
+    assert (entry["status"], entry["outcome"], entry["level"]) == (505, "refused", "INFO")
+    counters = served.service.counters
+    assert (counters.requests_refused, counters.requests_failed) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"prompt": "abc", "n": 4}, 3),
+        ({"prompt": "abc", "n": 2, "best_of": 3}, 3),
+        ({"prompt": ["abc", "abc"], "n": 2}, 6),
+        ({"prompt": [[1, 2], [1, 2], [3]]}, 5),
+    ],
+)
+async def test_a_prompt_counts_once(served: Any, json_log: Log, body: dict[str, Any], tokens: int) -> None:
+    status, answer = await served.post("/v1/completions", {**body, "max_tokens": 2})
+    assert status == 200
+    (entry,) = json_log.requests()
+    assert entry["prompt_tokens"] == answer["usage"]["prompt_tokens"] == tokens
 
 
 async def test_clients_that_leave_during_a_stream_leave_no_traceback(served: Any, log: Log) -> None:

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
+from raw_http import Raw
 
 from fgbench.backends.prefix_cache import Reset, reset_cache
 from fgbench.backends.probe import from_vllm
 from fgbench.backends.sampling import ServerWatch
 from fgbench.results.server_samples import FILE, read_samples
+from fgengine.scheduling.refusal import QueueTimeout
 from fgengine.server import metrics
 from fgengine.server.client import EngineError
 from fgengine.server.options import ServerOptions
+from fgengine.server.routes import PROBES
 from fgengine.server.timings import Histogram, RequestTimings
 
 VLLM = {
@@ -217,15 +220,68 @@ async def test_openmetrics_is_served_to_those_who_ask_for_it(served: Any) -> Non
     assert {"vllm:generation_tokens", "fgengine_requests"} <= {f.name for f in read_openmetrics(page)}
 
 
-async def test_each_application_has_its_own_figures(serving: Any) -> None:
-    async with serving(policy="fcfs") as (one, session), serving(policy="fcfs") as (other, _):
-        async with session.post(one + "/v1/completions", json={"prompt": [5], "max_tokens": 2}) as response:
-            assert response.status == 200
-        pages = []
-        for url in (one, other):
-            async with session.get(url + "/metrics") as response:
-                pages.append(samples(await response.text()))
+async def test_each_application_has_its_own_figures(served_with: Any) -> None:
+    async with served_with(ServerOptions()) as one, served_with(ServerOptions()) as other:
+        assert (await one.post("/v1/completions", {"prompt": [5], "max_tokens": 2}))[0] == 200
+        pages = [samples(await text(server)) for server in (one, other)]
     assert [only(page, "fgengine_requests_received_total") for page in pages] == [1, 0]
+    answers = [page.get("http_requests_total", {}) for page in pages]
+    assert [sum(numbers.values()) for numbers in answers] == [1, 0]
+
+
+async def test_the_counters_of_connections_are_the_stats(served: Any) -> None:
+    raw = await Raw.to(served.url)
+    raw.send(b"nonsense\r\n\r\n")
+    await raw.everything()
+    raw.leave()
+    served.connections.counters.connections_refused = 5
+    served.connections.counters.connections_timed_out = 6
+    found = samples(await text(served))
+    assert only(found, "fgengine_connections_open") >= 1
+    assert only(found, "fgengine_connections_refused_total") == 5
+    assert only(found, "fgengine_connections_timed_out_total") == 6
+    assert only(found, "fgengine_connections_malformed_total") == 1
+
+
+async def test_an_answer_that_a_client_did_not_wait_for_is_counted_once(served: Any, fake: Any) -> None:
+    url, body = served.url + "/v1/completions", {"prompt": [97, fake.WAIT], "max_tokens": 9, "stream": True}
+    async with served.session.post(url, json=body) as response:
+        await response.content.readany()
+    await served.until(lambda: served.service.counters.requests_aborted == 1)
+    found = samples(await text(served))
+    assert found["http_requests_total"] == {
+        (("handler", "/v1/completions"), ("method", "POST"), ("status", "aborted")): 1
+    }
+
+
+async def test_routes_that_machines_ask_are_not_counted(served: Any) -> None:
+    for path in PROBES:
+        async with served.session.get(served.url + path) as response:
+            assert response.status == 200
+    assert "http_requests_total" not in samples(await text(served))
+
+
+async def test_each_answer_of_a_request_is_one_of_the_engines_requests(served: Any) -> None:
+    await served.post("/v1/completions", {"prompt": "abc", "max_tokens": 2, "n": 4})
+    page = await text(served)
+    found = samples(page)
+    assert only(found, "vllm:prompt_tokens_total") == 12
+    assert only(found, "vllm:request_prompt_tokens_count") == 4
+    assert only(found, "vllm:request_success_total", finished_reason="length") == 4
+    assert only(found, "fgengine_requests_total", outcome="finished") == 1
+
+
+async def test_siblings_of_a_request_that_waited_too_long_are_counted(served: Any, fake: Any) -> None:
+    body = {"prompt": [97, fake.WAIT], "max_tokens": 9, "n": 3}
+    asking = asyncio.create_task(served.post("/v1/completions", body))
+    await served.until(lambda: sum(r.num_generated for r in served.engine.requests.values()) == 3)
+    last = list(served.engine.requests.values())[-1]
+    served.engine.expired = [(last, QueueTimeout("the request waited for 5 s", 0.2))]
+    assert (await asking)[0] == 503
+    found = samples(await text(served))
+    ended = {dict(k)["finished_reason"]: v for k, v in found["vllm:request_success_total"].items()}
+    assert ended == {"stop": 0, "length": 0, "abort": 2, "error": 0}
+    assert only(found, "fgengine_requests_total", outcome="timed_out") == 1
 
 
 async def test_the_event_loops_lag_is_measured(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
