@@ -30,6 +30,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
                 "machine_load",
                 "units",
                 "quantities",
+                "json_problems",
             ),
         ),
         (

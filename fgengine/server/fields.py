@@ -7,6 +7,7 @@ the answer are ignored. Any other one is ignored and reported, so that the serve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -73,6 +74,21 @@ HARMLESS = frozenset(
     }
 )
 """Fields that cannot change the answer."""
+OF_MESSAGES: dict[str, tuple[Any, ...]] = {
+    "tool_calls": ([],),
+    "tool_call_id": (),
+    "function_call": (),
+    "audio": (),
+    "refusal": (),
+}
+"""Fields of a chat's messages that are not supported, as in ``NO_EFFECT``."""
+OF_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "include_obfuscation": (False,),
+    "continuous_usage_stats": (False,),
+}
+"""Fields of ``stream_options`` that are not supported, as in ``NO_EFFECT``."""
+HARMLESS_INSIDE = frozenset({"annotations", "cache_control"})
+"""Fields of messages and their parts that cannot change the answer."""
 ALIKE = 0.75
 """Likeness of two names (0 to 1) from which one is taken for a misspelling of the other."""
 
@@ -92,33 +108,42 @@ def check_fields(
     supported: Collection[str],
     elsewhere: Collection[str] = (),
     report: Callable[[str], None] = lambda name: None,
+    *,
+    unsupported: Mapping[str, tuple[Any, ...]] = NO_EFFECT,
+    harmless: Collection[str] = HARMLESS,
+    path: str = "",
 ) -> None:
     """Refuse fields that would change the answer.
 
     Args:
-        fields: The fields of a request, by name.
+        fields: The fields of a request, or of an object in it, by name.
         supported: Names of the fields that the route has.
         elsewhere: Names of the fields that other routes have.
-        report: Called with the name of each field that is ignored and might mean something.
+        report: Called with the name of each field that is ignored and might mean something. Of an object in
+            a list, it has no number: ``messages[].priority``.
+        unsupported: Fields that are known and not supported, with the values that have no effect.
+        harmless: Names of fields that cannot change the answer.
+        path: Where the object is, such as ``messages[0]``.
 
     Raises:
         UnsupportedField: a field is not supported or misspelt. The message names it and says what to do.
     """
+    inside = f"{path}." if path else ""
     for name, value in fields.items():
-        if name in supported or value is None or name in HARMLESS:
+        if name in supported or value is None or name in harmless:
             continue
-        if name in NO_EFFECT:
-            _check_value(name, value)
+        where = inside + name[:64]
+        if name in unsupported:
+            _check_value(where, value, unsupported[name])
         elif name in elsewhere:
-            raise UnsupportedField(f"{name} is a field of another route: leave it out", name)
-        elif alike := get_close_matches(name, [*supported, *NO_EFFECT], 1, ALIKE):
-            raise UnsupportedField(f"there is no field {name[:64]!r}: did you mean {alike[0]}?", name[:64])
+            raise UnsupportedField(f"{where} is a field of another route: leave it out", where)
+        elif alike := get_close_matches(name, [*supported, *unsupported], 1, ALIKE):
+            raise UnsupportedField(f"there is no field {where!r}: did you mean {alike[0]}?", where)
         else:
-            report(name)
+            report(re.sub(r"\[\d+\]", "[]", inside) + name)
 
 
-def _check_value(name: str, value: Any) -> None:
-    neutral = NO_EFFECT[name]
+def _check_value(where: str, value: Any, neutral: tuple[Any, ...]) -> None:
     if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
         return
     import msgspec
@@ -126,4 +151,4 @@ def _check_value(name: str, value: Any) -> None:
     values = " or ".join(msgspec.json.encode(one).decode() for one in neutral)
     remedy = f"leave it out or set it to {values}" if values else "leave it out"
     code = "unsupported_value" if values else "unsupported_parameter"
-    raise UnsupportedField(f"{name} is not supported: {remedy}", name, code)
+    raise UnsupportedField(f"{where} is not supported: {remedy}", where, code)
