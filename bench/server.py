@@ -45,6 +45,7 @@ class NullEngine:
     """An engine that produces one token for every request in every step, without computing."""
 
     model_name, vocab_size, max_model_len, longest_step = "null", 256, 1 << 20, 0.0
+    room = None
     retry_after = None
 
     def __init__(self) -> None:

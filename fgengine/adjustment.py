@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fgengine.matching import Matcher
     from fgengine.request import SamplingParams
 
 ALWAYS = 2**31
@@ -51,6 +52,8 @@ class Adjustment:
         """The number of output tokens, from the first one, for which the logits change."""
         self.bias_tokens = array("q", [token for token, _ in params.logit_bias])
         self.biases = array("d", [bias for _, bias in params.logit_bias])
+        self.matcher: Matcher | None = None
+        """Set by the engine if the request has a grammar."""
         self.counts: TokenCounts | None = None
         """None: the request has no penalties."""
         if params.has_penalties:

@@ -9,7 +9,10 @@ from typing import Any, Protocol
 
 from fgengine.clock import Clock, WallClock
 from fgengine.config import EngineConfig
+from fgengine.extras import MissingPackage
+from fgengine.grammar import Grammar
 from fgengine.kv.transfer import CopyEngine
+from fgengine.matching import GrammarError, Grammars, Matcher
 from fgengine.plan import StepPlan, StepResult, TokenEvent
 from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.refusal import (
@@ -68,6 +71,7 @@ class Engine:
         vocab_size: int = 2**31,
         overlap: bool = False,
         analytic_device: str = "",
+        grammars: Grammars | None = None,
     ) -> None:
         """Assemble an engine from its parts; ``from_config`` is the usual way.
 
@@ -81,6 +85,7 @@ class Engine:
                 step that is launched already.
             analytic_device: reported by ``stats``: name of a device whose step times are computed from
                 published figures; empty for a real device.
+            grammars: compiles the grammars of requests; None: such requests are refused.
         """
         self.scheduler = scheduler
         self.runner = runner
@@ -91,12 +96,15 @@ class Engine:
         self.vocab_size = vocab_size
         self.overlap = overlap
         self.analytic_device = analytic_device
+        self.grammars = grammars
         self.work = Work()
         self._started = clock.now()
         self._timer = StepTimer(self.work, clock)
         self._running: tuple[StepPlan, Collect] | None = None
         """The launched step whose result is not processed yet."""
         self._ids = count()
+        self._with_grammar: dict[str, Request] = {}
+        """Requests with a grammar, with some that have ended."""
 
     @classmethod
     def from_config(cls, config: EngineConfig, report: Callable[[str], None] = lambda line: None) -> Engine:
@@ -112,9 +120,16 @@ class Engine:
         """
         if config.device_spec is not None:
             return cls._emulated(config, report)
+        from fgengine.model.store import tokenizer_of
+        from fgengine.model.tokenizer_files import open_tokenizer
         from fgengine.startup import load_runner, make_scheduler  # imports torch
 
         runner = load_runner(config, report)
+        grammars = Grammars(
+            lambda: open_tokenizer(tokenizer_of(config), config.model),
+            vocab_size=runner.shape.vocab_size,
+            eos_token_ids=runner.shape.eos_token_ids,
+        )
         return cls(
             make_scheduler(config, runner, report),
             runner,
@@ -124,6 +139,7 @@ class Engine:
             policy_name=config.policy,
             vocab_size=runner.shape.vocab_size,
             overlap=runner.device.type == "cuda",
+            grammars=grammars,
         )
 
     @classmethod
@@ -142,6 +158,12 @@ class Engine:
             overlap=True,  # as on a GPU
             analytic_device=parts.device,
         )
+
+    @property
+    def room(self) -> int | None:
+        """Number of requests that it takes at once while it has none; None: any number."""
+        waiting = self.scheduler.queue.limit.requests
+        return None if waiting is None else self.scheduler.max_batch_size + waiting
 
     @property
     def longest_step(self) -> float:
@@ -200,12 +222,40 @@ class Engine:
                 raise RequestRefused(
                     f"logit_bias has the token {token}: the model's tokens are 0 .. {self.vocab_size - 1}"
                 )
+        for token in params.stop_token_ids:
+            if not 0 <= token < self.vocab_size:
+                raise RequestRefused(
+                    f"stop_token_ids has the token {token}: the model's tokens are 0 .. {self.vocab_size - 1}"
+                )
         if params.min_tokens:
             check_leaves_a_token(params, self.scheduler.limits.eos_token_ids, self.vocab_size)
+        matcher = None if params.grammar is None else self._matcher(params.grammar, len(prompt))
         now = self.clock.now()
         request = Request.new(id, prompt, params, now if arrival is None else min(arrival, now), user)
+        if matcher is not None and request.adjustment is not None:
+            request.adjustment.matcher = matcher
         self.scheduler.add(request, now)
+        if matcher is not None:
+            self._with_grammar[id] = request
         return request
+
+    def prepare(self, params: SamplingParams) -> Callable[[], object] | None:
+        """Return a job after which ``add`` need not compile the grammar; None: it need not now.
+
+        Any thread may run it. Compiling takes milliseconds, and a second for some grammars.
+        """
+        grammar, grammars = params.grammar, self.grammars
+        if grammar is None or grammars is None or grammars.known(grammar):
+            return None
+        return lambda: grammars.compile(grammar)
+
+    def _matcher(self, grammar: Grammar, prompt_len: int) -> Matcher:
+        if self.grammars is None:
+            raise RequestRefused(f"{grammar.field} is not supported by this engine: leave it out")
+        try:
+            return self.grammars.matcher(grammar, prompt_len)
+        except (GrammarError, MissingPackage) as error:
+            raise RequestRefused(str(error)) from None
 
     def abort(self, id: str) -> bool:
         """End a request and free its KV. Returns False if it is unknown or has already ended."""
@@ -233,6 +283,9 @@ class Engine:
         steps. After any exception the engine cannot continue.
         """
         self._timer.begin()
+        if self._running is not None and self._needs_its_tokens(self._running[0]):
+            running, self._running = self._running, None
+            return self._process(*running)
         self.scheduler.copied(self.copies.done())
         plan = self.scheduler.schedule(self.clock.now())
         # Submit before the launch: copies wait for all steps launched before, but not for this one. Uploads
@@ -247,6 +300,17 @@ class Engine:
         if not launched:
             self._wait_for_copies()
         return []
+
+    def _needs_its_tokens(self, running: StepPlan) -> bool:
+        """Whether the next step cannot be launched before the host has the tokens of the running one.
+
+        A grammar needs a request's newest token to say which may be next.
+        """
+        if not self._with_grammar:
+            return False
+        for id in [id for id, request in self._with_grammar.items() if request.finished]:
+            del self._with_grammar[id]
+        return any(item.yields_token and item.request.id in self._with_grammar for item in running.items)
 
     def _process(self, plan: StepPlan, collect: Collect) -> list[TokenEvent]:
         """Wait for the step's result and pass it to the scheduler."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 _ENGINE = (
-    *("aiohttp", "gguf", "huggingface_hub", "jinja2", "prometheus_client", "safetensors", "scipy"),
-    *("sklearn", "torch"),
+    *("aiohttp", "gguf", "huggingface_hub", "jinja2", "llguidance", "prometheus_client"),
+    *("safetensors", "scipy", "sklearn", "torch"),
 )
 EXTRA_OF = {
     **dict.fromkeys((*_ENGINE, "transformers", "triton"), "engine"),

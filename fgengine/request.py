@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fgengine.adjustment import Adjustment
+from fgengine.grammar import Grammar
+from fgengine.invalid_param import InvalidParam
 from fgengine.prompt_logprobs import PromptLogprobs, TopTokens
 
 MAX_TOP = 20
@@ -21,8 +23,8 @@ FinishReason = Literal["length", "stop", "abort", "error", "timeout"]
 """Why a request ended.
 
 length: it has ``max_tokens`` output tokens. stop: it generated EOS or a stop token. abort: the client or the
-server stopped it. error: a simulated engine refused it. timeout: it waited for its start longer than the
-queue's timeout.
+server stopped it. error: a simulated engine refused it, or its grammar exceeded a limit during a step.
+timeout: it waited for its start longer than the queue's timeout.
 """
 Phase = Literal["queued", "swapped", "prefill", "decode"]
 """What a request is doing.
@@ -30,19 +32,6 @@ Phase = Literal["queued", "swapped", "prefill", "decode"]
 queued: it waits to be selected; its KV may be anywhere. swapped: it is selected, but its KV is on the host or
 in transfer. prefill or decode: it is in a batch.
 """
-
-
-class InvalidParam(ValueError):
-    """A field of SamplingParams is out of range. The message begins with the field's name.
-
-    InvalidParam("top_k", "must be 0 (off) or more, not -2").field  # "top_k"
-    """
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field} {problem}")
-        self.field = field
-        self.problem = problem
-        """The message without the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +85,9 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     """None: off. 0 to 20: report the log probability of each prompt token given those before it, and this
     number of most probable tokens at its position."""
+    grammar: Grammar | None = None
+    """What the output must be. EOS ends the request as soon as nothing else may follow; ``max_tokens`` may
+    end it before that. Not together with ``min_tokens`` or ``ignore_eos``."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -132,6 +124,14 @@ class SamplingParams:
             raise InvalidParam(
                 "prompt_logprobs", f"must be between 0 and {MAX_TOP}, not {self.prompt_logprobs}"
             )
+        if self.grammar is not None:
+            for name in ("ignore_eos", "min_tokens"):
+                if getattr(self, name):
+                    raise InvalidParam(
+                        name,
+                        f"contradicts {self.grammar.field}, with which the answer ends where it is "
+                        f"complete: leave {name} out",
+                    )
 
     def _check_biases(self) -> None:
         if not self.logit_bias:
@@ -159,7 +159,9 @@ class SamplingParams:
     @property
     def changes_every_token(self) -> bool:
         """Whether logits change before each token is sampled. ``min_tokens`` changes those of the first."""
-        return self.min_p > 0.0 or self.has_penalties or bool(self.logit_bias)
+        if self.min_p > 0.0 or self.has_penalties or self.logit_bias:
+            return True
+        return self.grammar is not None
 
     @property
     def needs_logits(self) -> str | None:
@@ -172,6 +174,8 @@ class SamplingParams:
             "top_logprobs": self.top_logprobs,
             "prompt_logprobs": self.prompt_logprobs is not None,
         }
+        if self.grammar is not None:
+            wanted[self.grammar.field] = True
         return next((name for name, value in wanted.items() if value), None)
 
 
@@ -291,6 +295,12 @@ class Request:
     def max_len(self) -> int:
         """Maximum number of prompt and output tokens."""
         return self.prompt_len + self.params.max_tokens
+
+    @property
+    def failure(self) -> str:
+        """Why the request's grammar cannot be followed any more; usually empty."""
+        matcher = None if self.adjustment is None else self.adjustment.matcher
+        return "" if matcher is None else matcher.failure
 
     @property
     def finished(self) -> bool:

@@ -24,6 +24,10 @@ CONTEXT_TOKENS = 8
 TOKEN_IDS = range(2**32)
 """The ids that the library takes. A client may send any; the engine refuses those that the model has not."""
 
+MAX_PENDING = 32
+"""Tokens without text after which a detokenizer starts anew. A character has at most 4 bytes, so these are
+special tokens, or bytes that are no character."""
+
 
 class TextError(ValueError):
     """A model has no usable chat template, or its template refuses a chat. The message is one sentence."""
@@ -40,7 +44,7 @@ class TextCodec:
         self, tokenizer: Tokenizer, chat_template: ChatTemplate | None = None, chat_problem: str = ""
     ) -> None:
         """``chat_problem``: the reason why chats cannot be encoded, if the model's template is unusable."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._chat_template = chat_template
         self.chat_problem = chat_problem
         self._token_bytes = token_bytes(tokenizer)
@@ -85,7 +89,7 @@ class TextCodec:
         Raises TextError if the tokenizer fails at this text.
         """
         try:
-            return self._tokenizer.encode(text, add_special_tokens=special_tokens)
+            return self.tokenizer.encode(text, add_special_tokens=special_tokens)
         except BaseException as error:  # the library's panics are no Exception
             if isinstance(error, Exception) or type(error).__name__ == "PanicException":
                 raise TextError(f"the model's tokenizer fails at this text: {error}") from None
@@ -112,17 +116,17 @@ class TextCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of all tokens, without special tokens."""
-        text = self.detokenizer()
-        return "".join([*(text.add(token) for token in ids), text.finish()])
+        known = [token for token in ids if 0 <= token < len(self._token_bytes)]
+        return str(self.tokenizer.decode(known, skip_special_tokens=True))
 
     def decode_all(self, ids: Sequence[int]) -> str:
         """Return the text of all tokens, with special tokens."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes of one token, for lists of log probabilities; of a special token, its name."""
         known = self._token_bytes[token] if token < len(self._token_bytes) else b""
-        return known or (self._tokenizer.id_to_token(token) or "").encode()
+        return known or (self.tokenizer.id_to_token(token) or "").encode()
 
     def token_text(self, token: int) -> str:
         """Return the text of one token, as ``token_bytes`` does. Incomplete characters are U+FFFD."""
@@ -130,7 +134,7 @@ class TextCodec:
 
     def detokenizer(self, prompt: Sequence[int] = ()) -> IncrementalDetokenizer:
         """Return a detokenizer for the tokens that follow ``prompt``."""
-        return IncrementalDetokenizer(self._tokenizer, prompt)
+        return IncrementalDetokenizer(self.tokenizer, prompt)
 
 
 class IncrementalDetokenizer:
@@ -158,7 +162,12 @@ class IncrementalDetokenizer:
             text = self._stream.step(self._tokenizer, token)
         if text is None:
             self._pending.append(token)
-            return ""
+            if len(self._pending) < MAX_PENDING:
+                return ""
+            # The library decodes all of them again at each step, so very many would take very long.
+            text = self.finish()
+            self._stream = DecodeStream(skip_special_tokens=True)
+            return text
         self._pending.clear()
         return str(text)
 
@@ -246,7 +255,8 @@ class ChatTemplate:
             reason = f"the model's chat template cannot be read: {error}"
             raise TextError(f"{reason}; use /v1/completions") from error
         except Exception as error:  # a template can raise any exception
-            raise TextError(f"the model's chat template refuses these messages: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise TextError(f"the model's chat template refuses these messages: {reason}") from error
         return str(rendered[0])
 
 

@@ -21,6 +21,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
                 "config",
                 "request",
                 "adjustment",
+                "grammar",
+                "matching",
                 "prompt_logprobs",
                 "clock",
                 "files",
@@ -31,6 +33,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
                 "units",
                 "quantities",
                 "json_problems",
+                "invalid_param",
             ),
         ),
         (

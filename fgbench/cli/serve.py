@@ -11,7 +11,7 @@ import typer
 
 from fgbench.cli.flags import ConfigFile, takes_options
 from fgengine.config import EngineConfig
-from fgengine.server.options import ServerOptions
+from fgengine.server.options import KEY_VARIABLE, ServerOptions
 
 
 @takes_options
@@ -51,6 +51,7 @@ def serve(
 
     check_names(server)
     options = options.with_key_of(os.environ)
+    os.environ.pop(KEY_VARIABLE, None)  # the child processes do not need it
 
     def report(sentence: str) -> None:
         with contextlib.suppress(OSError):  # a full disk or a closed pipe must not end the server

@@ -1,8 +1,8 @@
-"""Changes logits before sampling: biases, penalties, forbidden tokens, and min_p.
+"""Changes logits before sampling: biases, penalties, forbidden tokens, grammars, and min_p.
 
-The order is vLLM's: biases, the repetition penalty, the other penalties, min_tokens; then, after the
-temperature, min_p. Only the requests' tokens decide, so the result does not depend on the batch. Nothing here
-waits for the GPU.
+The order is vLLM's: biases, the repetition penalty, the other penalties, min_tokens, grammars;
+then, after the temperature, min_p. Only the requests' tokens decide, so the result does not depend on the
+batch. Nothing here waits for the GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ from fgengine.adjustment import Adjustment
 from fgengine.execution.device_tokens import DeviceTokens
 from fgengine.ops.batch import place
 from fgengine.request import Request
+
+OF_BITS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0.0, -np.inf
+).astype(np.float32)
+"""[256, 8]: for each byte of a grammar's mask, what is added to the logits of its eight tokens."""
 
 
 def adjust(
@@ -40,6 +45,8 @@ def adjust(
     if any(one.counts is not None for one in adjustments):
         _penalize(logits, requests, positions, unread)
     _forbid_the_end(logits, adjustments, positions, eos_token_ids)
+    if any(one.matcher is not None for one in adjustments):
+        _follow_grammars(logits, requests, positions)
     _leave_out_improbable(logits, adjustments)
 
 
@@ -125,6 +132,22 @@ def _forbid_the_end(
     ]
     if forbidden:
         logits[tuple(place(np.array(forbidden).T.copy(), logits.device))] = -math.inf
+
+
+def _follow_grammars(logits: Tensor, requests: Sequence[Request], positions: Sequence[int]) -> None:
+    """Forbid what the grammars of some rows do not allow, in place. The host must know all their tokens."""
+    rows, masks = [], []
+    for row, (request, position) in enumerate(zip(requests, positions, strict=True)):
+        if request.adjustment is not None and (matcher := request.adjustment.matcher) is not None:
+            rows.append(row)
+            masks.append(matcher.allowed(request.tokens, request.prompt_len + position))
+    packed = place(np.frombuffer(bytearray().join(masks), np.uint8), logits.device)
+    added = place(OF_BITS, logits.device).index_select(0, packed.int()).view(len(rows), -1)
+    added = added[:, : logits.shape[1]]
+    if len(rows) == len(requests):
+        logits.add_(added)  # a tenth of the time of masked_fill_ on a CPU
+    else:
+        logits.index_add_(0, place(np.array(rows), logits.device), added)
 
 
 def _leave_out_improbable(logits: Tensor, adjustments: Sequence[Adjustment]) -> None:

@@ -91,7 +91,8 @@ def sample(
         if not rows:
             continue
         at = place(np.array(rows), logits.device)
-        part, theirs, here = logits[at], [requests[row] for row in rows], [positions[row] for row in rows]
+        part = logits.index_select(0, at)
+        theirs, here = [requests[row] for row in rows], [positions[row] for row in rows]
         if rows is changed:
             part = part.float()
             adjust(part, theirs, here, eos_token_ids, unread)

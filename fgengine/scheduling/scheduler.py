@@ -370,7 +370,7 @@ class Scheduler:
                     request.first_token_at = now
                     self.counters.prompt_tokens += request.prompt_len
                 if request in stopped:
-                    request.finish("stop", now)
+                    request.finish("error" if request.failure else "stop", now)
                 elif generated >= request.params.max_tokens:
                     request.finish("length", now)
                 if request.finish_reason is not None:

@@ -207,5 +207,7 @@ class Stream:
         if not self._response.prepared:
             raise error
         self._response.failure = str(error)
-        await self.write([error_body(str(error), "service_unavailable")])
+        body = answer_to(error, self._request).body
+        assert isinstance(body, bytes)
+        await self.write([body])
         return await self.close()

@@ -58,10 +58,11 @@ def make_app(service: Service, options: ServerOptions = DEFAULTS) -> web.Applica
 
 async def health(request: web.Request) -> web.Response:
     """GET /health and /health/ready: 200 if requests are served, else 503. ``message`` says why."""
-    engine = request.app[SERVICE].engine
-    return web.json_response(
-        {"status": engine.state, "message": engine.message}, status=200 if engine.state == "ready" else 503
-    )
+    service = request.app[SERVICE]
+    status, message = service.engine.state, service.engine.message
+    if service.draining:
+        return web.json_response({"status": "draining", "message": "the server is shutting down"}, status=503)
+    return web.json_response({"status": status, "message": message}, status=200 if status == "ready" else 503)
 
 
 async def live(request: web.Request) -> web.Response:

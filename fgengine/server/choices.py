@@ -18,6 +18,39 @@ from fgengine.text import TextCodec
 
 MAX_ANSWERS = 128
 """Answers that one request may ask for: prompts x best_of."""
+MAX_SCORED = 200_000
+"""Log probabilities of prompt tokens that one request may ask for, with their alternatives."""
+
+
+def check_count(num_prompts: int, best_of: int, room: int | None = None) -> None:
+    """Raise BadRequestError if a request asks for more answers than ``MAX_ANSWERS``.
+
+    ``room``: requests that an idle engine takes at once; None: any number. With more answers, even an idle
+    engine would refuse some of them.
+    """
+    count, most = num_prompts * best_of, MAX_ANSWERS if room is None else min(room, MAX_ANSWERS)
+    if count > most:
+        number = f"{num_prompts} prompt{'s' if num_prompts > 1 else ''} x {best_of}"
+        limit = "" if most == MAX_ANSWERS else " (max_batch_size + max_queue)"
+        raise BadRequestError(
+            f"this request asks for {count} answers ({number}): ask for at most {most}{limit}",
+            "prompt" if num_prompts > most else "n",
+        )
+
+
+def check_length(prompt_tokens: int, max_tokens: int, most: int, field: str) -> None:
+    """Raise BadRequestError if a prompt and its answer may have more than ``most`` tokens together.
+
+    ``field``: the one that has the prompt.
+    """
+    total = prompt_tokens + max_tokens
+    if total > most:
+        raise BadRequestError(
+            f"prompt + max_tokens is {total} ({prompt_tokens} + {max_tokens}), more than {most}, which is "
+            "the model's context length: shorten one of them",
+            field,
+            "context_length_exceeded",
+        )
 
 
 def asks(
@@ -28,15 +61,18 @@ def asks(
     The answers to one prompt have the seeds ``seed``, ``seed + 1`` and so on. So they differ, and a prompt
     gets the same answers whichever others it is sent with.
 
-    Raises BadRequestError if there are more than ``MAX_ANSWERS``.
+    Raises BadRequestError if there are more than ``MAX_ANSWERS``, or more log probabilities of the prompts
+    than ``MAX_SCORED``.
     """
-    count = len(prompts) * wish.best_of
-    if count > MAX_ANSWERS:
-        number = f"{len(prompts)} prompts x {wish.best_of}"
-        raise BadRequestError(
-            f"this request asks for {count} answers ({number}): ask for at most {MAX_ANSWERS}",
-            "prompt" if len(prompts) > MAX_ANSWERS else "n",
-        )
+    check_count(len(prompts), wish.best_of)
+    if params.prompt_logprobs is not None:
+        scored = sum(map(len, prompts)) * wish.best_of * (1 + params.prompt_logprobs)
+        if scored > MAX_SCORED:
+            raise BadRequestError(
+                f"echo with logprobs asks for {scored} log probabilities of the prompts: ask for at most "
+                f"{MAX_SCORED}, with shorter or fewer prompts, or fewer alternatives",
+                "logprobs",
+            )
     return [
         Ask(prompt, _with_seed(params, number), stops, shows_stop)
         for prompt in prompts

@@ -17,17 +17,21 @@ from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.server import messages
 from fgengine.server.messages import Account, NewToken, PromptToken
 
-State = Literal["starting", "ready", "draining", "hung", "broken", "stopping"]
-"""draining: only open requests are finished. hung: the engine has not answered for too long."""
+State = Literal["starting", "ready", "hung", "broken", "stopping"]
+"""hung: the engine has not answered for too long."""
 
 
 STARTING = "starting the engine's process"
-RUNNING: tuple[State, ...] = ("ready", "draining", "hung")
-"""States in which the engine has open requests."""
+RUNNING: tuple[State, ...] = ("ready", "hung")
+"""States in which the engine may have open requests."""
 
 
 class EngineError(RuntimeError):
     """The engine serves no requests now; the message says why."""
+
+
+class Draining(EngineError):
+    """The server takes no new requests, because it is shutting down."""
 
 
 class TokenStream:
@@ -194,11 +198,6 @@ class EngineClient:
         if self.state != "ready":
             raise EngineError(f"the engine is {self.state}: {self.message}")
 
-    def drain(self) -> None:
-        """Accept no more requests; open ones continue."""
-        if self.state in RUNNING:
-            self.state, self.message = "draining", "the server finishes its open requests and then ends"
-
     async def answers(self, within: float) -> None:
         """Wait until the engine answers. While it has not answered for ``within`` seconds, its state is hung.
 
@@ -250,9 +249,9 @@ class EngineClient:
                 if isinstance(event, messages.PromptPart):
                     await asyncio.sleep(0)  # others get their turn before the next part is read
         except (asyncio.IncompleteReadError, ConnectionError):
-            self._break(await self._ending())
+            self.fail(await self._ending())
         except Exception as error:  # after any error, no request may wait for an answer that cannot come
-            self._break(f"its process sent a message that the server cannot handle: {error!r}")
+            self.fail(f"its process sent a message that the server cannot handle: {error!r}")
 
     def _handle(self, event: messages.Event) -> None:
         if isinstance(event, messages.Stepped):
@@ -292,9 +291,10 @@ class EngineClient:
             self.model, self.state, self.message = event, "ready", "ready"
             self.settled.set()
         elif isinstance(event, messages.Broken):
-            self._break(event.reason)
+            self.fail(event.reason)
 
-    def _break(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Record that the engine cannot serve requests any more. Open requests end with an error."""
         self.state, self.message = "broken", reason
         self._fail_all()
         self.settled.set()

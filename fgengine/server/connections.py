@@ -213,6 +213,11 @@ class Connections:
             self.counters.connections_refused += 1
             self._refuse_body(victim, Refusal(503, message))
 
+    def refuse_bodies(self, message: str) -> None:
+        """Refuse all requests whose bodies are not complete."""
+        for connection in list(self._queues[Phase.BODY]):
+            self._refuse_body(connection, Refusal(503, message))
+
     def watch_writing(self, connection: Connection) -> None:
         """Close the connection if its client takes nothing of what is sent for too long."""
         if connection in self._places and connection not in self._writing:

@@ -1,7 +1,8 @@
 """Turns prompts into token ids without stopping the server, and refuses what is too long before it costs.
 
 Short texts are encoded at once. Chats and long texts go to ``fgengine.server.text_worker``, a process of
-their own, because a chat template may loop without end and a long text takes seconds.
+their own, because a chat template may loop without end and a long text takes seconds. Grammars are checked
+there, because compiling a hostile one takes minutes.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ import contextlib
 import queue
 import socket
 import subprocess
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fgengine.cache import cache_folder
 from fgengine.child import python_module
+from fgengine.grammar import Grammar
 from fgengine.scheduling.refusal import QueueFull
 from fgengine.server.process import describe_exit
 from fgengine.server.schemas import BadRequestError
 from fgengine.server.text_worker import (
     Answer,
+    CheckGrammar,
     EncodeChat,
     Encoded,
     EncodeText,
@@ -28,6 +34,7 @@ from fgengine.server.text_worker import (
     Loaded,
     Refused,
     TooLong,
+    Usable,
     receive_answer,
     send,
 )
@@ -46,12 +53,18 @@ LONG_NICE = 10
 """Niceness of the processes for long prompts, so that they do not slow the engine's steps down."""
 CPU_SECONDS, CPU_SECONDS_PER_CHARACTER = 2.0, 20e-6
 """Processor time that one prompt may take: 20 times of what 1,000,000 characters of English take."""
+GRAMMAR_SECONDS = 1.0
+"""Processor time that the check of a grammar may take. Usual ones take milliseconds."""
+MAX_WAITING_GRAMMARS = 32
+"""Number of grammars that may wait to be checked."""
+CHECKED = 256
+"""Number of checked grammars that are remembered."""
 PATIENCE = 20.0
 """A process that has not answered after this many times its processor time is ended: it may be stopped."""
 START_SECONDS = 120.0
 """Seconds that a process may take to start."""
-MAX_WAITING = 64 * 1024**2
-"""Characters of prompts that may wait to be encoded."""
+MAX_WAITING, MAX_JOBS = 64 * 1024**2, 4096
+"""Characters, and number, of the prompts that may wait to be encoded."""
 
 
 class EncodingError(RuntimeError):
@@ -62,7 +75,7 @@ class TextProcess:
     """One process that encodes. Its methods block, so call them in a thread."""
 
     def __init__(self, folder: Path, nice: int = 0) -> None:
-        """Start the process. Raises EncodingError if it cannot load the tokenizer."""
+        """Start the process; it can be used once ``loaded`` has returned. Raises OSError."""
         self._channel, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -70,9 +83,15 @@ class TextProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
+
+    def loaded(self) -> str:
+        """Wait for the start; return why chats cannot be encoded, or an empty text.
+
+        Raises EncodingError if it cannot load the tokenizer.
+        """
         loaded = self._receive(START_SECONDS)
         assert isinstance(loaded, Loaded)
-        self.chat_problem = loaded.chat_problem
+        return loaded.chat_problem
 
     @property
     def alive(self) -> bool:
@@ -88,8 +107,12 @@ class TextProcess:
             send(self._channel, job)
         return self._receive(job.cpu_seconds * PATIENCE)
 
+    def kill(self) -> None:
+        """End the process from any thread; one that waits for its answer gets an EncodingError."""
+        self._process.kill()
+
     def close(self) -> None:
-        """End the process."""
+        """End the process and forget it."""
         self._process.kill()
         self._process.wait()
         self._channel.close()
@@ -99,12 +122,9 @@ class TextProcess:
         try:
             return receive_answer(self._channel)
         except TimeoutError:
-            self.close()
-            raise EncodingError(f"it did not answer for {seconds:g} s") from None
+            raise EncodingError(f"its process did not answer for {seconds:g} s") from None
         except (EOFError, OSError):
-            status = self._process.wait()
-            self.close()
-            raise EncodingError(describe_exit(status)) from None
+            raise EncodingError(describe_exit(self._process.wait())) from None
 
 
 class Pool:
@@ -114,38 +134,79 @@ class Pool:
         self._folder, self._nice = folder, nice
         self._idle: queue.SimpleQueue[TextProcess] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(size, "encode")
+        self._processes: set[TextProcess] = set()
+        """Those that may run. Threads add and remove them, under the lock."""
+        self._lock = threading.Lock()
+        self._closed = False
 
     async def start(self) -> str:
         """Start a process; return why chats cannot be encoded, or an empty text. Raises EncodingError."""
-        process = await asyncio.to_thread(TextProcess, self._folder, self._nice)
-        self._idle.put(process)
-        return process.chat_problem
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._start_one)
 
     async def ask(self, job: Job) -> Answer:
         """Return the answer to a job. Raises EncodingError if it took too much time or memory."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, job)
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, also those that have a job."""
+        with self._lock:
+            self._closed = True
+            for process in self._processes:
+                process.kill()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        while not self._idle.empty():
-            self._idle.get().close()
+
+    def _start_one(self) -> str:
+        process = self._new_process()
+        try:
+            problem = process.loaded()
+        except EncodingError:
+            self._forget(process)
+            raise
+        self._idle.put(process)
+        return problem
+
+    def _new_process(self) -> TextProcess:
+        with self._lock:
+            if self._closed:
+                raise EncodingError("the server is shutting down")
+            try:
+                process = TextProcess(self._folder, self._nice)
+            except OSError as error:
+                raise EncodingError(f"the process for prompts could not be started: {error}") from None
+            self._processes.add(process)
+            return process
+
+    def _forget(self, process: TextProcess) -> None:
+        with self._lock:
+            self._processes.discard(process)
+        process.close()
 
     def _ask(self, job: Job) -> Answer:
-        try:
-            process = self._idle.get_nowait()
-        except queue.Empty:
-            process = TextProcess(self._folder, self._nice)
-        if not process.alive:
-            process.close()
-            process = TextProcess(self._folder, self._nice)
+        process = self._take()
         try:
             answer = process.ask(job)
         except EncodingError as error:
+            self._forget(process)
+            if isinstance(job, CheckGrammar):
+                return Refused(
+                    f"{job.grammar.field} is too complex: its check took too much time or memory; simplify it"
+                )
             what = "the model's chat template" if isinstance(job, EncodeChat) else "the model's tokenizer"
             raise EncodingError(f"{what} took too much time or memory for this prompt: {error}") from None
         self._idle.put(process)
         return answer
+
+    def _take(self) -> TextProcess:
+        """Return a process that runs and has no job."""
+        while True:
+            try:
+                process = self._idle.get_nowait()
+            except queue.Empty:
+                self._start_one()
+                continue
+            if process.alive:
+                return process
+            self._forget(process)
 
 
 class Encoder:
@@ -160,7 +221,10 @@ class Encoder:
     wait.
     """
 
-    def __init__(self, codec: TextCodec, folder: Path) -> None:
+    def __init__(self, codec: TextCodec, folder: Path, *, trusted: bool = True) -> None:
+        """``trusted``: whether the tokenizer may encode in the server's process. One that a user's folder has
+        may have a regular expression that takes hours for a short text.
+        """
         self.codec = codec
         """The tokenizer, without the chat template."""
         self.max_tokens = 0
@@ -168,7 +232,14 @@ class Encoder:
         self.chat_problem = ""
         """The reason why chats cannot be encoded, if the model's template is unusable."""
         self._short, self._long = Pool(folder, PROCESSES), Pool(folder, PROCESSES, LONG_NICE)
-        self._waiting = 0
+        self._grammars = Pool(folder, 1, LONG_NICE)
+        self._inline = SHORT_TEXT if trusted else 0
+        self._waiting, self._jobs = 0, 0
+        self._checked: OrderedDict[Grammar, str] = OrderedDict()
+        """Why a grammar cannot be used; empty: it can be."""
+        self._waiting_grammars = 0
+        self._checking = asyncio.Lock()
+        """Held while a grammar is checked, so that each is checked once."""
 
     @classmethod
     async def load(cls, folder: Path, model: str | None = None) -> Encoder:
@@ -176,11 +247,16 @@ class Encoder:
 
         Raises ModelError if it cannot be used, or not with this model (a name or a path; None: any).
         """
-        encoder = cls(await asyncio.to_thread(TextCodec.without_chats, folder, model), folder)
+        codec = await asyncio.to_thread(TextCodec.without_chats, folder, model)
+        trusted = folder.resolve().is_relative_to(cache_folder().resolve())  # its files were verified
+        encoder = cls(codec, folder, trusted=trusted)
         try:
             encoder.chat_problem = await encoder._short.start()
         except EncodingError as error:
             encoder.chat_problem = f"the model's chat template cannot be loaded: {error}"
+        except BaseException:  # the server is ending
+            encoder.close()
+            raise
         return encoder
 
     @property
@@ -201,9 +277,20 @@ class Encoder:
             raise self._too_long(TooLong(len(prompt), "tokens"), "prompt")
         return prompt
 
+    async def prompts(
+        self, prompts: Sequence[str | list[int]], *, special_tokens: bool = True
+    ) -> list[list[int]]:
+        """Return the token ids of several prompts. Other requests have their turns in between."""
+        encoded = []
+        for prompt in prompts:
+            encoded.append(await self.prompt(prompt, special_tokens=special_tokens))
+            if len(prompts) > 1:
+                await asyncio.sleep(0)
+        return encoded
+
     async def text(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text, by default with the model's beginning-of-sequence token."""
-        if len(text) <= SHORT_TEXT:
+        if len(text) <= self._inline:
             return self.codec.encode(text, special_tokens=special_tokens)
         self._check(len(text), "prompt")
         return await self._ask(
@@ -226,16 +313,44 @@ class Encoder:
             count,
         )
 
+    async def check(self, grammar: Grammar | None) -> None:
+        """Check that a grammar can be used. Raises BadRequestError, QueueFull and EncodingError."""
+        if grammar is None or self._checked.get(grammar) == "":
+            return
+        if grammar not in self._checked:
+            if self._waiting_grammars >= MAX_WAITING_GRAMMARS:
+                raise QueueFull("too many grammars wait to be checked", 1.0)
+            self._waiting_grammars += 1
+            try:
+                async with self._checking:
+                    if grammar not in self._checked:
+                        self._checked[grammar] = await self._reason_against(grammar)
+            finally:
+                self._waiting_grammars -= 1
+            while len(self._checked) > CHECKED:
+                self._checked.popitem(last=False)
+        if reason := self._checked[grammar]:
+            raise BadRequestError(reason, grammar.field)
+
+    async def _reason_against(self, grammar: Grammar) -> str:
+        job = CheckGrammar(grammar, GRAMMAR_SECONDS)
+        answer = await self._grammars.ask(job)
+        if isinstance(answer, Usable):
+            return ""
+        assert isinstance(answer, Refused)
+        return answer.reason
+
     def close(self) -> None:
         """End the processes."""
         self._short.close()
         self._long.close()
+        self._grammars.close()
 
     def _check(self, characters: int, field: str) -> None:
         if characters > self.max_characters:
             raise self._too_long(TooLong(characters, "characters"), field)
-        if self._waiting and self._waiting + characters > MAX_WAITING:
-            raise QueueFull("too many long prompts wait to be encoded", 1.0)
+        if self._jobs >= MAX_JOBS or (self._waiting and self._waiting + characters > MAX_WAITING):
+            raise QueueFull("too many prompts wait to be encoded", 1.0)
 
     def _too_long(self, found: TooLong, field: str) -> BadRequestError:
         limit = f"{self.max_tokens} tokens"
@@ -247,10 +362,12 @@ class Encoder:
 
     async def _ask(self, job: Job, characters: int) -> list[int]:
         self._waiting += characters
+        self._jobs += 1
         try:
             answer = await (self._short if characters <= SHORT_TEXT else self._long).ask(job)
         finally:
             self._waiting -= characters
+            self._jobs -= 1
         if isinstance(answer, Encoded):
             return answer.ids
         if isinstance(answer, TooLong):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -21,15 +22,21 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "bad_words": ([],),
     "allowed_token_ids": ([],),
     "logits_processors": ([],),
+    # the same, under the names of other servers
+    **dict.fromkeys(
+        (
+            *("stop_sequences", "stop_regex", "do_sample", "num_beams", "typical_p", "top_a", "mirostat"),
+            *("min_length", "max_length", "min_new_tokens", "max_new_tokens", "n_predict"),
+            *("no_repeat_ngram_size", "repetition_detection", "dry_multiplier", "xtc_probability"),
+            *("grammar", "json_schema", "regex", "ebnf", "guided_decoding_backend"),
+            *("thinking", "thinking_token_budget", "reasoning", "enable_thinking", "lora", "vllm_xargs"),
+            "kv_transfer_params",
+        ),
+        (),
+    ),
     # forms of the answer
     "echo": (False,),
     "suffix": ("",),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": ({},),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -89,6 +96,8 @@ OF_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {
 """Fields of ``stream_options`` that are not supported, as in ``NO_EFFECT``."""
 HARMLESS_INSIDE = frozenset({"annotations", "cache_control"})
 """Fields of messages and their parts that cannot change the answer."""
+MAX_UNKNOWN, MAX_NAME = 16, 64
+"""Limits of what is compared with the known names: the number of unknown ones, and their characters."""
 ALIKE = 0.75
 """Likeness of two names (0 to 1) from which one is taken for a misspelling of the other."""
 
@@ -129,18 +138,32 @@ def check_fields(
         UnsupportedField: a field is not supported or misspelt. The message names it and says what to do.
     """
     inside = f"{path}." if path else ""
-    for name, value in fields.items():
-        if name in supported or value is None or name in harmless:
+    unknown = [name for name in fields if name not in supported and name not in harmless]
+    if len(unknown) > MAX_UNKNOWN + len(unsupported):
+        raise UnsupportedField(
+            f"{path or 'the body'} has {len(unknown)} fields that this server does not have, such as "
+            f"{unknown[0][:64]!r}: leave them out",
+            inside + unknown[0][:64],
+        )
+    for name in unknown:
+        value = fields[name]
+        if value is None:
             continue
         where = inside + name[:64]
         if name in unsupported:
             _check_value(where, value, unsupported[name])
         elif name in elsewhere:
             raise UnsupportedField(f"{where} is a field of another route: leave it out", where)
-        elif alike := get_close_matches(name, [*supported, *unsupported], 1, ALIKE):
-            raise UnsupportedField(f"there is no field {where!r}: did you mean {alike[0]}?", where)
+        elif alike := _alike(name[:MAX_NAME].lower(), (*supported, *unsupported)):
+            raise UnsupportedField(f"there is no field {where!r}: did you mean {alike}?", where)
         else:
             report(re.sub(r"\[\d+\]", "[]", inside) + name)
+
+
+@lru_cache(256)
+def _alike(name: str, known: tuple[str, ...]) -> str | None:
+    """Return the known name that ``name`` may be a misspelling of. Remembered: each message may have it."""
+    return next(iter(get_close_matches(name, known, 1, ALIKE)), None)
 
 
 def _check_value(where: str, value: Any, neutral: tuple[Any, ...]) -> None:

@@ -15,7 +15,7 @@ from fgengine.clock import WallClock
 from fgengine.config import EngineConfig
 from fgengine.request import FinishReason, SamplingParams
 from fgengine.scheduling.refusal import QueueTimeout
-from fgengine.server.client import EngineClient, EngineError, TokenStream
+from fgengine.server.client import Draining, EngineClient, EngineError, TokenStream
 from fgengine.server.connections import ConnectionCounters
 from fgengine.server.encoding import Encoder
 from fgengine.server.logs import current_entry
@@ -23,6 +23,8 @@ from fgengine.server.messages import Account, NewToken
 from fgengine.server.timings import RequestTiming, RequestTimings
 from fgengine.text import StopStrings, TextCodec
 
+ENDED_BY_TOKEN = ("stop", "error")
+"""Finish reasons with which the last token ends the text, and is no part of it."""
 STATS_SECONDS = 10.0
 """Seconds within which the engine must have sent its counters."""
 
@@ -133,7 +135,7 @@ class Generation:
         self.output_tokens += 1
         start = self._characters
         reason = token.finish_reason
-        hidden = reason == "stop" and not self._shows_stop  # a stop token is not part of the text
+        hidden = reason in ENDED_BY_TOKEN and not self._shows_stop  # a stop token is not part of the text
         text = "" if hidden else self._text.add(token.token)
         if reason is not None:
             text += self._text.finish()
@@ -164,6 +166,8 @@ class Service:
         self.config = config
         """The engine's settings; None: not known."""
         self.counters = ServerCounters()
+        self.draining = False
+        """Whether only open requests are finished."""
         self.timings = RequestTimings()
         self.connections = ConnectionCounters()
         self.created = int(time.time())
@@ -190,6 +194,18 @@ class Service:
     def codec(self) -> TextCodec:
         """The tokenizer. Raises EngineError while it is being loaded."""
         return self.encoder.codec
+
+    def check_accepting(self) -> None:
+        """Raise an error if a new request would be refused; called before it is read.
+
+        Raises:
+            QueueFull: the queue is full.
+            EngineError: the engine is starting, broken or stopping; or, as its subclass Draining, the server
+                takes no new requests.
+        """
+        if self.draining:
+            raise Draining("the server is shutting down: it only finishes the requests that it has")
+        self.engine.check_accepting()
 
     @asynccontextmanager
     async def generate(

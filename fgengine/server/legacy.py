@@ -14,7 +14,7 @@ from aiohttp import web
 
 from fgengine.scheduling.refusal import Busy, RequestRefused
 from fgengine.server.answers import OPTIONS, SERVICE, Stream, read_posted, usage
-from fgengine.server.choices import arriving, asks
+from fgengine.server.choices import arriving, asks, check_length
 from fgengine.server.client import EngineError
 from fgengine.server.models import check_model
 from fgengine.server.schemas import BadRequestError, GenerateBody, refused_by_engine
@@ -43,7 +43,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     ``fgengine``, which old clients ignore.
     """
     service = request.app[SERVICE]
-    service.engine.check_accepting()
+    service.check_accepting()
     body, arrival = await read_posted(request, GenerateBody)
     check_model(request, body.model)
     form: Form = _vllm if request.app[OPTIONS].generate_form == "vllm" else _fastserve
@@ -57,7 +57,11 @@ async def generate(request: web.Request) -> web.StreamResponse:
         )
     posted = body.one_prompt()
     prompt = await service.encoder.prompt(posted)
-    requests = asks([prompt], body.params(wish, max_tokens=16), wish, body.stops(), body.shows_stop)
+    assert service.engine.model is not None
+    params = body.params(wish, max_tokens=16)
+    check_length(len(prompt), params.max_tokens, service.engine.model.max_model_len, "prompt")
+    await service.encoder.check(params.grammar)
+    requests = asks([prompt], params, wish, body.stops(), body.shows_stop)
     begins = posted if isinstance(posted, str) else service.codec.decode(posted)
     streamed = bool(body.stream)
     stream = Stream(request, STREAM_TYPE, lambda json: json + b"\0")

@@ -64,6 +64,8 @@ class EngineReady(msgspec.Struct, tag=True, frozen=True):
     vocab_size: int
     longest_step: float = 0.0
     """Seconds that a step may take, by a careful estimate; 0: not known."""
+    room: int | None = None
+    """Number of requests that the idle engine takes at once; None: any number."""
 
 
 class Accepted(msgspec.Struct, tag=True, frozen=True):

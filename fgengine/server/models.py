@@ -15,9 +15,10 @@ from fgengine.server.answers import OPTIONS, SERVICE, UnknownModelError
 
 
 def served_names(request: web.Request) -> tuple[str, ...]:
-    """Return the model's names; answers carry the first. Raises EngineError while the engine starts."""
+    """Return the model's names; answers carry the first. Raises EngineError until the engine has started."""
     engine = request.app[SERVICE].engine
-    engine.check_ready()
+    if engine.model is None:
+        engine.check_ready()
     assert engine.model is not None
     return request.app[OPTIONS].model_names or (engine.model.model_name,)
 

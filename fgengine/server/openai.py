@@ -6,21 +6,22 @@ time was spent. If there are several choices, each of them has it.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from fgengine.scheduling.refusal import Busy, RequestRefused
 from fgengine.server.answers import SERVICE, Stream, read_posted, usage
-from fgengine.server.choices import Choice, arriving, asks, best
+from fgengine.server.choices import Choice, arriving, asks, best, check_count, check_length
 from fgengine.server.client import EngineError
 from fgengine.server.forms import ChatForm, CompletionForm, Form
+from fgengine.server.generation import Piece
 from fgengine.server.models import check_model, served_names
 from fgengine.server.schemas import (
-    BadRequestError,
     ChatBody,
     CompletionBody,
     SamplingBody,
@@ -30,17 +31,22 @@ from fgengine.server.schemas import (
 from fgengine.text import TextCodec
 
 COMPLETION, CHAT = CompletionForm(), ChatForm()
+_encode = msgspec.json.Encoder().encode
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
     service = request.app[SERVICE]
-    service.engine.check_accepting()
+    service.check_accepting()
     body, arrival = await read_posted(request, CompletionBody)
     check_model(request, body.model)
     wish, posted = body.wish(), body.prompts()
     special = body.add_special_tokens is not False
-    prompts = [await service.encoder.prompt(one, special_tokens=special) for one in posted]
+    assert service.engine.model is not None
+    check_count(len(posted), wish.best_of, service.engine.model.room)
+    prompts = await service.encoder.prompts(posted, special_tokens=special)
     texts: list[str] = []
     if wish.echo:
         texts = [one if isinstance(one, str) else service.codec.decode(one) for one in posted]
@@ -50,7 +56,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
     service = request.app[SERVICE]
-    service.engine.check_accepting()
+    service.check_accepting()
     body, arrival = await read_posted(request, ChatBody)
     check_model(request, body.model)
     wish = body.wish()
@@ -70,15 +76,11 @@ async def _answer(
     """Generate and send the answer. ``texts``: those of the prompts, if they are echoed."""
     service = request.app[SERVICE]
     assert service.engine.model is not None
+    check_count(len(prompts), wish.best_of, service.engine.model.room)
     longest, most = max(map(len, prompts)), service.engine.model.max_model_len
     params = body.params(wish, max_tokens=form.default_max_tokens or max(1, most - longest))
-    if longest + params.max_tokens > most:
-        raise BadRequestError(
-            f"prompt + max_tokens is {longest + params.max_tokens} ({longest} + {params.max_tokens}), more "
-            f"than {most}, which is the model's context length: shorten one of them",
-            form.prompt_field,
-            "context_length_exceeded",
-        )
+    check_length(longest, params.max_tokens, most, form.prompt_field)
+    await service.encoder.check(params.grammar)
     requests = asks(prompts, params, wish, body.stops(), body.shows_stop)
     head = {"created": int(time.time()), "model": served_names(request)[0]}
     stream = Stream(request, "text/event-stream", lambda json: b"data: " + json + b"\n\n")
@@ -119,16 +121,48 @@ class _Answer:
 
     async def complete(self) -> web.Response:
         """Return the answer when all choices are complete."""
-        choices = self._choices
-        texts: list[list[str]] = [[] for _ in choices]
+        pieces: list[list[Piece]] = [[] for _ in self._choices]
         async for arrived in arriving(self._generations):
             for number, batch in arrived:
-                texts[number] += [choices[number].add(piece) for piece in batch]
-        alone = len(choices) == 1
+                pieces[number] += batch
+        body = await self._made(self._body, pieces)
+        return web.Response(body=body, content_type="application/json")
+
+    async def stream(self, stream: Stream, asks_usage: bool) -> None:
+        """Send a message for each token. The messages of tokens that arrived together are one write."""
+        begun = [False] * len(self._choices)
+        open_choices = len(self._choices)
+        async for arrived in arriving(self._generations):
+            bodies = await self._made(self._chunks, arrived, begun, asks_usage)
+            open_choices -= sum(batch[-1].finish_reason is not None for _, batch in arrived)
+            if asks_usage and not open_choices:
+                last = {
+                    **self._head,
+                    "object": self._form.chunk_object,
+                    "choices": [],
+                    "usage": self._usage(),
+                }
+                if len(self._choices) == 1:
+                    last["fgengine"] = self._generations[0].accounting
+                bodies.append(_encode(last))
+            await stream.write(bodies)
+
+    async def _made(self, make: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Return what ``make`` returns. Lists of a whole prompt take long, so a thread makes them."""
+        if self._wish.echo and self._wish.logprobs is not None:
+            return await asyncio.to_thread(make, *args, **options)
+        return make(*args, **options)
+
+    def _body(self, pieces: Sequence[Sequence[Piece]]) -> bytes:
+        """Return the body of a complete answer. ``pieces``: those of each choice."""
+        choices, alone = self._choices, len(self._choices) == 1
+        texts = [
+            "".join([choice.add(piece) for piece in own]) for choice, own in zip(choices, pieces, strict=True)
+        ]
         given = [
             {
                 "index": index,
-                **self._form.complete("".join(texts[number])),
+                **self._form.complete(texts[number]),
                 "logprobs": self._logprobs(choices[number]),
                 "finish_reason": choices[number].generation.finish_reason,
                 **({} if alone else {"fgengine": choices[number].generation.accounting}),
@@ -142,41 +176,34 @@ class _Answer:
             "usage": self._usage(),
             **({"fgengine": choices[0].generation.accounting} if alone else {}),
         }
-        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+        return _encode(answer)
 
-    async def stream(self, stream: Stream, asks_usage: bool) -> None:
-        """Send a message for each token. The messages of tokens that arrived together are one write."""
-        encode = msgspec.json.Encoder().encode
-        head = {**self._head, "object": self._form.chunk_object}
+    def _chunks(
+        self, arrived: Sequence[tuple[int, Sequence[Piece]]], begun: list[bool], asks_usage: bool
+    ) -> list[bytes]:
+        """Return a message for each piece. ``begun``: which choices have a message already; it is updated."""
         form, choices, plain = self._form, self._choices, self._wish.plain
-        alone, open_choices = len(choices) == 1, len(choices)
-        begun = [False] * len(choices)
-        async for arrived in arriving(self._generations):
-            bodies: list[bytes] = []
-            for number, batch in arrived:
-                for piece in batch:
-                    text = piece.text if plain else choices[number].add(piece)
-                    part = form.chunk(text, not begun[number])
-                    begun[number] = True
-                    choice = {"index": number, **part, "logprobs": None, "finish_reason": piece.finish_reason}
-                    if not plain and choices[number].listed:
-                        choice["logprobs"] = self._logprobs(choices[number])
-                    chunk = {**head, "choices": [choice]}
-                    if asks_usage:
-                        chunk["usage"] = None  # the last message has it
-                    if piece.finish_reason is not None:
-                        open_choices -= 1
-                        if not alone:
-                            choice["fgengine"] = self._generations[number].accounting
-                        elif not asks_usage:
-                            chunk["fgengine"] = self._generations[number].accounting
-                    bodies.append(encode(chunk))
-            if asks_usage and not open_choices:
-                last = {**head, "choices": [], "usage": self._usage()}
-                if alone:
-                    last["fgengine"] = self._generations[0].accounting
-                bodies.append(encode(last))
-            await stream.write(bodies)
+        head = {**self._head, "object": form.chunk_object}
+        alone = len(choices) == 1
+        bodies: list[bytes] = []
+        for number, batch in arrived:
+            for piece in batch:
+                text = piece.text if plain else choices[number].add(piece)
+                part = form.chunk(text, not begun[number])
+                begun[number] = True
+                choice = {"index": number, **part, "logprobs": None, "finish_reason": piece.finish_reason}
+                if not plain and choices[number].listed:
+                    choice["logprobs"] = self._logprobs(choices[number])
+                chunk = {**head, "choices": [choice]}
+                if asks_usage:
+                    chunk["usage"] = None  # the last message has it
+                if piece.finish_reason is not None:
+                    if not alone:
+                        choice["fgengine"] = self._generations[number].accounting
+                    elif not asks_usage:
+                        chunk["fgengine"] = self._generations[number].accounting
+                bodies.append(_encode(chunk))
+        return bodies
 
     def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
         """Return the list of the tokens since the last call; None if the request asks for no list."""

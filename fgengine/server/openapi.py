@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from fgengine.grammar import MAX_GRAMMAR_BYTES
 from fgengine.server import answer_types as types
 from fgengine.server.answers import OPTIONS
 from fgengine.server.choices import MAX_ANSWERS
@@ -36,6 +37,7 @@ from fgengine.server.schemas import (
     StreamOptions,
     TokenizeBody,
 )
+from fgengine.server.structured import MAX_CHOICES
 
 DISTRIBUTION = "fgbench"
 JSON, EVENTS, TEXT, OPENMETRICS = (
@@ -90,6 +92,9 @@ RULES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "stop_token_ids": {"array": {"maxItems": MAX_STOP_TOKENS}},
+    "guided_regex": {"string": {"maxLength": MAX_GRAMMAR_BYTES}},
+    "guided_grammar": {"string": {"maxLength": MAX_GRAMMAR_BYTES}},
+    "guided_choice": {"array": {"minItems": 1, "maxItems": MAX_CHOICES}},
     "messages": {"array": {"minItems": 1, "maxItems": MAX_MESSAGES}},
 }
 """Field -> JSON type -> limits, for limits that are checked in code. A test tries each of them."""

@@ -68,7 +68,7 @@ class EngineProcess(EngineClient):
     async def replace(self) -> None:
         """End the process at once; open requests fail. Then ``start`` can start another one."""
         if self.state != "broken":
-            self._break(self.message)
+            self.fail(self.message)
         self.kill()
         await self.close()
         if self._process is not None:

@@ -13,16 +13,19 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
+from fgengine.invalid_param import InvalidParam
 from fgengine.json_problems import json_problem, quoted
-from fgengine.request import InvalidParam, SamplingParams
+from fgengine.request import MAX_BIASES, SamplingParams
 from fgengine.scheduling.refusal import RequestRefused
 from fgengine.server.fields import (
     HARMLESS_INSIDE,
+    MAX_UNKNOWN,
     OF_MESSAGES,
     OF_STREAM_OPTIONS,
     UnsupportedField,
     check_fields,
 )
+from fgengine.server.structured import StructuredBody
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
@@ -80,7 +83,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
-class SamplingBody(msgspec.Struct, kw_only=True):
+class SamplingBody(StructuredBody, kw_only=True):
     """The fields that all routes share. None means the default of ``SamplingParams``."""
 
     model: str | None = None
@@ -160,6 +163,7 @@ class SamplingBody(msgspec.Struct, kw_only=True):
             "prompt_logprobs": wish.logprobs if wish.echo else None,
         }
         try:
+            fields["grammar"] = self.grammar()
             return SamplingParams(**{name: value for name, value in fields.items() if value is not None})
         except InvalidParam as error:
             name = error.field
@@ -174,7 +178,9 @@ class SamplingBody(msgspec.Struct, kw_only=True):
 
 
 def _biases(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
-    """Return the biases by token id. Raises BadRequestError for a key that is no id."""
+    """Return the biases by token id. Raises BadRequestError for too many, or a key that is no id."""
+    if len(biases) > MAX_BIASES:
+        raise BadRequestError(f"logit_bias has {len(biases)} tokens: give at most {MAX_BIASES}", "logit_bias")
     for key in biases:
         if not re.fullmatch("[0-9]{1,10}", key, re.ASCII):
             raise BadRequestError(f"logit_bias has the key {key[:64]!r}: give token ids", "logit_bias")
@@ -398,10 +404,20 @@ def _check_inside(fields: dict[str, Any], report: Callable[[str], None]) -> None
         check_fields(
             options, known, (), report, unsupported=OF_STREAM_OPTIONS, harmless=(), path="stream_options"
         )
+    unknown: set[str] = set()
+
+    def report_few(name: str) -> None:
+        if name not in unknown:
+            unknown.add(name)
+            report(name)
+        if len(unknown) > MAX_UNKNOWN:
+            message = f"the messages have too many unknown fields, such as {name[:64]!r}: leave them out"
+            raise BadRequestError(message, "messages", "unknown_parameter")
+
     if isinstance(messages, list):
         for number, message in enumerate(islice(messages, MAX_MESSAGES)):
             if isinstance(message, dict):
-                _check_message(message, f"messages[{number}]", report)
+                _check_message(message, f"messages[{number}]", report_few)
 
 
 def _check_message(message: dict[str, Any], path: str, report: Callable[[str], None]) -> None:
@@ -413,7 +429,7 @@ def _check_message(message: dict[str, Any], path: str, report: Callable[[str], N
         where = f"{path}.content"
         raise BadRequestError(f"{where} is null: give a text or a list of text parts", where, "invalid_type")
     for number, part in enumerate(content if isinstance(content, list) else ()):
-        if isinstance(part, dict):
+        if isinstance(part, dict) and (part.get("type") != "text" or len(part) > 2):
             where = f"{path}.content[{number}]"
             _check_word(part, "type", ("text",), where)
             known = TextPart.__struct_fields__

@@ -167,26 +167,35 @@ class _Server:
             encoder = self._encoder = service.encoder = await Encoder.load(folder, config.model)
         except (ValueError, OSError) as error:
             return str(error)
+        gc.collect()
+        gc.freeze()  # what was loaded stays, so that collections of requests' objects need not scan it
         if encoder.chat_problem:
             self._report(f"no chat completions: {encoder.chat_problem}")
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         scheme = "http" if self._tls is None else "https"
         for restarts in reversed(range(self._options.restart_engine + 1)):
-            await self._engine.start(config)
-            await self._engine.settled.wait()
-            if self._engine.state == "broken":
+            await self._start_engine(config)
+            if self._engine.state == "broken" and self._engine.model is None:
                 return f"the engine could not start: {self._engine.message}"
             assert self._engine.model is not None
             encoder.max_tokens = self._engine.model.max_model_len
-            gc.collect()
-            gc.freeze()  # what was loaded stays, so that collections of requests' objects need not scan it
-            self._report(f"ready: {scheme}://{host}:{port} serves {self._engine.model.model_name}")
+            if self._engine.state == "ready":
+                self._report(f"ready: {scheme}://{host}:{port} serves {self._engine.model.model_name}")
             reason = await self._until_broken(self._engine.model.longest_step, replace_hung=restarts > 0)
-            if restarts:
-                self._report(f"{reason}; starting another one, {restarts - 1} more after that")
-                await self._engine.replace()
+            if not restarts or service.draining:
+                break
+            self._report(f"{reason}: it is being replaced; {restarts - 1} more replacements are allowed")
+            await self._engine.replace()
         return reason
+
+    async def _start_engine(self, config: EngineConfig) -> None:
+        """Start an engine; return when it is ready or broken."""
+        try:
+            await self._engine.start(config)
+        except OSError as error:  # the system has no memory or no files for another process
+            self._engine.fail(f"its process could not be started: {error}")
+        await self._engine.settled.wait()
 
     async def _until_broken(self, longest_step: float, *, replace_hung: bool) -> str:
         """Watch the engine until it breaks, or hangs if a hung one is replaced; return the reason."""
@@ -212,12 +221,14 @@ class _Server:
 
     async def _drain(self, service: Service) -> None:
         """Wait until all open requests have ended, or for the drain timeout."""
-        self._engine.drain()
+        service.draining = True
+        self._connections.refuse_bodies("the server is shutting down")
+        await asyncio.sleep(0)
         deadline = time.monotonic() + self._options.drain_timeout
         if service.counters.requests_in_flight and self._options.drain_timeout:
             self._report(
-                f"{service.counters.requests_in_flight} open requests have "
-                f"{self._options.drain_timeout:g} s to finish; another signal ends them"
+                f"open requests: {service.counters.requests_in_flight}; they have "
+                f"{self._options.drain_timeout:g} s to finish, another signal ends them"
             )
         while service.counters.requests_in_flight and time.monotonic() < deadline:
             await asyncio.sleep(POLL_SECONDS)
@@ -230,6 +241,8 @@ class _Server:
     def _on_signal(self, number: signal.Signals) -> None:
         if self._signals:
             self._engine.kill()
+            if self._encoder is not None:
+                self._encoder.close()
             logging.shutdown()  # writes what waits
             os._exit(128 + number)
         self._signals.append(number)

@@ -1,8 +1,9 @@
-"""The process that encodes chats and long prompts, apart from the server's process.
+"""The process that encodes chats and long prompts, and checks grammars, apart from the server's process.
 
 A chat template comes with the weights and is untrusted code: it may loop without end, or take all memory. A
-long prompt takes seconds to encode, and holds Python's lock for that time. Here, neither stops the server. A
-job that takes too much processor time ends this process, and only that job fails.
+long prompt takes seconds to encode, and holds Python's lock for that time. A grammar comes from a client, and
+compiling a hostile one may take minutes. Here, none of them stops the server. A job that takes too much
+processor time ends this process, and only that job fails.
 
 ``fgengine.server.encoding`` starts it as ``python -m fgengine.server.text_worker FD FOLDER NICE``. FD is the
 file descriptor of its end of the channel. NICE is added to its niceness. Jobs are answered one after the
@@ -11,6 +12,7 @@ other.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -21,7 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+from tokenizers import Tokenizer
 
+from fgengine.extras import MissingPackage, is_installed
+from fgengine.grammar import Grammar
+from fgengine.matching import GrammarError, Grammars
 from fgengine.server.messages import LENGTH_BYTES
 from fgengine.text import TextCodec, TextError
 
@@ -29,8 +35,13 @@ MEMORY_BYTES = 1 << 30
 """Bytes of memory that the process may take beyond what it has when its modules are imported."""
 HEAD_CHARACTERS_PER_TOKEN = 16
 """Only this number of characters for each allowed token is encoded first. Few texts have so long tokens."""
+MAX_REASON = 500
+"""Characters of a template's own error that are sent back."""
 LOAD_SECONDS = 30.0
 """Processor time for loading the tokenizer and the template."""
+
+END = "<|end of the answer|>"
+"""A token that is added to the tokenizer when grammars are checked, in the place of the model's EOS."""
 
 
 class EncodeText(msgspec.Struct, tag=True, frozen=True):
@@ -54,6 +65,13 @@ class EncodeChat(msgspec.Struct, tag=True, frozen=True):
     cpu_seconds: float
 
 
+class CheckGrammar(msgspec.Struct, tag=True, frozen=True):
+    """Asks whether a grammar can be used."""
+
+    grammar: Grammar
+    cpu_seconds: float
+
+
 class Loaded(msgspec.Struct, tag=True, frozen=True):
     """The first answer: the process is ready."""
 
@@ -67,6 +85,10 @@ class Encoded(msgspec.Struct, tag=True, frozen=True):
     ids: list[int]
 
 
+class Usable(msgspec.Struct, tag=True, frozen=True):
+    """The grammar can be used."""
+
+
 class TooLong(msgspec.Struct, tag=True, frozen=True):
     """The prompt has more tokens, or more characters, than allowed."""
 
@@ -77,13 +99,13 @@ class TooLong(msgspec.Struct, tag=True, frozen=True):
 
 
 class Refused(msgspec.Struct, tag=True, frozen=True):
-    """The tokenizer or the template refuses the prompt."""
+    """The tokenizer or the template refuses the prompt, or the grammar cannot be used."""
 
     reason: str
 
 
-Job = EncodeText | EncodeChat
-Answer = Loaded | Encoded | TooLong | Refused
+Job = EncodeText | EncodeChat | CheckGrammar
+Answer = Loaded | Encoded | Usable | TooLong | Refused
 _jobs = msgspec.msgpack.Decoder(Job)
 _answers = msgspec.msgpack.Decoder(Answer)
 _encode = msgspec.msgpack.Encoder().encode
@@ -116,30 +138,60 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
     return bytes(body)
 
 
-def answer(job: Job, codec: TextCodec) -> Answer:
-    """Encode a prompt; return its token ids, or why there are none."""
-    try:
-        if isinstance(job, EncodeText):
-            text, special_tokens = job.text, job.special_tokens
-        else:
-            text, special_tokens = codec.render_chat(job.messages), False
-            if len(text) > job.max_characters:
-                return TooLong(len(text), "characters")
-        head = text[: HEAD_CHARACTERS_PER_TOKEN * job.max_tokens]
-        if len(head) < len(text):
-            # The text's beginning alone tells that most texts are too long. Twice as long, because where it
-            # is cut, it may have other tokens than in the text.
-            count = len(codec.encoding(head, special_tokens=special_tokens))
-            if count > 2 * job.max_tokens:
-                return TooLong(count, "tokens", exact=False)
-        encoding = codec.encoding(text, special_tokens=special_tokens)
-        if len(encoding) > job.max_tokens:
-            return TooLong(len(encoding), "tokens")
-        return Encoded(encoding.ids)
-    except TextError as error:
-        return Refused(str(error))
-    except MemoryError:
-        return Refused("this prompt takes more memory than a prompt may")
+class Answering:
+    """Answers jobs for one model."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._grammars: Grammars | None = None
+
+    def answer(self, job: Job) -> Answer:
+        """Do a job; return its result, or why there is none."""
+        try:
+            if isinstance(job, CheckGrammar):
+                self._open_grammars().matcher(job.grammar, prompt_len=0)
+                return Usable()
+            return _encoded(job, self._codec)
+        except (TextError, GrammarError, MissingPackage) as error:
+            return Refused(str(error)[:MAX_REASON])
+        except MemoryError:
+            what = "grammar" if isinstance(job, CheckGrammar) else "prompt"
+            return Refused(f"this {what} takes more memory than a {what} may")
+
+    def prepare(self, job: Job) -> None:
+        """Load what all jobs of this kind need, so that it does not count as this job's time."""
+        if isinstance(job, CheckGrammar) and self._grammars is None and is_installed("llguidance"):
+            self._open_grammars().compile(Grammar("regex", "a"))
+
+    def _open_grammars(self) -> Grammars:
+        """Return what compiles grammars here. The engine has its own, with the model's EOS tokens."""
+        if self._grammars is None:
+            tokenizer = Tokenizer.from_str(self._codec.tokenizer.to_str())
+            tokenizer.add_special_tokens([END])
+            end: int = tokenizer.get_vocab(with_added_tokens=True)[END]
+            self._grammars = Grammars(lambda: tokenizer, vocab_size=end + 1, eos_token_ids=[end])
+        return self._grammars
+
+
+def _encoded(job: EncodeText | EncodeChat, codec: TextCodec) -> Answer:
+    """Encode a prompt. Raises TextError."""
+    if isinstance(job, EncodeText):
+        text, special_tokens = job.text, job.special_tokens
+    else:
+        text, special_tokens = codec.render_chat(job.messages), False
+        if len(text) > job.max_characters:
+            return TooLong(len(text), "characters")
+    head = text[: HEAD_CHARACTERS_PER_TOKEN * job.max_tokens]
+    if len(head) < len(text):
+        # The text's beginning alone tells that most texts are too long. Twice as long, because where it is
+        # cut, it may have other tokens than in the text.
+        count = len(codec.encoding(head, special_tokens=special_tokens))
+        if count > 2 * job.max_tokens:
+            return TooLong(count, "tokens", exact=False)
+    encoding = codec.encoding(text, special_tokens=special_tokens)
+    if len(encoding) > job.max_tokens:
+        return TooLong(len(encoding), "tokens")
+    return Encoded(encoding.ids)
 
 
 @contextmanager
@@ -163,15 +215,20 @@ def run(channel: socket.socket, load: Callable[[], TextCodec]) -> None:
     """Answer the jobs that arrive on a channel until it is closed."""
     with limited(LOAD_SECONDS):
         codec = load()
-    send(channel, Loaded(codec.chat_problem))
+    answering = Answering(codec)
+    with contextlib.suppress(BrokenPipeError):
+        send(channel, Loaded(codec.chat_problem))
     while True:
         try:
             job: Job = _jobs.decode(_receive(channel))
         except (EOFError, ConnectionError):
             return
+        with limited(LOAD_SECONDS):
+            answering.prepare(job)
         with limited(job.cpu_seconds):
-            reply = answer(job, codec)
-        send(channel, reply)
+            reply = answering.answer(job)
+        with contextlib.suppress(BrokenPipeError):  # the server has ended: so does the next receive
+            send(channel, reply)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from fgengine.server.schemas import BadRequestError, DetokenizeBody, TokenizeBod
 async def tokenize(request: web.Request) -> web.Response:
     """POST /tokenize: the token ids of a prompt or a chat, as the other routes make them."""
     service = request.app[SERVICE]
-    service.engine.check_ready()
+    service.check_accepting()
     assert service.engine.model is not None
     body, _ = await read_posted(request, TokenizeBody)
     check_model(request, body.model)
@@ -40,7 +40,7 @@ async def tokenize(request: web.Request) -> web.Response:
 async def detokenize(request: web.Request) -> web.Response:
     """POST /detokenize: the text of token ids, with special tokens."""
     service = request.app[SERVICE]
-    service.engine.check_ready()
+    service.check_accepting()
     assert service.engine.model is not None
     body, _ = await read_posted(request, DetokenizeBody)
     check_model(request, body.model)

@@ -18,8 +18,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fgengine.config import EngineConfig
 from fgengine.plan import TokenEvent
@@ -44,9 +45,12 @@ class Steps(Protocol):
     @property
     def longest_step(self) -> float: ...
     @property
+    def room(self) -> int | None: ...
+    @property
     def has_work(self) -> bool: ...
     @property
     def retry_after(self) -> float | None: ...
+    def prepare(self, params: SamplingParams) -> Callable[[], object] | None: ...
     def add(
         self, id: str, prompt: list[int], params: SamplingParams, *, user: str, arrival: float
     ) -> Request: ...
@@ -59,8 +63,14 @@ class Steps(Protocol):
 
 MakeEngine = Callable[[EngineConfig, Callable[[str], None]], Steps]
 Send = Callable[[messages.Event], None]
-Inbox = queue.SimpleQueue["messages.Command | None"]
+Inbox = queue.SimpleQueue["messages.Command | Prepared | None"]
 """The commands in order; None after the server has closed the channel."""
+
+
+class Prepared(NamedTuple):
+    """A command whose grammar has been compiled by a thread."""
+
+    add: messages.Add
 
 
 def run(channel: socket.socket, make_engine: MakeEngine, on_close: Callable[[], None] = lambda: None) -> int:
@@ -82,7 +92,7 @@ def run(channel: socket.socket, make_engine: MakeEngine, on_close: Callable[[], 
         engine = make_engine(start.config, lambda text: send(messages.StartProgress(text)))
         send(
             messages.EngineReady(
-                engine.model_name, engine.max_model_len, engine.vocab_size, engine.longest_step
+                engine.model_name, engine.max_model_len, engine.vocab_size, engine.longest_step, engine.room
             )
         )
         _Loop(engine, inbox, send).run()
@@ -111,6 +121,9 @@ class _Loop:
         self._inbox = inbox
         self._send = send
         self._open: dict[str, Request] = {}
+        self._preparing: set[str] = set()
+        """Ids of requests whose grammars are being compiled."""
+        self._compiler = ThreadPoolExecutor(1, "compile")
 
     def run(self) -> None:
         """Run until the channel closes. An exception in a step means that the engine is broken."""
@@ -130,24 +143,39 @@ class _Loop:
                 tokens = [self._new_token(event) for event in events]
                 self._send(messages.Stepped(tokens, self._engine.retry_after))
 
-    def _handle(self, command: messages.Command) -> None:
-        if isinstance(command, messages.Add):
-            try:
-                self._open[command.id] = self._engine.add(
-                    command.id, command.prompt, command.params, user=command.user, arrival=command.arrival
-                )
-            except ValueError as error:
-                retry_after = error.retry_after if isinstance(error, QueueFull) else None
-                self._send(messages.Refused(command.id, str(error), retry_after))
+    def _handle(self, command: messages.Command | Prepared) -> None:
+        if isinstance(command, Prepared):
+            if command.add.id in self._preparing:
+                self._preparing.discard(command.add.id)
+                self._add(command.add)
+        elif isinstance(command, messages.Add):
+            if (job := self._engine.prepare(command.params)) is None:
+                self._add(command)
             else:
-                self._send(messages.Accepted(command.id))
+                self._preparing.add(command.id)
+                done = self._compiler.submit(job)
+                done.add_done_callback(lambda _: self._inbox.put(Prepared(command)))
         elif isinstance(command, messages.Abort):
             request = self._open.pop(command.id, None)
             if request is not None:
                 self._engine.abort(command.id)
                 self._send(messages.Aborted(command.id, _account(request)))
+            elif command.id in self._preparing:
+                self._preparing.discard(command.id)
+                self._send(messages.Refused(command.id, "the request was aborted before it was added"))
         elif isinstance(command, messages.AskStats):
             self._send(messages.Stats(dict(self._engine.stats())))
+
+    def _add(self, command: messages.Add) -> None:
+        try:
+            self._open[command.id] = self._engine.add(
+                command.id, command.prompt, command.params, user=command.user, arrival=command.arrival
+            )
+        except ValueError as error:
+            retry_after = error.retry_after if isinstance(error, QueueFull) else None
+            self._send(messages.Refused(command.id, str(error), retry_after))
+        else:
+            self._send(messages.Accepted(command.id))
 
     def _new_token(self, event: TokenEvent) -> messages.NewToken:
         request = event.request

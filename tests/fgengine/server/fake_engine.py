@@ -31,6 +31,7 @@ class FakeEngine:
     vocab_size = VOCAB_SIZE
     max_model_len = MAX_MODEL_LEN
     longest_step = 0.0
+    room: int | None = None
 
     def __init__(self, step_seconds: float = 0.001) -> None:
         self.step_seconds = step_seconds
@@ -65,6 +66,9 @@ class FakeEngine:
         self.users.append(user)
         self.params.append(params)
         return request
+
+    def prepare(self, params: SamplingParams) -> None:
+        return None
 
     def abort(self, id: str) -> bool:
         request = self.requests.pop(id, None)

@@ -175,6 +175,29 @@ async def penalties(served: Any) -> None:
     await refused(served, COMPLETIONS, "logit_bias", logit_bias={"x": 1})
 
 
+def json_schema(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}}
+
+
+def grammars(served: Any) -> list[tuple[str, str]]:
+    """Return the grammars that the engine was asked for."""
+    found = [params.grammar for params in served.engine.params]
+    return [(one.kind, one.text) for one in found if one is not None]
+
+
+@row("`response_format`")
+async def response_format(served: Any) -> None:
+    await chat(served, response_format={"type": "text"})
+    assert grammars(served) == []
+    await chat(served, response_format={"type": "json_object"})
+    await completion(served, response_format=json_schema({"type": "null"}))
+    assert grammars(served) == [("json_schema", '{"type":"object"}'), ("json_schema", '{"type":"null"}')]
+    for kind in ({"type": "xml"}, {}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}}):
+        status, answer = await served.post(CHATS, {"messages": MESSAGES, "response_format": kind})
+        assert status == 400
+        assert answer["error"]["param"].startswith("response_format")
+
+
 @row("`seed`")
 async def seed(served: Any) -> None:
     for value in (-1, 0, -(2**63), 2**63 - 2):
@@ -258,6 +281,36 @@ async def vllm_ends(served: Any) -> None:
     assert texts(await completion(served, min_tokens=2, stop="b", max_tokens=9)) == ["aba"]
 
 
+@row("`structured_outputs`")
+async def structured_outputs(served: Any) -> None:
+    schema: dict[str, Any] = {"type": "object"}
+    for options in (
+        {},
+        {"json": schema},
+        {"json": '{"type":"object"}'},
+        {"json_object": True},
+        {"regex": "a|b"},
+        {"choice": ["a", 'b"\n']},
+        {"grammar": "start: /a/"},
+    ):
+        await completion(served, structured_outputs=options)
+    assert grammars(served) == [
+        *[("json_schema", '{"type":"object"}')] * 3,
+        ("regex", "a|b"),
+        ("lark", 'start: "a" | "b\\"\\n"'),
+        ("lark", "start: /a/"),
+    ]
+
+
+@row("`guided_json`, `guided_regex`, `guided_choice`, `guided_grammar`")
+async def guided(served: Any) -> None:
+    await chat(served, guided_json={"type": "object"})
+    await chat(served, guided_regex="a|b")
+    await chat(served, guided_choice=["a"])
+    await chat(served, guided_grammar="start: /a/")
+    assert [kind for kind, _ in grammars(served)] == ["json_schema", "regex", "lark", "lark"]
+
+
 @row("`include_stop_str_in_output`")
 async def include_stop(served: Any) -> None:
     assert texts(await completion(served, stop="b", include_stop_str_in_output=True)) == ["ab"]
@@ -320,13 +373,6 @@ async def tools(served: Any) -> None:
         await refused(served, CHATS, name, **{name: value})
 
 
-@row("`response_format`")
-async def response_format(served: Any) -> None:
-    await chat(served, response_format={"type": "text"})
-    for kind in ({"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "a"}}):
-        await refused(served, CHATS, "response_format", response_format=kind)
-
-
 async def refuses(served: Any, **fields: Any) -> None:
     """Check that each field is refused by both routes, and that the error says why."""
     for name, value in fields.items():
@@ -336,11 +382,25 @@ async def refuses(served: Any, **fields: Any) -> None:
             assert name in error["message"]
 
 
-@row("`structured_outputs`, `guided_json`, `guided_regex`, `guided_choice`, `guided_grammar`")
-async def guided(served: Any) -> None:
-    schema: dict[str, Any] = {"type": "object"}
-    await refuses(served, structured_outputs={"json": schema}, guided_json=schema, guided_regex="a")
-    await refuses(served, guided_choice=["a"], guided_grammar="root ::= 'a'")
+@row("other fields of `structured_outputs`")
+async def other_structured_outputs(served: Any) -> None:
+    for name in ("structural_tag", "whitespace_pattern"):
+        await refused(served, CHATS, "structured_outputs", structured_outputs={"regex": "a", name: "b"})
+
+
+@row("several of them; `min_tokens` or `ignore_eos` with one of them")
+async def contradictions(served: Any) -> None:
+    await refused(served, CHATS, "guided_regex", guided_regex="a", response_format={"type": "json_object"})
+    await refused(served, CHATS, "ignore_eos", guided_regex="a", ignore_eos=True)
+    await refused(served, CHATS, "min_tokens", guided_regex="a", min_tokens=2)
+
+
+@row("schemas and grammars that cannot be followed")
+async def bad_grammars(served: Any) -> None:
+    schema = {"type": "array", "uniqueItems": True}
+    error = await refused(served, CHATS, "response_format", response_format=json_schema(schema))
+    assert "uniqueItems" in error["message"]
+    await refused(served, COMPLETIONS, "guided_grammar", guided_grammar="root ::= 'a'")
 
 
 @row("`suffix`")
@@ -468,7 +528,7 @@ async def unknown(served: Any) -> None:
 
 @row("`unsupported_parameter`, `unsupported_value`")
 async def unsupported(served: Any) -> None:
-    error = await refused(served, COMPLETIONS, "guided_json", guided_json={})
+    error = await refused(served, COMPLETIONS, "prediction", prediction={})
     assert error["code"] == "unsupported_parameter"
     assert (await refused(served, COMPLETIONS, "suffix", suffix="a"))["code"] == "unsupported_value"
 

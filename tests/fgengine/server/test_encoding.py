@@ -9,6 +9,7 @@ import json
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,80 @@ async def test_large_bodies_do_not_stop_the_server(served: Any) -> None:
 
 def test_the_signal_of_the_time_limit_is_the_one_in_messages() -> None:
     assert signal.Signals.SIGPROF.name in str(encoding.describe_exit(-signal.SIGPROF))
+
+
+def seconds_to(call: Any) -> float:
+    """Return the processor time of a call, the shortest of three."""
+    times = []
+    for _ in range(3):
+        begun = time.process_time()
+        call()
+        times.append(time.process_time() - begun)
+    return min(times)
+
+
+def detokenize(codec: TextCodec, ids: list[int]) -> str:
+    stream = codec.detokenizer()
+    return "".join([*map(stream.add, ids), stream.finish()])
+
+
+def test_the_time_to_decode_grows_with_the_number_of_tokens(encoder: Encoder) -> None:
+    """It grew with the square of it for tokens that complete no character: 16 KB of ids took seconds."""
+    codec = encoder.codec
+    for decode in (codec.decode, partial(detokenize, codec)):
+        few, many = (seconds_to(partial(decode, [0xF0] * count)) for count in (2000, 16_000))
+        assert many < 25 * max(few, 0.001)
+
+
+def test_characters_are_whole_beside_many_broken_ones(encoder: Encoder) -> None:
+    codec = encoder.codec
+    ids = codec.encode("a") + [0xF0] * 100 + codec.encode("é語👍")
+    assert detokenize(codec, ids).endswith("é語👍")
+    assert detokenize(codec, ids).startswith("a")
+
+
+@pytest.mark.slow
+async def test_the_tokenizer_of_a_users_folder_cannot_stop_the_server(
+    byte_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.from_str(byte_tokenizer.to_str())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex("a*a*(?<!a)$"), "isolated"), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(encoding, "CPU_SECONDS", 0.5)
+    encoder = await Encoder.load(tmp_path)
+    encoder.max_tokens = 10_000
+    with contextlib.closing(encoder):
+        async with loop_keeps_going(2.0):
+            with pytest.raises((EncodingError, TextError)):
+                await encoder.text("a" * 2000)
+        assert await encoder.text("hello") == encoder.codec.encode("hello")
+
+
+@pytest.mark.slow
+async def test_closing_does_not_wait_for_a_job(hostile: Encoder, byte_tokenizer: Tokenizer) -> None:
+    encoder = Encoder(TextCodec(byte_tokenizer), hostile._short._folder)
+    encoder.max_tokens = 100_000
+    await encoder.chat(chat("hello"))
+    job = asyncio.create_task(encoder.chat(chat("loop")))
+    await asyncio.sleep(0.1)
+    begun = time.monotonic()
+    encoder.close()
+    with pytest.raises(EncodingError, match=r"SIGKILL|shutting down"):
+        await job
+    encoder._short._threads.shutdown(wait=True)
+    assert time.monotonic() - begun < 1.5
+    with pytest.raises((EncodingError, RuntimeError)):
+        await encoder.chat(chat("hello"))
+
+
+@pytest.mark.slow
+async def test_the_error_of_a_template_is_short(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('A' * 3000000) }}")
+    byte_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoder = Encoder(TextCodec(byte_tokenizer), tmp_path)
+    encoder.max_tokens = 1000
+    with contextlib.closing(encoder), pytest.raises(TextError) as caught:
+        await encoder.chat(chat("hello"))
+    assert len(str(caught.value)) <= 500

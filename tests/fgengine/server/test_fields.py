@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from typing import Any
 
 import pytest
@@ -22,11 +23,8 @@ def read(**fields: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("response_format", {"type": "json_object"}),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
-        ("guided_json", {}),
-        ("structured_outputs", {"regex": "a"}),
         ("prompt_logprobs", 1),
         ("truncate_prompt_tokens", 5),
         ("bad_words", ["a"]),
@@ -86,7 +84,7 @@ def test_the_newer_name_for_max_tokens_takes_precedence() -> None:
 
 def test_other_fields_are_ignored_with_a_word() -> None:
     assert read(**dict.fromkeys(HARMLESS, "x")) == []
-    assert read(x_vendor=1, kv_transfer_params={}) == ["x_vendor", "kv_transfer_params"]
+    assert read(x_vendor=1, vendor_params={}) == ["x_vendor", "vendor_params"]
 
 
 def read_chat(*messages: Any, **fields: Any) -> tuple[ChatBody, list[str]]:
@@ -165,6 +163,16 @@ def test_other_fields_inside_objects_are_ignored_with_a_word() -> None:
         message(x_vendor=1, annotations=[]), message(content=[part]), stream_options={"x_option": 1}
     )
     assert said == ["stream_options.x_option", "messages[].x_vendor", "messages[].content[].x_part"]
+
+
+def test_many_unknown_fields_inside_messages_are_refused_early() -> None:
+    many = [message(**{f"x_{number:04}_{'y' * 50}": 1}) for number in range(4000)]
+    for messages in (many, [message(**{f"x_{number}": 1 for number in range(4000)})]):
+        started = time.process_time()
+        with pytest.raises(BadRequestError, match="leave them out"):
+            read_chat(*messages)
+        assert time.process_time() - started < 0.2
+    assert read_chat(*[message(x_vendor=1)] * 4000)[1] == ["messages[].x_vendor"]
 
 
 def test_the_name_of_a_participant_is_given_to_the_template() -> None:

@@ -87,7 +87,7 @@ def _has_form(value: Any, kind: Any) -> None:
     compare(value, msgspec.to_builtins(msgspec.convert(value, kind)), "")
 
 
-ITEMS = {"stop": "a", "stop_token_ids": 1, "messages": {"role": "user", "content": "a"}}
+ITEMS = {"stop": "a", "stop_token_ids": 1, "guided_choice": "a", "messages": {"role": "user", "content": "a"}}
 """A valid item of each field that may be a list."""
 
 
@@ -277,7 +277,7 @@ async def test_answers_of_a_server_in_any_state_are_promised(
         if state == "full":
             served.connections.limit = 0
         elif state == "draining":
-            engine.drain()
+            served.service.draining = True
         else:
             engine.state = state
         statuses = {

@@ -45,7 +45,7 @@ class Scoring:
     """An engine that gives each request two tokens, with all log probabilities that it asks for."""
 
     model_name, vocab_size, max_model_len = "scoring", 200_000, LONGEST + 10
-    longest_step, retry_after = 0.0, None
+    longest_step, retry_after, room = 0.0, None, None
 
     def __init__(self) -> None:
         self.requests: list[Request] = []

@@ -147,11 +147,11 @@ def test_open_requests_are_finished_before_the_server_ends(
     server = Server(folder, fake_engine_file, slow=100.0).ready()  # 10 ms a token
     response = _stream(server, {"prompt": [97], "max_tokens": 200})
     server.process.send_signal(number)
-    server.wait_for_log("have 30 s to finish")
+    server.wait_for_log("they have 30 s to finish")
     status, answer = server.ask("POST", "/v1/completions", {"prompt": [97]})
     assert (status, answer["error"]["message"]) == (
         503,
-        "the engine is draining: the server finishes its open requests and then ends",
+        "the server is shutting down: it only finishes the requests that it has",
     )
     assert [server.ask("GET", path)[0] for path in ("/health", "/health/ready", "/health/live")] == [
         503,
