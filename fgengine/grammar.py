@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fgengine.invalid_param import InvalidParam
+
 MAX_GRAMMAR_BYTES = 64 * 1024
 """Maximum size of a grammar's text in UTF-8."""
 
@@ -17,7 +19,7 @@ class Grammar:
 
         Grammar("regex", "yes|no")
 
-    Raises ValueError if the text is too long; the message names the field.
+    Raises InvalidParam if the text is too long; the message names the field.
     """
 
     kind: GrammarKind
@@ -29,4 +31,4 @@ class Grammar:
 
     def __post_init__(self) -> None:
         if len(self.text) > MAX_GRAMMAR_BYTES or len(self.text.encode(errors="replace")) > MAX_GRAMMAR_BYTES:
-            raise ValueError(f"{self.field} has more than {MAX_GRAMMAR_BYTES} bytes: shorten it")
+            raise InvalidParam(self.field, f"has more than {MAX_GRAMMAR_BYTES} bytes: shorten it")

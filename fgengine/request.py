@@ -8,6 +8,7 @@ from typing import Literal
 
 from fgengine.adjustment import Adjustment
 from fgengine.grammar import Grammar
+from fgengine.invalid_param import InvalidParam
 from fgengine.prompt_logprobs import PromptLogprobs, TopTokens
 
 MAX_TOP = 20
@@ -42,7 +43,7 @@ class SamplingParams:
     Stop strings are not part of it, because the engine sees token ids only. The code that turns tokens into
     text (``fgengine.text``) looks for stop strings and aborts the request.
 
-    Raises ValueError if a value is out of range; the message names the field and the range.
+    Raises InvalidParam, a ValueError, if a value is out of range; the message names the field and the range.
     """
 
     max_tokens: int = 16
@@ -90,53 +91,60 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
+            raise InvalidParam("max_tokens", f"must be at least 1, not {self.max_tokens}")
         if not 0.0 <= self.temperature <= 10.0:
-            raise ValueError(f"temperature must be between 0 and 10, not {self.temperature}")
+            raise InvalidParam("temperature", f"must be between 0 and 10, not {self.temperature}")
         if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+            raise InvalidParam("top_p", f"must be above 0 and at most 1, not {self.top_p}")
         if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
+            raise InvalidParam("top_k", f"must be 0 (off) or more, not {self.top_k}")
         if not 0.0 <= self.min_p <= 1.0:
-            raise ValueError(f"min_p must be between 0 and 1, not {self.min_p}")
+            raise InvalidParam("min_p", f"must be between 0 and 1, not {self.min_p}")
         if not 0 <= self.min_tokens <= self.max_tokens:
-            raise ValueError(
-                f"min_tokens must be between 0 and max_tokens {self.max_tokens}, not {self.min_tokens}"
+            raise InvalidParam(
+                "min_tokens",
+                f"must be between 0 and max_tokens {self.max_tokens}, not {self.min_tokens}",
             )
         for name in ("presence_penalty", "frequency_penalty"):
             if not -MAX_PENALTY <= getattr(self, name) <= MAX_PENALTY:
-                raise ValueError(f"{name} must be between -2 and 2, not {getattr(self, name)}")
+                raise InvalidParam(name, f"must be between -2 and 2, not {getattr(self, name)}")
         if not 0.0 < self.repetition_penalty <= MAX_REPETITION_PENALTY:
-            raise ValueError(
-                f"repetition_penalty must be above 0 and at most 10, not {self.repetition_penalty}"
+            raise InvalidParam(
+                "repetition_penalty",
+                f"must be above 0 and at most 10, not {self.repetition_penalty}",
             )
         self._check_biases()
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed must be between -2^63 and 2^63 - 1, not {self.seed}")
+            raise InvalidParam("seed", f"must be between -2^63 and 2^63 - 1, not {self.seed}")
         if not 0 <= self.top_logprobs <= MAX_TOP:
-            raise ValueError(f"top_logprobs must be between 0 and {MAX_TOP}, not {self.top_logprobs}")
+            raise InvalidParam("top_logprobs", f"must be between 0 and {MAX_TOP}, not {self.top_logprobs}")
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: set logprobs to True")
+            raise InvalidParam("top_logprobs", "needs logprobs: set logprobs to True")
         if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_TOP:
-            raise ValueError(f"prompt_logprobs must be between 0 and {MAX_TOP}, not {self.prompt_logprobs}")
+            raise InvalidParam(
+                "prompt_logprobs", f"must be between 0 and {MAX_TOP}, not {self.prompt_logprobs}"
+            )
         if self.grammar is not None:
             for name in ("ignore_eos", "min_tokens"):
                 if getattr(self, name):
-                    raise ValueError(
-                        f"{name} contradicts {self.grammar.field}, with which the answer ends where it is "
-                        f"complete: leave {name} out"
+                    raise InvalidParam(
+                        name,
+                        f"contradicts {self.grammar.field}, with which the answer ends where it is "
+                        f"complete: leave {name} out",
                     )
 
     def _check_biases(self) -> None:
         if not self.logit_bias:
             return
         if len(self.logit_bias) > MAX_BIASES:
-            raise ValueError(f"logit_bias has {len(self.logit_bias)} tokens: give at most {MAX_BIASES}")
+            raise InvalidParam("logit_bias", f"has {len(self.logit_bias)} tokens: give at most {MAX_BIASES}")
         for token, bias in self.logit_bias:
             if not -MAX_BIAS <= bias <= MAX_BIAS:
-                raise ValueError(f"logit_bias must be between -100 and 100, not {bias} (of token {token})")
+                raise InvalidParam(
+                    "logit_bias", f"must be between -100 and 100, not {bias} (of token {token})"
+                )
         if len({token for token, _ in self.logit_bias}) < len(self.logit_bias):
-            raise ValueError("logit_bias has a token twice: give each token one bias")
+            raise InvalidParam("logit_bias", "has a token twice: give each token one bias")
 
     @property
     def greedy(self) -> bool:

@@ -32,6 +32,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
                 "machine_load",
                 "units",
                 "quantities",
+                "json_problems",
+                "invalid_param",
             ),
         ),
         (

@@ -23,7 +23,8 @@ def serve(
     """Serve a model over HTTP with a scheduling policy that you choose.
 
     It has OpenAI's /v1/completions, /v1/chat/completions and /v1/models, vLLM's /tokenize and /detokenize,
-    the /generate of FastServe and of vLLM's old api_server, /health (503 until ready) and /stats.
+    the /generate of FastServe and of vLLM's old api_server, /health (503 until ready), /health/live, /stats,
+    /metrics for Prometheus, /version, /server_info and /openapi.json.
 
     Example, in two terminals:
 

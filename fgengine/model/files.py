@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import stat
 from pathlib import Path
@@ -10,21 +9,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from fgengine.json_problems import UNKNOWN, json_problem, quoted
+
 T = TypeVar("T")
 
-_SHOWN_CHARACTERS = 60
-"""Characters of a wrong value that a message quotes at most."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_UNKNOWN = object()
-_KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "str": "a text",
-    "bool": "true or false",
-    "object": "a JSON object",
-    "array": "a list",
-    "null": "null",
-}
 
 
 class ModelError(ValueError):
@@ -119,14 +108,6 @@ def wrong(path: Path, field: str, value: object, must: str) -> ModelError:
     return ModelError(f"{path}: {field} is {quoted(value)}, but it must {must}")
 
 
-def quoted(value: object) -> str:
-    """Return a value from a file for a message: on one line, and shortened."""
-    if isinstance(value, (list, dict)):
-        return "a list" if isinstance(value, list) else "a JSON object"
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
-
-
 def one_line(error: BaseException) -> str:
     """Return the message of another library's error on one line, shortened."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -134,44 +115,17 @@ def one_line(error: BaseException) -> str:
 
 
 def _parsed(content: bytes) -> Any:
-    """Return the parsed JSON, to quote a wrong value; ``_UNKNOWN`` if even that fails."""
+    """Return the parsed JSON, to quote a wrong value; ``UNKNOWN`` if even that fails."""
     try:
         return msgspec.json.decode(content)
     except (ValueError, RecursionError):
-        return _UNKNOWN
+        return UNKNOWN
 
 
 def _sentence(problem: str, value: Any, path: Path) -> str:
     """Make a sentence of msgspec's message, such as "Expected `int` >= 1 - at `$.rope_scaling.factor`"."""
-    said, _, place = problem.partition(" - at ")
-    field = place.strip("`").removeprefix("$").removeprefix(".")
-    if missing := re.fullmatch(r"Object missing required field `(.*)`", said):
-        return f"{path}: {f'{field}.' if field else ''}{missing[1]} is missing"
-    expected = re.fullmatch(r"Expected (.*?)(?:, got `.*`)?", said)
-    if not expected:
-        return f"{path}: {field or 'a value'}: {said[:1].lower()}{said[1:]}"
-    must = re.sub(r"`([^`]*)`", _in_words, expected[1])
-    found = _value_at(value, field)
-    if not field:
-        return f"{path} must hold {must}" + ("" if found is _UNKNOWN else f", not {quoted(found)}")
-    if found is _UNKNOWN:
-        return f"{path}: {field} must be {must}"
-    return f"{path}: {field} is {quoted(found)}, but it must be {must}"
-
-
-def _in_words(types: re.Match[str]) -> str:
-    *first, last = (_KINDS.get(kind, kind) for kind in types[1].split(" | "))
-    return f"{', '.join(first)} or {last}" if first else last
-
-
-def _value_at(value: Any, field: str) -> Any:
-    """Return the value at a place such as ``eos_token_id[1]``; ``_UNKNOWN`` if it cannot be found."""
-    try:
-        for name, index in re.findall(r"([^.\[\]]+)|\[([^\]]*)\]", field):
-            value = value[name] if name else value[int(index)]
-    except (LookupError, ValueError, TypeError):
-        return _UNKNOWN
-    return value
+    found = json_problem(problem, value)
+    return f"{path}: {found}" if found.field else f"{path} {found.text}"
 
 
 def is_plain_name(name: str) -> bool:

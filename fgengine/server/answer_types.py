@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from fgengine.server.client import State
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -41,6 +43,7 @@ class CompletionLogprobs(msgspec.Struct):
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float | None] | None] | None
+    text_offset: list[int]
 
 
 class CompletionChoice(msgspec.Struct):
@@ -80,6 +83,7 @@ class ChatLogprobs(msgspec.Struct):
     """Log probabilities of a chat completion's tokens."""
 
     content: list[dict[str, Any]] | None
+    refusal: None
 
 
 class ChatMessage(msgspec.Struct):
@@ -168,9 +172,9 @@ class ModelList(msgspec.Struct):
 
 
 class Health(msgspec.Struct):
-    """The engine's state, and a sentence about it."""
+    """The state of the engine, or of a server that drains, and a sentence about it."""
 
-    status: Literal["starting", "ready", "broken", "stopping"]
+    status: Literal[State, "draining"]
     message: str
 
 

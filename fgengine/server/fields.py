@@ -7,8 +7,10 @@ the answer are ignored. Any other one is ignored and reported, so that the serve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -79,6 +81,21 @@ HARMLESS = frozenset(
     }
 )
 """Fields that cannot change the answer."""
+OF_MESSAGES: dict[str, tuple[Any, ...]] = {
+    "tool_calls": ([],),
+    "tool_call_id": (),
+    "function_call": (),
+    "audio": (),
+    "refusal": (),
+}
+"""Fields of a chat's messages that are not supported, as in ``NO_EFFECT``."""
+OF_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "include_obfuscation": (False,),
+    "continuous_usage_stats": (False,),
+}
+"""Fields of ``stream_options`` that are not supported, as in ``NO_EFFECT``."""
+HARMLESS_INSIDE = frozenset({"annotations", "cache_control"})
+"""Fields of messages and their parts that cannot change the answer."""
 MAX_UNKNOWN, MAX_NAME = 16, 64
 """Limits of what is compared with the known names: the number of unknown ones, and their characters."""
 ALIKE = 0.75
@@ -100,41 +117,56 @@ def check_fields(
     supported: Collection[str],
     elsewhere: Collection[str] = (),
     report: Callable[[str], None] = lambda name: None,
+    *,
+    unsupported: Mapping[str, tuple[Any, ...]] = NO_EFFECT,
+    harmless: Collection[str] = HARMLESS,
+    path: str = "",
 ) -> None:
     """Refuse fields that would change the answer.
 
     Args:
-        fields: The fields of a request, by name.
+        fields: The fields of a request, or of an object in it, by name.
         supported: Names of the fields that the route has.
         elsewhere: Names of the fields that other routes have.
-        report: Called with the name of each field that is ignored and might mean something.
+        report: Called with the name of each field that is ignored and might mean something. Of an object in
+            a list, it has no number: ``messages[].priority``.
+        unsupported: Fields that are known and not supported, with the values that have no effect.
+        harmless: Names of fields that cannot change the answer.
+        path: Where the object is, such as ``messages[0]``.
 
     Raises:
         UnsupportedField: a field is not supported or misspelt. The message names it and says what to do.
     """
-    unknown = [name for name in fields if name not in supported and name not in HARMLESS]
-    if len(unknown) > MAX_UNKNOWN + len(NO_EFFECT):
+    inside = f"{path}." if path else ""
+    unknown = [name for name in fields if name not in supported and name not in harmless]
+    if len(unknown) > MAX_UNKNOWN + len(unsupported):
         raise UnsupportedField(
-            f"the body has {len(unknown)} fields that this server does not have, such as "
+            f"{path or 'the body'} has {len(unknown)} fields that this server does not have, such as "
             f"{unknown[0][:64]!r}: leave them out",
-            unknown[0][:64],
+            inside + unknown[0][:64],
         )
     for name in unknown:
         value = fields[name]
         if value is None:
             continue
-        if name in NO_EFFECT:
-            _check_value(name, value)
+        where = inside + name[:64]
+        if name in unsupported:
+            _check_value(where, value, unsupported[name])
         elif name in elsewhere:
-            raise UnsupportedField(f"{name} is a field of another route: leave it out", name)
-        elif alike := get_close_matches(name[:MAX_NAME].lower(), [*supported, *NO_EFFECT], 1, ALIKE):
-            raise UnsupportedField(f"there is no field {name[:64]!r}: did you mean {alike[0]}?", name[:64])
+            raise UnsupportedField(f"{where} is a field of another route: leave it out", where)
+        elif alike := _alike(name[:MAX_NAME].lower(), (*supported, *unsupported)):
+            raise UnsupportedField(f"there is no field {where!r}: did you mean {alike}?", where)
         else:
-            report(name)
+            report(re.sub(r"\[\d+\]", "[]", inside) + name)
 
 
-def _check_value(name: str, value: Any) -> None:
-    neutral = NO_EFFECT[name]
+@lru_cache(256)
+def _alike(name: str, known: tuple[str, ...]) -> str | None:
+    """Return the known name that ``name`` may be a misspelling of. Remembered: each message may have it."""
+    return next(iter(get_close_matches(name, known, 1, ALIKE)), None)
+
+
+def _check_value(where: str, value: Any, neutral: tuple[Any, ...]) -> None:
     if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
         return
     import msgspec
@@ -142,4 +174,4 @@ def _check_value(name: str, value: Any) -> None:
     values = " or ".join(msgspec.json.encode(one).decode() for one in neutral)
     remedy = f"leave it out or set it to {values}" if values else "leave it out"
     code = "unsupported_value" if values else "unsupported_parameter"
-    raise UnsupportedField(f"{name} is not supported: {remedy}", name, code)
+    raise UnsupportedField(f"{where} is not supported: {remedy}", where, code)

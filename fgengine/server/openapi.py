@@ -18,8 +18,9 @@ from aiohttp import web
 
 from fgengine.grammar import MAX_GRAMMAR_BYTES
 from fgengine.server import answer_types as types
+from fgengine.server.answers import OPTIONS
 from fgengine.server.choices import MAX_ANSWERS
-from fgengine.server.fields import NO_EFFECT
+from fgengine.server.fields import NO_EFFECT, OF_MESSAGES, OF_STREAM_OPTIONS
 from fgengine.server.legacy import STREAM_TYPE
 from fgengine.server.routes import LIVE, METRICS, READY, STATS
 from fgengine.server.schemas import (
@@ -33,6 +34,8 @@ from fgengine.server.schemas import (
     CompletionBody,
     DetokenizeBody,
     GenerateBody,
+    Message,
+    StreamOptions,
     TokenizeBody,
 )
 from fgengine.server.structured import MAX_CHOICES
@@ -50,17 +53,24 @@ Content = dict[str, Any]
 ERRORS = {
     400: "The request is invalid: its form, a field's type or value, or a field that is not supported.",
     401: "The server wants an API key, and the request has none or a wrong one.",
+    403: "The request has a name of the server (Host) or an origin (Origin) that is not allowed.",
     404: "There is no such model.",
+    408: "The request did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not JSON by its Content-Type.",
-    429: "The queue is full. Retry-After says when to try again.",
+    429: "The queue is full, or the client has too many open requests. Retry-After says when to try again.",
     500: "The server has failed.",
-    503: "The engine is starting, broken or stopping, or the request waited for too long.",
+    503: "The engine is starting, hung, broken or stopping, the server finishes its open requests and then "
+    "ends, it has too many connections, or the request waited for too long.",
 }
-ALWAYS = (400, 401, 500)
-"""Errors that every route can answer."""
-GENERATING = (*ALWAYS, 404, 413, 415, 429, 503)
-"""Errors of the routes that generate."""
+EVERYWHERE = (400, 408, 500, 503)
+"""Errors that every route can answer, also /health."""
+ALWAYS = (*EVERYWHERE, 401, 403)
+"""Errors that every other route can answer."""
+READING = (*ALWAYS, 404, 413, 415, 429)
+"""Errors of the routes that take a body."""
+KEY = "key"
+"""Name of the security scheme."""
 
 RULES: dict[str, dict[str, dict[str, Any]]] = {
     "max_tokens": {"integer": {"minimum": 1}},
@@ -89,6 +99,13 @@ RULES: dict[str, dict[str, dict[str, Any]]] = {
     "messages": {"array": {"minItems": 1, "maxItems": MAX_MESSAGES}},
 }
 """Field -> JSON type -> limits, for limits that are checked in code. A test tries each of them."""
+LENGTHS = ("max_tokens", "max_completion_tokens")
+WITH_ECHO: dict[str, dict[str, dict[str, Any]]] = {name: {"integer": {"minimum": 0}} for name in LENGTHS}
+"""What a completion has in place of ``RULES``; without ``echo``, ``RULES`` hold."""
+UNLESS_ECHO = [
+    {"properties": {"echo": {"const": True}}, "required": ["echo"]},
+    {"properties": {name: RULES[name]["integer"] for name in LENGTHS}},
+]
 
 
 @dataclass(frozen=True)
@@ -103,14 +120,19 @@ class Operation:
     examples: dict[str, Any] = field(default_factory=dict)
     """Name -> a body that is answered with status 200."""
     others: dict[int, Content] = field(default_factory=dict)
-    """Further statuses whose content is not an error in OpenAI's form."""
+    """Further contents of statuses, besides an error in OpenAI's form."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it needs no key."""
+        return 401 not in self.errors
 
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/completions"): Operation(
         "Continue a text.",
         {JSON: types.Completion, EVENTS: types.CompletionChunk},
-        GENERATING,
+        READING,
         CompletionBody,
         {
             "text": {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
@@ -120,7 +142,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): Operation(
         "Answer a chat.",
         {JSON: types.ChatCompletion, EVENTS: types.ChatCompletionChunk},
-        GENERATING,
+        READING,
         ChatBody,
         {"chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}},
     ),
@@ -128,37 +150,40 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "Continue a text, as FastServe and vLLM's old server do. A stream is JSON objects, each with all the "
         "text so far and followed by a NUL byte.",
         {JSON: types.Generated, STREAM_TYPE: {"type": "string", "format": "binary"}},
-        GENERATING,
+        READING,
         GenerateBody,
         {"text": {"prompt": "Once upon a time", "max_tokens": 8}},
     ),
-    ("GET", "/v1/models"): Operation("List the model.", {JSON: types.ModelList}, (*ALWAYS, 503)),
-    ("GET", "/v1/models/{name}"): Operation("Describe the model.", {JSON: types.Model}, (*ALWAYS, 404, 503)),
+    ("GET", "/v1/models"): Operation("List the model.", {JSON: types.ModelList}),
+    ("GET", "/v1/models/{name}"): Operation("Describe the model.", {JSON: types.Model}, (*ALWAYS, 404)),
     **dict.fromkeys(
         [("GET", path) for path in READY],
         Operation(
-            "Tell whether requests are served.", {JSON: types.Health}, others={503: {JSON: types.Health}}
+            "Tell whether requests are served.",
+            {JSON: types.Health},
+            EVERYWHERE,
+            others={503: {JSON: types.Health}},
         ),
     ),
     ("GET", LIVE): Operation(
-        "Tell that the server's process answers, whatever its engine does.", {JSON: types.Live}
+        "Tell that the server's process answers, whatever its engine does.", {JSON: types.Live}, EVERYWHERE
     ),
     ("POST", "/tokenize"): Operation(
         "Give the token ids of a text or a chat.",
         {JSON: types.Tokenized},
-        (*ALWAYS, 404, 413, 415, 429, 503),
+        READING,
         TokenizeBody,
         {"text": {"prompt": "Hello"}},
     ),
     ("POST", "/detokenize"): Operation(
         "Give the text of token ids.",
         {JSON: types.Detokenized},
-        (*ALWAYS, 404, 413, 415, 429, 503),
+        READING,
         DetokenizeBody,
         {"tokens": {"tokens": [5, 6, 7]}},
     ),
     ("GET", STATS): Operation(
-        "Give the counters and the state of engine and server.", {JSON: {"type": "object"}}, (*ALWAYS, 503)
+        "Give the counters and the state of engine and server.", {JSON: {"type": "object"}}
     ),
     ("GET", METRICS): Operation(
         "Give the figures for Prometheus.", {TEXT: {"type": "string"}, OPENMETRICS: {"type": "string"}}
@@ -172,35 +197,43 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
 
 async def serve(request: web.Request) -> web.Response:
     """GET /openapi.json."""
-    return web.Response(body=encoded(), content_type=JSON)
+    return web.Response(body=encoded(bool(request.app[OPTIONS].keys)), content_type=JSON)
 
 
 @functools.cache
-def encoded() -> bytes:
+def encoded(needs_key: bool) -> bytes:
     """Return the document as JSON."""
-    return msgspec.json.encode(document())
+    return msgspec.json.encode(document(needs_key=needs_key))
 
 
-def document() -> dict[str, Any]:
-    """Return the document, as plain JSON data."""
+def document(*, needs_key: bool = False) -> dict[str, Any]:
+    """Return the document, as plain JSON data.
+
+    ``needs_key``: whether the server has keys, of which every request but those for its health needs one.
+    """
     kinds = [*_structs(), types.Error]
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     for body in {operation.body for operation in OPERATIONS.values()} - {None}:
         assert body is not None
         schemas[body.__name__] = _body_schema(schemas[body.__name__], body)
+    for inner, unsupported in ((Message, OF_MESSAGES), (StreamOptions, OF_STREAM_OPTIONS)):
+        schema = schemas[inner.__name__]
+        schema["properties"].update(_unsupported(unsupported))
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), operation in OPERATIONS.items():
-        paths.setdefault(path, {})[method.lower()] = _operation(path, operation)
+        paths.setdefault(path, {})[method.lower()] = _operation(path, operation, needs_key)
+    schemes = {KEY: {"type": "http", "scheme": "bearer", "description": "A key of the server."}}
     return {
         "openapi": "3.2.0",
         "info": {
             "title": "FastGen",
             "version": metadata.version(DISTRIBUTION),
             "description": "An engine for language models that preempts at every iteration. A path answers "
-            "methods other than those listed with 405 and the header Allow.",
+            "methods other than those listed with 405 and the header Allow, and requests that are no "
+            "acceptable HTTP with 400, 414, 415, 431 or 505.",
         },
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, **({"securitySchemes": schemes} if needs_key else {})},
     }
 
 
@@ -212,12 +245,16 @@ def _structs() -> Iterator[type[msgspec.Struct]]:
             yield from (kind for kind in content.values() if isinstance(kind, type))
 
 
-def _operation(path: str, operation: Operation) -> dict[str, Any]:
+def _operation(path: str, operation: Operation, needs_key: bool) -> dict[str, Any]:
     answers = {200: {"description": "The answer.", "content": _content(operation.answers)}}
-    for status, content in operation.others.items():
-        answers[status] = {"description": ERRORS[status], "content": _content(content)}
     for status in operation.errors:
-        answers[status] = {"description": ERRORS[status], "content": _content({JSON: types.Error})}
+        if status == 401 and not needs_key:
+            continue
+        content = _content({JSON: types.Error})
+        if status in operation.others:
+            (other,) = _content(operation.others[status]).values()
+            content[JSON] = {"schema": {"anyOf": [other["schema"], content[JSON]["schema"]]}}
+        answers[status] = {"description": ERRORS[status], "content": content}
         if status == 429:
             answers[status]["headers"] = {
                 "Retry-After": {"required": True, "schema": {"type": "string", "pattern": "^[0-9]+$"}}
@@ -226,6 +263,8 @@ def _operation(path: str, operation: Operation) -> dict[str, Any]:
         "summary": operation.summary,
         "responses": {str(status): answers[status] for status in sorted(answers)},
     }
+    if needs_key and not operation.open:
+        found["security"] = [{KEY: []}]
     if "{name}" in path:
         found["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
     if operation.body is not None:
@@ -255,17 +294,28 @@ def _reference(kind: type[msgspec.Struct]) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
 
+def rules(body: type[msgspec.Struct]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the limits of a body's fields, as ``RULES`` has them."""
+    return {**RULES, **WITH_ECHO} if body is CompletionBody else RULES
+
+
 def _body_schema(schema: dict[str, Any], body: type[msgspec.Struct]) -> dict[str, Any]:
     """Add to the schema of a body what its struct does not express: limits, and fields that are refused."""
     fields: dict[str, Any] = {}
     for name, one in schema["properties"].items():
-        fields[name] = _limited(one, RULES.get(name, {}))
+        fields[name] = _limited(one, rules(body).get(name, {}))
     for name in sorted(ALL_FIELDS - set(fields) - set(NO_EFFECT)):
         fields[name] = {"type": "null", "description": "A field of another route."}
-    for name, neutral in NO_EFFECT.items():
-        if name not in fields:
-            fields[name] = {"enum": [*neutral, None], "description": "Not supported: no other value."}
-    return {**schema, "properties": fields}
+    others = {name: values for name, values in NO_EFFECT.items() if name not in fields}
+    more = {"anyOf": UNLESS_ECHO} if body is CompletionBody else {}
+    return {**schema, "properties": {**fields, **_unsupported(others)}, **more}
+
+
+def _unsupported(fields: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    return {
+        name: {"enum": [*neutral, None], "description": "Not supported: no other value."}
+        for name, neutral in fields.items()
+    }
 
 
 def _limited(schema: Mapping[str, Any], limits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class ServerOptions:
             "Operation",
             unit="seconds",
             ge=0,
+            finite=True,
         ),
     ] = 30.0
     hang_timeout: Annotated[
@@ -90,6 +91,7 @@ class ServerOptions:
             "Operation",
             unit="seconds",
             gt=0,
+            finite=True,
         ),
     ] = 60.0
     restart_engine: Annotated[
@@ -131,9 +133,10 @@ class ServerOptions:
     keep_alive_timeout: Annotated[
         float,
         Setting(
-            "Time after which an idle connection is closed; longer than a proxy's in front.",
+            "Time after which an idle connection is closed. Behind a proxy, set it longer than the proxy's "
+            "idle timeout.",
             "Network",
-            unit="s",
+            unit="seconds",
             gt=0,
             finite=True,
         ),
@@ -142,7 +145,10 @@ class ServerOptions:
         str | None, Setting("Certificate (PEM, with the chain); serves https.", "Network")
     ] = None
     ssl_keyfile: Annotated[
-        str | None, Setting("Its private key (PEM); default: in the certificate's file.", "Network")
+        str | None,
+        Setting(
+            "Private key of --ssl-certfile (PEM). Default: the certificate's file has it too.", "Network"
+        ),
     ] = None
 
     def __post_init__(self) -> None:
@@ -161,7 +167,8 @@ class ServerOptions:
             _ = self.allowed_names
         except ValueError as error:
             raise self._problem("allowed_hosts", str(error)) from None
-
+        if self.served_model_name and not self.model_names:
+            raise self._problem("served_model_name", "has no name: give one, or leave the option out")
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise self._problem("ssl_keyfile", "needs ssl_certfile (--ssl-certfile): the key's certificate")
 

@@ -8,13 +8,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from itertools import islice
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
+from fgengine.invalid_param import InvalidParam
+from fgengine.json_problems import json_problem, quoted
 from fgengine.request import MAX_BIASES, SamplingParams
 from fgengine.scheduling.refusal import RequestRefused
-from fgengine.server.fields import UnsupportedField, check_fields
+from fgengine.server.fields import (
+    HARMLESS_INSIDE,
+    MAX_UNKNOWN,
+    OF_MESSAGES,
+    OF_STREAM_OPTIONS,
+    UnsupportedField,
+    check_fields,
+)
 from fgengine.server.structured import StructuredBody
 
 MAX_STOPS = 16
@@ -155,8 +165,11 @@ class SamplingBody(StructuredBody, kw_only=True):
         try:
             fields["grammar"] = self.grammar()
             return SamplingParams(**{name: value for name, value in fields.items() if value is not None})
-        except ValueError as error:
-            raise BadRequestError(str(error), str(error).partition(" ")[0]) from error
+        except InvalidParam as error:
+            name = error.field
+            if name == "max_tokens" and self.max_completion_tokens is not None:
+                name = "max_completion_tokens"
+            raise BadRequestError(f"{name} {error.problem}", name) from error
 
     def asked_tokens(self, default: int) -> int:
         """Return the maximum number of output tokens."""
@@ -230,6 +243,9 @@ class CompletionBody(SamplingBody, kw_only=True):
         )
 
 
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+
+
 class TextPart(msgspec.Struct):
     """A text part of a chat message."""
 
@@ -240,17 +256,16 @@ class TextPart(msgspec.Struct):
 class Message(msgspec.Struct):
     """A chat message."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Role
     content: str | list[TextPart]
-    tool_calls: list[Any] | None = None
-    function_call: Any = None
-    audio: Any = None
+    name: str | None = None
+    """OpenAI's name of the participant. A template may show it."""
 
     def plain(self) -> dict[str, str]:
         """Return the message with its text parts joined."""
         parts = self.content
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return {"role": self.role, "content": text}
+        return {"role": self.role, "content": text, **({} if self.name is None else {"name": self.name})}
 
 
 class ChatBody(SamplingBody, kw_only=True):
@@ -283,22 +298,13 @@ class ChatBody(SamplingBody, kw_only=True):
 
 
 def plain(messages: list[Message]) -> list[dict[str, str]]:
-    """Return messages as plain text. Raises BadRequestError if there are none or too many, or for what is
-    no text.
-    """
+    """Return messages as plain text. Raises BadRequestError if there are none or too many."""
     if not 0 < len(messages) <= MAX_MESSAGES:
         raise BadRequestError(
             f"the chat has {len(messages)} messages: send 1 to {MAX_MESSAGES}",
             "messages",
             "array_above_max_length" if messages else "empty_array",
         )
-    for number, message in enumerate(messages):
-        for name in ("tool_calls", "function_call", "audio"):
-            if getattr(message, name):
-                field = f"messages[{number}].{name}"
-                raise BadRequestError(
-                    f"{field} is not supported: leave it out", field, "unsupported_parameter"
-                )
     return [message.plain() for message in messages]
 
 
@@ -372,22 +378,67 @@ def read_body(raw: bytes, kind: type[Body], report: Callable[[str], None] = lamb
         raise BadRequestError(message, None, None)
     try:
         check_fields(fields, kind.__struct_fields__, ALL_FIELDS, report)
+        _check_inside(fields, report)
     except UnsupportedField as error:
         raise BadRequestError(str(error), error.field, error.code) from None
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise _wrong_type(str(error)) from error
+        problem = json_problem(str(error), fields)
+        raise BadRequestError(str(problem), problem.field or None, CODES[problem.kind]) from error
 
 
-def _wrong_type(message: str) -> BadRequestError:
-    """Return the error for a body that msgspec does not accept, with the field and OpenAI's code."""
-    reason, _, path = message.partition(" - at `$.")
-    field = path.rstrip("`") or None
-    if missing := re.search("missing required field `(.*?)`", reason):
-        inside = f"{field}." if field else ""
-        return BadRequestError(message, inside + missing[1], "missing_required_parameter")
-    type_is_wrong = ", got `" in reason
-    return BadRequestError(
-        f"{field}: {reason}" if field else reason, field, "invalid_type" if type_is_wrong else "invalid_value"
-    )
+CODES: dict[str, str] = {
+    "missing": "missing_required_parameter",
+    "type": "invalid_type",
+    "value": "invalid_value",
+}
+"""OpenAI's codes for the kinds of ``JsonProblem``."""
+
+
+def _check_inside(fields: dict[str, Any], report: Callable[[str], None]) -> None:
+    """Check the fields of the objects in a body. Raises UnsupportedField or BadRequestError."""
+    options, messages = fields.get("stream_options"), fields.get("messages")
+    if isinstance(options, dict):
+        known = StreamOptions.__struct_fields__
+        check_fields(
+            options, known, (), report, unsupported=OF_STREAM_OPTIONS, harmless=(), path="stream_options"
+        )
+    unknown: set[str] = set()
+
+    def report_few(name: str) -> None:
+        if name not in unknown:
+            unknown.add(name)
+            report(name)
+        if len(unknown) > MAX_UNKNOWN:
+            message = f"the messages have too many unknown fields, such as {name[:64]!r}: leave them out"
+            raise BadRequestError(message, "messages", "unknown_parameter")
+
+    if isinstance(messages, list):
+        for number, message in enumerate(islice(messages, MAX_MESSAGES)):
+            if isinstance(message, dict):
+                _check_message(message, f"messages[{number}]", report_few)
+
+
+def _check_message(message: dict[str, Any], path: str, report: Callable[[str], None]) -> None:
+    known = Message.__struct_fields__
+    check_fields(message, known, (), report, unsupported=OF_MESSAGES, harmless=HARMLESS_INSIDE, path=path)
+    _check_word(message, "role", get_args(Role), path)
+    content = message.get("content", "")
+    if content is None:
+        where = f"{path}.content"
+        raise BadRequestError(f"{where} is null: give a text or a list of text parts", where, "invalid_type")
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        if isinstance(part, dict) and (part.get("type") != "text" or len(part) > 2):
+            where = f"{path}.content[{number}]"
+            _check_word(part, "type", ("text",), where)
+            known = TextPart.__struct_fields__
+            check_fields(part, known, (), report, unsupported={}, harmless=HARMLESS_INSIDE, path=where)
+
+
+def _check_word(fields: dict[str, Any], name: str, words: tuple[str, ...], path: str) -> None:
+    """Raise BadRequestError if a field is a text, but none of the words that it may be."""
+    value = fields.get(name)
+    if isinstance(value, str) and value not in words:
+        message = f"{path}.{name} is {quoted(value)}, but it must be {' or '.join(words)}"
+        raise BadRequestError(message, f"{path}.{name}")

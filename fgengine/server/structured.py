@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from fgengine.grammar import MAX_GRAMMAR_BYTES, Grammar
+from fgengine.invalid_param import InvalidParam
 
 MAX_CHOICES = 1024
 JsonSchema = dict[str, Any]
@@ -65,11 +66,13 @@ class StructuredBody(msgspec.Struct, kw_only=True):
     def grammar(self) -> Grammar | None:
         """Return what the answer must follow; None: nothing.
 
-        Raises ValueError if several fields ask for it, or if one is too long; the message names the field.
+        Raises InvalidParam if several fields ask for it, or if one is too long; the message names the field.
         """
         found = list(self._grammars())
         if len(found) > 1:
-            raise ValueError(f"{found[1].field} and {found[0].field} contradict each other: give one of them")
+            raise InvalidParam(
+                found[1].field, f"and {found[0].field} contradict each other: give one of them"
+            )
         return found[0] if found else None
 
     def _grammars(self) -> Iterator[Grammar]:
@@ -118,9 +121,9 @@ def _schema(schema: JsonSchema | str, field: str) -> Grammar:
 
 def _one_of(choices: list[str], field: str) -> Grammar:
     if not 0 < len(choices) <= MAX_CHOICES or not all(choices):
-        raise ValueError(f"{field} has {len(choices)} choices: give 1 to {MAX_CHOICES}, none of them empty")
+        raise InvalidParam(field, f"has {len(choices)} choices: give 1 to {MAX_CHOICES}, none of them empty")
     if sum(map(len, choices)) > MAX_GRAMMAR_BYTES:
-        raise ValueError(f"{field} has choices of more than {MAX_GRAMMAR_BYTES} characters: shorten them")
+        raise InvalidParam(field, f"has choices of more than {MAX_GRAMMAR_BYTES} characters: shorten them")
     return Grammar(
         "lark", "start: " + " | ".join(json.dumps(one, ensure_ascii=False) for one in choices), field
     )

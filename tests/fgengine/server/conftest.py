@@ -79,7 +79,8 @@ def encoder(byte_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("model")
     source = "{% for m in messages %}{% if m.role in ('robot', 'function') %}"
     source += "{{ raise_exception('no robots') }}{% endif %}"
-    source += "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    source += "<{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}>"
+    source += "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     (folder / "chat_template.jinja").write_text(source)
     byte_tokenizer.save(str(folder / "tokenizer.json"))
     encoder = Encoder(TextCodec(byte_tokenizer), folder)

@@ -245,6 +245,14 @@ async def messages(served: Any) -> None:
     await refused(served, CHATS, "messages", messages=[])
 
 
+@row("`name` of a message")
+async def participant(served: Any) -> None:
+    _, answer = await served.post(
+        "/tokenize", {"messages": [{"role": "user", "name": "Ann", "content": "a"}]}
+    )
+    assert bytes(answer["tokens"]) == b"<user Ann>a<assistant>"
+
+
 @row("`/v1/models`, `/v1/models/NAME`")
 async def models(served: Any) -> None:
     _, listed = await served.get("/v1/models")
@@ -422,6 +430,21 @@ async def tool_calls(served: Any) -> None:
     await refused(served, CHATS, "messages[0].content", messages=[{"role": "assistant", "content": None}])
 
 
+@row("`tool_call_id`, `function_call`, `audio`, `refusal` in messages")
+async def other_fields_of_messages(served: Any) -> None:
+    for name in ("tool_call_id", "function_call", "audio", "refusal"):
+        sent = [{"role": "assistant", "content": "a", name: "x"}]
+        await refused(served, CHATS, f"messages[0].{name}", messages=sent)
+        await chat(served, messages=[{"role": "assistant", "content": "a", name: None}])
+
+
+@row("`stream_options.include_obfuscation`, `stream_options.continuous_usage_stats`")
+async def other_stream_options(served: Any) -> None:
+    for name in ("include_obfuscation", "continuous_usage_stats"):
+        await refused(served, CHATS, f"stream_options.{name}", stream_options={name: True})
+        await chat(served, stream_options={name: False})
+
+
 @row("any other role")
 async def roles(served: Any) -> None:
     error = await refused(served, CHATS, "messages[0].role", messages=[{"role": "martian", "content": "a"}])
@@ -459,6 +482,10 @@ async def priority(served: Any) -> None:
 async def misspelt(served: Any) -> None:
     error = await refused(served, CHATS, "temprature", temprature=1)
     assert "did you mean temperature?" in error["message"]
+    sent = [{"role": "user", "content": "a", "contents": "b"}]
+    error = await refused(served, CHATS, "messages[0].contents", messages=sent)
+    assert "did you mean content?" in error["message"]
+    await refused(served, CHATS, "stream_options.include_use", stream_options={"include_use": True})
 
 
 @row("fields of another route")

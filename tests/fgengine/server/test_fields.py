@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from typing import Any
 
 import pytest
 
-from fgengine.server.fields import HARMLESS, NO_EFFECT
+from fgengine.server.fields import HARMLESS, NO_EFFECT, OF_MESSAGES, OF_STREAM_OPTIONS
 from fgengine.server.schemas import BadRequestError, ChatBody, CompletionBody, read_body
 
 
@@ -84,6 +85,113 @@ def test_the_newer_name_for_max_tokens_takes_precedence() -> None:
 def test_other_fields_are_ignored_with_a_word() -> None:
     assert read(**dict.fromkeys(HARMLESS, "x")) == []
     assert read(x_vendor=1, vendor_params={}) == ["x_vendor", "vendor_params"]
+
+
+def read_chat(*messages: Any, **fields: Any) -> tuple[ChatBody, list[str]]:
+    """Read a chat; return its body, and the names of the fields that are ignored with a word."""
+    said: list[str] = []
+    body = {"messages": list(messages) or [{"role": "user", "content": "hi"}], **fields}
+    return read_body(json.dumps(body).encode(), ChatBody, said.append), said
+
+
+def message(**fields: Any) -> dict[str, Any]:
+    return {"role": "user", "content": "hi", **fields}
+
+
+@pytest.mark.parametrize("name", [*OF_MESSAGES])
+def test_a_field_of_a_message_that_is_not_supported_is_refused_by_its_place(name: str) -> None:
+    where = f"messages[1].{name}"
+    with pytest.raises(BadRequestError, match=rf"messages\[1\].{name} is not supported: leave it") as refused:
+        read_chat(message(), message(**{name: "x"}))
+    assert refused.value.field == where
+    assert refused.value.code is not None
+    assert refused.value.code.startswith("unsupported_")
+    for value in (None, *OF_MESSAGES[name]):
+        assert read_chat(message(**{name: value}))[1] == []
+
+
+@pytest.mark.parametrize("name", [*OF_STREAM_OPTIONS])
+def test_stream_options_that_are_not_supported_are_refused(name: str) -> None:
+    with pytest.raises(BadRequestError, match="leave it out or set it to false") as refused:
+        read_chat(stream=True, stream_options={name: True})
+    assert refused.value.field == f"stream_options.{name}"
+    assert read_chat(stream_options={name: False, "include_usage": True})[1] == []
+    assert read_chat(stream_options={name: None})[1] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "said"),
+    [
+        ({"messages": [message(contents="x")]}, "messages[0].contents", "did you mean content?"),
+        ({"messages": [message(rolle="x")]}, "messages[0].rolle", "did you mean role?"),
+        ({"messages": [message(tool_call="x")]}, "messages[0].tool_call", "did you mean tool_calls?"),
+        (
+            {"messages": [message(content=[{"type": "text", "text": "a", "texts": "b"}])]},
+            "messages[0].content[0].texts",
+            "did you mean text?",
+        ),
+        ({"stream_options": {"include_usages": True}}, "stream_options.include_usages", "include_usage?"),
+        ({"messages": [message(content=None)]}, "messages[0].content", "give a text or a list of text parts"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "messages[0].content is missing"),
+        ({"messages": [message(content=7)]}, "messages[0].content", "is 7, but it must be a text or a list"),
+        ({"messages": [message(name=7)]}, "messages[0].name", "is 7, but it must be a text or null"),
+        ({"messages": ["hi"]}, "messages[0]", 'messages[0] is "hi", but it must be a JSON object'),
+        ({"messages": [message(role="robot")]}, "messages[0].role", 'is "robot", but it must be system or'),
+        (
+            {"messages": [message(content=[{"type": "image_url", "image_url": {"url": "a"}}])]},
+            "messages[0].content[0].type",
+            'messages[0].content[0].type is "image_url", but it must be text',
+        ),
+        ({"stream_options": 3}, "stream_options", "is 3, but it must be a JSON object or null"),
+        ({"stop": [1]}, "stop[0]", "stop[0] is 1, but it must be a text"),
+        ({"temperature": "hot"}, "temperature", 'is "hot", but it must be a number or null'),
+    ],
+)
+def test_a_wrong_field_inside_an_object_is_refused_in_words(
+    fields: dict[str, Any], field: str, said: str
+) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        read_chat(**{"messages": [message()], **fields})
+    assert refused.value.field == field
+    assert said in str(refused.value)
+    assert "`" not in str(refused.value)
+
+
+def test_other_fields_inside_objects_are_ignored_with_a_word() -> None:
+    part = {"type": "text", "text": "hi", "cache_control": {}, "x_part": 1}
+    _, said = read_chat(
+        message(x_vendor=1, annotations=[]), message(content=[part]), stream_options={"x_option": 1}
+    )
+    assert said == ["stream_options.x_option", "messages[].x_vendor", "messages[].content[].x_part"]
+
+
+def test_many_unknown_fields_inside_messages_are_refused_early() -> None:
+    many = [message(**{f"x_{number:04}_{'y' * 50}": 1}) for number in range(4000)]
+    for messages in (many, [message(**{f"x_{number}": 1 for number in range(4000)})]):
+        started = time.process_time()
+        with pytest.raises(BadRequestError, match="leave them out"):
+            read_chat(*messages)
+        assert time.process_time() - started < 0.2
+    assert read_chat(*[message(x_vendor=1)] * 4000)[1] == ["messages[].x_vendor"]
+
+
+def test_the_name_of_a_participant_is_given_to_the_template() -> None:
+    body, said = read_chat(message(name="Ann"), message(name=None), message())
+    assert said == []
+    assert body.plain_messages() == [message(name="Ann"), message(), message()]
+
+
+async def test_a_template_can_show_the_name_of_a_participant(served: Any) -> None:
+    sent = [message(name="Ann"), message()]
+    _, answer = await served.post("/tokenize", {"messages": sent})
+    assert bytes(answer["tokens"]) == b"<user Ann>hi<user>hi<assistant>"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_a_length_out_of_range_is_reported_by_its_own_name(served: Any, name: str) -> None:
+    status, answer = await served.post("/v1/chat/completions", {"messages": [message()], name: 0})
+    assert (status, answer["error"]["param"]) == (400, name)
+    assert answer["error"]["message"] == f"{name} must be at least 1, not 0"
 
 
 async def test_an_ignored_field_is_logged_once(served: Any, caplog: pytest.LogCaptureFixture) -> None:

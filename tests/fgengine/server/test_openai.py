@@ -156,7 +156,7 @@ CHAT = [{"role": "user", "content": "hi"}]
 @pytest.mark.parametrize(
     ("path", "body", "field", "message"),
     [
-        ("completions", {}, "prompt", "missing required field"),
+        ("completions", {}, "prompt", "prompt is missing"),
         ("completions", {"prompt": ["a", [1]]}, "prompt", "mixes"),
         ("completions", {"prompt": ["a", 1]}, "prompt", "mixes"),
         ("completions", {"prompt": []}, "prompt", "is empty"),
@@ -164,7 +164,7 @@ CHAT = [{"role": "user", "content": "hi"}]
         ("completions", {"prompt": ["a"] * 129}, "prompt", "at most 128"),
         ("completions", {"prompt": ["a", "b"], "n": 65}, "n", "at most 128"),
         ("completions", {"prompt": "a", "n": 0}, "n", "at least 1"),
-        ("completions", {"prompt": "a", "n": True}, "n", "`int"),
+        ("completions", {"prompt": "a", "n": True}, "n", "is true, but it must be a whole number"),
         ("completions", {"prompt": "a", "n": 3, "best_of": 2}, "best_of", "at least n"),
         ("completions", {"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
         ("completions", {"prompt": "a", "presence_penalty": 2.5}, "presence_penalty", "between -2 and 2"),
@@ -175,9 +175,9 @@ CHAT = [{"role": "user", "content": "hi"}]
         ("completions", {"prompt": "a", "logit_bias": {"a": 1}}, "logit_bias", "give token ids"),
         ("completions", {"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias", "between -100 and 100"),
         ("completions", {"prompt": "a", "seed": 2**63}, "seed", "<="),
-        ("completions", {"prompt": "a", "max_tokens": "5"}, "max_tokens", "`int"),
+        ("completions", {"prompt": "a", "max_tokens": "5"}, "max_tokens", "must be a whole number"),
         ("completions", {"prompt": "a", "user": "x" * 257}, "user", "<= 256"),
-        ("completions", {"prompt": "a", "user": 7}, "user", "`str | null`"),
+        ("completions", {"prompt": "a", "user": 7}, "user", "is 7, but it must be a text or null"),
         ("completions", {"prompt": "a", "max_tokens": 0}, "max_tokens", "at least 1"),
         ("completions", {"prompt": "a", "temperature": -1}, "temperature", "between"),
         ("completions", {"prompt": "a", "top_p": 0}, "top_p", "above 0"),
@@ -199,7 +199,7 @@ CHAT = [{"role": "user", "content": "hi"}]
             "chat/completions",
             {"messages": [{"role": "martian", "content": "x"}]},
             "messages[0].role",
-            "'martian'",
+            'is "martian", but it must be system or developer',
         ),
         (
             "chat/completions",
@@ -219,7 +219,7 @@ CHAT = [{"role": "user", "content": "hi"}]
             "chat/completions",
             {"messages": [{"role": "user", "content": 3}]},
             "messages[0].content",
-            "got `int`",
+            "is 3, but it must be a text or a list",
         ),
     ],
 )
