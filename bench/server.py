@@ -64,6 +64,9 @@ class NullEngine:
     def abort(self, id: str) -> bool:
         return self.requests.pop(id, None) is not None
 
+    def prepare(self, params: SamplingParams) -> None:
+        return None
+
     def expire(self) -> list[tuple[Request, QueueTimeout]]:
         return []
 

@@ -25,7 +25,7 @@ TOKEN_IDS = range(2**32)
 """The ids that the library takes. A client may send any; the engine refuses those that the model has not."""
 
 MAX_PENDING = 32
-"""Tokens without text after which a detokenizer starts anew. A character has at most 4 bytes, so these are
+"""Tokens without text after which a detokenizer starts again. A character has at most 4 bytes, so these are
 special tokens, or bytes that are no character."""
 
 

@@ -203,14 +203,16 @@ class RequestLog:
         output = Output.current
         if output is None:
             return
-        if outcome == "finished":
-            level = logging.DEBUG if request.path in PROBES else logging.INFO
-            if level < output.lowest:
-                return
+        if request.path in PROBES and status not in (401, 403, 500):  # 503 is an answer to a probe
+            level = logging.DEBUG
+        elif outcome == "finished":
+            level = logging.INFO
         else:
             level = logging.ERROR if outcome == "failed" else logging.INFO
-            if level < output.lowest or not self._has_room(f"{status or 'no answer'} {outcome}"):
-                return
+        if level < output.lowest:
+            return
+        if outcome != "finished" and not self._has_room(f"{status or 'no answer'} {outcome}"):
+            return
         output.put(entry.ended(level, request, status, outcome, reason))
 
     def client_error(self, error: BaseException) -> None:

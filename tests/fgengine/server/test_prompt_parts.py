@@ -58,6 +58,9 @@ class Scoring:
         self.requests.append(Request.new(id, prompt, params, 0.0))
         return self.requests[-1]
 
+    def prepare(self, params: SamplingParams) -> None:
+        return None
+
     def expire(self) -> list[Any]:
         return []
 
