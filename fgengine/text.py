@@ -132,6 +132,12 @@ class TextCodec:
         """Return the text of one token, as ``token_bytes`` does. Incomplete characters are U+FFFD."""
         return self.token_bytes(token).decode(errors="replace")
 
+    def special_text(self, token: int) -> str:
+        """Return the name of a special token, as a text may contain it; empty for all other tokens."""
+        if not 0 <= token < len(self._token_bytes) or self._token_bytes[token]:
+            return ""
+        return self.tokenizer.id_to_token(token) or ""
+
     def detokenizer(self, prompt: Sequence[int] = ()) -> IncrementalDetokenizer:
         """Return a detokenizer for the tokens that follow ``prompt``."""
         return IncrementalDetokenizer(self.tokenizer, prompt)

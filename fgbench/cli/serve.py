@@ -39,8 +39,8 @@ def serve(
 
         fgbench serve --device-spec a100-40gb --model opt-13b
 
-    Only this machine can reach it, unless --host says otherwise; then set
-    $FGBENCH_API_KEY. The log on stderr has one line for each request.
+    By default only this machine can reach it. With --host, set $FGBENCH_API_KEY too.
+    The log on stderr has one line for each request.
 
     It ends within 5 seconds after Ctrl-C (exit code 130). After SIGTERM or SIGHUP it first finishes the open
     requests, for up to --drain-timeout seconds (exit code 0). A second signal ends it at once.

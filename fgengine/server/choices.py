@@ -142,7 +142,9 @@ class Choice:
             self._begun = True
             text = self._prompt_text + text
             if wish.logprobs is not None and wish.echo:
-                self.listed += listed_prompt(self.generation.prompt, new.prompt or (), self._codec)
+                self.listed += listed_prompt(
+                    self.generation.prompt, new.prompt or (), self._codec, self._prompt_text
+                )
         if wish.no_output:
             return text
         if wish.logprobs is not None:

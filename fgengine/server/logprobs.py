@@ -51,12 +51,20 @@ class ShownTokens:
         return shown
 
 
-def listed_prompt(ids: Sequence[int], tokens: Sequence[PromptToken], codec: TextCodec) -> list[Listed]:
-    """Return the list of a prompt's tokens."""
+def listed_prompt(
+    ids: Sequence[int], tokens: Sequence[PromptToken], codec: TextCodec, shown: str
+) -> list[Listed]:
+    """Return the list of a prompt's tokens. ``shown``: the prompt's text, as the answer shows it.
+
+    A text that was posted may name special tokens, and the answer shows it as it was posted.
+    """
     text, length, listed = codec.detokenizer(), 0, []
     for id, at in zip(ids, tokens, strict=True):
         listed.append(Listed(id, at.logprob, at.top, length))
         length += len(text.add(id))
+        special = codec.special_text(id)
+        if special and shown.startswith(special, length):
+            length += len(special)
     return listed
 
 

@@ -554,6 +554,27 @@ async def queue_full(served: Any) -> None:
         assert (await response.json())["error"]["code"] == "queue_full"
 
 
+async def code_with(served: Any, **headers: str) -> tuple[int, str]:
+    """Return the status and the error code of a request with these headers."""
+    async with served.session.post(
+        served.url + COMPLETIONS, data=b'{"prompt": "a"}', headers=headers
+    ) as response:
+        return response.status, (await response.json())["error"]["code"]
+
+
+@row("`invalid_api_key`, `host_not_allowed`, `origin_not_allowed`")
+async def no_access(served: Any) -> None:
+    """test_access checks the first one."""
+    json_type = {"Content-Type": "application/json"}
+    assert await code_with(served, **json_type, Host="evil.example") == (403, "host_not_allowed")
+    assert await code_with(served, **json_type, Origin="http://evil.example") == (403, "origin_not_allowed")
+
+
+@row("`unsupported_media_type`")
+async def not_json(served: Any) -> None:
+    assert await code_with(served, **{"Content-Type": "text/plain"}) == (415, "unsupported_media_type")
+
+
 @pytest.mark.parametrize("title", CHECKS)
 async def test_the_server_does_what_the_row_says(served: Any, title: str) -> None:
     await CHECKS[title](served)

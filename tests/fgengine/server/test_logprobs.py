@@ -6,6 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+
+from fgengine.server.logprobs import listed_prompt
+from fgengine.server.messages import PromptToken
+from fgengine.text import TextCodec
 
 SSE = b"\n\n"
 
@@ -150,3 +155,18 @@ async def test_a_chat_lists_bytes_and_alternatives(served: Any) -> None:
     lists = [chunk["choices"][0]["logprobs"] for chunk in streamed]
     assert [one for listed in lists if listed for one in listed["content"]] == content
     assert lists[6] is None  # half of a character has no text yet
+
+
+def test_the_offsets_of_a_posted_text_count_its_special_tokens(byte_tokenizer: Tokenizer) -> None:
+    tokenizer = Tokenizer.from_str(byte_tokenizer.to_str())
+    tokenizer.add_special_tokens(["<|user|>", "<s>"])
+    codec = TextCodec(tokenizer)
+    text = "<|user|>h\u00e9<|user|>"
+    begin = tokenizer.token_to_id("<s>")
+    ids = [begin, *codec.encode(text)]  # a model's first token is not part of the text
+    tokens = [PromptToken(None, [])] * len(ids)
+    offsets = [one.start for one in listed_prompt(ids, tokens, codec, text)]
+    assert offsets == [0, 0, 8, 9, 9, 10]
+    assert text[offsets[-1] :] == "<|user|>"
+    hidden = codec.decode(ids)  # how the echo shows a prompt of ids
+    assert [one.start for one in listed_prompt(ids, tokens, codec, hidden)] == [0, 0, 0, 1, 1, 2]
