@@ -110,6 +110,7 @@ class TextProcess:
     def kill(self) -> None:
         """End the process from any thread; one that waits for its answer gets an EncodingError."""
         self._process.kill()
+        self._process.wait()
 
     def close(self) -> None:
         """End the process and forget it."""

@@ -87,7 +87,7 @@ def test_the_loop_is_timed_with_the_settings_of_the_server(measured: tuple[dict[
 def test_targets_are_listed_and_not_judged_on_a_cpu(measured: tuple[dict[str, Any], str]) -> None:
     targets = measured[0]["targets"]
     assert len(targets) == 8  # of two models: a decode, a prefill, the slowdown, the loop
-    assert all(target["met"] is None and target["value"] >= 0.0 for target in targets)
+    assert all(target["met"] is None and isinstance(target["value"], float) for target in targets)
     assert measured[1].count("not judged on a CPU") == 8
 
 
