@@ -87,8 +87,8 @@ def test_a_device_that_is_not_here_is_served_in_real_time_and_measured_by_url(
     chunks = complete(port, prompt="Hello", max_tokens=50)
     assert [chunk["choices"][0]["text"] for chunk in chunks][:2] == ["<300>", "<301>"]
     assert len(chunks) == 50
-    # 49 decode steps of 4 ms: never faster, however slow this machine is. The first one runs already while the
-    # first token, with which the phase begins, is processed.
+    # 49 decode steps of 4 ms: never faster, however slow this machine is. The first one runs already while
+    # the first token, with which the phase begins, is processed.
     assert chunks[-1]["fgengine"]["decode"] >= 48 * STEP_SECONDS
     argv = [*LOAD, "--rate", "20", "--url", f"http://127.0.0.1:{port}", "--results", str(tmp_path)]
     done = CliRunner().invoke(app, ["run", *argv], terminal_width=200)
