@@ -172,7 +172,7 @@ def test_all_together_equal_the_computation_by_numpy(seed: int) -> None:
 @given(st.integers(0, 10**6), st.sampled_from([torch.float32, torch.bfloat16]))
 @settings(max_examples=60, deadline=None)
 def test_a_token_does_not_depend_on_the_batch(seed: int, dtype: torch.dtype) -> None:
-    """Mixed batches, in any order; the counts of tokens may have been used before, or are made anew."""
+    """Mixed batches, in any order. A request's token counts are kept from earlier steps, or counted again."""
     logits = logits_of(seed, 9).to(dtype)
 
     def tokens_of(order: list[int], requests: list[Request]) -> list[int]:

@@ -586,7 +586,7 @@ def test_nothing_is_copied_before_all_headers_were_checked(folder: Path) -> None
     assert read == []
 
 
-# what nobody thought of
+# random changes of valid files
 
 LEAVES = (
     st.none()

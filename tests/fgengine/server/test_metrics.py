@@ -179,7 +179,7 @@ async def test_a_hung_engine_is_asked_once_and_the_server_answers(
     pages.append(await text(served))
     assert {only(samples(page), "fgengine_engine_up") for page in pages} == {0}
     assert len(asked) == 1
-    asked[0].set_exception(EngineError("the engine is broken"))  # nobody waits for this any more
+    asked[0].set_exception(EngineError("the engine is broken"))  # an answer after the timeout is ignored
     await asyncio.sleep(0.01)
     again = asyncio.create_task(text(served))
     await served.until(lambda: len(asked) == 2)
