@@ -222,11 +222,6 @@ class Engine:
                 raise RequestRefused(
                     f"logit_bias has the token {token}: the model's tokens are 0 .. {self.vocab_size - 1}"
                 )
-        for token in params.stop_token_ids:
-            if not 0 <= token < self.vocab_size:
-                raise RequestRefused(
-                    f"stop_token_ids has the token {token}: the model's tokens are 0 .. {self.vocab_size - 1}"
-                )
         if params.min_tokens:
             check_leaves_a_token(params, self.scheduler.limits.eos_token_ids, self.vocab_size)
         matcher = None if params.grammar is None else self._matcher(params.grammar, len(prompt))
