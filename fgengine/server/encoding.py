@@ -94,6 +94,11 @@ class TextProcess:
         return loaded.chat_problem
 
     @property
+    def pid(self) -> int:
+        """The process's number in the operating system."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether the process runs. The system may have ended it, for example because memory ran out."""
         return self._process.poll() is None
