@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from fgengine.request import SamplingParams
@@ -152,6 +153,7 @@ async def test_a_request_dropped_after_another_has_begun_ends_the_stream_with_th
         rest = await response.content.read()
     messages = [json.loads(message[6:]) for message in rest.split(SSE) if message]
     assert "waited for 5 s" in messages[-1]["error"]["message"]
+    assert messages[-1]["error"]["code"] == "queue_timeout"
     await served.until(lambda: not served.engine.requests)
 
 
@@ -161,3 +163,30 @@ async def test_a_stop_string_ends_each_answer_by_itself(served: Any) -> None:
     assert [one["text"] for one in answer["choices"]] == ["a", "bcd"]
     assert [one["finish_reason"] for one in answer["choices"]] == ["stop", "stop"]
     assert served.engine.requests == {}
+
+
+async def test_too_many_answers_are_refused_before_a_prompt_is_encoded(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.service.encoder, "prompts", None)
+    status, answer = await served.post("/v1/completions", {"prompt": ["a"] * 129, "max_tokens": 1})
+    assert (status, answer["error"]["param"]) == (400, "prompt")
+    assert "asks for 129 answers (129 prompts x 1): ask for at most 128" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_more_answers_than_an_idle_engine_takes_are_refused_for_good(served: Any, path: str) -> None:
+    """A 429 would say that the same request can be served later."""
+    served.service.engine.model = msgspec.structs.replace(served.service.engine.model, room=5)
+    body = {"n": 6, "max_tokens": 1, "prompt": "a", "messages": [{"role": "user", "content": "a"}]}
+    del body["prompt" if "chat" in path else "messages"]
+    status, answer = await served.post(path, body)
+    assert (status, answer["error"]["param"]) == (400, "n")
+    assert "at most 5 (max_batch_size + max_queue)" in answer["error"]["message"]
+
+
+async def test_only_so_many_tokens_of_prompts_are_scored(served: Any) -> None:
+    body = {"prompt": [[97] * 3000] * 4, "max_tokens": 1, "echo": True, "logprobs": 20}
+    status, answer = await served.post("/v1/completions", body)
+    assert (status, answer["error"]["param"]) == (400, "logprobs")
+    assert "asks for 252000 log probabilities" in answer["error"]["message"]

@@ -211,3 +211,18 @@ async def test_an_unknown_model_is_a_404(served: Any, path: str) -> None:
     for known in ("fake", None, ""):
         status, _ = await served.post(path, {"model": known, "max_tokens": 1, **prompt})
         assert status == 200
+
+
+def test_a_body_with_very_many_unknown_fields_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name would be compared with all known ones, which takes a second for 2,000 names."""
+    monkeypatch.setattr("fgengine.server.fields.get_close_matches", None)
+    body = json.dumps({"prompt": "a"} | {f"zq{number}": 1 for number in range(2000)})
+    with pytest.raises(BadRequestError, match=r"has 2000 fields that .*, such as 'zq0'"):
+        read_body(body.encode(), CompletionBody)
+
+
+def test_very_many_biases_are_refused_before_they_are_looked_at() -> None:
+    body = json.dumps({"prompt": "a", "logit_bias": {f"x{number}": 1 for number in range(1025)}})
+    read = read_body(body.encode(), CompletionBody)
+    with pytest.raises(BadRequestError, match="logit_bias has 1025 tokens: give at most 1024"):
+        read.params(read.wish(), max_tokens=1)

@@ -191,6 +191,7 @@ def test_an_engine_that_ends_while_the_server_drains_is_not_replaced(
     assert b'"type":"service_unavailable"' in response.read()
     assert server.exit_code(10.0) == 0
     assert server.log.read_text().count("ready: ") == 1
+    assert "being replaced" not in server.log.read_text()
 
 
 @pytest.mark.slow
