@@ -126,6 +126,44 @@ def test_equal_logits_rank_by_their_place() -> None:
     assert set(draws(tempered, SamplingParams(seed=1, top_k=1, temperature=10.0), 50)) == {1}
 
 
+def acceptable(logits: torch.Tensor, row: list[float], token: int) -> bool:
+    """Whether ``token`` is that of the definition: sort, cut, and invert the cumulative distribution.
+
+    The draw may be off by the rounding of sums.
+    """
+    temperature, top_k, top_p, draw = row
+    mass = ((logits.double() - logits.double().max()) / temperature).exp()
+    order = logits.sort(descending=True, stable=True).indices
+    ranked = mass[order]
+    ranked[int(top_k) or len(ranked) :] = 0.0
+    ranked[ranked.cumsum(0) - ranked >= top_p * ranked.sum()] = 0.0
+    mass = torch.zeros_like(mass).scatter(0, order, ranked)
+    upto = (mass.cumsum(0) / mass.sum()).tolist()
+    return mass[token] > 0.0 and upto[token] - mass[token] / mass.sum() - 1e-5 <= draw <= upto[token] + 1e-5
+
+
+@pytest.mark.parametrize("vocab", [5, 256, 257, 5003])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_are_those_of_the_definition(vocab: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(vocab)
+    rng = np.random.default_rng(vocab)
+    for spread in (0.1, 1.0, 4.0, 30.0):
+        logits = (torch.randn(24, vocab) * spread).to(dtype)
+        logits[12:, 1:][torch.rand(12, vocab - 1) < 0.9] = -torch.inf
+        rows = np.stack(
+            [
+                rng.choice([0.02, 0.7, 1.0, 2.0], 24),
+                rng.choice([0, 0, 1, 3, vocab - 1, vocab, vocab + 5], 24),
+                rng.choice([1.0, 1.0, 0.9, 0.5, 0.001], 24),
+                rng.choice([0.0, 0.5, 0.99, 1 - 1e-16, *rng.random(4)], 24),
+            ],
+            axis=1,
+        )
+        tokens = OPS.sample(logits, torch.tensor(rows)).tolist()
+        for each, row, token in zip(logits, rows.tolist(), tokens, strict=True):
+            assert acceptable(each, row, token), (spread, row, token)
+
+
 def test_the_coldest_temperature_is_greedy() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0]])
     assert draws(logits, SamplingParams(temperature=5e-324), 20) == [1] * 20
