@@ -50,6 +50,8 @@ class Adjustment:
         self.params = params
         self.until = ALWAYS if params.changes_every_token else params.min_tokens
         """The number of output tokens, from the first one, for which the logits change."""
+        self.only_forbids = not (params.logit_bias or params.has_penalties or params.min_p)
+        """Whether all changed logits become -inf, so that the model's own format can hold the others."""
         self.bias_tokens = array("q", [token for token, _ in params.logit_bias])
         self.biases = array("d", [bias for _, bias in params.logit_bias])
         self.matcher: Matcher | None = None

@@ -36,7 +36,8 @@ def adjust(
     """Change the logits in place to those from which the next token of each request is sampled.
 
     Args:
-        logits: [R, vocab_size] float32; row r belongs to ``requests[r]``, which has an adjustment.
+        logits: [R, vocab_size], float32 unless all adjustments only forbid tokens; row r belongs to
+            ``requests[r]``, which has an adjustment.
         positions: the index of the output token of each request, from 0.
         unread: the tokens of the last step, if the host has not read them yet.
     """
@@ -142,8 +143,8 @@ def _follow_grammars(logits: Tensor, requests: Sequence[Request], positions: Seq
             rows.append(row)
             masks.append(matcher.allowed(request.tokens, request.prompt_len + position))
     packed = place(np.frombuffer(bytearray().join(masks), np.uint8), logits.device)
-    added = place(OF_BITS, logits.device).index_select(0, packed.int()).view(len(rows), -1)
-    added = added[:, : logits.shape[1]]
+    of_bits = place(OF_BITS, logits.device).to(logits.dtype)
+    added = of_bits.index_select(0, packed.int()).view(len(rows), -1)[:, : logits.shape[1]]
     if len(rows) == len(requests):
         logits.add_(added)  # a tenth of the time of masked_fill_ on a CPU
     else:

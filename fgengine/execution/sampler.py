@@ -94,7 +94,8 @@ def sample(
         part = logits.index_select(0, at)
         theirs, here = [requests[row] for row in rows], [positions[row] for row in rows]
         if rows is changed:
-            part = part.float()
+            if not all(one.adjustment.only_forbids for one in theirs if one.adjustment is not None):
+                part = part.float()
             adjust(part, theirs, here, eos_token_ids, unread)
         tokens[at] = _draw(ops, part, theirs, here, engine_seed)
     return tokens

@@ -240,11 +240,13 @@ def test_only_rows_with_a_feature_are_changed() -> None:
     plain = [request_of(replace(PLAIN, seed=n), [1], []) for n in range(3)]
     sample(Watched(), logits, plain, [0, 0, 0])
     assert seen.pop() is logits
+    for feature, dtype in (({"min_tokens": 2}, torch.bfloat16), ({"min_p": 0.1}, torch.float32)):
+        plain[1] = request_of(replace(PLAIN, **feature), [1], [])
+        sample(Watched(), logits, plain, [0, 1, 0], eos_token_ids=EOS)
+        assert [part.dtype for part in seen] == [torch.bfloat16, dtype]
+        assert torch.equal(seen[0], logits[[0, 2]])
+        seen.clear()
     plain[1] = request_of(replace(PLAIN, min_tokens=2), [1], [])
-    sample(Watched(), logits, plain, [0, 1, 0], eos_token_ids=EOS)
-    assert [part.dtype for part in seen] == [torch.bfloat16, torch.float32]
-    assert torch.equal(seen[0], logits[[0, 2]])
-    seen.clear()
     sample(Watched(), logits, plain, [0, 2, 0], eos_token_ids=EOS)
     assert seen.pop() is logits, "min_tokens are reached"
 
