@@ -17,10 +17,17 @@ from fgengine.grammar import Grammar
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
     from tokenizers import Tokenizer
 
 WHITESPACE = r"[ \t\r\n]{0,20}"
 """Whitespace between the parts of a JSON text. Without a limit, a model may generate nothing else."""
+JSON_OPTIONS: JsonCompileOptions = {
+    "whitespace_pattern": WHITESPACE,
+    "lenient": False,
+    "coerce_one_of": False,
+}
+"""llguidance's options for JSON schemas, under the names that a schema's ``x-guidance`` has too."""
 COMPILED = 16
 """Number of compiled grammars that are kept: a client usually sends the same one again and again."""
 LIMITS: dict[str, Any] = {
@@ -98,10 +105,7 @@ class Grammars:
         tokenizer = self._for_grammars(grammar.field)
         try:
             if grammar.kind == "json_schema":
-                source = LLMatcher.grammar_from_json_schema(
-                    grammar.text,
-                    overrides={"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False},
-                )
+                source = LLMatcher.grammar_from_json_schema(grammar.text, overrides=JSON_OPTIONS)
             elif grammar.kind == "regex":
                 source = LLMatcher.grammar_from_regex(grammar.text)
             else:

@@ -95,16 +95,27 @@ class TextCodec:
                 raise TextError(f"the model's tokenizer fails at this text: {error}") from None
             raise
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """Return the token ids of a chat in the model's format, up to the start of the assistant's answer.
+
+        Args:
+            messages: The chat, in OpenAI's form. Arguments of calls are objects, as templates take them.
+            tools: The functions that the template shows to the model, in OpenAI's form.
 
         Raises:
             TextError: the model has no usable chat template, or the template refuses these messages.
         """
-        return self.encode(self.render_chat(messages), special_tokens=False)
+        return self.encode(self.render_chat(messages, tools), special_tokens=False)
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         """Return the text of a chat in the model's format. The template is untrusted code: it may never end.
+
+        Args:
+            messages, tools: As for ``encode_chat``.
 
         Raises:
             TextError: as for ``encode_chat``.
@@ -112,7 +123,7 @@ class TextCodec:
         if self._chat_template is None:
             reason = self.chat_problem or "this model has no chat template"
             raise TextError(f"{reason}; use /v1/completions")
-        return self._chat_template.render(messages)
+        return self._chat_template.render(messages, tools)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of all tokens, without special tokens."""
@@ -246,13 +257,14 @@ class ChatTemplate:
         source, special_tokens = read_chat_template(folder)
         return cls(source, special_tokens) if source else None
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """Return the text of a chat. Raises TextError if the template is invalid or refuses the messages."""
         from jinja2 import TemplateSyntaxError
 
         try:
             rendered, _ = self._render(
                 [list(map(dict, messages))],
+                tools=list(tools) or None,
                 chat_template=self._source,
                 add_generation_prompt=True,
                 **self._special_tokens,

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import msgspec
 
 from fgengine.server.client import State
+from fgengine.server.tools import ToolCall
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ErrorDetails(msgspec.Struct):
@@ -91,6 +93,7 @@ class ChatMessage(msgspec.Struct):
 
     role: Literal["assistant"]
     content: str | None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(msgspec.Struct):
@@ -99,7 +102,7 @@ class ChatChoice(msgspec.Struct):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatCompletion(msgspec.Struct):
@@ -114,11 +117,28 @@ class ChatCompletion(msgspec.Struct):
     fgengine: dict[str, float] | None = None
 
 
+class FunctionDelta(msgspec.Struct):
+    """What a message adds to a call: the name comes once, the arguments in pieces."""
+
+    arguments: str
+    name: str | None = None
+
+
+class ToolCallDelta(msgspec.Struct):
+    """What a message adds to a call; the first one has the id, the type and the name."""
+
+    index: int
+    function: FunctionDelta
+    id: str | None = None
+    type: Literal["function"] | None = None
+
+
 class ChatDelta(msgspec.Struct):
-    """The text that a message adds to the assistant's."""
+    """What a message adds to the assistant's."""
 
     content: str | None = None
     role: Literal["assistant"] | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(msgspec.Struct):
@@ -126,7 +146,7 @@ class ChatChunkChoice(msgspec.Struct):
 
     index: int
     delta: ChatDelta
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     logprobs: ChatLogprobs | None = None
 
 

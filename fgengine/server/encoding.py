@@ -17,6 +17,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from fgengine.cache import cache_folder
 from fgengine.child import python_module
@@ -38,6 +41,7 @@ from fgengine.server.text_worker import (
     receive_answer,
     send,
 )
+from fgengine.server.tools import Tool
 from fgengine.text import TextCodec, TextError
 
 WORKER = python_module("fgengine.server.text_worker")
@@ -303,21 +307,24 @@ class Encoder:
             EncodeText(text, self.max_tokens, _cpu_seconds(len(text)), special_tokens), len(text)
         )
 
-    async def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return the token ids of a chat in the model's format, up to the start of the assistant's answer."""
+    async def chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] = ()) -> list[int]:
+        """Return the token ids of a chat in the model's format, up to the start of the assistant's answer.
+
+        ``messages``: as ``TextCodec.render_chat`` takes them. ``tools``: what the template shows.
+        """
         if self.chat_problem:
             raise TextError(f"{self.chat_problem}; use /v1/completions")
-        count = sum(len(text) for message in messages for text in message.values())
-        self._check(count, "messages")
-        return await self._ask(
-            EncodeChat(
-                [dict(message) for message in messages],
-                self.max_tokens,
-                self.max_characters + BODY_BASE,
-                _cpu_seconds(count),
-            ),
-            count,
-        )
+        try:
+            count = sum(_characters(value) for message in messages for value in message.values())
+            self._check(count, "messages")
+            chat, shown = msgspec.json.encode(messages), msgspec.json.encode(tools)
+        except RecursionError:
+            raise BadRequestError(
+                "the chat is nested too deeply: send one with less nesting", "messages"
+            ) from None
+        count += len(shown)
+        limit = self.max_characters + BODY_BASE
+        return await self._ask(EncodeChat(chat, shown, self.max_tokens, limit, _cpu_seconds(count)), count)
 
     async def check(self, grammar: Grammar | None) -> None:
         """Check that a grammar can be used. Raises BadRequestError, QueueFull and EncodingError."""
@@ -380,6 +387,11 @@ class Encoder:
             raise self._too_long(answer, "messages" if isinstance(job, EncodeChat) else "prompt")
         assert isinstance(answer, Refused)
         raise TextError(answer.reason)
+
+
+def _characters(value: Any) -> int:
+    """Return the characters of a text, or of another value as JSON."""
+    return len(value if isinstance(value, str) else msgspec.json.encode(value).decode())
 
 
 def _cpu_seconds(characters: int) -> float:

@@ -67,6 +67,8 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "priority": (0,),
 }
 """Fields that are not supported, each with the values that have no effect; null never has one."""
+INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
+"""Fields of chats that have replaced a field of ``NO_EFFECT``."""
 HARMLESS = frozenset(
     {
         *(
@@ -82,8 +84,6 @@ HARMLESS = frozenset(
 )
 """Fields that cannot change the answer."""
 OF_MESSAGES: dict[str, tuple[Any, ...]] = {
-    "tool_calls": ([],),
-    "tool_call_id": (),
     "function_call": (),
     "audio": (),
     "refusal": (),
@@ -95,7 +95,9 @@ OF_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {
 }
 """Fields of ``stream_options`` that are not supported, as in ``NO_EFFECT``."""
 HARMLESS_INSIDE = frozenset({"annotations", "cache_control"})
-"""Fields of messages and their parts that cannot change the answer."""
+"""Fields of messages, their parts and tools that cannot change the answer."""
+HARMLESS_IN_CALLS = frozenset({"index"})
+"""Fields of a message's calls that cannot change the answer: those of a streamed answer have a number."""
 MAX_UNKNOWN, MAX_NAME = 16, 64
 """Limits of what is compared with the known names: the number of unknown ones, and their characters."""
 ALIKE = 0.75
@@ -173,5 +175,7 @@ def _check_value(where: str, value: Any, neutral: tuple[Any, ...]) -> None:
 
     values = " or ".join(msgspec.json.encode(one).decode() for one in neutral)
     remedy = f"leave it out or set it to {values}" if values else "leave it out"
+    if where in INSTEAD:
+        remedy += f"; chats have {INSTEAD[where]} instead"
     code = "unsupported_value" if values else "unsupported_parameter"
     raise UnsupportedField(f"{where} is not supported: {remedy}", where, code)

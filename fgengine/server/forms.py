@@ -1,18 +1,25 @@
-"""The two forms of answers: completions and chat completions."""
+"""The forms of answers: completions, chat completions, and chat completions that call functions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+from uuid import uuid4
 
+from fgengine.request import FinishReason
 from fgengine.server import logprobs
+from fgengine.server.calls import ArgumentsReader, ListReader, Reader, joined
 from fgengine.server.logprobs import Listed
 from fgengine.server.schemas import Wish
 from fgengine.text import TextCodec
 
+Write = Callable[[str, FinishReason | None], dict[str, Any]]
+"""Returns the fields of a streamed choice for the text that a message adds, and for the reason why the text
+ends with it. It remembers what it has written."""
+
 
 class Form(Protocol):
-    """The parts of an answer whose form differs between completions and chat completions."""
+    """The parts of an answer whose form differs."""
 
     object: str
     chunk_object: str
@@ -22,12 +29,12 @@ class Form(Protocol):
     default_max_tokens: int | None
     """None: as many tokens as fit."""
 
-    def complete(self, text: str) -> dict[str, Any]:
-        """Return the fields of a complete answer's choice."""
+    def complete(self, text: str, reason: FinishReason | None) -> dict[str, Any]:
+        """Return the fields of a complete answer's choice. ``reason``: why the text ends."""
         ...
 
-    def chunk(self, text: str, first: bool) -> dict[str, Any]:
-        """Return the fields of one streamed choice."""
+    def writer(self) -> Write:
+        """Return what writes one streamed choice."""
         ...
 
     def logprobs(self, listed: Sequence[Listed], wish: Wish, codec: TextCodec) -> dict[str, Any]:
@@ -43,11 +50,11 @@ class CompletionForm:
     prompt_field = "prompt"
     default_max_tokens: int | None = 16
 
-    def complete(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def complete(self, text: str, reason: FinishReason | None) -> dict[str, Any]:
+        return {"text": text, "finish_reason": reason}
 
-    def chunk(self, text: str, first: bool) -> dict[str, Any]:
-        return {"text": text}
+    def writer(self) -> Write:
+        return self.complete
 
     def logprobs(self, listed: Sequence[Listed], wish: Wish, codec: TextCodec) -> dict[str, Any]:
         return logprobs.for_completion(listed, codec, wish.logprobs or 0, as_ids=wish.names_as_ids)
@@ -62,11 +69,70 @@ class ChatForm:
     prompt_field = "messages"
     default_max_tokens: int | None = None
 
-    def complete(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text}}
+    def complete(self, text: str, reason: FinishReason | None) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text}, "finish_reason": reason}
 
-    def chunk(self, text: str, first: bool) -> dict[str, Any]:
-        return {"delta": {"role": "assistant", "content": text} if first else {"content": text}}
+    def writer(self) -> Write:
+        first = {"role": "assistant"}
+
+        def write(text: str, reason: FinishReason | None) -> dict[str, Any]:
+            delta = {**first, "content": text}
+            first.clear()
+            return {"delta": delta, "finish_reason": reason}
+
+        return write
 
     def logprobs(self, listed: Sequence[Listed], wish: Wish, codec: TextCodec) -> dict[str, Any]:
         return logprobs.for_chat(listed, codec, wish.logprobs or 0, as_ids=wish.names_as_ids)
+
+
+class CallForm(ChatForm):
+    """The form of chat completions that call functions; see ``Form``."""
+
+    def __init__(self, function: str | None) -> None:
+        """``function``: the one that is called; None: the text is a list of calls."""
+        self._function = function
+
+    def complete(self, text: str, reason: FinishReason | None) -> dict[str, Any]:
+        reader = self._reader()
+        calls = [
+            {**_new_call(), "function": {"name": name, "arguments": arguments}}
+            for name, arguments in joined(reader.add(text))
+        ]
+        message = {"role": "assistant", "content": None, **({"tool_calls": calls} if calls else {})}
+        return {"message": message, "finish_reason": _reason(reader, reason)}
+
+    def writer(self) -> Write:
+        reader = self._reader()
+        first = {"role": "assistant", "content": None}
+
+        def write(text: str, reason: FinishReason | None) -> dict[str, Any]:
+            delta: dict[str, Any] = dict(first)
+            first.clear()
+            calls = [
+                {"index": part.call, "function": {"arguments": part.arguments}}
+                if part.name is None
+                else {
+                    "index": part.call,
+                    **_new_call(),
+                    "function": {"name": part.name, "arguments": part.arguments},
+                }
+                for part in reader.add(text)
+            ]
+            if calls:
+                delta["tool_calls"] = calls
+            return {"delta": delta, "finish_reason": _reason(reader, reason)}
+
+        return write
+
+    def _reader(self) -> Reader:
+        return ListReader() if self._function is None else ArgumentsReader(self._function)
+
+
+def _new_call() -> dict[str, str]:
+    return {"id": f"call_{uuid4().hex}", "type": "function"}
+
+
+def _reason(reader: Reader, reason: FinishReason | None) -> str | None:
+    """Return OpenAI's finish reason: "tool_calls" for a complete list, and "stop" for one given function."""
+    return "tool_calls" if reason == "stop" and reader.listed else reason

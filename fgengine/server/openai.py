@@ -18,10 +18,11 @@ from fgengine.scheduling.refusal import Busy, RequestRefused
 from fgengine.server.answers import SERVICE, Stream, read_posted, usage
 from fgengine.server.choices import Choice, arriving, asks, best, check_count, check_length
 from fgengine.server.client import EngineError
-from fgengine.server.forms import ChatForm, CompletionForm, Form
+from fgengine.server.forms import CallForm, ChatForm, CompletionForm, Form, Write
 from fgengine.server.generation import Piece
 from fgengine.server.models import check_model, served_names
 from fgengine.server.schemas import (
+    BadRequestError,
     ChatBody,
     CompletionBody,
     SamplingBody,
@@ -59,9 +60,15 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     service.check_accepting()
     body, arrival = await read_posted(request, ChatBody)
     check_model(request, body.model)
-    wish = body.wish()
-    prompt = await service.encoder.chat(body.plain_messages())
-    return await _answer(request, CHAT, body, wish, [prompt], arrival)
+    wish, calls = body.wish(), body.calls()
+    prompt = await service.encoder.chat(body.plain_messages(), body.shown_tools())
+    if calls is None:
+        return await _answer(request, CHAT, body, wish, [prompt], arrival)
+    try:
+        await service.encoder.check(calls.grammar)
+    except BadRequestError as error:
+        raise BadRequestError(calls.explained(str(error)), error.field, error.code) from None
+    return await _answer(request, CallForm(calls.function), body, wish, [prompt], arrival)
 
 
 async def _answer(
@@ -130,10 +137,10 @@ class _Answer:
 
     async def stream(self, stream: Stream, asks_usage: bool) -> None:
         """Send a message for each token. The messages of tokens that arrived together are one write."""
-        begun = [False] * len(self._choices)
+        writers = [self._form.writer() for _ in self._choices]
         open_choices = len(self._choices)
         async for arrived in arriving(self._generations):
-            bodies = await self._made(self._chunks, arrived, begun, asks_usage)
+            bodies = await self._made(self._chunks, arrived, writers, asks_usage)
             open_choices -= sum(batch[-1].finish_reason is not None for _, batch in arrived)
             if asks_usage and not open_choices:
                 last = {
@@ -162,9 +169,8 @@ class _Answer:
         given = [
             {
                 "index": index,
-                **self._form.complete(texts[number]),
+                **self._form.complete(texts[number], choices[number].generation.finish_reason),
                 "logprobs": self._logprobs(choices[number]),
-                "finish_reason": choices[number].generation.finish_reason,
                 **({} if alone else {"fgengine": choices[number].generation.accounting}),
             }
             for index, number in enumerate(best(choices, self._wish))
@@ -179,19 +185,17 @@ class _Answer:
         return _encode(answer)
 
     def _chunks(
-        self, arrived: Sequence[tuple[int, Sequence[Piece]]], begun: list[bool], asks_usage: bool
+        self, arrived: Sequence[tuple[int, Sequence[Piece]]], writers: Sequence[Write], asks_usage: bool
     ) -> list[bytes]:
-        """Return a message for each piece. ``begun``: which choices have a message already; it is updated."""
-        form, choices, plain = self._form, self._choices, self._wish.plain
-        head = {**self._head, "object": form.chunk_object}
+        """Return a message for each piece. ``writers``: those of the choices."""
+        choices, plain = self._choices, self._wish.plain
+        head = {**self._head, "object": self._form.chunk_object}
         alone = len(choices) == 1
         bodies: list[bytes] = []
         for number, batch in arrived:
             for piece in batch:
                 text = piece.text if plain else choices[number].add(piece)
-                part = form.chunk(text, not begun[number])
-                begun[number] = True
-                choice = {"index": number, **part, "logprobs": None, "finish_reason": piece.finish_reason}
+                choice = {"index": number, **writers[number](text, piece.finish_reason), "logprobs": None}
                 if not plain and choices[number].listed:
                     choice["logprobs"] = self._logprobs(choices[number])
                 chunk = {**head, "choices": [choice]}

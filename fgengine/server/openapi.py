@@ -20,7 +20,7 @@ from fgengine.grammar import MAX_GRAMMAR_BYTES
 from fgengine.server import answer_types as types
 from fgengine.server.answers import OPTIONS
 from fgengine.server.choices import MAX_ANSWERS
-from fgengine.server.fields import NO_EFFECT, OF_MESSAGES, OF_STREAM_OPTIONS
+from fgengine.server.fields import HARMLESS, NO_EFFECT, OF_MESSAGES, OF_STREAM_OPTIONS
 from fgengine.server.legacy import STREAM_TYPE
 from fgengine.server.routes import LIVE, METRICS, READY, STATS
 from fgengine.server.schemas import (
@@ -39,6 +39,7 @@ from fgengine.server.schemas import (
     TokenizeBody,
 )
 from fgengine.server.structured import MAX_CHOICES
+from fgengine.server.tools import MAX_TOOLS
 
 DISTRIBUTION = "fgbench"
 JSON, EVENTS, TEXT, OPENMETRICS = (
@@ -97,6 +98,7 @@ RULES: dict[str, dict[str, dict[str, Any]]] = {
     "guided_grammar": {"string": {"maxLength": MAX_GRAMMAR_BYTES}},
     "guided_choice": {"array": {"minItems": 1, "maxItems": MAX_CHOICES}},
     "messages": {"array": {"minItems": 1, "maxItems": MAX_MESSAGES}},
+    "tools": {"array": {"maxItems": MAX_TOOLS}},
 }
 """Field -> JSON type -> limits, for limits that are checked in code. A test tries each of them."""
 LENGTHS = ("max_tokens", "max_completion_tokens")
@@ -106,6 +108,15 @@ UNLESS_ECHO = [
     {"properties": {"echo": {"const": True}}, "required": ["echo"]},
     {"properties": {name: RULES[name]["integer"] for name in LENGTHS}},
 ]
+
+CONTENT_OR_CALLS = [
+    {"properties": {"content": {"not": {"type": "null"}}}, "required": ["content"]},
+    {
+        "properties": {"role": {"const": "assistant"}, "tool_calls": {"type": "array", "minItems": 1}},
+        "required": ["tool_calls"],
+    },
+]
+"""What a message must have: a content, or the calls of an assistant."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,19 @@ class Operation:
         return 401 not in self.errors
 
 
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tell the weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CALL = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": '{"city": "Bern"}'},
+}
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/completions"): Operation(
         "Continue a text.",
@@ -144,7 +168,23 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         {JSON: types.ChatCompletion, EVENTS: types.ChatCompletionChunk},
         READING,
         ChatBody,
-        {"chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}},
+        {
+            "chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
+            "tools": {
+                "messages": [{"role": "user", "content": "What is the weather in Bern?"}],
+                "tools": [WEATHER],
+                "tool_choice": "required",
+                "max_tokens": 64,
+            },
+            "result of a call": {
+                "messages": [
+                    {"role": "user", "content": "What is the weather in Bern?"},
+                    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                    {"role": "tool", "tool_call_id": CALL["id"], "content": "sunny"},
+                ],
+                "max_tokens": 8,
+            },
+        },
     ),
     ("POST", "/generate"): Operation(
         "Continue a text, as FastServe and vLLM's old server do. A stream is JSON objects, each with all the "
@@ -219,6 +259,7 @@ def document(*, needs_key: bool = False) -> dict[str, Any]:
     for inner, unsupported in ((Message, OF_MESSAGES), (StreamOptions, OF_STREAM_OPTIONS)):
         schema = schemas[inner.__name__]
         schema["properties"].update(_unsupported(unsupported))
+    schemas[Message.__name__]["anyOf"] = CONTENT_OR_CALLS
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), operation in OPERATIONS.items():
         paths.setdefault(path, {})[method.lower()] = _operation(path, operation, needs_key)
@@ -304,7 +345,7 @@ def _body_schema(schema: dict[str, Any], body: type[msgspec.Struct]) -> dict[str
     fields: dict[str, Any] = {}
     for name, one in schema["properties"].items():
         fields[name] = _limited(one, rules(body).get(name, {}))
-    for name in sorted(ALL_FIELDS - set(fields) - set(NO_EFFECT)):
+    for name in sorted(ALL_FIELDS - set(fields) - set(NO_EFFECT) - HARMLESS):
         fields[name] = {"type": "null", "description": "A field of another route."}
     others = {name: values for name, values in NO_EFFECT.items() if name not in fields}
     more = {"anyOf": UNLESS_ECHO} if body is CompletionBody else {}

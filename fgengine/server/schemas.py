@@ -6,18 +6,21 @@ Fields that a route does not have are in ``fields``: none that would change the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
+from fgengine.grammar import Grammar
 from fgengine.invalid_param import InvalidParam
 from fgengine.json_problems import json_problem, quoted
 from fgengine.request import MAX_BIASES, SamplingParams
 from fgengine.scheduling.refusal import RequestRefused
 from fgengine.server.fields import (
+    HARMLESS_IN_CALLS,
     HARMLESS_INSIDE,
     MAX_UNKNOWN,
     OF_MESSAGES,
@@ -26,6 +29,21 @@ from fgengine.server.fields import (
     check_fields,
 )
 from fgengine.server.structured import StructuredBody
+from fgengine.server.tools import (
+    MAX_PAST_CALLS,
+    MAX_TOOLS,
+    CalledFunction,
+    Function,
+    NamedFunction,
+    NamedTool,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    WantedCalls,
+    arguments_of,
+    shown_tools,
+    wanted_calls,
+)
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
@@ -52,6 +70,17 @@ class BadRequestError(ValueError):
         super().__init__(message)
         self.field = field
         self.code = code
+
+
+@contextmanager
+def _refused_by_name() -> Iterator[None]:
+    """Raise BadRequestError in place of another error that names a field."""
+    try:
+        yield
+    except InvalidParam as error:
+        raise BadRequestError(str(error), error.field) from None
+    except UnsupportedField as error:
+        raise BadRequestError(str(error), error.field, error.code) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,15 +286,42 @@ class Message(msgspec.Struct):
     """A chat message."""
 
     role: Role
-    content: str | list[TextPart]
+    content: str | list[TextPart] | None = None
+    """None: only of an assistant that calls functions."""
     name: str | None = None
     """OpenAI's name of the participant. A template may show it."""
+    tool_calls: Annotated[list[ToolCall], msgspec.Meta(max_length=MAX_PAST_CALLS)] | None = None
+    """The calls of an assistant."""
+    tool_call_id: str | None = None
+    """Which call has the result that a tool's message is."""
 
-    def plain(self) -> dict[str, str]:
-        """Return the message with its text parts joined."""
-        parts = self.content
+    def plain(self, path: str) -> dict[str, Any]:
+        """Return the message as templates take it: its text parts joined, and arguments of calls as objects.
+
+        ``path``: where the message is, such as ``messages[0]``. Raises InvalidParam, which names the field.
+        """
+        parts = self.content or ""
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return {"role": self.role, "content": text, **({} if self.name is None else {"name": self.name})}
+        plain: dict[str, Any] = {"role": self.role, "content": text}
+        if self.name is not None:
+            plain["name"] = self.name
+        if self.tool_call_id is not None:
+            plain["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            plain["tool_calls"] = [
+                _plain_call(call, f"{path}.tool_calls[{number}]")
+                for number, call in enumerate(self.tool_calls)
+            ]
+        return plain
+
+
+def _plain_call(call: ToolCall, path: str) -> dict[str, Any]:
+    arguments = arguments_of(call.function.arguments, f"{path}.function.arguments")
+    return {
+        "id": call.id,
+        "type": call.type,
+        "function": {"name": call.function.name, "arguments": arguments},
+    }
 
 
 class ChatBody(SamplingBody, kw_only=True):
@@ -276,6 +332,10 @@ class ChatBody(SamplingBody, kw_only=True):
     top_logprobs: Int | None = None
     """How many of the most probable tokens are listed at each place, 0 to 20."""
     return_tokens_as_token_ids: bool | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    """Whether the answer may have several calls; by default it may."""
 
     def wish(self) -> Wish:
         n, top = SamplingBody.wish(self).n, self.top_logprobs or 0
@@ -292,20 +352,39 @@ class ChatBody(SamplingBody, kw_only=True):
             names_as_ids=bool(self.return_tokens_as_token_ids),
         )
 
-    def plain_messages(self) -> list[dict[str, str]]:
-        """Return the messages as plain text. Raises BadRequestError if there are none or too many."""
+    def calls(self) -> WantedCalls | None:
+        """Return the calls that the answer must have; None: it is a text. Raises BadRequestError."""
+        with _refused_by_name():
+            return wanted_calls(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+    def grammars(self) -> Iterator[Grammar]:
+        yield from super().grammars()
+        if (calls := self.calls()) is not None:
+            yield calls.grammar
+
+    def plain_messages(self) -> list[dict[str, Any]]:
+        """Return the messages as templates take them; see ``plain``."""
         return plain(self.messages)
 
+    def shown_tools(self) -> Sequence[Tool]:
+        """Return the tools that the template shows. Raises BadRequestError if they break a limit."""
+        with _refused_by_name():
+            return shown_tools(self.tools, self.tool_choice)
 
-def plain(messages: list[Message]) -> list[dict[str, str]]:
-    """Return messages as plain text. Raises BadRequestError if there are none or too many."""
+
+def plain(messages: list[Message]) -> list[dict[str, Any]]:
+    """Return messages as templates take them.
+
+    Raises BadRequestError if there are none or too many, or if the arguments of a call are no JSON object.
+    """
     if not 0 < len(messages) <= MAX_MESSAGES:
         raise BadRequestError(
             f"the chat has {len(messages)} messages: send 1 to {MAX_MESSAGES}",
             "messages",
             "array_above_max_length" if messages else "empty_array",
         )
-    return [message.plain() for message in messages]
+    with _refused_by_name():
+        return [message.plain(f"messages[{number}]") for number, message in enumerate(messages)]
 
 
 class GenerateBody(SamplingBody, kw_only=True):
@@ -330,8 +409,15 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
+
+    def shown_tools(self) -> Sequence[Tool]:
+        """Return the tools that the template shows. Raises BadRequestError if they break a limit."""
+        with _refused_by_name():
+            return shown_tools(self.tools, self.tool_choice)
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True):
@@ -376,11 +462,9 @@ def read_body(raw: bytes, kind: type[Body], report: Callable[[str], None] = lamb
     if not isinstance(fields, dict):
         message = "the body is not a JSON object: send an object with the request's fields"
         raise BadRequestError(message, None, None)
-    try:
+    with _refused_by_name():
         check_fields(fields, kind.__struct_fields__, ALL_FIELDS, report)
         _check_inside(fields, report)
-    except UnsupportedField as error:
-        raise BadRequestError(str(error), error.field, error.code) from None
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
@@ -411,22 +495,33 @@ def _check_inside(fields: dict[str, Any], report: Callable[[str], None]) -> None
             unknown.add(name)
             report(name)
         if len(unknown) > MAX_UNKNOWN:
-            message = f"the messages have too many unknown fields, such as {name[:64]!r}: leave them out"
+            message = (
+                f"messages and tools have too many unknown fields, such as {name[:64]!r}: leave them out"
+            )
             raise BadRequestError(message, "messages", "unknown_parameter")
 
     if isinstance(messages, list):
         for number, message in enumerate(islice(messages, MAX_MESSAGES)):
             if isinstance(message, dict):
                 _check_message(message, f"messages[{number}]", report_few)
+    _check_tools(fields, report_few)
 
 
 def _check_message(message: dict[str, Any], path: str, report: Callable[[str], None]) -> None:
     known = Message.__struct_fields__
     check_fields(message, known, (), report, unsupported=OF_MESSAGES, harmless=HARMLESS_INSIDE, path=path)
     _check_word(message, "role", get_args(Role), path)
-    content = message.get("content", "")
-    if content is None:
+    role, calls, content = message.get("role"), message.get("tool_calls"), message.get("content")
+    if calls and role != "assistant":
+        raise _wrong_role(f"{path}.tool_calls", "an assistant")
+    if message.get("tool_call_id") is not None and role != "tool":
+        raise _wrong_role(f"{path}.tool_call_id", "a tool")
+    if calls and isinstance(calls, list):
+        _check_calls(calls, f"{path}.tool_calls", report)
+    elif content is None:
         where = f"{path}.content"
+        if "content" not in message:
+            raise BadRequestError(f"{where} is missing", where, CODES["missing"])
         raise BadRequestError(f"{where} is null: give a text or a list of text parts", where, "invalid_type")
     for number, part in enumerate(content if isinstance(content, list) else ()):
         if isinstance(part, dict) and (part.get("type") != "text" or len(part) > 2):
@@ -434,6 +529,41 @@ def _check_message(message: dict[str, Any], path: str, report: Callable[[str], N
             _check_word(part, "type", ("text",), where)
             known = TextPart.__struct_fields__
             check_fields(part, known, (), report, unsupported={}, harmless=HARMLESS_INSIDE, path=where)
+
+
+def _wrong_role(where: str, role: str) -> BadRequestError:
+    return BadRequestError(f"{where} is a field of {role}'s messages: leave it out", where)
+
+
+def _check_calls(calls: list[Any], path: str, report: Callable[[str], None]) -> None:
+    harmless = HARMLESS_INSIDE | HARMLESS_IN_CALLS
+    for number, call in enumerate(islice(calls, MAX_PAST_CALLS)):
+        _check_function(call, f"{path}[{number}]", ToolCall, CalledFunction, harmless, report)
+
+
+def _check_tools(fields: dict[str, Any], report: Callable[[str], None]) -> None:
+    tools, choice = fields.get("tools"), fields.get("tool_choice")
+    for number, tool in enumerate(islice(tools, MAX_TOOLS) if isinstance(tools, list) else ()):
+        _check_function(tool, f"tools[{number}]", Tool, Function, HARMLESS_INSIDE, report)
+    _check_function(choice, "tool_choice", NamedTool, NamedFunction, HARMLESS_INSIDE, report)
+
+
+def _check_function(
+    value: Any,
+    path: str,
+    kind: type[msgspec.Struct],
+    inner: type[msgspec.Struct],
+    harmless: Collection[str],
+    report: Callable[[str], None],
+) -> None:
+    """Check the fields of an object that has a type and a function: a tool, a call or a choice."""
+    if not isinstance(value, dict):
+        return
+    _check_word(value, "type", ("function",), path)
+    for one, struct, where in ((value, kind, path), (value.get("function"), inner, f"{path}.function")):
+        if isinstance(one, dict):
+            known = struct.__struct_fields__
+            check_fields(one, known, (), report, unsupported={}, harmless=harmless, path=where)
 
 
 def _check_word(fields: dict[str, Any], name: str, words: tuple[str, ...], path: str) -> None:

@@ -68,14 +68,15 @@ class StructuredBody(msgspec.Struct, kw_only=True):
 
         Raises InvalidParam if several fields ask for it, or if one is too long; the message names the field.
         """
-        found = list(self._grammars())
+        found = list(self.grammars())
         if len(found) > 1:
             raise InvalidParam(
                 found[1].field, f"and {found[0].field} contradict each other: give one of them"
             )
         return found[0] if found else None
 
-    def _grammars(self) -> Iterator[Grammar]:
+    def grammars(self) -> Iterator[Grammar]:
+        """Yield the grammar of each field that asks for one. Raises InvalidParam, as ``grammar`` does."""
         if isinstance(self.response_format, JsonObjectFormat):
             yield _any_object("response_format")
         elif isinstance(self.response_format, JsonSchemaFormat):

@@ -58,7 +58,10 @@ class EncodeText(msgspec.Struct, tag=True, frozen=True):
 class EncodeChat(msgspec.Struct, tag=True, frozen=True):
     """Asks for the token ids of a chat."""
 
-    messages: list[dict[str, str]]
+    messages: bytes
+    """A list of messages as JSON, because MessagePack has no integers of more than 64 bits."""
+    tools: bytes
+    """A list of tools as JSON."""
     max_tokens: int
     max_characters: int
     """Limit of the text that the template makes."""
@@ -157,6 +160,8 @@ class Answering:
         except MemoryError:
             what = "grammar" if isinstance(job, CheckGrammar) else "prompt"
             return Refused(f"this {what} takes more memory than a {what} may")
+        except RecursionError:
+            return Refused("this chat is nested too deeply: send one with less nesting")
 
     def prepare(self, job: Job) -> None:
         """Load what all jobs of this kind need, so that it does not count as this job's time."""
@@ -178,7 +183,8 @@ def _encoded(job: EncodeText | EncodeChat, codec: TextCodec) -> Answer:
     if isinstance(job, EncodeText):
         text, special_tokens = job.text, job.special_tokens
     else:
-        text, special_tokens = codec.render_chat(job.messages), False
+        messages, tools = msgspec.json.decode(job.messages), msgspec.json.decode(job.tools)
+        text, special_tokens = codec.render_chat(messages, tools), False
         if len(text) > job.max_characters:
             return TooLong(len(text), "characters")
     head = text[: HEAD_CHARACTERS_PER_TOKEN * job.max_tokens]

@@ -21,7 +21,9 @@ async def tokenize(request: web.Request) -> web.Response:
     check_model(request, body.model)
     codec = service.codec
     if body.messages is not None and body.prompt is None:
-        tokens = await service.encoder.chat(plain(body.messages))
+        tokens = await service.encoder.chat(plain(body.messages), body.shown_tools())
+    elif body.tools and body.messages is None:
+        raise BadRequestError("tools needs messages, whose template shows them: leave it out", "tools")
     elif body.prompt is not None and body.messages is None:
         special = body.add_special_tokens is not False
         tokens = await service.encoder.prompt(body.prompt, special_tokens=special)

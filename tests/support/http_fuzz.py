@@ -86,6 +86,14 @@ VALUES = (
     *("{}", '{"a":1}', '{"type":"text"}', '{"include_usage":true}', '{"include_usage":1}', '{"1":"x"}'),
     *('[{"role":"user","content":"a"}]', '[{"role":"robot","content":"a"}]', '[{"role":1,"content":null}]'),
     *('[{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url"}]}]', '[{"content":"a"}]'),
+    *('"required"', '"none"', '"auto"', '{"type":"function","function":{"name":"weather"}}'),
+    *(
+        '[{"type":"function","function":{"name":"weather"}}]',
+        '[{"type":"function","function":{"name":"f","parameters":{"type":"object","properties":{"a":1}}}}]',
+        '[{"type":"function","function":{"name":"f","parameters":' + '{"a":' * 900 + "1" + "}" * 900 + "}}]",
+        '[{"role":"assistant","tool_calls":[{"id":"1","type":"function","function":{"name":"f",'
+        '"arguments":"{\\"a\\":1e400}"}}]},{"role":"tool","tool_call_id":"1","content":"a"}]',
+    ),
     *("[" * 2000, "[" * 500 + "]" * 500, '{"a":' * 800 + "1" + "}" * 800),
 )
 """JSON texts of values, valid or not."""

@@ -79,8 +79,13 @@ def encoder(byte_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("model")
     source = "{% for m in messages %}{% if m.role in ('robot', 'function') %}"
     source += "{{ raise_exception('no robots') }}{% endif %}"
-    source += "<{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}>"
-    source += "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    source += "<{{ m.role }}{% for n in (m.name, m.tool_call_id) if n %} {{ n }}{% endfor %}>{{ m.content }}"
+    source += "{% for c in m.tool_calls or () %}{{ '{' }}{{ c.id }} {{ c.function.name }}"
+    source += (
+        "{% for k, v in c.function.arguments.items() %} {{ k }}={{ v }}{% endfor %}{{ '}' }}{% endfor %}"
+    )
+    source += "{% endfor %}{% if tools %}[{{ tools | join(' ', 'function.name') }}]{% endif %}"
+    source += "{% if add_generation_prompt %}<assistant>{% endif %}"
     (folder / "chat_template.jinja").write_text(source)
     byte_tokenizer.save(str(folder / "tokenizer.json"))
     encoder = Encoder(TextCodec(byte_tokenizer), folder)
@@ -174,6 +179,7 @@ async def _served(
     await client.connect(ours, EngineConfig())
     await client.settled.wait()
     service = Service(client)
+    encoder._checking = asyncio.Lock()  # a lock belongs to one event loop, and each test has its own
     service.encoder = encoder
     runner = web.AppRunner(make_app(service, options), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from fgengine.scheduling.refusal import QueueFull
 PAGE = Path(__file__).parents[3] / "docs/openai.md"
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
-Check = Callable[[Any], Awaitable[None]]
+Check = Callable[..., Awaitable[None]]
 CHECKS: dict[str, Check] = {}
 """The check of each row, by its first cell."""
 
@@ -253,6 +255,115 @@ async def participant(served: Any) -> None:
     assert bytes(answer["tokens"]) == b"<user Ann>a<assistant>"
 
 
+ADD = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+NOW = {"name": "now", "description": "the time"}
+TOOLS: Any = [{"type": "function", "function": function} for function in (ADD, NOW)]
+TWO_CALLS = '[{"name": "add", "arguments": {"a": 1}}, {"name": "now", "arguments": {}}]'
+
+
+def choosing(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+@contextmanager
+def answering(served: Any, fake: Any, text: str) -> Iterator[None]:
+    """Let chats be answered with a text."""
+
+    async def prompt(*_: Any) -> list[int]:
+        return [*text.encode(), fake.EOS]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(served.service.encoder, "chat", prompt)
+        yield
+
+
+def calls_of(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    (choice,) = answer["choices"]
+    assert (choice["message"]["role"], choice["message"]["content"]) == ("assistant", None)
+    calls = choice["message"]["tool_calls"]
+    assert all(call["type"] == "function" for call in calls)
+    assert len({call["id"] for call in calls}) == len(calls)
+    return [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
+
+
+@row("`tools`")
+async def tools(served: Any) -> None:
+    await chat(served, tools=[])
+    await refused(served, CHATS, "tools", tools=TOOLS * 65, tool_choice="none")
+    await refused(served, CHATS, "tools[1].function.name", tools=TOOLS[:1] * 2, tool_choice="none")
+    long = {"type": "function", "function": {**NOW, "description": "a" * 65_536}}
+    await refused(served, CHATS, "tools", tools=[long], tool_choice="none")
+    assert not grammars(served)
+    with_tools = await chat(served, tools=TOOLS, tool_choice="required")
+    without = await chat(served, tools=TOOLS, tool_choice="none")
+    assert with_tools["usage"]["prompt_tokens"] == without["usage"]["prompt_tokens"] + len("[add now]")
+
+
+@row('`tool_choice` "required"')
+async def required(served: Any, fake: Any) -> None:
+    with answering(served, fake, TWO_CALLS):
+        answer = await chat(served, tools=TOOLS, tool_choice="required", max_tokens=200)
+    assert calls_of(answer) == [("add", '{"a": 1}'), ("now", "{}")]
+    assert answer["choices"][0]["finish_reason"] == "tool_calls"
+    ((kind, text),) = grammars(served)
+    assert kind == "lark"
+    assert "{0,15}" in text
+
+
+@row("`tool_choice` with a function")
+async def one_function(served: Any, fake: Any) -> None:
+    with answering(served, fake, '{"a": 1}'):
+        answer = await chat(served, tools=TOOLS, tool_choice=choosing("add"), max_tokens=200)
+    assert calls_of(answer) == [("add", '{"a": 1}')]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert grammars(served) == [("json_schema", json.dumps(ADD["parameters"], separators=(",", ":")))]
+
+
+@row('`tool_choice` "none"')
+async def no_calls(served: Any) -> None:
+    answer = await chat(served, tools=TOOLS, tool_choice="none", response_format={"type": "text"})
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "<us"}
+    assert grammars(served) == []
+
+
+@row("`parallel_tool_calls` false")
+async def parallel_tool_calls(served: Any) -> None:
+    for value in (None, True, False):
+        await chat(served, tools=TOOLS, tool_choice="required", parallel_tool_calls=value)
+    assert ["{0,15}" in text for _, text in grammars(served)] == [True, True, False]
+
+
+@row("streamed calls")
+async def streamed_calls(served: Any, fake: Any) -> None:
+    body = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required", "max_tokens": 200}
+    with answering(served, fake, TWO_CALLS):
+        chunks = await streamed(served, CHATS, **body)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["tool_calls"]
+    assert choices[0]["delta"] == {"role": "assistant", "content": None}
+    parts = [part for choice in choices for part in choice["delta"].get("tool_calls", ())]
+    for index, (name, arguments) in enumerate([("add", '{"a": 1}'), ("now", "{}")]):
+        first, *others = [part for part in parts if part["index"] == index]
+        assert (first["type"], first["function"]["name"]) == ("function", name)
+        assert first["id"]
+        assert all(set(part) == {"index", "function"} for part in others)
+        assert "".join(part["function"]["arguments"] for part in (first, *others)) == arguments
+
+
+@row("`tool_calls`, `tool_call_id` of messages")
+async def calls_in_messages(served: Any) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    result = {"role": "tool", "tool_call_id": "c1", "content": "2"}
+    for content in ({}, {"content": None}, {"content": ""}):
+        sent = [{"role": "assistant", "tool_calls": [call], **content}, result]
+        _, answer = await served.post("/tokenize", {"messages": sent})
+        assert bytes(answer["tokens"]) == b"<assistant>{c1 add a=1}<tool c1>2<assistant>"
+        await chat(served, messages=sent)
+    wrong = {**call, "function": {"name": "add", "arguments": "[1]"}}
+    where = "messages[0].tool_calls[0].function.arguments"
+    await refused(served, CHATS, where, messages=[{"role": "assistant", "tool_calls": [wrong]}])
+
+
 @row("`/v1/models`, `/v1/models/NAME`")
 async def models(served: Any) -> None:
     _, listed = await served.get("/v1/models")
@@ -354,6 +465,12 @@ async def tokenize(served: Any) -> None:
         "token_strs": ["a", "b"],
     }
     assert await served.post("/detokenize", {"tokens": [97, 98]}) == (200, {"prompt": "ab"})
+    counts = []
+    for choice in ("required", choosing("add"), "none"):
+        more = {"tools": TOOLS, "tool_choice": choice}
+        counts.append((await served.post("/tokenize", {"messages": MESSAGES, **more}))[1]["count"])
+        assert (await chat(served, **more))["usage"]["prompt_tokens"] == counts[-1]
+    assert counts[0] == counts[1] > counts[2]
 
 
 @row("`/generate`")
@@ -361,16 +478,50 @@ async def generate(served: Any) -> None:
     assert (await served.post("/generate", {"prompt": "ab", "max_tokens": 3}))[1]["text"] == "ababa"
 
 
-@row("`tools`, `tool_choice`, `functions`, `function_call`")
-async def tools(served: Any) -> None:
-    await chat(served, tools=[], tool_choice="none", functions=[], function_call="auto")
-    for name, value in (
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("functions", [{"name": "f"}]),
-        ("function_call", {"name": "f"}),
+@row('`tool_choice` "auto", which is the default with `tools`')
+async def auto(served: Any) -> None:
+    for choice in (None, "auto"):
+        error = await refused(served, CHATS, "tool_choice", tools=TOOLS, tool_choice=choice)
+        assert error["code"] == "unsupported_value"
+        assert '"required", to one function, or to "none"' in error["message"]
+
+
+@row("`tools` that cannot be followed")
+async def tools_that_cannot_be_followed(served: Any) -> None:
+    bad = {"name": "bad", "parameters": {"type": "object", "properties": {"a": {"not": {}}}}}
+    several = [*TOOLS, {"type": "function", "function": bad}]
+    error = await refused(served, CHATS, "tools", tools=several, tool_choice="required")
+    assert "the parameters of bad" in error["message"]
+    assert "not" in error["message"]
+    error = await refused(served, CHATS, "tools", tools=several, tool_choice=choosing("bad"))
+    assert '"not"' in error["message"]
+    await chat(served, tools=several, tool_choice=choosing("add"))
+    text = {"name": "f", "parameters": {"type": "string"}}
+    several = [{"type": "function", "function": text}]
+    await refused(served, CHATS, "tools[0].function.parameters.type", tools=several, tool_choice="required")
+
+
+@row("`tool_choice` without `tools`, or with a function that is not in them")
+async def choices_without_tools(served: Any) -> None:
+    for choice in ("none", "auto", None):
+        await chat(served, tool_choice=choice)
+        await chat(served, tool_choice=choice, tools=[])
+    for choice in ("required", choosing("add")):
+        await refused(served, CHATS, "tool_choice", tool_choice=choice)
+        await refused(served, CHATS, "tool_choice", tool_choice=choice, tools=[])
+    error = await refused(served, CHATS, "tool_choice", tools=TOOLS, tool_choice=choosing("subtract"))
+    assert "subtract" in error["message"]
+
+
+@row("`functions`, `function_call`")
+async def older_fields(served: Any) -> None:
+    await chat(served, functions=[], function_call="auto")
+    for name, value, instead in (
+        ("functions", [{"name": "f"}], "tools"),
+        ("function_call", {"name": "f"}, "tool_choice"),
     ):
-        await refused(served, CHATS, name, **{name: value})
+        error = await refused(served, CHATS, name, **{name: value})
+        assert error["message"].endswith(f"chats have {instead} instead")
 
 
 async def refuses(served: Any, **fields: Any) -> None:
@@ -388,11 +539,17 @@ async def other_structured_outputs(served: Any) -> None:
         await refused(served, CHATS, "structured_outputs", structured_outputs={"regex": "a", name: "b"})
 
 
-@row("several of them; `min_tokens` or `ignore_eos` with one of them")
+@row("several of them, or one with calls; `min_tokens` or `ignore_eos` with one of them")
 async def contradictions(served: Any) -> None:
     await refused(served, CHATS, "guided_regex", guided_regex="a", response_format={"type": "json_object"})
     await refused(served, CHATS, "ignore_eos", guided_regex="a", ignore_eos=True)
     await refused(served, CHATS, "min_tokens", guided_regex="a", min_tokens=2)
+    for choice in ("required", choosing("add")):
+        calls = {"tools": TOOLS, "tool_choice": choice}
+        await refused(served, CHATS, "tools", response_format={"type": "json_object"}, **calls)
+        await refused(served, CHATS, "tools", structured_outputs={"regex": "a"}, **calls)
+        await refused(served, CHATS, "ignore_eos", ignore_eos=True, **calls)
+    await chat(served, tools=TOOLS, tool_choice="none", guided_regex="a")
 
 
 @row("schemas and grammars that cannot be followed")
@@ -423,19 +580,22 @@ async def images(served: Any) -> None:
         await refused(served, CHATS, "messages[0].content[0].type", messages=sent)
 
 
-@row("`tool_calls` in messages")
-async def tool_calls(served: Any) -> None:
-    sent = [{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}]
-    await refused(served, CHATS, "messages[0].tool_calls", messages=sent)
-    await refused(served, CHATS, "messages[0].content", messages=[{"role": "assistant", "content": None}])
-
-
-@row("`tool_call_id`, `function_call`, `audio`, `refusal` in messages")
+@row("`function_call`, `audio`, `refusal` in messages")
 async def other_fields_of_messages(served: Any) -> None:
-    for name in ("tool_call_id", "function_call", "audio", "refusal"):
+    for name in ("function_call", "audio", "refusal"):
         sent = [{"role": "assistant", "content": "a", name: "x"}]
         await refused(served, CHATS, f"messages[0].{name}", messages=sent)
         await chat(served, messages=[{"role": "assistant", "content": "a", name: None}])
+
+
+@row("`tool_calls` and `tool_call_id` in messages of another role")
+async def calls_of_another_role(served: Any) -> None:
+    for name, value in (("tool_calls", [{"id": "1"}]), ("tool_call_id", "1")):
+        await refused(
+            served, CHATS, f"messages[0].{name}", messages=[{"role": "user", "content": "a", name: value}]
+        )
+        await chat(served, messages=[{"role": "user", "content": "a", name: None}])
+    await refused(served, CHATS, "messages[0].content", messages=[{"role": "assistant", "content": None}])
 
 
 @row("`stream_options.include_obfuscation`, `stream_options.continuous_usage_stats`")
@@ -576,5 +736,6 @@ async def not_json(served: Any) -> None:
 
 
 @pytest.mark.parametrize("title", CHECKS)
-async def test_the_server_does_what_the_row_says(served: Any, title: str) -> None:
-    await CHECKS[title](served)
+async def test_the_server_does_what_the_row_says(served: Any, fake: Any, title: str) -> None:
+    check = CHECKS[title]
+    await (check(served, fake) if len(inspect.signature(check).parameters) == 2 else check(served))

@@ -133,7 +133,7 @@ def test_stream_options_that_are_not_supported_are_refused(name: str) -> None:
         ({"stream_options": {"include_usages": True}}, "stream_options.include_usages", "include_usage?"),
         ({"messages": [message(content=None)]}, "messages[0].content", "give a text or a list of text parts"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "messages[0].content is missing"),
-        ({"messages": [message(content=7)]}, "messages[0].content", "is 7, but it must be a text or a list"),
+        ({"messages": [message(content=7)]}, "messages[0].content", "is 7, but it must be a text, a list or"),
         ({"messages": [message(name=7)]}, "messages[0].name", "is 7, but it must be a text or null"),
         ({"messages": ["hi"]}, "messages[0]", 'messages[0] is "hi", but it must be a JSON object'),
         ({"messages": [message(role="robot")]}, "messages[0].role", 'is "robot", but it must be system or'),

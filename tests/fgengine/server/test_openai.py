@@ -204,8 +204,8 @@ CHAT = [{"role": "user", "content": "hi"}]
         (
             "chat/completions",
             {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
-            "messages[0].tool_calls",
-            "not supported",
+            "messages[0].tool_calls[0].id",
+            "is missing",
         ),
         ("chat/completions", {"messages": CHAT, "top_logprobs": 2}, "top_logprobs", "set logprobs"),
         (
@@ -214,12 +214,12 @@ CHAT = [{"role": "user", "content": "hi"}]
             "top_logprobs",
             "between 0 and 20",
         ),
-        ("chat/completions", {"messages": CHAT, "tools": [{}]}, "tools", "not supported"),
+        ("chat/completions", {"messages": CHAT, "tools": [{}]}, "tools[0].type", "is missing"),
         (
             "chat/completions",
             {"messages": [{"role": "user", "content": 3}]},
             "messages[0].content",
-            "is 3, but it must be a text or a list",
+            "is 3, but it must be a text, a list",
         ),
     ],
 )

@@ -87,7 +87,13 @@ def _has_form(value: Any, kind: Any) -> None:
     compare(value, msgspec.to_builtins(msgspec.convert(value, kind)), "")
 
 
-ITEMS = {"stop": "a", "stop_token_ids": 1, "guided_choice": "a", "messages": {"role": "user", "content": "a"}}
+ITEMS = {
+    "stop": "a",
+    "stop_token_ids": 1,
+    "guided_choice": "a",
+    "messages": {"role": "user", "content": "a"},
+    "tools": {"type": "function", "function": {"name": "f"}},
+}
 """A valid item of each field that may be a list."""
 
 
@@ -186,7 +192,16 @@ async def test_completions_have_the_described_form(served: Any, more: dict[str, 
         _has_form(_parsed(message), types.CompletionChunk)
 
 
-@pytest.mark.parametrize("more", [{}, {"logprobs": True}, {"stream_options": {"include_usage": True}}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"logprobs": True},
+        {"stream_options": {"include_usage": True}},
+        {"tools": [ITEMS["tools"]], "tool_choice": ITEMS["tools"]},
+        {"tools": [ITEMS["tools"]], "tool_choice": "required", "logprobs": True},
+    ],
+)
 async def test_chats_have_the_described_form(served: Any, more: dict[str, Any]) -> None:
     body = {"messages": [{"role": "user", "content": "abc"}], "max_tokens": 3, **more}
     if "stream_options" not in more:
