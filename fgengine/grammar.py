@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from fgengine.invalid_param import InvalidParam
 
@@ -32,3 +34,15 @@ class Grammar:
     def __post_init__(self) -> None:
         if len(self.text) > MAX_GRAMMAR_BYTES or len(self.text.encode(errors="replace")) > MAX_GRAMMAR_BYTES:
             raise InvalidParam(self.field, f"has more than {MAX_GRAMMAR_BYTES} bytes: shorten it")
+
+
+def json_text(value: Any, field: str) -> str:
+    """Return a part of a request's body, such as a JSON schema, as JSON.
+
+    Raises InvalidParam if it is nested too deeply. How deep that is depends on Python's version: it can read
+    bodies that it cannot write.
+    """
+    try:
+        return msgspec.json.encode(value).decode()
+    except RecursionError:
+        raise InvalidParam(field, "is nested too deeply: give it with less nesting") from None

@@ -14,9 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
-from fgengine.grammar import Grammar
+from fgengine.grammar import Grammar, json_text
 from fgengine.matching import JSON_OPTIONS
 
 MAX_CALLS = 16
@@ -39,10 +37,10 @@ def list_grammar(functions: Iterable[tuple[str, dict[str, Any]]], most: int, fie
         field: The request's field, for messages.
 
     Raises:
-        InvalidParam: the grammar is too long.
+        InvalidParam: the grammar is too long, or a schema is nested too deeply.
     """
     rules = [
-        f"call_{number}: {json.dumps(name + MIDDLE)} %json {_with_options(schema)}"
+        f"call_{number}: {json.dumps(name + MIDDLE)} %json {_with_options(schema, field)}"
         for number, (name, schema) in enumerate(functions)
     ]
     any_call = " | ".join(f"call_{number}" for number in range(len(rules)))
@@ -65,12 +63,12 @@ def named_in(reason: str, functions: Sequence[str]) -> str:
 
 def arguments_grammar(schema: dict[str, Any], field: str) -> Grammar:
     """Return the grammar of the arguments alone, for which there is a JSON schema."""
-    return Grammar("json_schema", msgspec.json.encode(schema).decode(), field)
+    return Grammar("json_schema", json_text(schema, field), field)
 
 
-def _with_options(schema: dict[str, Any]) -> str:
+def _with_options(schema: dict[str, Any], field: str) -> str:
     """Return the schema as JSON. llguidance's options in it are ours, whatever the client's are."""
-    return msgspec.json.encode({**schema, "x-guidance": JSON_OPTIONS}).decode()
+    return json_text({**schema, "x-guidance": JSON_OPTIONS}, field)
 
 
 class CallPart(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from fgengine.grammar import MAX_GRAMMAR_BYTES, Grammar
+from fgengine.grammar import MAX_GRAMMAR_BYTES, Grammar, json_text
 from fgengine.invalid_param import InvalidParam
 
 MAX_CHOICES = 1024
@@ -115,9 +115,7 @@ def _any_object(field: str) -> Grammar:
 
 
 def _schema(schema: JsonSchema | str, field: str) -> Grammar:
-    return Grammar(
-        "json_schema", schema if isinstance(schema, str) else msgspec.json.encode(schema).decode(), field
-    )
+    return Grammar("json_schema", schema if isinstance(schema, str) else json_text(schema, field), field)
 
 
 def _one_of(choices: list[str], field: str) -> Grammar:

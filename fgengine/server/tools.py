@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from fgengine.grammar import MAX_GRAMMAR_BYTES, Grammar
+from fgengine.grammar import MAX_GRAMMAR_BYTES, Grammar, json_text
 from fgengine.invalid_param import InvalidParam
 from fgengine.server.calls import MAX_CALLS, arguments_grammar, list_grammar, named_in
 from fgengine.server.fields import UnsupportedField
@@ -115,27 +115,20 @@ def wanted_calls(
             "unsupported_value",
         )
     schemas = {tool.function.name: _schema(tool.function, number) for number, tool in enumerate(tools)}
-    try:
-        if isinstance(choice, NamedTool):
-            name = choice.function.name
-            if name not in schemas:
-                raise InvalidParam("tool_choice", f"names the function {name!r}, which is not in tools")
-            return WantedCalls(name, arguments_grammar(schemas[name], "tools"), tuple(schemas))
-        most = 1 if parallel is False else MAX_CALLS
-        return WantedCalls(None, list_grammar(schemas.items(), most, "tools"), tuple(schemas))
-    except RecursionError:
-        raise _too_deep() from None
+    if isinstance(choice, NamedTool):
+        name = choice.function.name
+        if name not in schemas:
+            raise InvalidParam("tool_choice", f"names the function {name!r}, which is not in tools")
+        return WantedCalls(name, arguments_grammar(schemas[name], "tools"), tuple(schemas))
+    most = 1 if parallel is False else MAX_CALLS
+    return WantedCalls(None, list_grammar(schemas.items(), most, "tools"), tuple(schemas))
 
 
 def check_tools(tools: Sequence[Tool]) -> None:
     """Raise InvalidParam if there are too many tools, if they are too long, or if two have the same name."""
     if len(tools) > MAX_TOOLS:
         raise InvalidParam("tools", f"has {len(tools)} functions: give at most {MAX_TOOLS}")
-    try:
-        size = len(msgspec.json.encode(tools))
-    except RecursionError:
-        raise _too_deep() from None
-    if size > MAX_TOOLS_BYTES:
+    if len(json_text(tools, "tools").encode()) > MAX_TOOLS_BYTES:
         raise InvalidParam("tools", f"has more than {MAX_TOOLS_BYTES} bytes: shorten it")
     numbers: dict[str, int] = {}
     for number, tool in enumerate(tools):
@@ -175,7 +168,3 @@ def _schema(function: Function, number: int) -> JsonSchema:
         where = f"tools[{number}].function.parameters.type"
         raise InvalidParam(where, 'must be "object", because arguments are a JSON object')
     return {"type": "object", **schema}
-
-
-def _too_deep() -> InvalidParam:
-    return InvalidParam("tools", "is nested too deeply: give schemas with less nesting")

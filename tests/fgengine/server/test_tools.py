@@ -16,6 +16,7 @@ from fgengine.invalid_param import InvalidParam
 from fgengine.model.store import tokenizer_of
 from fgengine.server.encoding import Encoder
 from fgengine.server.schemas import BadRequestError
+from fgengine.server.structured import StructuredBody
 from fgengine.server.text_worker import Answering, EncodeChat, Refused
 from fgengine.server.tools import Function, NamedFunction, NamedTool, Tool, wanted_calls
 from fgengine.text import TextCodec
@@ -345,6 +346,8 @@ async def test_each_part_of_the_server_refuses_deep_nesting_by_itself(encoder: E
     for choice in ("required", "none", NamedTool("function", NamedFunction("f"))):
         with pytest.raises(InvalidParam, match=r"^tools is nested too deeply"):
             wanted_calls([made], choice, None)
+    with pytest.raises(InvalidParam, match=r"^guided_json is nested too deeply"):
+        StructuredBody(guided_json=deep).grammar()
     with pytest.raises(BadRequestError, match="the chat is nested too deeply"):
         await encoder.chat([assistant(function={"name": "f", "arguments": deep})])
     job = EncodeChat(f'[{{"a": {nested(20_000)}}}]'.encode(), b"[]", 100, 100, 1.0)
