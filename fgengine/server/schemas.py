@@ -166,10 +166,14 @@ class SamplingBody(StructuredBody, kw_only=True):
             fields["grammar"] = self.grammar()
             return SamplingParams(**{name: value for name, value in fields.items() if value is not None})
         except InvalidParam as error:
-            name = error.field
-            if name == "max_tokens" and self.max_completion_tokens is not None:
-                name = "max_completion_tokens"
+            name = self.field_of(error.field)
             raise BadRequestError(f"{name} {error.problem}", name) from error
+
+    def field_of(self, param: str) -> str:
+        """Return the field of this body that sets a field of SamplingParams."""
+        if param == "max_tokens" and self.max_completion_tokens is not None:
+            return "max_completion_tokens"
+        return param
 
     def asked_tokens(self, default: int) -> int:
         """Return the maximum number of output tokens."""
@@ -241,6 +245,11 @@ class CompletionBody(SamplingBody, kw_only=True):
             no_output=bool(self.echo) and self.asked_tokens(16) == 0,
             names_as_ids=bool(self.return_tokens_as_token_ids),
         )
+
+    def field_of(self, param: str) -> str:
+        if param in ("top_logprobs", "prompt_logprobs"):
+            return "logprobs"
+        return SamplingBody.field_of(self, param)
 
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -348,12 +357,11 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 def refused_by_engine(reason: RequestRefused, body: SamplingBody, prompt_field: str) -> BadRequestError:
-    """Return the error for a request that the engine has refused.
-
-    It names the field that the reason begins with, else the prompt.
-    """
-    first = str(reason).partition(" ")[0]
-    return BadRequestError(str(reason), first if first in body.__struct_fields__ else prompt_field)
+    """Return the error for a request that the engine has refused."""
+    field = reason.field
+    if field is not None:
+        field = prompt_field if field == "prompt" else body.field_of(field)
+    return BadRequestError(str(reason), field)
 
 
 def read_body(raw: bytes, kind: type[Body], report: Callable[[str], None] = lambda name: None) -> Body:
