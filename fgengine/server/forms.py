@@ -1,4 +1,4 @@
-"""The two forms of answers: completions and chat completions."""
+"""The two forms of answers, completions and chat completions, and the usage that both have."""
 
 from __future__ import annotations
 
@@ -70,3 +70,12 @@ class ChatForm:
 
     def logprobs(self, listed: Sequence[Listed], wish: Wish, codec: TextCodec) -> dict[str, Any]:
         return logprobs.for_chat(listed, codec, wish.logprobs or 0, as_ids=wish.names_as_ids)
+
+
+def usage(prompt_tokens: int, output_tokens: int) -> dict[str, int]:
+    """Return the numbers of tokens, in OpenAI's format."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": prompt_tokens + output_tokens,
+    }

@@ -15,11 +15,12 @@ import msgspec
 from aiohttp import web
 
 from fgengine.scheduling.refusal import Busy, RequestRefused
-from fgengine.server.answers import SERVICE, Stream, read_posted, usage
+from fgengine.server.bodies import read_posted
 from fgengine.server.choices import Choice, arriving, asks, best, check_count, check_length
 from fgengine.server.client import EngineError
-from fgengine.server.forms import ChatForm, CompletionForm, Form
+from fgengine.server.forms import ChatForm, CompletionForm, Form, usage
 from fgengine.server.generation import Piece
+from fgengine.server.handlers import SERVICE
 from fgengine.server.models import check_model, served_names
 from fgengine.server.schemas import (
     ChatBody,
@@ -28,6 +29,7 @@ from fgengine.server.schemas import (
     Wish,
     refused_by_engine,
 )
+from fgengine.server.streams import Stream
 from fgengine.text import TextCodec
 
 COMPLETION, CHAT = CompletionForm(), ChatForm()
