@@ -5,6 +5,7 @@ Fields that a route does not have are in ``fields``: none that would change the 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -374,6 +375,10 @@ def read_body(raw: bytes, kind: type[Body], report: Callable[[str], None] = lamb
     """
     try:
         fields = msgspec.json.decode(raw)
+    except msgspec.ValidationError as error:  # without a type, only numbers can be invalid
+        field = _field_with_large_number(raw)
+        message = f"{field or 'the body'} has a number that is too large: give a smaller one"
+        raise BadRequestError(message, field) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequestError(
             f"the body is not valid JSON ({error}): send a JSON object", None, None
@@ -394,6 +399,22 @@ def read_body(raw: bytes, kind: type[Body], report: Callable[[str], None] = lamb
     except msgspec.ValidationError as error:
         problem = json_problem(str(error), fields)
         raise BadRequestError(str(problem), problem.field or None, CODES[problem.kind]) from error
+
+
+def _field_with_large_number(raw: bytes) -> str | None:
+    """Return the field of a body in which there is a number that cannot be read; None: not known."""
+    with contextlib.suppress(ValueError, RecursionError):  # of other mistakes in the body
+        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        return next((name[:64] for name, value in fields.items() if _has_large_number(value)), None)
+    return None
+
+
+def _has_large_number(value: msgspec.Raw) -> bool:
+    try:
+        msgspec.json.decode(value)
+    except msgspec.ValidationError:
+        return True
+    return False
 
 
 CODES: dict[str, str] = {
