@@ -81,7 +81,7 @@ async def _answer(
     check_count(len(prompts), wish.best_of, service.engine.model.room)
     longest, most = max(map(len, prompts)), service.engine.model.max_model_len
     params = body.params(wish, max_tokens=form.default_max_tokens or max(1, most - longest))
-    check_length(longest, params.max_tokens, most, form.prompt_field)
+    check_length(longest, 0 if wish.no_output else params.max_tokens, most, form.prompt_field)
     await service.encoder.check(params.grammar)
     requests = asks(prompts, params, wish, body.stops(), body.shows_stop)
     head = {"created": int(time.time()), "model": served_names(request)[0]}

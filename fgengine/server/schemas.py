@@ -68,7 +68,7 @@ class Wish:
     echo: bool = False
     """Whether the text begins with the prompt's."""
     no_output: bool = False
-    """Whether only the prompt is of interest. The engine generates a token, which is dropped."""
+    """Whether only the prompt is of interest: ``SamplingParams.no_output``. The token is dropped."""
     names_as_ids: bool = False
     """Whether lists name tokens by id."""
 
@@ -159,6 +159,7 @@ class SamplingBody(StructuredBody, kw_only=True):
             "repetition_penalty": self.repetition_penalty,
             "logit_bias": _biases(self.logit_bias or {}),
             "max_tokens": 1 if wish.no_output else self.asked_tokens(max_tokens),
+            "no_output": wish.no_output,
             "logprobs": wish.logprobs is not None or wish.best_of > wish.n,
             "top_logprobs": wish.logprobs,
             "prompt_logprobs": wish.logprobs if wish.echo else None,

@@ -63,9 +63,9 @@ class FakeEngine:
         if not all(0 <= token < VOCAB_SIZE for token in prompt):
             raise RequestRefused(f"the prompt has token ids outside 0 .. {VOCAB_SIZE - 1}", "prompt")
         request = Request.new(id, prompt, params, arrival, user)
-        if request.max_len > self.max_model_len:
+        if request.max_context > self.max_model_len:
             raise RequestRefused(
-                f"prompt + max_tokens is {request.max_len}, more than {self.max_model_len}", "prompt"
+                f"prompt + max_tokens is {request.max_context}, more than {self.max_model_len}", "prompt"
             )
         self.requests[id] = request
         self.users.append(user)
