@@ -16,7 +16,16 @@ from aiohttp import web
 
 from fgengine.scheduling.refusal import Busy, RequestRefused
 from fgengine.server.bodies import read_posted
-from fgengine.server.choices import Choice, arriving, asks, best, check_count, check_length
+from fgengine.server.choices import (
+    Choice,
+    after_the_first,
+    arriving,
+    asks,
+    best,
+    check_count,
+    check_length,
+    choices_of,
+)
 from fgengine.server.client import EngineError
 from fgengine.server.forms import ChatForm, CompletionForm, Form, usage
 from fgengine.server.generation import Piece
@@ -90,10 +99,7 @@ async def _answer(
         async with service.generate(requests, arrival=arrival, user=body.user or "") as generations:
             number = generations[0].id.rpartition("-")[2]
             head["id"] = f"{form.id_prefix}-{service.instance}-{number}"
-            choices = [
-                Choice(generation, wish, service.codec, texts[at // wish.best_of] if texts else "")
-                for at, generation in enumerate(generations)
-            ]
+            choices = choices_of(generations, wish, service.codec, texts)
             answer = _Answer(form, head, choices, wish, service.codec)
             if not body.stream:
                 return await answer.complete()
@@ -134,7 +140,10 @@ class _Answer:
         """Send a message for each token. The messages of tokens that arrived together are one write."""
         begun = [False] * len(self._choices)
         open_choices = len(self._choices)
-        async for arrived in arriving(self._generations):
+        arrivals = arriving(self._generations)
+        if self._wish.scores_prompt and self._wish.best_of > 1:
+            arrivals = after_the_first(arrivals, self._wish.best_of)
+        async for arrived in arrivals:
             bodies = await self._made(self._chunks, arrived, begun, asks_usage)
             open_choices -= sum(batch[-1].finish_reason is not None for _, batch in arrived)
             if asks_usage and not open_choices:
@@ -151,7 +160,7 @@ class _Answer:
 
     async def _made(self, make: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """Return what ``make`` returns. Lists of a whole prompt take long, so a thread makes them."""
-        if self._wish.echo and self._wish.logprobs is not None:
+        if self._wish.scores_prompt:
             return await asyncio.to_thread(make, *args, **options)
         return make(*args, **options)
 

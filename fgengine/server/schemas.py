@@ -73,6 +73,11 @@ class Wish:
     """Whether lists name tokens by id."""
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether the list of log probabilities begins with the prompt's tokens."""
+        return self.echo and self.logprobs is not None
+
+    @property
     def plain(self) -> bool:
         """Whether the text of the tokens is all that is asked for."""
         return self.logprobs is None and self.best_of == self.n and not self.echo
@@ -162,7 +167,7 @@ class SamplingBody(StructuredBody, kw_only=True):
             "no_output": wish.no_output,
             "logprobs": wish.logprobs is not None or wish.best_of > wish.n,
             "top_logprobs": wish.logprobs,
-            "prompt_logprobs": wish.logprobs if wish.echo else None,
+            "prompt_logprobs": wish.logprobs if wish.scores_prompt else None,
         }
         try:
             fields["grammar"] = self.grammar()
