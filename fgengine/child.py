@@ -1,4 +1,4 @@
-"""Builds the command that runs a module of the project in a child process.
+"""Builds the command that runs a module of the project in a child process, and starts children quietly.
 
 The child imports nothing from the working folder. With ``python -m``, the working folder is first in
 ``sys.path``: a file ``random.py`` in it would replace the module of the standard library (CWE-427).
@@ -6,7 +6,10 @@ The child imports nothing from the working folder. With ``python -m``, the worki
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 RUN_MODULE = (
     "import sys; sys.path[:1] == [''] and sys.path.pop(0); import runpy; "
@@ -22,3 +25,17 @@ def python_module(name: str, *arguments: str) -> list[str]:
     """
     safe_path = ["-P"] if getattr(sys.flags, "safe_path", False) else []
     return [sys.executable, *safe_path, "-c", RUN_MODULE, name, *arguments]
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Start the children of this block with SIGINT blocked.
+
+    Ctrl-C in a terminal reaches them too, also while they import. Then they would print a traceback, before
+    they can ignore the signal.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -208,19 +208,20 @@ class Engine:
         Returns the request; its ``tokens`` and ``finish_reason`` change as the engine steps.
 
         Raises:
-            RequestRefused: the request can never run; the message has the reason.
+            RequestRefused: the request can never run; it has the reason and the field.
             QueueFull: too many requests wait.
         """
         if self.analytic_device:
             check_needs_no_logits(params)
         if not prompt:
-            raise RequestRefused("the prompt is empty; it needs at least one token")
+            raise RequestRefused("the prompt is empty; it needs at least one token", "prompt")
         if min(prompt) < 0 or max(prompt) >= self.vocab_size:
-            raise RequestRefused(f"the prompt has token ids outside 0 .. {self.vocab_size - 1}")
+            raise RequestRefused(f"the prompt has token ids outside 0 .. {self.vocab_size - 1}", "prompt")
         for token, _ in params.logit_bias:
             if not 0 <= token < self.vocab_size:
                 raise RequestRefused(
-                    f"logit_bias has the token {token}: the model's tokens are 0 .. {self.vocab_size - 1}"
+                    f"logit_bias has the token {token}: the model's tokens are 0 .. {self.vocab_size - 1}",
+                    "logit_bias",
                 )
         if params.min_tokens:
             check_leaves_a_token(params, self.scheduler.limits.eos_token_ids, self.vocab_size)
@@ -246,11 +247,13 @@ class Engine:
 
     def _matcher(self, grammar: Grammar, prompt_len: int) -> Matcher:
         if self.grammars is None:
-            raise RequestRefused(f"{grammar.field} is not supported by this engine: leave it out")
+            raise RequestRefused(
+                f"{grammar.field} is not supported by this engine: leave it out", grammar.field
+            )
         try:
             return self.grammars.matcher(grammar, prompt_len)
         except (GrammarError, MissingPackage) as error:
-            raise RequestRefused(str(error)) from None
+            raise RequestRefused(str(error), grammar.field) from None
 
     def abort(self, id: str) -> bool:
         """End a request and free its KV. Returns False if it is unknown or has already ended."""

@@ -88,10 +88,15 @@ class SamplingParams:
     grammar: Grammar | None = None
     """What the output must be. EOS ends the request as soon as nothing else may follow; ``max_tokens`` may
     end it before that. Not together with ``min_tokens`` or ``ignore_eos``."""
+    no_output: bool = False
+    """Whether only the prompt is of interest, for its log probabilities. Then ``max_tokens`` must be 1. This
+    token needs no KV and no place in the model's context, so a prompt may fill the context."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise InvalidParam("max_tokens", f"must be at least 1, not {self.max_tokens}")
+        if self.no_output and self.max_tokens != 1:
+            raise InvalidParam("max_tokens", f"must be 1 with no_output, not {self.max_tokens}")
         if not 0.0 <= self.temperature <= 10.0:
             raise InvalidParam("temperature", f"must be between 0 and 10, not {self.temperature}")
         if not 0.0 < self.top_p <= 1.0:
@@ -295,6 +300,11 @@ class Request:
     def max_len(self) -> int:
         """Maximum number of prompt and output tokens."""
         return self.prompt_len + self.params.max_tokens
+
+    @property
+    def max_context(self) -> int:
+        """Maximum number of tokens that have a place in the model's context."""
+        return self.prompt_len if self.params.no_output else self.max_len
 
     @property
     def failure(self) -> str:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
-import threading
 import traceback
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from fgbench.cli.signals import end_on_signals
 from fgbench.exit_codes import FAILED, INTERRUPTED, WRONG_USAGE
 from fgengine.extras import EXTRA_OF, MissingPackage
 
@@ -46,11 +45,12 @@ class Verbs(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
+        if name != "serve":  # which handles signals itself, and before that the program ends at once
+            end_on_signals()
         return name, load_verb(name) if name in VERBS else command, rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb. Print a user's mistake as one sentence, without a traceback."""
-        end_on_signals()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -81,17 +81,6 @@ def load_verb(name: str) -> Any:
     verb = typer.Typer(add_completion=False)
     verb.command(name, cls=Command)(getattr(module, name))
     return typer.main.get_command(verb)
-
-
-def end_on_signals() -> None:
-    """Make SIGINT and SIGTERM end every verb like Ctrl-C: its servers stop, and the terminal is restored.
-
-    SIGINT is set too. A background job of a script ignores SIGINT, and then Python raises no
-    KeyboardInterrupt. Only the main thread can set handlers; in another thread this does nothing.
-    """
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
 
 
 def is_policy_error(error: RuntimeError) -> bool:

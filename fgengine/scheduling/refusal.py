@@ -15,6 +15,13 @@ class RequestRefused(ValueError):
     sent again later.
     """
 
+    def __init__(self, message: str, field: str | None = None) -> None:
+        """``field``: what is wrong: ``prompt``, a field of SamplingParams or a grammar's ``field``; None: no
+        field.
+        """
+        super().__init__(message)
+        self.field = field
+
 
 class Busy(RequestRefused):
     """The engine has too much work now; the request could be served later."""
@@ -46,7 +53,7 @@ def check_needs_no_logits(params: SamplingParams) -> None:
     """
     if (name := params.needs_logits) is not None:
         raise RequestRefused(
-            f"{name} needs the model's logits, and this engine only computes times: leave {name} out"
+            f"{name} needs the model's logits, and this engine only computes times: leave {name} out", name
         )
 
 
@@ -54,4 +61,6 @@ def check_leaves_a_token(params: SamplingParams, eos: Collection[int], vocab_siz
     """Raise RequestRefused if ``min_tokens`` forbids every token, because all of them end the request."""
     ends = {token for token in (*eos, *params.stop_token_ids) if 0 <= token < vocab_size}
     if len(ends) == vocab_size:
-        raise RequestRefused("min_tokens cannot be met: every token is EOS or in stop_token_ids")
+        raise RequestRefused(
+            "min_tokens cannot be met: every token is EOS or in stop_token_ids", "min_tokens"
+        )

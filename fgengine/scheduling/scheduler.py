@@ -150,16 +150,18 @@ class Scheduler:
         """
         if request.id in self.requests:
             raise RequestRefused(f"a request with the id {request.id!r} is running already")
-        if request.max_len > self.limits.max_model_len:
+        if (length := request.max_context) > self.limits.max_model_len:
             raise RequestRefused(
-                f"the prompt's {request.prompt_len} tokens and max_tokens {request.params.max_tokens} make "
-                f"{request.max_len}; the limit is {self.limits.max_model_len} (max_model_len)"
+                f"the prompt's {request.prompt_len} tokens and max_tokens {length - request.prompt_len} make "
+                f"{length}; the limit is {self.limits.max_model_len} (max_model_len)",
+                "prompt",
             )
         blocks = self.kv.blocks_for(request.max_len - 1)  # the last token needs no KV
         if blocks > self.kv.device.num_blocks:
             raise RequestRefused(
                 f"the prompt's {request.prompt_len} tokens and max_tokens {request.params.max_tokens} need "
-                f"{blocks} KV blocks; the device pool has {self.kv.device.num_blocks}"
+                f"{blocks} KV blocks; the device pool has {self.kv.device.num_blocks}",
+                "prompt",
             )
         self.queue.check(request.prompt_len, now)
         self.requests[request.id] = request

@@ -10,9 +10,9 @@ from importlib import metadata
 from aiohttp import web
 
 from fgengine.server import legacy, models, openai, openapi, tokenizing
-from fgengine.server.answers import OPTIONS, SERVICE
 from fgengine.server.gate import Gate, limit_clients, watch_requests
 from fgengine.server.generation import Service
+from fgengine.server.handlers import OPTIONS, SERVICE
 from fgengine.server.http_connection import note_answer, refuse_extra
 from fgengine.server.http_errors import refuse_forms
 from fgengine.server.logs import RequestLog

@@ -19,7 +19,7 @@ from fgengine.text import TextCodec
 MAX_ANSWERS = 128
 """Answers that one request may ask for: prompts x best_of."""
 MAX_SCORED = 200_000
-"""Log probabilities of prompt tokens that one request may ask for, with their alternatives."""
+"""Log probabilities of prompt tokens that one answer may list, with their alternatives."""
 
 
 def check_count(num_prompts: int, best_of: int, room: int | None = None) -> None:
@@ -59,32 +59,35 @@ def asks(
     """Return the engine's requests, the answers to the first prompt first.
 
     The answers to one prompt have the seeds ``seed``, ``seed + 1`` and so on. So they differ, and a prompt
-    gets the same answers whichever others it is sent with.
+    gets the same answers whichever others it is sent with. Only the first of them scores the prompt.
 
     Raises BadRequestError if there are more than ``MAX_ANSWERS``, or more log probabilities of the prompts
     than ``MAX_SCORED``.
     """
     check_count(len(prompts), wish.best_of)
     if params.prompt_logprobs is not None:
-        scored = sum(map(len, prompts)) * wish.best_of * (1 + params.prompt_logprobs)
-        if scored > MAX_SCORED:
+        listed = sum(map(len, prompts)) * wish.n * (1 + params.prompt_logprobs)
+        if listed > MAX_SCORED:
             raise BadRequestError(
-                f"echo with logprobs asks for {scored} log probabilities of the prompts: ask for at most "
+                f"echo with logprobs asks for {listed} log probabilities of the prompts: ask for at most "
                 f"{MAX_SCORED}, with shorter or fewer prompts, or fewer alternatives",
                 "logprobs",
             )
     return [
-        Ask(prompt, _with_seed(params, number), stops, shows_stop)
+        Ask(prompt, _of_answer(params, number), stops, shows_stop)
         for prompt in prompts
         for number in range(wish.best_of)
     ]
 
 
-def _with_seed(params: SamplingParams, number: int) -> SamplingParams:
-    if params.seed is None or number == 0:
+def _of_answer(params: SamplingParams, number: int) -> SamplingParams:
+    """Return the parameters of a prompt's answer with this number."""
+    if number == 0:
         return params
-    wrapped = (params.seed + number + 2**63) % 2**64 - 2**63
-    return replace(params, seed=wrapped)
+    seed = params.seed
+    if seed is not None:
+        seed = (seed + number + 2**63) % 2**64 - 2**63
+    return replace(params, seed=seed, prompt_logprobs=None)
 
 
 async def arriving(generations: Sequence[Generation]) -> AsyncIterator[list[tuple[int, list[Piece]]]]:
@@ -114,6 +117,25 @@ async def arriving(generations: Sequence[Generation]) -> AsyncIterator[list[tupl
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
+async def after_the_first(
+    arrivals: AsyncIterator[list[tuple[int, list[Piece]]]], best_of: int
+) -> AsyncIterator[list[tuple[int, list[Piece]]]]:
+    """Hold back what arrives of a prompt's answers until its first one has begun, which brings the scores.
+
+    Raises what ``arriving`` raises.
+    """
+    begun: set[int] = set()
+    held: dict[int, list[Piece]] = {}
+    async for arrived in arrivals:
+        for number, batch in arrived:
+            held.setdefault(number, []).extend(batch)
+            if number % best_of == 0:
+                begun.add(number)
+        ready = sorted(number for number in held if number - number % best_of in begun)
+        if ready:
+            yield [(number, held.pop(number)) for number in ready]
+
+
 async def _next(stream: AsyncIterator[list[Piece]]) -> list[Piece]:
     return await anext(stream)
 
@@ -121,8 +143,19 @@ async def _next(stream: AsyncIterator[list[Piece]]) -> list[Piece]:
 class Choice:
     """One answer, as its pieces arrive."""
 
-    def __init__(self, generation: Generation, wish: Wish, codec: TextCodec, prompt_text: str = "") -> None:
-        """``prompt_text``: comes before the output, if the prompt is echoed."""
+    def __init__(
+        self,
+        generation: Generation,
+        wish: Wish,
+        codec: TextCodec,
+        prompt_text: str = "",
+        first: Choice | None = None,
+    ) -> None:
+        """``prompt_text``: comes before the output, if the prompt is echoed.
+
+        ``first``: the first answer to the same prompt, which must begin before this one if the prompt is
+        scored; None: this is the first one.
+        """
         self.generation = generation
         self.listed: list[Listed] = []
         """The tokens for the list of log probabilities."""
@@ -131,6 +164,9 @@ class Choice:
         self._wish = wish
         self._codec = codec
         self._prompt_text = prompt_text
+        self._first = first
+        self._listed_prompt: list[Listed] = []
+        """The prompt's tokens, if it is scored and this is its first answer."""
         self._begun = False
         self._shown = ShownTokens()
 
@@ -141,10 +177,11 @@ class Choice:
         if not self._begun:
             self._begun = True
             text = self._prompt_text + text
-            if wish.logprobs is not None and wish.echo:
-                self.listed += listed_prompt(
+            if wish.scores_prompt and self._first is None:
+                self._listed_prompt = listed_prompt(
                     self.generation.prompt, new.prompt or (), self._codec, self._prompt_text
                 )
+            self.listed += (self._first or self)._listed_prompt
         if wish.no_output:
             return text
         if wish.logprobs is not None:
@@ -162,6 +199,18 @@ class Choice:
     def mean_logprob(self) -> float:
         """The mean log probability of the output's tokens."""
         return self.logprob / max(1, self.generation.output_tokens)
+
+
+def choices_of(
+    generations: Sequence[Generation], wish: Wish, codec: TextCodec, prompt_texts: Sequence[str] = ()
+) -> list[Choice]:
+    """Return the choices in the order of ``asks``. ``prompt_texts``: of each prompt, if it is echoed."""
+    choices: list[Choice] = []
+    for at, generation in enumerate(generations):
+        prompt, number = divmod(at, wish.best_of)
+        text = prompt_texts[prompt] if prompt_texts else ""
+        choices.append(Choice(generation, wish, codec, text, choices[at - number] if number else None))
+    return choices
 
 
 def best(choices: Sequence[Choice], wish: Wish) -> list[int]:

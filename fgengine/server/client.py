@@ -270,7 +270,7 @@ class EngineClient:
                 self._streams[event.id].accept()
         elif isinstance(event, messages.Refused):
             self._streams.pop(event.id).fail(
-                partial(RequestRefused, event.reason)
+                partial(RequestRefused, event.reason, event.field)
                 if event.retry_after is None
                 else partial(QueueFull, event.reason, event.retry_after)
             )

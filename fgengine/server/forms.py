@@ -136,3 +136,12 @@ def _new_call() -> dict[str, str]:
 def _reason(reader: Reader, reason: FinishReason | None) -> str | None:
     """Return OpenAI's finish reason: "tool_calls" for a complete list, and "stop" for one given function."""
     return "tool_calls" if reason == "stop" and reader.listed else reason
+
+
+def usage(prompt_tokens: int, output_tokens: int) -> dict[str, int]:
+    """Return the numbers of tokens, in OpenAI's format."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": prompt_tokens + output_tokens,
+    }

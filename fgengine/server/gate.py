@@ -9,12 +9,14 @@ from typing import Any, get_args
 from aiohttp import hdrs, web
 
 from fgengine.server.access import Rules, type_refusal
-from fgengine.server.answers import ErrorResponse, Handler, StreamedResponse, answer_to
+from fgengine.server.errors import ErrorResponse, answer_to
 from fgengine.server.generation import Service
+from fgengine.server.handlers import Handler
 from fgengine.server.logs import Outcome, RequestLog
 from fgengine.server.metrics import Metrics
 from fgengine.server.options import ServerOptions
 from fgengine.server.routes import HEALTH
+from fgengine.server.streams import StreamedResponse
 
 REQUEST_ID = "X-Request-Id"
 SITE, MODE = "Sec-Fetch-Site", "Sec-Fetch-Mode"

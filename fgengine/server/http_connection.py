@@ -24,8 +24,9 @@ from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
-from fgengine.server.answers import Handler, error_response
 from fgengine.server.connections import FULL, PIECE_BYTES, Connections, HttpRefusal, Phase
+from fgengine.server.errors import error_response
+from fgengine.server.handlers import Handler
 from fgengine.server.http_errors import (
     MAX_FIELD_BYTES,
     MAX_LINE_BYTES,

@@ -7,8 +7,9 @@ from http import HTTPStatus
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, ContentEncodingError, HttpProcessingError, LineTooLong
 
-from fgengine.server.answers import Handler, error_body, error_response
 from fgengine.server.connections import HttpRefusal
+from fgengine.server.errors import error_body, error_response
+from fgengine.server.handlers import Handler
 
 MAX_LINE_BYTES = 8190
 """Longest request line that is accepted."""

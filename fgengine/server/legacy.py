@@ -13,11 +13,14 @@ import msgspec
 from aiohttp import web
 
 from fgengine.scheduling.refusal import Busy, RequestRefused
-from fgengine.server.answers import OPTIONS, SERVICE, Stream, read_posted, usage
+from fgengine.server.bodies import read_posted
 from fgengine.server.choices import arriving, asks, check_length
 from fgengine.server.client import EngineError
+from fgengine.server.forms import usage
+from fgengine.server.handlers import OPTIONS, SERVICE
 from fgengine.server.models import check_model
 from fgengine.server.schemas import BadRequestError, GenerateBody, refused_by_engine
+from fgengine.server.streams import Stream
 
 Form = Callable[[str, Sequence[str], bool], Any]
 """Makes ``text`` of the prompt, the outputs so far, and whether they are streamed."""

@@ -81,6 +81,8 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
     reason: str
     retry_after: float | None = None
     """Seconds after which to try again; set only if the queue was full."""
+    field: str | None = None
+    """``RequestRefused.field``."""
 
 
 class Expired(msgspec.Struct, tag=True, frozen=True):

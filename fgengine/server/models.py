@@ -11,7 +11,11 @@ from typing import Any
 
 from aiohttp import web
 
-from fgengine.server.answers import OPTIONS, SERVICE, UnknownModelError
+from fgengine.server.handlers import OPTIONS, SERVICE
+
+
+class UnknownModelError(ValueError):
+    """A request wants a model that the server does not have."""
 
 
 def served_names(request: web.Request) -> tuple[str, ...]:

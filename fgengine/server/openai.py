@@ -15,11 +15,21 @@ import msgspec
 from aiohttp import web
 
 from fgengine.scheduling.refusal import Busy, RequestRefused
-from fgengine.server.answers import SERVICE, Stream, read_posted, usage
-from fgengine.server.choices import Choice, arriving, asks, best, check_count, check_length
+from fgengine.server.bodies import read_posted
+from fgengine.server.choices import (
+    Choice,
+    after_the_first,
+    arriving,
+    asks,
+    best,
+    check_count,
+    check_length,
+    choices_of,
+)
 from fgengine.server.client import EngineError
-from fgengine.server.forms import CallForm, ChatForm, CompletionForm, Form, Write
+from fgengine.server.forms import CallForm, ChatForm, CompletionForm, Form, Write, usage
 from fgengine.server.generation import Piece
+from fgengine.server.handlers import SERVICE
 from fgengine.server.models import check_model, served_names
 from fgengine.server.schemas import (
     BadRequestError,
@@ -29,6 +39,7 @@ from fgengine.server.schemas import (
     Wish,
     refused_by_engine,
 )
+from fgengine.server.streams import Stream
 from fgengine.text import TextCodec
 
 COMPLETION, CHAT = CompletionForm(), ChatForm()
@@ -86,7 +97,7 @@ async def _answer(
     check_count(len(prompts), wish.best_of, service.engine.model.room)
     longest, most = max(map(len, prompts)), service.engine.model.max_model_len
     params = body.params(wish, max_tokens=form.default_max_tokens or max(1, most - longest))
-    check_length(longest, params.max_tokens, most, form.prompt_field)
+    check_length(longest, 0 if wish.no_output else params.max_tokens, most, form.prompt_field)
     await service.encoder.check(params.grammar)
     requests = asks(prompts, params, wish, body.stops(), body.shows_stop)
     head = {"created": int(time.time()), "model": served_names(request)[0]}
@@ -95,10 +106,7 @@ async def _answer(
         async with service.generate(requests, arrival=arrival, user=body.user or "") as generations:
             number = generations[0].id.rpartition("-")[2]
             head["id"] = f"{form.id_prefix}-{service.instance}-{number}"
-            choices = [
-                Choice(generation, wish, service.codec, texts[at // wish.best_of] if texts else "")
-                for at, generation in enumerate(generations)
-            ]
+            choices = choices_of(generations, wish, service.codec, texts)
             answer = _Answer(form, head, choices, wish, service.codec)
             if not body.stream:
                 return await answer.complete()
@@ -139,7 +147,10 @@ class _Answer:
         """Send a message for each token. The messages of tokens that arrived together are one write."""
         writers = [self._form.writer() for _ in self._choices]
         open_choices = len(self._choices)
-        async for arrived in arriving(self._generations):
+        arrivals = arriving(self._generations)
+        if self._wish.scores_prompt and self._wish.best_of > 1:
+            arrivals = after_the_first(arrivals, self._wish.best_of)
+        async for arrived in arrivals:
             bodies = await self._made(self._chunks, arrived, writers, asks_usage)
             open_choices -= sum(batch[-1].finish_reason is not None for _, batch in arrived)
             if asks_usage and not open_choices:
@@ -156,7 +167,7 @@ class _Answer:
 
     async def _made(self, make: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """Return what ``make`` returns. Lists of a whole prompt take long, so a thread makes them."""
-        if self._wish.echo and self._wish.logprobs is not None:
+        if self._wish.scores_prompt:
             return await asyncio.to_thread(make, *args, **options)
         return make(*args, **options)
 

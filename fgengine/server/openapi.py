@@ -18,9 +18,9 @@ from aiohttp import web
 
 from fgengine.grammar import MAX_GRAMMAR_BYTES
 from fgengine.server import answer_types as types
-from fgengine.server.answers import OPTIONS
 from fgengine.server.choices import MAX_ANSWERS
 from fgengine.server.fields import HARMLESS, NO_EFFECT, OF_MESSAGES, OF_STREAM_OPTIONS
+from fgengine.server.handlers import OPTIONS
 from fgengine.server.legacy import STREAM_TYPE
 from fgengine.server.routes import LIVE, METRICS, READY, STATS
 from fgengine.server.schemas import (

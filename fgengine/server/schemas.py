@@ -5,6 +5,7 @@ Fields that a route does not have are in ``fields``: none that would change the 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,9 +97,14 @@ class Wish:
     echo: bool = False
     """Whether the text begins with the prompt's."""
     no_output: bool = False
-    """Whether only the prompt is of interest. The engine generates a token, which is dropped."""
+    """Whether only the prompt is of interest: ``SamplingParams.no_output``. The token is dropped."""
     names_as_ids: bool = False
     """Whether lists name tokens by id."""
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the list of log probabilities begins with the prompt's tokens."""
+        return self.echo and self.logprobs is not None
 
     @property
     def plain(self) -> bool:
@@ -187,18 +193,23 @@ class SamplingBody(StructuredBody, kw_only=True):
             "repetition_penalty": self.repetition_penalty,
             "logit_bias": _biases(self.logit_bias or {}),
             "max_tokens": 1 if wish.no_output else self.asked_tokens(max_tokens),
+            "no_output": wish.no_output,
             "logprobs": wish.logprobs is not None or wish.best_of > wish.n,
             "top_logprobs": wish.logprobs,
-            "prompt_logprobs": wish.logprobs if wish.echo else None,
+            "prompt_logprobs": wish.logprobs if wish.scores_prompt else None,
         }
         try:
             fields["grammar"] = self.grammar()
             return SamplingParams(**{name: value for name, value in fields.items() if value is not None})
         except InvalidParam as error:
-            name = error.field
-            if name == "max_tokens" and self.max_completion_tokens is not None:
-                name = "max_completion_tokens"
+            name = self.field_of(error.field)
             raise BadRequestError(f"{name} {error.problem}", name) from error
+
+    def field_of(self, param: str) -> str:
+        """Return the field of this body that sets a field of SamplingParams."""
+        if param == "max_tokens" and self.max_completion_tokens is not None:
+            return "max_completion_tokens"
+        return param
 
     def asked_tokens(self, default: int) -> int:
         """Return the maximum number of output tokens."""
@@ -270,6 +281,11 @@ class CompletionBody(SamplingBody, kw_only=True):
             no_output=bool(self.echo) and self.asked_tokens(16) == 0,
             names_as_ids=bool(self.return_tokens_as_token_ids),
         )
+
+    def field_of(self, param: str) -> str:
+        if param in ("top_logprobs", "prompt_logprobs"):
+            return "logprobs"
+        return SamplingBody.field_of(self, param)
 
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -434,12 +450,11 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 def refused_by_engine(reason: RequestRefused, body: SamplingBody, prompt_field: str) -> BadRequestError:
-    """Return the error for a request that the engine has refused.
-
-    It names the field that the reason begins with, else the prompt.
-    """
-    first = str(reason).partition(" ")[0]
-    return BadRequestError(str(reason), first if first in body.__struct_fields__ else prompt_field)
+    """Return the error for a request that the engine has refused."""
+    field = reason.field
+    if field is not None:
+        field = prompt_field if field == "prompt" else body.field_of(field)
+    return BadRequestError(str(reason), field)
 
 
 def read_body(raw: bytes, kind: type[Body], report: Callable[[str], None] = lambda name: None) -> Body:
@@ -452,6 +467,10 @@ def read_body(raw: bytes, kind: type[Body], report: Callable[[str], None] = lamb
     """
     try:
         fields = msgspec.json.decode(raw)
+    except msgspec.ValidationError as error:  # without a type, only numbers can be invalid
+        field = _field_with_large_number(raw)
+        message = f"{field or 'the body'} has a number that is too large: give a smaller one"
+        raise BadRequestError(message, field) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequestError(
             f"the body is not valid JSON ({error}): send a JSON object", None, None
@@ -470,6 +489,22 @@ def read_body(raw: bytes, kind: type[Body], report: Callable[[str], None] = lamb
     except msgspec.ValidationError as error:
         problem = json_problem(str(error), fields)
         raise BadRequestError(str(problem), problem.field or None, CODES[problem.kind]) from error
+
+
+def _field_with_large_number(raw: bytes) -> str | None:
+    """Return the field of a body in which there is a number that cannot be read; None: not known."""
+    with contextlib.suppress(ValueError, RecursionError):  # of other mistakes in the body
+        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        return next((name[:64] for name, value in fields.items() if _has_large_number(value)), None)
+    return None
+
+
+def _has_large_number(value: msgspec.Raw) -> bool:
+    try:
+        msgspec.json.decode(value)
+    except msgspec.ValidationError:
+        return True
+    return False
 
 
 CODES: dict[str, str] = {

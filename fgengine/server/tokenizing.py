@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from fgengine.server.answers import SERVICE, read_posted
+from fgengine.server.bodies import read_posted
+from fgengine.server.handlers import SERVICE
 from fgengine.server.models import check_model
 from fgengine.server.schemas import BadRequestError, DetokenizeBody, TokenizeBody, plain
 

@@ -27,7 +27,7 @@ from fgengine.plan import TokenEvent
 from fgengine.prompt_logprobs import PromptLogprobs
 from fgengine.request import Request, SamplingParams
 from fgengine.scheduling.policy import PolicyError
-from fgengine.scheduling.refusal import QueueFull, QueueTimeout
+from fgengine.scheduling.refusal import QueueFull, QueueTimeout, RequestRefused
 from fgengine.server import messages
 
 GRACE_SECONDS = 3.0
@@ -173,7 +173,8 @@ class _Loop:
             )
         except ValueError as error:
             retry_after = error.retry_after if isinstance(error, QueueFull) else None
-            self._send(messages.Refused(command.id, str(error), retry_after))
+            field = error.field if isinstance(error, RequestRefused) else None
+            self._send(messages.Refused(command.id, str(error), retry_after, field))
         else:
             self._send(messages.Accepted(command.id))
 

@@ -306,8 +306,10 @@ def test_without_the_package_the_message_says_how_to_install_it(
 
     engine = Engine.from_config(config_of(tiny_model))
     monkeypatch.setattr(extras, "is_installed", lambda package: package != "llguidance")
-    with pytest.raises(RequestRefused, match=r"grammar needs llguidance.*pip install 'fgbench\[engine\]'"):
+    reason = r"grammar needs llguidance.*pip install 'fgbench\[engine\]'"
+    with pytest.raises(RequestRefused, match=reason) as error:
         engine.add("r", [5], params(REGEX))
+    assert error.value.field == "grammar"
     engine.close()
 
 

@@ -104,15 +104,17 @@ def test_each_token_is_counted_once() -> None:
 def test_a_bias_of_a_token_outside_the_vocabulary_is_refused(symbolic_engine: Build, token: int) -> None:
     engine = symbolic_engine()
     engine.add("good", [1], SamplingParams(logit_bias=((0, 1.0), (1999, 1.0))))
-    with pytest.raises(RequestRefused, match=rf"^logit_bias has the token {token}: .* 0 \.\. 1999"):
+    with pytest.raises(RequestRefused, match=rf"^logit_bias has the token {token}: .* 0 \.\. 1999") as error:
         engine.add("bad", [1], SamplingParams(logit_bias=((0, 1.0), (token, 1.0))))
+    assert error.value.field == "logit_bias"
 
 
 def test_min_tokens_that_forbid_every_token_are_refused(symbolic_engine: Build) -> None:
     engine = symbolic_engine(eos=frozenset({0}))
     engine.add("good", [1], SamplingParams(min_tokens=1, stop_token_ids=(-1, *range(2, 3000))))
-    with pytest.raises(RequestRefused, match=r"^min_tokens cannot be met"):
+    with pytest.raises(RequestRefused, match=r"^min_tokens cannot be met") as error:
         engine.add("bad", [1], SamplingParams(min_tokens=1, stop_token_ids=tuple(range(1, 2000))))
+    assert error.value.field == "min_tokens"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,9 @@ def test_min_tokens_that_forbid_every_token_are_refused(symbolic_engine: Build) 
 def test_a_device_that_computes_no_logits_refuses_what_needs_them(fields: dict[str, Any]) -> None:
     engine = Engine.from_config(EngineConfig(model="opt-125m", device_spec="a100-40gb", policy="fcfs"))
     name = next(iter(fields))
-    with pytest.raises(RequestRefused, match=f"^{name} needs the model's logits, .* leave {name} out$"):
+    reason = f"^{name} needs the model's logits, .* leave {name} out$"
+    with pytest.raises(RequestRefused, match=reason) as error:
         engine.add("a", [1, 2], SamplingParams(**fields))
+    assert error.value.field == name
     engine.add("a", [1, 2], SamplingParams(min_p=0.1, min_tokens=16, seed=-1, logprobs=True))
     engine.close()

@@ -19,7 +19,7 @@ from transformers import MinNewTokensLengthLogitsProcessor, RepetitionPenaltyLog
 from fgengine.clock import WallClock
 from fgengine.config import Admission, Offloading
 from fgengine.cost import CostModel
-from fgengine.engine import Engine
+from fgengine.engine import Engine, RequestRefused
 from fgengine.execution import prompt_passes
 from fgengine.execution.runner import TorchRunner
 from fgengine.kv.manager import KVManager
@@ -384,6 +384,41 @@ def test_features_are_those_of_a_computation_from_all_logits(family: str) -> Non
                 assert same([want.top[at - prompt_len]], [pairs])
             if params.greedy:
                 assert want.tokens[at] == _changed(raw, want.tokens[:at], prompt_len, params).argmax()
+    engine.close()
+
+
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize(
+    ("offloading", "overlap", "graphs", "max_tokens_per_batch"),
+    [("reactive", False, False, 512), ("reactive", True, True, 96), ("none", True, False, 512)],
+)
+@pytest.mark.slow
+def test_a_prompt_that_fills_the_context_and_the_pool_is_scored(
+    family: str, offloading: Offloading, overlap: bool, graphs: bool, max_tokens_per_batch: int
+) -> None:
+    """Nothing comes after it, so it needs no further place."""
+    length = SHAPES[family].max_position
+    more = {"device_blocks": length // 8, "max_tokens_per_batch": max_tokens_per_batch}
+    engine = build(family, "fcfs", offloading=offloading, overlap=overlap, graphs=graphs, **more)
+    source = random.Random(4)
+    prompt = [source.randrange(256) for _ in range(length)]
+    scored = replace(params(), max_tokens=1, prompt_logprobs=1, no_output=True)
+    with pytest.raises(RequestRefused, match=rf"make {length + 1}; the limit is {length} "):
+        engine.add("with output", prompt, replace(scored, no_output=False))
+    with pytest.raises(RequestRefused, match=rf"max_tokens 0 make {length + 1}; the limit is {length} "):
+        engine.add("longer", [*prompt, 5], scored)
+    requests = engine.generate([prompt, prompt], scored)
+    runner = engine.runner
+    assert isinstance(runner, TorchRunner)
+    whole = Request.new("r", prompt, SamplingParams(max_tokens=1), 0.0)
+    plan = StepPlan(0, [PlanItem(whole, 0, length, range(length // 8), True)])
+    logprobs = runner.logits(plan, True).float().log_softmax(-1)
+    wanted = logprobs[torch.arange(length - 1), torch.tensor(prompt[1:])].tolist()
+    for request in requests:
+        assert request.finish_reason == "length"
+        assert request.prompt_logprobs is not None
+        found = [value for value, _ in request.prompt_logprobs.entries()]
+        assert found == pytest.approx(wanted, abs=1e-4)
     engine.close()
 
 

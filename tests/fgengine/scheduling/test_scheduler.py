@@ -89,17 +89,19 @@ def test_a_prompt_longer_than_a_batch_is_computed_in_pieces(symbolic_engine: Bui
 
 def test_a_request_that_can_never_fit_is_refused_with_the_reason(symbolic_engine: Build) -> None:
     engine = symbolic_engine(device_blocks=4, block_size=4, max_model_len=100)
-    with pytest.raises(RequestRefused, match=r"make 101; the limit is 100 \(max_model_len\)"):
-        engine.add("a", [1] * 93, params())
-    with pytest.raises(RequestRefused, match="need 5 KV blocks; the device pool has 4"):
-        engine.add("a", [1] * 10, params())
-    with pytest.raises(RequestRefused, match="outside 0"):
-        engine.add("a", [2000], params())
-    with pytest.raises(RequestRefused, match="at least one token"):
-        engine.add("a", [], params())
+    for prompt, reason in (
+        ([1] * 93, r"make 101; the limit is 100 \(max_model_len\)"),
+        ([1] * 10, "need 5 KV blocks; the device pool has 4"),
+        ([2000], "outside 0"),
+        ([], "at least one token"),
+    ):
+        with pytest.raises(RequestRefused, match=reason) as error:
+            engine.add("a", prompt, params())
+        assert error.value.field == "prompt"
     engine.add("a", [1] * 9, params())  # 17 tokens, the last of which needs no KV
-    with pytest.raises(RequestRefused, match="running already"):
+    with pytest.raises(RequestRefused, match="running already") as error:
         engine.add("a", [1], params())
+    assert error.value.field is None
 
 
 def test_a_pool_for_one_request_serves_all_requests(symbolic_engine: Build) -> None:

@@ -208,16 +208,8 @@ def serving(tiny_model: Path, encoder: Encoder) -> Serving:
     @asynccontextmanager
     async def serve(*middlewares: Any, **settings: Any) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
         engine = EngineProcess()
-        await engine.start(
-            EngineConfig(
-                model=str(tiny_model),
-                use_dummy_weights=True,
-                device="cpu",
-                dtype="float32",
-                num_device_blocks=200,
-                **settings,
-            )
-        )
+        given = {"model": str(tiny_model), "use_dummy_weights": True, **settings}
+        await engine.start(EngineConfig(device="cpu", dtype="float32", num_device_blocks=200, **given))
         await engine.settled.wait()
         assert engine.state == "ready", engine.message
         service = Service(engine)

@@ -13,6 +13,7 @@ from fgengine.config import EngineConfig
 from fgengine.plan import TokenEvent
 from fgengine.prompt_logprobs import PromptLogprobs
 from fgengine.request import Request, SamplingParams
+from fgengine.scheduling.refusal import RequestRefused
 
 VOCAB_SIZE = 261
 REFUSED_MODEL = "opt-350m"
@@ -57,11 +58,15 @@ class FakeEngine:
     ) -> Request:
         if self.refuse is not None:
             raise self.refuse
+        if not prompt:
+            raise RequestRefused("the prompt is empty; it needs at least one token", "prompt")
         if not all(0 <= token < VOCAB_SIZE for token in prompt):
-            raise ValueError(f"the prompt has token ids outside 0 .. {VOCAB_SIZE - 1}")
+            raise RequestRefused(f"the prompt has token ids outside 0 .. {VOCAB_SIZE - 1}", "prompt")
         request = Request.new(id, prompt, params, arrival, user)
-        if request.max_len > self.max_model_len:
-            raise ValueError(f"prompt + max_tokens is {request.max_len}, more than {self.max_model_len}")
+        if request.max_context > self.max_model_len:
+            raise RequestRefused(
+                f"prompt + max_tokens is {request.max_context}, more than {self.max_model_len}", "prompt"
+            )
         self.requests[id] = request
         self.users.append(user)
         self.params.append(params)

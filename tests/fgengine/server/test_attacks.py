@@ -51,7 +51,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield make
     for process in processes:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     assert "Traceback" not in (tmp_path / "server.log").read_text()
 
 
@@ -74,7 +74,8 @@ async def test_half_sent_requests_do_not_keep_others_away(start: Start) -> None:
         raw = await Raw.to(url)
         raw.send(HALF_HEAD if number % 2 else half_body())
         held.append(raw)
-    assert (await health_seconds(url, 200))[197] < 0.5  # 50 ms on a quiet machine
+    # 50 ms on a quiet machine. Requests that are kept away would wait for the 10 s that a head may take.
+    assert (await health_seconds(url, 200))[197] < 5.0
     async with aiohttp.ClientSession() as session:
         for _ in range(20):
             body = {"prompt": "abc", "max_tokens": 3}

@@ -190,3 +190,67 @@ async def test_only_so_many_tokens_of_prompts_are_scored(served: Any) -> None:
     status, answer = await served.post("/v1/completions", body)
     assert (status, answer["error"]["param"]) == (400, "logprobs")
     assert "asks for 252000 log probabilities" in answer["error"]["message"]
+
+
+def late_first(served: Any) -> None:
+    """Let the first answer to each prompt of the fake engine begin three steps later than the others."""
+    step, waits = served.engine.step, {}
+
+    def late() -> list[Any]:
+        every = served.engine.requests
+        late = {id: one for id, one in every.items() if one.params.prompt_logprobs is not None}
+        late = {id: one for id, one in late.items() if waits.setdefault(id, 0) < 3}
+        for id in late:
+            waits[id] += 1
+            del every[id]
+        events = step()
+        served.engine.requests = {**late, **every}
+        return list(events)
+
+    served.engine.step = late
+
+
+async def test_a_prompt_with_several_answers_is_scored_once(served: Any) -> None:
+    body = {"prompt": ["abc", "xy"], "max_tokens": 5, "echo": True, "logprobs": 1, "n": 3, "seed": 7}
+    late_first(served)
+    _, answer = await served.post("/v1/completions", body)
+    assert [params.prompt_logprobs for params in served.engine.params] == [1, None, None] * 2
+    assert [params.seed for params in served.engine.params] == [7, 8, 9] * 2
+    expected = [list("abcabcab")] * 3 + [list("xyxyxyx")] * 3
+    for choice, tokens in zip(answer["choices"], expected, strict=True):
+        assert choice["text"] == "".join(tokens)
+        assert choice["logprobs"]["tokens"] == tokens
+        assert choice["logprobs"]["token_logprobs"] == [None] + [-0.5] * (len(tokens) - 1)
+        assert choice["logprobs"]["text_offset"] == list(range(len(tokens)))
+    streamed = chunks(await served.stream("/v1/completions", body, SSE))
+    found: dict[int, list[str]] = {}
+    for chunk in streamed:
+        for choice in chunk["choices"]:
+            found.setdefault(choice["index"], []).extend(choice["logprobs"]["tokens"])
+    assert found == dict(enumerate(expected))
+    assert texts_of(streamed) == dict(enumerate(map("".join, expected)))
+    assert len(served.engine.params) == 12
+
+
+async def test_the_best_answers_have_the_prompts_scores_whichever_they_are(served: Any) -> None:
+    step = served.engine.step
+
+    def worse_first() -> list[Any]:
+        return [
+            event._replace(
+                logprob=-9.0 if event.request.params.prompt_logprobs is not None else event.logprob
+            )
+            for event in step()
+        ]
+
+    served.engine.step = worse_first
+    body = {"prompt": "ab", "max_tokens": 2, "echo": True, "logprobs": 0, "n": 1, "best_of": 3}
+    _, answer = await served.post("/v1/completions", body)
+    (choice,) = answer["choices"]
+    assert choice["logprobs"]["token_logprobs"] == [None, -0.5, -0.5, -0.5]
+
+
+async def test_the_limit_of_scored_tokens_counts_what_an_answer_lists(served: Any) -> None:
+    body = {"prompt": [97] * 3000, "max_tokens": 1, "echo": True, "logprobs": 20}
+    for more, status in (({"n": 4}, 400), ({"n": 1, "best_of": 4}, 200)):
+        assert (await served.post("/v1/completions", {**body, **more}))[0] == status

@@ -122,6 +122,12 @@ async def echo_alone(served: Any) -> None:
     assert texts(answer) == ["ab"]
     assert answer["choices"][0]["logprobs"]["tokens"] == ["a", "b"]
     await refused(served, COMPLETIONS, "max_tokens", max_tokens=0)
+    served.limit_length(5)
+    full = await completion(served, echo=True, logprobs=1, max_tokens=0, prompt="abcde")
+    assert full["choices"][0]["logprobs"]["tokens"] == list("abcde")
+    assert full["usage"] == {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}
+    await refused(served, COMPLETIONS, "prompt", echo=True, max_tokens=1, prompt="abcde")
+    await refused(served, COMPLETIONS, "prompt", echo=True, max_tokens=0, prompt="abcdef")
 
 
 @row("`logprobs` of completions")

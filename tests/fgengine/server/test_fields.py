@@ -226,3 +226,28 @@ def test_very_many_biases_are_refused_before_they_are_looked_at() -> None:
     read = read_body(body.encode(), CompletionBody)
     with pytest.raises(BadRequestError, match="logit_bias has 1025 tokens: give at most 1024"):
         read.params(read.wish(), max_tokens=1)
+
+
+MANY_DIGITS = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ('{"prompt": "a", "temperature": 1e999}', "temperature"),
+        (f'{{"prompt": "a", "seed": -{MANY_DIGITS}}}', "seed"),
+        ('{"prompt": "a", "logit_bias": {"5": -1e999}, "n": 1}', "logit_bias"),
+        (f'{{"prompt": [1, {MANY_DIGITS}]}}', "prompt"),
+        ('{"prompt": "a", "n": 1e999, "n": 1}', None),
+        (f"[{MANY_DIGITS}]", None),
+        ("1e999", None),
+        ('{"temperature": 1e999, "prompt": ', None),
+        ('{"temperature": 1e999, "prompt": ' + "[" * 100_000, None),
+    ],
+    ids=lambda value: None if value is None else value[:40],
+)
+def test_a_number_that_is_too_large_is_named(body: str, field: str | None) -> None:
+    message = f"^{field or 'the body'} has a number that is too large: give a smaller one$"
+    with pytest.raises(BadRequestError, match=message) as error:
+        read_body(body.encode(), CompletionBody)
+    assert (error.value.field, error.value.code) == (field, "invalid_value")

@@ -149,11 +149,15 @@ async def test_a_request_is_counted_by_how_it_ended(served: Any, fake: Any) -> N
 
 async def test_a_broken_engine_leaves_the_servers_own_figures(served: Any, fake: Any) -> None:
     await served.post("/v1/completions", {"prompt": "abc"})
-    waits = asyncio.create_task(served.post("/v1/completions", {"prompt": [fake.WAIT], "max_tokens": 2}))
-    await served.until(lambda: bool(served.engine.requests))
-    await asyncio.sleep(0.05)
-    await served.post("/v1/completions", {"prompt": [fake.BREAK]})
-    assert (await waits)[0] == 503
+    body = {"prompt": [fake.WAIT], "max_tokens": 2}
+    waiting = [asyncio.create_task(served.post("/v1/completions", body)) for _ in range(2)]
+    await served.until(lambda: served.service.timings.generated_tokens == 16 + 2)
+
+    def broken() -> Any:
+        raise RuntimeError("the fake broke")
+
+    served.engine.step = broken
+    assert [(await one)[0] for one in waiting] == [503, 503]
     found = samples(await text(served))
     assert only(found, "fgengine_engine_up") == 0
     assert only(found, "fgengine_engine_state", state="broken") == 1

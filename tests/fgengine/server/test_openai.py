@@ -315,15 +315,25 @@ async def test_earlier_messages_of_a_stream_have_no_usage_yet(served: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("path", "reason", "field"),
+    ("path", "refused", "field"),
     [
-        ("completions", "logit_bias has the token 900: the model's tokens are 0 .. 511", "logit_bias"),
-        ("completions", "the prompt has token ids outside 0 .. 511", "prompt"),
-        ("chat/completions", "the prompt has token ids outside 0 .. 511", "messages"),
+        ("v1/completions", "logit_bias", "logit_bias"),
+        ("v1/completions", "prompt", "prompt"),
+        ("v1/chat/completions", "prompt", "messages"),
+        ("v1/completions", "max_tokens", "max_completion_tokens"),
+        ("v1/completions", "top_logprobs", "logprobs"),
+        ("v1/chat/completions", "top_logprobs", "top_logprobs"),
+        ("v1/completions", "guided_regex", "guided_regex"),
+        ("generate", "min_tokens", "min_tokens"),
+        ("v1/completions", None, None),
     ],
 )
-async def test_what_the_engine_refuses_is_named(served: Any, path: str, reason: str, field: str) -> None:
-    served.engine.refuse = RequestRefused(reason)
-    body = {"prompt": "a"} if path == "completions" else {"messages": CHAT}
-    status, answer = await served.post(f"/v1/{path}", {**body, "max_tokens": 1})
-    assert (status, answer["error"]["param"], answer["error"]["message"]) == (400, field, reason)
+async def test_the_field_that_the_engine_refuses_is_named(
+    served: Any, path: str, refused: str | None, field: str | None
+) -> None:
+    """Whatever the sentence begins with."""
+    served.engine.refuse = RequestRefused("user is the first word", refused)
+    body = {"messages": CHAT} if path == "v1/chat/completions" else {"prompt": "a"}
+    status, answer = await served.post(f"/{path}", {**body, "max_completion_tokens": 1})
+    error = answer["error"]
+    assert (status, error["param"], error["message"]) == (400, field, "user is the first word")

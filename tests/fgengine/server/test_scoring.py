@@ -68,6 +68,35 @@ async def test_texts_have_the_log_probability_with_which_they_are_generated(serv
             assert choice["logprobs"]["token_logprobs"] == with_output["logprobs"]["token_logprobs"][:-1]
 
 
+async def test_a_prompt_that_fills_the_context_is_scored_as_by_transformers(
+    serving: Any, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    theirs = LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=128, **sizes)).eval()
+    for value in theirs.parameters():
+        value.data.normal_(0.0, 0.2)
+    theirs.save_pretrained(tmp_path)
+    prompt = torch.randint(0, 256, (128,)).tolist()
+    with torch.inference_mode():
+        logprobs = theirs(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    wanted = logprobs[torch.arange(127), torch.tensor(prompt[1:])].tolist()
+    settings = {"model": str(tmp_path), "use_dummy_weights": False, "policy": "fcfs"}
+    async with serving(**settings) as (url, session):
+        for max_tokens, status in ((1, 400), (0, 200)):
+            body = scored([prompt], max_tokens=max_tokens)
+            async with session.post(url + "/v1/completions", json=body) as response:
+                answer = await response.json()
+                assert response.status == status, answer
+    (choice,) = answer["choices"]
+    assert choice["logprobs"]["token_logprobs"] == [None, *(pytest.approx(one, abs=1e-4) for one in wanted)]
+    greedy = [max(top.values()) for top in choice["logprobs"]["top_logprobs"][1:]]
+    assert greedy == pytest.approx(logprobs[:-1].amax(-1).tolist(), abs=1e-4)
+
+
 TASK = """
 task: choose
 dataset_path: json

@@ -20,6 +20,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from fgengine.config import EngineConfig
+from fgengine.server import encoding
 from fgengine.server.options import ServerOptions
 from fgengine.server.process import EngineProcess, describe_exit
 from fgengine.server.serving import run
@@ -304,6 +305,38 @@ async def test_the_message_about_a_dead_process_quotes_its_last_output() -> None
     assert engine.state == "broken"
     assert engine.message.endswith("ended by signal 6, SIGABRT; its last output: loading / no room left")
     await engine.stop()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
+@pytest.mark.slow
+def test_a_signal_ends_a_server_whose_engine_still_starts(
+    folder: Path, fake_engine_file: Path, number: int, code: int
+) -> None:
+    stuck = folder / "stuck_fake_engine.py"
+    stuck.write_text("import time; print('stuck', flush=True); time.sleep(60)")
+    server = Server(folder, stuck)
+    server.wait_for_log("stuck")
+    server.children = psutil.Process(server.process.pid).children(recursive=True)
+    assert len(server.children) == 2
+    server.process.send_signal(number)
+    assert server.exit_code() == code
+    assert server.no_orphans()
+    assert server.log.read_text() == "stuck\nstopping\n"
+
+
+async def test_ctrl_c_does_not_disturb_the_imports_of_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a terminal it reaches them too. They ignore it, as soon as they have imported what they need."""
+    command = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT); os._exit(7)"]
+    engine = EngineProcess(command=command)
+    await engine.start(EngineConfig())
+    await engine.settled.wait()
+    assert "exit status 7" in engine.message
+    await engine.stop()
+    monkeypatch.setattr(encoding, "WORKER", command)
+    process = encoding.TextProcess(Path())
+    with pytest.raises(encoding.EncodingError, match="exit status 7"):
+        process.loaded()
+    process.close()
 
 
 @pytest.mark.slow

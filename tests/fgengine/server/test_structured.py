@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,17 +139,17 @@ HOSTILE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grammar", HOSTILE.values(), ids=HOSTILE)
-async def test_a_hostile_grammar_is_refused_by_name(encoder: Encoder, grammar: Grammar) -> None:
+async def test_a_hostile_grammar_is_refused_by_name(
+    encoder: Encoder, grammar: Grammar, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await encoder.check(Grammar("regex", "start the process"))
-    began = time.monotonic()
     with pytest.raises(BadRequestError, match=grammar.field) as refused:
         await encoder.check(grammar)
     assert refused.value.field == grammar.field
-    assert time.monotonic() - began < 20
-    began = time.monotonic()
-    with pytest.raises(BadRequestError):
-        await encoder.check(grammar)  # remembered
-    assert time.monotonic() - began < 0.5
+    with monkeypatch.context() as patched:
+        patched.setattr(encoder, "_grammars", None)  # which nobody asks, because the answer is remembered
+        with pytest.raises(BadRequestError):
+            await encoder.check(grammar)
     await encoder.check(Grammar("regex", "[a-z]+"))
 
 
