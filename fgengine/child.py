@@ -1,4 +1,4 @@
-"""Builds the command that runs a module of the project in a child process, and starts children quietly.
+"""Child processes: the command that runs a module of the project in one, and the signals that end a program.
 
 The child imports nothing from the working folder. With ``python -m``, the working folder is first in
 ``sys.path``: a file ``random.py`` in it would replace the module of the standard library (CWE-427).
@@ -27,15 +27,22 @@ def python_module(name: str, *arguments: str) -> list[str]:
     return [sys.executable, *safe_path, "-c", RUN_MODULE, name, *arguments]
 
 
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Start the children of this block with SIGINT blocked.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a program to end. Ctrl-C, a closed terminal and systemd send them to its children too."""
 
-    Ctrl-C in a terminal reaches them too, also while they import. Then they would print a traceback, before
-    they can ignore the signal.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+@contextmanager
+def ending_signals_blocked() -> Iterator[None]:
+    """Start the children of this block with ``ENDING`` blocked, until they ``leave_ending_to_parent``."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_ending_to_parent() -> None:
+    """Ignore ``ENDING`` in this process: its parent reacts to them, and still needs it to finish its work."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)

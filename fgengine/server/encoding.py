@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from fgengine.cache import cache_folder
-from fgengine.child import python_module, without_interrupts
+from fgengine.child import ending_signals_blocked, python_module
 from fgengine.grammar import Grammar
 from fgengine.scheduling.refusal import QueueFull
 from fgengine.server.process import describe_exit
@@ -81,7 +81,7 @@ class TextProcess:
     def __init__(self, folder: Path, nice: int = 0) -> None:
         """Start the process; it can be used once ``loaded`` has returned. Raises OSError."""
         self._channel, theirs = socket.socketpair()
-        with theirs, without_interrupts():
+        with theirs, ending_signals_blocked():
             self._process = subprocess.Popen(
                 [*WORKER, str(theirs.fileno()), str(folder), str(nice)],
                 pass_fds=[theirs.fileno()],

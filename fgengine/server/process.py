@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from fgengine.child import python_module, without_interrupts
+from fgengine.child import ending_signals_blocked, python_module
 from fgengine.config import EngineConfig
 from fgengine.server.client import EngineClient
 
@@ -42,7 +42,7 @@ class EngineProcess(EngineClient):
         ours, theirs = socket.socketpair()
         # On a terminal, the engine draws its own progress there, and the user can read its last output.
         errors = None if sys.stderr.isatty() else subprocess.PIPE
-        with theirs, without_interrupts():
+        with theirs, ending_signals_blocked():
             self._process = subprocess.Popen(
                 [*self._command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],

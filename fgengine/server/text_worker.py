@@ -25,6 +25,7 @@ from pathlib import Path
 import msgspec
 from tokenizers import Tokenizer
 
+from fgengine.child import leave_ending_to_parent
 from fgengine.extras import MissingPackage, is_installed
 from fgengine.grammar import Grammar
 from fgengine.matching import GrammarError, Grammars
@@ -239,7 +240,7 @@ def run(channel: socket.socket, load: Callable[[], TextCodec]) -> None:
 
 def main() -> None:
     """Run the process; the arguments are those of the module."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; only the server reacts
+    leave_ending_to_parent()
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     channel, folder = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])

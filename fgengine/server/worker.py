@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol
 
+from fgengine.child import leave_ending_to_parent
 from fgengine.config import EngineConfig
 from fgengine.plan import TokenEvent
 from fgengine.prompt_logprobs import PromptLogprobs
@@ -233,7 +234,7 @@ def _load_engine(config: EngineConfig, report: Callable[[str], None]) -> Steps:
 
 def main() -> None:
     """Run the engine's process; the first argument is the file descriptor of the channel."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; only the server reacts
+    leave_ending_to_parent()
     faulthandler.enable()  # after a crash in compiled code, print the Python stack
     _die_with_parent()
     channel = socket.socket(fileno=int(sys.argv[1]))

@@ -147,7 +147,8 @@ def test_open_requests_are_finished_before_the_server_ends(
 ) -> None:
     server = Server(folder, fake_engine_file, slow=100.0).ready()  # 10 ms a token
     response = _stream(server, {"prompt": [97], "max_tokens": 200})
-    server.process.send_signal(number)
+    for process in (*server.children, server.process):  # as a closed terminal and systemd send it
+        process.send_signal(number)
     server.wait_for_log("they have 30 s to finish")
     status, answer = server.ask("POST", "/v1/completions", {"prompt": [97]})
     assert (status, answer["error"]["message"]) == (
@@ -324,9 +325,13 @@ def test_a_signal_ends_a_server_whose_engine_still_starts(
     assert server.log.read_text() == "stuck\nstopping\n"
 
 
-async def test_ctrl_c_does_not_disturb_the_imports_of_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a terminal it reaches them too. They ignore it, as soon as they have imported what they need."""
-    command = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT); os._exit(7)"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_signals_to_all_processes_do_not_disturb_the_imports_of_children(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """They ignore the signal, as soon as they have imported what they need."""
+    code = f"import os; os.kill(os.getpid(), {int(number)}); os._exit(7)"
+    command = [sys.executable, "-c", code]
     engine = EngineProcess(command=command)
     await engine.start(EngineConfig())
     await engine.settled.wait()
