@@ -9,7 +9,8 @@ from aiohttp import web
 
 from fgengine.clock import WallClock
 from fgengine.server.handlers import SERVICE
-from fgengine.server.schemas import Body, read_body
+from fgengine.server.parsing import read_body
+from fgengine.server.schemas import Body
 
 LARGE_BODY = 64 * 1024
 """Bytes from which bodies are parsed one at a time, with a pause for other requests in between."""

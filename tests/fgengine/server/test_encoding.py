@@ -18,7 +18,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from fgengine.scheduling.refusal import QueueFull
-from fgengine.server import bodies, encoding, schemas
+from fgengine.server import bodies, encoding, parsing
 from fgengine.server.encoding import SHORT_TEXT, Encoder, EncodingError
 from fgengine.server.schemas import BadRequestError
 from fgengine.text import TextCodec, TextError
@@ -236,7 +236,7 @@ async def test_large_bodies_do_not_stop_the_server(served: Any, monkeypatch: pyt
 
     def read_body(*args: Any) -> Any:
         parsed_in.append(turns)
-        return schemas.read_body(*args)
+        return parsing.read_body(*args)
 
     monkeypatch.setattr(bodies, "read_body", read_body)
     counting = asyncio.create_task(count_turns())

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fgengine.server.fields import HARMLESS, NO_EFFECT, OF_MESSAGES, OF_STREAM_OPTIONS
-from fgengine.server.schemas import BadRequestError, ChatBody, CompletionBody, read_body
+from fgengine.server.parsing import read_body
+from fgengine.server.schemas import BadRequestError, ChatBody, CompletionBody
 
 
 def read(**fields: Any) -> list[str]:
