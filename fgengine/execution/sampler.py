@@ -96,7 +96,7 @@ def sample(
         if rows is changed:
             if not all(one.adjustment.only_forbids for one in theirs if one.adjustment is not None):
                 part = part.float()
-            adjust(part, theirs, here, eos_token_ids, unread)
+            adjust(ops, part, theirs, here, eos_token_ids, unread)
         tokens[at] = _draw(ops, part, theirs, here, engine_seed)
     return tokens
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fgengine.ops.batch import RaggedBatch
+from fgengine.ops.batch import RaggedBatch, place
 
 if TYPE_CHECKING:
     from fgengine.model.layers import Linear
 
 COLDEST = 1e-30
 """Lower bound of temperatures: the inverse of this one is still a finite float32."""
+OF_BITS = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, 0.0, -np.inf).astype(np.float32)
+"""[256, 8]: for each byte of a mask, what is added to the logits of its eight tokens."""
 LOG2_E = math.log2(math.e)
 """exp(x) is exp2(x * LOG2_E). On a CPU, torch's exp takes up to 100 times as long where the result is 0."""
 SMALLEST = -126.0
@@ -128,6 +131,18 @@ class TorchOps:
                 out[span] = _prefill_attention(q[span], kv, batch.block_tables[b], batch.contexts[b])
             first += n
         return out.flatten(1)
+
+    def forbid(self, logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+        """Set logits to -infinity where a bit of the row's mask is 0, in place.
+
+        Args:
+            logits: [R, vocab_size].
+            rows: [M] int64: the rows that have a mask.
+            masks: [M, at least vocab_size / 8] uint8: bit ``token % 8`` of byte ``token // 8``.
+        """
+        of_bits = place(OF_BITS, logits.device).to(logits.dtype)
+        added = of_bits.index_select(0, masks.flatten().int())
+        logits.index_add_(0, rows, added.view(len(rows), -1)[:, : logits.shape[1]])
 
     def sample(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Sample one token for each row, by inversion of the cumulative distribution in vocabulary order.

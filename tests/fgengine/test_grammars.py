@@ -23,6 +23,7 @@ from fgengine.execution.adjusting import adjust
 from fgengine.grammar import MAX_GRAMMAR_BYTES, Grammar
 from fgengine.matching import GrammarError, Grammars
 from fgengine.model.store import tokenizer_of
+from fgengine.ops.reference import TorchOps
 from fgengine.request import Request, SamplingParams
 from fgengine.text import TextCodec
 
@@ -233,7 +234,7 @@ def test_only_tokens_of_tokenizer_and_model_are_allowed(codec: TextCodec, vocab_
     assert request.adjustment is not None
     request.adjustment.matcher = grammars.matcher(one.grammar, 1)  # type: ignore[arg-type]
     logits = torch.zeros(1, vocab_size)
-    adjust(logits, [request], [0], [eos])
+    adjust(TorchOps(), logits, [request], [0], [eos])
     allowed = set(torch.nonzero(logits[0] == 0).flatten().tolist())
     assert eos in allowed
     assert all(codec.token_bytes(token) for token in allowed - {eos})

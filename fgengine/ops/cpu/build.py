@@ -24,6 +24,10 @@ TIMEOUT = 120.0
 
 SIGNATURES = {
     "run": (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64),
+    "forbid": (
+        *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p),
+        *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
+    ),
     "lanes": (),
     "group": (),
 }

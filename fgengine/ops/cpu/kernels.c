@@ -53,6 +53,7 @@ struct sequence { /* the KV of one request for one key head */
 #include "rows.h"
 #include "team.h"
 #include "linear.h"
+#include "forbid.h"
 #if defined(BFLOAT16) && defined(__AVX512BF16__)
 #include "attend_bf16.h"
 #else

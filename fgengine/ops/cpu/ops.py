@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from fgengine.ops.batch import RaggedBatch
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 MAX_HEAD_DIM = 256  # as in kernels.c
 MAX_GROUP = 64
+LOWEST = {torch.bfloat16: (16, 0xFF80), torch.float32: (32, 0xFF800000)}
+"""For each dtype: the number of bits of a number, and the bits of -infinity."""
 
 
 class CpuOps(TorchOps):
@@ -152,6 +155,17 @@ class CpuOps(TorchOps):
         )
         self.execute(instruction, rows, batch)
         return out
+
+    def forbid(self, logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+        if logits.dtype not in LOWEST or logits.stride(1) != 1:
+            super().forbid(logits, rows, masks)
+            return
+        assert masks.shape[1] * 8 >= logits.shape[1], "a mask is too short"
+        width, lowest = LOWEST[logits.dtype]
+        self.library.forbid(
+            *(logits.data_ptr(), logits.stride(0), rows.data_ptr(), len(rows)),
+            *(masks.data_ptr(), masks.stride(0), logits.shape[1], width, lowest),
+        )
 
     def _fits(self, kv: Tensor) -> bool:
         """Whether the kernels support this head size and these strides."""

@@ -26,6 +26,8 @@ from fgengine.execution.sampler import sample
 from fgengine.ops.reference import TorchOps
 from fgengine.request import Request, SamplingParams
 
+OPS = TorchOps()
+
 VOCAB = 40
 EOS = (7, 9)
 PLAIN = SamplingParams(max_tokens=100)
@@ -43,7 +45,7 @@ def logits_of(seed: int, rows: int = 1) -> Tensor:
 
 def adjusted(logits: Tensor, *requests: Request) -> Tensor:
     changed = logits.clone()
-    adjust(changed, requests, [request.num_generated for request in requests], EOS)
+    adjust(OPS, changed, requests, [request.num_generated for request in requests], EOS)
     return changed
 
 
@@ -211,15 +213,15 @@ def test_a_token_that_only_the_device_has_is_counted(seed: int) -> None:
     if changed:
         parts = [logits[changed].clone(), logits[changed].clone()]
         here = [positions[row] for row in changed]
-        adjust(parts[0], [requests[row] for row in changed], here, EOS)
-        adjust(parts[1], [unread[row] for row in changed], here, EOS, device_tokens)
+        adjust(OPS, parts[0], [requests[row] for row in changed], here, EOS)
+        adjust(OPS, parts[1], [unread[row] for row in changed], here, EOS, device_tokens)
         assert torch.equal(*parts)
 
 
 def test_an_unread_token_is_counted_once_when_it_has_been_read() -> None:
     request = request_of(replace(PLAIN, frequency_penalty=1.0), [1], [4, 0])
     logits = torch.zeros(1, VOCAB)
-    adjust(logits, [request], [2], EOS, DeviceTokens(torch.tensor([4]), {request: (0, 2)}))
+    adjust(OPS, logits, [request], [2], EOS, DeviceTokens(torch.tensor([4]), {request: (0, 2)}))
     assert logits[0, 4] == -2.0
     request.tokens[2] = 4
     request.tokens.append(6)

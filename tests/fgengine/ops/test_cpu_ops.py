@@ -195,6 +195,25 @@ def test_kernels_are_compiled_even_if_they_cannot_be_cached(
     assert "cannot be cached" in caplog.text
 
 
+@pytest.mark.parametrize("vocab", [5, 64, 4099])
+@pytest.mark.parametrize("rows", [[0], [3, 1], [0, 1, 2, 3]])
+def test_forbidden_tokens(fast: CpuOps, dtype: torch.dtype, vocab: int, rows: list[int]) -> None:
+    masks = torch.randint(0, 256, (len(rows), vocab // 8 + 3), dtype=torch.uint8)
+    masks[torch.rand(masks.shape) < 0.4] = 0
+    masks[torch.rand(masks.shape) < 0.4] = 255
+    for form in (dtype, torch.float32):
+        logits = torch.randn(4, vocab + 9).to(form)[:, 2 : vocab + 2]
+        want, plain, got = logits.clone(), logits.clone(), logits  # one has rows apart
+        for row, mask in zip(rows, masks, strict=True):
+            for token in range(vocab):
+                if not mask[token // 8] >> token % 8 & 1:
+                    want[row, token] = -torch.inf
+        TorchOps().forbid(plain, torch.tensor(rows), masks)
+        fast.forbid(got, torch.tensor(rows), masks)
+        assert torch.equal(plain, want)
+        assert torch.equal(got, want)
+
+
 def test_a_block_table_that_is_too_short_is_refused() -> None:
     with pytest.raises(ValueError, match="too short for 17"):
         RaggedBatch.build([(16, 1, [3])], 16, CPU)
