@@ -133,8 +133,10 @@ class HttpConnection(web.RequestHandler):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp always lets the connection close
         """Return whether the connection stays open, because a complete request waits for its answer."""
-        if self._left is not None and not self._left.done():
-            self._left.set_result(None)
+        if self._left is not None:  # our side is closed: nothing more can be sent
+            if not self._left.done():
+                self._left.set_result(None)
+            return False
         waiting = self._request_count > self._answered and not _unfinished(self._body)
         if not waiting or not self._can_half_close():
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import logging
 import socket
 import struct
 from typing import Any
@@ -244,6 +245,22 @@ async def test_a_bad_chunk_after_the_head_is_a_400(served: Any, second: bytes) -
     status, _, body = await asyncio.wait_for(raw.answer(), 5)
     assert (status, body["error"]["type"]) == (400, "invalid_request_error")
     raw.leave()
+
+
+async def test_a_refused_client_that_ends_its_side_is_not_probed(
+    served: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Our side is closed after the first answer, because the second body is no gzip."""
+    caplog.set_level(logging.ERROR)
+    monkeypatch.setattr("fgengine.server.http_connection.FIRST_PROBE_SECONDS", 0.0)
+    raw = await Raw.to(served.url)
+    second = post("/v1/completions", SHORT).replace(b"Host", b"Content-Encoding: gzip\r\nHost")
+    raw.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + second)
+    assert (await raw.answer())[0] == 200
+    raw.end()
+    assert await raw.closed()
+    await served.until(lambda: served.connections.counters.connections_open == 0)
+    assert caplog.records == []
 
 
 async def test_a_flood_of_headers_ends_with_an_answer(served: Any) -> None:
