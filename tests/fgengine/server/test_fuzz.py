@@ -75,13 +75,13 @@ async def test_the_server_survives_what_no_client_should_send(
     served.engine.step_seconds = 0.0
     served.limit_length(96)
     statuses = await fuzz(served.url, seeds(CASES))
-    print("answers by status:", dict(sorted(statuses.items())))
     await served.until(lambda: not served.engine.requests)
     await served.until(lambda: served.service.counters.requests_in_flight == 0)
     assert served.service.engine.state == "ready"
     assert served.service.counters.requests_failed == 0
     assert caplog.records == []
     assert "Traceback" not in capfd.readouterr().err
+    print("answers by status:", dict(sorted(statuses.items())))  # only now: readouterr takes what was printed
     assert (await served.post("/v1/completions", AFTER))[1]["choices"][0]["finish_reason"] == "length"
     status, stats = await served.get("/stats")
     assert status == 200
