@@ -120,9 +120,13 @@ class HttpConnection(web.RequestHandler):
         in_body = _unfinished(body)
         between = count == self._answered and not in_body
         super().data_received(data)
+        if body is not None and in_body:
+            error = body.exception()
+            if self._request_count > count and _unfinished(body):  # the new message is an error in that body
+                error = web.RequestPayloadError("it is not framed as its headers say")
+            if error is not None:
+                self._spoil(body, error)
         if self._request_count > count:
-            if body is not None and in_body and _unfinished(body):  # the new message is an error in that body
-                body.set_exception(web.RequestPayloadError("it is not framed as its headers say"))
             self._note_request()
         elif between and data.strip(b"\r\n"):
             if self._connections.phase(self) in (Phase.IDLE, Phase.ANSWER):
@@ -221,7 +225,7 @@ class HttpConnection(web.RequestHandler):
     def refuse_body(self, refusal: HttpRefusal) -> None:
         self._refused = True
         assert self._body is not None
-        self._body.set_exception(refusal)
+        self._spoil(self._body, refusal)
 
     def drop(self) -> None:
         self._refused = True
@@ -261,6 +265,15 @@ class HttpConnection(web.RequestHandler):
         self._connections.counters.connections_refused += 1
 
     # Our own
+
+    def _spoil(self, body: StreamReader, error: BaseException) -> None:
+        """Make reading of the body fail.
+
+        aiohttp's reader overlooks an error that comes just after the end of a chunk has woken it, and waits
+        again. So the error is set once more when it waits.
+        """
+        body.set_exception(error)
+        self._loop.call_soon(body.set_exception, error)
 
     def _note_request(self) -> None:
         message, self._body = self._messages[-1]

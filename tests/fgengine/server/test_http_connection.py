@@ -8,6 +8,7 @@ import json
 import logging
 import socket
 import struct
+import zlib
 from typing import Any
 
 import pytest
@@ -236,12 +237,35 @@ async def test_errors_of_http_have_the_form_of_openai(
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("second", [b"not-hex\r\n{}\r\n", b"2\r\n{}XX"])
-async def test_a_bad_chunk_after_the_head_is_a_400(served: Any, second: bytes) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"2\r\n{ \r\n", b"not-hex\r\n{}\r\n"),
+        (b"2\r\n{ \r\n", b"2\r\n{}XX"),
+        (
+            b"2\r\n{ ",
+            b"\r\nz\r\n",
+        ),  # the end of the first chunk has just woken the reader
+    ],
+)
+async def test_a_bad_chunk_after_the_head_is_a_400(served: Any, first: bytes, second: bytes) -> None:
     raw = await Raw.to(served.url)
-    raw.send(CHUNKED + b"2\r\n{ \r\n")
+    raw.send(CHUNKED + first)
     await asyncio.sleep(0.05)
     raw.send(second)
+    status, _, body = await asyncio.wait_for(raw.answer(), 5)
+    assert (status, body["error"]["type"]) == (400, "invalid_request_error")
+    raw.leave()
+
+
+async def test_an_error_in_a_packed_body_is_a_400_even_just_after_a_chunk(served: Any) -> None:
+    packer = zlib.compressobj(wbits=31)
+    packed = packer.compress(b" " * 100) + packer.flush(zlib.Z_SYNC_FLUSH)
+    raw = await Raw.to(served.url)
+    raw.send(CHUNKED.replace(b"Host", b"Content-Encoding: gzip\r\nHost"))
+    raw.send(b"%x\r\n" % len(packed) + packed)
+    await asyncio.sleep(0.05)
+    raw.send(b"\r\n20\r\n" + b"\xff" * 32 + b"\r\n")
     status, _, body = await asyncio.wait_for(raw.answer(), 5)
     assert (status, body["error"]["type"]) == (400, "invalid_request_error")
     raw.leave()
