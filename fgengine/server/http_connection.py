@@ -313,7 +313,11 @@ class HttpConnection(web.RequestHandler):
             return
         self._refused = True
         self._connections.enter(self, Phase.LEAVING)
-        self._wire.write_eof()
+        try:
+            self._wire.write_eof()
+        except OSError:  # the client has reset the connection
+            self._wire.abort()
+            return
         self._left = self._loop.create_future()
         await self._left
 

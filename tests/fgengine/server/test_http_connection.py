@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import json
 import logging
@@ -269,6 +270,25 @@ async def test_an_error_in_a_packed_body_is_a_400_even_just_after_a_chunk(served
     status, _, body = await asyncio.wait_for(raw.answer(), 5)
     assert (status, body["error"]["type"]) == (400, "invalid_request_error")
     raw.leave()
+
+
+async def test_a_refused_client_that_resets_the_connection_is_no_error(
+    served: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The system may know of the reset before asyncio does."""
+
+    def not_connected(transport: Any) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    caplog.set_level(logging.ERROR)
+    raw = await Raw.to(served.url)
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", not_connected)
+    raw.send(CHUNKED + b"2\r\n{ \r\n")
+    await asyncio.sleep(0.05)
+    raw.send(b"not-hex\r\n{}\r\n")
+    await raw.everything()
+    await served.until(lambda: served.connections.counters.connections_open == 0)
+    assert caplog.records == []
 
 
 async def test_a_refused_client_that_ends_its_side_is_not_probed(
