@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from fgengine.config import EngineConfig
+from fgengine.model.store import tokenizer_of
 from fgengine.server import worker
 from fgengine.server.app import make_app
 from fgengine.server.client import EngineClient
@@ -90,6 +91,16 @@ def encoder(byte_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory)
     byte_tokenizer.save(str(folder / "tokenizer.json"))
     encoder = Encoder(TextCodec(byte_tokenizer), folder)
     encoder.max_tokens = MAX_MODEL_LEN
+    yield encoder
+    encoder.close()
+
+
+@pytest.fixture(scope="module")
+def engine_encoder(tiny_model: Path) -> Iterator[Encoder]:
+    """The tokenizer that the engine of ``serving`` takes for grammars."""
+    folder = tokenizer_of(EngineConfig(model=str(tiny_model), use_dummy_weights=True))
+    encoder = Encoder(TextCodec.without_chats(folder), folder)
+    encoder.max_tokens = 2048
     yield encoder
     encoder.close()
 

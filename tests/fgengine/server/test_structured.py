@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ import jsonschema
 import pytest
 from tokenizers import Tokenizer
 
-from fgengine.config import EngineConfig
 from fgengine.grammar import Grammar
-from fgengine.model.store import tokenizer_of
 from fgengine.request import SamplingParams
 from fgengine.scheduling.refusal import QueueFull
 from fgengine.server import encoding, messages
@@ -38,14 +35,9 @@ SCHEMA = {
 FORMAT = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": SCHEMA}}
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Path) -> Iterator[Encoder]:
-    """The tokenizer that the engine of ``serving`` takes for grammars."""
-    folder = tokenizer_of(EngineConfig(model=str(tiny_model), use_dummy_weights=True))
-    encoder = Encoder(TextCodec.without_chats(folder), folder)
-    encoder.max_tokens = 2048
-    yield encoder
-    encoder.close()
+@pytest.fixture
+def encoder(engine_encoder: Encoder) -> Encoder:
+    return engine_encoder
 
 
 @pytest.mark.slow
@@ -147,7 +139,7 @@ async def test_a_hostile_grammar_is_refused_by_name(
         await encoder.check(grammar)
     assert refused.value.field == grammar.field
     with monkeypatch.context() as patched:
-        patched.setattr(encoder, "_grammars", None)  # which nobody asks, because the answer is remembered
+        patched.setattr(encoder, "_grammars", None)  # the answer is remembered, so no process is asked
         with pytest.raises(BadRequestError):
             await encoder.check(grammar)
     await encoder.check(Grammar("regex", "[a-z]+"))

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from fgengine.config import EngineConfig
 from fgengine.invalid_param import InvalidParam
-from fgengine.model.store import tokenizer_of
 from fgengine.server.encoding import Encoder
 from fgengine.server.schemas import BadRequestError
 from fgengine.server.structured import StructuredBody
 from fgengine.server.text_worker import Answering, EncodeChat, Refused
 from fgengine.server.tools import Function, NamedFunction, NamedTool, Tool, wanted_calls
-from fgengine.text import TextCodec
 
 CHATS = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -52,16 +47,6 @@ def tool(name: str, **fields: Any) -> dict[str, Any]:
 
 TOOLS = [tool("weather", parameters=PARAMETERS, strict=True), tool("now", description="the time")]
 WEATHER = tool("weather")
-
-
-@pytest.fixture(scope="module")
-def engine_encoder(tiny_model: Path) -> Iterator[Encoder]:
-    """The tokenizer that the engine of ``serving`` takes for grammars."""
-    folder = tokenizer_of(EngineConfig(model=str(tiny_model), use_dummy_weights=True))
-    encoder = Encoder(TextCodec.without_chats(folder), folder)
-    encoder.max_tokens = 2048
-    yield encoder
-    encoder.close()
 
 
 @pytest.mark.slow
