@@ -129,8 +129,7 @@ async def after_the_first(
     async for arrived in arrivals:
         for number, batch in arrived:
             held.setdefault(number, []).extend(batch)
-            if number % best_of == 0:
-                begun.add(number)
+            begun.add(number)
         ready = sorted(number for number in held if number - number % best_of in begun)
         if ready:
             yield [(number, held.pop(number)) for number in ready]

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 
 from fgengine.execution.sampler import _mixed, sample, seed_of, uniforms
-from fgengine.ops.reference import TorchOps
+from fgengine.ops.reference import TorchOps, _first_above
 from fgengine.request import Request, SamplingParams
 
 OPS = TorchOps()
@@ -162,6 +162,14 @@ def test_tokens_are_those_of_the_definition(vocab: int, dtype: torch.dtype) -> N
         tokens = OPS.sample(logits, torch.tensor(rows)).tolist()
         for each, row, token in zip(logits, rows.tolist(), tokens, strict=True):
             assert acceptable(each, row, token), (spread, row, token)
+
+
+def test_rounding_never_draws_a_token_without_a_mass() -> None:
+    """It may put the draw before the first mass or behind the last one."""
+    cumulative = torch.tensor([[0.0, 0.0, 0.3, 0.3, 0.8, 0.8]], dtype=torch.float64)
+    for wanted, place in ((-1e-17, 2), (0.0, 2), (0.3, 4), (0.8, 4), (0.9, 4)):
+        found = _first_above(cumulative, torch.tensor([[wanted]], dtype=torch.float64))
+        assert found.item() == place, wanted
 
 
 def test_the_coldest_temperature_is_greedy() -> None:
